@@ -1,0 +1,68 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
+MAIN := $(BIN)/python main.py
+DEMO := configs/demo.yaml
+DEMO_CKPT := runs/demo/checkpoints/last.ckpt
+# More arguments for pytest, as in: make test-unit ARGS="-k rope -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install install-dev demo test test-unit test-parity test-integration test-gpu lint format bench clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  (PYTHON=/path/to/python3 chooses the interpreter of a new $(VENV))'
+
+install: $(VENV)/.installed  ## create .venv with what training and generating need
+
+install-dev: $(VENV)/.installed-dev  ## add what tests and lint need
+
+demo: install  ## pretrain a toy generator, teach it actions, generate with it, measure it
+	$(MAIN) fit --config configs/demo_backbone.yaml
+	$(MAIN) fit --config $(DEMO)
+	$(MAIN) predict --config $(DEMO) --ckpt_path $(DEMO_CKPT)
+	$(MAIN) test --config $(DEMO) --ckpt_path $(DEMO_CKPT)
+
+test: install-dev  ## run all tests; those that need a GPU are skipped without one
+	$(BIN)/python -m pytest $(ARGS)
+
+test-unit test-parity test-integration test-gpu: install-dev
+	$(BIN)/python -m pytest -m $(@:test-%=%) $(ARGS)
+# One line each, for `make help`:
+test-unit:  ## run the tests of single modules
+test-parity:  ## run the comparisons with references
+test-integration:  ## run the end-to-end tests
+test-gpu:  ## run the tests that need a GPU
+
+lint: install-dev  ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install-dev  ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install-dev  ## run every benchmark
+	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean:  ## remove caches and build products; .venv and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# The stamps make a second call quick, and a changed setup.cfg or constraints.txt installs anew.
+$(VENV)/.installed: setup.cfg constraints.txt | $(BIN)/python
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: setup.cfg constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[dev]'
+	@touch $(VENV)/.installed $@
+
+$(BIN)/python:
+	@command -v '$(PYTHON)' >/dev/null || { echo 'Expected Python 3.10 or newer, found no "$(PYTHON)": name one with make PYTHON=/path/to/python3' >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else "Expected Python 3.10 or newer, $(PYTHON) is %d.%d: name another with make PYTHON=/path/to/python3" % v[:2])'
+	'$(PYTHON)' -m venv $(VENV)

@@ -1,0 +1,36 @@
+"""Actions that nobody recorded: a module infers them from the frames so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_action.generator.blocks import BlockCausality
+
+InferActions = Callable[[Tensor], Tensor]
+
+
+def inferred_vectors(infer: InferActions, latents: Tensor, causality: BlockCausality) -> tuple[Tensor, Tensor]:
+    """What `infer` says at each block of a known video; the first block, which has no history, gets no action.
+
+    Args:
+        infer: latents of all earlier blocks `[B, F', C, H, W]` to action vectors `[B, A]`.
+        latents: the video, `[B, F, C, H, W]`.
+        causality: cuts the video into blocks.
+
+    Returns:
+        Action vectors `[B, F, A]`, and whether a frame has one, `[B, F]` bool.
+
+    Raises:
+        ValueError: the video is a single block.
+    """
+    first, *later = causality.split(latents.shape[1])
+    if not later:
+        raise ValueError("a video of one block has no history to infer an action from: use more latent frames")
+    inferred = [infer(latents[:, : block.start])[:, None].expand(-1, len(block), -1) for block in later]
+    nothing = torch.zeros_like(inferred[0][:, :1]).expand(-1, len(first), -1)
+    present = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
+    present[:, : len(first)] = False
+    return torch.cat([nothing, *inferred], dim=1), present

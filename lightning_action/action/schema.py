@@ -1,0 +1,218 @@
+"""What an action is: the columns of its rows, and which rows belong to which latent frame.
+
+A causal video VAE with temporal compression r gives latent frame 0 one pixel frame and every later one r of them, so L
+latent frames stand for `T = 1 + r (L - 1)` pixel frames. Three conventions say which action rows those are, here for r
+= 4:
+
+| alignment    | rows       | latent frame 0 | latent frame i >= 1                                             |
+|--------------|------------|----------------|-----------------------------------------------------------------|
+| `transition` | `4 (L-1)`  | no action      | rows `4i-4 ... 4i-1`: row k leads from pixel frame k to k + 1   |
+| `state`      | `4 (L-1)+1`| row 0, 4 times | rows `4i-3 ... 4i`: row k is recorded with pixel frame k        |
+| `per_latent` | `L`        | row 0          | row i                                                           |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Kind = Literal["continuous", "discrete", "multi_hot"]
+Alignment = Literal["transition", "state", "per_latent"]
+Combine = Literal["concat", "mean", "sum", "last"]
+
+
+@dataclass(frozen=True)
+class ActionPart:
+    """Some columns of an action row.
+
+    Args:
+        name: for messages and plots.
+        kind: `continuous` (`size` columns), `discrete` (one column with a class in 0 ... size - 1), or `multi_hot`
+            (`size` columns of 0 and 1).
+        size: columns, or classes.
+        low: of each continuous column (one number serves all); maps to -1.
+        high: of each continuous column; maps to 1. With mean and deviation, give mean - std and mean + std.
+    """
+
+    name: str = "action"
+    kind: Kind = "continuous"
+    size: int = 2
+    low: float | list[float] = -1.0
+    high: float | list[float] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"action part {self.name!r} needs a size of at least 1, got {self.size}")
+        low, high = self._bounds(torch.float64)
+        if bool((low >= high).any()):
+            raise ValueError(f"action part {self.name!r} needs low < high in every column, got {self.low}, {self.high}")
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of the raw row."""
+        return 1 if self.kind == "discrete" else self.size
+
+    def encode(self, raw: Tensor) -> Tensor:
+        """Raw columns `[..., num_columns]` to `[..., size]`, about [-1, 1] or one-hot.
+
+        Raises:
+            ValueError: a class or switch is outside its range.
+        """
+        if self.kind == "continuous":
+            low, high = (bound.to(raw.device) for bound in self._bounds(raw.dtype))
+            return 2 * (raw - low) / (high - low) - 1
+        upper = self.size - 1 if self.kind == "discrete" else 1
+        if bool(((raw < 0) | (raw > upper) | (raw != raw.round())).any()):
+            raise ValueError(
+                f"{self.kind} action part {self.name!r} takes whole numbers from 0 to {upper}, got values from "
+                f"{raw.min().item():g} to {raw.max().item():g}"
+            )
+        if self.kind == "multi_hot":
+            return raw
+        return F.one_hot(raw.squeeze(-1).long(), self.size).to(raw.dtype)
+
+    def _bounds(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        bounds = tuple(torch.as_tensor(bound, dtype=dtype).expand(self.size) for bound in (self.low, self.high))
+        return bounds[0], bounds[1]
+
+
+@dataclass(frozen=True)
+class ActionSchema:
+    """The map from action rows to one vector for each latent frame.
+
+    Args:
+        parts: the columns of a row, in order.
+        alignment: which rows belong to which latent frame, see the table above.
+        combine: how the rows of a latent frame become one vector: side by side, mean, sum, or the last one.
+        temporal_compression_ratio: pixel frames of one latent frame, r.
+    """
+
+    parts: list[ActionPart] = field(default_factory=lambda: [ActionPart()])
+    alignment: Alignment = "transition"
+    combine: Combine = "concat"
+    temporal_compression_ratio: int = 4
+
+    @property
+    def num_columns(self) -> int:
+        """Width of a raw action row."""
+        return sum(part.num_columns for part in self.parts)
+
+    @property
+    def action_dim(self) -> int:
+        """Width of a latent frame's action vector: what the action projection takes."""
+        width = sum(part.size for part in self.parts)
+        return width * self._rows_per_latent if self.combine == "concat" else width
+
+    @property
+    def _rows_per_latent(self) -> int:
+        return 1 if self.alignment == "per_latent" else self.temporal_compression_ratio
+
+    def num_rows(self, num_latents: int) -> int:
+        """Action rows that `num_latents` latent frames take."""
+        steps = self.temporal_compression_ratio * (num_latents - 1)
+        return {"transition": steps, "state": steps + 1, "per_latent": num_latents}[self.alignment]
+
+    def num_latents(self, num_rows: int) -> int:
+        """Latent frames that `num_rows` action rows are for.
+
+        Raises:
+            ValueError: the rows are for no whole number of latent frames; the message shows the rules.
+        """
+        ratio = self.temporal_compression_ratio
+        if self.alignment == "per_latent":
+            latents, rest = num_rows, 0
+        else:
+            latents, rest = divmod(num_rows - (self.alignment == "state"), ratio)
+            latents += 1
+        if rest or latents < 1:
+            raise ValueError(f"{num_rows} action rows fit no whole number of latent frames. {self._rules()}")
+        return latents
+
+    def encode(self, actions: Tensor, num_latents: int) -> tuple[Tensor, Tensor]:
+        """Action rows to one vector for each latent frame.
+
+        Args:
+            actions: raw rows, `[B, rows, num_columns]`.
+            num_latents: latent frames L of the video they belong to.
+
+        Returns:
+            Vectors `[B, L, action_dim]`, and whether a frame has an action at all, `[B, L]` bool.
+
+        Raises:
+            ValueError: the width or the number of rows does not fit, or a value is not finite.
+        """
+        self.check(actions, num_latents)
+        encoded = torch.cat(
+            [part.encode(raw) for part, raw in zip(self.parts, actions.split(self._widths(), dim=-1), strict=True)],
+            dim=-1,
+        )
+        present = torch.ones(actions.shape[0], num_latents, dtype=torch.bool, device=actions.device)
+        if self.alignment == "transition":
+            present[:, 0] = False
+        return self._combine(self._group(encoded, num_latents)), present
+
+    def check(self, actions: Tensor, num_latents: int) -> None:
+        """Refuse rows that do not belong to `num_latents` latent frames.
+
+        Raises:
+            ValueError: with both shapes and the three alignment rules.
+        """
+        expected = (self.num_rows(num_latents), self.num_columns)
+        if actions.ndim != 3 or tuple(actions.shape[1:]) != expected:
+            raise ValueError(
+                f"actions for {num_latents} latent frames must be [B, {expected[0]}, {expected[1]}] (rows, columns of "
+                f"{', '.join(part.name for part in self.parts)}), got {list(actions.shape)}. {self._rules(num_latents)}"
+            )
+        if not bool(torch.isfinite(actions).all()):
+            bad = (~torch.isfinite(actions)).nonzero()[0].tolist()
+            raise ValueError(f"actions hold a value that is not finite, first at [sample, row, column] = {bad}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings, for a checkpoint."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> ActionSchema:
+        """The schema that `to_dict` wrote."""
+        return ActionSchema(**{**values, "parts": [ActionPart(**part) for part in values["parts"]]})
+
+    def _widths(self) -> list[int]:
+        return [part.num_columns for part in self.parts]
+
+    def _group(self, encoded: Tensor, num_latents: int) -> Tensor:
+        """`[B, rows, width]` to `[B, L, rows of a latent frame, width]`."""
+        if self.alignment == "per_latent":
+            return encoded[:, :, None]
+        ratio = self.temporal_compression_ratio
+        first = encoded[:, :1] if self.alignment == "state" else torch.zeros_like(encoded[:, :1])
+        if encoded.shape[1] == 0:
+            first = encoded.new_zeros(encoded.shape[0], 1, encoded.shape[2])
+        rest = encoded[:, 1:] if self.alignment == "state" else encoded
+        padded = torch.cat([first.expand(-1, ratio, -1), rest], dim=1)
+        return padded.unflatten(1, (num_latents, ratio))
+
+    def _combine(self, grouped: Tensor) -> Tensor:
+        if self.combine == "concat":
+            return grouped.flatten(2)
+        if self.combine == "mean":
+            return grouped.mean(dim=2)
+        if self.combine == "sum":
+            return grouped.sum(dim=2)
+        return grouped[:, :, -1]
+
+    def _rules(self, num_latents: int | None = None) -> str:
+        ratio = self.temporal_compression_ratio
+        if num_latents is None:
+            counts = ("L", f"{ratio} (L - 1)", f"{ratio} (L - 1) + 1", "L")
+        else:
+            steps = ratio * (num_latents - 1)
+            counts = (str(num_latents), str(steps), str(steps + 1), str(num_latents))
+        return (
+            "Rows for {} latent frames: transition {}, state {}, per_latent {}; ".format(*counts)
+            + f"this schema says {self.alignment}"
+        )

@@ -1,0 +1,92 @@
+"""`fit`, `validate`, `test` and `predict` through LightningCLI."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_action.module import ActionVideoModule
+
+
+class SaveConfigOfVerb(SaveConfigCallback):
+    """Saves each verb's configuration under its own name, so that `test` does not overwrite that of `fit`."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
+        super().setup(trainer, pl_module, stage)
+
+
+class ActionVideoCLI(LightningCLI):
+    """LightningCLI for `ActionVideoModule` and any DataModule; checkpoints land in `<default_root_dir>/checkpoints`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.enable_version_counter": False})
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a run that could not write its results, before anything else happens."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        require_writable(config.trainer.default_root_dir or os.getcwd())
+        if self.subcommand in ("validate", "test", "predict"):
+            require_checkpoint(self.subcommand, config.ckpt_path)
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's saved hyper-parameters do not overrule the command line: the configuration is what it says."""
+
+
+def checkpoint_folder(default_root_dir: str | None) -> str | None:
+    """Where checkpoints go; None leaves it to the logger's folder."""
+    return None if default_root_dir is None else str(Path(default_root_dir) / "checkpoints")
+
+
+def require_writable(folder: str) -> None:
+    """Create a folder, and see that a file can be written there.
+
+    Raises:
+        OSError: it cannot.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {folder!r} ({error.strerror}): give a folder that you may write to with "
+            "--trainer.default_root_dir"
+        ) from error
+
+
+def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
+    """Refuse to measure or generate with untrained weights.
+
+    Raises:
+        ValueError: no checkpoint was named.
+        FileNotFoundError: there is none at that path.
+    """
+    if ckpt_path is None:
+        raise ValueError(
+            f"{verb} needs trained weights: name them with --ckpt_path, for example runs/demo/checkpoints/last.ckpt"
+        )
+    if ckpt_path not in ("best", "last", "hpc") and not Path(ckpt_path).exists():
+        raise FileNotFoundError(f"no checkpoint at {ckpt_path!r}: train one with `fit`, or correct --ckpt_path")
+
+
+def run(args: ArgsType = None) -> ActionVideoCLI:
+    """Run a verb; `args` replaces `sys.argv[1:]`."""
+    return ActionVideoCLI(
+        ActionVideoModule,
+        L.LightningDataModule,
+        subclass_mode_data=True,
+        save_config_callback=SaveConfigOfVerb,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        args=args,
+    )

@@ -1,0 +1,162 @@
+"""Videos of `MovingSpriteWorld`, made on the fly; every sample follows from (seed, split, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from lightning_action.data.sprite_world import MovingSpriteWorld
+from lightning_action.seeding import mix_seed
+
+Split = Literal["train", "validation", "test", "predict"]
+Batch = dict[str, Any]
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test", "predict")
+
+
+class SpriteDataset(Dataset[Batch]):
+    """Samples of one split.
+
+    Each is a dict: `video` `[T, 3, S, S]` in [-1, 1], `action` `[T - 1, columns]`, `prompt`, `position` `[T, 2]` in
+    pixels, and `sample_id`.
+    """
+
+    def __init__(self, world: MovingSpriteWorld, split: Split, seed: int, size: int, num_frames: int) -> None:
+        self.world, self.size, self.num_frames = world, size, num_frames
+        self._stream = (seed, _SPLITS.index(split))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def seeds(self, indices: Sequence[int]) -> list[int]:
+        """World seeds of some samples."""
+        return [mix_seed(*self._stream, index) for index in indices]
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Several samples at once: rendering a batch costs little more than one video."""
+        seeds = self.seeds(indices)
+        start = self.world.start(seeds)
+        action = self.world.sample_actions(seeds, self.num_frames - 1)
+        position = self.world.simulate(start, action)
+        return {
+            "video": self.world.render(start, position),
+            "action": action,
+            "prompt": start.prompts,
+            "position": position,
+            "sample_id": torch.tensor(indices),
+        }
+
+    def __getitem__(self, index: int) -> Batch:
+        batch = self.batch([index])
+        return {key: value[0] for key, value in batch.items()}
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        return self.batch(indices)
+
+
+class SpriteDataModule(L.LightningDataModule):
+    """Train, validation, test and predict videos of one kind of sprite world.
+
+    Args:
+        world: the simulator.
+        num_latents: latent frames of a video; it has `1 + 4 (num_latents - 1)` pixel frames.
+        temporal_compression_ratio: pixel frames of a latent frame.
+        batch_size: training videos of a step, on each device.
+        eval_batch_size: videos of a validation, test or predict step.
+        train_size: training videos of an epoch; the order changes from epoch to epoch.
+        validation_size: videos.
+        test_size: held-out videos that `test` measures.
+        predict_size: held-out videos that `predict` generates.
+        seed: all splits follow from it; other seeds give other worlds.
+        num_workers: processes that render.
+    """
+
+    def __init__(
+        self,
+        world: MovingSpriteWorld,
+        num_latents: int = 9,
+        temporal_compression_ratio: int = 4,
+        batch_size: int = 16,
+        eval_batch_size: int = 64,
+        train_size: int = 4096,
+        validation_size: int = 64,
+        test_size: int = 128,
+        predict_size: int = 8,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.world = world
+        self.num_frames = 1 + temporal_compression_ratio * (num_latents - 1)
+        self.action_schema = world.action_schema(temporal_compression_ratio)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.sizes: dict[Split, int] = {
+            "train": train_size,
+            "validation": validation_size,
+            "test": test_size,
+            "predict": predict_size,
+        }
+        self.seed = seed
+        self.num_workers = num_workers
+
+    def dataset(self, split: Split) -> SpriteDataset:
+        """All samples of a split."""
+        return SpriteDataset(self.world, split, self.seed, self.sizes[split], self.num_frames)
+
+    def codec_videos(self, num_videos: int = 256) -> Tensor:
+        """Training videos `[num_videos, T, 3, S, S]` for fitting a codec."""
+        video: Tensor = self.dataset("train").batch(range(min(num_videos, self.sizes["train"])))["video"]
+        return video
+
+    def read_positions(self, video: Tensor, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
+        """Where the sprite is in videos generated from a batch of a split.
+
+        Args:
+            video: `[B, T, 3, S, S]` in [-1, 1].
+            batch: the batch that `video` was generated for.
+            split: that the batch is from.
+
+        Returns:
+            Positions in pixels, `[B, T, 2]`, and whether the sprite is there, `[B, T]` bool.
+        """
+        start = self.world.start(self.dataset(split).seeds(batch["sample_id"].tolist()))
+        return self.world.locate(start, video.cpu())
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled anew each epoch, from (seed, epoch) alone, so that a resumed run sees what it would have seen."""
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("validation", self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("predict", self.eval_batch_size)
+
+    def _loader(self, split: Split, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
+        dataset = self.dataset(split)
+        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler: DistributedSampler[Batch] = DistributedSampler(
+            dataset, world_size, rank, shuffle=shuffle, seed=self.seed, drop_last=shuffle
+        )
+        return DataLoader(
+            dataset,
+            batch_size,
+            sampler=sampler,
+            drop_last=shuffle,
+            num_workers=self.num_workers,
+            collate_fn=_already_a_batch,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def _already_a_batch(batch: Any) -> Batch:
+    """`__getitems__` makes whole batches."""
+    whole: Batch = batch
+    return whole

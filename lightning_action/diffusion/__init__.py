@@ -1,0 +1,1 @@
+"""Flow matching: schedules, objectives, samplers and guidance, as functions."""

@@ -1,0 +1,37 @@
+"""Random numbers that belong to a frame: the same video for any block size of a call, batch, rank or streaming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_action.seeding import generator_for
+
+NoiseSource = Callable[[range, int], Tensor]
+
+
+def frame_noise(
+    seed: int, samples: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu"
+) -> NoiseSource:
+    """Noise of latent frame i at denoising step k, from (seed, sample, i, k) alone.
+
+    Args:
+        seed: of the run.
+        samples: a number for each video of the batch.
+        shape: of one latent frame, (C, H, W).
+        device: of the result; the numbers are drawn on the CPU, so they are the same everywhere.
+
+    Returns:
+        A function of (frames, step) that gives noise `[B, frames, C, H, W]`.
+    """
+
+    def noise(frames: range, step: int) -> Tensor:
+        drawn = [
+            torch.stack([torch.randn(*shape, generator=generator_for(seed, sample, frame, step)) for frame in frames])
+            for sample in samples
+        ]
+        return torch.stack(drawn).to(device)
+
+    return noise

@@ -1,0 +1,75 @@
+"""Training objectives as functions: what is noised, what is seen, and what is compared.
+
+Each returns the squared error of the velocity per latent frame, `[B, F]`, not yet weighted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, FlowMatchSchedule, add_noise
+from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.model import CausalWanModel
+
+Objective = Callable[[CausalWanModel, Tensor, Tensor, Tensor, Tensor, BlockCausality, Tensor | None], Tensor]
+
+
+def teacher_forcing(
+    generator: CausalWanModel,
+    clean: Tensor,
+    noise: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+    causality: BlockCausality,
+    action_modulation: Tensor | None,
+) -> Tensor:
+    """Each noisy block sees the clean past: what it will see through the cache, were its own past perfect.
+
+    Args:
+        generator: the network.
+        clean: latents, `[B, F, C, H, W]`.
+        noise: of the same shape.
+        timestep: in [0, 1000], `[B, F]`.
+        text: encoded prompts, `[B, L, text_dim]`.
+        causality: block size, window and sink.
+        action_modulation: as in `CausalWanModel.forward`.
+    """
+    noisy = add_noise(clean, noise, timestep / NUM_TRAIN_TIMESTEPS)
+    velocity = generator.teacher_forcing(clean, noisy, timestep, text, causality, action_modulation)
+    return per_frame_error(velocity, noise - clean)
+
+
+def diffusion_forcing(
+    generator: CausalWanModel,
+    clean: Tensor,
+    noise: Tensor,
+    timestep: Tensor,
+    text: Tensor,
+    causality: BlockCausality,
+    action_modulation: Tensor | None,
+) -> Tensor:
+    """Each noisy block sees the noisy past, every block at a noise level of its own; see `teacher_forcing`."""
+    noisy = add_noise(clean, noise, timestep / NUM_TRAIN_TIMESTEPS)
+    velocity = generator.block_causal(noisy, timestep, text, causality, action_modulation)
+    return per_frame_error(velocity, noise - clean)
+
+
+OBJECTIVES: dict[str, Objective] = {"teacher_forcing": teacher_forcing, "diffusion_forcing": diffusion_forcing}
+
+
+def per_frame_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each latent frame, `[B, F]`, in float32."""
+    return (predicted.float() - target.float()).square().mean(dim=(2, 3, 4))
+
+
+def draw_block_timesteps(
+    schedule: FlowMatchSchedule, batch_size: int, num_frames: int, causality: BlockCausality, random: torch.Generator
+) -> Tensor:
+    """A timestep of the schedule's table per block, uniformly; the frames of a block share it. `[B, F]`, on the CPU."""
+    blocks = causality.split(num_frames)
+    entries = torch.randint(len(schedule.timesteps), (batch_size, len(blocks)), generator=random)
+    sizes = torch.tensor([len(block) for block in blocks])
+    return schedule.timesteps[entries.repeat_interleave(sizes, dim=1)]

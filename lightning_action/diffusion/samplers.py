@@ -1,0 +1,46 @@
+"""Samplers as functions: from noise to a clean block, given the velocity of a noisy block.
+
+Each takes `velocity(noisy, timestep)`, with timestep a number in [0, 1000], and `noise(step)`, fresh noise of the
+block's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_action.diffusion.flow_matching import (
+    NUM_TRAIN_TIMESTEPS,
+    FlowMatchSchedule,
+    add_noise,
+    clean_from_velocity,
+)
+
+Velocity = Callable[[Tensor, float], Tensor]
+Noise = Callable[[int], Tensor]
+Sampler = Callable[[Velocity, Noise], Tensor]
+
+
+def few_step(velocity: Velocity, noise: Noise, timesteps: Sequence[float], schedule: FlowMatchSchedule) -> Tensor:
+    """Predict the clean block, noise it again to the next timestep with fresh noise, and so on."""
+    sigmas = schedule.sigma_at(torch.tensor(timesteps)).tolist()
+    noisy = noise(0)
+    for step, (timestep, sigma) in enumerate(zip(timesteps, sigmas, strict=True)):
+        clean = clean_from_velocity(noisy, velocity(noisy, timestep), _level(noisy, sigma))
+        if step + 1 < len(sigmas):
+            noisy = add_noise(clean, noise(step + 1), _level(noisy, sigmas[step + 1]))
+    return clean
+
+
+def euler(velocity: Velocity, noise: Noise, sigmas: Sequence[float]) -> Tensor:
+    """Follow the velocity from sigma 1 to 0 in straight steps (the probability-flow ODE)."""
+    sample = noise(0)
+    for sigma, next_sigma in zip(sigmas, sigmas[1:], strict=False):
+        sample = sample + (next_sigma - sigma) * velocity(sample, sigma * NUM_TRAIN_TIMESTEPS)
+    return sample
+
+
+def _level(like: Tensor, sigma: float) -> Tensor:
+    return torch.full(like.shape[:2], sigma, device=like.device)

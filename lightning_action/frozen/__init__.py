@@ -1,0 +1,1 @@
+"""Text encoders and video codecs that are never trained."""

@@ -1,0 +1,71 @@
+"""What a text encoder and a video VAE must offer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+StreamingDecoder = Callable[[Tensor], Tensor]
+
+
+class TextEncoder(ABC):
+    """Prompts to vectors."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """`[B, L, text_dim]`, zero past each prompt's end."""
+
+
+class VideoCodec(ABC):
+    """Pixels in [-1, 1] to latents and back, causal in time: `T = 1 + r (F - 1)` pixel frames, F latent frames."""
+
+    temporal_compression_ratio: int
+
+    @abstractmethod
+    def encode(self, video: Tensor) -> Tensor:
+        """`[B, T, 3, H, W]` to `[B, F, C, h, w]`."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """`[B, F, C, h, w]` to `[B, T, 3, H, W]`."""
+
+    @abstractmethod
+    def streaming_decoder(self) -> StreamingDecoder:
+        """A function that decodes one video; each call takes the video's next latents and gives their pixel frames."""
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of a latent frame for pixel frames of `height` x `width`."""
+
+
+class FittedCodec(VideoCodec):
+    """A codec that is fitted to the training data, and therefore saved with the run."""
+
+    @property
+    @abstractmethod
+    def fitted(self) -> bool:
+        """Whether it can be used."""
+
+    @abstractmethod
+    def fit(self, video: Tensor) -> None:
+        """Fit to training videos `[B, T, 3, H, W]`."""
+
+    @abstractmethod
+    def fitted_tensors(self) -> dict[str, Tensor]:
+        """What `load_fitted_tensors` takes."""
+
+    @abstractmethod
+    def load_fitted_tensors(self, tensors: Mapping[str, Any], source: str) -> None:
+        """Take what another codec of the same sizes was fitted to; `source` names it in errors."""
+
+
+@runtime_checkable
+class CodecVideos(Protocol):
+    """A DataModule that offers training videos to fit a codec to."""
+
+    def codec_videos(self) -> Tensor:
+        """`[N, T, 3, H, W]` in [-1, 1]."""
+        ...

@@ -1,0 +1,125 @@
+"""Self-attention under frame visibility: four implementations that agree, and one function that chooses.
+
+Shapes: query, key, value are `[B, N, heads, head_dim]` with `N = frames * tokens_per_frame`, frame-major.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_action.generator.blocks import Visibility
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def attend_dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention; `mask` `[N_query, N_key]` is True where attention is allowed."""
+    out = F.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
+    )
+    return out.transpose(1, 2)
+
+
+def attend_by_block(
+    query: Tensor, key: Tensor, value: Tensor, visibility: tuple[Visibility, ...], tokens_per_frame: int
+) -> Tensor:
+    """One dense call a block over just the keys that it sees: exact, and nothing masked is computed."""
+    outputs = []
+    for item in visibility:
+        q = _frames(query, item.query, tokens_per_frame)
+        k = _gather(key, item.keys, tokens_per_frame)
+        v = _gather(value, item.keys, tokens_per_frame)
+        outputs.append(attend_dense(q, k, v))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def attend_masked(
+    query: Tensor, key: Tensor, value: Tensor, visibility: tuple[Visibility, ...], tokens_per_frame: int
+) -> Tensor:
+    """One dense call with a boolean mask: the reference, and the faster one for very small blocks."""
+    mask = _token_mask(visibility, tokens_per_frame, query.device)
+    return attend_dense(query, key, value, mask)
+
+
+def attend_flex(
+    query: Tensor, key: Tensor, value: Tensor, visibility: tuple[Visibility, ...], tokens_per_frame: int
+) -> Tensor:
+    """FlexAttention with a block mask: what masked training uses on CUDA (it has no CPU backward)."""
+    mask = _flex_mask(visibility, tokens_per_frame, query.device)
+    out = _compiled_flex()(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), block_mask=mask)
+    return out.transpose(1, 2)
+
+
+def choose_attention(visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device) -> Attend:
+    """Dense where everything sees everything, FlexAttention on CUDA, block by block elsewhere.
+
+    Below `_SMALL_BLOCK` query tokens a block, the calls cost more than the masked work they save, so the mask is used.
+    """
+    num_frames = frame_mask(visibility).shape[0]
+    if len(visibility) == 1 and visibility[0].keys == (range(num_frames),):
+        return attend_dense
+    if device.type == "cuda":
+        chosen: Callable[..., Tensor] = attend_flex
+    else:
+        longest = max(len(item.query) for item in visibility) * tokens_per_frame
+        chosen = attend_masked if longest < _SMALL_BLOCK else attend_by_block
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return chosen(query, key, value, visibility, tokens_per_frame)
+
+    return attend
+
+
+_SMALL_BLOCK = 32
+
+
+@lru_cache(maxsize=32)
+def frame_mask(visibility: tuple[Visibility, ...]) -> Tensor:
+    """`[frames, frames]`, True where the row's frame sees the column's."""
+    num_frames = max(item.query.stop for item in visibility)
+    mask = torch.zeros(num_frames, num_frames, dtype=torch.bool)
+    for item in visibility:
+        for keys in item.keys:
+            mask[item.query.start : item.query.stop, keys.start : keys.stop] = True
+    return mask
+
+
+@lru_cache(maxsize=32)
+def _token_mask(visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device) -> Tensor:
+    mask = frame_mask(visibility).to(device)
+    return mask.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
+
+
+@lru_cache(maxsize=8)
+def _flex_mask(visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    frames = frame_mask(visibility).to(device)
+
+    def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return frames[q // tokens_per_frame, k // tokens_per_frame]
+
+    tokens = frames.shape[0] * tokens_per_frame
+    return create_block_mask(sees, B=None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=str(device))
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def _frames(x: Tensor, frames: range, tokens_per_frame: int) -> Tensor:
+    return x[:, frames.start * tokens_per_frame : frames.stop * tokens_per_frame]
+
+
+def _gather(x: Tensor, ranges: tuple[range, ...], tokens_per_frame: int) -> Tensor:
+    parts = [_frames(x, frames, tokens_per_frame) for frames in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

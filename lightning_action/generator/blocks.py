@@ -1,0 +1,122 @@
+"""Which latent frame sees which: blocks, window and sink, as plain integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Frames `query` attend to the frames of every range in `keys` (frame indices of one sequence)."""
+
+    query: range
+    keys: tuple[range, ...]
+
+
+@dataclass(frozen=True)
+class BlockCausality:
+    """How a video is cut into blocks, and how far back a block sees.
+
+    With `e` the first frame after its own block, a block sees the frames `e - (local_attn_size - sink_size) ... e - 1`
+    and the first `sink_size` frames of the video; inside its own block it sees everything.
+
+    Args:
+        num_frame_per_block: latent frames that are denoised together.
+        local_attn_size: latent frames a block sees, its own and the sink included; None means all.
+        sink_size: latent frames at the start of the video that stay visible for ever.
+        independent_first_frame: the first latent frame is a block of its own (image to video).
+
+    Raises:
+        ValueError: a size is out of range, or the window cannot hold the sink and one block.
+    """
+
+    num_frame_per_block: int = 1
+    local_attn_size: int | None = None
+    sink_size: int = 0
+    independent_first_frame: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_frame_per_block < 1 or self.sink_size < 0:
+            raise ValueError(
+                f"expected num_frame_per_block >= 1 and sink_size >= 0, got {self.num_frame_per_block} and "
+                f"{self.sink_size}"
+            )
+        needed = self.num_frame_per_block + self.sink_size
+        if self.local_attn_size is not None and self.local_attn_size < needed:
+            raise ValueError(
+                f"local_attn_size {self.local_attn_size} cannot hold the sink ({self.sink_size} latent frames) and one "
+                f"block ({self.num_frame_per_block}): use at least {needed}, or null for no limit"
+            )
+
+    def block_after(self, start: int) -> range:
+        """The block that begins at latent frame `start`."""
+        size = 1 if self.independent_first_frame and start == 0 else self.num_frame_per_block
+        return range(start, start + size)
+
+    def split(self, num_frames: int, start: int = 0) -> list[range]:
+        """Cut the latent frames `start ... start + num_frames - 1` into blocks.
+
+        Raises:
+            ValueError: the frames are not a whole number of blocks.
+        """
+        stop = start + num_frames
+        blocks: list[range] = []
+        position = start
+        while position < stop:
+            blocks.append(self.block_after(position))
+            position = blocks[-1].stop
+        if position != stop or not blocks:
+            first = "one frame alone, then " if self.independent_first_frame and start == 0 else ""
+            raise ValueError(
+                f"{num_frames} latent frames from frame {start} on are not a whole number of blocks: expected {first}"
+                f"a positive multiple of num_frame_per_block = {self.num_frame_per_block}; change the number of frames "
+                "or the block size"
+            )
+        return blocks
+
+    def past(self, block: range) -> tuple[range, ...]:
+        """The frames before `block` that it sees: the sink and the window, merged where they touch."""
+        if self.local_attn_size is None:
+            window_start = 0
+        else:
+            window_start = max(0, block.stop - (self.local_attn_size - self.sink_size))
+        return merge_ranges(range(0, min(self.sink_size, block.start)), range(window_start, block.start))
+
+
+def merge_ranges(*ranges: range) -> tuple[range, ...]:
+    """Drop empty ranges and join those that touch or overlap; the input is sorted by start."""
+    merged: list[range] = []
+    for item in ranges:
+        if not len(item):
+            continue
+        if merged and item.start <= merged[-1].stop:
+            merged[-1] = range(merged[-1].start, max(merged[-1].stop, item.stop))
+        else:
+            merged.append(item)
+    return tuple(merged)
+
+
+def bidirectional(num_frames: int) -> tuple[Visibility, ...]:
+    """Every frame sees every frame."""
+    everything = range(num_frames)
+    return (Visibility(everything, (everything,)),)
+
+
+def block_causal(num_frames: int, causality: BlockCausality) -> tuple[Visibility, ...]:
+    """One video in one pass: a block sees itself and its past."""
+    return tuple(
+        Visibility(block, merge_ranges(*causality.past(block), block)) for block in causality.split(num_frames)
+    )
+
+
+def teacher_forcing(num_frames: int, causality: BlockCausality) -> tuple[Visibility, ...]:
+    """The sequence `[clean | noisy]` of 2 x `num_frames` frames.
+
+    Clean frames are block-causal among themselves; a noisy block sees itself and the clean frames of its past, exactly
+    what it sees through a cache when the video is generated.
+    """
+    noisy = []
+    for block in causality.split(num_frames):
+        shifted = range(block.start + num_frames, block.stop + num_frames)
+        noisy.append(Visibility(shifted, merge_ranges(*causality.past(block), shifted)))
+    return block_causal(num_frames, causality) + tuple(noisy)

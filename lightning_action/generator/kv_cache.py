@@ -1,0 +1,108 @@
+"""Keys and values of the past, for all layers, in two tensors that never grow, shift or get copied."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_action.generator.blocks import BlockCausality
+
+
+class KVCache:
+    """A pinned sink, a ring over the window, and behind them the place of the block that is being denoised.
+
+    Three verbs: `attend_to` puts the current block's keys and values beside the past and returns views of both (the
+    past is only read), `write` keeps the clean block, `advance` moves on by one block, once for all layers. Keys are
+    stored rotated, so their order in memory does not matter. All positions are Python integers.
+
+    Args:
+        num_layers: layers of the generator.
+        batch_size: videos generated together.
+        num_heads: attention heads.
+        head_dim: channels of a head.
+        tokens_per_frame: tokens of one latent frame.
+        num_frames: latent frames of the whole video; only matters where the window is unlimited.
+        causality: block size, window and sink.
+        device: where the cache lives.
+        dtype: the type of keys and values.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        batch_size: int,
+        num_heads: int,
+        head_dim: int,
+        tokens_per_frame: int,
+        num_frames: int,
+        causality: BlockCausality,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.causality = causality
+        self.tokens_per_frame = tokens_per_frame
+        self.position = 0
+        self._limit = num_frames if causality.local_attn_size is None else None
+        slots = causality.local_attn_size or num_frames
+        self._capacity = slots - causality.num_frame_per_block
+        self._sink = 0 if causality.local_attn_size is None else causality.sink_size
+        shape = (num_layers, batch_size, slots * tokens_per_frame, num_heads, head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+
+    @property
+    def block(self) -> range:
+        """The latent frames that come next."""
+        return self.causality.block_after(self.position)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the cache in bytes, constant over its life."""
+        return 2 * self.keys.numel() * self.keys.element_size()
+
+    def attend_to(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Views of the past followed by the current block, `[B, past + current, heads, head_dim]`."""
+        start = min(self.position, self._capacity) * self.tokens_per_frame
+        stop = start + key.shape[1]
+        self.keys[layer, :, start:stop] = key
+        self.values[layer, :, start:stop] = value
+        return self.keys[layer, :, :stop], self.values[layer, :, :stop]
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Keep the current block's clean keys and values; frames that no later block sees are dropped."""
+        for offset, frame in enumerate(self.block):
+            slot = self._slot(frame)
+            if slot is None:
+                continue
+            source = slice(offset * self.tokens_per_frame, (offset + 1) * self.tokens_per_frame)
+            target = slice(slot * self.tokens_per_frame, (slot + 1) * self.tokens_per_frame)
+            self.keys[layer, :, target] = key[:, source]
+            self.values[layer, :, target] = value[:, source]
+
+    def advance(self) -> None:
+        """Move on to the next block, after `write` was called for every layer."""
+        self.position = self.block.stop
+
+    def require_block(self, num_frames: int) -> None:
+        """Refuse a call that is not exactly the next block, or that lies past the end of an unlimited cache.
+
+        Raises:
+            ValueError: with the frames expected and the frames that came.
+        """
+        if num_frames != len(self.block):
+            raise ValueError(
+                f"the cache stands at latent frame {self.position} and expects a block of {len(self.block)} latent "
+                f"frames, got {num_frames}: pass whole blocks"
+            )
+        if self._limit is not None and self.block.stop > self._limit:
+            raise ValueError(
+                f"the cache holds {self._limit} latent frames and cannot take frames {self.block.start} to "
+                f"{self.block.stop - 1}: build it for a longer video, or set local_attn_size"
+            )
+
+    def _slot(self, frame: int) -> int | None:
+        """Where a frame is kept: its own place in the sink, else the ring; None where no later block sees it."""
+        if frame < self._sink:
+            return frame
+        ring = self._capacity - self._sink
+        return self._sink + (frame - self._sink) % ring if ring else None

@@ -1,0 +1,51 @@
+"""Rotary position embedding over (latent frame, row, column), as in Wan."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+THETA = 10000.0
+
+
+@lru_cache(maxsize=8)
+def rotation(frames: tuple[int, ...], height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
+    """Cosine and sine of every token's angles.
+
+    The `head_dim / 2` pairs are shared out as rows `c // 3`, columns `c // 3` and frames the rest (`c` the number of
+    pairs). Angles are computed from the position itself, so no table ends anywhere.
+
+    Args:
+        frames: position in the video of each latent frame of the call.
+        height: token rows of a frame.
+        width: token columns of a frame.
+        head_dim: channels of one head, even.
+        device: where the result lives.
+
+    Returns:
+        `[2, frames * height * width, 1, head_dim / 2]`, float32: cosines, then sines.
+    """
+    pairs = head_dim // 2
+    spatial = pairs // 3
+    positions = torch.cartesian_prod(
+        torch.tensor(frames, dtype=torch.float64),
+        torch.arange(height, dtype=torch.float64),
+        torch.arange(width, dtype=torch.float64),
+    ).reshape(-1, 3)
+    shares = (pairs - 2 * spatial, spatial, spatial)
+    angles = torch.cat([positions[:, axis, None] * _frequencies(share) for axis, share in enumerate(shares)], dim=1)
+    return torch.stack([angles.cos(), angles.sin()])[:, :, None].to(device=device, dtype=torch.float32)
+
+
+def _frequencies(pairs: int) -> Tensor:
+    return THETA ** -(torch.arange(pairs, dtype=torch.float64) / max(pairs, 1))
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate consecutive channel pairs of `x` `[B, N, heads, head_dim]`, in float32, back in the type of `x`."""
+    cos, sin = rotation.unbind(0)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return turned.flatten(-2).to(x.dtype)

@@ -1,0 +1,1 @@
+"""Metrics for action following and video quality."""

@@ -1,0 +1,413 @@
+"""The LightningModule: generator, frozen text encoder and VAE, action projection; it trains, measures and generates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from lightning_action.action.inferred import inferred_vectors
+from lightning_action.action.projection import ActionModulationProjection, drop_actions
+from lightning_action.action.schema import ActionSchema
+from lightning_action.diffusion.flow_matching import FlowMatchSchedule
+from lightning_action.diffusion.noise import frame_noise
+from lightning_action.diffusion.objectives import OBJECTIVES, draw_block_timesteps
+from lightning_action.evaluation import (
+    Batch,
+    ObedienceTest,
+    StateReader,
+    format_table,
+    other_actions,
+    without_actions,
+    write_report,
+)
+from lightning_action.frozen.holder import FrozenParts
+from lightning_action.frozen.interfaces import CodecVideos, FittedCodec, TextEncoder, VideoCodec
+from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.model import CausalWanModel
+from lightning_action.rollout import BlockModulation, CausalRollout, rollout
+from lightning_action.seeding import generator_for, mix_seed
+from lightning_action.settings import Optimization, Sampling
+from lightning_action.weights import (
+    GENERATOR_FILE,
+    VAE_FILE,
+    check_fits,
+    load_strictly,
+    read_metadata,
+    read_safetensors,
+    write_safetensors,
+)
+
+_VALIDATION_STREAM = 1
+_NUM_LOSS_DRAWS = 4
+_NUM_VALIDATION_ROLLOUTS = 16
+
+
+class ActionVideoModule(L.LightningModule):
+    """A causal video generator that follows actions.
+
+    A batch is a dict: `video` `[B, T, 3, H, W]` in [-1, 1], `action` `[B, rows, columns]` as `schema` says, `prompt` (a
+    list of B strings), `sample_id` `[B]`. Networks are given as factories and built in `configure_model`.
+
+    Args:
+        generator: builds the network.
+        text_encoder: builds the frozen text encoder.
+        vae: builds the frozen VAE. One that is fitted to data is fitted once, when training starts, and saved with the
+            run.
+        action_projection: builds the projection from (action_dim, dim); None trains a backbone without actions.
+        action_module: builds a network that infers an action vector `[B, action_dim]` from the latents so far
+            `[B, F', C, H, W]`, used where a batch has no `action`.
+        schema: what an action is and which rows belong to which latent frame.
+        causality: block size, window and sink.
+        objective: `teacher_forcing` (noisy blocks see the clean past) or `diffusion_forcing` (the noisy past).
+        timestep_shift: of the noise levels, in training and sampling.
+        loss_weighting: `bell` weighs noise levels as this family does; `uniform` keeps the high ones, where actions
+            act.
+        action_dropout_prob: chance that a training sample is shown without its actions.
+        sampling: how videos are generated.
+        optimization: AdamW settings.
+        pretrained: folder with `generator.safetensors` (original Wan names) and, for a fitted VAE, `vae.safetensors`,
+            that a new fit starts from.
+        export_to: folder that the same files are written to when fit ends.
+        seed: of initial weights, training noise and validation noise.
+    """
+
+    generator: CausalWanModel
+    action_projection: ActionModulationProjection | None
+    action_module: nn.Module | None
+
+    def __init__(
+        self,
+        generator: Callable[[], CausalWanModel],
+        text_encoder: Callable[[], TextEncoder],
+        vae: Callable[[], VideoCodec],
+        action_projection: Callable[[int, int], ActionModulationProjection] | None = None,
+        action_module: Callable[[], nn.Module] | None = None,
+        schema: ActionSchema = ActionSchema(),
+        causality: BlockCausality = BlockCausality(),
+        objective: Literal["teacher_forcing", "diffusion_forcing"] = "teacher_forcing",
+        timestep_shift: float = 5.0,
+        loss_weighting: Literal["bell", "uniform"] = "bell",
+        action_dropout_prob: float = 0.1,
+        sampling: Sampling = Sampling(),
+        optimization: Optimization = Optimization(),
+        pretrained: str | None = None,
+        export_to: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self._build_generator = generator
+        self._build_projection = action_projection
+        self._build_action_module = action_module
+        self.frozen = FrozenParts(text_encoder(), vae())
+        self.schema = schema
+        self.causality = causality
+        self.schedule = FlowMatchSchedule(timestep_shift)
+        self.objective = OBJECTIVES[objective]
+        self.loss_weighting = loss_weighting
+        self.action_dropout_prob = action_dropout_prob
+        self.sampling = sampling
+        self.optimization = optimization
+        self.pretrained = pretrained
+        self.export_to = export_to
+        self.seed = seed
+        self._built = False
+        self._start_from_pretrained = False
+        self._fit_seconds_before = 0.0
+        self._fit_started: float | None = None
+        self._obedience: ObedienceTest | None = None
+
+    def setup(self, stage: str) -> None:
+        """Find or fit what a new fit starts from; checkpoints bring their own."""
+        self._start_from_pretrained = stage == "fit" and self.trainer.ckpt_path is None and self.pretrained is not None
+        vae = self.frozen.vae
+        if stage == "fit" and self.trainer.ckpt_path is None and isinstance(vae, FittedCodec) and not vae.fitted:
+            self._fit_or_load_codec(vae)
+
+    def configure_model(self) -> None:
+        """Build the networks, from `seed` alone."""
+        if self._built:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix_seed(self.seed))
+            self.generator = self._build_generator()
+            self.action_projection = (
+                self._build_projection(self.schema.action_dim, self.generator.dim) if self._build_projection else None
+            )
+            self.action_module = self._build_action_module() if self._build_action_module else None
+        if self._start_from_pretrained:
+            path = Path(str(self.pretrained)) / GENERATOR_FILE
+            load_strictly(self.generator, read_safetensors(path), str(path))
+            self._fit_seconds_before = float(read_metadata(path).get("fit_seconds", 0.0))
+        self._built = True
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW over the groups `action` and `backbone`, always both, whichever of them is frozen at the time."""
+        settings = self.optimization
+        action = [part for part in (self.action_projection, self.action_module) if part is not None]
+        groups: list[dict[str, Any]] = [
+            {"name": "action", "lr": settings.action_learning_rate, "params": nn.ModuleList(action).parameters()},
+            {"name": "backbone", "lr": settings.backbone_learning_rate, "params": self.generator.parameters()},
+        ]
+        optimizer = torch.optim.AdamW(
+            groups if action else groups[1:], betas=settings.betas, weight_decay=settings.weight_decay
+        )
+        num_steps = float(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: settings.learning_rate_factor(step, num_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Weighted flow-matching loss; noise follows from (seed, epoch, batch, rank) alone."""
+        random = generator_for(self.seed, self.current_epoch, batch_idx, self.global_rank)
+        loss = self._loss(batch, self._encode_video(batch), random, self.action_dropout_prob).mean()
+        if not bool(torch.isfinite(loss)):
+            raise RuntimeError(
+                f"the training loss is {loss.item()} at step {self.global_step}: lower the learning rates, clip "
+                "gradients (trainer.gradient_clip_val), or train in float32"
+            )
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss at fixed noise, its gap to the loss under other actions, and on the first batch a rollout."""
+        size = len(batch["video"])
+        losses = self.matched_losses(batch, batch_idx)
+        self._log_validation("loss", losses["true"].mean(), size, prog_bar=True)
+        if "other" in losses:
+            gap = (losses["other"] - losses["true"]) / losses["true"]
+            self._log_validation("shuffle_relative_gap", gap.mean(), size)
+            self._log_validation("shuffle_win_rate", (gap > 0).float().mean(), size)
+        if batch_idx == 0 and "action" in batch and self.action_projection is not None:
+            few = {key: value[:_NUM_VALIDATION_ROLLOUTS] for key, value in batch.items()}
+            test = self._new_obedience_test("validation")
+            test.step(few, batch_idx)
+            for name, value in test.compute("model").items():
+                self._log_validation(f"rollout/{name}", value, size)
+
+    def on_test_start(self) -> None:
+        self._obedience = self._new_obedience_test("test")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Rollouts and matched losses under true, other and no actions; see `evaluation`."""
+        if self.action_projection is None or "action" not in batch:
+            raise ValueError(
+                "test measures how a model follows actions: it needs an action_projection and batches with `action`"
+            )
+        if self._obedience is not None:
+            self._obedience.step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Write `report.json` to the trainer's `default_root_dir`, and print it as a table."""
+        if self._obedience is None:
+            return
+        report = {**self._obedience.report(), "fit_seconds": self.fit_seconds}
+        numbers = {key: value for key, value in report.items() if isinstance(value, float)}
+        self.log_dict({f"test/{key}": value for key, value in numbers.items()})
+        if self.trainer.is_global_zero:
+            path = Path(self.trainer.default_root_dir) / "report.json"
+            write_report(path, report)
+            print(f"\n{format_table(report)}\n\nwritten to {path}")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Generate, and hand over what a prediction writer needs; `video` and `truth` are in [0, 1]."""
+        latents = torch.cat(list(self.stream_latents(batch)), dim=1)
+        prediction = {
+            "video": to_unit_range(self.frozen.decode(latents)).cpu(),
+            "latents": latents.cpu(),
+            "sample_id": batch["sample_id"].cpu(),
+            "prompt": batch["prompt"],
+            "seed": self.sampling.seed,
+            "generation": {"sampling": asdict(self.sampling), "causality": asdict(self.causality)},
+        }
+        if "action" in batch:
+            prediction["action"] = batch["action"].cpu()
+        if "video" in batch and batch["video"].shape == prediction["video"].shape:
+            prediction["truth"] = to_unit_range(batch["video"]).cpu()
+        return prediction
+
+    @torch.no_grad()
+    def generate(self, batch: Batch) -> Tensor:
+        """Generate the videos of a batch.
+
+        Args:
+            batch: `prompt` (list of B strings), `sample_id` `[B]` (noise belongs to the sample), `action` (without it
+                there is no modulation, or the action module infers it), and `video` `[B, T, 3, H, W]` in [-1, 1], of
+                which the first `sampling.num_initial_latents` latent frames are kept. Without `video`: `frame_size`,
+                (H, W). The length follows from the action rows, else from `video`, else from `num_latents`.
+
+        Returns:
+            Video `[B, T, 3, H, W]` in [0, 1].
+        """
+        return to_unit_range(self.frozen.decode(torch.cat(list(self.stream_latents(batch)), dim=1)))
+
+    @torch.no_grad()
+    def stream_latents(self, batch: Batch) -> Iterator[Tensor]:
+        """As `generate`, but yields the clean latents of each block, `[B, block, C, h, w]`, as soon as they exist."""
+        self.frozen.to(self.device)
+        initial = self._initial_latents(batch)
+        num_latents = self._num_latents(batch)
+        text = self.frozen.encode_text(batch["prompt"])
+        shape = self.frozen.vae.latent_shape(*(batch["frame_size"] if initial is None else batch["video"].shape[-2:]))
+        session = CausalRollout(
+            self.generator,
+            text,
+            self.causality,
+            self.sampling.sampler(self.schedule),
+            frame_noise(self.sampling.seed, batch["sample_id"].tolist(), shape, self.device),
+            shape,
+            num_latents,
+            self.sampling.action_guidance_scale,
+        )
+        yield from rollout(session, num_latents, self._rollout_modulation(batch, num_latents), initial)
+
+    @torch.no_grad()
+    def matched_losses(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """Losses `[B]` at the same noise and timesteps: `true` actions, those of the `other` sample, and `null`."""
+        latents = self._encode_video(batch)
+        variants = {"true": batch}
+        if "action" in batch and self.action_projection is not None:
+            variants |= {"other": other_actions(batch), "null": without_actions(batch)}
+
+        def average(variant: Batch) -> Tensor:
+            draws = [generator_for(self.seed, _VALIDATION_STREAM, seed, draw) for draw in range(_NUM_LOSS_DRAWS)]
+            return torch.stack([self._loss(variant, latents, random, 0.0) for random in draws]).mean(dim=0)
+
+        return {name: average(variant) for name, variant in variants.items()}
+
+    def on_fit_start(self) -> None:
+        self._fit_started = time.monotonic()
+
+    @property
+    def fit_seconds(self) -> float:
+        """Wall-clock seconds of training so far, with those of the pretrained backbone and of fits resumed from."""
+        running = 0.0 if self._fit_started is None else time.monotonic() - self._fit_started
+        return self._fit_seconds_before + running
+
+    def on_fit_end(self) -> None:
+        """Export the generator, if asked to."""
+        self._fit_seconds_before, self._fit_started = self.fit_seconds, None
+        if self.export_to is not None and self.trainer.is_global_zero:
+            self.export(self.export_to)
+
+    def export(self, folder: str | Path) -> None:
+        """Write `generator.safetensors` and, for a fitted VAE, `vae.safetensors`; `pretrained` reads both."""
+        metadata = {"fit_seconds": str(self.fit_seconds)}
+        write_safetensors(Path(folder) / GENERATOR_FILE, self.generator.state_dict(), metadata)
+        if isinstance(self.frozen.vae, FittedCodec):
+            write_safetensors(Path(folder) / VAE_FILE, self.frozen.vae.fitted_tensors(), {})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What weights alone do not say: the schema, a fitted VAE, and the time spent."""
+        checkpoint["action_schema"] = self.schema.to_dict()
+        checkpoint["fit_seconds"] = self.fit_seconds
+        if isinstance(self.frozen.vae, FittedCodec):
+            checkpoint["vae"] = self.frozen.vae.fitted_tensors()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model, action schema or codec, before anything is loaded."""
+        saved = ActionSchema.from_dict(checkpoint["action_schema"])
+        if self.action_projection is not None and saved != self.schema:
+            raise ValueError(
+                f"the checkpoint was trained with the actions {saved}, the configuration says {self.schema}"
+            )
+        check_fits(self, checkpoint["state_dict"], "the checkpoint")
+        self._fit_seconds_before = checkpoint["fit_seconds"]
+        if isinstance(self.frozen.vae, FittedCodec):
+            self.frozen.vae.load_fitted_tensors(checkpoint["vae"], "the checkpoint's VAE")
+
+    def _loss(self, batch: Batch, latents: Tensor, random: torch.Generator, dropout: float) -> Tensor:
+        """Loss of each sample, `[B]`."""
+        shape = latents.shape
+        timestep = draw_block_timesteps(self.schedule, shape[0], shape[1], self.causality, random).to(latents.device)
+        noise = torch.randn(shape, generator=random).to(latents)
+        modulation = self._modulation(batch, latents, dropout, random)
+        text = self.frozen.encode_text(batch["prompt"])
+        error = self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation)
+        weight = self.schedule.weight_at(timestep) if self.loss_weighting == "bell" else torch.ones_like(timestep)
+        return (weight * error).mean(dim=1)
+
+    def _modulation(self, batch: Batch, latents: Tensor, dropout: float, random: torch.Generator) -> Tensor | None:
+        if self.action_projection is None:
+            return None
+        if "action" in batch:
+            vectors, present = self.schema.encode(batch["action"], latents.shape[1])
+        elif self.action_module is not None:
+            vectors, present = inferred_vectors(self.action_module, latents, self.causality)
+        else:
+            return None
+        return self.action_projection(vectors, drop_actions(present, dropout, random))
+
+    def _rollout_modulation(self, batch: Batch, num_latents: int) -> Tensor | BlockModulation | None:
+        projection, infer = self.action_projection, self.action_module
+        if projection is None:
+            return None
+        if "action" in batch:
+            return projection(*self.schema.encode(batch["action"].to(self.device), num_latents))
+        if infer is None:
+            return None
+
+        def infer_block(block: range, history: list[Tensor]) -> Tensor | None:
+            if not history:
+                return None
+            return projection(infer(torch.cat(history, dim=1))[:, None].expand(-1, len(block), -1))
+
+        return infer_block
+
+    def _encode_video(self, batch: Batch) -> Tensor:
+        self.frozen.to(self.device)
+        return self.frozen.encode_video(batch["video"])
+
+    def _initial_latents(self, batch: Batch) -> Tensor | None:
+        count = self.sampling.num_initial_latents
+        if "video" not in batch or count == 0:
+            return None
+        num_frames = 1 + self.frozen.vae.temporal_compression_ratio * (count - 1)
+        if batch["video"].shape[1] < num_frames:
+            raise ValueError(
+                f"num_initial_latents {count} needs {num_frames} starting frames, got {batch['video'].shape[1]}"
+            )
+        return self.frozen.encode_video(batch["video"][:, :num_frames])
+
+    def _num_latents(self, batch: Batch) -> int:
+        if "action" in batch and self.action_projection is not None:
+            return self.schema.num_latents(batch["action"].shape[1])
+        if "video" in batch:
+            return 1 + (batch["video"].shape[1] - 1) // self.frozen.vae.temporal_compression_ratio
+        return int(batch["num_latents"])
+
+    def _new_obedience_test(self, split: Literal["validation", "test"]) -> ObedienceTest:
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        ratio = self.frozen.vae.temporal_compression_ratio
+        reader = partial(datamodule.read_positions, split=split) if isinstance(datamodule, StateReader) else None
+        return ObedienceTest(self.generate, self.matched_losses, reader, ratio, self.sampling.num_initial_latents)
+
+    def _fit_or_load_codec(self, vae: FittedCodec) -> None:
+        path = None if self.pretrained is None else Path(self.pretrained) / VAE_FILE
+        if path is not None:
+            vae.load_fitted_tensors(read_safetensors(path), str(path))
+            return
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(datamodule, CodecVideos):
+            raise ValueError(
+                f"{type(vae).__name__} is fitted to training videos: give a DataModule with codec_videos() -> [N, T, 3, "
+                "H, W] in [-1, 1], or `pretrained` weights that bring the fitted codec"
+            )
+        vae.fit(datamodule.codec_videos())
+
+    def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
+        self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)
+
+
+def to_unit_range(video: Tensor) -> Tensor:
+    """Pixels in [-1, 1] to [0, 1]."""
+    return (video * 0.5 + 0.5).clamp(0, 1)

@@ -1,0 +1,66 @@
+"""Settings of generation and optimization, as LightningCLI shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from lightning_action.diffusion.flow_matching import FlowMatchSchedule
+from lightning_action.diffusion.samplers import Sampler, euler, few_step
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How videos are generated.
+
+    Args:
+        num_inference_steps: Euler steps from noise to a clean block.
+        denoising_step_list: timesteps of a few-step (distilled) model, falling from 1000; replaces Euler.
+        warp_denoising_step: shift the numbers of `denoising_step_list` by `timestep_shift`.
+        action_guidance_scale: w in `v_null + w (v_action - v_null)`; 1 is plain conditioning, at the cost of one pass.
+        num_initial_latents: latent frames taken from the batch's video; the rest is generated. 0 starts from the
+            prompt.
+        seed: of the noise; each frame of each sample has its own.
+    """
+
+    num_inference_steps: int = 8
+    denoising_step_list: list[float] | None = None
+    warp_denoising_step: bool = True
+    action_guidance_scale: float = 1.0
+    num_initial_latents: int = 1
+    seed: int = 0
+
+    def sampler(self, schedule: FlowMatchSchedule) -> Sampler:
+        """The sampler these settings describe."""
+        if self.denoising_step_list is None:
+            return partial(euler, sigmas=schedule.euler_sigmas(self.num_inference_steps))
+        timesteps = schedule.denoising_timesteps(self.denoising_step_list, self.warp_denoising_step)
+        return partial(few_step, timesteps=timesteps, schedule=schedule)
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW with one learning rate for the action side and one for the backbone.
+
+    Args:
+        action_learning_rate: of the action projection (and action module).
+        backbone_learning_rate: of the generator.
+        warmup_steps: linear rise at the start, for both.
+        decay_fraction: share of `max_steps` at the end over which both fall linearly to zero.
+        weight_decay: decoupled.
+        betas: of AdamW.
+    """
+
+    action_learning_rate: float = 1e-3
+    backbone_learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    decay_fraction: float = 0.3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+
+    def learning_rate_factor(self, step: int, num_steps: float) -> float:
+        """Warm-up, plateau, linear decay; `num_steps` may be infinite, then there is no decay."""
+        rise = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        decay_steps = self.decay_fraction * num_steps
+        fall = min(1.0, (num_steps - step) / decay_steps) if 0 < decay_steps < float("inf") else 1.0
+        return rise * max(fall, 0.0)

@@ -1,0 +1,89 @@
+"""Weights of the generator in and out of safetensors files, in the original Wan names."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+GENERATOR_FILE = "generator.safetensors"
+VAE_FILE = "vae.safetensors"
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a whole safetensors file.
+    """
+    return _read(path)[0]
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The strings stored beside the tensors. Raises as `read_safetensors`."""
+    return _read(path)[1]
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a file in one step: it is either whole or not there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load every tensor or none. Raises as `check_fits`."""
+    check_fits(module, tensors, source)
+    module.load_state_dict(dict(tensors))
+
+
+def check_fits(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors that are not exactly the module's.
+
+    Raises:
+        ValueError: names or shapes differ; lists the first of each kind.
+    """
+    own = module.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in tensors],
+        "unexpected": [name for name in tensors if name not in own],
+        "of another shape": [
+            f"{name} {list(tensors[name].shape)} (expected {list(own[name].shape)})"
+            for name in own
+            if name in tensors and tensors[name].shape != own[name].shape
+        ],
+    }
+    if any(problems.values()):
+        told = "; ".join(
+            f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+            for kind, names in problems.items()
+            if names
+        )
+        raise ValueError(
+            f"{source} does not fit {type(module).__name__} ({told}): use the configuration it was trained with"
+        )
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: give the path of a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): fetch or write it again") from error

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import torch
+
+from lightning_action.diffusion.noise import frame_noise
+
+SHAPE = (3, 2, 5)
+
+
+def test_noise_belongs_to_seed_sample_frame_and_step_alone() -> None:
+    whole = frame_noise(1, (7, 2**40), SHAPE)(range(0, 6), 2)
+    assert whole.shape == (2, 6, *SHAPE)
+    assert torch.equal(frame_noise(1, (2**40,), SHAPE)(range(3, 5), 2), whole[1:, 3:5])
+    others = [
+        frame_noise(2, (7,), SHAPE)(range(0, 1), 2),
+        frame_noise(1, (8,), SHAPE)(range(0, 1), 2),
+        frame_noise(1, (7,), SHAPE)(range(1, 2), 2),
+        frame_noise(1, (7,), SHAPE)(range(0, 1), 3),
+    ]
+    assert not any(torch.equal(other, whole[:1, :1]) for other in others)
+
+
+def test_noise_is_standard_normal() -> None:
+    values = frame_noise(0, range(20), (10, 10, 10))(range(2), 0)
+    assert abs(values.mean()) < 0.02 and abs(values.std() - 1) < 0.02
+    assert abs((values[:-1] * values[1:]).mean()) < 0.02 and abs((values[:, 0] * values[:, 1]).mean()) < 0.02

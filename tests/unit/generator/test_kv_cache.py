@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.kv_cache import KVCache
+
+TOKENS = 2
+
+
+def walk(causality: BlockCausality, num_frames: int) -> tuple[KVCache, list[tuple[range, list[int]]]]:
+    """Write frame numbers as keys; return what each block saw of its past, by frame."""
+    cache = KVCache(3, 1, 1, 4, TOKENS, num_frames, causality)
+    seen = []
+    while cache.position < num_frames:
+        block = cache.block
+        own = torch.tensor([float(frame) for frame in block]).repeat_interleave(TOKENS)
+        for layer in range(3):
+            key = (own + 1000 * layer)[None, :, None, None].expand(1, -1, 1, 4)
+            keys, values = cache.attend_to(layer, key, -key)
+            assert torch.equal(keys, -values)
+            frames = (keys[0, ::TOKENS, 0, 0] - 1000 * layer).tolist()
+            assert frames[-len(block) :] == [float(frame) for frame in block]
+            if layer == 0:
+                seen.append((block, sorted(int(frame) for frame in frames[: -len(block)])))
+            cache.write(layer, key, -key)
+        cache.advance()
+    return cache, seen
+
+
+@pytest.mark.parametrize(
+    "causality",
+    [
+        BlockCausality(1),
+        BlockCausality(3),
+        BlockCausality(1, 4),
+        BlockCausality(2, 5),
+        BlockCausality(2, 5, 1),
+        BlockCausality(3, 4),
+        BlockCausality(3, 6, 3),
+        BlockCausality(3, 9, 2),
+        BlockCausality(1, 4, 2),
+        BlockCausality(2, 6, 3, independent_first_frame=True),
+    ],
+)
+def test_a_block_sees_exactly_its_past(causality: BlockCausality) -> None:
+    num_frames = 19 if causality.independent_first_frame else 18
+    _, seen = walk(causality, num_frames)
+    for block, past in seen:
+        assert past == [frame for frames in causality.past(block) for frame in frames], block
+
+
+def test_memory_never_moves_or_grows() -> None:
+    causality = BlockCausality(2, 6, 1)
+    cache = KVCache(2, 1, 1, 4, TOKENS, 6, causality)
+    before = (cache.keys.data_ptr(), cache.values.data_ptr(), cache.num_bytes)
+    for _ in range(20):
+        key = torch.randn(1, 2 * TOKENS, 1, 4)
+        for layer in range(2):
+            cache.attend_to(layer, key, key)
+            cache.write(layer, key, key)
+        cache.advance()
+    assert (cache.keys.data_ptr(), cache.values.data_ptr(), cache.num_bytes) == before
+    assert cache.num_bytes == 2 * 2 * 6 * TOKENS * 4 * 4
+    assert cache.position == 40 and isinstance(cache.position, int)
+
+
+def test_reading_leaves_the_past_alone() -> None:
+    causality = BlockCausality(1, 3)
+    cache, _ = walk(causality, 5)
+    key = torch.full((1, TOKENS, 1, 4), 77.0)
+    first = cache.attend_to(0, key, key)[0].clone()
+    second = cache.attend_to(0, 2 * key, key)[0]
+    assert torch.equal(first[:, :-TOKENS], second[:, :-TOKENS])
+    assert not torch.equal(first[:, -TOKENS:], second[:, -TOKENS:])
+
+
+def test_wrong_calls_are_refused() -> None:
+    cache, _ = walk(BlockCausality(2), 4)
+    with pytest.raises(ValueError, match="holds 4 latent frames and cannot take frames 4 to 5"):
+        cache.require_block(2)
+    fresh = KVCache(1, 1, 1, 4, TOKENS, 4, BlockCausality(2))
+    with pytest.raises(ValueError, match="expects a block of 2 latent frames, got 3"):
+        fresh.require_block(3)

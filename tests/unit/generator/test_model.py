@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.model import CausalWanModel
+from tests.helpers import small_generator, small_inputs
+
+CAUSALITIES = [
+    BlockCausality(1),
+    BlockCausality(3),
+    BlockCausality(2, 4),
+    BlockCausality(1, 3, 1),
+    BlockCausality(5, independent_first_frame=True),
+]
+
+
+def run(generator: CausalWanModel, mode: str, x: dict[str, Tensor], causality: BlockCausality) -> Tensor:
+    if mode == "block_causal":
+        return generator.block_causal(x["noisy"], x["timestep"], x["text"], causality, x["modulation"])
+    return generator.teacher_forcing(x["clean"], x["noisy"], x["timestep"], x["text"], causality, x["modulation"])
+
+
+def test_wan_parameter_names_and_counts() -> None:
+    """825 tensors and 1,418,996,800 parameters are the published 1.3B model's."""
+    with torch.device("meta"):
+        generator = CausalWanModel(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
+    state = generator.state_dict()
+    assert len(state) == 825
+    assert sum(tensor.numel() for tensor in state.values()) == 1_418_996_800
+    assert state["patch_embedding.weight"].shape == (1536, 16, 1, 2, 2)
+    assert state["blocks.29.self_attn.norm_q.weight"].shape == (1536,)
+
+
+def test_a_fresh_model_predicts_zero() -> None:
+    torch.manual_seed(0)
+    generator = CausalWanModel(12, 16, 2, 1, in_dim=3, out_dim=3, freq_dim=8, text_dim=5, text_len=4)
+    out = generator(torch.randn(2, 2, 3, 4, 2), torch.rand(2, 2), torch.randn(2, 4, 5))
+    assert torch.equal(out, torch.zeros_like(out))
+
+
+@pytest.mark.parametrize("mode", ["block_causal", "teacher_forcing"])
+@pytest.mark.parametrize("causality", CAUSALITIES)
+@pytest.mark.parametrize("changed", ["noisy", "timestep", "modulation", "clean"])
+@torch.no_grad()
+def test_no_frame_sees_the_future(mode: str, causality: BlockCausality, changed: str) -> None:
+    generator, x = small_generator(), small_inputs(6)
+    before = run(generator, mode, x, causality)
+    frame = 3
+    block = next(block for block in causality.split(6) if frame in block)
+    y = {**x, changed: x[changed].clone()}
+    y[changed][:, frame] += 0.5
+    after = run(generator, mode, y, causality)
+    # In teacher forcing a clean frame is seen by later blocks only.
+    first_seen = block.stop if changed == "clean" else block.start
+    assert torch.equal(before[:, :first_seen], after[:, :first_seen])
+    if changed != "clean" or mode == "teacher_forcing":
+        later = after[:, first_seen:]
+        assert later.numel() == 0 or not torch.equal(before[:, first_seen:], later)
+
+
+@torch.no_grad()
+def test_bidirectional_sees_the_future_and_takes_actions() -> None:
+    generator, x = small_generator(), small_inputs(5)
+    before = generator(x["noisy"], x["timestep"], x["text"], x["modulation"])
+    y = x["modulation"].clone()
+    y[:, 4] += 0.5
+    assert not torch.equal(before[:, 0], generator(x["noisy"], x["timestep"], x["text"], y)[:, 0])
+
+
+@pytest.mark.parametrize("mode", ["block_causal", "teacher_forcing"])
+@torch.no_grad()
+def test_zero_modulation_is_no_modulation(mode: str) -> None:
+    generator, x = small_generator(), small_inputs(4)
+    base = run(generator, mode, {**x, "modulation": None}, BlockCausality(2))  # type: ignore[dict-item]
+    zero = run(generator, mode, {**x, "modulation": torch.zeros_like(x["modulation"])}, BlockCausality(2))
+    assert torch.equal(base, zero)
+    assert not torch.equal(base, run(generator, mode, x, BlockCausality(2)))
+
+
+@torch.no_grad()
+def test_modulation_per_layer() -> None:
+    generator, x = small_generator(), small_inputs(4)
+    shared = run(generator, "block_causal", x, BlockCausality(2))
+    repeated = x["modulation"][:, :, None].expand(-1, -1, 2, -1, -1)
+    assert torch.equal(shared, run(generator, "block_causal", {**x, "modulation": repeated}, BlockCausality(2)))
+    other = repeated.clone()
+    other[:, :, 1] *= 2
+    assert not torch.equal(shared, run(generator, "block_causal", {**x, "modulation": other}, BlockCausality(2)))
+
+
+def test_modulation_of_another_shape_is_refused() -> None:
+    generator, x = small_generator(), small_inputs(4)
+    with pytest.raises(ValueError, match=r"action_modulation must be.*got \[2, 3, 6, 36\]"):
+        run(generator, "block_causal", {**x, "modulation": x["modulation"][:, :3]}, BlockCausality(2))
+
+
+@pytest.mark.parametrize(("height", "width", "num_frames"), [(8, 16, 2), (8, 15, 2), (8, 17, 2), (16, 16, 2)])
+@torch.no_grad()
+def test_sequence_lengths_around_multiples_of_128(height: int, width: int, num_frames: int) -> None:
+    """Whatever the number of tokens, each block of frames is what it is with fewer frames behind it."""
+    generator = small_generator()
+    x = small_inputs(num_frames, height=height, width=width)
+    assert generator.tokens_per_frame(height, width) == height * width // 2
+    whole = run(generator, "teacher_forcing", x, BlockCausality(1))
+    first = {key: value if key == "text" else value[:, :1] for key, value in x.items()}
+    torch.testing.assert_close(
+        run(generator, "teacher_forcing", first, BlockCausality(1)), whole[:, :1], atol=1e-5, rtol=0
+    )
+    assert whole.shape == x["noisy"].shape and whole.abs().min() > 0
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        generator, x = small_generator(activation_checkpointing=checkpointing), small_inputs(4)
+        run(generator, "teacher_forcing", x, BlockCausality(2)).square().mean().backward()
+        gradients.append({name: p.grad for name, p in generator.named_parameters()})
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])  # type: ignore[arg-type]
+    assert all(grad is not None and grad.abs().max() > 0 for grad in gradients[0].values())
+
+
+def test_text_is_padded_to_its_length_and_attended() -> None:
+    generator, x = small_generator(), small_inputs(3)
+    short = x["text"][:, :4]
+    filled = torch.cat([short, torch.zeros(2, 3, 9)], dim=1)
+    with torch.no_grad():
+        a, b = (generator(x["noisy"], x["timestep"], text) for text in (short, filled))
+    assert torch.equal(a, b)
+    with pytest.raises(ValueError, match=r"at most 7, 9\], got \[2, 8, 9\]"):
+        generator(x["noisy"], x["timestep"], torch.zeros(2, 8, 9))
+
+
+@pytest.mark.parametrize("changes", [{"dim": 35}, {"dim": 33}, {"patch_size": (2, 2, 2)}])
+def test_impossible_sizes_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        small_generator(**changes)
+
+
+def test_half_a_patch_is_refused() -> None:
+    generator, x = small_generator(), small_inputs(2, height=5)
+    with pytest.raises(ValueError, match="5 x 3 are not a whole number of patches of 2 x 1"):
+        generator(x["noisy"], x["timestep"], x["text"])
