@@ -6,12 +6,13 @@ Rollouts are fully autoregressive: every past latent frame after the initial one
 from __future__ import annotations
 
 import json
+import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ class ObedienceTest:
         read_positions: (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found `[B, T]`; None
             where the state is unknown.
         temporal_compression_ratio: pixel frames of a latent frame.
-        num_initial_latents: latent frames that were given.
+        num_initial_latents: latent frames that were given; with none, motion is measured from the generated frame 0.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class ObedienceTest:
         self._generate = generate
         self._matched_losses = matched_losses
         self._read_positions = read_positions
-        self._num_initial_frames = 1 + temporal_compression_ratio * (num_initial_latents - 1)
+        self._num_initial_frames = 1 + temporal_compression_ratio * max(num_initial_latents - 1, 0)
         self._predict_seconds = 0.0
         self._num_frames = 0
         self._evaluators = {
@@ -113,6 +114,11 @@ class ObedienceTest:
     def step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch: three rollouts (true, other, no actions; the same noise) and the matched losses."""
         truth = batch["video"] * 0.5 + 0.5
+        if truth.shape[1] <= self._num_initial_frames:
+            raise ValueError(
+                f"nothing to measure: of {truth.shape[1]} frames {self._num_initial_frames} are given, so none is "
+                "generated; use longer videos or fewer num_initial_latents"
+            )
         started = time.monotonic()
         true, other = self._generate(batch), self._generate(other_actions(batch))
         null = self._generate(without_actions(batch))
@@ -176,17 +182,19 @@ def copy_of_first_frames(truth: Tensor, num_initial_frames: int) -> Tensor:
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Write JSON in one step: the file is either the old one or the whole new one."""
+    """Write JSON in one step: the file is either the old one or the whole new one.
+
+    A figure that is undefined, such as the sign accuracy of videos in which nothing should move, is null.
+    """
+    text = json.dumps(_null_where_undefined(report), indent=2, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    # Not by `tempfile`, whose files nobody else may read.
+    temporary = path.with_name(f".{path.name}-{uuid4().hex}")
     try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+        temporary.write_text(text + "\n")
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 _ROWS: tuple[tuple[str, str], ...] = (
@@ -214,4 +222,11 @@ def format_table(report: Report) -> str:
 
 
 def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _null_where_undefined(value: Any) -> Any:
+    """JSON knows neither NaN nor infinity."""
+    if isinstance(value, Mapping):
+        return {key: _null_where_undefined(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -243,7 +243,7 @@ class ActionVideoModule(L.LightningModule):
             batch: `prompt` (list of B strings), `sample_id` `[B]` (noise belongs to the sample), `action` (without it
                 there is no modulation, or the action module infers it), and `video` `[B, T, 3, H, W]` in [-1, 1], of
                 which the first `sampling.num_initial_latents` latent frames are kept. Without `video`: `frame_size`,
-                (H, W). The length follows from the action rows, else from `video`, else from `num_latents`.
+                `[B, 2]` (H, W). The length follows from the action rows, else from `video`, else from `num_latents`.
 
         Returns:
             Video `[B, T, 3, H, W]` in [0, 1].
@@ -257,7 +257,9 @@ class ActionVideoModule(L.LightningModule):
         initial = self._initial_latents(batch)
         num_latents = self._num_latents(batch)
         text = self.frozen.encode_text(batch["prompt"])
-        shape = self.frozen.vae.latent_shape(*(batch["frame_size"] if initial is None else batch["video"].shape[-2:]))
+        shape = self.frozen.vae.latent_shape(
+            *(batch["frame_size"][0].tolist() if initial is None else batch["video"].shape[-2:])
+        )
         session = CausalRollout(
             self.generator,
             text,
@@ -399,8 +401,8 @@ class ActionVideoModule(L.LightningModule):
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(datamodule, CodecVideos):
             raise ValueError(
-                f"{type(vae).__name__} is fitted to training videos: give a DataModule with codec_videos() -> [N, T, 3, "
-                "H, W] in [-1, 1], or `pretrained` weights that bring the fitted codec"
+                f"{type(vae).__name__} is fitted to training videos: give a DataModule with codec_videos() -> [N, T, "
+                "3, H, W] in [-1, 1], or `pretrained` weights that bring the fitted codec"
             )
         vae.fit(datamodule.codec_videos())
 

@@ -13,9 +13,9 @@ latent frames stand for `T = 1 + r (L - 1)` pixel frames. Three conventions say 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -46,10 +46,14 @@ class ActionPart:
     high: float | list[float] = 1.0
 
     def __post_init__(self) -> None:
+        _require_one_of(f"the kind of action part {self.name!r}", self.kind, get_args(Kind))
         if self.size < 1:
             raise ValueError(f"action part {self.name!r} needs a size of at least 1, got {self.size}")
+        lengths = [len(bound) for bound in (self.low, self.high) if not isinstance(bound, float | int)]
+        if any(length != self.size for length in lengths):
+            raise ValueError(f"action part {self.name!r} needs one bound or {self.size}, got {self.low}, {self.high}")
         low, high = self._bounds(torch.float64)
-        if bool((low >= high).any()):
+        if not bool((low < high).all()):
             raise ValueError(f"action part {self.name!r} needs low < high in every column, got {self.low}, {self.high}")
 
     @property
@@ -97,6 +101,15 @@ class ActionSchema:
     combine: Combine = "concat"
     temporal_compression_ratio: int = 4
 
+    def __post_init__(self) -> None:
+        _require_one_of("alignment", self.alignment, get_args(Alignment))
+        _require_one_of("combine", self.combine, get_args(Combine))
+        if not self.parts or self.temporal_compression_ratio < 1:
+            raise ValueError(
+                "expected at least one action part and temporal_compression_ratio >= 1, got "
+                f"{len(self.parts)} parts and {self.temporal_compression_ratio}"
+            )
+
     @property
     def num_columns(self) -> int:
         """Width of a raw action row."""
@@ -137,7 +150,7 @@ class ActionSchema:
         """Action rows to one vector for each latent frame.
 
         Args:
-            actions: raw rows, `[B, rows, num_columns]`.
+            actions: raw rows, `[B, rows, num_columns]`; whole numbers may come as integers.
             num_latents: latent frames L of the video they belong to.
 
         Returns:
@@ -147,6 +160,7 @@ class ActionSchema:
             ValueError: the width or the number of rows does not fit, or a value is not finite.
         """
         self.check(actions, num_latents)
+        actions = actions if actions.is_floating_point() else actions.float()
         encoded = torch.cat(
             [part.encode(raw) for part, raw in zip(self.parts, actions.split(self._widths(), dim=-1), strict=True)],
             dim=-1,
@@ -216,3 +230,8 @@ class ActionSchema:
             "Rows for {} latent frames: transition {}, state {}, per_latent {}; ".format(*counts)
             + f"this schema says {self.alignment}"
         )
+
+
+def _require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}, got {value!r}")

@@ -19,8 +19,8 @@ class ActionFileDataModule(L.LightningDataModule):
     """One video from files, for `predict`.
 
     Args:
-        actions: `.npy` of shape [rows, columns], or `.csv` with one row a line; a first line of names is skipped. Rows are
-            as the model's `schema` says.
+        actions: `.npy` of shape [rows, columns], or `.csv` with one row a line; a first line of names is skipped. Rows
+            are as the model's `schema` says.
         image: picture that the video starts from (PNG, JPEG, ...); None starts from the prompt alone.
         prompt: what the video shows.
         frame_size: height and width; an image of another size is refused, and without an image it is required.
@@ -49,10 +49,11 @@ class ActionFileDataModule(L.LightningDataModule):
             "sample_id": torch.tensor([self.sample_id]),
         }
         if self.image is None:
-            batch["frame_size"] = self.frame_size
+            batch["frame_size"] = torch.tensor([self.frame_size])
         else:
             batch["video"] = read_image(self.image, self.frame_size)[None, None]
-        return DataLoader([batch], batch_size=None)
+        samples: Any = [batch]
+        return DataLoader(samples, batch_size=None)
 
 
 def read_actions(path: str | Path) -> Tensor:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
+from lightning_action.data.resumable import ResumableDataLoader, ResumableSampler
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.seeding import mix_seed
 
@@ -142,12 +143,11 @@ class SpriteDataModule(L.LightningDataModule):
     def _loader(self, split: Split, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
         dataset = self.dataset(split)
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler: DistributedSampler[Batch] = DistributedSampler(
-            dataset, world_size, rank, shuffle=shuffle, seed=self.seed, drop_last=shuffle
-        )
-        return DataLoader(
+        sampler = ResumableSampler(dataset, world_size, rank, shuffle=shuffle, seed=self.seed, drop_last=shuffle)
+        loader_class = ResumableDataLoader if split == "train" else DataLoader
+        return loader_class(
             dataset,
-            batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             drop_last=shuffle,
             num_workers=self.num_workers,

@@ -73,7 +73,7 @@ class MovingSpriteWorld:
         background: `plain`, `gradient`, or `busy` (a random texture).
 
     Raises:
-        ValueError: the sprite does not fit, or a number is out of range.
+        ValueError: the sprite does not fit, or an argument is out of range.
     """
 
     def __init__(
@@ -90,6 +90,11 @@ class MovingSpriteWorld:
             raise ValueError(
                 "expected 0 < sprite_radius < image_size / 4, max_speed > 0 and 0 <= hold_probability < 1, got "
                 f"{sprite_radius}, {max_speed}, {hold_probability} at image_size {image_size}"
+            )
+        if action_kind not in ("continuous", "discrete") or background not in ("plain", "gradient", "busy"):
+            raise ValueError(
+                "expected action_kind continuous or discrete and background plain, gradient or busy, got "
+                f"{action_kind!r} and {background!r}"
             )
         self.image_size = image_size
         self.sprite_radius = sprite_radius

@@ -40,8 +40,18 @@ class LinearVideoCodec(nn.Module, FittedCodec):
 
     @torch.no_grad()
     def fit(self, video: Tensor) -> None:
-        """Fit to training videos `[B, T, 3, H, W]` in [-1, 1]."""
+        """Fit to training videos `[B, T, 3, H, W]` in [-1, 1].
+
+        Raises:
+            ValueError: the videos have a single frame, or hold a value that is not finite.
+        """
         first, later = self._patches(video)
+        if not later.numel():
+            raise ValueError(
+                f"the codec cannot be fitted to videos of one frame: expected 1 + {self.temporal_compression_ratio} n"
+            )
+        if not bool(torch.isfinite(video).all()):
+            raise ValueError("the training videos hold NaN or infinity: check the data set")
         self.first.fit(first.flatten(0, -2))
         self.later.fit(later.flatten(0, -2))
 
@@ -87,8 +97,9 @@ class LinearVideoCodec(nn.Module, FittedCodec):
                 parts.append(self._pixels(self.first.decode(patches[:, :1]), 1))
                 patches = patches[:, 1:]
                 started = True
-            if patches.shape[1]:
-                parts.append(self._pixels(self.later.decode(patches), self.temporal_compression_ratio))
+            # Frame by frame: a matrix product of another height may round differently, and no split may show.
+            for frame in patches.split(1, dim=1):
+                parts.append(self._pixels(self.later.decode(frame), self.temporal_compression_ratio))
             return torch.cat(parts, dim=1).clamp(-1, 1)
 
         return decode_next

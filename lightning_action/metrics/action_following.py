@@ -114,7 +114,7 @@ def lag_frames(predicted: Tensor, target: Tensor, max_lag: int = MAX_LAG) -> int
         max_lag: largest shift tried in either direction.
     """
     steps = target.shape[1]
-    reach = min(max_lag, steps - 2)
+    reach = max(0, min(max_lag, steps - 2))
     scores = {}
     for lag in range(-reach, reach + 1):
         late = predicted[:, max(lag, 0) : steps + min(lag, 0)]

@@ -40,9 +40,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("generator", "diffusion", "rollout", "action", "frozen", "weights", "evaluation", "metrics"),
         *("seeding", "settings"),
     },
-    "cli": {"module", "data", "compat"},
+    "command_line": {"module"},
+    "cli": {"compat", "command_line"},
 }
-WITHOUT_LIGHTNING = MAY_IMPORT.keys() - {"metrics", "data", "module", "cli"}
+WITHOUT_LIGHTNING = MAY_IMPORT.keys() - {"data", "module", "command_line", "cli"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.
 DEFERRED = {"diffusers", "transformers", "ftfy", "pyarrow", "torchvision"}

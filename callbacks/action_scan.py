@@ -1,0 +1,286 @@
+"""One picture of what a world model does with one start and many actions."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from .pictures import enlarge, font, from_image, make_folder, shrink, to_image, to_uint8, write_png
+
+if TYPE_CHECKING:
+    from PIL import ImageDraw
+
+# Small enough that a picture of 20 frames side by side can be looked at as a whole.
+_FRAME_MIN_SIDE = 72
+_FRAME_MAX_SIDE = 192
+_FRAME_GAP = 3
+_CELL_GAP = 18
+_ROW_LABEL_HEIGHT = 60
+_HEADER_HEIGHT = 144
+_MARGIN = 20
+_LARGE, _SMALL = 24, 16
+_BLACK, _GREY = (0, 0, 0), (110, 110, 110)
+_TITLE = "One start, one noise: only the action differs"
+_SUBTITLE = "each row holds one action throughout, each column scales it; time runs from left to right"
+
+
+class ActionScan(Callback):
+    """Draws what a set of actions, each at several strengths, makes of one and the same start.
+
+    When a prediction ends, it takes the first sample of the first predict dataloader, has a video generated for every
+    action at every scale, and writes one picture: a row for each action, a column for each scale, and in each cell some
+    frames of the video from left to right. Start and `sample_id`, and so the noise, are the same everywhere: whatever
+    differs between two cells is the doing of the action. All videos are generated in one batch.
+
+    It works with any LightningModule that has a method `generate(batch)`, which returns videos `[B, T, 3, H, W]` in
+    [0, 1], and whose predict batches are dicts with an `action` `[B, rows, columns]`. Tensors and lists in the batch
+    must have one entry for each sample; anything else is handed on as it is.
+
+    Args:
+        actions: Name of each action and its row, for example `{"right": [1.0, 0.0]}`. The row is held throughout.
+        scales: Numbers that every action is multiplied by. At 0, all actions should give the same video.
+        output: Path of the picture. Default: `action_scan.png` in the Trainer's `default_root_dir`.
+        num_strip_frames: Number of frames in a cell after the start, evenly spaced up to the last.
+
+    Raises:
+        ValueError: If there are no actions or scales, if actions differ in width, or `num_strip_frames` is below 1.
+        MisconfigurationException: If the LightningModule or its batches do not fit, or the picture cannot be written.
+
+    Example::
+
+        trainer:
+          callbacks:
+            - class_path: lightning_action.callbacks.ActionScan
+              init_args:
+                actions: {right: [1.0, 0.0], left: [-1.0, 0.0], up: [0.0, -1.0], down: [0.0, 1.0]}
+                scales: [0.0, 0.5, 1.0, 2.0]
+    """
+
+    def __init__(
+        self,
+        actions: dict[str, list[float]],
+        scales: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
+        output: str | None = None,
+        num_strip_frames: int = 4,
+    ) -> None:
+        super().__init__()
+        widths = {len(row) for row in actions.values()}
+        if len(widths) != 1 or 0 in widths:
+            raise ValueError(f"actions must be rows of one width, and at least one, got {actions}")
+        if not scales or not all(map(math.isfinite, scales)):
+            raise ValueError(f"scales must be finite numbers, and at least one, got {scales}")
+        if num_strip_frames < 1:
+            raise ValueError(f"num_strip_frames must be at least 1, got {num_strip_frames}")
+        self.actions = actions
+        self.scales = list(scales)
+        self.output = output
+        self.num_strip_frames = num_strip_frames
+
+        # Known only during a prediction.
+        self._path = Path()
+        self._sample: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "predict":
+            return
+        if not callable(getattr(pl_module, "generate", None)):
+            raise MisconfigurationException(
+                f"ActionScan needs a method generate(batch) -> video [B, T, 3, H, W] in [0, 1], and"
+                f" {type(pl_module).__name__} has none"
+            )
+        self._path = Path(self.output or Path(trainer.default_root_dir) / "action_scan.png")
+        make_folder(self._path.parent, "The folder of ActionScan(output=...)")
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        # Kept as it passes by, after all that Lightning does to a batch, so that no data is loaded twice; and checked
+        # before anything is generated.
+        if batch_idx == 0 and dataloader_idx == 0:
+            self._sample = _first_sample(batch)
+            _check_action(self._sample["action"], self._scaled_rows())
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # All ranks generate, and all the same, because those of a sharded model wait for one another.
+        sample = trainer.strategy.broadcast(self._sample)
+        self._sample = None
+        if sample is None:
+            raise MisconfigurationException("ActionScan needs a sample, and the first predict dataloader gave no batch")
+        batch = {name: _to_device(value, pl_module.device) for name, value in self._combine(sample).items()}
+        with trainer.precision_plugin.predict_step_context():
+            videos = pl_module.generate(batch)  # type: ignore[operator]
+        _check_videos(videos, num_videos=len(self._scaled_rows()))
+        if trainer.is_global_zero:
+            write_png(self._path, self._draw(videos))
+            rank_zero_info(f"ActionScan: wrote {self._path}")
+
+    def _scaled_rows(self) -> Tensor:
+        """Every action at every scale, `[actions * scales, columns]`, scales fastest."""
+        rows = torch.tensor(list(self.actions.values()), dtype=torch.float64)
+        scaled: Tensor = rows[:, None] * torch.tensor(self.scales, dtype=torch.float64)[:, None]
+        return scaled.flatten(0, 1)
+
+    def _combine(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """A batch with the sample once for every row of `_scaled_rows`, which takes the place of its actions."""
+        rows, action = self._scaled_rows(), sample["action"]
+        batch = {name: _repeat(value, len(rows)) for name, value in sample.items()}
+        return batch | {"action": rows.to(action.dtype)[:, None].repeat(1, action.shape[1], 1)}
+
+    def _draw(self, videos: Tensor) -> Tensor:
+        row_labels = [(name, _format_row(row)) for name, row in self.actions.items()]
+        column_labels = [f"scale {scale:g}" for scale in self.scales]
+        frames = _strip_frames(videos.shape[1], self.num_strip_frames)
+        return draw_scan(to_uint8(videos[:, frames]), frames, row_labels, column_labels)
+
+
+class ScanLayout(NamedTuple):
+    """Where things are in the picture, in pixels."""
+
+    num_rows: int
+    num_columns: int
+    frames_in_cell: int
+    frame_height: int
+    frame_width: int
+    left: int
+
+    @property
+    def cell_width(self) -> int:
+        return self.frames_in_cell * (self.frame_width + _FRAME_GAP) - _FRAME_GAP
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture."""
+        last_left, last_top = self.corner(self.num_rows - 1, self.num_columns - 1)
+        return last_left + self.cell_width + _MARGIN, last_top + self.frame_height + _MARGIN
+
+    def corner(self, row: int, column: int, frame: int = 0) -> tuple[int, int]:
+        """Left and top of a frame in a cell."""
+        left = self.left + column * (self.cell_width + _CELL_GAP) + frame * (self.frame_width + _FRAME_GAP)
+        return left, _HEADER_HEIGHT + row * (max(self.frame_height, _ROW_LABEL_HEIGHT) + _CELL_GAP)
+
+
+def draw_scan(
+    strips: Tensor, frame_numbers: Sequence[int], row_labels: Sequence[tuple[str, str]], column_labels: Sequence[str]
+) -> Tensor:
+    """Film strips in rows and columns, with headers.
+
+    Args:
+        strips: uint8 `[rows * columns, frames, 3, H, W]`, columns fastest.
+        frame_numbers: what to write above each frame of the strips.
+        row_labels: name and description of each row.
+        column_labels: name of each column.
+
+    Returns:
+        The picture, uint8 `[3, height, width]`.
+    """
+    from PIL import Image, ImageDraw
+
+    strips = torch.stack([to_uint8(shrink(enlarge(strip, _FRAME_MIN_SIDE), _FRAME_MAX_SIDE)) for strip in strips])
+    left = 2 * _MARGIN + max(_text_width(*label) for label in row_labels)
+    layout = ScanLayout(len(row_labels), len(column_labels), strips.shape[1], strips.shape[-2], strips.shape[-1], left)
+    width, height = layout.size
+    image = Image.new("RGB", (max(width, left + _text_width(_TITLE, _SUBTITLE) + _MARGIN), height), "white")
+    _draw_labels(ImageDraw.Draw(image), layout, frame_numbers, row_labels, column_labels)
+    for cell, strip in enumerate(strips):
+        for index, frame in enumerate(strip):
+            image.paste(to_image(frame), layout.corner(*divmod(cell, layout.num_columns), index))
+    return from_image(image)
+
+
+def _draw_labels(
+    draw: "ImageDraw.ImageDraw",
+    layout: ScanLayout,
+    frame_numbers: Sequence[int],
+    row_labels: Sequence[tuple[str, str]],
+    column_labels: Sequence[str],
+) -> None:
+    draw.text((layout.left, _MARGIN), _TITLE, fill=_BLACK, font=font(_LARGE))
+    draw.text((layout.left, _MARGIN + 32), _SUBTITLE, fill=_GREY, font=font(_SMALL))
+    for row, (name, description) in enumerate(row_labels):
+        right, middle = layout.left - _MARGIN, layout.corner(row, 0)[1] + layout.frame_height // 2
+        draw.text((right, middle), name, fill=_BLACK, font=font(_LARGE), anchor="rd")
+        draw.text((right, middle + 4), description, fill=_GREY, font=font(_SMALL), anchor="ra")
+    for column, label in enumerate(column_labels):
+        centre = layout.corner(0, column)[0] + layout.cell_width / 2
+        draw.text((centre, _HEADER_HEIGHT - 30), label, fill=_BLACK, font=font(_LARGE), anchor="md")
+        for index, number in enumerate(frame_numbers):
+            centre = layout.corner(0, column, index)[0] + layout.frame_width / 2
+            text = "start" if number == 0 else f"frame {number}"
+            draw.text((centre, _HEADER_HEIGHT - 6), text, fill=_GREY, font=font(_SMALL), anchor="md")
+
+
+def _first_sample(batch: Any) -> dict[str, Any]:
+    """The first sample of a batch, as a batch of one, on the CPU."""
+    if not isinstance(batch, dict) or not isinstance(batch.get("action"), Tensor) or batch["action"].ndim != 3:
+        got = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
+        raise MisconfigurationException(
+            f"ActionScan needs predict batches that are dicts with 'action' [B, rows, columns], got {got}"
+        )
+    sample = {}
+    for name, value in batch.items():
+        if _is_per_sample(value):
+            if len(value) != len(batch["action"]):
+                raise MisconfigurationException(
+                    f"ActionScan needs batches with one entry for each sample: 'action' has {len(batch['action'])}"
+                    f" and '{name}' has {len(value)}"
+                )
+            value = value[:1]
+        # A copy, or all of the batch would stay in memory.
+        sample[name] = value.detach().cpu().clone() if isinstance(value, Tensor) else value
+    return sample
+
+
+def _is_per_sample(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.ndim > 0)
+
+
+def _repeat(value: Any, count: int) -> Any:
+    if isinstance(value, Tensor) and value.ndim > 0:
+        return value.repeat_interleave(count, dim=0)
+    return value * count if isinstance(value, list | tuple) else value
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _check_action(action: Tensor, rows: Tensor) -> None:
+    if action.shape[-1] != rows.shape[-1]:
+        raise MisconfigurationException(
+            f"ActionScan(actions=...) has rows of {rows.shape[-1]} columns, and the batch's 'action'"
+            f" {tuple(action.shape)} has {action.shape[-1]}: give each action {action.shape[-1]} numbers"
+        )
+    if not action.is_floating_point() and bool((rows != rows.round()).any()):
+        raise MisconfigurationException(
+            f"ActionScan: the batch's 'action' holds whole numbers ({action.dtype}), and some of the scaled actions are"
+            " none; with classes, scales: [1.0] is the only one that makes sense"
+        )
+
+
+def _check_videos(videos: Any, num_videos: int) -> None:
+    expected = f"ActionScan expects generate(batch) to return {num_videos} videos [B, T, 3, H, W]"
+    if not isinstance(videos, Tensor):
+        raise MisconfigurationException(f"{expected}, got {type(videos).__name__}")
+    if videos.ndim != 5 or len(videos) != num_videos or videos.shape[2] != 3:
+        raise MisconfigurationException(f"{expected}, got {tuple(videos.shape)}")
+
+
+def _strip_frames(num_frames: int, num_later: int) -> list[int]:
+    """The start and later frames, evenly spaced up to the last; all frames if there are not that many."""
+    num_later = min(num_later, num_frames - 1)
+    return [0, *(round(index * (num_frames - 1) / num_later) for index in range(1, num_later + 1))]
+
+
+def _format_row(row: Sequence[float]) -> str:
+    shown = [f"{value:g}" for value in row[:4]]
+    return f"({', '.join(shown)}{', ...' if len(row) > 4 else ''})"
+
+
+def _text_width(large: str, small: str) -> int:
+    return math.ceil(max(font(_LARGE).getlength(large), font(_SMALL).getlength(small)))

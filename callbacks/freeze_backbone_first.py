@@ -1,0 +1,450 @@
+"""Train the new parts of a model first, and its pretrained backbone later."""
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import compress, count
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import ASGD, LBFGS, Optimizer, Rprop, SparseAdam
+from torch.utils.hooks import RemovableHandle
+
+# What a step with zero gradients and no learning rate leaves behind in these cannot be told from, or turned back
+# into, the state of an optimizer that never stepped.
+_UNSUPPORTED_OPTIMIZERS = (ASGD, LBFGS, Rprop, SparseAdam)
+
+# The entries of an optimizer's state that such a step does change, and their value before the first step.
+_INITIAL_STATE = {"step": 0.0, "mu_product": 1.0}
+
+
+class FreezeBackboneFirst(Callback):
+    """Keeps the backbone frozen until a step, an epoch or a plateau, then trains it with a learning rate of its own.
+
+    While frozen, the backbone does not move at all: its parameters get no gradient and no weight decay, its batch
+    norms run in eval mode. Parameters that do not require grad when the fit starts stay frozen for good.
+
+    The optimizers hold the same parameters in both phases, and so do their checkpoints: a fit can be stopped and
+    resumed on either side of the switch, with replicated and with sharded parameters. Put the backbone into the
+    optimizer as if it trained from the start. With `ddp`, find_unused_parameters must be on.
+
+    It logs `phase/backbone_trainable` and `phase/backbone_learning_rate` (the largest, if the backbone has several
+    parameter groups) at every step.
+
+    Args:
+        backbone: Names of the parts to freeze, as attributes of the LightningModule, for example `["generator"]` or
+            `["generator.blocks", "generator.head"]`.
+        unfreeze_at_step: Optimizer step (`trainer.global_step`) from which on the backbone trains.
+        unfreeze_at_epoch: Epoch from which on the backbone trains.
+        monitor: Name of a logged metric: the backbone trains once validation has stopped improving it. Give exactly
+            one of `unfreeze_at_step`, `unfreeze_at_epoch` and `monitor`.
+        patience: Number of validations in a row without improvement of `monitor` that make a plateau.
+        min_delta: Smallest change of `monitor` that counts as an improvement.
+        mode: Whether `monitor` improves when it gets smaller (`min`) or larger (`max`).
+        warmup_steps: Number of steps over which the learning rate of the backbone rises linearly once it trains: the
+            first step takes 1 / warmup_steps of it, step number warmup_steps all of it.
+        learning_rate: Learning rate of the backbone, in place of the initial one of its parameter group: a scheduler
+            scales it as it scales the group's. By default the group keeps its own.
+
+    Raises:
+        ValueError: If the arguments contradict each other or are out of range.
+        MisconfigurationException: If the LightningModule, its optimizers or the strategy do not fit.
+
+    Example::
+
+        trainer:
+          callbacks:
+            - class_path: lightning_action.callbacks.FreezeBackboneFirst
+              init_args:
+                backbone: [generator]
+                unfreeze_at_step: 2000
+                warmup_steps: 500
+                learning_rate: 1.0e-5
+    """
+
+    def __init__(
+        self,
+        backbone: list[str],
+        unfreeze_at_step: int | None = None,
+        unfreeze_at_epoch: int | None = None,
+        monitor: str | None = None,
+        patience: int = 3,
+        min_delta: float = 0.0,
+        mode: Literal["min", "max"] = "min",
+        warmup_steps: int = 0,
+        learning_rate: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(backbone, list) or not backbone:
+            raise ValueError(f"backbone must be a list with at least one attribute name, got {backbone!r}")
+        switches = {"unfreeze_at_step": unfreeze_at_step, "unfreeze_at_epoch": unfreeze_at_epoch, "monitor": monitor}
+        given = {name: value for name, value in switches.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"Give exactly one of {', '.join(switches)}, got {given or 'none of them'}")
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
+        _check_at_least(0, unfreeze_at_step=unfreeze_at_step, unfreeze_at_epoch=unfreeze_at_epoch)
+        _check_at_least(0, min_delta=min_delta, warmup_steps=warmup_steps)
+        _check_at_least(1, patience=patience)
+        if learning_rate is not None and learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
+
+        self.backbone = backbone
+        self.unfreeze_at_step = unfreeze_at_step
+        self.unfreeze_at_epoch = unfreeze_at_epoch
+        self.monitor = monitor
+        self.patience = patience
+        self.min_delta = min_delta
+        self.mode = mode
+        self.warmup_steps = warmup_steps
+        self.learning_rate = learning_rate
+
+        # Kept in checkpoints.
+        self._unfrozen_at: int | None = None
+        self._best = math.inf if mode == "min" else -math.inf
+        self._num_bad_validations = 0
+
+        # Known only during a fit.
+        self._frozen: bool | None = None
+        self._parameters: set[nn.Parameter] = set()
+        self._norms: list[nn.Module] = []
+        self._groups: list[_BackboneGroup] = []
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(backbone=self.backbone)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "unfrozen_at": self._unfrozen_at,
+            "best": self._best,
+            "num_bad_validations": self._num_bad_validations,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._unfrozen_at = state_dict["unfrozen_at"]
+        self._best = state_dict["best"]
+        self._num_bad_validations = state_dict["num_bad_validations"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepares the optimizers, which exist here, but have not been restored from a checkpoint yet."""
+        _check_parts_exist(pl_module, self.backbone)
+        # Shared parameters and modules have several names, and one inside the backbone is enough.
+        parameters = pl_module.named_parameters(remove_duplicate=False)
+        modules = pl_module.named_modules(remove_duplicate=False)
+        self._parameters = {p for name, p in parameters if self._is_backbone(name) and p.requires_grad}
+        self._norms = [m for name, m in modules if self._is_backbone(name) and isinstance(m, _BatchNorm) and m.training]
+        for optimizer in trainer.optimizers:
+            if self._has_own_learning_rate:
+                self._split_mixed_groups(trainer, optimizer)
+            holds_backbone = [not self._parameters.isdisjoint(group["params"]) for group in optimizer.param_groups]
+            self._groups += [_BackboneGroup(optimizer, index) for index in compress(count(), holds_backbone)]
+            if any(holds_backbone):
+                _materialize_state(optimizer)
+        self._check_something_to_train(pl_module)
+        self._remember_initial_learning_rates()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor is not None and not trainer.enable_validation:
+            raise MisconfigurationException(
+                f"FreezeBackboneFirst(monitor={self.monitor!r}) waits for a plateau over validations, but this fit runs"
+                " none. Give it validation data, or unfreeze_at_step or unfreeze_at_epoch."
+            )
+        # Again, because a checkpoint of a fit without this callback replaces the groups of the optimizer.
+        self._remember_initial_learning_rates()
+        if self._has_own_learning_rate:
+            for group in self._groups:
+                group.replace_learning_rate(partial(self._learning_rate, trainer))
+        self._apply_phase(trainer, pl_module)
+        if self._frozen:
+            _check_unused_parameters_are_found(trainer.model)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._apply_phase(trainer, pl_module)
+        learning_rates = [float(self._learning_rate(trainer, group.options)) for group in self._groups]
+        pl_module.log("phase/backbone_trainable", 0.0 if self._frozen else 1.0)
+        pl_module.log("phase/backbone_learning_rate", 0.0 if self._frozen else max(learning_rates))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        validates_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if self.monitor is None or self._unfrozen_at is not None or not validates_fit:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            raise MisconfigurationException(
+                f"FreezeBackboneFirst(monitor={self.monitor!r}): no such metric was logged."
+                f" Available: {', '.join(sorted(trainer.callback_metrics)) or 'none'}"
+            )
+        # All ranks must switch at the same step, even if the metric was logged without sync_dist.
+        self._count_validation(trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor])))
+        if self._num_bad_validations >= self.patience:
+            self._unfrozen_at = trainer.global_step
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._release(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._release(pl_module)
+
+    @property
+    def _has_own_learning_rate(self) -> bool:
+        return self.warmup_steps > 0 or self.learning_rate is not None
+
+    def _is_backbone(self, name: str) -> bool:
+        return any(name == part or name.startswith(f"{part}.") for part in self.backbone)
+
+    def _apply_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Freezes or unfreezes the backbone, as the progress of the fit and nothing else demands."""
+        self._update_unfrozen_at(trainer)
+        parts, was_frozen, self._frozen = _quoted(self.backbone), self._frozen, self._unfrozen_at is None
+        if self._frozen:
+            self._freeze()
+            if not was_frozen:
+                _drop_gathered_parameters(pl_module)
+                rank_zero_info(f"FreezeBackboneFirst: {parts} is frozen until {self._describe_switch()}.")
+        elif was_frozen:
+            self._unfreeze(pl_module)
+            _drop_gathered_parameters(pl_module)
+            rank_zero_info(f"FreezeBackboneFirst: {parts} trains from step {self._unfrozen_at} on.")
+
+    def _update_unfrozen_at(self, trainer: Trainer) -> None:
+        if self.unfreeze_at_step is not None:
+            self._unfrozen_at = self.unfreeze_at_step if trainer.global_step >= self.unfreeze_at_step else None
+        elif self.unfreeze_at_epoch is not None:
+            if trainer.current_epoch < self.unfreeze_at_epoch:
+                self._unfrozen_at = None
+            elif self._unfrozen_at is None:
+                self._unfrozen_at = trainer.global_step
+
+    def _describe_switch(self) -> str:
+        if self.unfreeze_at_step is not None:
+            return f"step {self.unfreeze_at_step}"
+        if self.unfreeze_at_epoch is not None:
+            return f"epoch {self.unfreeze_at_epoch}"
+        return f"{self.monitor} has not improved for {self.patience} validations"
+
+    def _freeze(self) -> None:
+        # At every batch, because a module may call requires_grad_() or train() on all of itself in a hook of its own.
+        for parameter in self._parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for norm in self._norms:
+            norm.eval()
+
+    def _unfreeze(self, pl_module: LightningModule) -> None:
+        for parameter in self._parameters:
+            parameter.requires_grad_(True)
+        for norm in self._norms:
+            norm.train(pl_module.training)
+
+    def _count_validation(self, value: float) -> None:
+        gain = self._best - value if self.mode == "min" else value - self._best
+        if gain > self.min_delta:
+            self._best, self._num_bad_validations = value, 0
+        else:
+            self._num_bad_validations += 1
+
+    def _learning_rate(self, trainer: Trainer, options: dict[str, Any]) -> float | Tensor:
+        """Returns the learning rate with which a parameter group of the backbone takes the step that follows."""
+        learning_rate: float | Tensor = options["lr"]
+        if self._unfrozen_at is None:
+            return learning_rate
+        if self.learning_rate is not None:
+            learning_rate = self.learning_rate * (learning_rate / options["initial_lr"])
+        if self.warmup_steps > 0:
+            learning_rate = learning_rate * min(1.0, (trainer.global_step - self._unfrozen_at + 1) / self.warmup_steps)
+        return learning_rate
+
+    def _remember_initial_learning_rates(self) -> None:
+        """Keeps the initial learning rates where schedulers keep them, which is also where checkpoints hold them."""
+        if self.learning_rate is None:
+            return
+        for group in self._groups:
+            if group.options.setdefault("initial_lr", group.options["lr"]) == 0:
+                raise MisconfigurationException(
+                    f"FreezeBackboneFirst(learning_rate={self.learning_rate}) stands in for the initial learning rate"
+                    f" of the backbone's parameter group, which must not be 0. Parameter group {group.index} of"
+                    f" {type(group.optimizer).__name__} starts at 0."
+                )
+
+    def _split_mixed_groups(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        """Moves the backbone out of the groups it shares, always to the same place: a resumed fit does it again."""
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for index, group in enumerate(list(optimizer.param_groups)):
+            in_backbone = [parameter in self._parameters for parameter in group["params"]]
+            others = {parameter for parameter in group["params"] if parameter.requires_grad} - self._parameters
+            if not any(in_backbone) or not others:
+                continue
+            # Schedulers count the groups when they are built. Most leave a mark, even those the trainer does not know.
+            if "initial_lr" in group or any(scheduler.optimizer is optimizer for scheduler in schedulers):
+                raise MisconfigurationException(_mixed_group_message(optimizer, index, self.backbone))
+            _split_group(optimizer, group, in_backbone)
+
+    def _check_something_to_train(self, pl_module: LightningModule) -> None:
+        if not self._parameters:
+            raise MisconfigurationException(
+                f"No parameter of {_quoted(self.backbone)} requires grad when the fit starts, so there is nothing to"
+                " unfreeze later. Leave the freezing to FreezeBackboneFirst."
+            )
+        if not self._groups:
+            raise MisconfigurationException(
+                f"No optimizer of {type(pl_module).__name__} holds a parameter of {_quoted(self.backbone)}, so it would"
+                " never train. Put the backbone into configure_optimizers as if it trained from the start."
+            )
+
+    def _release(self, pl_module: LightningModule) -> None:
+        """Leaves the module as the fit found it, so that another fit can start from it, and drops all references."""
+        for group in self._groups:
+            group.restore_learning_rate()
+        if self._frozen:
+            self._unfreeze(pl_module)
+        self._frozen, self._parameters, self._norms, self._groups = None, set(), [], []
+
+
+class _BackboneGroup:
+    """One parameter group of an optimizer, found by its index: loading a checkpoint replaces the group itself."""
+
+    def __init__(self, optimizer: Optimizer, index: int) -> None:
+        self.optimizer = optimizer
+        self.index = index
+        self._scheduled: float | Tensor | None = None
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.optimizer.param_groups[self.index]
+
+    def replace_learning_rate(self, learning_rate: Callable[[dict[str, Any]], float | Tensor]) -> None:
+        """Gives the group another learning rate during each step, and only then: schedulers never see it."""
+
+        def before_step(*_: Any) -> None:
+            self._put_back()
+            self._scheduled = self.options["lr"]
+            self.options["lr"] = learning_rate(self.options)
+
+        def after_step(*_: Any) -> None:
+            self._put_back()
+
+        self._handles = [
+            self.optimizer.register_step_pre_hook(before_step),
+            self.optimizer.register_step_post_hook(after_step),
+        ]
+
+    def restore_learning_rate(self) -> None:
+        """Undoes `replace_learning_rate`, also after a step that failed half-way."""
+        self._put_back()
+        for handle in self._handles:
+            handle.remove()
+
+    def _put_back(self) -> None:
+        if self._scheduled is not None:
+            self.options["lr"], self._scheduled = self._scheduled, None
+
+
+@torch.no_grad()
+def _materialize_state(optimizer: Optimizer) -> None:
+    """Creates the state that the optimizer would create at its first step, for all its parameters, and moves none.
+
+    Parameters that have not trained yet have no state, and checkpoints of sharded parameters can only be restored into
+    an optimizer with the same entries. All of them, because torch creates what is missing in all or in none.
+    """
+    if isinstance(optimizer, _UNSUPPORTED_OPTIMIZERS):
+        raise MisconfigurationException(
+            f"FreezeBackboneFirst cannot prepare the state of {type(optimizer).__name__} for a backbone that trains"
+            " later. Use another optimizer, such as torch.optim.AdamW."
+        )
+    groups = optimizer.param_groups
+    fresh = [p for group in groups for p in group["params"] if p.requires_grad and p not in optimizer.state]
+    options: list[dict[str, Any]] = [{key: g[key] for key in ("lr", "weight_decay") if key in g} for g in groups]
+    optimizer.zero_grad(set_to_none=True)
+    for group, kept in zip(groups, options, strict=True):
+        group.update(dict.fromkeys(kept, 0.0))
+    for parameter in fresh:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, kept in zip(groups, options, strict=True):
+        group.update(kept)
+    for parameter in fresh:
+        state = optimizer.state[parameter]
+        for key in state.keys() & _INITIAL_STATE.keys():
+            if isinstance(state[key], Tensor):
+                state[key].fill_(_INITIAL_STATE[key])
+            else:
+                state[key] = type(state[key])(_INITIAL_STATE[key])
+
+
+def _split_group(optimizer: Optimizer, group: dict[str, Any], in_backbone: list[bool]) -> None:
+    """Moves some parameters of a group into a new one with the same options, at the end of the optimizer."""
+    options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    if "name" in options:
+        # Two groups of one name are an error to LearningRateMonitor.
+        options["name"] = f"{options['name']}_backbone"
+    moved: list[Any] = list(compress(group["params"], in_backbone))
+    stays = [not inside for inside in in_backbone]
+    group["params"] = list(compress(group["params"], stays))
+    if "param_names" in group:
+        moved = list(zip(compress(group["param_names"], in_backbone), moved, strict=True))
+        group["param_names"] = list(compress(group["param_names"], stays))
+    optimizer.add_param_group({**options, "params": moved})
+
+
+def _mixed_group_message(optimizer: Optimizer, index: int, backbone: list[str]) -> str:
+    name = type(optimizer).__name__
+    prefixes = ", ".join(f'"{part}."' for part in backbone)
+    return f"""\
+Parameter group {index} of {name} holds parameters of {_quoted(backbone)} together with others. A learning rate or a
+warm-up of its own needs a group of its own, and FreezeBackboneFirst cannot split a group that a learning rate scheduler
+is attached to. Split it in configure_optimizers:
+
+    backbone = [p for name, p in self.named_parameters() if name.startswith(({prefixes},))]
+    others = [p for name, p in self.named_parameters() if not name.startswith(({prefixes},))]
+    {name}([{{"name": "others", "params": others}}, {{"name": "backbone", "params": backbone}}], ...)"""
+
+
+def _check_parts_exist(pl_module: LightningModule, parts: Iterable[str]) -> None:
+    names = {name for name, _ in pl_module.named_modules(remove_duplicate=False) if name}
+    names |= {name for name, _ in pl_module.named_parameters(remove_duplicate=False)}
+    for part in parts:
+        if part not in names:
+            has = sorted(name for name in names if name.count(".") <= part.count("."))
+            raise MisconfigurationException(
+                f"{type(pl_module).__name__} has no part {part!r} when the fit starts. It has: {', '.join(has)}"
+            )
+
+
+def _check_unused_parameters_are_found(model: nn.Module | None) -> None:
+    if not isinstance(model, DistributedDataParallel):
+        return
+    if not model.find_unused_parameters or model.static_graph:
+        raise MisconfigurationException(
+            "FreezeBackboneFirst leaves parameters without gradient that DistributedDataParallel waits for. Use the"
+            " strategy ddp_find_unused_parameters_true (and no static_graph)."
+        )
+
+
+def _drop_gathered_parameters(pl_module: LightningModule) -> None:
+    """Makes FSDP2 gather its parameters again, as those that it still holds keep the requires_grad they came with.
+
+    A module that has not gone through a backward pass, because it was validated or is frozen, holds on to them.
+    """
+    for module in pl_module.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _check_at_least(minimum: int, **arguments: float | None) -> None:
+    for name, value in arguments.items():
+        if value is not None and value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,324 @@
+"""Videos as people look at them: enlarged, side by side, with the commanded action; and files that are whole or absent.
+
+A video is `[T, 3, H, W]`, floats in [0, 1] or uint8; what comes out of a function that draws is uint8.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+from uuid import uuid4
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw, ImageFont
+
+Badge: TypeAlias = "Callable[[Tensor | None], Image.Image]"
+"""Draws an action row, or that there is none, on a small picture of a constant size."""
+
+CAPTION_HEIGHT = 24
+GAP = 8
+
+_BACKGROUND = (24, 24, 24)
+_WHITE = (255, 255, 255)
+_SHADE = (0, 0, 0, 150)
+_POSITIVE = (255, 150, 30)
+_NEGATIVE = (80, 180, 255)
+# Pillow draws without smoothing: badges are drawn this much larger, then scaled down.
+_OVERSAMPLING = 4
+
+
+def to_uint8(video: Tensor) -> Tensor:
+    """Floats in [0, 1] to uint8 on the CPU; what is uint8 already stays as it is."""
+    if video.dtype != torch.uint8:
+        video = (video.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return video.cpu()
+
+
+def enlarge(video: Tensor, min_side: int = 240) -> Tensor:
+    """Repeats pixels until the shorter side has at least `min_side` of them, so that each stays a sharp square."""
+    factor = max(1, -(-min_side // min(video.shape[-2:])))
+    return video.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+
+
+def shrink(video: Tensor, max_side: int) -> Tensor:
+    """Averages squares of pixels until the longer side has at most `max_side` of them; gives floats or the original."""
+    factor = -(-max(video.shape[-2:]) // max_side)
+    if factor == 1:
+        return video
+    video = video.float() / 255 if video.dtype == torch.uint8 else video.float()
+    return F.avg_pool2d(video, factor, ceil_mode=True, count_include_pad=False)
+
+
+def side_by_side(videos: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
+    """Videos of one length and height from left to right, each under its caption: `[T, 3, CAPTION_HEIGHT + H, ...]`.
+
+    Raises:
+        ValueError: if the videos differ in length or height, or there is not one caption for each.
+    """
+    sizes = [tuple(video.shape) for video in videos]
+    if len({(size[0], size[2]) for size in sizes}) != 1 or len(captions) != len(videos):
+        raise ValueError(f"Expected videos of one length and height and a caption each, got {sizes} and {captions}")
+    columns = []
+    for video, caption in zip(videos, captions, strict=True):
+        strip = _caption(caption, width=video.shape[-1]).expand(len(video), -1, -1, -1)
+        columns += [_gap(strip, video), torch.cat([strip, to_uint8(video)], dim=-2)]
+    return torch.cat(columns[1:], dim=-1)
+
+
+def action_of_frame(num_rows: int, num_frames: int) -> list[int | None]:
+    """The action row that each pixel frame shows: the one that led to it.
+
+    - One row fewer than frames: row k leads from frame k to k + 1, and nothing led to frame 0.
+    - As many rows as frames: row k is recorded with frame k.
+    - Fewer: one row for each latent frame; frame 0 is the first latent frame, every later one is equally many frames.
+
+    Raises:
+        ValueError: if there are more rows than frames.
+    """
+    if num_rows > num_frames:
+        raise ValueError(f"Expected at most one action row for each frame, got {num_rows} rows for {num_frames} frames")
+    if num_rows == num_frames:
+        return list(range(num_frames))
+    if num_rows == num_frames - 1:
+        return [None, *range(num_rows)]
+    if num_rows == 0:
+        return [None] * num_frames
+    # Whole numbers round exactly: ceil(t / r) with r = (num_frames - 1) / (num_rows - 1).
+    return [-(-frame * (num_rows - 1) // (num_frames - 1)) for frame in range(num_frames)]
+
+
+def draw_actions(video: Tensor, action: Tensor) -> Tensor:
+    """Draws into the lower left corner of every frame which action led to it.
+
+    Two floating point columns are a joystick, x to the right and y down; one column of whole numbers is a class; all
+    else is a bar for each column. Joystick and bars are scaled to the largest values of the video.
+
+    Args:
+        video: at least 160 pixels high and wide, or the drawing is cut off; see `enlarge`.
+        action: `[rows, columns]`; see `action_of_frame` for which frame shows which row.
+    """
+    action = action.detach().cpu()
+    rows = action.float().nan_to_num()
+    short_side = min(video.shape[-2:])
+    margin = round(0.04 * short_side)
+    # Small, because it hides what is behind it, but not too small to see.
+    size = round(min(max(0.22 * short_side, 48), 96))
+    is_joystick = rows.shape[-1] == 2 and action.is_floating_point()
+    badge = _choose_badge(rows, is_joystick, size, max_width=video.shape[-1] - 2 * margin)
+    frames = []
+    for frame, index in zip(to_uint8(video), action_of_frame(len(rows), len(video)), strict=True):
+        row = None if index is None else rows[index]
+        frames.append(_draw_badge(frame, badge(row), _describe(row, is_joystick), margin))
+    return torch.stack(frames)
+
+
+def to_image(frame: Tensor) -> Image.Image:
+    """A frame `[3, H, W]` as a Pillow image."""
+    from PIL import Image
+
+    return Image.fromarray(to_uint8(frame).permute(1, 2, 0).contiguous().numpy())
+
+
+def from_image(image: Image.Image) -> Tensor:
+    """A Pillow image as a uint8 frame `[3, H, W]`."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+@lru_cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font that Pillow brings along, so that no file is needed."""
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
+
+
+def make_folder(folder: Path, owner: str) -> None:
+    """Creates a folder, if needed, and makes sure that files can be written into it.
+
+    Args:
+        folder: where files will be written.
+        owner: who wants to write there, and which argument says so, for the message.
+
+    Raises:
+        MisconfigurationException: if that is impossible; it says why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MisconfigurationException(f"{owner} must be a folder that can be written to: {error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to, which takes the place of `path` if all goes well and vanishes if not."""
+    # In the same folder, or the replacement would not be atomic; not by `tempfile`, whose files nobody else may read.
+    temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_mp4(path: Path, frames: Tensor, fps: int) -> None:
+    """Writes a video as H.264 that browsers play; odd sizes grow by one pixel, as the format has none.
+
+    Args:
+        path: the file, replaced as a whole.
+        frames: `[T, 3, H, W]`.
+        fps: frames per second.
+    """
+    import av
+    from av.video.reformatter import VideoReformatter
+
+    frames = _pad_to_even(to_uint8(frames))
+    reformatter = VideoReformatter()
+    options = {"movflags": "+faststart"}
+    with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast"})
+        stream.height, stream.width = frames.shape[-2:]
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = 16
+        for frame in frames.permute(0, 2, 3, 1):
+            picture = av.VideoFrame.from_ndarray(frame.contiguous().numpy(), format="rgb24")
+            # Otherwise every frame makes a converter of its own, with threads of its own.
+            picture = reformatter.reformat(picture, format="yuv420p", threads=1)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+
+
+def write_png(path: Path, image: Tensor) -> None:
+    """Writes one frame `[3, H, W]`; the file is replaced as a whole."""
+    with replacing(path) as temporary:
+        to_image(image).save(temporary, format="PNG", optimize=True)
+
+
+def write_gif(path: Path, frames: Tensor, fps: int) -> None:
+    """Writes a video that repeats for ever, as small as a GIF gets; the file is replaced as a whole."""
+    from PIL import Image
+
+    images = [to_image(frame) for frame in frames]
+    # One palette for all, and no dithering: what does not move then costs nothing from frame to frame.
+    samples = frames[:: -(-len(frames) // 16)]
+    palette = to_image(torch.cat(list(samples), dim=-1)).quantize(256, method=Image.Quantize.MEDIANCUT)
+    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    with replacing(path) as temporary:
+        images[0].save(
+            temporary, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
+        )
+
+
+def _caption(text: str, width: int) -> Tensor:
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (width, CAPTION_HEIGHT), _BACKGROUND)
+    centre = (width / 2, CAPTION_HEIGHT / 2)
+    ImageDraw.Draw(image).text(centre, text, fill=_WHITE, font=font(15), anchor="mm")
+    return from_image(image)
+
+
+def _gap(strip: Tensor, video: Tensor) -> Tensor:
+    colour = torch.tensor(_BACKGROUND, dtype=torch.uint8)
+    return colour[:, None, None].expand(len(video), -1, strip.shape[-2] + video.shape[-2], GAP)
+
+
+def _pad_to_even(frames: Tensor) -> Tensor:
+    frames = torch.cat([frames, frames[..., frames.shape[-1] - frames.shape[-1] % 2 :]], dim=-1)
+    return torch.cat([frames, frames[..., frames.shape[-2] - frames.shape[-2] % 2 :, :]], dim=-2)
+
+
+def _choose_badge(rows: Tensor, is_joystick: bool, size: int, max_width: int) -> Badge:
+    num_columns = rows.shape[-1]
+    if is_joystick:
+        return partial(_joystick, size=size, longest=_largest(rows.norm(dim=-1)))
+    if num_columns == 1 and bool((rows == rows.round()).all()):
+        return partial(_class_number, size=size)
+    largest = torch.tensor([_largest(column) for column in rows.abs().unbind(-1)])
+    width = min(max_width, max(size, num_columns * size // 5))
+    return partial(_bars, size=(width, size), largest=largest, signed=bool((rows < 0).any()))
+
+
+def _largest(values: Tensor) -> float:
+    """The largest value, or 1 if there is nothing but zeros: for dividing by."""
+    return (float(values.max()) if len(values) else 0.0) or 1.0
+
+
+def _describe(row: Tensor | None, is_joystick: bool) -> str:
+    if row is None:
+        return "no action"
+    return "action\nx {:+.2f}\ny {:+.2f}".format(*row.tolist()) if is_joystick else "action"
+
+
+def _draw_badge(frame: Tensor, badge: Image.Image, text: str, margin: int) -> Tensor:
+    from PIL import ImageDraw
+
+    image = to_image(frame)
+    top = image.height - margin - badge.height
+    image.paste(badge, (margin, top), badge)
+    size = min(24, max(12, badge.height // 4))
+    # Above a badge that leaves no room beside it.
+    beside = margin + badge.width + 6 * size < image.width
+    place = (margin + badge.width + size // 2, image.height - margin) if beside else (margin, top - 2)
+    draw = ImageDraw.Draw(image)
+    draw.text(place, text, fill=_WHITE, font=font(size), anchor="ld", stroke_width=1, stroke_fill=_BACKGROUND)
+    return from_image(image)
+
+
+def _canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGBA", (width * _OVERSAMPLING, height * _OVERSAMPLING))
+    return image, ImageDraw.Draw(image)
+
+
+def _smooth(image: Image.Image) -> Image.Image:
+    return image.reduce(_OVERSAMPLING)
+
+
+def _joystick(row: Tensor | None, size: int, longest: float) -> Image.Image:
+    image, draw = _canvas(size, size)
+    radius = image.width / 2
+    line = image.width // 24
+    draw.ellipse((0, 0, image.width - 1, image.height - 1), fill=_SHADE, outline=_WHITE, width=line)
+    if row is not None:
+        x, y = (radius + 0.7 * radius * value / longest for value in row.tolist())
+        draw.line((radius, radius, x, y), fill=_POSITIVE, width=3 * line)
+        for centre, share, colour in (((radius, radius), 0.1, _WHITE), ((x, y), 0.22, _POSITIVE)):
+            draw.circle(centre, share * radius, fill=colour)
+    return _smooth(image)
+
+
+def _bars(row: Tensor | None, size: tuple[int, int], largest: Tensor, signed: bool) -> Image.Image:
+    image, draw = _canvas(*size)
+    draw.rectangle((0, 0, image.width, image.height), fill=_SHADE)
+    reach = image.height / 2 if signed else image.height
+    base = reach
+    pitch = image.width / len(largest)
+    for column, share in enumerate([] if row is None else (row / largest).tolist()):
+        top, bottom = sorted((base, base - 0.9 * reach * share))
+        left = (column + 0.15) * pitch
+        draw.rectangle((left, top, left + 0.7 * pitch, bottom), fill=_POSITIVE if share > 0 else _NEGATIVE)
+    draw.line((0, base, image.width, base), fill=_WHITE, width=image.height // 24)
+    return _smooth(image)
+
+
+def _class_number(row: Tensor | None, size: int) -> Image.Image:
+    image, draw = _canvas(size, size)
+    draw.rounded_rectangle((0, 0, image.width - 1, image.height - 1), radius=image.width // 6, fill=_SHADE)
+    text = "-" if row is None else f"{row.item():g}"
+    draw.text((image.width / 2, image.height / 2), text, fill=_POSITIVE, font=font(image.height // 2), anchor="mm")
+    return _smooth(image)

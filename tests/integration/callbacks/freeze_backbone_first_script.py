@@ -1,0 +1,236 @@
+"""Fits on two processes, stopped and resumed on either side of the switch; writes what happened as JSON.
+
+Run by test_freeze_backbone_first_distributed.py as `python -m torch.distributed.run --nproc-per-node 2 <this> FOLDER`.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_action.callbacks import FreezeBackboneFirst
+
+STEPS_PER_EPOCH, EPOCHS = 3, 4
+PLAN: dict[str, Any] = {"backbone": ["net.backbone"], "warmup_steps": 4, "learning_rate": 0.03}
+# All of them switch at step 6, between epochs 1 and 2.
+STEP: dict[str, Any] = {"unfreeze_at_step": 2 * STEPS_PER_EPOCH}
+PLATEAU: dict[str, Any] = {"monitor": "score", "patience": 1}
+
+
+def ddp() -> Strategy:
+    return DDPStrategy(find_unused_parameters=True)
+
+
+def fsdp2_sharded() -> Strategy:
+    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+
+
+def fsdp2_full() -> Strategy:
+    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+
+class Layout(NamedTuple):
+    """How the module is put together: what its optimizer and FSDP2 see."""
+
+    one_group: bool = False  # backbone and head share a parameter group, which the callback has to split
+    one_root: bool = False  # backbone and head are sharded as one module with sharded parts, else as two
+    reduces_on_plateau: bool = False  # the scheduler is the one that keeps no initial learning rate in the groups
+
+
+SCENARIOS: dict[str, tuple[Callable[[], Strategy], dict[str, Any], Layout]] = {
+    "ddp_step": (ddp, STEP, Layout()),
+    "ddp_plateau": (ddp, PLATEAU, Layout(one_group=True)),
+    "fsdp2_sharded_step": (fsdp2_sharded, STEP, Layout(one_group=True, one_root=True)),
+    "fsdp2_sharded_plateau": (fsdp2_sharded, PLATEAU, Layout(reduces_on_plateau=True)),
+    "fsdp2_full_step": (fsdp2_full, STEP, Layout()),
+    "fsdp2_full_plateau": (fsdp2_full, PLATEAU, Layout(one_group=True, one_root=True)),
+}
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 4))
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.backbone(inputs))
+        return outputs
+
+
+class TwoParts(LightningModule):
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout = layout
+        self.net: Net | None = None
+
+    def configure_model(self) -> None:
+        if self.net is not None:
+            return
+        torch.manual_seed(0)
+        self.net = Net()
+        if self.device_mesh is not None:
+            inner, root = (
+                (self.net.backbone[0], self.net) if self.layout.one_root else (self.net.head, self.net.backbone)
+            )
+            fully_shard(inner, mesh=self.device_mesh["data_parallel"])
+            fully_shard(root, mesh=self.device_mesh["data_parallel"])
+
+    def loss(self, batch: list[Tensor]) -> Tensor:
+        assert self.net is not None
+        inputs, targets = batch
+        loss: Tensor = (self.net(inputs) - targets).square().mean()
+        return loss
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.log("ones", 1.0)
+        return self.loss(batch)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.loss(batch)
+        # Rank 0 sees a plateau. Rank 1 alone would not, so the ranks have to agree.
+        self.log("score", 1.0 - self.global_rank * self.trainer.current_epoch)
+
+    def configure_optimizers(self) -> Any:
+        assert self.net is not None
+        if self.layout.one_group:
+            return torch.optim.AdamW(self.parameters(), lr=0.05, weight_decay=0.5)
+        groups = [{"name": name, "params": list(part.parameters())} for name, part in self.net.named_children()]
+        optimizer = torch.optim.AdamW(groups, lr=0.05, weight_decay=0.5)
+        if self.layout.reduces_on_plateau:
+            reduces = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=3)
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": reduces, "interval": "step", "monitor": "ones"},
+            }
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=2 * STEPS_PER_EPOCH * EPOCHS)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class Movement(Callback):
+    """Counts the steps until the backbone moves for the first time."""
+
+    def __init__(self) -> None:
+        self.first_step: int | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # As the optimizer sees them: FSDP2 shows gathered copies in their place while it holds some.
+        self.parameters = [p for name, p in pl_module.named_parameters() if name.startswith("net.backbone.")]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.start = [local(parameter) for parameter in self.parameters]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.first_step is None and not equal([local(parameter) for parameter in self.parameters], self.start):
+            self.first_step = trainer.global_step - 1
+
+
+def local(value: Any) -> Any:
+    value = value.to_local() if isinstance(value, DTensor) else value
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def full(parameter: Tensor) -> Tensor:
+    return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().clone()
+
+
+def fit(
+    folder: Path, strategy: Strategy, layout: Layout, switch: dict[str, Any], *callbacks: Callback, **options: Any
+) -> Trainer:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(2 * 4 * STEPS_PER_EPOCH, 6, generator=generator)
+    loader = DataLoader(TensorDataset(inputs, inputs.sum(dim=1, keepdim=True)), batch_size=4)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        callbacks=[FreezeBackboneFirst(**PLAN, **switch), *callbacks],
+        max_epochs=EPOCHS,
+        logger=False,
+        enable_checkpointing=bool(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(TwoParts(layout), loader, loader, **options)
+    return trainer
+
+
+def final_state(trainer: Trainer) -> list[Any]:
+    """Returns this rank's parameters and optimizer state, in an order that does not change."""
+    optimizer = trainer.optimizers[0]
+    state: list[Any] = []
+    for group in optimizer.param_groups:
+        state += [group["lr"], *map(local, group["params"])]
+        state += [local(optimizer.state[p][key]) for p in group["params"] for key in sorted(optimizer.state[p])]
+    return state
+
+
+def equal(one: list[Any], other: list[Any]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+
+
+def on_all_ranks(value: bool) -> bool:
+    values = [value, value]
+    torch.distributed.all_gather_object(values, value)
+    return all(values)
+
+
+def ranks_agree(trainer: Trainer) -> bool:
+    """Compares with what rank 0 has."""
+    agree = True
+    for parameter in (p for group in trainer.optimizers[0].param_groups for p in group["params"]):
+        mine = full(parameter)
+        of_rank_zero = mine.clone()
+        torch.distributed.broadcast(of_rank_zero, src=0)
+        agree = agree and torch.equal(mine, of_rank_zero)
+    return on_all_ranks(agree)
+
+
+def observe(folder: Path, build: Callable[[], Strategy], switch: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    movement = Movement()
+    # At the end of the epoch, because Lightning reduces on plateau only after the validation.
+    checkpoint = ModelCheckpoint(folder, "{epoch}", every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=True)
+    trainer = fit(folder, build(), layout, switch, movement, checkpoint)
+    uninterrupted = final_state(trainer)
+    facts: dict[str, Any] = {"first_step": movement.first_step, "ranks_agree": ranks_agree(trainer), "resumed": {}}
+    for epoch in range(EPOCHS - 1):
+        resumed = fit(folder, build(), layout, switch, ckpt_path=folder / f"epoch={epoch}.ckpt")
+        facts["resumed"][str(epoch)] = on_all_ranks(equal(final_state(resumed), uninterrupted))
+    if switch is STEP:
+        later = fit(folder, build(), layout, {"unfreeze_at_step": STEP["unfreeze_at_step"] + 1})
+        facts["equal_with_another_switch"] = on_all_ranks(equal(final_state(later), uninterrupted))
+    return facts
+
+
+def refusal(folder: Path, strategy: Strategy) -> str:
+    try:
+        fit(folder, strategy, Layout(), STEP)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+def main(folder: Path) -> None:
+    facts: dict[str, Any] = {name: observe(folder / name, *scenario) for name, scenario in SCENARIOS.items()}
+    facts["refused_without_find_unused_parameters"] = refusal(folder, DDPStrategy())
+    facts["refused_with_static_graph"] = refusal(folder, DDPStrategy(find_unused_parameters=True, static_graph=True))
+    if torch.distributed.get_rank() == 0:
+        (folder / "facts.json").write_text(json.dumps(facts))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

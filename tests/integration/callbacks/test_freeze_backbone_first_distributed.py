@@ -1,0 +1,54 @@
+"""FreezeBackboneFirst on two processes: replicated (DDP) and sharded (FSDP2) parameters, with gloo on the CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPT = Path(__file__).with_name("freeze_backbone_first_script.py")
+REPLICATED = ["ddp_step", "ddp_plateau"]
+SHARDED = ["fsdp2_sharded_step", "fsdp2_sharded_plateau", "fsdp2_full_step", "fsdp2_full_plateau"]
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the script saw: one launch for all tests, because starting the processes takes longer than the fits."""
+    folder = tmp_path_factory.mktemp("freeze_backbone_first")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [*command, str(SCRIPT), str(folder)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-5000:]
+    seen: dict[str, Any] = json.loads((folder / "facts.json").read_text())
+    return seen
+
+
+@pytest.mark.parametrize("scenario", REPLICATED + SHARDED)
+def test_backbone_moves_from_the_switch_on_and_all_ranks_agree(facts: dict[str, Any], scenario: str) -> None:
+    assert facts[scenario]["first_step"] == 6
+    assert facts[scenario]["ranks_agree"]
+
+
+@pytest.mark.parametrize("scenario", REPLICATED + SHARDED)
+def test_resumed_fit_equals_uninterrupted_fit(facts: dict[str, Any], scenario: str) -> None:
+    # After epoch 0 the backbone is frozen, after epoch 1 it is about to train, after epoch 2 it is in its warm-up.
+    assert facts[scenario]["resumed"] == {"0": True, "1": True, "2": True}
+
+
+@pytest.mark.parametrize("scenario", ["ddp_step", "fsdp2_sharded_step", "fsdp2_full_step"])
+def test_another_switch_gives_other_weights(facts: dict[str, Any], scenario: str) -> None:
+    assert not facts[scenario]["equal_with_another_switch"]
+
+
+@pytest.mark.parametrize("reason", ["refused_without_find_unused_parameters", "refused_with_static_graph"])
+def test_ddp_that_waits_for_frozen_parameters_is_refused(facts: dict[str, Any], reason: str) -> None:
+    assert facts[reason].startswith("MisconfigurationException: ")
+    assert "ddp_find_unused_parameters_true" in facts[reason]

@@ -1,0 +1,287 @@
+"""PredictionWriter on a small module of its own."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_action.callbacks import PredictionWriter, prediction_writer
+from lightning_action.callbacks.pictures import CAPTION_HEIGHT, GAP
+
+NUM_SAMPLES, B, T, H, W = 5, 3, 7, 12, 20
+ENLARGED = (240, 400)  # the shorter side has at least 240 pixels
+FRAMES_IN_LATENTS, CHANNELS = 2, 5
+SAMPLE_IDS = [100, 101, 102, 103, 104]
+NAMES = [f"{sample_id:06d}" for sample_id in SAMPLE_IDS]
+GENERATION = {"num_inference_steps": 4, "shift": 5.0, "sampler": "euler"}
+
+
+def of_sample(sample_id: int, *shape: int) -> Tensor:
+    """Random numbers in [0, 1] that belong to a sample."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(sample_id))
+
+
+class Predictor(LightningModule):
+    """Returns everything that a PredictionWriter knows, and changes to that, if any; a None takes an entry away."""
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__()
+        self.changes = changes
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        ids = batch["sample_id"].tolist()
+        prediction = {
+            "video": torch.stack([of_sample(i, T, 3, H, W) for i in ids]),
+            "sample_id": batch["sample_id"],
+            "latents": torch.stack([of_sample(i, FRAMES_IN_LATENTS, CHANNELS, 3, 4) for i in ids]),
+            "action": torch.stack([of_sample(i, T - 1, 2) for i in ids]),
+            "truth": torch.stack([of_sample(-i, T, 3, H, W) for i in ids]),
+            "prompt": [f"sample {i}, größer" for i in ids],
+            "seed": 42,
+            "generation": GENERATION,
+        }
+        return {name: value for name, value in (prediction | self.changes).items() if value is not None}
+
+
+class FirstBatchOnly(Callback):
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trainer.limit_predict_batches = 1
+
+
+def predict(tmp_path: Path, *callbacks: Callback, module: LightningModule | None = None, num_loaders: int = 1) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loaders = [DataLoader([{"sample_id": i} for i in SAMPLE_IDS], batch_size=B) for _ in range(num_loaders)]
+    trainer.predict(module or Predictor(), loaders[0] if num_loaders == 1 else loaders, return_predictions=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a prediction wrote, to look at only."""
+    root = tmp_path_factory.mktemp("predictions_of_all_samples")
+    predict(root, PredictionWriter(fps=5))
+    return root / "predictions"
+
+
+def size_of_mp4(path: Path) -> tuple[int, int, int]:
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return len(frames), *frames[0].shape[:2]
+
+
+def test_every_sample_becomes_three_files_and_the_manifest_lists_them(folder: Path) -> None:
+    files = {path.name for path in folder.iterdir()}
+    assert files == {f"{name}.{kind}" for name in NAMES for kind in ("mp4", "pt", "json")} | {"manifest.json"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["samples"] == [f"{name}.json" for name in NAMES]
+    assert manifest["num_samples"] == NUM_SAMPLES
+    assert 0 < manifest["predict_seconds"] < 60
+
+
+def test_the_pt_file_holds_exact_tensors_of_one_sample(folder: Path) -> None:
+    for sample_id, name in zip(SAMPLE_IDS, NAMES, strict=True):
+        content = torch.load(folder / f"{name}.pt", weights_only=True)
+        assert content.keys() == {"sample_id", "video", "latents", "action"}
+        assert content["sample_id"] == sample_id
+        assert torch.equal(content["video"], (of_sample(sample_id, T, 3, H, W) * 255).round().to(torch.uint8))
+        assert torch.equal(content["latents"], of_sample(sample_id, FRAMES_IN_LATENTS, CHANNELS, 3, 4))
+        assert torch.equal(content["action"], of_sample(sample_id, T - 1, 2))
+
+
+def test_the_pt_file_does_not_hold_the_rest_of_the_batch(tmp_path: Path) -> None:
+    latents = torch.randn(B, FRAMES_IN_LATENTS, CHANNELS, 40, 50)
+    predict(tmp_path, PredictionWriter(str(tmp_path)), FirstBatchOnly(), module=Predictor(latents=latents))
+    num_bytes = latents[0].numel() * 4 + T * 3 * H * W
+    assert (tmp_path / f"{NAMES[0]}.pt").stat().st_size < num_bytes + 5_000
+
+
+def test_the_json_says_what_the_sample_was_generated_from(folder: Path) -> None:
+    content = json.loads((folder / f"{NAMES[3]}.json").read_text())
+    assert content == {
+        "sample_id": SAMPLE_IDS[3],
+        "prompt": "sample 103, größer",
+        "seed": 42,
+        "generation": GENERATION,
+        "fps": 5,
+        "files": {"mp4": f"{NAMES[3]}.mp4", "pt": f"{NAMES[3]}.pt"},
+        "shapes": {"video": [T, 3, H, W], "latents": [FRAMES_IN_LATENTS, CHANNELS, 3, 4], "action": [T - 1, 2]},
+        "action": of_sample(SAMPLE_IDS[3], T - 1, 2).tolist(),
+    }
+
+
+def test_the_mp4_shows_generated_and_truth(folder: Path) -> None:
+    height, width = ENLARGED
+    assert size_of_mp4(folder / f"{NAMES[4]}.mp4") == (T, CAPTION_HEIGHT + height, 2 * width + GAP)
+
+
+def test_what_the_prediction_does_not_have_is_left_out(tmp_path: Path) -> None:
+    optional = ("latents", "action", "truth", "prompt", "seed", "generation")
+    predict(tmp_path, PredictionWriter(str(tmp_path)), module=Predictor(**dict.fromkeys(optional)))
+    content = json.loads((tmp_path / f"{NAMES[0]}.json").read_text())
+    assert content["shapes"] == {"video": [T, 3, H, W]}
+    assert all(content[name] is None for name in ("prompt", "seed", "generation", "action"))
+    assert torch.load(tmp_path / f"{NAMES[0]}.pt", weights_only=True).keys() == {"sample_id", "video"}
+    assert size_of_mp4(tmp_path / f"{NAMES[0]}.mp4") == (T, CAPTION_HEIGHT + ENLARGED[0], ENLARGED[1])
+
+
+def test_latents_can_be_left_out(tmp_path: Path) -> None:
+    predict(tmp_path, PredictionWriter(str(tmp_path), write_latents=False), FirstBatchOnly())
+    assert torch.load(tmp_path / f"{NAMES[0]}.pt", weights_only=True).keys() == {"sample_id", "video", "action"}
+    assert "latents" not in json.loads((tmp_path / f"{NAMES[0]}.json").read_text())["shapes"]
+
+
+@pytest.mark.parametrize("draw_actions", [True, False])
+def test_the_action_is_drawn_on_request(draw_actions: bool) -> None:
+    writer = PredictionWriter(draw_actions=draw_actions)
+    video = torch.full((T, 3, H, W), 128, dtype=torch.uint8)
+    picture = writer._draw({"video": video, "action": torch.ones(T, 2)})
+    assert bool((picture[:, :, CAPTION_HEIGHT:] != 128).any()) == draw_actions
+
+
+def test_half_precision_is_written_too(tmp_path: Path) -> None:
+    half = {
+        "video": torch.rand(B, T, 3, H, W).bfloat16(),
+        "latents": torch.randn(B, FRAMES_IN_LATENTS, CHANNELS, 3, 4).bfloat16(),
+        "action": torch.zeros(B, T, 2).bfloat16(),
+    }
+    predict(tmp_path, PredictionWriter(str(tmp_path)), FirstBatchOnly(), module=Predictor(**half))
+    content = torch.load(tmp_path / f"{NAMES[0]}.pt", weights_only=True)
+    assert content["latents"].dtype == torch.bfloat16
+    assert json.loads((tmp_path / f"{NAMES[0]}.json").read_text())["action"] == [[0.0, 0.0]] * T
+
+
+def test_the_json_comes_last_and_not_before_all_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict(tmp_path, PredictionWriter(str(tmp_path)))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(prediction_writer.torch, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        predict(tmp_path, PredictionWriter(str(tmp_path)))
+    files = {path.name for path in tmp_path.iterdir()}
+    # The first sample was to be replaced; neither its old json nor the old manifest may vouch for it.
+    assert {f"{name}.json" for name in NAMES} - files == {f"{NAMES[0]}.json"}
+    assert "manifest.json" not in files
+    assert not [name for name in files if name.startswith(".")]
+
+
+def test_generation_settings_that_json_does_not_know_are_refused_before_any_file(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        predict(tmp_path, PredictionWriter(str(tmp_path)), module=Predictor(generation={"dtype": torch.bfloat16}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_prediction_replaces_the_first_and_its_manifest(tmp_path: Path) -> None:
+    predict(tmp_path, PredictionWriter(str(tmp_path)))
+    before = {path.name for path in tmp_path.iterdir()}
+    predict(tmp_path, PredictionWriter(str(tmp_path)), FirstBatchOnly(), module=Predictor(seed=43))
+    assert {path.name for path in tmp_path.iterdir()} == before
+    seeds = [json.loads((tmp_path / f"{name}.json").read_text())["seed"] for name in NAMES]
+    assert seeds == [43] * B + [42] * (NUM_SAMPLES - B)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["samples"] == [f"{name}.json" for name in NAMES[:B]]
+
+
+def test_samples_of_all_ranks_are_listed_once() -> None:
+    ranks = [[4, 0, 2], [1, 3], [0, 4]]
+    padded = []
+
+    class Strategy:
+        root_device = torch.device("cpu")
+
+        def reduce(self, tensor: Tensor, reduce_op: str) -> Tensor:
+            assert reduce_op == "max"
+            return torch.tensor(max(map(len, ranks)))
+
+        def all_gather(self, tensor: Tensor) -> Tensor:
+            padded.append(tensor)
+            return torch.stack(padded)
+
+    trainer: Any = SimpleNamespace(strategy=Strategy())
+    gathered = [prediction_writer._gather(trainer, sample_ids) for sample_ids in ranks]
+    assert gathered[-1] == [0, 1, 2, 3, 4]
+
+
+class Untouched(Callback):
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        raise AssertionError("the prediction began")
+
+
+@pytest.mark.parametrize("output_dir", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_to_stops_before_anything_is_generated(tmp_path: Path, output_dir: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(MisconfigurationException, match=r"PredictionWriter\(output_dir=.*can be written to.*file"):
+        predict(tmp_path, PredictionWriter(str(tmp_path / output_dir)), Untouched())
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_only_a_prediction_creates_the_folder(tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False)
+    PredictionWriter().setup(trainer, Predictor(), stage="fit")
+    assert list(tmp_path.iterdir()) == []
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no video": ({"video": None}, r"missing: \['video'\], got: \['action'"),
+    "no sample_id": ({"sample_id": None}, r"missing: \['sample_id'\]"),
+    "video is no tensor": ({"video": [1, 2, 3]}, "got as video list"),
+    "channels last": ({"video": torch.rand(B, T, H, W, 3)}, r"got as video torch.float32 \(3, 7, 12, 20, 3\)"),
+    "bytes": ({"video": torch.zeros(B, T, 3, H, W, dtype=torch.uint8)}, "got as video torch.uint8"),
+    "pixels in [-1, 1]": ({"video": -torch.rand(B, T, 3, H, W)}, "values from -0.99.* to -"),
+    "nan": ({"video": torch.full((B, T, 3, H, W), float("nan"))}, "values from nan"),
+    "one sample_id too few": ({"sample_id": torch.arange(B - 1)}, r"for 3 videos as sample_id torch.int64 \(2,\)"),
+    "negative sample_id": ({"sample_id": -torch.arange(B)}, "whole numbers from 0 on"),
+    "sample_id is a list": ({"sample_id": [0, 1, 2]}, "as sample_id list"),
+    "one prompt too many": ({"prompt": ["a"] * (B + 1)}, "one entry of 'prompt' for each of 3 videos, got 4"),
+    "shorter truth": ({"truth": torch.rand(B, T - 1, 3, H, W)}, r"'truth' in the shape of 'video', \(3, 7, .*\(3, 6"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_prediction_that_does_not_fit_is_refused(case: str) -> None:
+    changes, message = WRONG[case]
+    prediction = Predictor(**changes).predict_step({"sample_id": torch.tensor(SAMPLE_IDS[:B])}, batch_idx=0)
+    with pytest.raises(MisconfigurationException, match=f"PredictionWriter expects.*{message}"):
+        write(prediction)
+
+
+@pytest.mark.parametrize("prediction", [None, torch.rand(B, T, 3, H, W)])
+def test_a_prediction_that_is_no_dict_is_refused(prediction: Any) -> None:
+    with pytest.raises(MisconfigurationException, match="expects predict_step to return a dict.*got (Tensor|NoneType)"):
+        write(prediction)
+
+
+def write(prediction: Any) -> None:
+    trainer: Any = None
+    module: Any = None
+    PredictionWriter().write_on_batch_end(trainer, module, prediction, None, None, 0, 0)
+
+
+def test_several_dataloaders_are_refused(tmp_path: Path) -> None:
+    class TwoLoaders(Predictor):
+        def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Any:
+            return super().predict_step(batch, batch_idx)
+
+    with pytest.raises(MisconfigurationException, match="expected one predict dataloader, got 2"):
+        predict(tmp_path, PredictionWriter(str(tmp_path)), module=TwoLoaders(), num_loaders=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fps_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="fps must be at least 1, got 0"):
+        PredictionWriter(fps=0)

@@ -1,0 +1,139 @@
+"""What is frozen stays in eval mode, without gradient, and out of sight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_action.frozen.codec import LinearVideoCodec
+from lightning_action.frozen.holder import FrozenParts
+from lightning_action.frozen.interfaces import StreamingDecoder, TextEncoder, VideoCodec
+from lightning_action.frozen.text import HashingTextEncoder
+
+
+class Text(nn.Module, TextEncoder):
+    """A text encoder with weights and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 7)
+        self.dropout = nn.Dropout(0.5)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        lengths = torch.tensor([[[float(len(prompt))]] for prompt in prompts])
+        return self.dropout(self.linear(lengths.to(self.linear.weight.device)))
+
+
+class Vae(nn.Module, VideoCodec):
+    """One weight; every pixel frame is a latent frame."""
+
+    temporal_compression_ratio = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(2.0))
+
+    def encode(self, video: Tensor) -> Tensor:
+        return video * self.gain
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents / self.gain
+
+    def streaming_decoder(self) -> StreamingDecoder:
+        return self.decode
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        return 3, height, width
+
+
+VIDEO = torch.linspace(-1, 1, 2 * 5 * 3 * 4 * 6).reshape(2, 5, 3, 4, 6)
+
+
+def test_networks_are_held_in_eval_mode_and_without_gradient() -> None:
+    text, vae = Text(), Vae()
+    assert text.training and vae.gain.requires_grad
+    FrozenParts(text, vae)
+    assert not any(module.training for part in (text, vae) for module in part.modules())
+    assert not any(parameter.requires_grad for part in (text, vae) for parameter in part.parameters())
+
+
+def test_results_carry_no_gradient_and_no_dropout() -> None:
+    frozen = FrozenParts(Text(), Vae())
+    text = frozen.encode_text(["a", "bcd"])
+    assert text.shape == (2, 1, 7)
+    assert torch.equal(text, frozen.encode_text(["a", "bcd"]))
+    video = VIDEO.clone().requires_grad_()
+    latents = frozen.encode_video(video)
+    assert torch.equal(latents, 2 * VIDEO)
+    assert not latents.requires_grad
+    decoded = frozen.decode(latents.clone().requires_grad_())
+    assert torch.equal(decoded, VIDEO)
+    assert not decoded.requires_grad
+
+
+class Holding(L.LightningModule):
+    def __init__(self, frozen: FrozenParts) -> None:
+        super().__init__()
+        self.frozen = frozen
+        self.linear = nn.Linear(2, 3)
+
+
+def test_a_lightning_module_does_not_see_what_is_held() -> None:
+    text, vae = Text(), Vae()
+    module = Holding(FrozenParts(text, vae))
+    names = {"linear.weight", "linear.bias"}
+    assert {name for name, _ in module.named_parameters()} == names
+    assert module.state_dict().keys() == names
+    assert not {text, vae} & set(module.modules())
+    module.train()
+    module.double()
+    assert not text.training and not vae.training
+    assert vae.gain.dtype == torch.float32
+    # The same parts as plain attributes would be seen.
+    module.vae = vae
+    assert "vae.gain" in module.state_dict()
+
+
+def test_networks_move_and_what_they_give_follows() -> None:
+    text, vae = Text(), Vae()
+    frozen = FrozenParts(text, vae)
+    frozen.to("meta")
+    assert text.linear.weight.device.type == vae.gain.device.type == "meta"
+    assert frozen.encode_text(["a"]).device.type == "meta"
+
+
+def test_parts_without_weights_need_no_moving() -> None:
+    frozen = FrozenParts(HashingTextEncoder(7, 5), Vae())
+    assert frozen.encode_text(["a red disc"]).shape == (1, 5, 7)
+    frozen.to("meta")
+    assert frozen.encode_text(["a red disc"]).device.type == "meta"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_video_that_is_not_finite_is_refused(bad: float) -> None:
+    frozen = FrozenParts(Text(), Vae())
+    video = VIDEO.clone()
+    frozen.encode_video(video)
+    video[1, 4, 0, 3, 5] = bad
+    with pytest.raises(ValueError, match="^the video hold"):
+        frozen.encode_video(video)
+
+
+def test_a_vae_that_overflows_is_told_from_a_bad_video() -> None:
+    vae = Vae()
+    frozen = FrozenParts(Text(), vae)
+    vae.gain.fill_(torch.finfo(torch.float32).max)
+    with pytest.raises(ValueError, match="^the latents of a finite video hold"):
+        frozen.encode_video(2 * VIDEO)
+
+
+def test_the_fitted_codec_is_held_too() -> None:
+    codec = LinearVideoCodec(4, 2)
+    codec.fit(VIDEO)
+    frozen = FrozenParts(HashingTextEncoder(), codec)
+    assert not codec.training
+    assert frozen.decode(frozen.encode_video(VIDEO)).shape == VIDEO.shape

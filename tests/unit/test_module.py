@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from lightning_action import ActionModulationProjection, ActionVideoModule, BlockCausality, LinearVideoCodec
+from lightning_action.callbacks import FreezeBackboneFirst
+from lightning_action.data import MovingSpriteWorld, SpriteDataModule
+from lightning_action.frozen.text import HashingTextEncoder
+from lightning_action.generator.model import CausalWanModel
+from lightning_action.settings import Optimization, Sampling
+from tests.helpers import fill
+
+LATENTS = 5
+
+
+def build_generator(dim: int = 24) -> CausalWanModel:
+    return CausalWanModel(dim, 32, 2, 2, in_dim=7, out_dim=7, freq_dim=10, text_dim=6, text_len=4)
+
+
+def build_projection(action_dim: int, dim: int) -> ActionModulationProjection:
+    return ActionModulationProjection(action_dim, dim, hidden_dim=20, num_layers=2, layer_rank=8)
+
+
+def data(**changes: Any) -> SpriteDataModule:
+    sizes: dict[str, Any] = {
+        "num_latents": LATENTS,
+        "batch_size": 3,
+        "eval_batch_size": 4,
+        "train_size": 15,
+        "validation_size": 4,
+        "test_size": 6,
+        "predict_size": 3,
+    }
+    return SpriteDataModule(MovingSpriteWorld(image_size=16, sprite_radius=3.0), **{**sizes, **changes})
+
+
+def build(**changes: Any) -> ActionVideoModule:
+    settings: dict[str, Any] = {
+        "action_projection": build_projection,
+        "schema": data().action_schema,
+        "causality": BlockCausality(1, 4, 1),
+        "sampling": Sampling(num_inference_steps=2),
+        "optimization": Optimization(warmup_steps=2, weight_decay=0.1),
+    }
+    return ActionVideoModule(
+        build_generator,
+        lambda: HashingTextEncoder(6, 4),
+        lambda: LinearVideoCodec(7, patch_size=4),
+        **{**settings, **changes},
+    )
+
+
+def ready(**changes: Any) -> tuple[ActionVideoModule, dict[str, Any]]:
+    """A module outside a Trainer, with filled weights, and a batch."""
+    module, source = build(**changes), data()
+    module.frozen.vae.fit(source.codec_videos(15))  # type: ignore[attr-defined]
+    module.configure_model()
+    fill(module.generator)
+    if module.action_projection is not None:
+        fill(module.action_projection)
+    return module.eval(), source.dataset("test").batch([0, 4])
+
+
+def trainer(folder: Path, **changes: Any) -> L.Trainer:
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_epochs": -1,
+        "default_root_dir": folder,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+    }
+    return L.Trainer(**{**settings, **changes})
+
+
+def test_a_new_projection_changes_nothing_and_learns_at_once() -> None:
+    module, batch = ready()
+    assert module.action_projection is not None
+    nn.init.zeros_(module.action_projection.action_projection.weight)
+    nn.init.zeros_(module.action_projection.action_projection.bias)
+    losses = module.matched_losses(batch, 0)
+    assert torch.equal(losses["true"], losses["null"]) and torch.equal(losses["true"], losses["other"])
+    video = module.generate(batch)
+    assert torch.equal(video, module.generate({key: value for key, value in batch.items() if key != "action"}))
+    module.training_step(batch, 0).backward()
+    grads = {name: p.grad for name, p in module.action_projection.named_parameters()}
+    last = {"action_projection.weight", "action_projection.bias"}
+    assert all(grads[name].abs().max() > 0 for name in last)  # type: ignore[union-attr]
+    assert all(grad is None or not grad.any() for name, grad in grads.items() if name not in last)
+
+
+def test_actions_act() -> None:
+    """The positive control of the test above."""
+    module, batch = ready()
+    losses = module.matched_losses(batch, 0)
+    assert (losses["true"] - losses["null"]).abs().min() > 1e-4
+    video = module.generate(batch)
+    assert video.shape == batch["video"].shape and video.min() >= 0 and video.max() <= 1
+    assert (video - module.generate({**batch, "action": -batch["action"]})).abs().max() > 1e-2
+    assert torch.equal(video, module.generate(batch)), "the noise belongs to the sample"
+
+
+@pytest.mark.parametrize("row", [0, 6, 15])
+def test_an_action_changes_no_earlier_pixel(row: int) -> None:
+    module, batch = ready()
+    other = batch["action"].clone()
+    other[:, row:] *= -1
+    before, after = module.generate(batch), module.generate({**batch, "action": other})
+    first_changed = 1 + 4 * (row // 4)
+    assert torch.equal(before[:, :first_changed], after[:, :first_changed])
+    assert not torch.equal(before[:, first_changed:], after[:, first_changed:])
+
+
+def test_a_batch_is_its_samples() -> None:
+    module, batch = ready()
+    alone = {key: value[1:] for key, value in batch.items()}
+    torch.testing.assert_close(module.generate(alone), module.generate(batch)[1:], atol=1e-5, rtol=0)
+
+
+def test_streamed_blocks_are_the_video() -> None:
+    module, batch = ready()
+    decode = module.frozen.vae.streaming_decoder()
+    frames = torch.cat([decode(block) for block in module.stream_latents(batch)], dim=1)
+    assert torch.equal((frames * 0.5 + 0.5).clamp(0, 1), module.generate(batch))
+
+
+def test_generation_without_a_start_and_of_another_length() -> None:
+    module, batch = ready()
+    text_only = {"prompt": batch["prompt"], "sample_id": batch["sample_id"], "frame_size": torch.tensor([[16, 24]] * 2)}
+    assert module.generate({**text_only, "num_latents": 3}).shape == (2, 9, 3, 16, 24)
+    longer = {**batch, "action": batch["action"].repeat(1, 2, 1)}
+    assert module.generate(longer).shape[1] == 33
+
+
+def test_an_action_module_infers_what_is_not_given() -> None:
+    class FromHistory(nn.Module):
+        def forward(self, latents: Tensor) -> Tensor:
+            return latents[:, -1].mean((2, 3)).tanh().repeat(1, 2)[:, :8]
+
+    module, batch = ready(action_module=FromHistory)
+    without = {key: value for key, value in batch.items() if key != "action"}
+    plain, _ = ready()
+    inferred, null = module.generate(without), plain.generate(without)
+    assert torch.equal(inferred[:, :1], null[:, :1]) and (inferred - null).abs().max() > 1e-3
+    assert not torch.equal(module.matched_losses(without, 0)["true"], plain.matched_losses(without, 0)["true"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: {**b, "action": b["action"][..., :1]}, r"must be \[B, 16, 2\].*got \[2, 16, 1\]"),
+        (lambda b: {**b, "action": b["action"][:, :14]}, "14 action rows fit no whole number.*transition.*per_latent"),
+        (lambda b: {**b, "action": b["action"] * torch.nan}, "not finite"),
+        (lambda b: {**b, "video": b["video"] * torch.nan}, "the video hold NaN"),
+        (lambda b: {**b, "video": b["video"][:, :0]}, "needs 1 starting frames, got 0"),
+    ],
+)
+def test_bad_batches_are_refused(change: Callable[[dict[str, Any]], dict[str, Any]], message: str) -> None:
+    module, batch = ready()
+    with pytest.raises(ValueError, match=message):
+        module.generate(change(batch))
+
+
+def test_latents_that_are_not_whole_blocks_are_refused() -> None:
+    module, batch = ready(causality=BlockCausality(3))
+    with pytest.raises(ValueError, match="5 latent frames .* not a whole number of blocks"):
+        module.generate(batch)
+
+
+def test_a_loss_that_is_not_finite_stops_training() -> None:
+    module, batch = ready()
+    with torch.no_grad():
+        module.generator.head.head.bias.fill_(torch.inf)
+    with pytest.raises(RuntimeError, match="training loss is inf at step 0: lower the learning rates"):
+        module.training_step(batch, 0)
+
+
+def test_optimizer_groups(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=1)
+    module = build()
+    run.fit(module, data())
+    names = [group["name"] for group in run.optimizers[0].param_groups]
+    assert names == ["action", "backbone"]
+    sizes = [sum(p.numel() for p in group["params"]) for group in run.optimizers[0].param_groups]
+    assert sizes[1] == sum(p.numel() for p in module.generator.parameters())
+    backbone_only = trainer(tmp_path, max_steps=1)
+    backbone_only.fit(build(action_projection=None), data())
+    assert [group["name"] for group in backbone_only.optimizers[0].param_groups] == ["backbone"]
+
+
+def test_learning_rate_factor() -> None:
+    settings = Optimization(warmup_steps=4, decay_fraction=0.5)
+    factors = [settings.learning_rate_factor(step, 20.0) for step in range(21)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0] and factors[4:11] == [1.0] * 7
+    assert factors[15] == 0.5 and factors[20] == 0.0
+    assert settings.learning_rate_factor(10**6, float("inf")) == 1.0
+
+
+def weights(module: ActionVideoModule) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop", [3, 5, 8, 10])
+def test_stopping_and_resuming_changes_nothing(tmp_path: Path, stop: int) -> None:
+    """On either side of the switch at step 6; an epoch is 5 steps, so 3 and 8 lie in the middle of one."""
+
+    def fit(folder: str, unfreeze: int = 6, stop_at: int = 12, **kwargs: Any) -> ActionVideoModule:
+        freeze = FreezeBackboneFirst(["generator"], unfreeze_at_step=unfreeze, warmup_steps=3)
+        save = ModelCheckpoint(tmp_path / folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+        run = trainer(tmp_path, max_steps=12, callbacks=[freeze, save, StopAt(stop_at)], enable_checkpointing=True)
+        module = build()
+        run.fit(module, data(), **kwargs)
+        return module
+
+    uninterrupted = weights(fit("whole"))
+    fit("first", stop_at=stop)
+    resumed = weights(fit("second", ckpt_path=tmp_path / "first" / f"step={stop}.ckpt"))
+    assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
+    other = weights(fit("other", unfreeze=7))
+    assert not torch.equal(uninterrupted["generator.head.head.weight"], other["generator.head.head.weight"])
+
+
+class StopAt(L.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+def test_export_and_pretrained_are_a_round_trip(tmp_path: Path) -> None:
+    first = build(action_projection=None, export_to=str(tmp_path / "out"))
+    trainer(tmp_path, max_steps=2).fit(first, data())
+    second = build(pretrained=str(tmp_path / "out"), optimization=Optimization(0.0, 0.0))
+    trainer(tmp_path, max_steps=1).fit(second, data(seed=9))
+    for name, tensor in first.generator.state_dict().items():
+        assert torch.equal(tensor, second.generator.state_dict()[name])
+    pair = (first.frozen.vae, second.frozen.vae)
+    assert all(torch.equal(*(part.fitted_tensors()[key] for part in pair)) for key in ("first.basis", "later.mean"))  # type: ignore[attr-defined]
+    assert second.fit_seconds > first.fit_seconds > 0
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        trainer(tmp_path, max_steps=1).fit(build(pretrained=str(tmp_path / "nothing")), data())
+
+
+def test_a_checkpoint_brings_everything_and_refuses_another_model(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=2)
+    module = build()
+    run.fit(module, data())
+    path = tmp_path / "last.ckpt"
+    run.save_checkpoint(path)
+    saved = torch.load(path, weights_only=True)
+    assert not any(name.startswith("frozen") for name in saved["state_dict"]), "frozen parts are not in the weights"
+    assert saved["action_schema"]["alignment"] == "transition" and "later.basis" in saved["vae"]
+
+    batch = data().dataset("predict").batch([0, 1, 2])
+    fresh = build()
+    predictions = trainer(tmp_path).predict(fresh, datamodule=data(), ckpt_path=path)
+    assert predictions is not None
+    prediction: Any = predictions[0]
+    assert torch.equal(prediction["video"], module.eval().generate(batch))
+    assert torch.equal(prediction["truth"], (batch["video"] * 0.5 + 0.5).clamp(0, 1))
+    assert prediction["sample_id"].tolist() == [0, 1, 2] and prediction["latents"].shape == (3, 5, 7, 4, 4)
+
+    wider = ActionVideoModule(
+        lambda: build_generator(28),
+        lambda: HashingTextEncoder(6, 4),
+        lambda: LinearVideoCodec(7, 4),
+        build_projection,
+        schema=data().action_schema,
+    )
+    with pytest.raises(ValueError, match=r"checkpoint does not fit.*of another shape: .*\(expected \["):
+        trainer(tmp_path).predict(wider, datamodule=data(), ckpt_path=path)
+    other_codec = build()
+    other_codec.frozen.vae = LinearVideoCodec(6, 4)
+    with pytest.raises(ValueError, match="VAE does not fit LinearVideoCodec"):
+        trainer(tmp_path).predict(other_codec, datamodule=data(), ckpt_path=path)
+
+
+def test_validation_measures_obedience(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=1, limit_val_batches=1, val_check_interval=1)
+    run.fit(build(), data())
+    names = set(run.callback_metrics)
+    assert {"validation/loss", "validation/shuffle_win_rate", "validation/rollout/sign_accuracy"} <= names
