@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,11 @@ from lightning_action.diffusion.noise import NoiseSource, frame_noise
 from lightning_action.diffusion.samplers import Sampler, few_step
 from lightning_action.rollout import rollout
 
+Network = TypeVar("Network", bound=nn.Module)
 Milliseconds = dict[str, list[float]]
 Checks = dict[str, float | int | bool]
 TIMESTEPS = (1000.0, 750.0, 500.0, 250.0)
+TEXT_LEN, TEXT_DIM, ACTION_DIM = 32, 64, 8
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,14 @@ class Sizes:
         num_layers: layers.
         channels: latent channels.
         side: latent rows and columns.
-        text_dim: width of the prompt.
-        text_len: tokens of the prompt.
-        action_dim: width of an action vector.
         num_frame_per_block: latent frames of a block.
         local_attn_size: window of the long video, in latent frames.
         sink_size: sink of the long video, in latent frames.
         num_blocks: blocks of the long video.
         compared_blocks: blocks at its start and at its end that are compared.
         num_frames: latent frames of every other video.
-        sequence_repeats: measurements of a pass over a whole sequence.
+        num_training_frames: latent frames of a teacher forcing pass; short, so that it can be repeated often.
+        sequence_repeats: measurements of a pass over many frames.
         block_repeats: measurements of a pass over one block.
         video_repeats: measurements of a whole video.
     """
@@ -87,16 +87,14 @@ class Sizes:
     num_layers: int = 8
     channels: int = 16
     side: int = 16
-    text_dim: int = 64
-    text_len: int = 32
-    action_dim: int = 8
     num_frame_per_block: int = 3
     local_attn_size: int = 12
     sink_size: int = 3
     num_blocks: int = 100
     compared_blocks: int = 10
     num_frames: int = 21
-    sequence_repeats: int = 16
+    num_training_frames: int = 9
+    sequence_repeats: int = 48
     block_repeats: int = 100
     video_repeats: int = 6
 
@@ -108,13 +106,11 @@ TINY = Sizes(
     num_layers=3,
     channels=4,
     side=8,
-    text_dim=10,
-    text_len=6,
-    action_dim=5,
     local_attn_size=9,
     num_blocks=8,
     compared_blocks=2,
     num_frames=9,
+    num_training_frames=6,
     sequence_repeats=2,
     block_repeats=3,
     video_repeats=2,
@@ -136,15 +132,15 @@ class Bench:
                 num_layers=sizes.num_layers,
                 in_dim=sizes.channels,
                 out_dim=sizes.channels,
-                text_dim=sizes.text_dim,
-                text_len=sizes.text_len,
+                text_dim=TEXT_DIM,
+                text_len=TEXT_LEN,
             )
         ).to(device)
-        self.shared = fill(ActionModulationProjection(sizes.action_dim, sizes.dim)).to(device)
-        per_layer = ActionModulationProjection(sizes.action_dim, sizes.dim, num_layers=sizes.num_layers)
+        self.shared = fill(ActionModulationProjection(ACTION_DIM, sizes.dim)).to(device)
+        per_layer = ActionModulationProjection(ACTION_DIM, sizes.dim, num_layers=sizes.num_layers)
         self.per_layer = fill(per_layer).to(device)
-        self.text = torch.randn(1, sizes.text_len, sizes.text_dim).to(device)
-        self.actions = torch.randn(1, sizes.num_frames, sizes.action_dim).to(device)
+        self.text = torch.randn(1, TEXT_LEN, TEXT_DIM).to(device)
+        self.actions = torch.randn(1, sizes.num_frames, ACTION_DIM).to(device)
         self.sampler: Sampler = partial(few_step, timesteps=TIMESTEPS, schedule=FlowMatchSchedule())
         self.noise: NoiseSource = frame_noise(0, [0], self.latent_shape, device)
         self.unlimited = BlockCausality(sizes.num_frame_per_block)
@@ -166,20 +162,20 @@ class Bench:
             self.generator, self.text, causality, self.sampler, self.noise, self.latent_shape, self.sizes.num_frames
         )
 
-    def interleave(self, actions: Mapping[str, Callable[[], object]], repeats: int) -> Milliseconds:
+    def interleave(self, things: Mapping[str, Callable[[], object]], repeats: int) -> Milliseconds:
         """Measure by turns, each time beginning with the next one, so that whatever else runs here meets all alike."""
-        names = list(actions)
+        names = list(things)
         times: Milliseconds = {name: [] for name in names}
         for repeat in range(repeats):
             first = repeat % len(names)
             for name in names[first:] + names[:first]:
-                times[name].append(self._milliseconds(actions[name]))
+                times[name].append(self._milliseconds(things[name]))
         return times
 
-    def _milliseconds(self, action: Callable[[], object]) -> float:
+    def _milliseconds(self, thing: Callable[[], object]) -> float:
         self._wait()
         start = perf_counter()
-        action()
+        thing()
         self._wait()
         return 1000 * (perf_counter() - start)
 
@@ -189,7 +185,7 @@ class Bench:
 
 
 @torch.no_grad()
-def fill(module: nn.Module) -> Any:
+def fill(module: Network) -> Network:
     """Random weights for all that starts at zero, in evaluation mode."""
     for parameter in module.parameters():
         parameter.add_(0.02 * torch.randn_like(parameter))
@@ -235,7 +231,7 @@ def action_figures(bench: Bench) -> Report:
     """Passes with actions, the projection included, and without; and without against itself, to show the noise."""
     figures: dict[str, Figure] = {}
     for name, forward, num_frames, repeats in (
-        ("teacher_forcing", _teacher_forcing(bench), bench.sizes.num_frames, bench.sizes.sequence_repeats),
+        ("teacher_forcing", _teacher_forcing(bench), bench.sizes.num_training_frames, bench.sizes.sequence_repeats),
         ("denoise", _denoise(bench), bench.sizes.num_frame_per_block, bench.sizes.block_repeats),
     ):
         times = _with_and_without(bench, forward, bench.actions[:, :num_frames], repeats)
@@ -259,12 +255,12 @@ def _with_and_without(
 
 
 def _teacher_forcing(bench: Bench) -> Callable[[Tensor | None], Tensor]:
-    timestep = torch.full(bench.video.shape[:2], 500.0, device=bench.device)
+    """One training pass, clean and noisy frames side by side."""
+    video = bench.video[:, : bench.sizes.num_training_frames]
+    timestep = torch.full(video.shape[:2], 500.0, device=bench.device)
 
     def forward(modulation: Tensor | None) -> Tensor:
-        return bench.generator.teacher_forcing(
-            bench.video, bench.video, timestep, bench.text, bench.unlimited, modulation
-        )
+        return bench.generator.teacher_forcing(video, video, timestep, bench.text, bench.unlimited, modulation)
 
     return forward
 
@@ -307,12 +303,13 @@ def recomputed_video(bench: Bench, modulation: Tensor) -> Tensor:
     """The slow way to the same video: every pass computes the whole past again, clean, at timestep 0."""
     past = bench.video[:, :0]
     for block in bench.unlimited.split(bench.sizes.num_frames):
-        velocity = partial(_velocity_after, bench, past, modulation[:, : block.stop])
+        velocity = partial(velocity_after, bench, past, modulation[:, : block.stop])
         past = torch.cat([past, bench.sampler(velocity, partial(bench.noise, block))], dim=1)
     return past
 
 
-def _velocity_after(bench: Bench, past: Tensor, modulation: Tensor, noisy: Tensor, timestep: float) -> Tensor:
+def velocity_after(bench: Bench, past: Tensor, modulation: Tensor, noisy: Tensor, timestep: float) -> Tensor:
+    """Velocity of `noisy`, which comes after the clean frames `past`; `modulation` is for both."""
     start = past.shape[1]
     frames = torch.cat([past, noisy], dim=1)
     timesteps = torch.zeros(frames.shape[:2], device=bench.device)
@@ -362,7 +359,7 @@ def diffusers_transformer(bench: Bench) -> nn.Module | None:
         attention_head_dim=sizes.dim // sizes.num_heads,
         in_channels=sizes.channels,
         out_channels=sizes.channels,
-        text_dim=sizes.text_dim,
+        text_dim=TEXT_DIM,
         freq_dim=bench.generator.freq_dim,
         ffn_dim=sizes.ffn_dim,
         num_layers=sizes.num_layers,

@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 
 import lightning as L
+import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -90,3 +92,33 @@ def run(args: ArgsType = None) -> ActionVideoCLI:
         auto_configure_optimizers=False,
         args=args,
     )
+
+
+def load_module(config: str | Path, ckpt_path: str | Path) -> ActionVideoModule:
+    """A trained module, ready to `generate`, without a Trainer's run.
+
+    Args:
+        config: the configuration it was trained with: a shipped one, or the `config_fit.yaml` that `fit` saved.
+        ckpt_path: the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint belongs to another configuration.
+    """
+    settings = yaml.safe_load(Path(config).read_text())
+    known = {key: value for key, value in settings.items() if key in ("model", "data", "seed_everything")}
+    cli = ActionVideoCLI(
+        ActionVideoModule,
+        L.LightningDataModule,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        trainer_defaults={"logger": False, "accelerator": "cpu"},
+        run=False,
+        auto_configure_optimizers=False,
+        args=known,
+    )
+    module: ActionVideoModule = cli.model
+    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    module.configure_model()
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    return module.eval()

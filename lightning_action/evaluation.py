@@ -171,8 +171,8 @@ def other_actions(batch: Batch) -> Batch:
 
 
 def without_actions(batch: Batch) -> Batch:
-    """The batch with no action at all."""
-    return {key: value for key, value in batch.items() if key != "action"}
+    """The batch with the null action, which an action module does not replace by one of its own."""
+    return {**batch, "action": None}
 
 
 def copy_of_first_frames(truth: Tensor, num_initial_frames: int) -> Tensor:

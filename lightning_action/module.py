@@ -187,7 +187,7 @@ class ActionVideoModule(L.LightningModule):
             gap = (losses["other"] - losses["true"]) / losses["true"]
             self._log_validation("shuffle_relative_gap", gap.mean(), size)
             self._log_validation("shuffle_win_rate", (gap > 0).float().mean(), size)
-        if batch_idx == 0 and "action" in batch and self.action_projection is not None:
+        if batch_idx == 0 and has_actions(batch) and self.action_projection is not None:
             few = {key: value[:_NUM_VALIDATION_ROLLOUTS] for key, value in batch.items()}
             test = self._new_obedience_test("validation")
             test.step(few, batch_idx)
@@ -199,7 +199,7 @@ class ActionVideoModule(L.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Rollouts and matched losses under true, other and no actions; see `evaluation`."""
-        if self.action_projection is None or "action" not in batch:
+        if self.action_projection is None or not has_actions(batch):
             raise ValueError(
                 "test measures how a model follows actions: it needs an action_projection and batches with `action`"
             )
@@ -229,7 +229,7 @@ class ActionVideoModule(L.LightningModule):
             "seed": self.sampling.seed,
             "generation": {"sampling": asdict(self.sampling), "causality": asdict(self.causality)},
         }
-        if "action" in batch:
+        if has_actions(batch):
             prediction["action"] = batch["action"].cpu()
         if "video" in batch and batch["video"].shape == prediction["video"].shape:
             prediction["truth"] = to_unit_range(batch["video"]).cpu()
@@ -240,10 +240,11 @@ class ActionVideoModule(L.LightningModule):
         """Generate the videos of a batch.
 
         Args:
-            batch: `prompt` (list of B strings), `sample_id` `[B]` (noise belongs to the sample), `action` (without it
-                there is no modulation, or the action module infers it), and `video` `[B, T, 3, H, W]` in [-1, 1], of
-                which the first `sampling.num_initial_latents` latent frames are kept. Without `video`: `frame_size`,
-                `[B, 2]` (H, W). The length follows from the action rows, else from `video`, else from `num_latents`.
+            batch: `prompt` (list of B strings), `sample_id` `[B]` (noise belongs to the sample), `action` (None is the
+                null action; where the key is missing the action module infers it, if there is one), and `video`
+                `[B, T, 3, H, W]` in [-1, 1], of which the first `sampling.num_initial_latents` latent frames are kept.
+                Without `video`: `frame_size` `[B, 2]` (H, W). The length follows from the action rows, else from
+                `video`, else from `num_latents`.
 
         Returns:
             Video `[B, T, 3, H, W]` in [0, 1].
@@ -277,7 +278,7 @@ class ActionVideoModule(L.LightningModule):
         """Losses `[B]` at the same noise and timesteps: `true` actions, those of the `other` sample, and `null`."""
         latents = self._encode_video(batch)
         variants = {"true": batch}
-        if "action" in batch and self.action_projection is not None:
+        if has_actions(batch) and self.action_projection is not None:
             variants |= {"other": other_actions(batch), "null": without_actions(batch)}
 
         def average(variant: Batch) -> Tensor:
@@ -341,9 +342,9 @@ class ActionVideoModule(L.LightningModule):
     def _modulation(self, batch: Batch, latents: Tensor, dropout: float, random: torch.Generator) -> Tensor | None:
         if self.action_projection is None:
             return None
-        if "action" in batch:
+        if has_actions(batch):
             vectors, present = self.schema.encode(batch["action"], latents.shape[1])
-        elif self.action_module is not None:
+        elif "action" not in batch and self.action_module is not None:
             vectors, present = inferred_vectors(self.action_module, latents, self.causality)
         else:
             return None
@@ -353,9 +354,9 @@ class ActionVideoModule(L.LightningModule):
         projection, infer = self.action_projection, self.action_module
         if projection is None:
             return None
-        if "action" in batch:
+        if has_actions(batch):
             return projection(*self.schema.encode(batch["action"].to(self.device), num_latents))
-        if infer is None:
+        if "action" in batch or infer is None:
             return None
 
         def infer_block(block: range, history: list[Tensor]) -> Tensor | None:
@@ -381,7 +382,7 @@ class ActionVideoModule(L.LightningModule):
         return self.frozen.encode_video(batch["video"][:, :num_frames])
 
     def _num_latents(self, batch: Batch) -> int:
-        if "action" in batch and self.action_projection is not None:
+        if has_actions(batch) and self.action_projection is not None:
             return self.schema.num_latents(batch["action"].shape[1])
         if "video" in batch:
             return 1 + (batch["video"].shape[1] - 1) // self.frozen.vae.temporal_compression_ratio
@@ -408,6 +409,11 @@ class ActionVideoModule(L.LightningModule):
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
         self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)
+
+
+def has_actions(batch: Batch) -> bool:
+    """Whether a batch has action rows."""
+    return batch.get("action") is not None
 
 
 def to_unit_range(video: Tensor) -> Tensor:

@@ -34,10 +34,12 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     """Write a file in one step: it is either whole or not there."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by `tempfile`, whose files nobody else may read.
     temporary = path.with_name(f".{path.name}-{uuid4().hex}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata)
+        temporary.chmod(mode)  # what `save_file` makes, nobody else may read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

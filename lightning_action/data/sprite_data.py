@@ -91,6 +91,8 @@ class SpriteDataModule(L.LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
+        if train_size < batch_size:
+            raise ValueError(f"train_size {train_size} does not fill one batch of batch_size {batch_size}")
         self.world = world
         self.num_frames = 1 + temporal_compression_ratio * (num_latents - 1)
         self.action_schema = world.action_schema(temporal_compression_ratio)

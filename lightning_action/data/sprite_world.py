@@ -147,12 +147,14 @@ class MovingSpriteWorld:
         towards = start.color[:, None, :, None, None] - background
         share = ((video - background) * towards).sum(2) / towards.square().sum(2)
         off_line = (video - background - share[:, :, None] * towards).square().mean(2).sqrt()
-        weight = torch.where((share > 0.5) & (off_line < 0.4), share.clamp(0, 1), torch.zeros_like(share))
+        inside = torch.where((share > 0.5) & (off_line < 0.4), share.clamp(0, 1), torch.zeros_like(share))
+        # Rising from zero at the threshold: a pixel that just crosses it does not move the centroid.
+        weight = (2 * inside - 1).clamp_min(0)
         mass = weight.sum((2, 3))
         centres = torch.arange(self.image_size) + 0.5
         x = (weight.sum(2) * centres).sum(2) / mass.clamp_min(1e-6)
         y = (weight.sum(3) * centres).sum(2) / mass.clamp_min(1e-6)
-        found = mass > 0.25 * torch.pi * self.sprite_radius**2
+        found = inside.sum((2, 3)) > 0.25 * torch.pi * self.sprite_radius**2
         return torch.stack([x, y], dim=-1), found
 
     @property

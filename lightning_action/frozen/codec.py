@@ -105,7 +105,9 @@ class LinearVideoCodec(nn.Module, FittedCodec):
         return decode_next
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of a latent frame for pixel frames of `height` x `width`."""
+        """(C, h, w) of a latent frame for pixel frames of `height` x `width`, multiples of the patch size."""
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"expected frames with sides of multiples of {self.patch_size}, got {height} x {width}")
         return self.latent_dim, height // self.patch_size, width // self.patch_size
 
     def _patches(self, video: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,10 +66,10 @@ def test_actions_and_past_matter_to_the_video() -> None:
     with_actions, without = cost.cached_video(bench, modulation), cost.cached_video(bench)
     assert (with_actions - without).abs().max() > 1e-2
     last = bench.unlimited.split(cost.TINY.num_frames)[-1]
-    alone = cost._velocity_after(
+    alone = cost.velocity_after(
         bench, bench.video[:, :0], modulation[:, last.start :], bench.video[:, last.start :], 500
     )
-    after = cost._velocity_after(bench, bench.video[:, : last.start], modulation, bench.video[:, last.start :], 500)
+    after = cost.velocity_after(bench, bench.video[:, : last.start], modulation, bench.video[:, last.start :], 500)
     assert (alone - after).abs().max() > 1e-3
 
 

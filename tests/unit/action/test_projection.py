@@ -61,7 +61,8 @@ def test_gradient_reaches_the_last_layer_first_and_then_every_layer(form: dict[s
     def reached() -> set[str]:
         optimizer.zero_grad()
         (made(action) - wanted).square().sum().backward()
-        return {name for name, parameter in made.named_parameters() if bool((parameter.grad != 0).any())}
+        gradients = {name: parameter.grad for name, parameter in made.named_parameters()}
+        return {name for name, gradient in gradients.items() if gradient is not None and bool(gradient.any())}
 
     assert reached() == {"action_projection.weight", "action_projection.bias"}
     optimizer.step()

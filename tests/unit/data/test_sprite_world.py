@@ -259,14 +259,6 @@ def test_a_video_of_one_frame_has_no_actions(kind: str) -> None:
     assert video.shape == (5, 1, 3, 24, 24)
 
 
-def test_a_shorter_video_starts_the_same() -> None:
-    # The draws of one kind are made in one go, so a longer video is another one; its start is not.
-    world = world_of()
-    assert all(equal_starts(world.start(SEEDS), world.start(SEEDS)).values())
-    start, _, positions, video = played(world, SEEDS)
-    assert torch.equal(world.render(start, positions[:, :4]), video[:, :4])
-
-
 @pytest.mark.parametrize(("kind", "columns", "width"), [("continuous", 2, 6), ("discrete", 1, 15)])
 def test_the_schema_fits_the_actions(kind: str, columns: int, width: int) -> None:
     world = world_of(action_kind=kind)
@@ -289,7 +281,7 @@ def test_backgrounds_are_plain_smooth_or_busy() -> None:
         assert background.shape == plain.shape
         assert background.min() >= -1 and background.max() <= 0.2
         assert background.flatten(2).std(-1).min() > 0.01
-    assert roughness(gradient) < 0.01 < 0.04 < roughness(busy)
+    assert 0 < 5 * roughness(gradient) < roughness(busy)
 
 
 @pytest.mark.parametrize(("image_size", "radius"), [(24, 3.5), (32, 5.0), (40, 7.25)])
@@ -329,14 +321,14 @@ def test_positions_are_read_off_pictures(background: Background, name: str) -> N
 @pytest.mark.parametrize("background", BACKGROUNDS)
 @pytest.mark.parametrize("name", COLORS)
 def test_positions_are_read_beside_a_second_object(background: Background, name: str) -> None:
-    """Where the discs touch, pixels of the other one's edge are taken in: 0.4 px at worst at these sizes."""
+    """Where the discs touch, pixels of the other one's edge are taken in: 0.24 px at worst, 0.65 px in 1 of 30 000."""
     world = MovingSpriteWorld(background=background, second_object=True)
     start = replace(world.start(range(4)), color=torch.tensor(COLORS[name]).expand(4, 3))
     positions = everywhere(world, 4, 100)
     located, found = world.locate(start, world.render(start, positions))
     assert bool(found.all())
     error = (located - positions).norm(dim=-1)
-    assert error.max() < 0.4
+    assert error.max() < 0.3
     assert error.mean() < 0.05
 
 

@@ -1,0 +1,103 @@
+"""Every code block of the README and of docs/ is run, in order, in a folder with small versions of the demo's runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lightning_action import command_line
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = {
+    "all": ["--model.sampling.num_inference_steps=1"],
+    "sprites": [
+        "--data.init_args.train_size=16",
+        "--data.init_args.validation_size=2",
+        "--data.init_args.test_size=3",
+        "--data.init_args.predict_size=2",
+    ],
+    "fit": ["--trainer.max_steps=2", "--trainer.limit_val_batches=0"],
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The lines of shell blocks, split as a shell would."""
+    return [shlex.split(line, comments=True) for block in blocks(page, "bash") for line in block.splitlines() if line]
+
+
+def run_small(command: list[str]) -> None:
+    verb, *arguments = command
+    more = SMALL["all"] + (SMALL["fit"] if verb == "fit" else [])
+    if not any("own_actions" in argument for argument in arguments):
+        more = more + SMALL["sprites"]
+    command_line.run([verb, *arguments, *more])
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the checkout, so that `runs/` does not land in it."""
+    folder = tmp_path_factory.mktemp("workshop")
+    for name in ("configs", "docs"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def test_readme_commands_in_order(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workshop)
+    verbs = []
+    for command in commands(ROOT / "README.md"):
+        if command[:2] == ["python", "main.py"]:
+            run_small(command[2:])
+            verbs.append(command[2])
+        else:
+            assert command[0] == "make" and command[1] in makefile_targets(), command
+    assert verbs == ["fit", "fit", "predict", "test", "predict"]
+    for result in ("checkpoints/last.ckpt", "report.json", "action_scan.png", "predictions/000000.mp4"):
+        assert (workshop / "runs" / "demo" / result).is_file()
+    assert (workshop / "runs" / "mine" / "predictions" / "000000.mp4").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_print_what_their_comments_say(
+    page: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs after the commands, whose checkpoint the README's example loads."""
+    monkeypatch.chdir(workshop)
+    for block in blocks(page, "python"):
+        capsys.readouterr()
+        exec(compile(block, str(page), "exec"), {})
+        printed = [line for line in capsys.readouterr().out.splitlines() if line]
+        promised = re.findall(r"^print\(.*\)  # (.*)", block, re.MULTILINE)
+        results = printed[-len(promised) :] if promised else []
+        assert all(said.startswith(result) for said, result in zip(promised, results, strict=True)), printed
+
+
+def test_make_demo_runs_the_commands_of_the_readme() -> None:
+    text = (ROOT / "Makefile").read_text()
+    variables = dict(re.findall(r"^(\w+) \?*:?= (.*)$", text, re.MULTILINE))
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", text, re.MULTILINE)
+    assert recipe is not None
+    expanded = recipe.group(1)
+    while "$(" in expanded:
+        expanded = re.sub(r"\$\((\w+)\)", lambda match: variables[match.group(1)], expanded)
+    run_by_make = [shlex.split(line.split("python ", 1)[1]) for line in expanded.splitlines()]
+    shown = [command[1:] for command in commands(ROOT / "README.md") if command[:2] == ["python", "main.py"]]
+    assert run_by_make == shown[:4]
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def makefile_targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+)(?: [a-z- ]+)?:", (ROOT / "Makefile").read_text(), re.MULTILINE))

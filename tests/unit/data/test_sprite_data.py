@@ -1,0 +1,197 @@
+"""Every sample follows from (seed, split, index), in whatever batch and order it comes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lightning_action.data.resumable import ResumableDataLoader
+from lightning_action.data.sprite_data import Batch, Split, SpriteDataModule
+from lightning_action.data.sprite_world import MovingSpriteWorld
+from lightning_action.evaluation import StateReader
+from lightning_action.frozen.interfaces import CodecVideos
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test", "predict")
+# Of 3 latent frames at ratio 3.
+NUM_FRAMES = 7
+
+
+def data(**changes: Any) -> SpriteDataModule:
+    sizes = {"train_size": 11, "validation_size": 5, "test_size": 6, "predict_size": 2}
+    world = MovingSpriteWorld(image_size=20, sprite_radius=3.0)
+    return SpriteDataModule(
+        **{
+            "world": world,
+            "num_latents": 3,
+            "temporal_compression_ratio": 3,
+            "batch_size": 4,
+            "eval_batch_size": 5,
+            **sizes,
+            **changes,
+        }
+    )
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    assert one.keys() == other.keys()
+    return all(
+        torch.equal(one[key], other[key]) if isinstance(one[key], Tensor) else one[key] == other[key] for key in one
+    )
+
+
+def ids(loader: DataLoader[Batch]) -> list[int]:
+    return [number for batch in loader for number in batch["sample_id"].tolist()]
+
+
+def loaders(module: SpriteDataModule) -> dict[Split, DataLoader[Batch]]:
+    return {
+        "train": module.train_dataloader(),
+        "validation": module.val_dataloader(),
+        "test": module.test_dataloader(),
+        "predict": module.predict_dataloader(),
+    }
+
+
+def test_batches_have_the_documented_keys_and_shapes() -> None:
+    shapes = []
+    for split, loader in loaders(data()).items():
+        for batch in loader:
+            size = len(batch["prompt"])
+            shapes.append((split, size))
+            assert {key: tuple(value.shape) for key, value in batch.items() if isinstance(value, Tensor)} == {
+                "video": (size, NUM_FRAMES, 3, 20, 20),
+                "action": (size, NUM_FRAMES - 1, 2),
+                "position": (size, NUM_FRAMES, 2),
+                "sample_id": (size,),
+            }
+            assert all(isinstance(prompt, str) for prompt in batch["prompt"])
+            assert batch["video"].dtype == batch["action"].dtype == batch["position"].dtype == torch.float32
+            assert batch["video"].abs().max() <= 1
+    # An incomplete batch is left out of training only.
+    assert shapes == [("train", 4), ("train", 4), ("validation", 5), ("test", 5), ("test", 1), ("predict", 2)]
+
+
+def test_a_sample_is_a_sample_of_a_batch() -> None:
+    sample = data().dataset("train")[3]
+    assert {key: tuple(value.shape) for key, value in sample.items() if isinstance(value, Tensor)} == {
+        "video": (NUM_FRAMES, 3, 20, 20),
+        "action": (NUM_FRAMES - 1, 2),
+        "position": (NUM_FRAMES, 2),
+        "sample_id": (),
+    }
+    assert isinstance(sample["prompt"], str)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_sample_is_the_same_in_every_batch(split: Split) -> None:
+    one, other = data().dataset(split), data().dataset(split)
+    indices = [5, 0, 3]
+    batch = one.batch(indices)
+    assert equal(batch, other.__getitems__(indices))
+    for row, index in enumerate(indices):
+        assert equal(other[index], {key: value[row] for key, value in batch.items()})
+    assert batch["sample_id"].tolist() == indices
+
+
+def test_a_batch_is_what_the_simulator_says() -> None:
+    module = data()
+    batch = module.dataset("test").batch([1, 4])
+    start = module.world.start(module.dataset("test").seeds([1, 4]))
+    positions = module.world.simulate(start, batch["action"])
+    assert torch.equal(positions, batch["position"])
+    assert torch.equal(module.world.render(start, positions), batch["video"])
+    assert batch["prompt"] == start.prompts
+
+
+def test_splits_seeds_and_indices_are_other_worlds() -> None:
+    batches = [data(seed=seed).dataset(split).batch(range(3)) for seed in (0, 1) for split in SPLITS]
+    starts = [tuple(position[0].tolist()) for batch in batches for position in batch["position"]]
+    assert len(set(starts)) == 2 * 4 * 3
+    seeds = [seed for seed in (0, 1) for split in SPLITS for seed in data(seed=seed).dataset(split).seeds(range(100))]
+    assert len(set(seeds)) == 2 * 4 * 100
+
+
+def test_the_sizes_of_splits_change_no_sample() -> None:
+    small, large = data(), data(train_size=1000, num_latents=3, batch_size=7)
+    assert equal(small.dataset("train").batch([2, 9]), large.dataset("train").batch([2, 9]))
+    assert [len(small.dataset(split)) for split in SPLITS] == [11, 5, 6, 2]
+
+
+def test_the_order_changes_with_the_epoch_and_can_be_had_again() -> None:
+    loader, again = data().train_dataloader(), data().train_dataloader()
+    orders = []
+    for epoch in range(3):
+        for each in (loader, again):
+            assert isinstance(each.sampler, DistributedSampler)
+            each.sampler.set_epoch(epoch)
+        orders.append(ids(loader))
+        assert ids(again) == orders[-1]
+    assert len({tuple(order) for order in orders}) == 3
+    # A resumed run goes straight to its epoch.
+    resumed = data().train_dataloader()
+    assert isinstance(resumed.sampler, DistributedSampler)
+    resumed.sampler.set_epoch(2)
+    assert ids(resumed) == orders[2]
+    assert all(len(set(order)) == 8 and set(order) < set(range(11)) for order in orders)
+    assert ids(data(seed=1).train_dataloader()) != orders[0]
+
+
+def test_training_goes_on_in_the_middle_of_an_epoch() -> None:
+    loader, resumed = data(train_size=13).train_dataloader(), data(train_size=13).train_dataloader()
+    assert isinstance(loader, ResumableDataLoader) and isinstance(resumed, ResumableDataLoader)
+    whole = ids(loader)
+    batches = iter(loader)
+    assert next(batches)["sample_id"].tolist() == whole[:4]
+    resumed.load_state_dict(loader.state_dict())
+    assert ids(resumed) == whole[4:]
+    assert ids(resumed) == whole  # the next epoch is whole again
+
+
+@pytest.mark.parametrize("split", ["validation", "test", "predict"])
+def test_held_out_samples_come_in_order_and_all_of_them(split: Split) -> None:
+    module = data()
+    assert ids(loaders(module)[split]) == list(range(module.sizes[split]))
+
+
+def test_ranks_share_the_samples_of_an_epoch() -> None:
+    parts = []
+    for rank in range(2):
+        module = data(train_size=16)
+        module.trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
+        parts.append(ids(module.train_dataloader()))
+    assert len(parts[0]) == len(parts[1]) == 8
+    assert sorted(parts[0] + parts[1]) == list(range(16))
+
+
+def test_positions_are_read_off_the_videos_of_a_split() -> None:
+    module = data()
+    assert isinstance(module, StateReader)
+    for split in ("validation", "test"):
+        batch = module.dataset(split).batch([4, 0, 2])
+        positions, found = module.read_positions(batch["video"], batch, split)
+        assert bool(found.all())
+        # As exact as pixels with a soft edge allow, see the simulator's own tests.
+        torch.testing.assert_close(positions, batch["position"], atol=0.15, rtol=0)
+        wrong, _ = module.read_positions(batch["video"].flip(0), batch, split)
+        assert (wrong - batch["position"]).abs().max() > 1
+
+
+def test_videos_for_a_codec_are_training_videos() -> None:
+    module = data()
+    assert isinstance(module, CodecVideos)
+    assert torch.equal(module.codec_videos(3), module.dataset("train").batch([0, 1, 2])["video"])
+    assert len(module.codec_videos()) == 11
+
+
+def test_the_schema_fits_the_batches() -> None:
+    module = data()
+    batch = module.dataset("train").batch([0, 1])
+    vectors, present = module.action_schema.encode(batch["action"], num_latents=3)
+    assert vectors.shape == (2, 3, 6)
+    assert torch.equal(vectors[:, 1:].flatten(1), batch["action"].flatten(1))
+    assert present.tolist() == [[False, True, True]] * 2
