@@ -47,9 +47,10 @@ class ActionScan(Callback):
         scales: Numbers that every action is multiplied by. At 0, all actions should give the same video.
         output: Path of the picture. Default: `action_scan.png` in the Trainer's `default_root_dir`.
         num_strip_frames: Number of frames in a cell after the start, evenly spaced up to the last.
+        sample: Which sample of the first batch to start from; the last, if the batch has fewer.
 
     Raises:
-        ValueError: If there are no actions or scales, if actions differ in width, or `num_strip_frames` is below 1.
+        ValueError: If there are no actions or scales, if actions differ in width, or a number is too small.
         MisconfigurationException: If the LightningModule or its batches do not fit, or the picture cannot be written.
 
     Example::
@@ -68,6 +69,7 @@ class ActionScan(Callback):
         scales: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
         output: str | None = None,
         num_strip_frames: int = 4,
+        sample: int = 0,
     ) -> None:
         super().__init__()
         widths = {len(row) for row in actions.values()}
@@ -77,10 +79,13 @@ class ActionScan(Callback):
             raise ValueError(f"scales must be finite numbers, and at least one, got {scales}")
         if num_strip_frames < 1:
             raise ValueError(f"num_strip_frames must be at least 1, got {num_strip_frames}")
+        if sample < 0:
+            raise ValueError(f"sample must be at least 0, got {sample}")
         self.actions = actions
         self.scales = list(scales)
         self.output = output
         self.num_strip_frames = num_strip_frames
+        self.sample = sample
 
         # Known only during a prediction.
         self._path = Path()
@@ -97,13 +102,19 @@ class ActionScan(Callback):
         self._path = Path(self.output or Path(trainer.default_root_dir) / "action_scan.png")
         make_folder(self._path.parent, "The folder of ActionScan(output=...)")
 
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        # Kept as it passes by, after all that Lightning does to a batch, so that no data is loaded twice; and checked
-        # before anything is generated.
+        # Kept as it passes by, so that no data is loaded twice; and after the module has accepted it, so that a batch
+        # with wrong actions is not blamed on this callback.
         if batch_idx == 0 and dataloader_idx == 0:
-            self._sample = _first_sample(batch)
+            self._sample = _take_sample(batch, self.sample)
             _check_action(self._sample["action"], self._scaled_rows())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -215,14 +226,15 @@ def _draw_labels(
             draw.text((centre, _HEADER_HEIGHT - 6), text, fill=_GREY, font=font(_SMALL), anchor="md")
 
 
-def _first_sample(batch: Any) -> dict[str, Any]:
-    """The first sample of a batch, as a batch of one, on the CPU."""
+def _take_sample(batch: Any, index: int) -> dict[str, Any]:
+    """One sample of a batch (the last, if there are fewer), as a batch of one, on the CPU."""
     if not isinstance(batch, dict) or not isinstance(batch.get("action"), Tensor) or batch["action"].ndim != 3:
         got = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
         raise MisconfigurationException(
             f"ActionScan needs predict batches that are dicts with 'action' [B, rows, columns], got {got}"
         )
     sample = {}
+    index = min(index, len(batch["action"]) - 1)
     for name, value in batch.items():
         if _is_per_sample(value):
             if len(value) != len(batch["action"]):
@@ -230,7 +242,7 @@ def _first_sample(batch: Any) -> dict[str, Any]:
                     f"ActionScan needs batches with one entry for each sample: 'action' has {len(batch['action'])}"
                     f" and '{name}' has {len(value)}"
                 )
-            value = value[:1]
+            value = value[index : index + 1]
         # A copy, or all of the batch would stay in memory.
         sample[name] = value.detach().cpu().clone() if isinstance(value, Tensor) else value
     return sample

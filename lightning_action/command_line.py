@@ -16,6 +16,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_action.module import ActionVideoModule
 
 
+class RunCheckpoint(ModelCheckpoint):
+    """`ModelCheckpoint` whose `last.ckpt` is the end of the fit, also where the last step is not one it saves at."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        dry_run = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.save_last and self.dirpath is not None and not dry_run:
+            trainer.save_checkpoint(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+
+
 class SaveConfigOfVerb(SaveConfigCallback):
     """Saves each verb's configuration under its own name, so that `test` does not overwrite that of `fit`."""
 
@@ -28,16 +38,21 @@ class ActionVideoCLI(LightningCLI):
     """LightningCLI for `ActionVideoModule` and any DataModule; checkpoints land in `<default_root_dir>/checkpoints`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.enable_version_counter": False})
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
 
     def before_instantiate_classes(self) -> None:
         """Refuse a run that could not write its results, before anything else happens."""
-        config = self.config[self.subcommand] if self.subcommand else self.config
-        require_writable(config.trainer.default_root_dir or os.getcwd())
+        if not self.subcommand:
+            return
+        config = self.config[self.subcommand]
         if self.subcommand in ("validate", "test", "predict"):
             require_checkpoint(self.subcommand, config.ckpt_path)
+        require_writable(config.trainer.default_root_dir or os.getcwd())
+        if self.subcommand == "predict" and config.return_predictions is None:
+            # Lightning would keep every video in memory until the end; a prediction writer has them on disk.
+            config.return_predictions = False
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's saved hyper-parameters do not overrule the command line: the configuration is what it says."""
@@ -76,7 +91,7 @@ def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
         raise ValueError(
             f"{verb} needs trained weights: name them with --ckpt_path, for example runs/demo/checkpoints/last.ckpt"
         )
-    if ckpt_path not in ("best", "last", "hpc") and not Path(ckpt_path).exists():
+    if "://" not in ckpt_path and not Path(ckpt_path).exists():
         raise FileNotFoundError(f"no checkpoint at {ckpt_path!r}: train one with `fit`, or correct --ckpt_path")
 
 
@@ -105,7 +120,7 @@ def load_module(config: str | Path, ckpt_path: str | Path) -> ActionVideoModule:
         ValueError: the checkpoint belongs to another configuration.
     """
     settings = yaml.safe_load(Path(config).read_text())
-    known = {key: value for key, value in settings.items() if key in ("model", "data", "seed_everything")}
+    known = {key: value for key, value in settings.items() if key in ("model", "data")}
     cli = ActionVideoCLI(
         ActionVideoModule,
         L.LightningDataModule,
@@ -113,6 +128,7 @@ def load_module(config: str | Path, ckpt_path: str | Path) -> ActionVideoModule:
         save_config_callback=None,
         trainer_defaults={"logger": False, "accelerator": "cpu"},
         run=False,
+        seed_everything_default=False,
         auto_configure_optimizers=False,
         args=known,
     )

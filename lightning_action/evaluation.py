@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from lightning_action.batch import Batch, other_actions, without_actions
+from lightning_action.files import replacing
 from lightning_action.metrics.action_following import ActionFollowing, psnr
 
-Batch = dict[str, Any]
 Report = dict[str, Any]
 BASELINES = ("copy_first_frame", "ignore_actions")
 
@@ -63,7 +62,7 @@ class Evaluator(nn.Module):
 
     def update_losses(self, true: Tensor, other: Tensor) -> None:
         """Compare matched losses `[B]`; a tie counts half."""
-        self.wins.update((true < other).float() + 0.5 * (true == other).float())
+        self.wins.update(wins(true, other))
         self.relative_gap.update((other - true) / true)
 
     def compute(self) -> Report:
@@ -164,15 +163,9 @@ class ObedienceTest:
             evaluator.following.update(positions.to(target), target, found.to(target.device))
 
 
-def other_actions(batch: Batch) -> Batch:
-    """The batch under actions that are not its own: those of the next sample, or its own backwards if it is alone."""
-    action: Tensor = batch["action"]
-    return {**batch, "action": action.roll(1, dims=0) if len(action) > 1 else action.flip(1)}
-
-
-def without_actions(batch: Batch) -> Batch:
-    """The batch with the null action, which an action module does not replace by one of its own."""
-    return {**batch, "action": None}
+def wins(true: Tensor, other: Tensor) -> Tensor:
+    """1 where the loss under the true actions is the lower one, 0.5 at a tie, else 0; `[B]`."""
+    return (true < other).float() + 0.5 * (true == other).float()
 
 
 def copy_of_first_frames(truth: Tensor, num_initial_frames: int) -> Tensor:
@@ -187,14 +180,8 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
     A figure that is undefined, such as the sign accuracy of videos in which nothing should move, is null.
     """
     text = json.dumps(_null_where_undefined(report), indent=2, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by `tempfile`, whose files nobody else may read.
-    temporary = path.with_name(f".{path.name}-{uuid4().hex}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 _ROWS: tuple[tuple[str, str], ...] = (

@@ -17,18 +17,19 @@ from torch import Tensor, nn
 from lightning_action.action.inferred import inferred_vectors
 from lightning_action.action.projection import ActionModulationProjection, drop_actions
 from lightning_action.action.schema import ActionSchema
+from lightning_action.batch import (
+    Batch,
+    first_frames,
+    frame_size,
+    has_actions,
+    num_latents,
+    other_actions,
+    without_actions,
+)
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.objectives import OBJECTIVES, draw_block_timesteps
-from lightning_action.evaluation import (
-    Batch,
-    ObedienceTest,
-    StateReader,
-    format_table,
-    other_actions,
-    without_actions,
-    write_report,
-)
+from lightning_action.evaluation import ObedienceTest, StateReader, format_table, wins, write_report
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import CodecVideos, FittedCodec, TextEncoder, VideoCodec
 from lightning_action.generator.blocks import BlockCausality
@@ -46,7 +47,7 @@ from lightning_action.weights import (
     write_safetensors,
 )
 
-_VALIDATION_STREAM = 1
+_TRAINING_STREAM, _VALIDATION_STREAM = 0, 1
 _NUM_LOSS_DRAWS = 4
 _NUM_VALIDATION_ROLLOUTS = 16
 
@@ -76,7 +77,7 @@ class ActionVideoModule(L.LightningModule):
         optimization: AdamW settings.
         pretrained: folder with `generator.safetensors` (original Wan names) and, for a fitted VAE, `vae.safetensors`,
             that a new fit starts from.
-        export_to: folder that the same files are written to when fit ends.
+        export_weights: write the same files to the trainer's `default_root_dir` when fit ends.
         seed: of initial weights, training noise and validation noise.
     """
 
@@ -100,14 +101,24 @@ class ActionVideoModule(L.LightningModule):
         sampling: Sampling = Sampling(),
         optimization: Optimization = Optimization(),
         pretrained: str | None = None,
-        export_to: str | None = None,
+        export_weights: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 <= action_dropout_prob <= 1 or loss_weighting not in ("bell", "uniform"):
+            raise ValueError(
+                "expected action_dropout_prob in [0, 1] and loss_weighting bell or uniform, got "
+                f"{action_dropout_prob} and {loss_weighting!r}"
+            )
         self._build_generator = generator
         self._build_projection = action_projection
         self._build_action_module = action_module
         self.frozen = FrozenParts(text_encoder(), vae())
+        if schema.temporal_compression_ratio != self.frozen.vae.temporal_compression_ratio:
+            raise ValueError(
+                f"schema.temporal_compression_ratio is {schema.temporal_compression_ratio}, that of the VAE is "
+                f"{self.frozen.vae.temporal_compression_ratio}: a latent frame must mean the same to both"
+            )
         self.schema = schema
         self.causality = causality
         self.schedule = FlowMatchSchedule(timestep_shift)
@@ -117,7 +128,7 @@ class ActionVideoModule(L.LightningModule):
         self.sampling = sampling
         self.optimization = optimization
         self.pretrained = pretrained
-        self.export_to = export_to
+        self.export_weights = export_weights
         self.seed = seed
         self._built = False
         self._start_from_pretrained = False
@@ -168,8 +179,8 @@ class ActionVideoModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Weighted flow-matching loss; noise follows from (seed, epoch, batch, rank) alone."""
-        random = generator_for(self.seed, self.current_epoch, batch_idx, self.global_rank)
-        loss = self._loss(batch, self._encode_video(batch), random, self.action_dropout_prob).mean()
+        random = generator_for(self.seed, _TRAINING_STREAM, self.current_epoch, batch_idx, self.global_rank)
+        loss = self._loss(batch, self._encode_video(batch["video"]), random, self.action_dropout_prob).mean()
         if not bool(torch.isfinite(loss)):
             raise RuntimeError(
                 f"the training loss is {loss.item()} at step {self.global_step}: lower the learning rates, clip "
@@ -186,7 +197,7 @@ class ActionVideoModule(L.LightningModule):
         if "other" in losses:
             gap = (losses["other"] - losses["true"]) / losses["true"]
             self._log_validation("shuffle_relative_gap", gap.mean(), size)
-            self._log_validation("shuffle_win_rate", (gap > 0).float().mean(), size)
+            self._log_validation("shuffle_win_rate", wins(losses["true"], losses["other"]).mean(), size)
         if batch_idx == 0 and has_actions(batch) and self.action_projection is not None:
             few = {key: value[:_NUM_VALIDATION_ROLLOUTS] for key, value in batch.items()}
             test = self._new_obedience_test("validation")
@@ -220,7 +231,7 @@ class ActionVideoModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Generate, and hand over what a prediction writer needs; `video` and `truth` are in [0, 1]."""
-        latents = torch.cat(list(self.stream_latents(batch)), dim=1)
+        latents = self.generate_latents(batch)
         prediction = {
             "video": to_unit_range(self.frozen.decode(latents)).cpu(),
             "latents": latents.cpu(),
@@ -249,34 +260,44 @@ class ActionVideoModule(L.LightningModule):
         Returns:
             Video `[B, T, 3, H, W]` in [0, 1].
         """
-        return to_unit_range(self.frozen.decode(torch.cat(list(self.stream_latents(batch)), dim=1)))
+        return to_unit_range(self.frozen.decode(self.generate_latents(batch)))
+
+    @torch.no_grad()
+    def generate_latents(self, batch: Batch) -> Tensor:
+        """As `generate`, but the latents `[B, F, C, h, w]`.
+
+        Raises:
+            RuntimeError: the model gave values that are not finite.
+        """
+        latents = torch.cat(list(self.stream_latents(batch)), dim=1)
+        if not bool(torch.isfinite(latents).all()):
+            raise RuntimeError("generated latents hold NaN or infinity: check the checkpoint, or generate in float32")
+        return latents
 
     @torch.no_grad()
     def stream_latents(self, batch: Batch) -> Iterator[Tensor]:
         """As `generate`, but yields the clean latents of each block, `[B, block, C, h, w]`, as soon as they exist."""
-        self.frozen.to(self.device)
-        initial = self._initial_latents(batch)
-        num_latents = self._num_latents(batch)
-        text = self.frozen.encode_text(batch["prompt"])
-        shape = self.frozen.vae.latent_shape(
-            *(batch["frame_size"][0].tolist() if initial is None else batch["video"].shape[-2:])
-        )
+        start = first_frames(batch, self.sampling.num_initial_latents, self.frozen.vae.temporal_compression_ratio)
+        initial = None if start is None else self._encode_video(start)
+        length = num_latents(batch, self.schema)
+        text = self._encode_text(batch)
+        shape = self.frozen.vae.latent_shape(*frame_size(batch))
         session = CausalRollout(
             self.generator,
             text,
             self.causality,
             self.sampling.sampler(self.schedule),
-            frame_noise(self.sampling.seed, batch["sample_id"].tolist(), shape, self.device),
+            frame_noise(self.sampling.seed, batch["sample_id"].tolist(), shape, self.device, text.dtype),
             shape,
-            num_latents,
+            length,
             self.sampling.action_guidance_scale,
         )
-        yield from rollout(session, num_latents, self._rollout_modulation(batch, num_latents), initial)
+        yield from rollout(session, length, self._rollout_modulation(batch, length), initial)
 
     @torch.no_grad()
     def matched_losses(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         """Losses `[B]` at the same noise and timesteps: `true` actions, those of the `other` sample, and `null`."""
-        latents = self._encode_video(batch)
+        latents = self._encode_video(batch["video"])
         variants = {"true": batch}
         if has_actions(batch) and self.action_projection is not None:
             variants |= {"other": other_actions(batch), "null": without_actions(batch)}
@@ -299,8 +320,8 @@ class ActionVideoModule(L.LightningModule):
     def on_fit_end(self) -> None:
         """Export the generator, if asked to."""
         self._fit_seconds_before, self._fit_started = self.fit_seconds, None
-        if self.export_to is not None and self.trainer.is_global_zero:
-            self.export(self.export_to)
+        if self.export_weights and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.export(self.trainer.default_root_dir)
 
     def export(self, folder: str | Path) -> None:
         """Write `generator.safetensors` and, for a fitted VAE, `vae.safetensors`; `pretrained` reads both."""
@@ -318,12 +339,14 @@ class ActionVideoModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, action schema or codec, before anything is loaded."""
+        check_fits(self, checkpoint["state_dict"], "the checkpoint")
+        if "action_schema" not in checkpoint:
+            raise ValueError("the checkpoint holds no action schema: it was not written by ActionVideoModule")
         saved = ActionSchema.from_dict(checkpoint["action_schema"])
         if self.action_projection is not None and saved != self.schema:
             raise ValueError(
                 f"the checkpoint was trained with the actions {saved}, the configuration says {self.schema}"
             )
-        check_fits(self, checkpoint["state_dict"], "the checkpoint")
         self._fit_seconds_before = checkpoint["fit_seconds"]
         if isinstance(self.frozen.vae, FittedCodec):
             self.frozen.vae.load_fitted_tensors(checkpoint["vae"], "the checkpoint's VAE")
@@ -334,7 +357,7 @@ class ActionVideoModule(L.LightningModule):
         timestep = draw_block_timesteps(self.schedule, shape[0], shape[1], self.causality, random).to(latents.device)
         noise = torch.randn(shape, generator=random).to(latents)
         modulation = self._modulation(batch, latents, dropout, random)
-        text = self.frozen.encode_text(batch["prompt"])
+        text = self._encode_text(batch)
         error = self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation)
         weight = self.schedule.weight_at(timestep) if self.loss_weighting == "bell" else torch.ones_like(timestep)
         return (weight * error).mean(dim=1)
@@ -348,14 +371,15 @@ class ActionVideoModule(L.LightningModule):
             vectors, present = inferred_vectors(self.action_module, latents, self.causality)
         else:
             return None
-        return self.action_projection(vectors, drop_actions(present, dropout, random))
+        return self.action_projection(vectors.to(self._compute_dtype), drop_actions(present, dropout, random))
 
-    def _rollout_modulation(self, batch: Batch, num_latents: int) -> Tensor | BlockModulation | None:
+    def _rollout_modulation(self, batch: Batch, length: int) -> Tensor | BlockModulation | None:
         projection, infer = self.action_projection, self.action_module
         if projection is None:
             return None
         if has_actions(batch):
-            return projection(*self.schema.encode(batch["action"].to(self.device), num_latents))
+            vectors, present = self.schema.encode(batch["action"].to(self.device), length)
+            return projection(vectors.to(self._compute_dtype), present)
         if "action" in batch or infer is None:
             return None
 
@@ -366,27 +390,17 @@ class ActionVideoModule(L.LightningModule):
 
         return infer_block
 
-    def _encode_video(self, batch: Batch) -> Tensor:
+    def _encode_video(self, video: Tensor) -> Tensor:
         self.frozen.to(self.device)
-        return self.frozen.encode_video(batch["video"])
+        return self.frozen.encode_video(video).to(self._compute_dtype)
 
-    def _initial_latents(self, batch: Batch) -> Tensor | None:
-        count = self.sampling.num_initial_latents
-        if "video" not in batch or count == 0:
-            return None
-        num_frames = 1 + self.frozen.vae.temporal_compression_ratio * (count - 1)
-        if batch["video"].shape[1] < num_frames:
-            raise ValueError(
-                f"num_initial_latents {count} needs {num_frames} starting frames, got {batch['video'].shape[1]}"
-            )
-        return self.frozen.encode_video(batch["video"][:, :num_frames])
+    def _encode_text(self, batch: Batch) -> Tensor:
+        self.frozen.to(self.device)
+        return self.frozen.encode_text(batch["prompt"]).to(self._compute_dtype)
 
-    def _num_latents(self, batch: Batch) -> int:
-        if has_actions(batch) and self.action_projection is not None:
-            return self.schema.num_latents(batch["action"].shape[1])
-        if "video" in batch:
-            return 1 + (batch["video"].shape[1] - 1) // self.frozen.vae.temporal_compression_ratio
-        return int(batch["num_latents"])
+    @property
+    def _compute_dtype(self) -> torch.dtype:
+        return self.generator.patch_embedding.weight.dtype
 
     def _new_obedience_test(self, split: Literal["validation", "test"]) -> ObedienceTest:
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -409,11 +423,6 @@ class ActionVideoModule(L.LightningModule):
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
         self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)
-
-
-def has_actions(batch: Batch) -> bool:
-    """Whether a batch has action rows."""
-    return batch.get("action") is not None
 
 
 def to_unit_range(video: Tensor) -> Tensor:

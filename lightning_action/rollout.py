@@ -126,13 +126,13 @@ def rollout(
         Clean latents of one block, `[B, block, C, H, W]`.
 
     Raises:
-        ValueError: the frames, or the initial ones, are not a whole number of blocks.
+        ValueError: the frames, or the initial ones, are not a whole number of blocks, or not finite.
     """
     start = session.block.start
     blocks = session.cache.causality.split(num_frames, start)
     num_initial = 0 if initial_latents is None else initial_latents.shape[1]
-    if num_initial:
-        session.cache.causality.split(num_initial, start)
+    if initial_latents is not None:
+        _check_initial(initial_latents, session.cache.causality, start, num_frames)
     if isinstance(action_modulation, Tensor) and action_modulation.shape[1] != num_frames:
         raise ValueError(
             f"action_modulation is for {action_modulation.shape[1]} latent frames, the video has {num_frames}"
@@ -154,3 +154,12 @@ def rollout(
             latents = session.next_block(modulation)
         history.append(latents)
         yield latents
+
+
+def _check_initial(latents: Tensor, causality: BlockCausality, start: int, num_frames: int) -> None:
+    if latents.shape[1] > num_frames:
+        raise ValueError(f"{latents.shape[1]} initial latent frames are more than the video has, {num_frames}")
+    if latents.shape[1]:
+        causality.split(latents.shape[1], start)
+    if not bool(torch.isfinite(latents).all()):
+        raise ValueError("initial_latents hold NaN or infinity: check what they were encoded from")

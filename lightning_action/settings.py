@@ -30,6 +30,13 @@ class Sampling:
     num_initial_latents: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1 or self.num_initial_latents < 0:
+            raise ValueError(
+                "expected num_inference_steps >= 1 and num_initial_latents >= 0, got "
+                f"{self.num_inference_steps} and {self.num_initial_latents}"
+            )
+
     def sampler(self, schedule: FlowMatchSchedule) -> Sampler:
         """The sampler these settings describe."""
         if self.denoising_step_list is None:

@@ -99,9 +99,9 @@ def read_image(path: str | Path, frame_size: tuple[int, int] | None) -> Tensor:
 
 
 def _read_csv(path: Path) -> np.ndarray:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.reader(file) if row]
-    if rows and not _is_number(rows[0][0]):
+    if rows and not any(_is_number(value) for value in rows[0]):
         rows = rows[1:]
     widths = {len(row) for row in rows}
     if len(widths) != 1:

@@ -191,7 +191,7 @@ class MovingSpriteWorld:
     def _sample_actions_one(self, random: torch.Generator, num_steps: int) -> Tensor:
         discrete = self.action_kind == "discrete"
         if discrete:
-            fresh = torch.randint(len(DIRECTIONS), (num_steps, 1), generator=random).float()
+            fresh = torch.randint(len(DIRECTIONS), (num_steps, 1), generator=random)
         else:
             fresh = 2 * torch.rand(num_steps, 2, generator=random) - 1
         changes = torch.rand(num_steps, generator=random) >= self.hold_probability

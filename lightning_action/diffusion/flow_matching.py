@@ -74,17 +74,17 @@ class FlowMatchSchedule:
         """Timesteps of a few-step sampler.
 
         Args:
-            denoising_step_list: falling, each in (0, 1000], for example 1000, 750, 500, 250.
+            denoising_step_list: falling, each in [1, 1000], for example 1000, 750, 500, 250.
             warp_denoising_step: read the numbers as steps of the unshifted schedule and shift them.
 
         Raises:
-            ValueError: the list is empty, does not fall, or leaves (0, 1000].
+            ValueError: the list is empty, does not fall, or leaves [1, 1000].
         """
         steps = list(denoising_step_list)
         falling = all(a > b for a, b in zip(steps, steps[1:], strict=False))
-        if not steps or not falling or steps[0] > NUM_TRAIN_TIMESTEPS or steps[-1] <= 0:
+        if not steps or not falling or steps[0] > NUM_TRAIN_TIMESTEPS or steps[-1] < 1:
             raise ValueError(
-                f"denoising_step_list must fall and lie in (0, {NUM_TRAIN_TIMESTEPS}], got {steps}; leave a trailing 0 "
+                f"denoising_step_list must fall and lie in [1, {NUM_TRAIN_TIMESTEPS}], got {steps}; leave a trailing 0 "
                 "out, the last step always ends at the clean prediction"
             )
         if not warp_denoising_step:

@@ -13,7 +13,11 @@ NoiseSource = Callable[[range, int], Tensor]
 
 
 def frame_noise(
-    seed: int, samples: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu"
+    seed: int,
+    samples: Sequence[int],
+    shape: Sequence[int],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> NoiseSource:
     """Noise of latent frame i at denoising step k, from (seed, sample, i, k) alone.
 
@@ -21,7 +25,8 @@ def frame_noise(
         seed: of the run.
         samples: a number for each video of the batch.
         shape: of one latent frame, (C, H, W).
-        device: of the result; the numbers are drawn on the CPU, so they are the same everywhere.
+        device: of the result; the numbers are drawn on the CPU in float32, so they are the same everywhere.
+        dtype: of the result.
 
     Returns:
         A function of (frames, step) that gives noise `[B, frames, C, H, W]`.
@@ -29,9 +34,13 @@ def frame_noise(
 
     def noise(frames: range, step: int) -> Tensor:
         drawn = [
-            torch.stack([torch.randn(*shape, generator=generator_for(seed, sample, frame, step)) for frame in frames])
+            torch.stack([_draw(shape, generator_for(seed, sample, frame, step)) for frame in frames])
             for sample in samples
         ]
-        return torch.stack(drawn).to(device)
+        return torch.stack(drawn).to(device, dtype)
 
     return noise
+
+
+def _draw(shape: Sequence[int], random: torch.Generator) -> Tensor:
+    return torch.randn(*shape, generator=random, dtype=torch.float32)

@@ -32,7 +32,7 @@ class HashingTextEncoder(TextEncoder):
         Raises:
             ValueError: a prompt has more than `text_len` words.
         """
-        encoded = torch.zeros(len(prompts), self.text_len, self.text_dim)
+        encoded = torch.zeros(len(prompts), self.text_len, self.text_dim, dtype=torch.float32)
         for row, prompt in enumerate(prompts):
             words = prompt.lower().split()
             if len(words) > self.text_len:
@@ -46,4 +46,4 @@ class HashingTextEncoder(TextEncoder):
 def _word_vector(word: str, text_dim: int) -> Tensor:
     digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
     random = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-    return torch.randn(text_dim, generator=random)
+    return torch.randn(text_dim, generator=random, dtype=torch.float32)

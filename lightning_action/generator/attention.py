@@ -52,6 +52,8 @@ def attend_flex(
 ) -> Tensor:
     """FlexAttention with a block mask: what masked training uses on CUDA (it has no CPU backward)."""
     mask = _flex_mask(visibility, tokens_per_frame, query.device)
+    # Under autocast the norms leave query and key in float32, and this kernel wants one type.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     out = _compiled_flex()(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), block_mask=mask)
     return out.transpose(1, 2)
 
@@ -83,30 +85,33 @@ _SMALL_BLOCK = 32
 def frame_mask(visibility: tuple[Visibility, ...]) -> Tensor:
     """`[frames, frames]`, True where the row's frame sees the column's."""
     num_frames = max(item.query.stop for item in visibility)
-    mask = torch.zeros(num_frames, num_frames, dtype=torch.bool)
-    for item in visibility:
-        for keys in item.keys:
-            mask[item.query.start : item.query.stop, keys.start : keys.stop] = True
-    return mask
+    with torch.inference_mode(False):
+        mask = torch.zeros(num_frames, num_frames, dtype=torch.bool)
+        for item in visibility:
+            for keys in item.keys:
+                mask[item.query.start : item.query.stop, keys.start : keys.stop] = True
+        return mask
 
 
 @lru_cache(maxsize=32)
 def _token_mask(visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device) -> Tensor:
-    mask = frame_mask(visibility).to(device)
-    return mask.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
+    # What is kept for later calls must be usable in training, also when a test is the first to ask.
+    with torch.inference_mode(False):
+        mask = frame_mask(visibility).to(device)
+        return mask.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
 
 
 @lru_cache(maxsize=8)
 def _flex_mask(visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    frames = frame_mask(visibility).to(device)
-
     def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return frames[q // tokens_per_frame, k // tokens_per_frame]
 
-    tokens = frames.shape[0] * tokens_per_frame
-    return create_block_mask(sees, B=None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=str(device))
+    with torch.inference_mode(False):
+        frames = frame_mask(visibility).to(device)
+        tokens = frames.shape[0] * tokens_per_frame
+        return create_block_mask(sees, B=None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=str(device))
 
 
 @lru_cache(maxsize=1)

@@ -56,7 +56,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "fit",
             f"--config={ROOT / 'configs' / 'demo_backbone.yaml'}",
             f"--trainer.default_root_dir={backbone}",
-            f"--model.export_to={backbone}",
             "--trainer.max_steps=3",
             *SMALL_MODEL,
             *SMALL_DATA,
@@ -76,6 +75,58 @@ def test_fit_leaves_checkpoint_backbone_config_and_tensorboard(trained: Path) ->
     assert list(trained.glob("lightning_logs/version_*/events.*"))
     saved = yaml.safe_load(next(trained.glob("lightning_logs/version_*/config_fit.yaml")).read_text())
     assert saved["model"]["generator"]["init_args"]["dim"] == 24
+
+
+def test_last_checkpoint_is_the_end_of_the_fit(trained: Path) -> None:
+    """Though 6 is no multiple of `every_n_train_steps`."""
+    assert torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def test_fit_after_test_in_one_process(trained: Path, tmp_path: Path) -> None:
+    """What a test computes and keeps for later calls, under inference mode, must serve training too."""
+    shape = ("--data.init_args.num_latents=6", f"--trainer.default_root_dir={tmp_path}")
+    run(small("test", trained, checkpoint(trained), *shape))
+    run(small("fit", trained, "--trainer.max_steps=2", "--trainer.limit_val_batches=0", *shape))
+
+
+def test_half_precision(trained: Path, tmp_path: Path) -> None:
+    for precision in ("bf16-true", "bf16-mixed"):
+        more = (f"--trainer.precision={precision}", f"--trainer.default_root_dir={tmp_path / precision}")
+        run(small("fit", trained, "--trainer.max_steps=2", *more))
+        run(small("predict", trained, checkpoint(tmp_path / precision), *more))
+        assert (tmp_path / precision / "predictions" / "000002.mp4").is_file()
+
+
+def test_discrete_actions_stack_on_the_demo(trained: Path, tmp_path: Path) -> None:
+    overlay = (f"--config={ROOT / 'configs' / 'discrete.yaml'}", f"--trainer.default_root_dir={tmp_path}")
+
+    def discrete(verb: str, *more: str) -> list[str]:
+        arguments = small(verb, trained, *more)
+        return [*arguments[:2], *overlay, *arguments[3:]]
+
+    run(discrete("fit", "--trainer.max_steps=2", "--trainer.limit_val_batches=0"))
+    run(discrete("test", checkpoint(tmp_path)))
+    run(discrete("predict", checkpoint(tmp_path)))
+    about = json.loads((tmp_path / "predictions" / "000001.json").read_text())
+    assert {row[0] for row in about["action"]} <= {0, 1, 2, 3, 4}
+    assert (tmp_path / "action_scan.png").is_file() and (tmp_path / "report.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--model.sampling.num_initial_latents=0"],
+        ["--model.sampling.action_guidance_scale=2.0", "--data.init_args.eval_batch_size=1"],
+        ["--model.sampling.denoising_step_list=[1000, 500]"],
+        ["--data.init_args.world.init_args.second_object=true", "--data.init_args.world.init_args.background=busy"],
+        ["--model.causality.num_frame_per_block=2", "--model.causality.independent_first_frame=true"],
+        ["--model.causality.local_attn_size=3", "--model.causality.sink_size=1"],
+    ],
+    ids=lambda more: more[0].split(".")[-1],
+)
+def test_other_ways_to_generate(trained: Path, tmp_path: Path, more: list[str]) -> None:
+    run(small("test", trained, checkpoint(trained), f"--trainer.default_root_dir={tmp_path}", *more))
+    assert json.loads((tmp_path / "report.json").read_text())["episodes"] == 6
 
 
 def test_test_writes_a_report_for_any_seed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,6 +202,16 @@ def test_predict_takes_a_users_own_actions_image_and_prompt(trained: Path, tmp_p
     assert (tmp_path / "predictions" / "000000.mp4").is_file()
 
 
+def test_own_actions_of_another_width(trained: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "wide.npy", np.zeros((8, 3)))
+    arguments = small("predict", trained, checkpoint(trained), f"--trainer.default_root_dir={tmp_path}")
+    arguments = [argument for argument in arguments if not argument.startswith("--data")]
+    own = [f"--config={ROOT / 'configs' / 'own_actions.yaml'}", f"--data.init_args.actions={tmp_path / 'wide.npy'}"]
+    with pytest.raises(ValueError, match=r"must be \[B, 8, 2\].*got \[1, 8, 3\]"):
+        run([*arguments[:2], *own, "--data.init_args.frame_size=[32, 32]", *arguments[2:]])
+    assert not list((tmp_path / "predictions").glob("*.mp4")), "nothing half-written"
+
+
 def test_validate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(small("validate", trained, checkpoint(trained)))
     assert "validation/shuffle_win_rate" in capsys.readouterr().out
@@ -194,9 +255,10 @@ def test_unknown_keys_are_refused(
 @pytest.mark.parametrize("verb", ["predict", "test", "validate"])
 def test_untrained_weights_are_refused(verb: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{verb} needs trained weights: name them with --ckpt_path"):
-        run(small(verb, tmp_path))
+        run(small(verb, tmp_path / "out"))
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        run(small(verb, tmp_path, f"--ckpt_path={tmp_path / 'nothing.ckpt'}"))
+        run(small(verb, tmp_path / "out", f"--ckpt_path={tmp_path / 'nothing.ckpt'}"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
@@ -218,27 +280,27 @@ def test_the_command_line_wins_over_the_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "description"),
     [
-        ["fit", "--help"],
-        ["fit", "--model.generator.help=lightning_action.CausalWanModel"],
-        ["predict", "--data.help=lightning_action.data.ActionFileDataModule"],
-        ["fit", "--data.help=lightning_action.data.SpriteDataModule"],
-        ["fit", "--trainer.callbacks.help=lightning_action.callbacks.FreezeBackboneFirst"],
+        (["fit", "--help"], "latent frames that are denoised together"),
+        (["fit", "--help"], "chance that a training sample is shown without its actions"),
+        (["fit", "--model.generator.help=lightning_action.CausalWanModel"], "channels of the text encoder's output"),
+        (["predict", "--data.help=lightning_action.data.ActionFileDataModule"], "picture that the video starts from"),
+        (["fit", "--data.help=lightning_action.data.SpriteDataModule"], "held-out videos that `test` measures"),
+        (["fit", "--trainer.callbacks.help=lightning_action.callbacks.ActionScan"], "Which sample of the first batch"),
     ],
 )
-def test_help_is_readable(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_readable(arguments: list[str], description: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         run(arguments)
     assert stopped.value.code == 0
-    printed = capsys.readouterr().out
-    undescribed = [line for line in printed.splitlines() if line.strip().startswith("--model.") and not line.strip()]
-    assert "usage:" in printed and not undescribed
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "usage:" in printed and description in printed
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_config_is_listed(path: Path) -> None:
     """Each shipped config is exercised above; a new one must be added there."""
-    assert path.name in {"demo.yaml", "demo_backbone.yaml", "own_actions.yaml"}
+    assert path.name in {"demo.yaml", "demo_backbone.yaml", "discrete.yaml", "own_actions.yaml"}
     settings: Any = yaml.safe_load(path.read_text())
     assert isinstance(settings, dict)

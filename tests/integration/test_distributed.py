@@ -35,10 +35,9 @@ def run_on_two(arguments: list[str], folder: Path) -> str:
 def test_fit_test_and_predict_on_two_processes(tmp_path: Path) -> None:
     backbone = tmp_path / "backbone"
     pretrain = ["fit", f"--config={ROOT / 'configs' / 'demo_backbone.yaml'}", "--trainer.max_steps=2"]
-    folders = [f"--trainer.default_root_dir={backbone}", f"--model.export_to={backbone}"]
-    run_on_two([*pretrain, *folders, *SMALL_MODEL, *SMALL_DATA], tmp_path)
-    unfreeze = "--trainer.callbacks.init_args.unfreeze_at_step=2"
-    run_on_two(small("fit", tmp_path, "--trainer.max_steps=4", "--trainer.limit_val_batches=0", unfreeze), tmp_path)
+    root = f"--trainer.default_root_dir={backbone}"
+    run_on_two([*pretrain, root, *SMALL_MODEL, *SMALL_DATA], tmp_path)
+    run_on_two(small("fit", tmp_path, "--trainer.max_steps=4", "--trainer.limit_val_batches=0"), tmp_path)
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 4
 

@@ -15,18 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_action.batch import Batch, other_actions, without_actions
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.evaluation import (
     BASELINES,
-    Batch,
     Evaluator,
     ObedienceTest,
     Report,
     copy_of_first_frames,
     format_table,
-    other_actions,
-    without_actions,
     write_report,
 )
 
@@ -327,7 +325,7 @@ def test_a_report_is_whole_or_the_old_one(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr("lightning_action.evaluation.os.replace", fail)
+        patched.setattr("lightning_action.files.os.replace", fail)
         with pytest.raises(type(error)):
             write_report(path, {"sign_accuracy": 0.75})
     with pytest.raises(TypeError, match="not JSON serializable"):

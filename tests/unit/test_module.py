@@ -163,7 +163,7 @@ def test_an_action_module_infers_what_is_not_given() -> None:
         (lambda b: {**b, "action": b["action"][:, :14]}, "14 action rows fit no whole number.*transition.*per_latent"),
         (lambda b: {**b, "action": b["action"] * torch.nan}, "not finite"),
         (lambda b: {**b, "video": b["video"] * torch.nan}, "the video hold NaN"),
-        (lambda b: {**b, "video": b["video"][:, :0]}, "needs 1 starting frames, got 0"),
+        (lambda b: {**b, "video": b["video"][:, :0]}, "needs 1 frames, got 0"),
     ],
 )
 def test_bad_batches_are_refused(change: Callable[[dict[str, Any]], dict[str, Any]], message: str) -> None:
@@ -240,8 +240,8 @@ class StopAt(L.Callback):
 
 
 def test_export_and_pretrained_are_a_round_trip(tmp_path: Path) -> None:
-    first = build(action_projection=None, export_to=str(tmp_path / "out"))
-    trainer(tmp_path, max_steps=2).fit(first, data())
+    first = build(action_projection=None, export_weights=True)
+    trainer(tmp_path / "out", max_steps=2).fit(first, data())
     second = build(pretrained=str(tmp_path / "out"), optimization=Optimization(0.0, 0.0))
     trainer(tmp_path, max_steps=1).fit(second, data(seed=9))
     for name, tensor in first.generator.state_dict().items():

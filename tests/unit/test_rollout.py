@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import Sampler, euler, few_step
+from lightning_action.generator import attention
 from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.rollout import CausalRollout, rollout
@@ -79,10 +80,14 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("small_block", [0, 32], ids=["by_block", "masked"])
 @pytest.mark.parametrize("causality", CASES)
 @pytest.mark.parametrize("acts", [False, True])
 @torch.no_grad()
-def test_cached_rollout_equals_recomputing_the_past(causality: BlockCausality, acts: bool) -> None:
+def test_cached_rollout_equals_recomputing_the_past(
+    causality: BlockCausality, acts: bool, small_block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_SMALL_BLOCK", small_block)
     generator, x = small_generator(), small_inputs(12)
     modulation = x["modulation"] if acts else None
     cached = video(session(generator, x["text"], causality, 12), 12, modulation)
@@ -190,6 +195,14 @@ def test_modulation_may_follow_from_what_was_generated() -> None:
     first_null = x["modulation"].clone()
     first_null[:, :2] = 0
     assert torch.equal(inferred, video(session(generator, x["text"], BlockCausality(2), 6), 6, first_null))
+
+
+def test_bad_initial_latents_are_refused() -> None:
+    generator, x = small_generator(), small_inputs(6)
+    with pytest.raises(ValueError, match="initial_latents hold NaN"):
+        video(session(generator, x["text"], BlockCausality(3), 6), 6, None, x["clean"][:, :3] * torch.nan)
+    with pytest.raises(ValueError, match="6 initial latent frames are more than the video has, 3"):
+        video(session(generator, x["text"], BlockCausality(3), 6), 3, None, x["clean"])
 
 
 def test_parts_of_blocks_are_refused() -> None:

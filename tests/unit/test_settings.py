@@ -44,8 +44,10 @@ def test_a_list_of_timesteps_is_a_few_step_sampler(warp: bool, expected: list[fl
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_inference_steps must be at least 1, got 0"):
-        Sampling(num_inference_steps=0).sampler(SCHEDULE)
+    with pytest.raises(ValueError, match="num_inference_steps >= 1 .*, got 0 and 1"):
+        Sampling(num_inference_steps=0)
+    with pytest.raises(ValueError, match="num_initial_latents >= 0, got 8 and -1"):
+        Sampling(num_initial_latents=-1)
     with pytest.raises(ValueError, match="denoising_step_list must fall"):
         Sampling(denoising_step_list=[500, 750]).sampler(SCHEDULE)
 

@@ -198,7 +198,10 @@ def test_a_folder_that_cannot_be_written_to_is_refused_at_once(tmp_path: Path) -
 
 class Refused(Mover):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        raise AssertionError("the prediction began")
+        """Accepts everything: what the module itself refuses is not the callback's to explain."""
+
+    def generate(self, batch: dict[str, Any]) -> Tensor:
+        raise AssertionError("the scan began")
 
 
 BATCHES: dict[str, tuple[Any, str]] = {
@@ -211,7 +214,7 @@ BATCHES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", BATCHES)
-def test_batches_that_do_not_fit_are_refused_before_anything_is_generated(tmp_path: Path, case: str) -> None:
+def test_batches_that_do_not_fit_are_refused_before_the_scan_begins(tmp_path: Path, case: str) -> None:
     item, message = BATCHES[case]
     with pytest.raises(MisconfigurationException, match=message):
         predict(tmp_path, ActionScan(ACTIONS), Refused(), samples=[item] * 2)
@@ -263,3 +266,20 @@ def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
 )
 def test_strips_end_with_the_last_frame(num_frames: int, num_later: int, expected: list[int]) -> None:
     assert _strip_frames(num_frames, num_later) == expected
+
+
+def test_another_sample_can_be_scanned(tmp_path: Path) -> None:
+    pictures = []
+    for sample in (0, 1, 9):
+        path = tmp_path / f"{sample}.png"
+        samples = [{"action": torch.zeros(ROWS, 2), "level": torch.tensor(level)} for level in (0.2, 0.8)]
+        predict(tmp_path, ActionScan(ACTIONS, output=str(path), sample=sample), Level(), samples=samples)
+        pictures.append(path.read_bytes())
+    assert pictures[0] != pictures[1] and pictures[1] == pictures[2], "the last where there are fewer"
+    with pytest.raises(ValueError, match="sample must be at least 0"):
+        ActionScan(ACTIONS, sample=-1)
+
+
+class Level(Mover):
+    def generate(self, batch: dict[str, Any]) -> Tensor:
+        return batch["level"].float()[:, None, None, None, None].expand(-1, T, 3, H, W)

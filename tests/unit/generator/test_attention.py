@@ -68,6 +68,12 @@ def test_gradients_agree() -> None:
     torch.testing.assert_close(grads[0], grads[1], atol=1e-12, rtol=0)
 
 
-def test_choice() -> None:
+def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attention.choose_attention(PLANS["bidirectional"], 4, torch.device("cpu")) is attention.attend_dense
-    assert attention.choose_attention(PLANS["block_causal"], 4, torch.device("cpu")) is not attention.attend_dense
+    called: list[str] = []
+    for name in ("attend_masked", "attend_by_block", "attend_flex"):
+        monkeypatch.setattr(attention, name, lambda *_, name=name: called.append(name))
+    nothing = torch.zeros(0)
+    for tokens, device in ((4, "cpu"), (64, "cpu"), (4, "cuda")):
+        attention.choose_attention(PLANS["block_causal"], tokens, torch.device(device))(nothing, nothing, nothing)
+    assert called == ["attend_masked", "attend_by_block", "attend_flex"]
