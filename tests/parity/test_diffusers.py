@@ -7,34 +7,10 @@ import torch
 from torch import Tensor
 
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.weights import from_diffusers_name, to_diffusers_name
 from tests.helpers import fill
 
 SIZES = {"in_dim": 6, "out_dim": 6, "freq_dim": 20, "text_dim": 11, "ffn_dim": 52}
-RENAMED = (
-    ("time_embedding.0", "condition_embedder.time_embedder.linear_1"),
-    ("time_embedding.2", "condition_embedder.time_embedder.linear_2"),
-    ("text_embedding.0", "condition_embedder.text_embedder.linear_1"),
-    ("text_embedding.2", "condition_embedder.text_embedder.linear_2"),
-    ("time_projection.1", "condition_embedder.time_proj"),
-    ("head.modulation", "scale_shift_table"),
-    ("head.head", "proj_out"),
-    (".modulation", ".scale_shift_table"),
-    ("self_attn.o", "attn1.to_out.0"),
-    ("cross_attn.o", "attn2.to_out.0"),
-    ("self_attn.norm", "attn1.norm"),
-    ("cross_attn.norm", "attn2.norm"),
-    ("self_attn.", "attn1.to_"),
-    ("cross_attn.", "attn2.to_"),
-    ("ffn.0", "ffn.net.0.proj"),
-    ("ffn.2", "ffn.net.2"),
-    ("norm3", "norm2"),
-)
-
-
-def renamed(name: str) -> str:
-    for ours, theirs in RENAMED:
-        name = name.replace(ours, theirs)
-    return name
 
 
 @pytest.mark.parametrize("timestep", [[720.0, 35.0], [999.0, 500.0]])
@@ -59,7 +35,8 @@ def test_bidirectional_mode_equals_diffusers(timestep: list[float]) -> None:
         eps=1e-6,
         rope_max_seq_len=32,
     ).eval()
-    theirs.load_state_dict({renamed(name): tensor for name, tensor in ours.state_dict().items()})
+    assert all(from_diffusers_name(to_diffusers_name(name)) == name for name in ours.state_dict())
+    theirs.load_state_dict({to_diffusers_name(name): tensor for name, tensor in ours.state_dict().items()})
 
     latents, text = torch.randn(2, 5, 6, 8, 4), torch.randn(2, 10, 11)
     level = torch.tensor(timestep)

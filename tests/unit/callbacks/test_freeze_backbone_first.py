@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
@@ -716,3 +717,35 @@ def test_configured_from_yaml() -> None:
     config["init_args"] = arguments | {"mode": "best"}
     with pytest.raises(ArgumentError, match="best"):
         parser.parse_object({"callback": config})
+
+
+def test_it_works_with_boring_model(tmp_path: Path) -> None:
+    """Lightning's own test model, with a second layer in front."""
+
+    class Boring(BoringModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.encoder(x))
+
+    moved = []
+    for unfreeze_at in (3, 2):
+        torch.manual_seed(0)
+        module = Boring()
+        before = copy.deepcopy(module.encoder.state_dict())
+        freeze = FreezeBackboneFirst(["encoder"], unfreeze_at_step=unfreeze_at)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=3,
+            callbacks=[freeze],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+        )
+        trainer.fit(module)
+        moved.append(not torch.equal(before["weight"], module.encoder.weight))
+    assert moved == [False, True]
