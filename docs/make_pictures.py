@@ -1,7 +1,8 @@
-"""Makes the README's animation from the videos of `make demo`: python docs/make_pictures.py."""
+"""Makes the README's pictures from what `make demo` left: python docs/make_pictures.py."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import av
@@ -27,6 +28,7 @@ def main() -> None:
     if len(paths) < NUM_VIDEOS:
         raise FileNotFoundError(f"expected {NUM_VIDEOS} videos in runs/demo/predictions, found {len(paths)}: make demo")
     videos = [read_video(path) for path in paths]
+    shutil.copyfile(ROOT / "runs" / "demo" / "action_scan.png", ROOT / "docs" / "action_scan.png")
     write_gif(ROOT / "docs" / "demo.gif", torch.cat([shrink(video, 320) for video in videos], dim=-1), fps=8)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ class ActionFileDataModule(L.LightningDataModule):
             batch["frame_size"] = torch.tensor([self.frame_size])
         else:
             batch["video"] = read_image(self.image, self.frame_size)[None, None]
-        samples: Any = [batch]
-        return DataLoader(samples, batch_size=None)
+        samples: Any = [batch]  # one item, which is a whole batch
+        return DataLoader(samples, collate_fn=itemgetter(0))
 
 
 def read_actions(path: str | Path) -> Tensor:

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from lightning_action.data.resumable import ResumableDataLoader, ResumableSampler
+
+
+def loader(num_workers: int = 0) -> ResumableDataLoader:
+    dataset = TensorDataset(torch.arange(23))
+    sampler = ResumableSampler(dataset, num_replicas=2, rank=1, shuffle=True, seed=5, drop_last=True)
+    return ResumableDataLoader(dataset, batch_size=3, sampler=sampler, drop_last=True, num_workers=num_workers)
+
+
+def epoch(loaded: ResumableDataLoader, number: int) -> list[list[int]]:
+    loaded.sampler.set_epoch(number)
+    return [batch[0].tolist() for batch in loaded]
+
+
+@pytest.mark.parametrize("given", [0, 1, 2, 3])
+def test_the_rest_of_the_epoch_and_all_of_the_next(given: int) -> None:
+    whole = loader()
+    first, second = epoch(whole, 0), epoch(whole, 1)
+    assert len(first) == len(whole) == 3 and first != second
+    stopped = loader()
+    batches = iter(stopped)
+    for _ in range(given):
+        next(batches)
+    resumed = loader()
+    resumed.load_state_dict(stopped.state_dict())
+    assert epoch(resumed, 0) == (first[given:] if given < 3 else first), "an epoch that is over is not resumed"
+    assert epoch(resumed, 1) == second
+
+
+def test_the_count_is_of_the_running_epoch() -> None:
+    loaded = loader()
+    epoch(loaded, 0)
+    batches = iter(loaded)
+    next(batches)
+    assert loaded.state_dict() == {"num_given": 1}
+    next(batches)
+    assert loaded.state_dict() == {"num_given": 2}
