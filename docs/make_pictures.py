@@ -22,14 +22,18 @@ def read_video(path: Path) -> Tensor:
     return torch.stack(frames).permute(0, 3, 1, 2) / 255
 
 
-def main() -> None:
-    """Put the first predictions side by side."""
-    paths = sorted((ROOT / "runs" / "demo" / "predictions").glob("*.mp4"))[:NUM_VIDEOS]
+def main(root: Path = ROOT) -> None:
+    """Put the first predictions side by side, and the action scan beside them.
+
+    Args:
+        root: holds `runs/demo`, and `docs`, which the pictures are written to.
+    """
+    paths = sorted((root / "runs" / "demo" / "predictions").glob("*.mp4"))[:NUM_VIDEOS]
     if len(paths) < NUM_VIDEOS:
         raise FileNotFoundError(f"expected {NUM_VIDEOS} videos in runs/demo/predictions, found {len(paths)}: make demo")
     videos = [read_video(path) for path in paths]
-    shutil.copyfile(ROOT / "runs" / "demo" / "action_scan.png", ROOT / "docs" / "action_scan.png")
-    write_gif(ROOT / "docs" / "demo.gif", torch.cat([shrink(video, 320) for video in videos], dim=-1), fps=8)
+    shutil.copyfile(root / "runs" / "demo" / "action_scan.png", root / "docs" / "action_scan.png")
+    write_gif(root / "docs" / "demo.gif", torch.cat([shrink(video, 320) for video in videos], dim=-1), fps=8)
 
 
 if __name__ == "__main__":

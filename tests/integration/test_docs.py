@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lightning_action import command_line
 
@@ -18,7 +20,7 @@ SMALL = {
         "--data.init_args.train_size=16",
         "--data.init_args.validation_size=2",
         "--data.init_args.test_size=3",
-        "--data.init_args.predict_size=2",
+        "--data.init_args.predict_size=3",
     ],
     "fit": ["--trainer.max_steps=2", "--trainer.limit_val_batches=0"],
 }
@@ -43,23 +45,23 @@ def run_small(command: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the checkout, so that `runs/` does not land in it."""
+    """A folder that looks like the checkout, in which the README's commands were run in order."""
     folder = tmp_path_factory.mktemp("workshop")
     for name in ("configs", "docs"):
         (folder / name).symlink_to(ROOT / name)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        for command in commands(ROOT / "README.md"):
+            if command[:2] == ["python", "main.py"]:
+                run_small(command[2:])
     return folder
 
 
-def test_readme_commands_in_order(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workshop)
-    verbs = []
-    for command in commands(ROOT / "README.md"):
-        if command[:2] == ["python", "main.py"]:
-            run_small(command[2:])
-            verbs.append(command[2])
-        else:
-            assert command[0] == "make" and command[1] in makefile_targets(), command
-    assert verbs == ["fit", "fit", "predict", "test", "predict"]
+def test_readme_commands_leave_what_it_says(workshop: Path) -> None:
+    shown = commands(ROOT / "README.md")
+    assert [command[2] for command in shown if command[0] == "python"] == ["fit", "fit", "predict", "test", "predict"]
+    assert all(command[1] in makefile_targets() for command in shown if command[0] == "make")
+    assert {command[0] for command in shown} == {"python", "make"}
     for result in ("checkpoints/last.ckpt", "report.json", "action_scan.png", "predictions/000000.mp4"):
         assert (workshop / "runs" / "demo" / result).is_file()
     assert (workshop / "runs" / "mine" / "predictions" / "000000.mp4").is_file()
@@ -69,7 +71,7 @@ def test_readme_commands_in_order(workshop: Path, monkeypatch: pytest.MonkeyPatc
 def test_python_blocks_print_what_their_comments_say(
     page: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Runs after the commands, whose checkpoint the README's example loads."""
+    """In the folder with the checkpoint that the README's example loads."""
     monkeypatch.chdir(workshop)
     for block in blocks(page, "python"):
         capsys.readouterr()
@@ -78,6 +80,21 @@ def test_python_blocks_print_what_their_comments_say(
         promised = re.findall(r"^print\(.*\)  # (.*)", block, re.MULTILINE)
         results = printed[-len(promised) :] if promised else []
         assert all(said.startswith(result) for said, result in zip(promised, results, strict=True)), printed
+
+
+def test_pictures_are_made_from_the_runs(workshop: Path) -> None:
+    path = ROOT / "docs" / "make_pictures.py"
+    specification = importlib.util.spec_from_file_location("make_pictures", path)
+    assert specification is not None and specification.loader is not None
+    make_pictures = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(make_pictures)
+    root = workshop / "elsewhere"
+    (root / "docs").mkdir(parents=True)
+    (root / "runs").symlink_to(workshop / "runs")
+    make_pictures.main(root)
+    assert (root / "docs" / "action_scan.png").is_file()
+    with Image.open(root / "docs" / "demo.gif") as animation:
+        assert getattr(animation, "n_frames", 1) == 33
 
 
 def test_make_demo_runs_the_commands_of_the_readme() -> None:
