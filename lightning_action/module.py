@@ -31,21 +31,14 @@ from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.objectives import OBJECTIVES, draw_block_timesteps
 from lightning_action.evaluation import ObedienceTest, StateReader, format_table, wins, write_report
 from lightning_action.frozen.holder import FrozenParts
-from lightning_action.frozen.interfaces import CodecVideos, FittedCodec, TextEncoder, VideoCodec
+from lightning_action.frozen.interfaces import FittedCodec, TextEncoder, VideoCodec
 from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.pretrained import export, load_generator, prepare_codec
 from lightning_action.rollout import BlockModulation, CausalRollout, rollout
 from lightning_action.seeding import generator_for, mix_seed
 from lightning_action.settings import Optimization, Sampling
-from lightning_action.weights import (
-    GENERATOR_FILE,
-    VAE_FILE,
-    check_fits,
-    load_strictly,
-    read_metadata,
-    read_safetensors,
-    write_safetensors,
-)
+from lightning_action.weights import check_fits
 
 _TRAINING_STREAM, _VALIDATION_STREAM = 0, 1
 _NUM_LOSS_DRAWS = 4
@@ -138,10 +131,11 @@ class ActionVideoModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Find or fit what a new fit starts from; checkpoints bring their own."""
-        self._start_from_pretrained = stage == "fit" and self.trainer.ckpt_path is None and self.pretrained is not None
+        is_new_fit = stage == "fit" and self.trainer.ckpt_path is None
+        self._start_from_pretrained = is_new_fit and self.pretrained is not None
         vae = self.frozen.vae
-        if stage == "fit" and self.trainer.ckpt_path is None and isinstance(vae, FittedCodec) and not vae.fitted:
-            self._fit_or_load_codec(vae)
+        if is_new_fit and isinstance(vae, FittedCodec) and not vae.fitted:
+            prepare_codec(vae, self.pretrained, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
         """Build the networks, from `seed` alone."""
@@ -155,9 +149,7 @@ class ActionVideoModule(L.LightningModule):
             )
             self.action_module = self._build_action_module() if self._build_action_module else None
         if self._start_from_pretrained:
-            path = Path(str(self.pretrained)) / GENERATOR_FILE
-            load_strictly(self.generator, read_safetensors(path), str(path))
-            self._fit_seconds_before = float(read_metadata(path).get("fit_seconds", 0.0))
+            self._fit_seconds_before = load_generator(self.generator, str(self.pretrained))
         self._built = True
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -321,14 +313,7 @@ class ActionVideoModule(L.LightningModule):
         """Export the generator, if asked to."""
         self._fit_seconds_before, self._fit_started = self.fit_seconds, None
         if self.export_weights and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.export(self.trainer.default_root_dir)
-
-    def export(self, folder: str | Path) -> None:
-        """Write `generator.safetensors` and, for a fitted VAE, `vae.safetensors`; `pretrained` reads both."""
-        metadata = {"fit_seconds": str(self.fit_seconds)}
-        write_safetensors(Path(folder) / GENERATOR_FILE, self.generator.state_dict(), metadata)
-        if isinstance(self.frozen.vae, FittedCodec):
-            write_safetensors(Path(folder) / VAE_FILE, self.frozen.vae.fitted_tensors(), {})
+            export(self.trainer.default_root_dir, self.generator, self.frozen.vae, self.fit_seconds)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What weights alone do not say: the schema, a fitted VAE, and the time spent."""
@@ -407,19 +392,6 @@ class ActionVideoModule(L.LightningModule):
         ratio = self.frozen.vae.temporal_compression_ratio
         reader = partial(datamodule.read_positions, split=split) if isinstance(datamodule, StateReader) else None
         return ObedienceTest(self.generate, self.matched_losses, reader, ratio, self.sampling.num_initial_latents)
-
-    def _fit_or_load_codec(self, vae: FittedCodec) -> None:
-        path = None if self.pretrained is None else Path(self.pretrained) / VAE_FILE
-        if path is not None:
-            vae.load_fitted_tensors(read_safetensors(path), str(path))
-            return
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(datamodule, CodecVideos):
-            raise ValueError(
-                f"{type(vae).__name__} is fitted to training videos: give a DataModule with codec_videos() -> [N, T, "
-                "3, H, W] in [-1, 1], or `pretrained` weights that bring the fitted codec"
-            )
-        vae.fit(datamodule.codec_videos())
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
         self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)

@@ -12,10 +12,6 @@ from torch import Tensor, nn
 
 from lightning_action.files import replacing
 
-GENERATOR_FILE = "generator.safetensors"
-VAE_FILE = "vae.safetensors"
-
-
 # Original Wan names and those of diffusers' `WanTransformer3DModel`. The first row that a name begins with, behind
 # `blocks.N.`, rewrites it; a name that begins with none is the same in both.
 _DIFFUSERS_NAMES = (

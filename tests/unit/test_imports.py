@@ -36,11 +36,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "frozen": {"weights"},
     "diffusion": {"generator", "seeding"},
     "rollout": {"generator", "diffusion"},
+    "pretrained": {"frozen", "generator", "weights"},
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "frozen", "seeding"},
     "module": {
         *("generator", "diffusion", "rollout", "action", "frozen", "weights", "evaluation", "metrics"),
-        *("batch", "seeding", "settings"),
+        *("batch", "pretrained", "seeding", "settings"),
     },
     "command_line": {"module"},
     "cli": {"compat", "command_line"},

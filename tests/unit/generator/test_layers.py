@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_action.generator.attention import attend_dense
+from lightning_action.generator.layers import CrossAttention, Head, KeysValues, RMSNorm, WanLayer, per_token
+from lightning_action.generator.rope import rotation
+from tests.helpers import fill
+
+
+def test_rms_norm() -> None:
+    norm = RMSNorm(6, eps=1e-3)
+    fill(norm)
+    x = torch.randn(2, 5, 6)
+    expected = x / (x.square().mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight
+    torch.testing.assert_close(norm(x), expected)
+    assert norm(x.bfloat16()).dtype == torch.float32, "the weight's type, as autocast leaves it"
+
+
+def test_modulation_order_is_shift_scale_gate_twice() -> None:
+    layer = WanLayer(12, 20, 2, qk_norm=True, cross_attn_norm=True, eps=1e-6).double()
+    fill(layer)
+    x = torch.randn(2, 3, 4, 12, dtype=torch.float64)
+    modulation = torch.randn(2, 3, 6, 12, dtype=torch.float64)
+    angles = rotation((0, 1, 2), 2, 2, 6, torch.device("cpu")).double()
+    text = torch.randn(2, 5, 12, dtype=torch.float64)
+
+    def keys_values(cross_attention: CrossAttention) -> KeysValues:
+        return cross_attention.keys_values(text)
+
+    shift1, scale1, gate1, shift2, scale2, gate2 = (layer.modulation + modulation).unsqueeze(3).unbind(2)
+
+    def norm(tokens: Tensor) -> Tensor:
+        return F.layer_norm(tokens, (12,), eps=1e-6)
+
+    flat = (norm(x) * (1 + scale1) + shift1).flatten(1, 2)
+    expected = x + gate1 * layer.self_attn(flat, angles, attend_dense).view_as(x)
+    cross = layer.cross_attn(layer.norm3(expected).flatten(1, 2), keys_values(layer.cross_attn))
+    expected = expected + cross.view_as(x)
+    expected = expected + gate2 * layer.ffn(norm(expected) * (1 + scale2) + shift2)
+    torch.testing.assert_close(layer(x, modulation, angles, attend_dense, keys_values), expected)
+
+
+def test_head_is_modulated_by_the_time_embedding() -> None:
+    head = Head(8, 5, 1e-6)
+    fill(head)
+    x, time = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 8)
+    shift, scale = (head.modulation + time[:, :, None]).unsqueeze(3).unbind(2)
+    expected = head.head(F.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift)
+    torch.testing.assert_close(head(x, time), expected)
+    assert not torch.equal(head(x, time), head(x, 2 * time))
+
+
+def test_per_token() -> None:
+    parts = per_token(torch.arange(2 * 3 * 6 * 4.0).view(2, 3, 6, 4))
+    assert len(parts) == 6 and parts[4].shape == (2, 3, 1, 4)
+    assert parts[4][1, 2, 0, 3] == ((1 * 3 + 2) * 6 + 4) * 4 + 3

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_action.action.schema import ActionSchema
+from lightning_action.batch import first_frames, frame_size, has_actions, num_latents, without_actions
+
+SCHEMA = ActionSchema(temporal_compression_ratio=3)
+
+
+def test_null_and_missing_actions_are_no_actions() -> None:
+    assert has_actions({"action": torch.zeros(2, 3, 1)})
+    assert not has_actions({}) and not has_actions(without_actions({"action": torch.zeros(2, 3, 1)}))
+
+
+def test_length_follows_from_actions_then_video_then_number() -> None:
+    video = torch.zeros(2, 4, 3, 5, 7)
+    assert num_latents({"action": torch.zeros(2, 9, 2), "video": video, "num_latents": 7}, SCHEMA) == 4
+    assert num_latents({"action": None, "video": video, "num_latents": 7}, SCHEMA) == 2
+    assert num_latents({"num_latents": 7}, SCHEMA) == 7
+    with pytest.raises(ValueError, match="needs `num_latents`"):
+        num_latents({}, SCHEMA)
+
+
+def test_frame_size() -> None:
+    assert frame_size({"video": torch.zeros(2, 4, 3, 5, 7)}) == (5, 7)
+    assert frame_size({"frame_size": torch.tensor([[8, 6]])}) == (8, 6)
+    with pytest.raises(ValueError, match="needs `frame_size`"):
+        frame_size({})
+
+
+@pytest.mark.parametrize(("count", "frames"), [(1, 1), (2, 4), (3, 7)])
+def test_first_frames(count: int, frames: int) -> None:
+    video = torch.rand(2, 7, 3, 5, 4)
+    first = first_frames({"video": video}, count, 3)
+    assert first is not None and torch.equal(first, video[:, :frames])
+
+
+def test_no_first_frames() -> None:
+    assert first_frames({}, 2, 3) is None and first_frames({"video": torch.rand(1, 1, 3, 5, 4)}, 0, 3) is None
+    with pytest.raises(ValueError, match="num_initial_latents 4 needs 10 frames, got 7"):
+        first_frames({"video": torch.rand(2, 7, 3, 5, 4)}, 4, 3)
