@@ -304,3 +304,22 @@ def test_every_config_is_listed(path: Path) -> None:
     assert path.name in {"demo.yaml", "demo_backbone.yaml", "discrete.yaml", "own_actions.yaml"}
     settings: Any = yaml.safe_load(path.read_text())
     assert isinstance(settings, dict)
+
+
+def test_a_second_fit_replaces_the_first(tmp_path: Path, trained: Path) -> None:
+    for steps in (2, 3):
+        more = (
+            f"--trainer.max_steps={steps}",
+            "--trainer.limit_val_batches=0",
+            f"--trainer.default_root_dir={tmp_path}",
+        )
+        run(small("fit", trained, *more))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_a_finished_fit_can_be_continued(tmp_path: Path, trained: Path) -> None:
+    root = (f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=0")
+    run(small("fit", trained, "--trainer.max_steps=2", *root))
+    run(small("fit", trained, "--trainer.max_steps=5", checkpoint(tmp_path), *root))
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
