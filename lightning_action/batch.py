@@ -16,6 +16,25 @@ from lightning_action.action.schema import ActionSchema
 Batch = dict[str, Any]
 
 
+def check_batch(batch: Batch) -> None:
+    """Refuse a batch that nothing can be generated from.
+
+    Raises:
+        ValueError: names what is missing, or does not fit the number of samples.
+    """
+    missing = [key for key in ("prompt", "sample_id") if key not in batch]
+    if missing:
+        raise ValueError(f"the batch has no {' and no '.join(missing)}; it has {', '.join(sorted(batch))}")
+    size = len(batch["sample_id"])
+    if isinstance(batch["prompt"], str) or len(batch["prompt"]) != size:
+        raise ValueError(f"`prompt` must be a list of {size} strings, one for each sample_id, got {batch['prompt']!r}")
+    if "video" in batch and (batch["video"].ndim != 5 or not batch["video"].is_floating_point()):
+        raise ValueError(
+            "`video` must be floats [B, T, 3, H, W] in [-1, 1], got "
+            f"{batch['video'].dtype} of shape {list(batch['video'].shape)}"
+        )
+
+
 def has_actions(batch: Batch) -> bool:
     """Whether a batch has action rows."""
     return batch.get("action") is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 
 import lightning as L
@@ -84,7 +85,7 @@ def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
     """Refuse to measure or generate with untrained weights.
 
     Raises:
-        ValueError: no checkpoint was named.
+        ValueError: no checkpoint was named, or the file is not a whole one.
         FileNotFoundError: there is none at that path.
     """
     if ckpt_path is None:
@@ -93,6 +94,8 @@ def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
         )
     if "://" not in ckpt_path and not Path(ckpt_path).exists():
         raise FileNotFoundError(f"no checkpoint at {ckpt_path!r}: train one with `fit`, or correct --ckpt_path")
+    if Path(ckpt_path).is_file() and not zipfile.is_zipfile(ckpt_path):
+        raise ValueError(f"{ckpt_path!r} is not a whole checkpoint: was it cut off while it was written or copied?")
 
 
 def run(args: ArgsType = None) -> ActionVideoCLI:
@@ -113,12 +116,14 @@ def load_module(config: str | Path, ckpt_path: str | Path) -> ActionVideoModule:
     """A trained module, ready to `generate`, without a Trainer's run.
 
     Args:
-        config: the configuration it was trained with: a shipped one, or the `config_fit.yaml` that `fit` saved.
+        config: the configuration it was trained with: the `config_fit.yaml` that `fit` saved, or a shipped one that
+            does not stack on another.
         ckpt_path: the checkpoint.
 
     Raises:
         ValueError: the checkpoint belongs to another configuration.
     """
+    require_checkpoint("load_module", str(ckpt_path))
     settings = yaml.safe_load(Path(config).read_text())
     known = {key: value for key, value in settings.items() if key in ("model", "data")}
     cli = ActionVideoCLI(

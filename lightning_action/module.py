@@ -19,6 +19,7 @@ from lightning_action.action.projection import ActionModulationProjection, drop_
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import (
     Batch,
+    check_batch,
     first_frames,
     frame_size,
     has_actions,
@@ -269,6 +270,7 @@ class ActionVideoModule(L.LightningModule):
     @torch.no_grad()
     def stream_latents(self, batch: Batch) -> Iterator[Tensor]:
         """As `generate`, but yields the clean latents of each block, `[B, block, C, h, w]`, as soon as they exist."""
+        check_batch(batch)
         start = first_frames(batch, self.sampling.num_initial_latents, self.frozen.vae.temporal_compression_ratio)
         initial = None if start is None else self._encode_video(start)
         length = num_latents(batch, self.schema)

@@ -19,7 +19,7 @@ def load_generator(generator: CausalWanModel, folder: str) -> float:
         FileNotFoundError: there is no such file.
         ValueError: it is not whole, or does not fit.
     """
-    path = Path(folder) / GENERATOR_FILE
+    path = _find(folder, GENERATOR_FILE)
     load_strictly(generator, read_safetensors(path), str(path))
     return float(read_metadata(path).get("fit_seconds", 0.0))
 
@@ -32,7 +32,7 @@ def prepare_codec(codec: FittedCodec, folder: str | None, datamodule: object) ->
         ValueError: the file does not fit, or the DataModule offers no videos.
     """
     if folder is not None:
-        path = Path(folder) / VAE_FILE
+        path = _find(folder, VAE_FILE)
         codec.load_fitted_tensors(read_safetensors(path), str(path))
     elif isinstance(datamodule, CodecVideos):
         codec.fit(datamodule.codec_videos())
@@ -48,3 +48,13 @@ def export(folder: str | Path, generator: CausalWanModel, vae: VideoCodec, fit_s
     write_safetensors(Path(folder) / GENERATOR_FILE, generator.state_dict(), {"fit_seconds": str(fit_seconds)})
     if isinstance(vae, FittedCodec):
         write_safetensors(Path(folder) / VAE_FILE, vae.fitted_tensors(), {})
+
+
+def _find(folder: str, name: str) -> Path:
+    path = Path(folder) / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {name} in {folder!r}: `pretrained` is a folder that a fit with `export_weights` leaves, for the demo "
+            "that of `fit --config configs/demo_backbone.yaml`"
+        )
+    return path

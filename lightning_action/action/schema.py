@@ -13,6 +13,7 @@ latent frames stand for `T = 1 + r (L - 1)` pixel frames. Three conventions say 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -20,6 +21,9 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# In halves of the range from low to high: with mean and deviation as bounds some values lie outside, but not so far.
+_FAR_OUTSIDE = 4
 
 Kind = Literal["continuous", "discrete", "multi_hot"]
 Alignment = Literal["transition", "state", "per_latent"]
@@ -69,7 +73,14 @@ class ActionPart:
         """
         if self.kind == "continuous":
             low, high = (bound.to(raw.device) for bound in self._bounds(raw.dtype))
-            return 2 * (raw - low) / (high - low) - 1
+            encoded = 2 * (raw - low) / (high - low) - 1
+            if bool((encoded.abs() > _FAR_OUTSIDE).any()):
+                warnings.warn(
+                    f"action part {self.name!r} goes from {raw.min().item():g} to {raw.max().item():g}, far outside "
+                    f"[low, high] = [{self.low}, {self.high}]: check its units",
+                    stacklevel=2,
+                )
+            return encoded
         upper = self.size - 1 if self.kind == "discrete" else 1
         if bool(((raw < 0) | (raw > upper) | (raw != raw.round())).any()):
             raise ValueError(

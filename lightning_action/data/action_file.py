@@ -37,23 +37,32 @@ class ActionFileDataModule(L.LightningDataModule):
         sample_id: int = 0,
     ) -> None:
         super().__init__()
-        if image is None and frame_size is None:
-            raise ValueError("give a start image (image) or the size of the video (frame_size: [height, width])")
         self.actions, self.image, self.prompt = actions, image, prompt
         self.frame_size, self.sample_id = frame_size, sample_id
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """The one sample."""
-        batch: Batch = {
+    def setup(self, stage: str) -> None:
+        """Read the files, before anything is written.
+
+        Raises:
+            ValueError: a file holds something else, or there is neither an image nor a frame size.
+        """
+        if stage != "predict":
+            raise ValueError(f"ActionFileDataModule is for predict only, not for {stage}")
+        if self.image is None and self.frame_size is None:
+            raise ValueError("give a start image (image) or the size of the video (frame_size: [height, width])")
+        self._batch: Batch = {
             "action": read_actions(self.actions)[None],
             "prompt": [self.prompt],
             "sample_id": torch.tensor([self.sample_id]),
         }
         if self.image is None:
-            batch["frame_size"] = torch.tensor([self.frame_size])
+            self._batch["frame_size"] = torch.tensor([self.frame_size])
         else:
-            batch["video"] = read_image(self.image, self.frame_size)[None, None]
-        samples: Any = [batch]  # one item, which is a whole batch
+            self._batch["video"] = read_image(self.image, self.frame_size)[None, None]
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The one sample."""
+        samples: Any = [self._batch]  # one item, which is a whole batch
         return DataLoader(samples, collate_fn=itemgetter(0))
 
 
@@ -73,7 +82,7 @@ def read_actions(path: str | Path) -> Tensor:
         table = _read_csv(path)
     else:
         raise ValueError(f"actions are read from .npy or .csv files, got {path.name}")
-    if table.ndim != 2 or table.dtype.kind not in "fiub":
+    if table.ndim != 2 or not table.size or table.dtype.kind not in "fiub":
         raise ValueError(f"{path} must hold numbers [rows, columns], got {table.dtype} of shape {list(table.shape)}")
     return torch.from_numpy(table.astype(np.float32))
 
@@ -104,6 +113,8 @@ def _read_csv(path: Path) -> np.ndarray:
         rows = [row for row in csv.reader(file) if row]
     if rows and not any(_is_number(value) for value in rows[0]):
         rows = rows[1:]
+    if not rows:
+        raise ValueError(f"{path} holds no action rows")
     widths = {len(row) for row in rows}
     if len(widths) != 1:
         raise ValueError(f"{path} has lines of {sorted(widths)} values: expected the same number on each")

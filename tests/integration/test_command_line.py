@@ -258,6 +258,9 @@ def test_untrained_weights_are_refused(verb: str, tmp_path: Path) -> None:
         run(small(verb, tmp_path / "out"))
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         run(small(verb, tmp_path / "out", f"--ckpt_path={tmp_path / 'nothing.ckpt'}"))
+    (tmp_path / "cut.ckpt").write_bytes(b"PK half a checkpoint")
+    with pytest.raises(ValueError, match="is not a whole checkpoint"):
+        run(small(verb, tmp_path / "out", f"--ckpt_path={tmp_path / 'cut.ckpt'}"))
     assert not (tmp_path / "out").exists()
 
 

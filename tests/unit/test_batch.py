@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import first_frames, frame_size, has_actions, num_latents, without_actions
+from lightning_action.batch import check_batch, first_frames, frame_size, has_actions, num_latents, without_actions
 
 SCHEMA = ActionSchema(temporal_compression_ratio=3)
 
@@ -41,3 +41,22 @@ def test_no_first_frames() -> None:
     assert first_frames({}, 2, 3) is None and first_frames({"video": torch.rand(1, 1, 3, 5, 4)}, 0, 3) is None
     with pytest.raises(ValueError, match="num_initial_latents 4 needs 10 frames, got 7"):
         first_frames({"video": torch.rand(2, 7, 3, 5, 4)}, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": "a red disc"}, "list of 2 strings"),
+        ({"prompt": ["a"]}, r"list of 2 strings, .* got \['a'\]"),
+        ({"video": torch.zeros(2, 3, 5, 7)}, r"float32 of shape \[2, 3, 5, 7\]"),
+        ({"video": torch.zeros(2, 1, 3, 5, 7, dtype=torch.uint8)}, "uint8"),
+    ],
+)
+def test_batches_that_nothing_can_be_generated_from(change: dict[str, object], message: str) -> None:
+    whole = {"prompt": ["a", "b"], "sample_id": torch.arange(2), "video": torch.zeros(2, 1, 3, 5, 7)}
+    check_batch(whole)
+    with pytest.raises(ValueError, match=message):
+        check_batch({**whole, **change})
+    for key in ("prompt", "sample_id"):
+        with pytest.raises(ValueError, match=f"the batch has no {key}"):
+            check_batch({name: value for name, value in whole.items() if name != key})

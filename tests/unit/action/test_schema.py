@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 import pytest
@@ -302,3 +303,12 @@ def test_an_unknown_key_is_refused() -> None:
     ActionSchema.from_dict(values)
     with pytest.raises(TypeError, match="alignement"):
         ActionSchema.from_dict({**values, "alignement": "state"})
+
+
+def test_values_far_outside_the_range_are_warned_of() -> None:
+    part = ActionPart("move", "continuous", 2, low=0.0, high=10.0)
+    with pytest.warns(UserWarning, match=r"'move' goes from 0 to 30, far outside \[low, high\]"):
+        part.encode(torch.tensor([[0.0, 30.0]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        part.encode(torch.tensor([[-4.0, 14.0]]))

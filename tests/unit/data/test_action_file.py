@@ -34,7 +34,7 @@ def test_npy(tmp_path: Path, dtype: str) -> None:
         ("a.txt", "1,2\n", "read from .npy or .csv files, got a.txt"),
         ("a.csv", "1,2\n3\n", r"lines of \[1, 2\] values"),
         ("a.csv", "1,2\n3,x\n", "not a number"),
-        ("a.csv", "", r"lines of \[\] values"),
+        ("a.csv", "", "holds no action rows"),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -75,10 +75,15 @@ def test_batch(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((8, 2)))
     Image.new("RGB", (7, 5)).save(tmp_path / "a.png")
     with_image = ActionFileDataModule(str(tmp_path / "a.npy"), str(tmp_path / "a.png"), "a red disc", sample_id=3)
+    with_image.setup("predict")
     (batch,) = with_image.predict_dataloader()
     assert batch["video"].shape == (1, 1, 3, 5, 7) and batch["action"].shape == (1, 8, 2)
     assert batch["prompt"] == ["a red disc"] and batch["sample_id"].tolist() == [3]
-    (batch,) = ActionFileDataModule(str(tmp_path / "a.npy"), frame_size=(16, 24)).predict_dataloader()
+    without_image = ActionFileDataModule(str(tmp_path / "a.npy"), frame_size=(16, 24))
+    without_image.setup("predict")
+    (batch,) = without_image.predict_dataloader()
     assert batch["frame_size"].tolist() == [[16, 24]] and "video" not in batch
     with pytest.raises(ValueError, match="start image .* or the size"):
-        ActionFileDataModule(str(tmp_path / "a.npy"))
+        ActionFileDataModule(str(tmp_path / "a.npy")).setup("predict")
+    with pytest.raises(ValueError, match="for predict only, not for test"):
+        with_image.setup("test")
