@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from lightning_action import ActionModulationProjection, BlockCausality, CausalR
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import NoiseSource, frame_noise
 from lightning_action.diffusion.samplers import Sampler, few_step
+from lightning_action.files import replacing
 from lightning_action.rollout import rollout
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -442,9 +442,8 @@ def say(line: str) -> None:
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
     """Write the file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

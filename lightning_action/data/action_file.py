@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-Batch = dict[str, Any]
+from lightning_action.batch import Batch
 
 
 class ActionFileDataModule(L.LightningDataModule):

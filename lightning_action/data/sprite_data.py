@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_action.batch import Batch
 from lightning_action.data.resumable import ResumableDataLoader, ResumableSampler
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.seeding import mix_seed
 
 Split = Literal["train", "validation", "test", "predict"]
-Batch = dict[str, Any]
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test", "predict")
 
 

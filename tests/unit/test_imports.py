@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rollout": {"generator", "diffusion"},
     "pretrained": {"frozen", "generator", "weights"},
     "evaluation": {"batch", "files", "metrics"},
-    "data": {"action", "frozen", "seeding"},
+    "data": {"action", "batch", "frozen", "seeding"},
     "module": {
         *("generator", "diffusion", "rollout", "action", "frozen", "weights", "evaluation", "metrics"),
         *("batch", "pretrained", "seeding", "settings"),
