@@ -29,7 +29,7 @@ from lightning_action.batch import (
 )
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
-from lightning_action.diffusion.objectives import OBJECTIVES, draw_block_timesteps
+from lightning_action.diffusion.objectives import OBJECTIVES, draw_block_timesteps, per_frame_error
 from lightning_action.evaluation import ObedienceTest, StateReader, format_table, wins, write_report
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import FittedCodec, TextEncoder, VideoCodec
@@ -41,7 +41,7 @@ from lightning_action.seeding import generator_for, mix_seed
 from lightning_action.settings import Optimization, Sampling
 from lightning_action.weights import check_fits
 
-_TRAINING_STREAM, _VALIDATION_STREAM = 0, 1
+_TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM = 0, 1, 2
 _NUM_LOSS_DRAWS = 4
 _NUM_VALIDATION_ROLLOUTS = 16
 
@@ -170,17 +170,23 @@ class ActionVideoModule(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Weighted flow-matching loss; noise follows from (seed, epoch, batch, rank) alone."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Weighted flow-matching loss; noise follows from (seed, epoch, batch, rank) alone.
+
+        Returns:
+            `loss`; and for callbacks `loss_per_frame` `[B, F]`, not weighted, at the noise levels `timestep` `[B, F]`.
+        """
         random = generator_for(self.seed, _TRAINING_STREAM, self.current_epoch, batch_idx, self.global_rank)
-        loss = self._loss(batch, self._encode_video(batch["video"]), random, self.action_dropout_prob).mean()
+        latents = self._encode_video(batch["video"])
+        error, timestep = self._error(batch, latents, random, self.action_dropout_prob)
+        loss = self._weighted(error, timestep).mean()
         if not bool(torch.isfinite(loss)):
             raise RuntimeError(
                 f"the training loss is {loss.item()} at step {self.global_step}: lower the learning rates, clip "
                 "gradients (trainer.gradient_clip_val), or train in float32"
             )
         self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return {"loss": loss, "loss_per_frame": error.detach(), "timestep": timestep}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss at fixed noise, its gap to the loss under other actions, and on the first batch a rollout."""
@@ -298,7 +304,8 @@ class ActionVideoModule(L.LightningModule):
 
         def average(variant: Batch) -> Tensor:
             draws = [generator_for(self.seed, _VALIDATION_STREAM, seed, draw) for draw in range(_NUM_LOSS_DRAWS)]
-            return torch.stack([self._loss(variant, latents, random, 0.0) for random in draws]).mean(dim=0)
+            losses = [self._weighted(*self._error(variant, latents, random, 0.0)) for random in draws]
+            return torch.stack(losses).mean(dim=0)
 
         return {name: average(variant) for name, variant in variants.items()}
 
@@ -338,14 +345,38 @@ class ActionVideoModule(L.LightningModule):
         if isinstance(self.frozen.vae, FittedCodec):
             self.frozen.vae.load_fitted_tensors(checkpoint["vae"], "the checkpoint's VAE")
 
-    def _loss(self, batch: Batch, latents: Tensor, random: torch.Generator, dropout: float) -> Tensor:
-        """Loss of each sample, `[B]`."""
+    @torch.no_grad()
+    def predict_velocity(self, batch: Batch, timestep: float, seed: int) -> tuple[Tensor, Tensor]:
+        """What the model predicts for a batch at one noise level, beside what is true.
+
+        Args:
+            batch: `video`, `prompt` and `action`, which may be anything of its shape, or None for the null action.
+            timestep: noise level of all frames, in [0, 1000].
+            seed: of the noise, which nothing else decides.
+
+        Returns:
+            Predicted and true velocity, `[B, F, C, h, w]`.
+        """
+        latents = self._encode_video(batch["video"])
+        random = generator_for(self.seed, _PROBE_STREAM, seed)
+        noise = torch.randn(latents.shape, generator=random).to(latents)
+        timesteps = torch.full(latents.shape[:2], timestep, device=latents.device)
+        modulation = self._modulation(batch, latents, 0.0, random)
+        text = self._encode_text(batch)
+        return self.objective(self.generator, latents, noise, timesteps, text, self.causality, modulation)
+
+    def _error(self, batch: Batch, latents: Tensor, random: torch.Generator, dropout: float) -> tuple[Tensor, Tensor]:
+        """Squared error of the velocity of each frame, and the noise levels it was measured at, `[B, F]` both."""
         shape = latents.shape
         timestep = draw_block_timesteps(self.schedule, shape[0], shape[1], self.causality, random).to(latents.device)
         noise = torch.randn(shape, generator=random).to(latents)
         modulation = self._modulation(batch, latents, dropout, random)
         text = self._encode_text(batch)
-        error = self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation)
+        predicted, target = self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation)
+        return per_frame_error(predicted, target), timestep
+
+    def _weighted(self, error: Tensor, timestep: Tensor) -> Tensor:
+        """Loss of each sample, `[B]`."""
         weight = self.schedule.weight_at(timestep) if self.loss_weighting == "bell" else torch.ones_like(timestep)
         return (weight * error).mean(dim=1)
 

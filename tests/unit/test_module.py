@@ -93,7 +93,7 @@ def test_a_new_projection_changes_nothing_and_learns_at_once() -> None:
     assert torch.equal(losses["true"], losses["null"]) and torch.equal(losses["true"], losses["other"])
     video = module.generate(batch)
     assert torch.equal(video, module.generate({key: value for key, value in batch.items() if key != "action"}))
-    module.training_step(batch, 0).backward()
+    module.training_step(batch, 0)["loss"].backward()
     grads = {name: p.grad for name, p in module.action_projection.named_parameters()}
     last = {"action_projection.weight", "action_projection.bias"}
     assert all(grads[name].abs().max() > 0 for name in last)  # type: ignore[union-attr]
@@ -170,6 +170,31 @@ def test_bad_batches_are_refused(change: Callable[[dict[str, Any]], dict[str, An
     module, batch = ready()
     with pytest.raises(ValueError, match=message):
         module.generate(change(batch))
+
+
+def test_training_step_tells_where_the_loss_comes_from() -> None:
+    module, batch = ready(loss_weighting="bell")
+    outputs = module.training_step(batch, 0)
+    assert outputs["loss_per_frame"].shape == outputs["timestep"].shape == (2, LATENTS)
+    assert not outputs["loss_per_frame"].requires_grad and outputs["loss"].requires_grad
+    weight = module.schedule.weight_at(outputs["timestep"])
+    torch.testing.assert_close(outputs["loss"].detach(), (weight * outputs["loss_per_frame"]).mean())
+
+
+def test_velocity_of_a_probe_follows_from_batch_timestep_and_seed() -> None:
+    module, batch = ready()
+    predicted, true = module.predict_velocity(batch, 600.0, 3)
+    assert predicted.shape == true.shape == (2, LATENTS, 7, 4, 4) and not predicted.requires_grad
+    torch.manual_seed(99)
+    assert torch.equal(predicted, module.predict_velocity(batch, 600.0, 3)[0])
+    changes: list[tuple[dict[str, Any], float, int]] = [
+        ({**batch, "action": -batch["action"]}, 600.0, 3),
+        ({**batch, "action": None}, 600.0, 3),
+        (batch, 500.0, 3),
+        (batch, 600.0, 4),
+    ]
+    assert all(not torch.equal(predicted, module.predict_velocity(*change)[0]) for change in changes)
+    assert torch.equal(true, module.predict_velocity(*changes[0])[1])
 
 
 def test_latents_that_are_not_whole_blocks_are_refused() -> None:
