@@ -137,7 +137,7 @@ def null_where_absent(modulation: Tensor, present: Tensor) -> Tensor:
     return torch.where(mask, modulation, torch.zeros_like(modulation))
 
 
-def drop_actions(present: Tensor, probability: float, random: torch.Generator) -> Tensor:
+def drop_actions(present: Tensor, probability: float, randoms: Sequence[torch.Generator]) -> Tensor:
     """Action dropout: take the actions of a whole sample away with the given probability.
 
     Guidance and the null action need a model that has seen videos without actions.
@@ -145,7 +145,7 @@ def drop_actions(present: Tensor, probability: float, random: torch.Generator) -
     Args:
         present: `[B, F]` bool, which frames have an action.
         probability: in [0, 1].
-        random: a CPU generator.
+        randoms: a CPU generator for each of B samples.
     """
-    kept = torch.rand(present.shape[0], 1, generator=random) >= probability
+    kept = torch.stack([torch.rand(1, generator=random) for random in randoms]) >= probability
     return present & kept.to(present.device)
