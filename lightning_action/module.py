@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_action.action.inferred import inferred_vectors
 from lightning_action.action.projection import ActionModulationProjection, drop_actions
@@ -40,9 +41,10 @@ from lightning_action.pretrained import export, load_generator, prepare_codec
 from lightning_action.rollout import BlockModulation, CausalRollout, rollout
 from lightning_action.seeding import generator_for, mix_seed
 from lightning_action.settings import Optimization, Sampling
+from lightning_action.sharding import Sharding, shard, shard_generator
 from lightning_action.weights import check_fits
 
-_TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM = 0, 1, 2
+_TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM, _DROPOUT_STREAM = range(4)
 _NUM_LOSS_DRAWS = 4
 _NUM_VALIDATION_ROLLOUTS = 16
 
@@ -73,6 +75,7 @@ class ActionVideoModule(L.LightningModule):
         pretrained: folder with `generator.safetensors` (original Wan names) and, for a fitted VAE, `vae.safetensors`,
             that a new fit starts from.
         export_weights: write the same files to the trainer's `default_root_dir` when fit ends.
+        sharding: how parameters are spread over devices, under `FSDP2Strategy`.
         seed: of initial weights, training noise and validation noise.
     """
 
@@ -97,6 +100,7 @@ class ActionVideoModule(L.LightningModule):
         optimization: Optimization = Optimization(),
         pretrained: str | None = None,
         export_weights: bool = False,
+        sharding: Sharding = Sharding(),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -124,6 +128,7 @@ class ActionVideoModule(L.LightningModule):
         self.optimization = optimization
         self.pretrained = pretrained
         self.export_weights = export_weights
+        self.sharding = sharding
         self.seed = seed
         self._built = False
         self._start_from_pretrained = False
@@ -153,7 +158,18 @@ class ActionVideoModule(L.LightningModule):
             self.action_module = self._build_action_module() if self._build_action_module else None
         if self._start_from_pretrained:
             self._fit_seconds_before = load_generator(self.generator, str(self.pretrained))
+        self._shard()
         self._built = True
+
+    def _shard(self) -> None:
+        """Where the strategy made a device mesh, spread all that trains over it."""
+        if self._device_mesh is None:
+            return
+        mesh = self._device_mesh["data_parallel"]
+        shard_generator(self.generator, mesh, self.sharding)
+        for part in (self.action_projection, self.action_module):
+            if part is not None:
+                shard(part, (), mesh, self.sharding)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the groups `action` and `backbone`, always both, whichever of them is frozen at the time."""
@@ -171,6 +187,10 @@ class ActionVideoModule(L.LightningModule):
             optimizer, lambda step: settings.learning_rate_factor(step, num_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """What draws from the global generator, as dropout does, resumes without changing a bit."""
+        torch.manual_seed(mix_seed(self.seed, _DROPOUT_STREAM, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Weighted flow-matching loss; a sample's noise follows from (seed, epoch, batch_idx, sample_id) alone.
@@ -335,7 +355,8 @@ class ActionVideoModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, action schema or codec, before anything is loaded."""
-        check_fits(self, checkpoint["state_dict"], "the checkpoint")
+        if "state_dict" in checkpoint:  # sharded ones were loaded by the strategy, which checks them itself
+            check_fits(self, checkpoint["state_dict"], "the checkpoint")
         if "action_schema" not in checkpoint:
             raise ValueError("the checkpoint holds no action schema: it was not written by ActionVideoModule")
         saved = ActionSchema.from_dict(checkpoint["action_schema"])
@@ -427,7 +448,8 @@ class ActionVideoModule(L.LightningModule):
 
     @property
     def _compute_dtype(self) -> torch.dtype:
-        return self.generator.patch_embedding.weight.dtype
+        weight = self.generator.patch_embedding.weight
+        return self.sharding.compute_dtype if isinstance(weight, DTensor) else weight.dtype
 
     def _new_obedience_test(self, split: Literal["validation", "test"]) -> ObedienceTest:
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -125,9 +125,12 @@ class ActionModulationProjection(nn.Module):
             )
         if action.ndim == 2:
             action = action[:, None].expand(-1, self.num_frames, -1)
-        hidden = self.layer_bottleneck(self.action_embedding(self.features(action)))
+        # Sharded parameters may be gathered in another type than buffers have.
+        features = self.features(action).to(self.action_projection.bias.dtype)
+        hidden = self.layer_bottleneck(self.action_embedding(features))
         shape = (6, self.dim) if self.num_layers is None else (self.num_layers, 6, self.dim)
-        modulation = self.action_projection(hidden).unflatten(-1, shape) * self.scales
+        modulation = self.action_projection(hidden).unflatten(-1, shape)
+        modulation = modulation * self.scales.to(modulation.dtype)
         return modulation if present is None else null_where_absent(modulation, present)
 
 
