@@ -168,7 +168,7 @@ class MovingSpriteWorld:
         return torch.tensor([self.width, self.height], dtype=torch.float32)
 
     def _pixel_centres(self) -> tuple[Tensor, Tensor]:
-        """x of every column, y of every row."""
+        """Places of the columns and of the rows."""
         return torch.arange(self.width) + 0.5, torch.arange(self.height) + 0.5
 
     def _start_one(self, seed: int) -> WorldStart:

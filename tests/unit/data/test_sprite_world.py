@@ -180,7 +180,7 @@ def second_alone(world: MovingSpriteWorld, start: WorldStart, num_frames: int) -
     cover = (video - start.background[:, None]).abs().sum(2)
     cover = cover / cover.amax(dim=(2, 3), keepdim=True)
     area = cover.sum((2, 3))
-    centres = torch.arange(world.image_size) + 0.5
+    centres = torch.arange(world.width) + 0.5
     x, y = ((cover.sum(axis) * centres).sum(2) / area for axis in (2, 3))
     return torch.stack([x, y], dim=-1), area
 
@@ -297,7 +297,7 @@ def test_sizes_are_arguments(image_size: int, radius: float) -> None:
 
 def everywhere(world: MovingSpriteWorld, batch_size: int, num_frames: int) -> Tensor:
     """Random positions, the corners among them."""
-    low, high = world.sprite_radius, world.image_size - world.sprite_radius
+    low, high = world.sprite_radius, world.width - world.sprite_radius
     random = torch.Generator().manual_seed(0)
     positions = low + (high - low) * torch.rand(batch_size, num_frames, 2, generator=random)
     positions[:, :2] = torch.tensor([[low, low], [low, high]])
