@@ -15,14 +15,17 @@ from lightning_action.frozen.wan_vae_format import config_of, is_original, origi
 from lightning_action.weights import check_fits, find_release_file, read_tensors
 
 
+_RELEASE_NAMES = ("vae", "Wan2.1_VAE.pth", "Wan2.2_VAE.pth")
+
+
 class WanVideoVAE(VideoCodec):
     """Wan's VAE; latents are `(z - mean) / std` per channel, as the generators were trained on.
 
-    Reads the diffusers layout (a folder, or one with `vae/`), one file with diffusers' names, and the original
-    `Wan2.1_VAE.pth` and `Wan2.2_VAE.pth`.
+    Reads a diffusers folder, one file with diffusers' names, and the original `Wan2.1_VAE.pth` and `Wan2.2_VAE.pth`.
 
     Args:
-        path: file or folder; None looks in the release folder.
+        path: such a file or folder, or the folder of a release that holds one; None looks in the folder that the
+            environment variable `LIGHTNING_ACTION_WEIGHTS` names.
         latent_dim: latent channels C: 16 for Wan 2.1, 48 for Wan 2.2.
         spatial_compression_ratio: pixel rows and columns of one latent position: 8 for Wan 2.1, 16 for Wan 2.2.
         dtype: precision of weights and computation; what comes out is float32.
@@ -47,11 +50,7 @@ class WanVideoVAE(VideoCodec):
     def load(self) -> None:
         if self._model is not None:
             return
-        path = (
-            find_release_file(("vae", "Wan2.1_VAE.pth", "Wan2.2_VAE.pth"), "the Wan VAE")
-            if self.path is None
-            else Path(self.path)
-        )
+        path = find_release_file(_RELEASE_NAMES, "the Wan VAE") if self.path is None else Path(self.path)
         model = _read(path, self._dtype)
         self._require_geometry(model.config, path)
         self._model = model.to(self._device)
@@ -95,7 +94,9 @@ class WanVideoVAE(VideoCodec):
         self.load()
         model = self._model
         mean, deviation = self._statistics()
-        cache: list[Tensor | str | None] = [None for part in model.decoder.modules() if isinstance(part, WanCausalConv3d)]
+        cache: list[Tensor | str | None] = [
+            None for part in model.decoder.modules() if isinstance(part, WanCausalConv3d)
+        ]
         started = False
 
         @torch.no_grad()
@@ -108,9 +109,7 @@ class WanVideoVAE(VideoCodec):
                 frames.append(model.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=not started))
                 started = True
             size = model.config.patch_size or 1
-            pixels = rearrange(
-                torch.cat(frames, dim=2), "b (c q p) t h w -> b t c (h p) (w q)", p=size, q=size
-            )
+            pixels = rearrange(torch.cat(frames, dim=2), "b (c q p) t h w -> b t c (h p) (w q)", p=size, q=size)
             return pixels.float().clamp(-1, 1)
 
         return decode_next
@@ -130,28 +129,31 @@ class WanVideoVAE(VideoCodec):
         return mean, deviation
 
     def _require_geometry(self, config: Any, path: Path) -> None:
-        found = {
-            "latent_dim": config.z_dim,
-            "spatial_compression_ratio": 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1),
-            "temporal_compression_ratio": 2 ** sum(config.temperal_downsample),
-        }
-        expected = {name: getattr(self, name) for name in found}
+        expected = (self.latent_dim, self.spatial_compression_ratio, self.temporal_compression_ratio)
+        spatial = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)
+        found = (config.z_dim, spatial, 2 ** sum(config.temperal_downsample))
         if found != expected:
-            raise ValueError(f"the VAE in {path} has {found}, the configuration says {expected}: make them agree")
+            raise ValueError(
+                "latent_dim, spatial_compression_ratio and temporal_compression_ratio are configured as "
+                f"{expected}, those of the VAE in {path} are {found}: correct the configuration or the path"
+            )
 
 
 def _read(path: Path, dtype: torch.dtype) -> Any:
     """The `AutoencoderKLWan` in a file or folder."""
     from diffusers import AutoencoderKLWan
 
-    path = path / "vae" if (path / "vae").is_dir() else path
-    tensors = read_tensors(path)
-    names = {name: name for name in tensors}
+    path = next((path / name for name in _RELEASE_NAMES if (path / name).exists()), path)
+    stored = read_tensors(path)
+    names = {name: name for name in stored}
     if is_original(names):
         layout = original_layout(names)
         names = {to_diffusers_name(name, layout): name for name in names}
-    tensors = {name: tensors[stored].to(dtype) for name, stored in names.items()}
-    config = config_beside(path, "_class_name", "AutoencoderKLWan") or config_of(tensors)
+    tensors = {name: stored[original].to(dtype) for name, original in names.items()}
+    try:
+        config = config_beside(path, "_class_name", "AutoencoderKLWan") or config_of(tensors)
+    except KeyError as error:
+        raise ValueError(f"{path} holds no Wan VAE: it has no tensor {error}") from error
     with torch.device("meta"):
         model = AutoencoderKLWan.from_config(config)
     check_fits(model, tensors, str(path))

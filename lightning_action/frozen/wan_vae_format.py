@@ -55,13 +55,13 @@ def is_original(names: Iterable[str]) -> bool:
 
 def original_layout(names: Iterable[str]) -> WanVaeLayout:
     """The layout that original names stand for."""
-    found = [re.fullmatch(r"encoder\.downsamples\.([\d.]+)\.resample\.1\.weight", name) for name in names]
-    samplers = [match.group(1).split(".") for match in found if match]
+    pattern = r"encoder\.downsamples\.(\d+\.downsamples\.)?(\d+)\.resample\.1\.weight"
+    samplers = [match for match in (re.fullmatch(pattern, name) for name in names) if match]
     # A stage's resampler follows its residual blocks.
     return WanVaeLayout(
-        residual=any(len(sampler) == 2 for sampler in samplers),
+        residual=any(sampler.group(1) for sampler in samplers),
         num_stages=len(samplers) + 1,
-        num_res_blocks=min((int(sampler[-1]) for sampler in samplers), default=0),
+        num_res_blocks=min((int(sampler.group(2)) for sampler in samplers), default=0),
     )
 
 
@@ -82,13 +82,13 @@ def config_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         KeyError: a tensor is missing that every Wan VAE has.
         ValueError: the latent channels are neither those of Wan 2.1 nor those of Wan 2.2, whose statistics are known.
     """
-    residual = "decoder.up_blocks.0.upsampler.resample.1.weight" in tensors
-    sampler = "upsampler" if residual else "upsamplers.0"
-    stages = range(1 + max(int(number) for number in _numbers(r"decoder\.up_blocks\.(\d+)\.", tensors)))
-    widths = [tensors[f"decoder.up_blocks.{stage}.resnets.0.conv2.weight"].shape[0] for stage in stages]
-    upsampled = [f"decoder.up_blocks.{stage}.{sampler}.time_conv.weight" in tensors for stage in stages[:-1]]
     base_dim, in_channels = tensors["encoder.conv_in.weight"].shape[:2]
     latent_dim = tensors["post_quant_conv.weight"].shape[0]
+    residual = "decoder.up_blocks.0.upsampler.resample.1.weight" in tensors
+    sampler = "upsampler" if residual else "upsamplers.0"
+    stages = range(1 + max(_numbers(r"decoder\.up_blocks\.(\d+)\.", tensors), default=0))
+    widths = [tensors[f"decoder.up_blocks.{stage}.resnets.0.conv2.weight"].shape[0] for stage in stages]
+    upsampled = [f"decoder.up_blocks.{stage}.{sampler}.time_conv.weight" in tensors for stage in stages[:-1]]
     if latent_dim not in _STATISTICS:
         raise ValueError(
             f"its latents have {latent_dim} channels, whose mean and deviation are unknown: give a diffusers folder, "
@@ -99,7 +99,7 @@ def config_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "decoder_base_dim": widths[-1],
         "z_dim": latent_dim,
         "dim_mult": [width // widths[-1] for width in reversed(widths)],
-        "num_res_blocks": len(set(_numbers(r"decoder\.up_blocks\.0\.resnets\.(\d+)\.", tensors))) - 1,
+        "num_res_blocks": max(_numbers(r"decoder\.up_blocks\.0\.resnets\.(\d+)\.", tensors)),
         "temperal_downsample": upsampled[::-1],
         "is_residual": residual,
         "in_channels": in_channels,
@@ -109,8 +109,8 @@ def config_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _numbers(pattern: str, names: Iterable[str]) -> list[str]:
-    return [match.group(1) for match in (re.match(pattern, name) for name in names) if match]
+def _numbers(pattern: str, names: Iterable[str]) -> list[int]:
+    return [int(match.group(1)) for match in (re.match(pattern, name) for name in names) if match]
 
 
 def _renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:
