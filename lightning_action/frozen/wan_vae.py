@@ -9,11 +9,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from lightning_action.frozen.config_file import config_beside
 from lightning_action.frozen.interfaces import StreamingDecoder, VideoCodec
+from lightning_action.frozen.model_files import config_beside, locate
 from lightning_action.frozen.wan_vae_format import config_of, is_original, original_layout, to_diffusers_name
-from lightning_action.weights import check_fits, find_release_file, read_tensors
-
+from lightning_action.weights import check_fits, read_tensors
 
 _RELEASE_NAMES = ("vae", "Wan2.1_VAE.pth", "Wan2.2_VAE.pth")
 
@@ -50,7 +49,7 @@ class WanVideoVAE(VideoCodec):
     def load(self) -> None:
         if self._model is not None:
             return
-        path = find_release_file(_RELEASE_NAMES, "the Wan VAE") if self.path is None else Path(self.path)
+        path = locate(self.path, _RELEASE_NAMES, "the Wan VAE")
         model = _read(path, self._dtype)
         self._require_geometry(model.config, path)
         self._model = model.to(self._device)
@@ -143,7 +142,6 @@ def _read(path: Path, dtype: torch.dtype) -> Any:
     """The `AutoencoderKLWan` in a file or folder."""
     from diffusers import AutoencoderKLWan
 
-    path = next((path / name for name in _RELEASE_NAMES if (path / name).exists()), path)
     stored = read_tensors(path)
     names = {name: name for name in stored}
     if is_original(names):

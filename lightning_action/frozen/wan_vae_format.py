@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from lightning_action.frozen.model_files import renamed
+
 # Parts of a residual block and of a resampler.
 _BLOCK = (
     ("residual.0.", "norm1."),
@@ -67,12 +69,12 @@ def original_layout(names: Iterable[str]) -> WanVaeLayout:
 
 def to_diffusers_name(name: str, layout: WanVaeLayout) -> str:
     """The name that diffusers gives to a tensor of an original file."""
-    return _renamed(name, _rows(layout))
+    return renamed(name, _rows(layout))
 
 
 def to_original_name(name: str, layout: WanVaeLayout) -> str:
     """The name that an original file gives to a tensor of `AutoencoderKLWan`."""
-    return _renamed(name, ((theirs, original) for original, theirs in _rows(layout)))
+    return renamed(name, ((theirs, original) for original, theirs in _rows(layout)))
 
 
 def config_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -111,13 +113,6 @@ def config_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _numbers(pattern: str, names: Iterable[str]) -> list[int]:
     return [int(match.group(1)) for match in (re.match(pattern, name) for name in names) if match]
-
-
-def _renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:
-    for old, new in rows:
-        if name.startswith(old):
-            return new + name[len(old) :]
-    return name
 
 
 def _rows(layout: WanVaeLayout) -> Iterator[tuple[str, str]]:
