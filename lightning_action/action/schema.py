@@ -141,6 +141,16 @@ class ActionSchema:
         steps = self.temporal_compression_ratio * (num_latents - 1)
         return {"transition": steps, "state": steps + 1, "per_latent": num_latents}[self.alignment]
 
+    def rows_of(self, latent: int) -> range:
+        """The action rows of a latent frame, as in the table above; none for the first frame of `transition`."""
+        if self.alignment == "per_latent":
+            return range(latent, latent + 1)
+        is_state = self.alignment == "state"
+        if latent == 0:
+            return range(int(is_state))
+        ratio = self.temporal_compression_ratio
+        return range(ratio * (latent - 1) + is_state, ratio * latent + is_state)
+
     def num_latents(self, num_rows: int) -> int:
         """Latent frames that `num_rows` action rows are for.
 

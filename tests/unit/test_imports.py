@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rollout": {"generator", "diffusion"},
     "sharding": {"generator"},
     "strategies": set(),
+    "cost": {"generator"},
     "pretrained": {"frozen", "generator", "weights"},
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},

@@ -74,6 +74,13 @@ def test_rows_reach_the_latent_frames_of_the_table(alignment: Alignment, ratio: 
     assert used == set(range(rows.shape[1]))
 
 
+@pytest.mark.parametrize(("alignment", "ratio"), list(ROWS_OF_LATENTS))
+def test_rows_of_a_latent_frame_are_those_of_the_table(alignment: Alignment, ratio: int) -> None:
+    schema = schema_of(alignment, "concat", ratio)
+    for latent, numbers in enumerate(ROWS_OF_LATENTS[alignment, ratio]):
+        assert list(schema.rows_of(latent)) == sorted({number for number in numbers if number is not None})
+
+
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("ratio", [1, 3, 4])
 def test_num_rows_and_num_latents_are_inverse(alignment: Alignment, ratio: int) -> None:
