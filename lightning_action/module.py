@@ -37,11 +37,12 @@ from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import FittedCodec, TextEncoder, VideoCodec
 from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.lockstep import Lockstep
 from lightning_action.pretrained import export, load_generator, prepare_codec
-from lightning_action.rollout import BlockModulation, CausalRollout, rollout
+from lightning_action.rollout import BlockModulation, CausalRollout, count_passes, rollout
 from lightning_action.seeding import generator_for, mix_seed
 from lightning_action.settings import Optimization, Sampling
-from lightning_action.sharding import Sharding, shard, shard_generator
+from lightning_action.sharding import Sharding, keep_gathered, shard, shard_generator
 from lightning_action.weights import check_fits
 
 _TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM, _DROPOUT_STREAM = range(4)
@@ -250,9 +251,20 @@ class ActionVideoModule(L.LightningModule):
             write_report(path, report)
             print(f"\n{format_table(report)}\n\nwritten to {path}")
 
+    def on_predict_start(self) -> None:
+        """Ranks need not make the same number of passes: see `Lockstep`."""
+        self._lockstep = Lockstep(self.generator, self._compute_dtype)
+        for part in (self.action_projection, self.action_module):
+            if part is not None:
+                keep_gathered(part)
+
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Generate, and hand over what a prediction writer needs; `video` and `truth` are in [0, 1]."""
+        check_batch(batch)
+        blocks = self.causality.split(num_latents(batch, self.schema))
+        self._lockstep.begin(count_passes(blocks, self._num_initial(batch), self.sampling.num_steps))
         latents = self.generate_latents(batch)
+        self._lockstep.end()
         prediction = {
             "video": to_unit_range(self.frozen.decode(latents)).cpu(),
             "latents": latents.cpu(),
@@ -266,6 +278,9 @@ class ActionVideoModule(L.LightningModule):
         if "video" in batch and batch["video"].shape == prediction["video"].shape:
             prediction["truth"] = to_unit_range(batch["video"]).cpu()
         return prediction
+
+    def on_predict_epoch_end(self) -> None:
+        self._lockstep.wait_for_others()
 
     @torch.no_grad()
     def generate(self, batch: Batch) -> Tensor:
@@ -437,6 +452,9 @@ class ActionVideoModule(L.LightningModule):
             return projection(infer(torch.cat(history, dim=1))[:, None].expand(-1, len(block), -1))
 
         return infer_block
+
+    def _num_initial(self, batch: Batch) -> int:
+        return self.sampling.num_initial_latents if "video" in batch else 0
 
     def _encode_video(self, video: Tensor) -> Tensor:
         self.frozen.to(self.device)

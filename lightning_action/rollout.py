@@ -183,6 +183,11 @@ def rollout(
         yield latents
 
 
+def count_passes(blocks: list[range], num_initial: int, num_steps: int) -> int:
+    """Passes through the generator that a rollout makes: one for a known block, one more than steps for another."""
+    return sum(1 if block.stop <= num_initial else num_steps + 1 for block in blocks)
+
+
 def _check_initial(latents: Tensor, num_frames: int) -> None:
     if latents.shape[1] > num_frames:
         raise ValueError(f"{latents.shape[1]} initial latent frames are more than the video has, {num_frames}")

@@ -37,6 +37,11 @@ class Sampling:
                 f"{self.num_inference_steps} and {self.num_initial_latents}"
             )
 
+    @property
+    def num_steps(self) -> int:
+        """Passes that denoise a block."""
+        return len(self.denoising_step_list or ()) or self.num_inference_steps
+
     def sampler(self, schedule: FlowMatchSchedule) -> Sampler:
         """The sampler these settings describe."""
         if self.denoising_step_list is None:

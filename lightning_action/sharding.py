@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from lightning_action.generator.model import CausalWanModel
 
@@ -67,3 +67,10 @@ def shard(module: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, shar
     """Shard each of `layers` on its own, then what is left of `module`."""
     for part in (*layers, module):
         fully_shard(part, mesh=mesh, mp_policy=sharding.policy, reshard_after_forward=sharding.reshard_after_forward)
+
+
+def keep_gathered(module: nn.Module) -> None:
+    """Gather a small module's parameters on all ranks now, for ranks that will not use it equally often."""
+    if isinstance(module, FSDPModule):
+        module.set_reshard_after_forward(False)
+        module.unshard()

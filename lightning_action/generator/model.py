@@ -6,7 +6,7 @@ Shapes: B batch, F latent frames, C channels, H x W latent size, S = (H / p)(W /
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -22,6 +22,18 @@ from lightning_action.generator.rope import rotation
 
 LayerAttend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 LayerContext = Callable[[int, CrossAttention], tuple[KeysValues, ...]]
+
+
+class AtLayer:
+    """A function of (layer, ...) at one layer. Compiled code calls it and knows neither layer nor position in time."""
+
+    def __init__(self, function: Callable[..., Any], layer: int) -> None:
+        self.function = function
+        self.layer = layer
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any) -> Any:
+        return self.function(self.layer, *args)
 
 
 class CausalWanModel(nn.Module):
@@ -106,6 +118,15 @@ class CausalWanModel(nn.Module):
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.head.head.weight)
+
+    def compile_layers(self, **options: Any) -> None:
+        """Compile the layers in place, one code for all of them, whatever the block; names of weights stay as they are.
+
+        Args:
+            **options: of `torch.compile`, for example `mode="max-autotune-no-cudagraphs"`.
+        """
+        for layer in self.blocks:
+            layer.compile(**options)
 
     def tokens_per_frame(self, height: int, width: int) -> int:
         """Tokens of one latent frame.
@@ -309,8 +330,8 @@ class CausalWanModel(nn.Module):
                 x,
                 self._add_action(modulation, action_modulation, index),
                 angles,
-                partial(attend, index),
-                partial(text, index),
+                AtLayer(attend, index),
+                AtLayer(text, index),
             )
         patches = self.head(x, time)
         return rearrange(

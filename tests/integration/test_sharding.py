@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_action.command_line import run
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, small
 from tests.integration.test_distributed import run_on_two, start_on_two
+from tests.integration.uneven_videos import NUM_LATENTS
 
 pytestmark = pytest.mark.distributed
 SHORT = """
@@ -24,6 +26,7 @@ checkpoint: {every_n_train_steps: 6, save_top_k: -1}
 """
 FSDP = (f"--config={ROOT / 'configs' / 'fsdp.yaml'}", "--model.sharding.param_dtype=float32")
 ONE_FILE = "--trainer.strategy.init_args.save_distributed_checkpoint=false"
+WRITER = "--trainer.callbacks=lightning_action.callbacks.PredictionWriter"
 EACH_HALF = "--data.init_args.batch_size=2"
 
 
@@ -104,6 +107,28 @@ trainer:
     command = fit(workshop, "killed", at_step(workshop, "killed", 6), EACH_HALF, *FSDP, ONE_FILE)
     run_on_two(command, strategy=None)
     assert_same_run(workshop, "killed")
+
+
+def predict(workshop: Path, name: str, *more: str) -> list[str]:
+    """Five videos of five lengths, which Lightning's own sampler shares out unevenly."""
+    videos = "data: {class_path: tests.integration.uneven_videos.UnevenVideos}"
+    (workshop / "uneven.yaml").write_text(videos)
+    arguments = [argument for argument in small("predict", workshop / name) if "--data" not in argument]
+    return [*arguments, f"--config={workshop / 'uneven.yaml'}", at_step(workshop, "one", 18), *more]
+
+
+def videos(workshop: Path, name: str) -> dict[str, Tensor]:
+    paths = (workshop / name / "predictions").glob("*.pt")
+    return {path.stem: torch.load(path, weights_only=True)["latents"] for path in paths}
+
+
+@pytest.mark.parametrize("reshard", ["true", "false"])
+def test_ranks_with_other_numbers_and_lengths_of_videos_finish(workshop: Path, reshard: str) -> None:
+    run(predict(workshop, "alone", WRITER))
+    run_on_two(predict(workshop, "shared", *FSDP, WRITER, f"--model.sharding.reshard_after_forward={reshard}"), None)
+    alone, shared = videos(workshop, "alone"), videos(workshop, "shared")
+    assert [len(alone[name]) for name in sorted(alone)] == list(NUM_LATENTS)
+    assert alone.keys() == shared.keys() and all(torch.equal(alone[name], shared[name]) for name in alone)
 
 
 def test_fsdp1_is_for_gpus(tmp_path: Path) -> None:

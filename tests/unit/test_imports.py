@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "diffusion": {"generator", "seeding"},
     "rollout": {"generator", "diffusion"},
     "sharding": {"generator"},
+    "lockstep": {"generator"},
     "strategies": set(),
     "cost": {"generator"},
     "pretrained": {"frozen", "generator", "weights"},
@@ -44,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"action", "batch", "frozen", "seeding"},
     "module": {
         *("generator", "diffusion", "rollout", "action", "frozen", "weights", "evaluation", "metrics"),
-        *("batch", "pretrained", "seeding", "settings", "sharding"),
+        *("batch", "pretrained", "seeding", "settings", "sharding", "lockstep"),
     },
     "checkpoints": {"files"},
     "command_line": {"checkpoints", "module"},
