@@ -6,6 +6,7 @@ Shapes: `x` is `[B, F, S, D]`, F latent frames of S tokens each; modulation is p
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,18 @@ from lightning_action.generator.rope import rotate
 
 KeysValues = tuple[Tensor, Tensor]
 ContextKeysValues = Callable[["CrossAttention"], tuple[KeysValues, ...]]
+
+
+class AtLayer:
+    """A function of (layer, ...) at one layer. Compiled code calls it and knows neither layer nor position in time."""
+
+    def __init__(self, function: Callable[..., Any], layer: int) -> None:
+        self.function = function
+        self.layer = layer
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any) -> Any:
+        return self.function(self.layer, *args)
 
 
 class RMSNorm(nn.Module):

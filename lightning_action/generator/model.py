@@ -17,23 +17,11 @@ from lightning_action.generator.attention import Attend, attend_dense, choose_at
 from lightning_action.generator.blocks import BlockCausality, Visibility, bidirectional, block_causal, teacher_forcing
 from lightning_action.generator.image import NO_IMAGE, ImageCondition, ImageEmbedding
 from lightning_action.generator.kv_cache import KVCache
-from lightning_action.generator.layers import ContextKeysValues, CrossAttention, Head, KeysValues, WanLayer
+from lightning_action.generator.layers import AtLayer, ContextKeysValues, CrossAttention, Head, KeysValues, WanLayer
 from lightning_action.generator.rope import rotation
 
 LayerAttend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 LayerContext = Callable[[int, CrossAttention], tuple[KeysValues, ...]]
-
-
-class AtLayer:
-    """A function of (layer, ...) at one layer. Compiled code calls it and knows neither layer nor position in time."""
-
-    def __init__(self, function: Callable[..., Any], layer: int) -> None:
-        self.function = function
-        self.layer = layer
-
-    @torch.compiler.disable
-    def __call__(self, *args: Any) -> Any:
-        return self.function(self.layer, *args)
 
 
 class CausalWanModel(nn.Module):
@@ -209,10 +197,8 @@ class CausalWanModel(nn.Module):
         if action_modulation is not None:
             action_modulation = torch.cat([action_modulation, action_modulation], dim=1)
         positions = (*range(num_frames), *range(num_frames))
-        velocity = self._masked_pass(
-            both, timesteps, text, visibility, action_modulation, image.twice_in_time(), positions
-        )
-        return velocity[:, num_frames:]
+        twice = image.twice_in_time()
+        return self._masked_pass(both, timesteps, text, visibility, action_modulation, twice, positions, num_frames)
 
     def text_cache(self, text: Tensor, image_embeds: Tensor | None = None) -> LayerContext:
         """Embed prompts (and images) once; each layer's keys and values are computed at its first use and kept."""
@@ -279,6 +265,7 @@ class CausalWanModel(nn.Module):
         action_modulation: Tensor | None,
         image: ImageCondition,
         positions: tuple[int, ...] | None = None,
+        first_out: int = 0,
     ) -> Tensor:
         tokens = self.tokens_per_frame(*latents.shape[-2:])
         chosen = choose_attention(visibility, tokens, latents.device)
@@ -291,7 +278,9 @@ class CausalWanModel(nn.Module):
             return cross_attention.keys_values(*embedded)
 
         positions = positions or tuple(range(latents.shape[1]))
-        return self._run(latents, timestep, positions, attend, keys_values, action_modulation, image.channels)
+        return self._run(
+            latents, timestep, positions, attend, keys_values, action_modulation, image.channels, first_out
+        )
 
     def _cached_pass(
         self,
@@ -315,7 +304,9 @@ class CausalWanModel(nn.Module):
         text: LayerContext,
         action_modulation: Tensor | None,
         image_channels: Tensor | None,
+        first_out: int = 0,
     ) -> Tensor:
+        """Velocity of the frames from `first_out` on."""
         height, width = latents.shape[-2:]
         self.tokens_per_frame(height, width)
         rows, columns = height // self.patch_size[1], width // self.patch_size[2]
@@ -333,7 +324,7 @@ class CausalWanModel(nn.Module):
                 AtLayer(attend, index),
                 AtLayer(text, index),
             )
-        patches = self.head(x, time)
+        patches = self.head(x[:, first_out:], time[:, first_out:])
         return rearrange(
             patches, "b f (h w) (p q c) -> b f c (h p) (w q)", h=rows, p=self.patch_size[1], q=self.patch_size[2]
         )

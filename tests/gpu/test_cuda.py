@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
@@ -13,6 +15,7 @@ from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.attention import attend_flex, attend_masked, frame_mask
 from lightning_action.generator.blocks import BlockCausality, teacher_forcing
+from lightning_action.overlap import decode_behind
 from lightning_action.rollout import CausalRollout, rollout
 from tests.helpers import small_generator, small_inputs
 from tests.wan_parts import GEOMETRY, small_umt5, small_vae, video, write_word_tokenizer
@@ -69,3 +72,23 @@ def test_video_vae_is_that_of_the_cpu(version: str, tmp_path: Path) -> None:
         latents = vae.encode(pixels)
         results.append((latents.cpu(), vae.decode(latents).cpu()))
     torch.testing.assert_close(results[0], results[1], atol=1e-2, rtol=0)
+
+
+@torch.no_grad()
+def test_decoding_behind_the_next_block_changes_nothing() -> None:
+    weight = torch.randn(512, 512, device="cuda") / 512**0.5
+
+    def blocks() -> Iterator[Tensor]:
+        latents = torch.ones(512, 512, device="cuda")
+        for _ in range(6):
+            for _ in range(20):
+                latents = (latents @ weight).tanh()
+            yield latents
+
+    def decode(latents: Tensor) -> Tensor:
+        for _ in range(20):
+            latents = (latents @ weight.T).tanh()
+        return latents
+
+    expected = [decode(latents) for latents in blocks()]
+    assert all(torch.equal(*pair) for pair in zip(expected, decode_behind(blocks(), decode), strict=True))

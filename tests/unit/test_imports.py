@@ -38,6 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rollout": {"generator", "diffusion"},
     "sharding": {"generator"},
     "lockstep": {"generator"},
+    "overlap": {"frozen"},
+    "quantization": set(),
     "strategies": set(),
     "cost": {"generator"},
     "pretrained": {"frozen", "generator", "weights"},
@@ -54,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 WITHOUT_LIGHTNING = MAY_IMPORT.keys() - {"data", "module", "strategies", "checkpoints", "command_line", "cli"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.
-DEFERRED = {"diffusers", "transformers", "ftfy", "pyarrow", "torchvision"}
+DEFERRED = {"diffusers", "transformers", "ftfy", "peft", "pyarrow", "torchao", "torchvision"}
 # typing_extensions stands for newer typing of the standard library; torch and lightning need it anyway.
 CALLBACKS_MAY_IMPORT = {"torch", "lightning", "typing_extensions", *sys.stdlib_module_names}
 CALLBACKS_MAY_DEFER = {"av", "PIL", "numpy"}

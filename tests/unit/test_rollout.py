@@ -305,3 +305,19 @@ def test_parts_of_blocks_are_refused() -> None:
         video(session(generator, x["text"], BlockCausality(3), 9), 7)
     with pytest.raises(ValueError, match="action_modulation is for 6 latent frames, the video has 3"):
         video(session(generator, x["text"], BlockCausality(3), 6), 3, x["modulation"])
+
+
+@torch.no_grad()
+def test_compiled_layers_serve_every_block_with_one_code() -> None:
+    """Compiled at the first blocks; at none of the later ones, while the window fills and when it is full."""
+    generator, x = small_generator(num_layers=3), small_inputs(14)
+    causality = BlockCausality(2, 6, 2)
+    expected = video(session(generator, x["text"], causality, 14), 14, x["modulation"])
+    generator.compile_layers(backend="aot_eager")
+    assert all("_orig_mod" not in name for name in generator.state_dict())
+    video(session(generator, x["text"], causality, 2), 2, x["modulation"][:, :2])
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compiled = video(session(generator, x["text"], causality, 14), 14, x["modulation"])
+    assert torch.equal(compiled, expected)
+    with pytest.raises(RuntimeError, match="recompile"), torch.compiler.set_stance("fail_on_recompile"):
+        video(session(generator, x["text"], BlockCausality(1), 2), 2, x["modulation"][:, :2])
