@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "frozen": {"weights"},
     "diffusion": {"generator", "seeding"},
     "rollout": {"generator", "diffusion"},
-    "pretrained": {"frozen", "generator", "weights"},
+    "pretrained": {"action", "frozen", "generator", "weights"},
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},
     "module": {
