@@ -18,7 +18,7 @@ from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, read_
 # Parts of a name that wrappers put in: sharding, compilation, activation checkpointing, data parallelism, peft.
 _WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "module", "base_layer"}
 # First parts of the name under which files hold the generator, the preferred one first; "" is a file of nothing else.
-_OUTER = ("generator", "model", "state_dict", "diffusion_model", "")
+_OUTER = ("generator", "model", "state_dict", "diffusion_model", "base_model", "")
 _EMA = ("generator_ema", "ema")
 _GENERATOR_HAS = "patch_embedding.weight"
 _PROJECTION_HAS = ("action_embedding.0.weight", "action_projection.weight")
