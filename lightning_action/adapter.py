@@ -123,6 +123,11 @@ def load_adapter(
     if not any_base:
         _check_base(generator, adapter.base, source)
     if has_lora(generator):
+        if adapter.lora and lora_alpha(generator) != adapter.lora_alpha:
+            raise ValueError(
+                f"the LoRA of {path} was trained with alpha {adapter.lora_alpha}, the generator has LoRA layers with "
+                f"alpha {lora_alpha(generator)}: inject them as they were trained"
+            )
         load_lora_state_dict(generator, adapter.lora, source)
     elif adapter.lora:
         merge_into(generator, adapter.lora, adapter.lora_alpha, source)
