@@ -42,7 +42,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantization": set(),
     "strategies": set(),
     "cost": {"generator"},
-    "pretrained": {"frozen", "generator", "weights"},
+    "lora": {"weights"},
+    "adapter": {"action", "files", "lora", "weights"},
+    "export": {"adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "weights"},
+    "pretrained": {"action", "frozen", "generator", "weights"},
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},
     "module": {
@@ -53,7 +56,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "command_line": {"checkpoints", "module"},
     "cli": {"compat", "command_line"},
 }
-WITHOUT_LIGHTNING = MAY_IMPORT.keys() - {"data", "module", "strategies", "checkpoints", "command_line", "cli"}
+WITH_LIGHTNING = {"data", "module", "strategies", "checkpoints", "command_line", "cli", "export"}
+WITHOUT_LIGHTNING = MAY_IMPORT.keys() - WITH_LIGHTNING
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.
 DEFERRED = {"diffusers", "transformers", "ftfy", "peft", "pyarrow", "torchao", "torchvision"}
