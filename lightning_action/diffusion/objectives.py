@@ -5,7 +5,7 @@ Each returns the predicted and the true velocity, `[B, F, C, H, W]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -67,10 +67,20 @@ def per_frame_error(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def draw_block_timesteps(
-    schedule: FlowMatchSchedule, batch_size: int, num_frames: int, causality: BlockCausality, random: torch.Generator
+    schedule: FlowMatchSchedule, num_frames: int, causality: BlockCausality, randoms: Sequence[torch.Generator]
 ) -> Tensor:
-    """A timestep of the schedule's table per block, uniformly; the frames of a block share it. `[B, F]`, on the CPU."""
+    """A timestep of the schedule's table per block, uniformly; the frames of a block share it.
+
+    Args:
+        schedule: holds the table.
+        num_frames: latent frames F.
+        causality: cuts them into blocks.
+        randoms: a CPU generator for each of B samples.
+
+    Returns:
+        `[B, F]`, on the CPU.
+    """
     blocks = causality.split(num_frames)
-    entries = torch.randint(len(schedule.timesteps), (batch_size, len(blocks)), generator=random)
     sizes = torch.tensor([len(block) for block in blocks])
-    return schedule.timesteps[entries.repeat_interleave(sizes, dim=1)]
+    entries = [torch.randint(len(schedule.timesteps), (len(blocks),), generator=random) for random in randoms]
+    return schedule.timesteps[torch.stack(entries).repeat_interleave(sizes, dim=1)]
