@@ -16,6 +16,12 @@ from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, s
 
 def run_on_two(arguments: list[str], strategy: str | None = "ddp_find_unused_parameters_true") -> str:
     """The output of a command on two processes; a strategy of None is the configuration's own."""
+    done = start_on_two(arguments, strategy)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def start_on_two(arguments: list[str], strategy: str | None) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
         "-m",
@@ -27,9 +33,7 @@ def run_on_two(arguments: list[str], strategy: str | None = "ddp_find_unused_par
     ]
     more = ["--trainer.devices=2", *([] if strategy is None else [f"--trainer.strategy={strategy}"])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+    return subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.distributed

@@ -10,7 +10,7 @@ import torch
 
 from lightning_action.command_line import run
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, small
-from tests.integration.test_distributed import run_on_two
+from tests.integration.test_distributed import run_on_two, start_on_two
 
 pytestmark = pytest.mark.distributed
 SHORT = """
@@ -87,6 +87,23 @@ def test_sharded_folder_goes_on_with_another_number_of_ranks(workshop: Path) -> 
     run_on_one = [*FSDP, ONE_FILE, "--trainer.devices=1"]
     run(fit(workshop, "folder_to_one", at_step(workshop, "folder", 6), *run_on_one))
     assert_same_run(workshop, "folder_to_one")
+
+
+def test_a_rank_killed_while_it_writes_a_checkpoint_loses_nothing_older(workshop: Path) -> None:
+    checkpoints = workshop / "killed" / "checkpoints"
+    (workshop / "killer.yaml").write_text(f"""
+trainer:
+  callbacks+:
+    - class_path: tests.integration.killed_while_writing.KilledWhileWriting
+      init_args: {{folder: {checkpoints}, step: 11}}
+""")
+    command = fit(workshop, "killed", EACH_HALF, *FSDP, f"--config={workshop / 'killer.yaml'}")
+    assert start_on_two(command, strategy=None).returncode != 0
+    assert {path.name.split("-")[-1] for path in checkpoints.glob("[!.]*.ckpt")} == {"step=6.ckpt", "last.ckpt"}
+    assert list(checkpoints.glob(".*step=12.ckpt-being-written")), "the control: it died while it wrote"
+    command = fit(workshop, "killed", at_step(workshop, "killed", 6), EACH_HALF, *FSDP, ONE_FILE)
+    run_on_two(command, strategy=None)
+    assert_same_run(workshop, "killed")
 
 
 def test_fsdp1_is_for_gpus(tmp_path: Path) -> None:
