@@ -48,9 +48,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "checkpoints": {"files"},
     "command_line": {"checkpoints", "module"},
-    "cli": {"compat", "command_line"},
+    "dry_run": {"batch", "cost", "diffusion", "frozen", "generator", "module"},
+    "check": {"batch", "command_line", "cost", "dry_run", "module", "sharding"},
+    "cli": {"check", "compat", "command_line"},
 }
-WITHOUT_LIGHTNING = MAY_IMPORT.keys() - {"data", "module", "strategies", "checkpoints", "command_line", "cli"}
+WITHOUT_LIGHTNING = MAY_IMPORT.keys() - {
+    "data",
+    "module",
+    "strategies",
+    "checkpoints",
+    "dry_run",
+    "command_line",
+    "check",
+    "cli",
+}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.
 DEFERRED = {"diffusers", "transformers", "ftfy", "pyarrow", "torchvision"}
