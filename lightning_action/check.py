@@ -122,15 +122,17 @@ def take_batch(datamodule: L.LightningDataModule) -> tuple[Batch, bool]:
     """A training batch, else one to predict from; and which of them it is.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is no dict.
     """
     trains = is_overridden("train_dataloader", datamodule)
     datamodule.prepare_data()
     datamodule.setup("fit" if trains else "predict")
     loader = datamodule.train_dataloader() if trains else datamodule.predict_dataloader()
-    for batch in loader:
-        return batch, trains
-    raise ValueError(f"its {'train' if trains else 'predict'}_dataloader is empty")
+    batch = next(iter(loader), None)
+    if not isinstance(batch, dict):
+        found = "nothing" if batch is None else f"a {type(batch).__name__}"
+        raise ValueError(f"its {'train' if trains else 'predict'}_dataloader gives {found}, expected a dict")
+    return batch, trains
 
 
 def format_report(report: Report) -> str:

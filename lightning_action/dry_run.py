@@ -293,9 +293,10 @@ def _check_blocks(module: ActionVideoModule, batch: Batch) -> None:
 def _check_actions(module: ActionVideoModule, batch: Batch) -> None:
     if module.action_projection is None or not has_actions(batch):
         return
-    action: Tensor = batch["action"]
-    if len(action) != len(batch["sample_id"]):
-        raise ValueError(f"`action` is for {len(action)} samples, the batch has {len(batch['sample_id'])}")
+    action, size = batch["action"], len(batch["sample_id"])
+    if not isinstance(action, Tensor) or len(action) != size:
+        found = list(action.shape) if isinstance(action, Tensor) else type(action).__name__
+        raise ValueError(f"`action` must be a tensor [{size}, rows, columns], got {found}")
     module.schema.encode(action, _num_latents(module, batch))
 
 
