@@ -106,7 +106,7 @@ def make_report(module: ActionVideoModule, datamodule: L.LightningDataModule, pr
     problems = misfits(module, batch, trains)
     if problems:
         return Report(parameters, problems)
-    sizes = geometry(module, batch)
+    sizes = geometry(module, batch, trains)
     return Report(
         parameters,
         problems,

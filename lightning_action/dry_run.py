@@ -5,7 +5,7 @@ The networks are on the meta device: nothing is allocated, nothing is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -25,14 +25,14 @@ from lightning_action.cost import (
     parameters_by_part,
     video_flops,
 )
-from lightning_action.diffusion.objectives import teacher_forcing
+from lightning_action.diffusion import objectives
 from lightning_action.frozen.interfaces import FrozenPart
-from lightning_action.generator.blocks import Visibility, block_causal
-from lightning_action.generator.blocks import teacher_forcing as teacher_forcing_visibility
+from lightning_action.generator.blocks import Visibility, block_causal, teacher_forcing
 from lightning_action.generator.image import ImageCondition
+from lightning_action.generator.model import CausalWanModel
 from lightning_action.module import ActionVideoModule
 
-# Of how far pixels may lie outside [-1, 1]: resizing overshoots a little.
+# How far pixels may lie outside [-1, 1]: resizing overshoots a little.
 _PIXEL_TOLERANCE = 0.1
 # A backward pass costs two forward passes; with activation checkpointing the forward pass is done again.
 _PASSES_OF_A_TRAINING_STEP = {False: 3, True: 4}
@@ -98,8 +98,8 @@ class Geometry:
     tokens_per_frame: int
 
 
-def geometry(module: ActionVideoModule, batch: Batch) -> Geometry:
-    """The sizes that a batch gives.
+def geometry(module: ActionVideoModule, batch: Batch, trains: bool) -> Geometry:
+    """The sizes that a batch gives; `trains`: it is one to train on.
 
     Raises:
         ValueError: it gives none, or they do not fit VAE and generator.
@@ -107,14 +107,23 @@ def geometry(module: ActionVideoModule, batch: Batch) -> Geometry:
     pixels = frame_size(batch)
     shape = module.frozen.vae.latent_shape(*pixels)
     tokens = module.generator.tokens_per_frame(*shape[1:])
-    return Geometry(len(batch["sample_id"]), _num_latents(module, batch), pixels, shape, tokens)
+    return Geometry(len(batch["sample_id"]), latent_frames(module, batch, trains), pixels, shape, tokens)
 
 
-def _num_latents(module: ActionVideoModule, batch: Batch) -> int:
-    """As long as the video, where that is more than the first frames that something is generated from."""
-    ratio = module.frozen.vae.temporal_compression_ratio
-    length = 1 + (batch["video"].shape[1] - 1) // ratio if "video" in batch else 0
-    return length if length > module.sampling.num_initial_latents else num_latents(batch, module.schema)
+def latent_frames(module: ActionVideoModule, batch: Batch, trains: bool) -> int:
+    """Those of the video of a training batch; those that are generated from another.
+
+    Raises:
+        ValueError: nothing says how many, or it is no whole number.
+    """
+    if not trains:
+        return num_latents(batch, module.schema)
+    if "video" not in batch:
+        raise ValueError("the batch has no `video` [B, T, 3, H, W], which training needs")
+    frames, ratio = batch["video"].shape[1], module.frozen.vae.temporal_compression_ratio
+    if (frames - 1) % ratio:
+        raise ValueError(f"a video of {frames} frames is no whole number of latent frames: expected 1 + {ratio} n")
+    return int(1 + (frames - 1) // ratio)
 
 
 def parameters_of(module: ActionVideoModule) -> dict[str, Parameters | None]:
@@ -180,12 +189,11 @@ def flops(module: ActionVideoModule, sizes: Geometry) -> dict[str, Flops]:
     one_pass = video_flops(generator, (Visibility(block, seen),), tokens)
     sampling = module.sampling
     num_steps = len(sampling.denoising_step_list or range(sampling.num_inference_steps))
-    num_branches = 1 if sampling.action_guidance_scale in (0.0, 1.0) else 2
-    generated = one_pass * ((num_steps + 1) * num_branches)
+    generated = one_pass * ((num_steps + 1) * _num_branches(module))
     num_pixel_frames = len(block) * module.frozen.vae.temporal_compression_ratio
     training = video_flops(generator, _training_visibility(module, sizes), tokens) + context_flops(generator)
     num_passes = _PASSES_OF_A_TRAINING_STEP[generator.activation_checkpointing]
-    branches = " x 2 branches" if num_branches == 2 else ""
+    branches = " x 2 branches" if _num_branches(module) == 2 else ""
     return {
         f"one pass of a block of {len(block)}, which sees {sum(map(len, seen))} latent frames": one_pass,
         f"a block generated ({num_steps} steps + 1 clean pass{branches})": generated,
@@ -200,7 +208,7 @@ def memory(module: ActionVideoModule, sizes: Geometry, precision: Precision) -> 
     """Bytes on one device that holds everything, without the frozen parts."""
     generator, causality, tokens = module.generator, module.causality, sizes.tokens_per_frame
     window = causality.local_attn_size or sizes.num_latents
-    cache = kv_cache_bytes(generator, causality, sizes.num_latents, tokens, precision.cache)
+    cache = _num_branches(module) * kv_cache_bytes(generator, causality, sizes.num_latents, tokens, precision.cache)
     numbers, bytes_each = count(module.parameters()), precision.weights.itemsize
     frames = sum(len(item.query) for item in _training_visibility(module, sizes))
     activations = activation_bytes(generator, sizes.batch_size * frames * tokens, precision.compute)
@@ -235,21 +243,22 @@ def action_times(module: ActionVideoModule, num_frames: int) -> list[ActionTime]
 
 def misfits(module: ActionVideoModule, batch: Batch, trains: bool) -> list[str]:
     """What about a batch does not fit the model, each with what was expected; `trains`: it is one to train on."""
-    told = _told(partial(check_batch, batch))
+    told = _told(partial(check_batch, batch)) or _told(partial(latent_frames, module, batch, trains))
     if told:
         return told
-    checks: Iterable[Callable[[ActionVideoModule, Batch], None]] = (
-        *((_check_training_video,) if trains else (_check_first_frames,)),
-        _check_pixels,
-        _check_sizes,
-        _check_blocks,
-        _check_actions,
-        _check_networks,
-    )
-    return list(dict.fromkeys(message for check in checks for message in _told(partial(check, module, batch))))
+    num_frames = latent_frames(module, batch, trains)
+    checks: list[Callable[[], object]] = [
+        partial(_check_pixels, batch),
+        partial(_check_first_frames, module, batch),
+        partial(geometry, module, batch, trains),
+        partial(module.causality.split, num_frames),
+        partial(_check_actions, module, batch, num_frames, trains),
+        partial(_check_networks, module, batch),
+    ]
+    return list(dict.fromkeys(message for check in checks for message in _told(check)))
 
 
-def _told(check: Callable[[], None]) -> list[str]:
+def _told(check: Callable[[], object]) -> list[str]:
     try:
         check()
     except (ValueError, RuntimeError) as error:
@@ -257,21 +266,7 @@ def _told(check: Callable[[], None]) -> list[str]:
     return []
 
 
-def _check_training_video(module: ActionVideoModule, batch: Batch) -> None:
-    if "video" not in batch:
-        raise ValueError("the batch has no `video` [B, T, 3, H, W], which training needs")
-    frames, ratio = batch["video"].shape[1], module.frozen.vae.temporal_compression_ratio
-    if (frames - 1) % ratio:
-        raise ValueError(f"a video of {frames} frames is no whole number of latent frames: expected 1 + {ratio} n")
-    if module.action_projection is not None and "action" not in batch and module.action_module is None:
-        raise ValueError("the batch has no `action` [B, rows, columns], and no action_module infers one")
-
-
-def _check_first_frames(module: ActionVideoModule, batch: Batch) -> None:
-    first_frames(batch, module.sampling.num_initial_latents, module.frozen.vae.temporal_compression_ratio)
-
-
-def _check_pixels(module: ActionVideoModule, batch: Batch) -> None:
+def _check_pixels(batch: Batch) -> None:
     if "video" not in batch:
         return
     video: Tensor = batch["video"]
@@ -282,32 +277,33 @@ def _check_pixels(module: ActionVideoModule, batch: Batch) -> None:
         raise ValueError(f"pixels are in [-1, 1], those of `video` go from {low.item():g} to {high.item():g}")
 
 
-def _check_sizes(module: ActionVideoModule, batch: Batch) -> None:
-    geometry(module, batch)
+def _check_first_frames(module: ActionVideoModule, batch: Batch) -> None:
+    first_frames(batch, module.sampling.num_initial_latents, module.frozen.vae.temporal_compression_ratio)
 
 
-def _check_blocks(module: ActionVideoModule, batch: Batch) -> None:
-    module.causality.split(_num_latents(module, batch))
-
-
-def _check_actions(module: ActionVideoModule, batch: Batch) -> None:
-    if module.action_projection is None or not has_actions(batch):
+def _check_actions(module: ActionVideoModule, batch: Batch, num_frames: int, trains: bool) -> None:
+    if module.action_projection is None:
+        return
+    if trains and "action" not in batch and module.action_module is None:
+        raise ValueError("the batch has no `action` [B, rows, columns], and no action_module infers one")
+    if not has_actions(batch):
         return
     action, size = batch["action"], len(batch["sample_id"])
     if not isinstance(action, Tensor) or len(action) != size:
         found = list(action.shape) if isinstance(action, Tensor) else type(action).__name__
         raise ValueError(f"`action` must be a tensor [{size}, rows, columns], got {found}")
-    module.schema.encode(action, _num_latents(module, batch))
+    module.schema.encode(action, num_frames)
 
 
 def _check_networks(module: ActionVideoModule, batch: Batch) -> None:
     """One latent frame through the generator, on the meta device."""
-    sizes, generator = geometry(module, batch), module.generator
-    latents = torch.empty(1, 1, *sizes.latent_shape, device="meta")
+    generator, latent_shape = module.generator, module.frozen.vae.latent_shape(*frame_size(batch))
+    latents = torch.empty(1, 1, *latent_shape, device="meta")
     text = torch.empty(1, *_text_shape(module, batch), device="meta")
     modulation = None if module.action_projection is None else _modulation(module, 1, 1)
+    image = _image(generator, latents)
     with torch.no_grad():
-        velocity = generator(latents, torch.empty(1, 1, device="meta"), text, modulation, _image(module, sizes))
+        velocity = generator(latents, torch.empty(1, 1, device="meta"), text, modulation, image)
     if velocity.shape != latents.shape:
         raise ValueError(
             f"the generator gives out_dim = {generator.out_dim} channels, the VAE's latents have {latents.shape[2]}"
@@ -322,14 +318,13 @@ def _text_shape(module: ActionVideoModule, batch: Batch) -> tuple[int, int]:
     return length, channels
 
 
-def _image(module: ActionVideoModule, sizes: Geometry) -> ImageCondition:
-    """An image condition of the size that the generator needs, for one latent frame."""
-    generator, (channels, height, width) = module.generator, sizes.latent_shape
-    shape = (1, 1, generator.in_dim - channels, height, width)
-    joined = torch.empty(shape, device="meta") if generator.in_dim > generator.out_dim == channels else None
-    num_tokens = num_image_tokens(generator)
-    embeds = torch.empty(1, num_tokens, generator.image_dim or 0, device="meta") if num_tokens else None
-    return ImageCondition(joined, embeds)
+def _image(generator: CausalWanModel, latents: Tensor) -> ImageCondition:
+    """An image condition as the generator needs it beside these latents."""
+    num_channels, num_tokens = generator.in_dim - generator.out_dim, num_image_tokens(generator)
+    takes_image = num_channels > 0 and generator.out_dim == latents.shape[2]
+    channels = latents.new_empty(1, 1, num_channels, *latents.shape[-2:]) if takes_image else None
+    embeds = latents.new_empty(1, num_tokens, generator.image_dim or 0) if num_tokens else None
+    return ImageCondition(channels, embeds)
 
 
 def _modulation(module: ActionVideoModule, batch_size: int, num_frames: int) -> Tensor:
@@ -339,9 +334,14 @@ def _modulation(module: ActionVideoModule, batch_size: int, num_frames: int) -> 
     return modulation
 
 
+def _num_branches(module: ActionVideoModule) -> int:
+    """Guidance runs a branch without actions beside the one with them."""
+    return 1 if module.sampling.action_guidance_scale in (0.0, 1.0) else 2
+
+
 def _training_visibility(module: ActionVideoModule, sizes: Geometry) -> tuple[Visibility, ...]:
-    visible = teacher_forcing_visibility if module.objective is teacher_forcing else block_causal
-    return visible(sizes.num_latents, module.causality)
+    sees = teacher_forcing if module.objective is objectives.teacher_forcing else block_causal
+    return sees(sizes.num_latents, module.causality)
 
 
 def _pixel_frames(module: ActionVideoModule, num_frames: int) -> int:

@@ -64,21 +64,21 @@ def batch_of(num_frames: int = 13, **changes: Any) -> Batch:
 
 
 def test_sizes_of_a_batch() -> None:
-    sizes = geometry(small_module(), batch_of())
+    sizes = geometry(small_module(), batch_of(), trains=True)
     assert (sizes.batch_size, sizes.num_latents, sizes.pixels) == (3, 4, (16, 24))
     assert (sizes.latent_shape, sizes.tokens_per_frame) == ((5, 2, 3), 3)
 
 
 def test_sizes_of_a_batch_to_predict_from_follow_its_actions() -> None:
     start = batch_of(video=torch.zeros(3, 1, 3, 16, 24))
-    assert geometry(small_module(), start).num_latents == 4
+    assert geometry(small_module(), start, trains=False).num_latents == 4
     without_video = batch_of(video=..., frame_size=torch.tensor([[16, 24]] * 3))
-    assert geometry(small_module(), without_video).num_latents == 4
+    assert geometry(small_module(), without_video, trains=False).num_latents == 4
 
 
 def test_shapes_are_those_that_the_networks_give() -> None:
     module = small_module()
-    found = shapes(module, geometry(module, batch_of()))
+    found = shapes(module, geometry(module, batch_of(), trains=True))
     assert list(found.values()) == [
         [3, 13, 3, 16, 24],
         [3, 4, 5, 2, 3],
@@ -112,12 +112,12 @@ def test_parameters_of_every_part() -> None:
 
 def test_blocks() -> None:
     module = small_module(causality=BlockCausality(2, 5, 1))
-    assert list(blocks(module, geometry(module, batch_of(29))).values()) == [3, 6, 24, 4, 2, 5]
+    assert list(blocks(module, geometry(module, batch_of(29), trains=True)).values()) == [3, 6, 24, 4, 2, 5]
 
 
 def test_memory() -> None:
     module = small_module()
-    sizes = geometry(module, batch_of())
+    sizes = geometry(module, batch_of(), trains=True)
     found = list(memory(module, sizes, FLOAT32).values())
     numbers = sum(p.numel() for p in module.parameters())
     cache = KVCache(2, 1, 3, 12, 3, 4, BlockCausality(2)).num_bytes
@@ -132,12 +132,14 @@ def test_memory() -> None:
 
 
 def test_flops() -> None:
-    sizes = geometry(small_module(), batch_of())
+    sizes = geometry(small_module(), batch_of(), trains=True)
     one_pass, block, pixel_frame, _, training = flops(small_module(), sizes).values()
     assert block.total == pytest.approx(9 * one_pass.total), "8 steps and the clean pass"
     assert pixel_frame.total == pytest.approx(block.total / 8), "2 latent frames of 4"
     guided = small_module(sampling=Sampling(denoising_step_list=[1000, 500], action_guidance_scale=2.0))
     assert list(flops(guided, sizes).values())[1].total == pytest.approx(6 * one_pass.total)
+    caches = [list(memory(module, sizes, FLOAT32).values())[2] for module in (small_module(), guided)]
+    assert caches[1] == 2 * caches[0]
     checkpointed = small_module(generator=lambda: small_generator(activation_checkpointing=True))
     assert list(flops(checkpointed, sizes).values())[-1].total == pytest.approx(training.total * 4 / 3)
 
