@@ -25,10 +25,10 @@ from lightning_action.dry_run import (
     flops,
     geometry,
     memory,
-    misfits,
     parameters_of,
     shapes,
 )
+from lightning_action.misfits import misfits
 from lightning_action.module import ActionVideoModule
 from lightning_action.sharding import Sharding
 

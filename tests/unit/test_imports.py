@@ -49,7 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoints": {"files"},
     "command_line": {"checkpoints", "module"},
     "dry_run": {"batch", "cost", "diffusion", "frozen", "generator", "module"},
-    "check": {"batch", "command_line", "cost", "dry_run", "module", "sharding"},
+    "misfits": {"batch", "cost", "dry_run", "generator", "module"},
+    "check": {"batch", "command_line", "cost", "dry_run", "misfits", "module", "sharding"},
     "cli": {"check", "compat", "command_line"},
 }
 WITHOUT_LIGHTNING = MAY_IMPORT.keys() - {
