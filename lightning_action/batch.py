@@ -26,7 +26,7 @@ def check_batch(batch: Batch) -> None:
     if missing:
         raise ValueError(f"the batch has no {' and no '.join(missing)}; it has {', '.join(sorted(batch))}")
     size = len(batch["sample_id"])
-    if isinstance(batch["prompt"], str) or len(batch["prompt"]) != size:
+    if not isinstance(batch["prompt"], list | tuple) or len(batch["prompt"]) != size:
         raise ValueError(f"`prompt` must be a list of {size} strings, one for each sample_id, got {batch['prompt']!r}")
     if "video" in batch and (batch["video"].ndim != 5 or not batch["video"].is_floating_point()):
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from lightning_action.compat import require_working_torchvision
 
@@ -14,6 +15,12 @@ def main(args: list[str] | None = None) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     require_working_torchvision()
     # Not at the top: lightning itself cannot be imported beside a broken torchvision.
-    from lightning_action.command_line import run
+    arguments = sys.argv[1:] if args is None else args
+    if arguments[:1] == ["check"]:
+        from lightning_action.check import run_check
 
-    run(args)
+        run_check(arguments[1:])
+    else:
+        from lightning_action.command_line import run
+
+        run(args)

@@ -19,6 +19,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_action.checkpoints import AtomicCheckpointIO
 from lightning_action.module import ActionVideoModule
 
+# Not methods of a Trainer; `cli` runs them.
+_OTHER_VERBS = "check: a dry run of a configuration, without weights or GPU; for more, main.py check --help"
+
 
 class RunCheckpoint(ModelCheckpoint):
     """`ModelCheckpoint` whose `last.ckpt` is the end of the fit, also where the last step is not one it saves at."""
@@ -117,6 +120,7 @@ def run(args: ArgsType = None) -> ActionVideoCLI:
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         auto_configure_optimizers=False,
+        parser_kwargs={"epilog": _OTHER_VERBS},
         args=args,
     )
 

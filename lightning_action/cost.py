@@ -16,8 +16,7 @@ from lightning_action.generator.blocks import BlockCausality, Visibility
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
 
-# Tokens of one image in CLIP's hidden states.
-_IMAGE_TOKENS = 257
+_TOKENS_OF_AN_IMAGE = 257
 _OF_TEXT = re.compile(r"text_embedding\.|.*cross_attn\.[kv]\.")
 _OF_IMAGE = re.compile(r"img_emb\.|.*cross_attn\.[kv]_img\.")
 _OF_FRAME = re.compile(r"time_embedding\.|time_projection\.")
@@ -48,6 +47,12 @@ class Flops:
         """Both together."""
         return self.linear + self.attention
 
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.linear + other.linear, self.attention + other.attention)
+
+    def __mul__(self, times: float) -> Flops:
+        return Flops(self.linear * times, self.attention * times)
+
 
 def count(parameters: Iterable[nn.Parameter]) -> Parameters:
     """How many numbers are trained, and how many are not."""
@@ -77,6 +82,14 @@ def parameters_by_part(generator: CausalWanModel) -> dict[str, Parameters]:
     return {part: numbers for part, numbers in found.items() if numbers.total}
 
 
+def num_image_tokens(generator: CausalWanModel) -> int:
+    """Tokens of CLIP's hidden states that an image-to-video model takes; 0 for others."""
+    if generator.img_emb is None:
+        return 0
+    positions = generator.img_emb.emb_pos
+    return _TOKENS_OF_AN_IMAGE if positions is None else positions.shape[1]
+
+
 def video_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...], tokens_per_frame: int) -> Flops:
     """Of one forward pass of one video's tokens.
 
@@ -86,7 +99,7 @@ def video_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...], t
     frames = sum(len(item.query) for item in visibility)
     tokens = frames * tokens_per_frame
     pairs = sum(len(item.query) * sum(map(len, item.keys)) for item in visibility) * tokens_per_frame**2
-    pairs += tokens * sum(_context_tokens(generator))
+    pairs += tokens * (generator.text_len + num_image_tokens(generator))
     weights = _weights_by_input(generator)
     linear = 2 * (tokens * weights["token"] + frames * weights["frame"])
     return Flops(linear, 4 * generator.dim * pairs * generator.num_layers)
@@ -95,8 +108,7 @@ def video_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...], t
 def context_flops(generator: CausalWanModel) -> Flops:
     """Of a prompt (and an image): embedding, and keys and values of all layers, once for a video."""
     weights = _weights_by_input(generator)
-    text_tokens, image_tokens = _context_tokens(generator)
-    return Flops(2 * (text_tokens * weights["text"] + image_tokens * weights["image"]), 0)
+    return Flops(2 * (generator.text_len * weights["text"] + num_image_tokens(generator) * weights["image"]), 0)
 
 
 def kv_cache_bytes(
@@ -110,7 +122,8 @@ def kv_cache_bytes(
 
 def context_cache_bytes(generator: CausalWanModel, dtype: torch.dtype) -> int:
     """Of the keys and values of one prompt (and image) in all layers."""
-    return 2 * generator.num_layers * sum(_context_tokens(generator)) * generator.dim * dtype.itemsize
+    tokens = generator.text_len + num_image_tokens(generator)
+    return 2 * generator.num_layers * tokens * generator.dim * dtype.itemsize
 
 
 def activation_bytes(generator: CausalWanModel, num_tokens: int, dtype: torch.dtype) -> int:
@@ -125,14 +138,6 @@ def activation_bytes(generator: CausalWanModel, num_tokens: int, dtype: torch.dt
     if generator.activation_checkpointing:
         return num_tokens * (layer + generator.num_layers * generator.dim * dtype.itemsize)
     return num_tokens * layer * generator.num_layers
-
-
-def _context_tokens(generator: CausalWanModel) -> tuple[int, int]:
-    """Text tokens and image tokens that every video token attends to."""
-    if generator.img_emb is None:
-        return generator.text_len, 0
-    positions = generator.img_emb.emb_pos
-    return generator.text_len, _IMAGE_TOKENS if positions is None else positions.shape[1]
 
 
 def _weights_by_input(generator: CausalWanModel) -> dict[str, int]:

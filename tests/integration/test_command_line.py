@@ -303,9 +303,10 @@ def test_help_is_readable(arguments: list[str], description: str, capsys: pytest
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_config_is_listed(path: Path) -> None:
-    """Each shipped config is exercised above or in test_sharding.py; a new one must be added there."""
+    """Each shipped config is run above, in test_sharding.py or in test_wan_configs.py; a new one is added there."""
     demos = {"demo.yaml", "demo_backbone.yaml", "discrete.yaml", "own_actions.yaml"}
-    assert path.name in demos | {"ddp.yaml", "fsdp.yaml", "fsdp1.yaml"}
+    real = {"wan2.1_1.3b.yaml", "wan2.1_14b.yaml", "wan2.2_5b.yaml", "longlive_action.yaml"}
+    assert path.name in demos | real | {"ddp.yaml", "fsdp.yaml", "fsdp1.yaml"}
     settings: Any = yaml.safe_load(path.read_text())
     assert isinstance(settings, dict)
 

@@ -54,9 +54,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "checkpoints": {"files"},
     "command_line": {"checkpoints", "module"},
-    "cli": {"compat", "command_line"},
+    "dry_run": {"batch", "cost", "diffusion", "frozen", "generator", "module"},
+    "misfits": {"batch", "cost", "dry_run", "generator", "module"},
+    "check": {"batch", "command_line", "cost", "dry_run", "misfits", "module", "sharding"},
+    "cli": {"check", "compat", "command_line"},
 }
-WITH_LIGHTNING = {"data", "module", "strategies", "checkpoints", "command_line", "cli", "export"}
+WITH_LIGHTNING = {
+    *("data", "module", "strategies", "checkpoints", "command_line", "cli"),
+    *("export", "dry_run", "misfits", "check"),
+}
 WITHOUT_LIGHTNING = MAY_IMPORT.keys() - WITH_LIGHTNING
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.

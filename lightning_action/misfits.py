@@ -1,0 +1,105 @@
+"""Whether a batch fits a model, said before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightning_action.batch import Batch, check_batch, first_frames, frame_size, has_actions
+from lightning_action.cost import num_image_tokens
+from lightning_action.dry_run import empty_modulation, geometry, latent_frames, reads_files
+from lightning_action.generator.image import ImageCondition
+from lightning_action.generator.model import CausalWanModel
+from lightning_action.module import ActionVideoModule
+
+# How far pixels may lie outside [-1, 1]: resizing overshoots a little.
+_PIXEL_TOLERANCE = 0.1
+
+
+def misfits(module: ActionVideoModule, batch: Batch, trains: bool) -> list[str]:
+    """What about a batch does not fit the model, each with what was expected; `trains`: it is one to train on."""
+    told = _told(partial(check_batch, batch)) or _told(partial(latent_frames, module, batch, trains))
+    if told:
+        return told
+    num_frames = latent_frames(module, batch, trains)
+    checks: list[Callable[[], object]] = [
+        partial(_check_pixels, batch),
+        partial(_check_first_frames, module, batch),
+        partial(geometry, module, batch, trains),
+        partial(module.causality.split, num_frames),
+        partial(_check_actions, module, batch, num_frames, trains),
+        partial(_check_networks, module, batch),
+    ]
+    return list(dict.fromkeys(message for check in checks for message in _told(check)))
+
+
+def _told(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except (ValueError, RuntimeError) as error:
+        return [str(error)]
+    return []
+
+
+def _check_pixels(batch: Batch) -> None:
+    if "video" not in batch:
+        return
+    video: Tensor = batch["video"]
+    if len(video) != len(batch["sample_id"]) or video.shape[2] != 3:
+        raise ValueError(f"expected `video` [{len(batch['sample_id'])}, T, 3, H, W], got {list(video.shape)}")
+    low, high = video.aminmax()
+    if not bool((low >= -1 - _PIXEL_TOLERANCE) & (high <= 1 + _PIXEL_TOLERANCE)):
+        raise ValueError(f"pixels are in [-1, 1], those of `video` go from {low.item():g} to {high.item():g}")
+
+
+def _check_first_frames(module: ActionVideoModule, batch: Batch) -> None:
+    first_frames(batch, module.sampling.num_initial_latents, module.frozen.vae.temporal_compression_ratio)
+
+
+def _check_actions(module: ActionVideoModule, batch: Batch, num_frames: int, trains: bool) -> None:
+    if module.action_projection is None:
+        return
+    if trains and "action" not in batch and module.action_module is None:
+        raise ValueError("the batch has no `action` [B, rows, columns], and no action_module infers one")
+    if not has_actions(batch):
+        return
+    action, size = batch["action"], len(batch["sample_id"])
+    if not isinstance(action, Tensor) or len(action) != size:
+        found = list(action.shape) if isinstance(action, Tensor) else type(action).__name__
+        raise ValueError(f"`action` must be a tensor [{size}, rows, columns], got {found}")
+    module.schema.encode(action, num_frames)
+
+
+def _check_networks(module: ActionVideoModule, batch: Batch) -> None:
+    """One latent frame through the generator, on the meta device."""
+    generator, latent_shape = module.generator, module.frozen.vae.latent_shape(*frame_size(batch))
+    latents = torch.empty(1, 1, *latent_shape, device="meta")
+    text = torch.empty(1, *_text_shape(module, batch), device="meta")
+    modulation = None if module.action_projection is None else empty_modulation(module, 1, 1)
+    image = _image(generator, latents)
+    with torch.no_grad():
+        velocity = generator(latents, torch.empty(1, 1, device="meta"), text, modulation, image)
+    if velocity.shape != latents.shape:
+        raise ValueError(
+            f"the generator gives out_dim = {generator.out_dim} channels, the VAE's latents have {latents.shape[2]}"
+        )
+
+
+def _text_shape(module: ActionVideoModule, batch: Batch) -> tuple[int, int]:
+    """Of an encoded prompt; where the text encoder would read its files, what the generator expects."""
+    if reads_files(module.frozen.text_encoder):
+        return module.generator.text_len, module.generator.text_dim
+    length, channels = module.frozen.encode_text(batch["prompt"]).shape[1:]
+    return length, channels
+
+
+def _image(generator: CausalWanModel, latents: Tensor) -> ImageCondition:
+    """An image condition as the generator needs it beside these latents."""
+    num_channels, num_tokens = generator.in_dim - generator.out_dim, num_image_tokens(generator)
+    takes_image = num_channels > 0 and generator.out_dim == latents.shape[2]
+    channels = latents.new_empty(1, 1, num_channels, *latents.shape[-2:]) if takes_image else None
+    embeds = latents.new_empty(1, num_tokens, generator.image_dim or 0) if num_tokens else None
+    return ImageCondition(channels, embeds)

@@ -1,0 +1,90 @@
+"""Batches that do not fit, and networks that do not belong together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_action.action.projection import ActionModulationProjection
+from lightning_action.frozen.codec import LinearVideoCodec
+from lightning_action.frozen.text import HashingTextEncoder
+from lightning_action.frozen.umt5 import UMT5TextEncoder
+from lightning_action.misfits import misfits
+from lightning_action.settings import Sampling
+from tests.helpers import small_generator
+from tests.small_module import batch_of, small_module
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_batch_that_fits(trains: bool) -> None:
+    assert misfits(small_module(), batch_of(), trains) == []
+    assert misfits(small_module(text_encoder=UMT5TextEncoder), batch_of(), trains) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"video": ...}, r"no `video` \[B, T, 3, H, W\], which training needs"),
+        ({"prompt": ["a", "b"]}, "`prompt` must be a list of 3 strings"),
+        ({"prompt": "a b"}, "`prompt` must be a list of 3 strings"),
+        ({"sample_id": ...}, "the batch has no sample_id"),
+        ({"video": torch.zeros(3, 13, 3, 16, 24, dtype=torch.uint8)}, r"floats .* got torch.uint8"),
+        ({"video": torch.zeros(3, 12, 3, 16, 24)}, r"12 frames is no whole number of latent frames: expected 1 \+ 4 n"),
+        ({"video": torch.zeros(3, 9, 3, 16, 24)}, "3 latent frames .* not a whole number of blocks"),
+        ({"video": torch.zeros(3, 13, 3, 20, 24)}, "20"),
+        ({"video": torch.zeros(3, 13, 3, 24, 24)}, "not a whole number of patches of 2 x 1"),
+        ({"video": torch.zeros(3, 13, 4, 16, 24)}, r"expected `video` \[3, T, 3, H, W\], got \[3, 13, 4, 16, 24\]"),
+        ({"video": torch.full((3, 13, 3, 16, 24), 255.0)}, r"pixels are in \[-1, 1\], .* from 255 to 255"),
+        ({"video": torch.full((3, 13, 3, 16, 24), torch.nan)}, r"pixels are in \[-1, 1\], .* nan"),
+        ({"action": ...}, "no `action` .* no action_module infers one"),
+        ({"action": torch.zeros(3, 12, 2)}, r"must be \[B, 12, 3\] .* got \[3, 12, 2\]"),
+        ({"action": torch.zeros(3, 13, 3)}, r"must be \[B, 12, 3\] .* got \[3, 13, 3\].*state 13"),
+        ({"action": torch.zeros(2, 12, 3)}, r"must be a tensor \[3, rows, columns\], got \[2, 12, 3\]"),
+        ({"action": [0.0]}, r"must be a tensor \[3, rows, columns\], got list"),
+        ({"action": torch.full((3, 12, 3), torch.inf)}, "not finite"),
+        ({"prompt": ["a b c d e f g h", "a", "b"]}, "prompt has 8 words"),
+    ],
+)
+def test_a_training_batch_that_does_not_fit(changes: dict[str, Any], message: str) -> None:
+    told = misfits(small_module(), batch_of(**changes), trains=True)
+    assert told
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError("\n".join(told))
+
+
+def test_several_problems_are_told_together_and_each_once() -> None:
+    told = misfits(small_module(), batch_of(video=torch.zeros(3, 9, 3, 20, 24), action=torch.zeros(3, 5, 3)), True)
+    assert len(told) == len(set(told)) == 3, told
+
+
+def test_a_batch_to_predict_from_needs_its_first_frames_only() -> None:
+    start = batch_of(video=torch.zeros(3, 1, 3, 16, 24))
+    assert misfits(small_module(), start, trains=False) == []
+    more = small_module(sampling=Sampling(num_initial_latents=2))
+    (told,) = misfits(more, start, trains=False)
+    assert "num_initial_latents 2 needs 5 frames, got 1" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vae": lambda: LinearVideoCodec(latent_dim=6, patch_size=8)}, "takes 5 channels, 6 of them latents"),
+        ({"generator": lambda: small_generator(out_dim=4)}, "out_dim = 4 channels, the VAE's latents have 5"),
+        ({"text_encoder": lambda: HashingTextEncoder(text_dim=8, text_len=7)}, r"text must be .* got \[1, 7, 8\]"),
+        (
+            {"action_projection": lambda a, d: ActionModulationProjection(a, d + 1, 10)},
+            r"action_modulation must be .* got \[1, 1, 6, 37\]",
+        ),
+    ],
+)
+def test_networks_that_do_not_belong_together(changes: dict[str, Any], message: str) -> None:
+    (told,) = misfits(small_module(**changes), batch_of(), trains=True)
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(told)
+
+
+def test_an_image_to_video_model_fits() -> None:
+    module = small_module(generator=lambda: small_generator(in_dim=14, image_dim=10))
+    assert misfits(module, batch_of(), trains=True) == []
