@@ -15,7 +15,7 @@ from lightning_action.generator.attention import Attend, attend_dense
 from lightning_action.generator.rope import rotate
 
 KeysValues = tuple[Tensor, Tensor]
-TextKeysValues = Callable[["CrossAttention"], KeysValues]
+ContextKeysValues = Callable[["CrossAttention"], tuple[KeysValues, ...]]
 
 
 class RMSNorm(nn.Module):
@@ -59,33 +59,59 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Attention from the video's tokens to the prompt's."""
+    """Attention from the video's tokens to the prompt's, and with `sees_image` to an image's, added up."""
 
-    def keys_values(self, text: Tensor) -> KeysValues:
-        """Keys and values of an embedded prompt `[B, L, D]`, the same for every block and timestep."""
-        return self.split_heads(self.norm_k(self.k(text))), self.split_heads(self.v(text))
+    def __init__(self, dim: int, num_heads: int, qk_norm: bool, eps: float, sees_image: bool = False) -> None:
+        super().__init__(dim, num_heads, qk_norm, eps)
+        if sees_image:
+            self.k_img = nn.Linear(dim, dim)
+            self.v_img = nn.Linear(dim, dim)
+            self.norm_k_img = RMSNorm(dim, eps) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, text: KeysValues) -> Tensor:
+    def keys_values(self, text: Tensor, image: Tensor | None = None) -> tuple[KeysValues, ...]:
+        """Keys and values of an embedded prompt `[B, L, D]`, and of an embedded image where there is one.
+
+        They are the same for every block and timestep.
+        """
+        of_text = self.split_heads(self.norm_k(self.k(text))), self.split_heads(self.v(text))
+        if image is None:
+            return (of_text,)
+        of_image = self.split_heads(self.norm_k_img(self.k_img(image))), self.split_heads(self.v_img(image))
+        return of_text, of_image
+
+    def forward(self, x: Tensor, context: tuple[KeysValues, ...]) -> Tensor:
         query = self.split_heads(self.norm_q(self.q(x)))
-        return self.o(attend_dense(query, *text).flatten(-2))
+        attended = attend_dense(query, *context[0])
+        for keys_values in context[1:]:
+            attended = attended + attend_dense(query, *keys_values)
+        return self.o(attended.flatten(-2))
 
 
 class WanLayer(nn.Module):
     """Self-attention, cross-attention and feed-forward with per-frame adaLN modulation (shift, scale, gate, twice)."""
 
     def __init__(
-        self, dim: int, ffn_dim: int, num_heads: int, qk_norm: bool, cross_attn_norm: bool, eps: float
+        self,
+        dim: int,
+        ffn_dim: int,
+        num_heads: int,
+        qk_norm: bool,
+        cross_attn_norm: bool,
+        eps: float,
+        sees_image: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
         self.self_attn = SelfAttention(dim, num_heads, qk_norm, eps)
         self.norm3 = nn.LayerNorm(dim, eps) if cross_attn_norm else nn.Identity()
-        self.cross_attn = CrossAttention(dim, num_heads, qk_norm, eps)
+        self.cross_attn = CrossAttention(dim, num_heads, qk_norm, eps, sees_image)
         self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(self, x: Tensor, modulation: Tensor, rotation: Tensor, attend: Attend, text: TextKeysValues) -> Tensor:
+    def forward(
+        self, x: Tensor, modulation: Tensor, rotation: Tensor, attend: Attend, context: ContextKeysValues
+    ) -> Tensor:
         """Apply the layer.
 
         Args:
@@ -93,7 +119,7 @@ class WanLayer(nn.Module):
             modulation: of time and action, `[B, F, 6, D]`; the layer's own table is added here.
             rotation: from `rope.rotation`.
             attend: self-attention over `[B, F * S, heads, head_dim]`.
-            text: gives the prompt's keys and values for this layer's cross-attention.
+            context: gives the keys and values that this layer's cross-attention sees: the prompt's, and an image's.
 
         Returns:
             Tokens, `[B, F, S, D]`.
@@ -101,7 +127,7 @@ class WanLayer(nn.Module):
         shift_sa, scale_sa, gate_sa, shift_ffn, scale_ffn, gate_ffn = per_token(self.modulation + modulation)
         attended = self.self_attn((self.norm1(x) * (1 + scale_sa) + shift_sa).flatten(1, 2), rotation, attend)
         x = x + gate_sa * attended.view_as(x)
-        x = x + self.cross_attn(self.norm3(x).flatten(1, 2), text(self.cross_attn)).view_as(x)
+        x = x + self.cross_attn(self.norm3(x).flatten(1, 2), context(self.cross_attn)).view_as(x)
         return x + gate_ffn * self.ffn(self.norm2(x) * (1 + scale_ffn) + shift_ffn)
 
 

@@ -15,12 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_action.generator.attention import Attend, attend_dense, choose_attention
 from lightning_action.generator.blocks import BlockCausality, Visibility, bidirectional, block_causal, teacher_forcing
+from lightning_action.generator.image import NO_IMAGE, ImageCondition, ImageEmbedding
 from lightning_action.generator.kv_cache import KVCache
-from lightning_action.generator.layers import CrossAttention, Head, KeysValues, TextKeysValues, WanLayer
+from lightning_action.generator.layers import ContextKeysValues, CrossAttention, Head, KeysValues, WanLayer
 from lightning_action.generator.rope import rotation
 
 LayerAttend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-LayerText = Callable[[int, CrossAttention], KeysValues]
+LayerContext = Callable[[int, CrossAttention], tuple[KeysValues, ...]]
 
 
 class CausalWanModel(nn.Module):
@@ -35,7 +36,7 @@ class CausalWanModel(nn.Module):
         ffn_dim: width of the feed-forward layers.
         num_heads: attention heads; `dim / num_heads` must be even.
         num_layers: transformer layers.
-        in_dim: latent channels in.
+        in_dim: channels in: those of the latents, and behind them those of an image condition.
         out_dim: latent channels out.
         patch_size: latent frames, rows and columns of one token; the first must be 1.
         freq_dim: channels of the sinusoidal timestep embedding.
@@ -45,6 +46,9 @@ class CausalWanModel(nn.Module):
         cross_attn_norm: affine norm before cross-attention.
         eps: of all norms.
         activation_checkpointing: recompute each layer in the backward pass instead of storing its activations.
+        image_dim: channels of CLIP's hidden states of an image that the layers see beside the prompt (1280 in Wan 2.1's
+            image-to-video models); None for models without.
+        num_image_positions: image tokens with a learned position (514 where first and last frame are given).
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class CausalWanModel(nn.Module):
         cross_attn_norm: bool = True,
         eps: float = 1e-6,
         activation_checkpointing: bool = False,
+        image_dim: int | None = None,
+        num_image_positions: int | None = None,
     ) -> None:
         super().__init__()
         if dim % num_heads or (dim // num_heads) % 2:
@@ -72,6 +78,7 @@ class CausalWanModel(nn.Module):
         self.dim, self.num_heads, self.num_layers = dim, num_heads, num_layers
         self.in_dim, self.out_dim, self.patch_size = in_dim, out_dim, (1, patch_size[1], patch_size[2])
         self.freq_dim, self.text_dim, self.text_len = freq_dim, text_dim, text_len
+        self.image_dim = image_dim
         self.activation_checkpointing = activation_checkpointing
 
         self.patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=self.patch_size, stride=self.patch_size)
@@ -79,9 +86,11 @@ class CausalWanModel(nn.Module):
         self.time_embedding = nn.Sequential(nn.Linear(freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(
-            WanLayer(dim, ffn_dim, num_heads, qk_norm, cross_attn_norm, eps) for _ in range(num_layers)
+            WanLayer(dim, ffn_dim, num_heads, qk_norm, cross_attn_norm, eps, image_dim is not None)
+            for _ in range(num_layers)
         )
         self.head = Head(dim, out_dim * patch_size[1] * patch_size[2], eps)
+        self.img_emb = None if image_dim is None else ImageEmbedding(image_dim, dim, num_image_positions)
         self.init_weights()
 
     @torch.no_grad()
@@ -112,7 +121,12 @@ class CausalWanModel(nn.Module):
         return (height // rows) * (width // columns)
 
     def forward(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, action_modulation: Tensor | None = None
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        action_modulation: Tensor | None = None,
+        image: ImageCondition = NO_IMAGE,
     ) -> Tensor:
         """Every frame sees every frame: the teacher and critic of a distillation, and the original Wan.
 
@@ -123,11 +137,12 @@ class CausalWanModel(nn.Module):
             action_modulation: added to the time modulation, `[B, F, 6, D]` for all layers alike or
                 `[B, F, num_layers, 6, D]`; order shift, scale, gate (self-attention), shift, scale, gate
                 (feed-forward).
+            image: what an image-to-video model sees besides.
 
         Returns:
             Velocity, `[B, F, out_dim, H, W]`.
         """
-        return self._masked_pass(latents, timestep, text, bidirectional(latents.shape[1]), action_modulation)
+        return self._masked_pass(latents, timestep, text, bidirectional(latents.shape[1]), action_modulation, image)
 
     def block_causal(
         self,
@@ -136,10 +151,11 @@ class CausalWanModel(nn.Module):
         text: Tensor,
         causality: BlockCausality,
         action_modulation: Tensor | None = None,
+        image: ImageCondition = NO_IMAGE,
     ) -> Tensor:
         """A block sees itself and its past, at whatever noise level the past is. Arguments as in `forward`."""
         visibility = block_causal(latents.shape[1], causality)
-        return self._masked_pass(latents, timestep, text, visibility, action_modulation)
+        return self._masked_pass(latents, timestep, text, visibility, action_modulation, image)
 
     def teacher_forcing(
         self,
@@ -149,6 +165,7 @@ class CausalWanModel(nn.Module):
         text: Tensor,
         causality: BlockCausality,
         action_modulation: Tensor | None = None,
+        image: ImageCondition = NO_IMAGE,
     ) -> Tensor:
         """Noisy blocks see the clean past (at timestep 0 and with its own actions), as they do through a cache.
 
@@ -159,6 +176,7 @@ class CausalWanModel(nn.Module):
             text: as in `forward`.
             causality: block size, window and sink.
             action_modulation: as in `forward`; it serves both halves.
+            image: as in `forward`; it serves both halves.
 
         Returns:
             Velocity of the noisy half, `[B, F, out_dim, H, W]`.
@@ -170,16 +188,19 @@ class CausalWanModel(nn.Module):
         if action_modulation is not None:
             action_modulation = torch.cat([action_modulation, action_modulation], dim=1)
         positions = (*range(num_frames), *range(num_frames))
-        return self._masked_pass(both, timesteps, text, visibility, action_modulation, positions)[:, num_frames:]
+        velocity = self._masked_pass(
+            both, timesteps, text, visibility, action_modulation, image.twice_in_time(), positions
+        )
+        return velocity[:, num_frames:]
 
-    def text_cache(self, text: Tensor) -> LayerText:
-        """Embed prompts once; each layer's keys and values are computed at its first use and kept."""
-        embedded = self._embed_text(text)
-        stored: dict[int, KeysValues] = {}
+    def text_cache(self, text: Tensor, image_embeds: Tensor | None = None) -> LayerContext:
+        """Embed prompts (and images) once; each layer's keys and values are computed at its first use and kept."""
+        embedded = self._embed_context(text, image_embeds)
+        stored: dict[int, tuple[KeysValues, ...]] = {}
 
-        def keys_values(layer: int, cross_attention: CrossAttention) -> KeysValues:
+        def keys_values(layer: int, cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
             if layer not in stored:
-                stored[layer] = cross_attention.keys_values(embedded)
+                stored[layer] = cross_attention.keys_values(*embedded)
             return stored[layer]
 
         return keys_values
@@ -188,18 +209,35 @@ class CausalWanModel(nn.Module):
         self,
         latents: Tensor,
         timestep: Tensor,
-        text: LayerText,
+        text: LayerContext,
         cache: KVCache,
         action_modulation: Tensor | None = None,
+        image_channels: Tensor | None = None,
     ) -> Tensor:
-        """Velocity of the cache's next block, `[B, block, C, H, W]`; the past is only read. `text`: `text_cache`."""
+        """Velocity of the cache's next block, `[B, block, C, H, W]`; the past is only read.
+
+        Args:
+            latents: the noisy block.
+            timestep: its noise level, `[B, block]`.
+            text: from `text_cache`.
+            cache: keys and values of the past.
+            action_modulation: of the block, as in `forward`.
+            image_channels: of the block, as in `ImageCondition`.
+        """
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return attend_dense(query, *cache.attend_to(layer, key, value))
 
-        return self._cached_pass(latents, timestep, text, cache, attend, action_modulation)
+        return self._cached_pass(latents, timestep, text, cache, attend, action_modulation, image_channels)
 
-    def write(self, latents: Tensor, text: LayerText, cache: KVCache, action_modulation: Tensor | None = None) -> None:
+    def write(
+        self,
+        latents: Tensor,
+        text: LayerContext,
+        cache: KVCache,
+        action_modulation: Tensor | None = None,
+        image_channels: Tensor | None = None,
+    ) -> None:
         """Pass the cache's next block, now clean, at timestep 0, keep its keys and values, and advance the cache."""
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -208,7 +246,7 @@ class CausalWanModel(nn.Module):
             return attended
 
         timestep = latents.new_zeros(latents.shape[:2])
-        self._cached_pass(latents, timestep, text, cache, attend, action_modulation)
+        self._cached_pass(latents, timestep, text, cache, attend, action_modulation, image_channels)
         cache.advance()
 
     def _masked_pass(
@@ -218,32 +256,34 @@ class CausalWanModel(nn.Module):
         text: Tensor,
         visibility: tuple[Visibility, ...],
         action_modulation: Tensor | None,
+        image: ImageCondition,
         positions: tuple[int, ...] | None = None,
     ) -> Tensor:
         tokens = self.tokens_per_frame(*latents.shape[-2:])
         chosen = choose_attention(visibility, tokens, latents.device)
-        embedded = self._embed_text(text)
+        embedded = self._embed_context(text, image.embeds)
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return chosen(query, key, value)
 
-        def keys_values(layer: int, cross_attention: CrossAttention) -> KeysValues:
-            return cross_attention.keys_values(embedded)
+        def keys_values(layer: int, cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
+            return cross_attention.keys_values(*embedded)
 
         positions = positions or tuple(range(latents.shape[1]))
-        return self._run(latents, timestep, positions, attend, keys_values, action_modulation)
+        return self._run(latents, timestep, positions, attend, keys_values, action_modulation, image.channels)
 
     def _cached_pass(
         self,
         latents: Tensor,
         timestep: Tensor,
-        text: LayerText,
+        text: LayerContext,
         cache: KVCache,
         attend: LayerAttend,
         action_modulation: Tensor | None,
+        image_channels: Tensor | None,
     ) -> Tensor:
         cache.require_block(latents.shape[1])
-        return self._run(latents, timestep, tuple(cache.block), attend, text, action_modulation)
+        return self._run(latents, timestep, tuple(cache.block), attend, text, action_modulation, image_channels)
 
     def _run(
         self,
@@ -251,8 +291,9 @@ class CausalWanModel(nn.Module):
         timestep: Tensor,
         positions: tuple[int, ...],
         attend: LayerAttend,
-        text: LayerText,
+        text: LayerContext,
         action_modulation: Tensor | None,
+        image_channels: Tensor | None,
     ) -> Tensor:
         height, width = latents.shape[-2:]
         self.tokens_per_frame(height, width)
@@ -260,7 +301,8 @@ class CausalWanModel(nn.Module):
         angles = rotation(positions, rows, columns, self.dim // self.num_heads, latents.device)
         time = self._embed_time(timestep)
         modulation = self.time_projection(time).unflatten(-1, (6, self.dim))
-        x = rearrange(self.patch_embedding(latents.transpose(1, 2)), "b d f h w -> b f (h w) d")
+        joined = self._join_channels(latents, image_channels)
+        x = rearrange(self.patch_embedding(joined.transpose(1, 2)), "b d f h w -> b f (h w) d")
         for index, layer in enumerate(self.blocks):
             x = self._apply_layer(
                 layer,
@@ -276,7 +318,7 @@ class CausalWanModel(nn.Module):
         )
 
     def _apply_layer(
-        self, layer: nn.Module, x: Tensor, modulation: Tensor, angles: Tensor, attend: Attend, text: TextKeysValues
+        self, layer: nn.Module, x: Tensor, modulation: Tensor, angles: Tensor, attend: Attend, text: ContextKeysValues
     ) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, x, modulation, angles, attend, text, use_reentrant=False)
@@ -300,6 +342,25 @@ class CausalWanModel(nn.Module):
         angles = timestep.double()[..., None] * 10000.0**-exponents
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return self.time_embedding(sinusoid.to(self.patch_embedding.weight.dtype))
+
+    def _embed_context(self, text: Tensor, image_embeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if (image_embeds is None) != (self.img_emb is None):
+            raise ValueError(
+                f"this generator needs the CLIP embeds of an image: pass image embeds [B, 257, {self.image_dim}]"
+                if image_embeds is None
+                else "image embeds came, but this generator has no image_dim: pass none, or use an image-to-video model"
+            )
+        return self._embed_text(text), None if self.img_emb is None else self.img_emb(image_embeds)
+
+    def _join_channels(self, latents: Tensor, image_channels: Tensor | None) -> Tensor:
+        needed = self.in_dim - latents.shape[2]
+        came = 0 if image_channels is None else image_channels.shape[2]
+        if needed != came:
+            raise ValueError(
+                f"this generator takes {self.in_dim} channels, {latents.shape[2]} of them latents: expected image "
+                f"channels [B, F, {needed}, H, W] beside them, got {came} channels"
+            )
+        return latents if image_channels is None else torch.cat([latents, image_channels], dim=2)
 
     def _embed_text(self, text: Tensor) -> Tensor:
         length, channels = text.shape[1:]

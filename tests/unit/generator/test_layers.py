@@ -27,7 +27,7 @@ def test_modulation_order_is_shift_scale_gate_twice() -> None:
     angles = rotation((0, 1, 2), 2, 2, 6, torch.device("cpu")).double()
     text = torch.randn(2, 5, 12, dtype=torch.float64)
 
-    def keys_values(cross_attention: CrossAttention) -> KeysValues:
+    def keys_values(cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
         return cross_attention.keys_values(text)
 
     shift1, scale1, gate1, shift2, scale2, gate2 = (layer.modulation + modulation).unsqueeze(3).unbind(2)

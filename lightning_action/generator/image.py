@@ -1,0 +1,81 @@
+"""What an image-to-video model sees beside the noisy latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ImageCondition:
+    """The image condition of a batch of videos; a model without one takes none.
+
+    Args:
+        channels: joined to the noisy latents, `[B, F, in_dim - out_dim, H, W]`; see `mask_and_latents`.
+        embeds: CLIP's hidden states of the image, `[B, 257, image_dim]`; of first and last frame, one after the other,
+            `[B, 514, image_dim]`.
+    """
+
+    channels: Tensor | None = None
+    embeds: Tensor | None = None
+
+    def of_frames(self, frames: slice) -> Tensor | None:
+        """The channels of some latent frames."""
+        return None if self.channels is None else self.channels[:, frames]
+
+    def twice_in_time(self) -> ImageCondition:
+        """For the sequence `[clean | noisy]`."""
+        channels = None if self.channels is None else torch.cat([self.channels, self.channels], dim=1)
+        return ImageCondition(channels, self.embeds)
+
+    def twice_in_batch(self) -> ImageCondition:
+        """For two branches of guidance that show the same image."""
+        twice = (None if part is None else torch.cat([part, part]) for part in (self.channels, self.embeds))
+        return ImageCondition(*twice)
+
+
+NO_IMAGE = ImageCondition()
+
+
+def mask_and_latents(latents: Tensor, num_known_latents: int, num_mask_channels: int = 4) -> Tensor:
+    """The channels of Wan's image-to-video models: a mask that is 1 in known frames, then the latents.
+
+    Args:
+        latents: of a video whose unknown pixel frames are 0 (mid-grey), `[B, F, C, H, W]`.
+        num_known_latents: latent frames at the start that are known.
+        num_mask_channels: one for each pixel frame of a latent frame.
+
+    Returns:
+        `[B, F, num_mask_channels + C, H, W]`.
+    """
+    batch_size, num_frames, _, height, width = latents.shape
+    mask = latents.new_zeros(batch_size, num_frames, num_mask_channels, height, width)
+    mask[:, :num_known_latents] = 1
+    return torch.cat([mask, latents], dim=2)
+
+
+class ImageEmbedding(nn.Module):
+    """CLIP's hidden states to tokens that cross-attention sees.
+
+    Args:
+        image_dim: channels of the hidden states.
+        dim: width of the generator.
+        num_positions: tokens with a learned position: those of first and last frame together; None for one image.
+    """
+
+    def __init__(self, image_dim: int, dim: int, num_positions: int | None = None) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.LayerNorm(image_dim),
+            nn.Linear(image_dim, image_dim),
+            nn.GELU(),
+            nn.Linear(image_dim, dim),
+            nn.LayerNorm(dim),
+        )
+        self.emb_pos = None if num_positions is None else nn.Parameter(torch.zeros(1, num_positions, image_dim))
+
+    def forward(self, embeds: Tensor) -> Tensor:
+        """`[B, tokens, image_dim]` to `[B, tokens, D]`."""
+        return self.proj(embeds if self.emb_pos is None else embeds + self.emb_pos)
