@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
+from lightning_action.frozen.interfaces import Movable, TextEncoder, VideoCodec
 
 
 class FrozenParts:
@@ -28,12 +28,16 @@ class FrozenParts:
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
 
+    def load(self) -> None:
+        """Read the weights of both parts. Raises as `FrozenPart.load`."""
+        self.text_encoder.load()
+        self.vae.load()
+
     def to(self, device: torch.device | str) -> None:
         """Move the networks; `"cpu"` parks them while they are not needed."""
         self._device = torch.device(device)
         for part in (self.text_encoder, self.vae):
-            if isinstance(part, nn.Module):
-                part.to(self._device)
+            move(part, self._device)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
@@ -57,3 +61,9 @@ class FrozenParts:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents `[B, F, C, h, w]` to pixels `[B, T, 3, H, W]` in [-1, 1]."""
         return self.vae.decode(latents)
+
+
+def move(part: TextEncoder | VideoCodec, device: torch.device) -> None:
+    """Move a part that has weights; the others compute wherever their input is."""
+    if isinstance(part, Movable):
+        part.to(device)

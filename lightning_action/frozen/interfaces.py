@@ -6,12 +6,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 StreamingDecoder = Callable[[Tensor], Tensor]
 
 
-class TextEncoder(ABC):
+class FrozenPart:
+    """A part whose weights lie in files. Its constructor reads none, so that a configuration can be checked without."""
+
+    def load(self) -> None:  # noqa: B027
+        """Read the weights, once; a part without files has nothing to do.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged, or holds another network.
+        """
+
+
+class TextEncoder(FrozenPart, ABC):
     """Prompts to vectors."""
 
     @abstractmethod
@@ -19,7 +32,7 @@ class TextEncoder(ABC):
         """`[B, L, text_dim]`, zero past each prompt's end."""
 
 
-class VideoCodec(ABC):
+class VideoCodec(FrozenPart, ABC):
     """Pixels in [-1, 1] to latents and back, causal in time: `T = 1 + r (F - 1)` pixel frames, F latent frames."""
 
     temporal_compression_ratio: int
@@ -68,4 +81,13 @@ class CodecVideos(Protocol):
 
     def codec_videos(self) -> Tensor:
         """`[N, T, 3, H, W]` in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """Anything that can stand on another device: an `nn.Module`, or a part that decides itself what it moves."""
+
+    def to(self, device: torch.device, /) -> object:
+        """Compute on `device` from now on."""
         ...

@@ -113,6 +113,39 @@ def test_parts_without_weights_need_no_moving() -> None:
     assert frozen.encode_text(["a red disc"]).device.type == "meta"
 
 
+class Placed(TextEncoder):
+    """No `nn.Module`, but it has weights to read and to move."""
+
+    def __init__(self) -> None:
+        self.device: torch.device | None = None
+        self.value: float | None = None
+
+    def load(self) -> None:
+        self.value = 3.0
+
+    def to(self, device: torch.device) -> None:
+        self.device = device
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        return torch.full((len(prompts), 1, 7), self.value, device=self.device)
+
+
+def test_weights_are_read_when_loading_and_not_before() -> None:
+    text = Placed()
+    frozen = FrozenParts(text, Vae())
+    assert text.value is None
+    frozen.load()
+    assert torch.equal(frozen.encode_text(["a", "b"]), torch.full((2, 1, 7), 3.0))
+
+
+def test_a_part_that_moves_itself_is_told_where_to() -> None:
+    text = Placed()
+    frozen = FrozenParts(text, Vae())
+    frozen.load()
+    frozen.to("meta")
+    assert frozen.encode_text(["a"]).device.type == "meta"
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_video_that_is_not_finite_is_refused(bad: float) -> None:
     frozen = FrozenParts(Text(), Vae())
