@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "frozen": {"weights"},
     "diffusion": {"generator", "seeding"},
     "rollout": {"generator", "diffusion"},
+    "pipeline": {"action", "diffusion", "frozen", "generator", "rollout", "settings"},
     "pretrained": {"frozen", "generator", "weights"},
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},
