@@ -16,6 +16,7 @@ from lightning_action.diffusion.guidance import guide
 from lightning_action.diffusion.noise import NoiseSource
 from lightning_action.diffusion.samplers import Sampler
 from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
 
@@ -37,6 +38,7 @@ class CausalRollout:
         latent_shape: of one latent frame, (C, H, W).
         num_frames: longest video, in latent frames; only matters where the window is unlimited.
         action_guidance_scale: w in `v_null + w (v_action - v_null)`; 1 is plain conditioning and costs one pass.
+        image: what an image-to-video model sees besides, its channels for the whole video.
     """
 
     def __init__(
@@ -49,13 +51,15 @@ class CausalRollout:
         latent_shape: tuple[int, int, int],
         num_frames: int,
         action_guidance_scale: float = 1.0,
+        image: ImageCondition = NO_IMAGE,
     ) -> None:
         self.generator = generator
         self.sampler = sampler
         self.noise = noise
         self.action_guidance_scale = action_guidance_scale
         self._guided = action_guidance_scale not in (0.0, 1.0)
-        self._text = generator.text_cache(self._both_branches(text))
+        self._image = image.twice_in_batch() if self._guided else image
+        self._text = generator.text_cache(self._both_branches(text), self._image.embeds)
         self.cache = KVCache(
             num_layers=generator.num_layers,
             batch_size=text.shape[0] * (2 if self._guided else 1),
@@ -76,20 +80,37 @@ class CausalRollout:
     def append(self, latents: Tensor, action_modulation: Tensor | None = None) -> None:
         """Take the next block of a known video, `[B, block, C, H, W]`, with its modulation `[B, block, ..., 6, D]`."""
         self.generator.write(
-            self._both_branches(latents), self._text, self.cache, self._branch_modulation(action_modulation)
+            self._both_branches(latents),
+            self._text,
+            self.cache,
+            self._branch_modulation(action_modulation),
+            self._image.of_frames(self.block),
         )
 
-    def next_block(self, action_modulation: Tensor | None = None) -> Tensor:
-        """Generate the next block, `[B, block, C, H, W]`, under its modulation, and append it."""
+    def next_block(self, action_modulation: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+        """Generate the next block and append it.
+
+        Args:
+            action_modulation: of the block, `[B, block, ..., 6, D]`.
+            known: clean latents of its first frames, `[B, fewer than block, C, H, W]`. They are held, at timestep 0, in
+                every step in which the others are generated: image to video as Wan 2.2 does it.
+
+        Returns:
+            Clean latents, `[B, block, C, H, W]`, the known ones included.
+        """
         modulation = self._branch_modulation(action_modulation)
-        clean = self.sampler(partial(self._velocity, modulation), partial(self.noise, self.block))
+        clean = self.sampler(partial(self._velocity, modulation, known), partial(self.noise, self.block))
+        clean = hold(clean, known)
         self.append(clean, action_modulation)
         return clean
 
-    def _velocity(self, modulation: Tensor | None, noisy: Tensor, timestep: float) -> Tensor:
-        both = self._both_branches(noisy)
+    def _velocity(self, modulation: Tensor | None, known: Tensor | None, noisy: Tensor, timestep: float) -> Tensor:
+        both = self._both_branches(hold(noisy, known))
         timesteps = torch.full(both.shape[:2], timestep, device=noisy.device)
-        velocity = self.generator.denoise(both, timesteps, self._text, self.cache, modulation)
+        if known is not None:
+            timesteps[:, : known.shape[1]] = 0
+        image_channels = self._image.of_frames(self.block)
+        velocity = self.generator.denoise(both, timesteps, self._text, self.cache, modulation, image_channels)
         if not self._guided:
             return velocity
         with_action, without_action = velocity.chunk(2)
@@ -106,6 +127,11 @@ class CausalRollout:
         return action_modulation
 
 
+def hold(latents: Tensor, known: Tensor | None) -> Tensor:
+    """The latents with their first frames replaced by the known ones."""
+    return latents if known is None else torch.cat([known, latents[:, known.shape[1] :]], dim=1)
+
+
 def rollout(
     session: CausalRollout,
     num_frames: int,
@@ -119,20 +145,20 @@ def rollout(
         num_frames: latent frames of this call, the initial ones included.
         action_modulation: of all frames of this call, `[B, F, 6, D]` or `[B, F, num_layers, 6, D]`; or a function of
             (the block's frames in the video, the blocks of this call so far) that gives the block's; or None.
-        initial_latents: clean frames the video starts with, `[B, F0, C, H, W]`, F0 whole blocks (one latent frame of a
-            single image with `independent_first_frame` or blocks of one).
+        initial_latents: clean frames the video starts with, `[B, F0, C, H, W]`: one latent frame of a single image, or
+            a video to go on from. Where F0 ends inside a block, its known frames are held while the rest of the block
+            is generated, see `CausalRollout.next_block`.
 
     Yields:
         Clean latents of one block, `[B, block, C, H, W]`.
 
     Raises:
-        ValueError: the frames, or the initial ones, are not a whole number of blocks, or not finite.
+        ValueError: the frames are not a whole number of blocks, or the initial ones are too many or not finite.
     """
     start = session.block.start
     blocks = session.cache.causality.split(num_frames, start)
-    num_initial = 0 if initial_latents is None else initial_latents.shape[1]
     if initial_latents is not None:
-        _check_initial(initial_latents, session.cache.causality, start, num_frames)
+        _check_initial(initial_latents, num_frames)
     if isinstance(action_modulation, Tensor) and action_modulation.shape[1] != num_frames:
         raise ValueError(
             f"action_modulation is for {action_modulation.shape[1]} latent frames, the video has {num_frames}"
@@ -147,19 +173,18 @@ def rollout(
             if action_modulation is not None
             else None
         )
-        if initial_latents is not None and here.stop <= num_initial:
-            latents = initial_latents[:, here]
-            session.append(latents, modulation)
+        known = None if initial_latents is None else initial_latents[:, here]
+        if known is not None and known.shape[1] == len(block):
+            latents = known
+            session.append(known, modulation)
         else:
-            latents = session.next_block(modulation)
+            latents = session.next_block(modulation, known)
         history.append(latents)
         yield latents
 
 
-def _check_initial(latents: Tensor, causality: BlockCausality, start: int, num_frames: int) -> None:
+def _check_initial(latents: Tensor, num_frames: int) -> None:
     if latents.shape[1] > num_frames:
         raise ValueError(f"{latents.shape[1]} initial latent frames are more than the video has, {num_frames}")
-    if latents.shape[1]:
-        causality.split(latents.shape[1], start)
     if not bool(torch.isfinite(latents).all()):
         raise ValueError("initial_latents hold NaN or infinity: check what they were encoded from")

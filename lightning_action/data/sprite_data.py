@@ -22,7 +22,7 @@ _SPLITS: tuple[Split, ...] = ("train", "validation", "test", "predict")
 class SpriteDataset(Dataset[Batch]):
     """Samples of one split.
 
-    Each is a dict: `video` `[T, 3, S, S]` in [-1, 1], `action` `[T - 1, columns]`, `prompt`, `position` `[T, 2]` in
+    Each is a dict: `video` `[T, 3, H, W]` in [-1, 1], `action` `[T - 1, columns]`, `prompt`, `position` `[T, 2]` in
     pixels, and `sample_id`.
     """
 
@@ -111,7 +111,7 @@ class SpriteDataModule(L.LightningDataModule):
         return SpriteDataset(self.world, split, self.seed, self.sizes[split], self.num_frames)
 
     def codec_videos(self, num_videos: int = 256) -> Tensor:
-        """Training videos `[num_videos, T, 3, S, S]` for fitting a codec."""
+        """Training videos `[num_videos, T, 3, H, W]` for fitting a codec."""
         video: Tensor = self.dataset("train").batch(range(min(num_videos, self.sizes["train"])))["video"]
         return video
 
@@ -119,7 +119,7 @@ class SpriteDataModule(L.LightningDataModule):
         """Where the sprite is in videos generated from a batch of a split.
 
         Args:
-            video: `[B, T, 3, S, S]` in [-1, 1].
+            video: `[B, T, 3, H, W]` in [-1, 1].
             batch: the batch that `video` was generated for.
             split: that the batch is from.
 

@@ -42,7 +42,7 @@ class WorldStart:
         position: of the sprite, `[B, 2]`.
         color: of the sprite in [-1, 1], `[B, 3]`.
         color_name: as the prompt says it.
-        background: `[B, 3, S, S]` in [-1, 1].
+        background: `[B, 3, H, W]` in [-1, 1].
         second_position: of the autonomous object, `[B, 2]`.
         second_velocity: of the autonomous object in pixels a frame, `[B, 2]`.
     """
@@ -61,10 +61,10 @@ class WorldStart:
 
 
 class MovingSpriteWorld:
-    """One disc moved by actions, in a square with walls that stop it.
+    """One disc moved by actions, in a rectangle with walls that stop it.
 
     Args:
-        image_size: pixels of a side, S.
+        image_size: pixels of a side, or [height, width].
         sprite_radius: pixels.
         max_speed: pixels a frame at full action, per axis.
         action_kind: `continuous`, two values in [-1, 1]; or `discrete`, one of stay, +x, -x, +y, -y.
@@ -78,7 +78,7 @@ class MovingSpriteWorld:
 
     def __init__(
         self,
-        image_size: int = 32,
+        image_size: int | tuple[int, int] = 32,
         sprite_radius: float = 5.0,
         max_speed: float = 2.0,
         action_kind: Literal["continuous", "discrete"] = "continuous",
@@ -86,9 +86,10 @@ class MovingSpriteWorld:
         second_object: bool = False,
         background: Literal["plain", "gradient", "busy"] = "plain",
     ) -> None:
-        if not 0 < sprite_radius < image_size / 4 or max_speed <= 0 or not 0 <= hold_probability < 1:
+        self.height, self.width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if not 0 < sprite_radius < min(self.height, self.width) / 4 or max_speed <= 0 or not 0 <= hold_probability < 1:
             raise ValueError(
-                "expected 0 < sprite_radius < image_size / 4, max_speed > 0 and 0 <= hold_probability < 1, got "
+                "expected 0 < sprite_radius < shorter side / 4, max_speed > 0 and 0 <= hold_probability < 1, got "
                 f"{sprite_radius}, {max_speed}, {hold_probability} at image_size {image_size}"
             )
         if action_kind not in ("continuous", "discrete") or background not in ("plain", "gradient", "busy"):
@@ -96,7 +97,6 @@ class MovingSpriteWorld:
                 "expected action_kind continuous or discrete and background plain, gradient or busy, got "
                 f"{action_kind!r} and {background!r}"
             )
-        self.image_size = image_size
         self.sprite_radius = sprite_radius
         self.max_speed = max_speed
         self.action_kind = action_kind
@@ -120,14 +120,15 @@ class MovingSpriteWorld:
 
     def simulate(self, start: WorldStart, actions: Tensor) -> Tensor:
         """Positions of the sprite under action rows `[B, T - 1, ...]`: `[B, T, 2]`, frame 0 the start."""
-        low, high = self.sprite_radius, self.image_size - self.sprite_radius
+        low = torch.tensor(self.sprite_radius)
+        high = self._sides - low
         positions = [start.position]
         for step in self._velocities(actions).unbind(1):
             positions.append((positions[-1] + step).clamp(low, high))
         return torch.stack(positions, dim=1)
 
     def render(self, start: WorldStart, positions: Tensor) -> Tensor:
-        """Video `[B, T, 3, S, S]` in [-1, 1] of the sprite at `positions` `[B, T, 2]`."""
+        """Video `[B, T, 3, H, W]` in [-1, 1] of the sprite at `positions` `[B, T, 2]`."""
         frames = start.background[:, None].expand(-1, positions.shape[1], -1, -1, -1)
         if self.second_object:
             color = torch.tensor(_SECOND_COLOR).expand(len(frames), 3)
@@ -151,9 +152,9 @@ class MovingSpriteWorld:
         # Rising from zero at the threshold: a pixel that just crosses it does not move the centroid.
         weight = (2 * inside - 1).clamp_min(0)
         mass = weight.sum((2, 3))
-        centres = torch.arange(self.image_size) + 0.5
-        x = (weight.sum(2) * centres).sum(2) / mass.clamp_min(1e-6)
-        y = (weight.sum(3) * centres).sum(2) / mass.clamp_min(1e-6)
+        columns, rows = self._pixel_centres()
+        x = (weight.sum(2) * columns).sum(2) / mass.clamp_min(1e-6)
+        y = (weight.sum(3) * rows).sum(2) / mass.clamp_min(1e-6)
         found = inside.sum((2, 3)) > 0.25 * torch.pi * self.sprite_radius**2
         return torch.stack([x, y], dim=-1), found
 
@@ -161,10 +162,19 @@ class MovingSpriteWorld:
     def _second_radius(self) -> float:
         return 0.6 * self.sprite_radius
 
+    @property
+    def _sides(self) -> Tensor:
+        """Width and height, in the order of a position."""
+        return torch.tensor([self.width, self.height], dtype=torch.float32)
+
+    def _pixel_centres(self) -> tuple[Tensor, Tensor]:
+        """Places of the columns and of the rows."""
+        return torch.arange(self.width) + 0.5, torch.arange(self.height) + 0.5
+
     def _start_one(self, seed: int) -> WorldStart:
         random = generator_for(seed, 0)
         margin = self.sprite_radius
-        room = self.image_size - 2 * margin
+        room = self._sides - 2 * margin
         name = list(COLORS)[int(torch.randint(len(COLORS), (1,), generator=random))]
         position, second = (margin + room * torch.rand(2, 2, generator=random)).unbind(0)
         angle = 2 * torch.pi * torch.rand(1, generator=random)
@@ -179,14 +189,14 @@ class MovingSpriteWorld:
         )
 
     def _draw_background(self, random: torch.Generator) -> Tensor:
-        size = self.image_size
+        size = (self.height, self.width)
         if self.background == "plain":
-            return torch.full((3, size, size), -0.6)
+            return torch.full((3, *size), -0.6)
         if self.background == "gradient":
             corners = -0.6 + 0.3 * torch.randn(1, 3, 2, 2, generator=random)
         else:
-            corners = -0.5 + 0.25 * torch.randn(1, 3, size // 4, size // 4, generator=random)
-        return F.interpolate(corners, size=(size, size), mode="bilinear", align_corners=True)[0].clamp(-1, 0.2)
+            corners = -0.5 + 0.25 * torch.randn(1, 3, self.height // 4, self.width // 4, generator=random)
+        return F.interpolate(corners, size=size, mode="bilinear", align_corners=True)[0].clamp(-1, 0.2)
 
     def _sample_actions_one(self, random: torch.Generator, num_steps: int) -> Tensor:
         discrete = self.action_kind == "discrete"
@@ -205,21 +215,23 @@ class MovingSpriteWorld:
         return self.max_speed * actions.clamp(-1, 1)
 
     def _second_positions(self, start: WorldStart, num_frames: int) -> Tensor:
-        """Straight flight with mirror walls: fold the unbounded line back into the square."""
+        """Straight flight with mirror walls: fold the unbounded line back into the rectangle."""
         low = self._second_radius
-        room = self.image_size - 2 * low
+        room = self._sides - 2 * low
         times = torch.arange(num_frames)[None, :, None]
         unfolded = start.second_position[:, None] - low + start.second_velocity[:, None] * times
         return low + room - (unfolded.remainder(2 * room) - room).abs()
 
     def _paint(self, frames: Tensor, positions: Tensor, color: Tensor, radius: float) -> Tensor:
         """A disc with an edge one pixel soft."""
-        centres = torch.arange(self.image_size) + 0.5
-        dx = centres - positions[..., 0, None]
-        dy = centres - positions[..., 1, None]
-        distance = (dx[..., None, :].square() + dy[..., :, None].square()).sqrt()
-        cover = (radius + 0.5 - distance).clamp(0, 1)[:, :, None]
-        return frames + cover * (color[:, None, :, None, None] - frames)
+        columns, rows = self._pixel_centres()
+        dx = columns - positions[..., 0, None]
+        dy = rows - positions[..., 1, None]
+        distance = (dx[..., None, :].square() + dy[..., :, None].square()).sqrt_()
+        cover = distance.neg_().add_(radius + 0.5).clamp_(0, 1)[:, :, None]
+        # In place: a video of full size is hundreds of megabytes.
+        painted = color[:, None, :, None, None] - frames
+        return painted.mul_(cover).add_(frames)
 
 
 def _stack(worlds: Sequence[WorldStart]) -> WorldStart:

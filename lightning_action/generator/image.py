@@ -21,9 +21,20 @@ class ImageCondition:
     channels: Tensor | None = None
     embeds: Tensor | None = None
 
-    def of_frames(self, frames: slice) -> Tensor | None:
-        """The channels of some latent frames."""
-        return None if self.channels is None else self.channels[:, frames]
+    def of_frames(self, frames: range) -> Tensor | None:
+        """The channels of some latent frames.
+
+        Raises:
+            ValueError: the condition is of a shorter video.
+        """
+        if self.channels is None:
+            return None
+        if frames.stop > self.channels.shape[1]:
+            raise ValueError(
+                f"the image condition has channels for {self.channels.shape[1]} latent frames, the video goes on to "
+                f"{frames.stop}: give channels for the whole video"
+            )
+        return self.channels[:, frames.start : frames.stop]
 
     def twice_in_time(self) -> ImageCondition:
         """For the sequence `[clean | noisy]`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import Sampler, euler, few_step
 from lightning_action.generator import attention
 from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.rollout import CausalRollout, rollout
 from tests.helpers import small_generator, small_inputs
@@ -31,9 +33,10 @@ def session(
     sampler: Sampler = FEW,
     samples: tuple[int, ...] = (4, 9),
     guidance: float = 1.0,
+    image: ImageCondition = NO_IMAGE,
 ) -> CausalRollout:
     noise = frame_noise(7, samples, SHAPE)
-    return CausalRollout(generator, text, causality, sampler, noise, SHAPE, num_frames, guidance)
+    return CausalRollout(generator, text, causality, sampler, noise, SHAPE, num_frames, guidance, image)
 
 
 def video(run: CausalRollout, num_frames: int, *rest: Tensor | None) -> Tensor:
@@ -48,24 +51,34 @@ def recomputing_rollout(
     sampler: Sampler,
     modulation: Tensor | None,
     initial: Tensor | None,
+    image: ImageCondition = NO_IMAGE,
 ) -> Tensor:
-    """The oracle: no cache; in every pass the whole clean past at timestep 0 under the block-causal mask."""
+    """The oracle: no cache; in every pass the whole clean past at timestep 0 under the block-causal mask.
+
+    What is known of a block is put in its place, at timestep 0, before every pass.
+    """
     noise = frame_noise(7, (4, 9), SHAPE)
+    known = torch.zeros(2, 0, *SHAPE) if initial is None else initial
     done = torch.zeros(2, 0, *SHAPE)
     for block in causality.split(num_frames):
-        if initial is not None and block.stop <= initial.shape[1]:
-            done = torch.cat([done, initial[:, block.start : block.stop]], dim=1)
+        if block.stop <= known.shape[1]:
+            done = torch.cat([done, known[:, block.start : block.stop]], dim=1)
             continue
-        past = done
+        num_clean = max(block.start, known.shape[1])
+        clean = torch.cat([done, known[:, block.start :]], dim=1)
 
-        def velocity(noisy: Tensor, timestep: float, past: Tensor = past, block: range = block) -> Tensor:
-            latents = torch.cat([past, noisy], dim=1)
+        def velocity(
+            noisy: Tensor, timestep: float, clean: Tensor = clean, num_clean: int = num_clean, block: range = block
+        ) -> Tensor:
+            latents = torch.cat([clean, noisy[:, num_clean - block.start :]], dim=1)
             times = torch.zeros(latents.shape[:2])
-            times[:, block.start :] = timestep
+            times[:, num_clean:] = timestep
             here = None if modulation is None else modulation[:, : block.stop]
-            return generator.block_causal(latents, times, text, causality, here)[:, block.start :]
+            seen = ImageCondition(image.of_frames(range(block.stop)), image.embeds)
+            return generator.block_causal(latents, times, text, causality, here, seen)[:, block.start :]
 
-        done = torch.cat([done, sampler(velocity, partial(noise, block))], dim=1)
+        generated = sampler(velocity, partial(noise, block))
+        done = torch.cat([clean, generated[:, num_clean - block.start :]], dim=1)
     return done
 
 
@@ -125,6 +138,87 @@ def test_single_image_with_independent_first_frame() -> None:
     blocks = list(rollout(session(generator, x["text"], causality, 7), 7, None, x["clean"][:, :1]))
     assert [block.shape[1] for block in blocks] == [1, 3, 3]
     assert torch.equal(blocks[0], x["clean"][:, :1])
+
+
+@pytest.mark.parametrize("sampler", [FEW, EULER], ids=["few_step", "euler"])
+@pytest.mark.parametrize(
+    ("causality", "num_initial"),
+    [
+        (BlockCausality(3), 1),
+        (BlockCausality(3, 6, 3), 2),
+        (BlockCausality(3, 6, 3), 5),
+        (BlockCausality(4, 5, 1), 7),
+        (BlockCausality(2, independent_first_frame=True), 2),
+    ],
+)
+@torch.no_grad()
+def test_known_frames_inside_a_block_are_held(causality: BlockCausality, num_initial: int, sampler: Sampler) -> None:
+    generator, x = small_generator(), small_inputs(12)
+    length = 11 if causality.independent_first_frame else 12
+    modulation, initial = x["modulation"][:, :length], x["clean"][:, :num_initial]
+    cached = video(session(generator, x["text"], causality, length, sampler), length, modulation, initial)
+    slow = recomputing_rollout(generator, x["text"], causality, length, sampler, modulation, initial)
+    torch.testing.assert_close(cached, slow, atol=1e-5, rtol=0)
+    assert torch.equal(cached[:, :num_initial], initial)
+
+
+@torch.no_grad()
+def test_a_held_frame_acts_on_its_own_block_and_is_told_to_be_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, x = small_generator(), small_inputs(6)
+    told: list[Tensor] = []
+    denoise = generator.denoise
+
+    def spy(latents: Tensor, timesteps: Tensor, *rest: Any) -> Tensor:
+        told.append(timesteps)
+        return denoise(latents, timesteps, *rest)
+
+    monkeypatch.setattr(generator, "denoise", spy)
+
+    def rest_of_first_block(initial: Tensor | None) -> Tensor:
+        return video(session(generator, x["text"], BlockCausality(3), 6), 6, None, initial)[:, 1:3]
+
+    image = x["clean"][:, :1]
+    held = rest_of_first_block(image)
+    expected = [[0.0, t, t] for t in (1000.0, 750.0, 400.0)] + [[t, t, t] for t in (1000.0, 750.0, 400.0)]
+    assert [timesteps[1].tolist() for timesteps in told] == expected
+    for other in (rest_of_first_block(None), rest_of_first_block(-image)):
+        assert (held - other).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_held_frames_under_guidance() -> None:
+    generator, x = small_generator(), small_inputs(6)
+    causality, initial = BlockCausality(3), x["clean"][:, :1]
+
+    def guided(scale: float, modulation: Tensor | None) -> Tensor:
+        return video(session(generator, x["text"], causality, 6, guidance=scale), 6, modulation, initial)
+
+    plain = guided(1.0, x["modulation"])
+    torch.testing.assert_close(guided(1.0 + 1e-9, x["modulation"]), plain, atol=1e-5, rtol=0)
+    strong = guided(3.0, x["modulation"])
+    assert torch.equal(strong[:, :1], initial) and (strong - plain)[:, 1:].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.0 + 1e-9])
+@torch.no_grad()
+def test_image_to_video_model(guidance: float) -> None:
+    generator, x = small_generator(in_dim=9, image_dim=10), small_inputs(9)
+    image = ImageCondition(small_inputs(9, seed=2)["clean"][:, :, :4], torch.randn(2, 8, 10))
+    causality = BlockCausality(3, 6, 3)
+
+    def of_image(image: ImageCondition) -> Tensor:
+        run = session(generator, x["text"], causality, 9, guidance=guidance, image=image)
+        return video(run, 9, x["modulation"], x["clean"][:, :1])
+
+    slow = recomputing_rollout(generator, x["text"], causality, 9, FEW, x["modulation"], x["clean"][:, :1], image)
+    cached = of_image(image)
+    torch.testing.assert_close(cached, slow, atol=1e-5, rtol=0)
+    assert image.channels is not None and image.embeds is not None
+    assert (cached - of_image(ImageCondition(image.channels, image.embeds.flip(2)))).abs().max() > 1e-2
+    later = image.channels.clone()
+    later[:, 6:] += 1
+    changed = of_image(ImageCondition(later, image.embeds))
+    assert torch.equal(changed[:, :6], cached[:, :6]) and (changed - cached)[:, 6:].abs().max() > 1e-2
 
 
 @torch.no_grad()
@@ -209,7 +303,5 @@ def test_parts_of_blocks_are_refused() -> None:
     generator, x = small_generator(), small_inputs(6)
     with pytest.raises(ValueError, match="7 latent frames .* not a whole number of blocks"):
         video(session(generator, x["text"], BlockCausality(3), 9), 7)
-    with pytest.raises(ValueError, match="4 latent frames .* not a whole number of blocks"):
-        video(session(generator, x["text"], BlockCausality(3), 6), 6, None, x["clean"][:, :4])
     with pytest.raises(ValueError, match="action_modulation is for 6 latent frames, the video has 3"):
         video(session(generator, x["text"], BlockCausality(3), 6), 3, x["modulation"])

@@ -180,7 +180,7 @@ def second_alone(world: MovingSpriteWorld, start: WorldStart, num_frames: int) -
     cover = (video - start.background[:, None]).abs().sum(2)
     cover = cover / cover.amax(dim=(2, 3), keepdim=True)
     area = cover.sum((2, 3))
-    centres = torch.arange(world.image_size) + 0.5
+    centres = torch.arange(world.width) + 0.5
     x, y = ((cover.sum(axis) * centres).sum(2) / area for axis in (2, 3))
     return torch.stack([x, y], dim=-1), area
 
@@ -297,7 +297,7 @@ def test_sizes_are_arguments(image_size: int, radius: float) -> None:
 
 def everywhere(world: MovingSpriteWorld, batch_size: int, num_frames: int) -> Tensor:
     """Random positions, the corners among them."""
-    low, high = world.sprite_radius, world.image_size - world.sprite_radius
+    low, high = world.sprite_radius, world.width - world.sprite_radius
     random = torch.Generator().manual_seed(0)
     positions = low + (high - low) * torch.rand(batch_size, num_frames, 2, generator=random)
     positions[:, :2] = torch.tensor([[low, low], [low, high]])
@@ -389,3 +389,21 @@ def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> 
     world_of()
     with pytest.raises(ValueError, match=r"expected .* got .*"):
         world_of(**arguments)
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_a_rectangle(background: Background) -> None:
+    """Wider than high: the walls are where the picture ends, and what is drawn is found where it is."""
+    world = world_of(image_size=(20, 36), background=background, second_object=True)
+    start = start_at(world, (10.0, 10.0), (30.0, 8.0))
+    actions = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])[:, None].expand(-1, 30, -1)
+    positions = world.simulate(start, actions)
+    assert torch.equal(positions[:, -1], torch.tensor([[36 - 3.5, 20 - 3.5], [3.5, 3.5]]))
+    video = world.render(start, positions)
+    assert video.shape == (2, 31, 3, 20, 36)
+    without_second = world_of(image_size=(20, 36), background=background)
+    read, found = without_second.locate(start, without_second.render(start, positions))
+    assert found.all()
+    torch.testing.assert_close(read, positions, atol=0.1, rtol=0)
+    places = torch.stack([world.start([seed]).position[0] for seed in range(40)])
+    assert places[:, 0].max() > 20 and places[:, 1].max() <= 20 - 3.5

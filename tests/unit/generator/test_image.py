@@ -42,7 +42,7 @@ def denoise_after_clean_blocks(generator: CausalWanModel, image: ImageCondition)
     velocity = []
     while cache.position < 6:
         here = slice(cache.block.start, cache.block.stop)
-        modulation, channels = x["modulation"][:, here], image.of_frames(here)
+        modulation, channels = x["modulation"][:, here], image.of_frames(cache.block)
         velocity.append(
             generator.denoise(x["noisy"][:, here], x["timestep"][:, here], context, cache, modulation, channels)
         )
@@ -143,6 +143,8 @@ def test_condition_for_two_halves() -> None:
     assert twice_in_time.embeds is image.embeds
     assert twice_in_batch.channels is not None and twice_in_batch.channels.shape == (4, 6, 8, 4, 3)
     assert twice_in_batch.embeds is not None and twice_in_batch.embeds.shape == (4, 11, 10)
-    of_frames = image.of_frames(slice(2, 4))
+    of_frames = image.of_frames(range(2, 4))
     assert image.channels is not None and of_frames is not None
     assert torch.equal(of_frames, image.channels[:, 2:4])
+    with pytest.raises(ValueError, match="channels for 6 latent frames, the video goes on to 7"):
+        image.of_frames(range(5, 7))
