@@ -1,0 +1,51 @@
+"""Files of networks that diffusers and transformers read as well: where they lie and what their tensors are called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_action.weights import find_release_file
+
+
+def locate(path: str | None, names: Sequence[str], what: str) -> Path:
+    """Where a network lies.
+
+    Args:
+        path: its file or folder, or the folder of a release that has it under one of `names`; None takes the folder
+            that the environment variable `LIGHTNING_ACTION_WEIGHTS` names.
+        names: its files and folders in a release, the preferred one first.
+        what: what it is, for the message.
+
+    Raises:
+        FileNotFoundError: None was given, and there is none.
+    """
+    if path is None:
+        return find_release_file(names, what)
+    return next((Path(path) / name for name in names if (Path(path) / name).exists()), Path(path))
+
+
+def config_beside(weights: Path, key: str, value: str) -> dict[str, Any] | None:
+    """What `config.json` in the folder of `weights` says; None without one, or if its `key` is not `value`.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    path = (weights if weights.is_dir() else weights.parent) / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): fetch it again") from error
+    return config if config.get(key) == value else None
+
+
+def renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:
+    """The name with the beginning that is the first of a row replaced by the second; without such a row, the name."""
+    for old, new in rows:
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name

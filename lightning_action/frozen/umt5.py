@@ -1,0 +1,155 @@
+"""The text encoder of Wan: transformers' `UMT5EncoderModel`, each prompt encoded once."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lightning_action.frozen.interfaces import TextEncoder
+from lightning_action.frozen.model_files import config_beside, locate
+from lightning_action.frozen.umt5_format import config_of, is_original, to_transformers_name
+from lightning_action.weights import check_fits, read_tensors
+
+_RELEASE_NAMES = ("text_encoder", "models_t5_umt5-xxl-enc-bf16.pth")
+_TOKENIZER_FOLDERS = ("tokenizer", "google/umt5-xxl", ".", "../tokenizer")
+# One must be there: from a folder without, transformers makes a tokenizer that knows no word. Byte tokenizers have none
+# but `added_tokens.json`.
+_VOCABULARIES = ("tokenizer.json", "spiece.model", "added_tokens.json")
+
+
+class UMT5TextEncoder(TextEncoder):
+    """UMT5's encoder, as Wan uses it: prompts are cleaned, cut to `text_len` tokens, and zero past their end.
+
+    Reads a folder of transformers and the original `models_t5_umt5-xxl-enc-bf16.pth`. Prompts that were encoded before
+    are remembered in main memory, so that training on a set of captions runs the network once per caption.
+
+    Args:
+        path: such a file or folder, or the folder of a release that holds one; None looks in the folder that the
+            environment variable `LIGHTNING_ACTION_WEIGHTS` names.
+        tokenizer: folder of the tokenizer; None looks beside the weights, in `tokenizer/` and `google/umt5-xxl/`.
+        text_len: most tokens of a prompt; the rest is cut off.
+        dtype: precision of weights, computation and result.
+        low_memory: keep the weights in main memory, and move them to the device only while new prompts are encoded.
+        num_remembered: most prompts remembered, of at most 4 MB each; those not asked for the longest are forgotten.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        tokenizer: str | None = None,
+        text_len: int = 512,
+        dtype: Literal["float32", "bfloat16"] = "bfloat16",
+        low_memory: bool = False,
+        num_remembered: int = 1024,
+    ) -> None:
+        self.path = path
+        self.tokenizer = tokenizer
+        self.text_len = text_len
+        self.low_memory = low_memory
+        self.num_remembered = num_remembered
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._device = torch.device("cpu")
+        self._tokenize: Any = None
+        self._model: Any = None
+        self._remembered: dict[str, Tensor] = {}
+
+    @torch.inference_mode(False)
+    def load(self) -> None:
+        if self._model is not None:
+            return
+        path = locate(self.path, _RELEASE_NAMES, "the UMT5 text encoder")
+        self._tokenize = _read_tokenizer(path if self.tokenizer is None else Path(self.tokenizer))
+        model = _read_model(path, self._dtype)
+        if len(self._tokenize) > model.config.vocab_size:
+            raise ValueError(
+                f"the text encoder in {path} knows {model.config.vocab_size} tokens, the tokenizer has "
+                f"{len(self._tokenize)}: give the tokenizer that belongs to it"
+            )
+        self._model = model
+        self.to(self._device)
+
+    @torch.inference_mode(False)
+    def to(self, device: torch.device) -> None:
+        """Encode on `device` from now on."""
+        self._device = device
+        if self._model is not None and not self.low_memory:
+            self._model.to(device)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts to `[B, L, text_dim]`, zero past each prompt's end; L is the length of the longest."""
+        cleaned = [clean_prompt(prompt) for prompt in prompts]
+        distinct = dict.fromkeys(cleaned)
+        self._remembered |= self._encode_new([prompt for prompt in distinct if prompt not in self._remembered])
+        self._remembered |= {prompt: self._remembered.pop(prompt) for prompt in distinct}  # the latest stand last
+        encoded = pad_sequence([self._remembered[prompt] for prompt in cleaned], batch_first=True)
+        for prompt in list(self._remembered)[: max(0, len(self._remembered) - self.num_remembered)]:
+            del self._remembered[prompt]
+        return encoded.to(self._device)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _encode_new(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Each prompt's `[its tokens, text_dim]`, on the CPU. One by one: no padding, so no mask is needed either."""
+        if not prompts:
+            return {}
+        self.load()
+        self._model.to(self._device)
+        encoded = {}
+        for prompt in prompts:
+            tokens = self._tokenize([prompt], truncation=True, max_length=self.text_len, return_tensors="pt").input_ids
+            encoded[prompt] = self._model(tokens.to(self._device)).last_hidden_state[0].cpu()
+        if self.low_memory:
+            self._model.to("cpu")
+        return encoded
+
+
+def clean_prompt(prompt: str) -> str:
+    """Mended encoding, HTML entities resolved (twice, for those escaped twice), single spaces."""
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
+
+
+def _read_tokenizer(path: Path) -> Any:
+    """The tokenizer in or beside a path."""
+    from transformers import AutoTokenizer
+
+    start = path if path.is_dir() else path.parent
+    folders = [start / name for name in _TOKENIZER_FOLDERS]
+    found = next((folder for folder in folders if any((folder / name).is_file() for name in _VOCABULARIES)), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"no tokenizer in {', '.join(map(str, folders))}: expected {' or '.join(_VOCABULARIES[:2])}. Fetch the "
+            "tokenizer of `google/umt5-xxl`, and give its folder as `tokenizer`"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(found, local_files_only=True)
+    except Exception as error:  # tokenizers has no narrower one
+        raise ValueError(f"the tokenizer in {found} cannot be read ({error}): is a file missing or damaged?") from error
+
+
+def _read_model(path: Path, dtype: torch.dtype) -> Any:
+    """The `UMT5EncoderModel` in a file or folder; its weights are never in memory twice."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    stored = read_tensors(path)
+    original = is_original(stored)
+    names = {to_transformers_name(name) if original else name: name for name in stored}
+    tensors = {name: stored[name_in_file].to(dtype) for name, name_in_file in names.items()}
+    try:
+        config = config_beside(path, "model_type", "umt5") or config_of(tensors)
+        tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
+    except KeyError as error:
+        raise ValueError(f"{path} holds no UMT5 encoder: it has no tensor {error}") from error
+    with torch.device("meta"):
+        model = UMT5EncoderModel(UMT5Config.from_dict(config))
+    check_fits(model, tensors, str(path))
+    model.load_state_dict(tensors, assign=True)
+    model.tie_weights()
+    return model.eval().requires_grad_(False)

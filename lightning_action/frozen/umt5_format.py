@@ -1,0 +1,69 @@
+"""Names and sizes in files of the UMT5 encoder: Wan's original ones, and those of transformers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightning_action.frozen.model_files import renamed
+
+# Original names and those of transformers, behind `blocks.N.` and `encoder.block.N.`
+_BLOCK = (
+    ("norm1.", "layer.0.layer_norm."),
+    *((f"attn.{part}.", f"layer.0.SelfAttention.{part}.") for part in "qkvo"),
+    ("pos_embedding.embedding.", "layer.0.SelfAttention.relative_attention_bias."),
+    ("norm2.", "layer.1.layer_norm."),
+    ("ffn.gate.0.", "layer.1.DenseReluDense.wi_0."),
+    ("ffn.fc1.", "layer.1.DenseReluDense.wi_1."),
+    ("ffn.fc2.", "layer.1.DenseReluDense.wo."),
+)
+# and outside the blocks.
+_OUTSIDE = (("token_embedding.", "shared."), ("norm.", "encoder.final_layer_norm."))
+
+
+def is_original(names: Iterable[str]) -> bool:
+    """Whether these are the names of `models_t5_umt5-xxl-enc-bf16.pth`."""
+    return "token_embedding.weight" in names
+
+
+def to_transformers_name(name: str) -> str:
+    """The name that transformers gives to a tensor of an original file."""
+    block, inside = _split(name, r"blocks\.(\d+)\.")
+    return f"encoder.block.{block}.{renamed(inside, _BLOCK)}" if block else renamed(name, _OUTSIDE)
+
+
+def to_original_name(name: str) -> str:
+    """The name that an original file gives to a tensor of `UMT5EncoderModel`."""
+    block, inside = _split(name, r"encoder\.block\.(\d+)\.")
+    rows = [(theirs, original) for original, theirs in (_BLOCK if block else _OUTSIDE)]
+    return f"blocks.{block}.{renamed(inside, rows)}" if block else renamed(name, rows)
+
+
+def config_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of `UMT5Config` that the tensors (transformers' names) show; the rest is as in `umt5-xxl`.
+
+    Raises:
+        KeyError: a tensor is missing that every UMT5 encoder has.
+    """
+    attention = "encoder.block.0.layer.0.SelfAttention"
+    vocab_size, d_model = tensors["shared.weight"].shape
+    num_buckets, num_heads = tensors[f"{attention}.relative_attention_bias.weight"].shape
+    return {
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "d_kv": tensors[f"{attention}.q.weight"].shape[0] // num_heads,
+        "d_ff": tensors["encoder.block.0.layer.1.DenseReluDense.wo.weight"].shape[1],
+        "num_layers": 1 + max(int(_split(name, r"encoder\.block\.(\d+)\.")[0] or 0) for name in tensors),
+        "num_heads": num_heads,
+        "relative_attention_num_buckets": num_buckets,
+        "feed_forward_proj": "gated-gelu",
+    }
+
+
+def _split(name: str, pattern: str) -> tuple[str, str]:
+    """The number of a name's block and what follows; without a block, "" and the name."""
+    match = re.match(pattern, name)
+    return (match.group(1), name[match.end() :]) if match else ("", name)

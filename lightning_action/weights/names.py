@@ -1,0 +1,51 @@
+"""Names of the generator's tensors: the original Wan ones, which are ours, and those of diffusers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# Original Wan names and those of diffusers' `WanTransformer3DModel`. The first row that a name begins with, behind
+# `blocks.N.`, rewrites it; a name that begins with none is the same in both.
+_DIFFUSERS_NAMES = (
+    ("time_embedding.0.", "condition_embedder.time_embedder.linear_1."),
+    ("time_embedding.2.", "condition_embedder.time_embedder.linear_2."),
+    ("text_embedding.0.", "condition_embedder.text_embedder.linear_1."),
+    ("text_embedding.2.", "condition_embedder.text_embedder.linear_2."),
+    ("time_projection.1.", "condition_embedder.time_proj."),
+    ("head.modulation", "scale_shift_table"),
+    ("head.head.", "proj_out."),
+    ("modulation", "scale_shift_table"),
+    ("ffn.0.", "ffn.net.0.proj."),
+    ("ffn.2.", "ffn.net.2."),
+    ("norm3.", "norm2."),
+    *(
+        (f"{ours}.{part}.", f"{theirs}.{renamed}.")
+        for ours, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+        for part, renamed in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
+    ),
+    ("self_attn.norm_", "attn1.norm_"),
+    ("cross_attn.norm_", "attn2.norm_"),
+)
+
+
+def to_diffusers_name(name: str) -> str:
+    """The name that diffusers gives to a tensor of `CausalWanModel`."""
+    return _renamed(name, _DIFFUSERS_NAMES)
+
+
+def from_diffusers_name(name: str) -> str:
+    """The name that `CausalWanModel` gives to a tensor of diffusers' `WanTransformer3DModel`."""
+    # `scale_shift_table` is a layer's modulation, and outside the layers the head's.
+    other = "head.modulation" if name.startswith("blocks.") else "modulation"
+    return _renamed(name, [(theirs, ours) for ours, theirs in _DIFFUSERS_NAMES if ours != other])
+
+
+def _renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:
+    layer = re.match(r"blocks\.\d+\.", name)
+    prefix = layer.group() if layer else ""
+    rest = name[len(prefix) :]
+    for old, new in rows:
+        if rest.startswith(old):
+            return prefix + new + rest[len(old) :]
+    return name

@@ -1,0 +1,156 @@
+"""Every kind of file that holds tensors, as one mapping from names to tensors that are read when they are asked for."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_action.weights.safetensors_files import read_metadata, read_safetensors
+
+# The pages of a mapped file that were touched stay in memory as long as the mapping does, so it is renewed this often.
+_REMAP_BYTES = 2**28
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name; each is read anew whenever it is asked for, so that a copy of them all is never held."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._readers
+
+
+def read_tensors(path: str | Path) -> LazyTensors:
+    """The tensors of a checkpoint under their names in the file, read lazily.
+
+    Args:
+        path: a `.safetensors` file; an index of shards (`*.safetensors.index.json`); a file of `torch.save`, which is
+            read without running code from it, and whose nested dictionaries become dotted names
+            (`generator.model.head.modulation`); or a folder with one of these.
+
+    Raises:
+        FileNotFoundError: there is nothing at that path, or a shard is missing.
+        ValueError: a file is not whole or holds more than tensors, shards do not belong together, or a folder leaves
+            open which of its files is meant.
+    """
+    path = find_weights(Path(path))
+    if path.suffix == ".json":
+        return _read_shards(path)
+    return _read_file(path)
+
+
+def find_weights(path: Path) -> Path:
+    """The file that a path means: itself, or the one checkpoint in a folder. Raises as `read_tensors`."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"no weights at {path}: give the path of a checkpoint file or of a folder with one")
+    for patterns in (("*.safetensors.index.json",), ("*.safetensors",), tuple(f"*{suffix}" for suffix in _PICKLES)):
+        found = sorted(file for pattern in patterns for file in path.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(
+                f"{path} holds {len(found)} checkpoints ({', '.join(file.name for file in found[:4])}"
+                f"{', ...' if len(found) > 4 else ''}) and no single index: give the path of one of them"
+            )
+    if (path / "transformer").is_dir():
+        return find_weights(path / "transformer")
+    raise FileNotFoundError(f"no checkpoint in {path}: expected a .safetensors file, an index of shards, or a .pt file")
+
+
+class _MappedFile:
+    def __init__(self, path: Path, open_file: Callable[[Path], dict[str, Tensor]]) -> None:
+        self._path, self._open = path, open_file
+        self._tensors, self._handed_out = open_file(path), 0
+        self.names = list(self._tensors)
+
+    def read(self, name: str) -> Tensor:
+        if self._handed_out > _REMAP_BYTES:
+            del self._tensors
+            self._tensors, self._handed_out = self._open(self._path), 0
+        tensor = self._tensors[name]
+        self._handed_out += tensor.nbytes
+        return tensor
+
+
+def _read_file(path: Path) -> LazyTensors:
+    file = _MappedFile(path, read_safetensors if path.suffix == ".safetensors" else _map_pickle)
+    if not file.names:
+        raise ValueError(f"{path} holds no tensors by name: expected a state dict, or dictionaries that hold one")
+    return LazyTensors({name: partial(file.read, name) for name in file.names})
+
+
+def _map_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        # Only archives of the present format can be mapped; older files are read as a whole.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} cannot be read as tensors and plain values alone ({str(error).splitlines()[0]}): it is cut off, "
+            "or holds objects that run code when they are loaded. If you trust it, save its state dict alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a whole checkpoint ({error}): fetch or write it again") from error
+    return dict(_flatten(content, "")) if isinstance(content, Mapping) else {}
+
+
+def _flatten(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+
+
+def _read_shards(index: Path) -> LazyTensors:
+    """The tensors of all shards, after a check that they are those that the index lists."""
+    weight_map = _weight_map(index)
+    readers: dict[str, Callable[[], Tensor]] = {}
+    metadata: dict[str, dict[str, str]] = {}
+    for shard in sorted(set(weight_map.values())):
+        path = index.parent / shard
+        if not path.is_file():
+            raise FileNotFoundError(f"shard {shard} of {index} is missing: fetch it, or write the checkpoint again")
+        file = _MappedFile(path, read_safetensors)
+        listed = {name for name, of in weight_map.items() if of == shard}
+        if listed != set(file.names):
+            odd = sorted(listed ^ set(file.names))
+            raise ValueError(
+                f"shard {shard} holds other tensors than {index} lists for it (first of {len(odd)}: {odd[0]}): are "
+                "these shards of one checkpoint?"
+            )
+        readers |= {name: partial(file.read, name) for name in file.names}
+        metadata[shard] = read_metadata(path)
+    if any(told != metadata[shard] for told in metadata.values()):
+        raise ValueError(f"the shards of {index} are of several checkpoints, they say {metadata}")
+    return LazyTensors(readers)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is no index of shards: expected JSON with `weight_map`") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} lists no tensors in its `weight_map`")
+    return weight_map

@@ -1,0 +1,205 @@
+"""Every kind of file gives the same tensors, and what is not whole is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_action.weights import LazyTensors, read_tensors, tensor_files, write_safetensors
+
+TENSORS = {"head.weight": torch.arange(6.0).view(2, 3), "head.bias": torch.ones(5).bfloat16(), "step": torch.tensor(7)}
+
+
+def write_shards(folder: Path, shards: dict[str, dict[str, Tensor]], metadata: dict[str, str] | None = None) -> Path:
+    for file, tensors in shards.items():
+        write_safetensors(folder / file, tensors, metadata or {"format": "pt"})
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: file for file, names in shards.items() for name in names}}))
+    return index
+
+
+def two_shards() -> dict[str, dict[str, Tensor]]:
+    names = list(TENSORS)
+    return {
+        "model-00001-of-00002.safetensors": {name: TENSORS[name] for name in names[:1]},
+        "model-00002-of-00002.safetensors": {name: TENSORS[name] for name in names[1:]},
+    }
+
+
+def safetensors(folder: Path) -> Path:
+    write_safetensors(folder / "x.safetensors", TENSORS, {})
+    return folder / "x.safetensors"
+
+
+def shards(folder: Path) -> Path:
+    return write_shards(folder, two_shards())
+
+
+def pickled(folder: Path) -> Path:
+    torch.save(TENSORS, folder / "model.pt")
+    return folder / "model.pt"
+
+
+def old_pickled(folder: Path) -> Path:
+    torch.save(TENSORS, folder / "model.pth", _use_new_zipfile_serialization=False)
+    return folder / "model.pth"
+
+
+def same(one: LazyTensors, other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in other
+    )
+
+
+@pytest.mark.parametrize("write", [safetensors, shards, pickled, old_pickled])
+def test_every_kind_gives_the_same_tensors_from_the_file_and_from_its_folder(
+    tmp_path: Path, write: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path)
+    for remap_bytes in (2**28, 0):
+        monkeypatch.setattr(tensor_files, "_REMAP_BYTES", remap_bytes)
+        for source in (path, str(path), tmp_path):
+            assert same(read_tensors(source), TENSORS)
+
+
+def test_files_are_mapped_anew_after_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def counting(path: Path) -> dict[str, Tensor]:
+        opened.append(path)
+        return {"a": torch.zeros(25), "b": torch.zeros(25)}
+
+    monkeypatch.setattr(tensor_files, "_REMAP_BYTES", 399)
+    file = tensor_files._MappedFile(tmp_path, counting)
+    for _ in range(4):
+        file.read("a")
+    assert len(opened) == 1
+    file.read("b")
+    assert len(opened) == 2
+
+
+def test_nested_dictionaries_become_dotted_names(tmp_path: Path) -> None:
+    content = {
+        "generator": {"model.a": torch.zeros(2)},
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+        "step": 3,
+    }
+    torch.save(content, tmp_path / "model.pt")
+    assert same(
+        read_tensors(tmp_path), {"generator.model.a": torch.zeros(2), "optimizer.state.0.exp_avg": torch.ones(3)}
+    )
+
+
+def test_a_transformer_folder_is_looked_into(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    shards(tmp_path / "transformer")
+    assert same(read_tensors(tmp_path), TENSORS)
+
+
+def test_nothing_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"no weights at {tmp_path}/none: give the path"):
+        read_tensors(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}: expected"):
+        read_tensors(tmp_path)
+
+
+def test_a_folder_with_several_checkpoints_is_refused(tmp_path: Path) -> None:
+    for name in ("b.safetensors", "a.safetensors"):
+        write_safetensors(tmp_path / name, TENSORS, {})
+    with pytest.raises(ValueError, match=r"holds 2 checkpoints \(a.safetensors, b.safetensors\) and no single index"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("write", [safetensors, pickled, old_pickled])
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.999])
+def test_a_truncated_file_is_refused(tmp_path: Path, write: Callable[[Path], Path], kept: float) -> None:
+    path = write(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=f"{path} (is not a whole|cannot be read)"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+def test_garbage_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(bytes(range(256)) * 10)
+    with pytest.raises(ValueError, match=f"{name} (is not a whole|cannot be read)"):
+        read_tensors(tmp_path)
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, new_format: bool) -> None:
+    trace = tmp_path / "trace"
+    torch.save({"a": torch.zeros(2), "b": Evil(trace)}, tmp_path / "x.pt", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(ValueError, match=r"cannot be read as tensors and plain values alone .*save its state dict"):
+        read_tensors(tmp_path / "x.pt")
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(Evil(trace)))
+    assert trace.exists()
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(2)], torch.zeros(2), {}, {"step": 3}])
+def test_a_file_without_named_tensors_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="holds no tensors by name"):
+        read_tensors(tmp_path / "x.pt")
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    index = shards(tmp_path)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    for path in (index, tmp_path):
+        with pytest.raises(FileNotFoundError, match="shard model-00002-of-00002.safetensors of .* is missing"):
+            read_tensors(path)
+
+
+def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
+    shards(tmp_path)
+    path = tmp_path / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="model-00002-of-00002.safetensors is not a whole"):
+        read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["a tensor in two shards", "a tensor in none"])
+def test_shards_that_do_not_hold_what_the_index_lists_are_refused(tmp_path: Path, change: str) -> None:
+    index = shards(tmp_path)
+    first = dict(two_shards()["model-00001-of-00002.safetensors"])
+    if change == "a tensor in two shards":
+        first["head.bias"] = TENSORS["head.bias"]
+    else:
+        del first["head.weight"]
+        first["other"] = torch.zeros(1)
+    write_safetensors(tmp_path / "model-00001-of-00002.safetensors", first, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"shard model-00001-of-00002.safetensors holds other tensors than .* lists"):
+        read_tensors(index)
+
+
+def test_shards_of_two_checkpoints_are_refused(tmp_path: Path) -> None:
+    index = shards(tmp_path)
+    path = tmp_path / "model-00002-of-00002.safetensors"
+    write_safetensors(path, two_shards()[path.name], {"format": "pt", "fingerprint": "another"})
+    with pytest.raises(ValueError, match="are of several checkpoints"):
+        read_tensors(index)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {}}'])
+def test_a_broken_index_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.safetensors.index.json").write_text(text)
+    with pytest.raises(ValueError, match=r"x.safetensors.index.json (is no index of shards|lists no tensors)"):
+        read_tensors(tmp_path)
