@@ -18,6 +18,7 @@ from lightning_action.diffusion.noise import frame_noise, starting_from
 from lightning_action.frozen.holder import FrozenParts, move, to_unit_range
 from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
 from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.rollout import BlockModulation, CausalRollout, rollout
 from lightning_action.settings import Sampling
@@ -130,6 +131,7 @@ class ActionCausalInferencePipeline(nn.Module):
         profile: Literal[False] = ...,
         low_memory: bool = ...,
         sample_id: Sequence[int] | None = ...,
+        image: ImageCondition = ...,
     ) -> Tensor: ...
 
     @overload
@@ -144,6 +146,7 @@ class ActionCausalInferencePipeline(nn.Module):
         profile: bool = ...,
         low_memory: bool = ...,
         sample_id: Sequence[int] | None = ...,
+        image: ImageCondition = ...,
     ) -> Any: ...
 
     @torch.no_grad()
@@ -158,6 +161,7 @@ class ActionCausalInferencePipeline(nn.Module):
         profile: bool = False,
         low_memory: bool = False,
         sample_id: Sequence[int] | None = None,
+        image: ImageCondition = NO_IMAGE,
     ) -> Any:
         """Generate the videos of a batch.
 
@@ -179,6 +183,7 @@ class ActionCausalInferencePipeline(nn.Module):
             low_memory: text encoder and VAE are on the device only while they work, and the video is decoded block by
                 block to the CPU.
             sample_id: a number for each video, to which the noise of later steps belongs; 0 ... B - 1 if not given.
+            image: what an image-to-video model sees besides, for all F0 + F frames.
 
         Returns:
             Video `[B, T, 3, H, W]` in [0, 1] with T = 1 + r (F0 + F - 1); with `return_latents` and `profile` a tuple
@@ -207,7 +212,7 @@ class ActionCausalInferencePipeline(nn.Module):
         text_seconds = stopwatch.lap()
         modulation = self._block_modulation(action_inputs, text, start) if given is None else given
         blocks, block_seconds = [], []
-        for block in self._stream(start, text, causality, modulation, initial.shape[1], samples):
+        for block in self._stream(start, text, causality, modulation, initial.shape[1], samples, image):
             blocks.append(block)
             block_seconds.append(stopwatch.lap())
         latents = torch.cat(blocks, dim=1)
@@ -251,6 +256,7 @@ class ActionCausalInferencePipeline(nn.Module):
         modulation: Tensor | BlockModulation | None,
         num_initial: int,
         sample_id: Sequence[int],
+        image: ImageCondition,
     ) -> Iterator[Tensor]:
         _, num_frames, channels, height, width = start.shape
         shape = (channels, height, width)
@@ -264,6 +270,7 @@ class ActionCausalInferencePipeline(nn.Module):
             shape,
             num_frames,
             self.sampling.action_guidance_scale,
+            image,
         )
         return rollout(session, num_frames, modulation, start[:, :num_initial] if num_initial else None)
 

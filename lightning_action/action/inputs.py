@@ -48,11 +48,11 @@ class ActionToModulation:
         Raises:
             ValueError: the action has another shape.
         """
-        like = next(self.projection.parameters())
+        weight = next(self.projection.parameters())
         if isinstance(action, Tensor) and action.ndim > 3:
-            modulation = action.to(like)
+            modulation = action.to(weight)
         else:
-            modulation = self.projection(_every_frame(action, num_frames, like)) * self.scale
+            modulation = self._project(_every_frame(action, num_frames, weight))
         expected = [[batch_size, num_frames, *layers, 6, self.dim] for layers in ([], [self.num_layers])]
         if list(modulation.shape) not in expected:
             raise ValueError(
@@ -85,12 +85,22 @@ class ActionToModulation:
         nothing = modulation.new_zeros(batch_size, num_frames - length, *modulation.shape[2:])
         return torch.cat([nothing, modulation], dim=1)
 
+    def _project(self, features: Action) -> Tensor:
+        if isinstance(features, Mapping) != isinstance(self.projection, SummedModulation):
+            raise ValueError(
+                "expected a dict of features by condition for SummedModulation, one tensor of features for another "
+                f"projection; got {type(features).__name__} for {type(self.projection).__name__}"
+            )
+        return self.projection(features) * self.scale
 
-def _every_frame(action: Action, num_frames: int, like: Tensor) -> Any:
-    if isinstance(action, Mapping):
-        return {name: _every_frame(values, num_frames, like) for name, values in action.items()}
-    frames = action[:, None].expand(-1, num_frames, -1) if action.ndim == 2 else action
-    return frames.to(like)
+
+def _every_frame(features: Action, num_frames: int, like: Tensor) -> Action:
+    def expanded(values: Tensor) -> Tensor:
+        return (values[:, None].expand(-1, num_frames, -1) if values.ndim == 2 else values).to(like)
+
+    if isinstance(features, Mapping):
+        return {name: expanded(values) for name, values in features.items()}
+    return expanded(features)
 
 
 def _read(inputs: ActionInputs) -> tuple[Action, Tensor | None]:

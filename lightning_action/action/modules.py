@@ -63,6 +63,7 @@ class DiscreteActionModule(nn.Module):
         super().__init__()
         self.num_codes = num_codes
         self.change = nn.Conv2d(2 * latent_dim, hidden_dim, kernel_size=3, padding=1)
+        self.norm = nn.LayerNorm(hidden_dim)
         self.to_logits = nn.Linear(hidden_dim, num_codes)
         self.embedding = nn.Linear(num_codes, hidden_dim, bias=False)
         self.gru = nn.GRU(hidden_dim, hidden_dim, batch_first=True)
@@ -83,10 +84,14 @@ class DiscreteActionModule(nn.Module):
         return self._encode(F.one_hot(codes, self.num_codes).to(self.embedding.weight))
 
     def _logits(self, frames: Tensor) -> Tensor:
-        before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
-        pairs = torch.cat([frames, before], dim=2)
-        change = F.silu(self.change(pairs.flatten(0, 1))).mean(dim=(2, 3))
-        return self.to_logits(change).unflatten(0, frames.shape[:2])
+        now = frames.flatten(0, 1)
+        before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1).flatten(0, 1)
+        # Less the response to a standstill, so that what tells the codes apart is the change and not the picture.
+        change = self._response(now, before) - self._response(before, before)
+        return self.to_logits(self.norm(change)).unflatten(0, frames.shape[:2])
+
+    def _response(self, now: Tensor, before: Tensor) -> Tensor:
+        return F.silu(self.change(torch.cat([now, before], dim=1))).mean(dim=(2, 3))
 
     def _encode(self, one_hot: Tensor) -> Tensor:
         return self.to_action(self.gru(self.embedding(one_hot))[0][:, -1])
