@@ -36,8 +36,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "frozen": {"weights"},
     "diffusion": {"generator", "seeding"},
     "rollout": {"generator", "diffusion"},
-    "pipeline": {"action", "diffusion", "frozen", "generator", "rollout", "settings"},
-    "pretrained": {"frozen", "generator", "weights"},
+    "pretrained": {"action", "frozen", "generator", "weights"},
+    "pipeline": {
+        *("action", "diffusion", "frozen", "generator", "rollout", "settings", "weights", "pretrained"),
+        "command_line",
+    },
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},
     "module": {
