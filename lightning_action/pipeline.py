@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, TypedDict, overload
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lightning_action.action.inferred import InferActions, for_prompts
 from lightning_action.action.inputs import Action, ActionInputs, ActionToModulation
 from lightning_action.action.projection import ActionModulationProjection, SummedModulation
+from lightning_action.action.schema import ActionSchema
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise, starting_from
 from lightning_action.frozen.holder import FrozenParts, move, to_unit_range
@@ -20,6 +23,8 @@ from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
 from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.pipeline_checks import check_batch, check_latents
+from lightning_action.pipeline_parts import parts_of_release, parts_of_run
 from lightning_action.rollout import BlockModulation, CausalRollout, rollout
 from lightning_action.settings import Sampling
 
@@ -57,6 +62,7 @@ class ActionCausalInferencePipeline(nn.Module):
             first one is given); `num_initial_latents` is not used.
         timestep_shift: of the noise levels.
         action_modulation_scale: multiplies the modulation that the projection gives, not a ready one.
+        schema: what raw actions are, for `encode_actions`.
 
     Raises:
         ValueError: actions are to act, but `enable_adaln_zero` is False.
@@ -76,6 +82,7 @@ class ActionCausalInferencePipeline(nn.Module):
         sampling: Sampling = Sampling(denoising_step_list=[1000, 750, 500, 250]),
         timestep_shift: float = 5.0,
         action_modulation_scale: float = 1.0,
+        schema: ActionSchema | None = None,
     ) -> None:
         super().__init__()
         self._process_action = process_action
@@ -95,7 +102,37 @@ class ActionCausalInferencePipeline(nn.Module):
         self.sampling = sampling
         self.schedule = FlowMatchSchedule(timestep_shift)
         self.action_modulation_scale = action_modulation_scale
+        self.schema = schema
         self.eval()
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path | None,
+        config: str | Path | None = None,
+        generator: CausalWanModel | None = None,
+        dtype: torch.dtype | None = None,
+        **settings: Any,
+    ) -> Self:
+        """A pipeline with trained weights.
+
+        Args:
+            path: a file or folder with the generator of any checkpoint of the family; or with `config` the checkpoint
+                of a run. None looks for a released generator in the folder that the environment variable
+                `LIGHTNING_ACTION_WEIGHTS` names.
+            config: configuration of the run, as `fit` saved it; everything comes from the run.
+            generator: takes the weights at `path`; None builds one of the size that they have.
+            dtype: precision of such a new generator; None takes that of the file.
+            settings: any other argument of the constructor, in place of what was found. Text encoder and VAE are
+                otherwise those of the run, or `UMT5TextEncoder` and `WanVideoVAE` from the folder of the environment
+                variable.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged, or belongs to another model.
+        """
+        found = parts_of_release(path, generator, dtype) if config is None else parts_of_run(config, path)
+        return cls(**{**found, **settings})
 
     def process_action(
         self, generated_frames: Tensor, current_frame_idx: int, action_inputs: ActionInputs | None
@@ -118,6 +155,24 @@ class ActionCausalInferencePipeline(nn.Module):
         if self._process_action is None:
             return None
         return self._process_action(generated_frames, current_frame_idx, action_inputs)
+
+    def encode_actions(self, rows: Tensor, num_latents: int) -> ActionInputs:
+        """Raw action rows `[B, rows, columns]`, as `schema` says, to `action_inputs` for a video of `num_latents`.
+
+        Raises:
+            ValueError: there is no schema, or the rows do not fit it.
+        """
+        if self.schema is None:
+            raise ValueError("this pipeline has no action schema: give it one, or hand in action_features")
+        features, present = self.schema.encode(rows, num_latents)
+        return {"action_features": features, "action_present": present}
+
+    @torch.no_grad()
+    def encode_video(self, video: Tensor) -> Tensor:
+        """Pixels `[B, T, 3, H, W]` in [-1, 1], T = 1 for an image, to an `initial_latent` `[B, F0, C, h, w]`."""
+        self.frozen.vae.load()
+        self.frozen.to(self._weight.device)
+        return self.frozen.encode_video(video)
 
     @overload
     def inference(
@@ -194,9 +249,9 @@ class ActionCausalInferencePipeline(nn.Module):
             RuntimeError: the model gave values that are not finite.
         """
         initial = noise[:, :0] if initial_latent is None else initial_latent
-        _check_latents(noise, initial, self.generator)
+        check_latents(noise, initial, self.generator)
         samples = range(len(noise)) if sample_id is None else sample_id
-        _check_batch(text_prompts, prompt_embeds, samples, len(noise), self.generator)
+        check_batch(text_prompts, prompt_embeds, samples, len(noise), self.generator)
         start = torch.cat([initial.to(self._weight), noise.to(self._weight)], dim=1)
         causality = self._causality(initial.shape[1], noise.shape[1])
         causality.split(start.shape[1])
@@ -204,8 +259,7 @@ class ActionCausalInferencePipeline(nn.Module):
         if prompt_embeds is None:
             self.frozen.text_encoder.load()
         self.frozen.vae.load()
-        if low_memory:
-            self.frozen.to("cpu")
+        self.frozen.to("cpu" if low_memory else start.device)
 
         stopwatch = _Stopwatch(start.device, profile)
         text = self._encode_text(text_prompts, low_memory) if prompt_embeds is None else prompt_embeds.to(self._weight)
@@ -338,44 +392,3 @@ class _Stopwatch:
             torch.accelerator.synchronize(self._device)
         before, self._last = self._last, time.perf_counter()
         return self._last - before
-
-
-def _check_latents(noise: Tensor, initial: Tensor, generator: CausalWanModel) -> None:
-    for name, latents in (("noise", noise), ("initial_latent", initial)):
-        if latents.ndim != 5 or latents.shape[2] != generator.out_dim or not latents.is_floating_point():
-            raise ValueError(
-                f"{name} must be floats [B, F, {generator.out_dim}, H, W], got {latents.dtype} {list(latents.shape)}"
-            )
-        if not bool(torch.isfinite(latents).all()):
-            raise ValueError(f"{name} holds NaN or infinity")
-    if initial.shape[:1] + initial.shape[2:] != noise.shape[:1] + noise.shape[2:] or noise.shape[1] < 1:
-        raise ValueError(
-            f"noise {list(noise.shape)} and initial_latent {list(initial.shape)} must agree in all but frames, and "
-            "noise have at least one"
-        )
-    generator.tokens_per_frame(*noise.shape[-2:])
-
-
-def _check_batch(
-    prompts: Sequence[str] | None,
-    embeds: Tensor | None,
-    samples: Sequence[int],
-    batch_size: int,
-    generator: CausalWanModel,
-) -> None:
-    if len(samples) != batch_size:
-        raise ValueError(f"expected {batch_size} sample_id, one for each video of noise, got {len(samples)}")
-    if embeds is None:
-        if prompts is None or isinstance(prompts, str) or len(prompts) != batch_size:
-            raise ValueError(
-                f"expected text_prompts, a list of {batch_size} strings, one for each video of noise, or "
-                f"prompt_embeds; got {prompts!r}"
-            )
-        return
-    shape = list(embeds.shape)
-    if embeds.ndim != 3 or shape[0] != batch_size or shape[1] > generator.text_len or shape[2] != generator.text_dim:
-        raise ValueError(
-            f"prompt_embeds must be [{batch_size}, at most {generator.text_len}, {generator.text_dim}], got {shape}"
-        )
-    if not bool(torch.isfinite(embeds).all()):
-        raise ValueError("prompt_embeds hold NaN or infinity")

@@ -87,7 +87,7 @@ def load_generator(
         FileNotFoundError: there is no such file.
         ValueError: it is not whole, holds no generator, or one that does not fit.
     """
-    file = _generator_file(path)
+    file = generator_file(path)
     checkpoint = read_generator(file, ema, lora_alpha)
     tensors, num_merged = checkpoint.tensors, checkpoint.num_merged
     if lora is not None:
@@ -143,7 +143,12 @@ def export(folder: str | Path, generator: CausalWanModel, vae: VideoCodec, fit_s
         write_safetensors(Path(folder) / VAE_FILE, vae.fitted_tensors(), {})
 
 
-def _generator_file(path: str | Path | None) -> Path:
+def generator_file(path: str | Path | None) -> Path:
+    """The file that `load_generator` reads for a path.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     if path is None:
         return find_weights(find_release_file(_RELEASED, "the generator"))
     exported = Path(path) / GENERATOR_FILE
