@@ -64,7 +64,10 @@ class UMT5TextEncoder(TextEncoder):
         if self._model is not None:
             return
         path = locate(self.path, _RELEASE_NAMES, "the UMT5 text encoder")
-        self._tokenize = _read_tokenizer(path if self.tokenizer is None else Path(self.tokenizer))
+        beside = path if path.is_dir() else path.parent
+        self._tokenize = _read_tokenizer(
+            [beside / name for name in _TOKENIZER_FOLDERS] if self.tokenizer is None else [Path(self.tokenizer)]
+        )
         model = _read_model(path, self._dtype)
         if len(self._tokenize) > model.config.vocab_size:
             raise ValueError(
@@ -116,12 +119,10 @@ def clean_prompt(prompt: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
 
 
-def _read_tokenizer(path: Path) -> Any:
-    """The tokenizer in or beside a path."""
+def _read_tokenizer(folders: Sequence[Path]) -> Any:
+    """The tokenizer in the first of the folders that holds one."""
     from transformers import AutoTokenizer
 
-    start = path if path.is_dir() else path.parent
-    folders = [start / name for name in _TOKENIZER_FOLDERS]
     found = next((folder for folder in folders if any((folder / name).is_file() for name in _VOCABULARIES)), None)
     if found is None:
         raise FileNotFoundError(
