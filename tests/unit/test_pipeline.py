@@ -9,8 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_action import ActionCausalInferencePipeline, ActionModulationProjection, SummedModulation
+from lightning_action import (
+    ActionCausalInferencePipeline,
+    ActionModulationProjection,
+    ActionVideoModule,
+    SummedModulation,
+)
 from lightning_action.action.modules import VisualTextActionModule
+from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise, starting_from
 from lightning_action.frozen.codec import LinearVideoCodec
@@ -546,3 +552,53 @@ def test_latents_that_are_not_finite_are_an_error() -> None:
     made = pipeline(action_module=lambda frames: torch.full((2, 4), torch.nan))
     with pytest.raises(RuntimeError, match="generated latents hold NaN"):
         latents(made)
+
+
+# As a LightningModule
+
+
+def test_it_generates_what_the_lightning_module_does() -> None:
+    """Bit for bit, from the module's own starting noise: raw actions, a known start, guidance."""
+    sampling = Sampling(denoising_step_list=[1000, 600], seed=7, action_guidance_scale=1.5)
+    schema = ActionSchema([ActionPart(size=1)])
+    module = ActionVideoModule(
+        small_generator,
+        lambda: HashingTextEncoder(9, 7),
+        codec,
+        lambda action_dim, dim: projection(action_dim),
+        schema=schema,
+        causality=BlockCausality(1, 4, 1),
+        sampling=sampling,
+    )
+    module.configure_model()
+    fill(module.action_projection)  # type: ignore[arg-type]
+    rows = drawn(2, 20, 1).clamp(-1, 1)
+    batch = {
+        "video": drawn(2, 1, 3, 8, 6).clamp(-1, 1),
+        "action": rows,
+        "prompt": PROMPTS,
+        "sample_id": torch.tensor([4, 9]),
+    }
+    made = pipeline(
+        generator=module.generator,
+        vae=module.frozen.vae,
+        action_projection=module.action_projection,
+        causality=module.causality,
+        sampling=sampling,
+        schema=schema,
+    )
+    out = latents(
+        made,
+        frame_noise(7, (4, 9), SHAPE)(range(1, 6), 0),
+        action_inputs=made.encode_actions(rows, 6),
+        initial_latent=made.encode_video(batch["video"]),
+        sample_id=[4, 9],
+    )
+    expected = module.eval().generate_latents(batch)
+    assert torch.equal(out, expected)
+    assert not torch.equal(out, module.generate_latents({**batch, "action": -rows}))
+
+
+def test_raw_actions_need_a_schema() -> None:
+    with pytest.raises(ValueError, match="no action schema"):
+        pipeline().encode_actions(drawn(2, 20, 1), 6)
