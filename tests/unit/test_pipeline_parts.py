@@ -16,6 +16,7 @@ from lightning_action import (
     ActionModulationProjection,
     ActionVideoModule,
     BlockCausality,
+    ConvActionModule,
 )
 from lightning_action.command_line import load_module
 from lightning_action.diffusion.noise import frame_noise
@@ -124,6 +125,10 @@ CONFIG: dict[str, Any] = {
             "class_path": "lightning_action.action.projection.ActionModulationProjection",
             "init_args": {"hidden_dim": 20},
         },
+        "action_module": {
+            "class_path": "lightning_action.ConvActionModule",
+            "init_args": {"latent_dim": 7, "action_dim": 8, "hidden_dim": 6},
+        },
         "causality": {"num_frame_per_block": 2},
         "sampling": {"num_inference_steps": 2, "seed": 5, "num_initial_latents": 0},
         "timestep_shift": 3.0,
@@ -143,6 +148,7 @@ def write_run(folder: Path) -> tuple[Path, Path]:
         lambda: HashingTextEncoder(6, 4),
         lambda: LinearVideoCodec(7, patch_size=4),
         lambda action_dim, dim: ActionModulationProjection(action_dim, dim, hidden_dim=20),
+        lambda: ConvActionModule(7, 8, 6),
     )
     module.configure_model()
     fill(module)
@@ -168,7 +174,11 @@ def test_a_run_brings_everything(tmp_path: Path) -> None:
     noise = frame_noise(5, (0, 1), (7, 4, 6))(range(4), 0)
     out = made.inference(noise, batch["prompt"], action_inputs=made.encode_actions(rows, 4))
     assert torch.equal(out, module.generate(batch)) and out.shape == (2, 13, 3, 16, 24)
-    assert not torch.equal(out, made.inference(noise, batch["prompt"]))
+    without = {key: value for key, value in batch.items() if key != "action"}
+    inferred = made.inference(noise, batch["prompt"])
+    assert torch.equal(inferred, module.generate({**without, "num_latents": 4}))
+    assert torch.equal(inferred[:, :5], module.generate({**batch, "action": None, "num_latents": 4})[:, :5])
+    assert not torch.equal(inferred, out)
     other = ActionCausalInferencePipeline.from_checkpoint(path, config=config, causality=BlockCausality(1))
     assert other.causality.num_frame_per_block == 1 and made.causality.num_frame_per_block == 2
 
