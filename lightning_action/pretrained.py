@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from lightning_action.weights import (
     LazyTensors,
     add_changes,
     detect_size,
+    few,
     find_release_file,
     find_weights,
     load_strictly,
@@ -59,8 +59,8 @@ class LoadReport:
         told = f"loaded {self.num_tensors} tensors of the generator from {self.source}"
         told += f" ({self.part.rstrip('.')})" if self.part else ""
         told += f", merged {self.num_merged} LoRA layers" if self.num_merged else ""
-        told += f", dropped {len(self.dropped)} of extra heads ({_few(self.dropped)})" if self.dropped else ""
-        return told + (f", left aside {_few(self.ignored)}" if self.ignored else "")
+        told += f", dropped {len(self.dropped)} of extra heads ({few(self.dropped)})" if self.dropped else ""
+        return told + (f", left aside {few(self.ignored)}" if self.ignored else "")
 
 
 def load_generator(
@@ -107,6 +107,17 @@ def load_generator(
     )
 
 
+def generator_file(path: str | Path | None) -> Path:
+    """The file that holds the generator. Arguments and errors as in `load_generator`."""
+    if path is None:
+        return find_weights(find_release_file(_RELEASED, "the generator"))
+    exported = Path(path) / GENERATOR_FILE
+    try:
+        return exported if exported.is_file() else find_weights(Path(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. {_EXPECTED}") from error
+
+
 def load_action_projection(projection: ActionModulationProjection, path: str | Path) -> None:
     """Load the action projection that a checkpoint of this family, or one of ours, holds.
 
@@ -143,21 +154,6 @@ def export(folder: str | Path, generator: CausalWanModel, vae: VideoCodec, fit_s
         write_safetensors(Path(folder) / VAE_FILE, vae.fitted_tensors(), {})
 
 
-def generator_file(path: str | Path | None) -> Path:
-    """The file that `load_generator` reads for a path.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if path is None:
-        return find_weights(find_release_file(_RELEASED, "the generator"))
-    exported = Path(path) / GENERATOR_FILE
-    try:
-        return exported if exported.is_file() else find_weights(Path(path))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}. {_EXPECTED}") from error
-
-
 def _check_size(generator: CausalWanModel, tensors: LazyTensors, source: str) -> None:
     """Say in the words of the configuration what differs, where that is the size."""
     theirs, ours = detect_size(tensors.entries), detect_size(generator.state_dict())
@@ -170,10 +166,6 @@ def _check_size(generator: CausalWanModel, tensors: LazyTensors, source: str) ->
         raise ValueError(
             f"{source} does not fit {type(generator).__name__}: it holds a model of {', '.join(differing)}"
         )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _find(folder: str, name: str) -> Path:

@@ -37,11 +37,9 @@ class TinyWanVAE(WanCodec):
         """
         self._require_video(video)
         self.load()
-        model: _TinyAutoencoder = self._model
+        model: TinyAutoencoder = self._model
         if model.encoder is None:
-            raise ValueError(
-                f"the file {self.path} has a decoder alone: give one with `encoder.` tensors, or another VAE"
-            )
+            raise ValueError("these weights hold a decoder alone: give a file with `encoder.` tensors, or another VAE")
         padded = torch.cat([video, video[:, -1:].expand(-1, self.temporal_compression_ratio - 1, -1, -1, -1)], dim=1)
         pixels = (padded.to(self._device, self._dtype) + 1) / 2
         seen: dict[int, Tensor] = {}
@@ -50,7 +48,7 @@ class TinyWanVAE(WanCodec):
 
     def streaming_decoder(self) -> StreamingDecoder:
         self.load()
-        model: _TinyAutoencoder = self._model
+        model: TinyAutoencoder = self._model
         seen: dict[int, Tensor] = {}
 
         @torch.no_grad()
@@ -67,7 +65,7 @@ class TinyWanVAE(WanCodec):
         tensors = {name: tensor.to(self._dtype) for name, tensor in read_tensors(path).items()}
         try:
             with torch.device("meta"):
-                model = _TinyAutoencoder(tensors)
+                model = TinyAutoencoder(tensors)
         except KeyError as error:
             raise ValueError(f"{path} holds no tiny autoencoder: it has no tensor {error}") from error
         check_fits(model, tensors, str(path))
@@ -76,7 +74,7 @@ class TinyWanVAE(WanCodec):
         return model
 
 
-class _TinyAutoencoder(nn.Module):
+class TinyAutoencoder(nn.Module):
     """The network of the sizes that its tensors show; layers stand where the file counts them."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_action.frozen.interfaces import TextEncoder
-from lightning_action.frozen.model_files import config_beside, locate
+from lightning_action.frozen.model_files import config_beside, locate, wan_extra
 from lightning_action.frozen.umt5_format import config_of, is_original, to_transformers_name
 from lightning_action.weights import check_fits, read_tensors
 
@@ -114,14 +114,16 @@ class UMT5TextEncoder(TextEncoder):
 
 def clean_prompt(prompt: str) -> str:
     """Mended encoding, HTML entities resolved (twice, for those escaped twice), single spaces."""
-    import ftfy
+    with wan_extra():
+        import ftfy
 
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
 
 
 def _read_tokenizer(folders: Sequence[Path]) -> Any:
     """The tokenizer in the first of the folders that holds one."""
-    from transformers import AutoTokenizer
+    with wan_extra():
+        from transformers import AutoTokenizer
 
     found = next((folder for folder in folders if any((folder / name).is_file() for name in _VOCABULARIES)), None)
     if found is None:
@@ -137,7 +139,8 @@ def _read_tokenizer(folders: Sequence[Path]) -> Any:
 
 def _read_model(path: Path, dtype: torch.dtype) -> Any:
     """The `UMT5EncoderModel` in a file or folder; its weights are never in memory twice."""
-    from transformers import UMT5Config, UMT5EncoderModel
+    with wan_extra():
+        from transformers import UMT5Config, UMT5EncoderModel
 
     stored = read_tensors(path)
     original = is_original(stored)

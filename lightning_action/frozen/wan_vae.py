@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from lightning_action.frozen.interfaces import StreamingDecoder
-from lightning_action.frozen.model_files import config_beside
+from lightning_action.frozen.model_files import config_beside, wan_extra
 from lightning_action.frozen.wan_codec import WanCodec
 from lightning_action.frozen.wan_vae_format import config_of, is_original, original_layout, to_diffusers_name
 from lightning_action.weights import check_fits, read_tensors
@@ -74,7 +74,8 @@ class WanVideoVAE(WanCodec):
         return mean, deviation
 
     def _read(self, path: Path) -> Any:
-        from diffusers import AutoencoderKLWan
+        with wan_extra():
+            from diffusers import AutoencoderKLWan
 
         stored = read_tensors(path)
         names = {name: name for name in stored}

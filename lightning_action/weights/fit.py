@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -41,7 +41,20 @@ def check_fits(module: nn.Module, tensors: Mapping[str, Shaped], source: str) ->
     Raises:
         ValueError: names or shapes differ; lists the first of each kind.
     """
-    own = module.state_dict()
+    require_same(
+        module.state_dict(),
+        tensors,
+        f"{source} does not fit {type(module).__name__}",
+        "use the configuration it was trained with",
+    )
+
+
+def require_same(own: Mapping[str, Shaped], tensors: Mapping[str, Shaped], complaint: str, remedy: str) -> None:
+    """Refuse tensors that differ from `own` in names or shapes.
+
+    Raises:
+        ValueError: `complaint (the first of each kind): remedy`.
+    """
     problems = {
         "missing": [name for name in own if name not in tensors],
         "unexpected": [name for name in tensors if name not in own],
@@ -52,14 +65,13 @@ def check_fits(module: nn.Module, tensors: Mapping[str, Shaped], source: str) ->
         ],
     }
     if any(problems.values()):
-        told = "; ".join(
-            f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-            for kind, names in problems.items()
-            if names
-        )
-        raise ValueError(
-            f"{source} does not fit {type(module).__name__} ({told}): use the configuration it was trained with"
-        )
+        told = "; ".join(f"{len(names)} {kind}: {few(names)}" for kind, names in problems.items() if names)
+        raise ValueError(f"{complaint} ({told}): {remedy}")
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of a list that may be long."""
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _materialise(module: nn.Module, name: str, own: Tensor, value: Tensor) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_action.weights.fit import few
 from lightning_action.weights.names import to_diffusers_name
 from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, find_weights, read_tensors
 
@@ -100,8 +101,9 @@ def add_changes(base: LazyTensors, changes: Mapping[str, LazyTensor], source: st
         if name in base.entries and entry.shape != base.entries[name].shape
     ]
     if strangers:
-        told = f"{', '.join(strangers[:4])}{', ...' if len(strangers) > 4 else ''}"
-        raise ValueError(f"{source} changes {len(strangers)} weights that the generator does not have: {told}")
+        raise ValueError(
+            f"{source} changes {len(strangers)} weights that the generator does not have: {few(strangers)}"
+        )
     changed = {
         name: LazyTensor(entry.shape, entry.dtype, partial(_sum, entry, by_name[name])) if name in by_name else entry
         for name, entry in base.entries.items()

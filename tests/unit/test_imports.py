@@ -36,6 +36,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "frozen": {"weights"},
     "diffusion": {"generator", "seeding"},
     "rollout": {"generator", "diffusion"},
+    "lora": {"weights"},
+    "adapter": {"action", "files", "lora", "weights"},
+    "export": {"adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "weights"},
     "pretrained": {"action", "frozen", "generator", "weights"},
     "pipeline": {
         "action",
@@ -58,10 +61,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "command_line": {"module"},
     "cli": {"compat", "command_line"},
 }
-WITHOUT_LIGHTNING = MAY_IMPORT.keys() - {"data", "module", "command_line", "cli"}
+WITHOUT_LIGHTNING = MAY_IMPORT.keys() - {"data", "module", "command_line", "cli", "export"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.
-DEFERRED = {"diffusers", "transformers", "ftfy", "pyarrow", "torchvision"}
+DEFERRED = {"diffusers", "transformers", "ftfy", "peft", "pyarrow", "torchvision"}
 # typing_extensions stands for newer typing of the standard library; torch and lightning need it anyway.
 CALLBACKS_MAY_IMPORT = {"torch", "lightning", "typing_extensions", *sys.stdlib_module_names}
 CALLBACKS_MAY_DEFER = {"av", "PIL", "numpy"}
