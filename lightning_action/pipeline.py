@@ -24,7 +24,7 @@ from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.pipeline_checks import check_batch, check_latents
-from lightning_action.pipeline_parts import parts_of_release, parts_of_run
+from lightning_action.pipeline_parts import parts_of_adapter, parts_of_release, parts_of_run
 from lightning_action.rollout import BlockModulation, CausalRollout, rollout
 from lightning_action.settings import Sampling
 
@@ -112,6 +112,8 @@ class ActionCausalInferencePipeline(nn.Module):
         config: str | Path | None = None,
         generator: CausalWanModel | None = None,
         dtype: torch.dtype | None = None,
+        adapter: str | Path | None = None,
+        any_base: bool = False,
         **settings: Any,
     ) -> Self:
         """A pipeline with trained weights.
@@ -120,9 +122,11 @@ class ActionCausalInferencePipeline(nn.Module):
             path: a file or folder with the generator of any checkpoint of the family; or with `config` the checkpoint
                 of a run. None looks for a released generator in the folder that the environment variable
                 `LIGHTNING_ACTION_WEIGHTS` names.
-            config: configuration of the run, as `fit` saved it; everything comes from the run.
+            config: configuration of the run, as `fit` saved it; everything comes from the run then.
             generator: takes the weights at `path`; None builds one of the size that they have.
             dtype: precision of such a new generator; None takes that of the file.
+            adapter: file of what actions added to this generator, as `export --format adapter` writes it.
+            any_base: also use the adapter on a generator that it was not trained on.
             settings: any other argument of the constructor, in place of what was found. Text encoder and VAE are
                 otherwise those of the run, or `UMT5TextEncoder` and `WanVideoVAE` from the folder of the environment
                 variable.
@@ -132,6 +136,8 @@ class ActionCausalInferencePipeline(nn.Module):
             ValueError: a file is damaged, or belongs to another model.
         """
         found = parts_of_release(path, generator, dtype) if config is None else parts_of_run(config, path)
+        if adapter is not None:
+            found |= parts_of_adapter(adapter, found["generator"], any_base)
         return cls(**{**found, **settings})
 
     def process_action(

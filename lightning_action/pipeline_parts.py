@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lightning_action.action.projection import ActionModulationProjection
+from lightning_action.adapter import ActionAdapter, load_adapter, read_adapter
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.model import CausalWanModel
@@ -42,9 +45,7 @@ def parts_of_release(
 ) -> dict[str, Any]:
     """A generator with its weights, and the parts of a Wan release that it was trained with, which load later.
 
-    Raises:
-        FileNotFoundError: there is no generator.
-        ValueError: its file is damaged, or does not fit.
+    Arguments and errors as in `ActionCausalInferencePipeline.from_checkpoint`.
     """
     if generator is None:
         generator = _empty_generator(generator_file(path), dtype)
@@ -55,6 +56,37 @@ def parts_of_release(
         # Wan 2.1 has 16 latent channels at an eighth of the pixels, Wan 2.2's own VAE 48 at a sixteenth.
         "vae": WanVideoVAE(None, generator.out_dim, 16 if generator.out_dim == 48 else 8),
     }
+
+
+def parts_of_adapter(path: str | Path, generator: CausalWanModel, any_base: bool) -> dict[str, Any]:
+    """The action projection and schema of an adapter; its LoRA goes into the generator. Raises as `load_adapter`."""
+    adapter = read_adapter(path)
+    projection = _new_projection(adapter, generator.dim)
+    load_adapter(path, generator, projection, adapter.schema, any_base)
+    return {
+        "action_dim": adapter.schema.action_dim,
+        "action_projection": projection.to(generator.patch_embedding.weight),
+        "schema": adapter.schema,
+    }
+
+
+def _new_projection(adapter: ActionAdapter, dim: int) -> ActionModulationProjection:
+    """Of the sizes, frequencies and scales that an adapter was trained with."""
+    weights, action_dim = adapter.projection, adapter.schema.action_dim
+    hidden_dim, width = weights["action_embedding.0.weight"].shape
+    num_outputs, num_inputs = weights["action_projection.weight"].shape
+    bands, per_layer = adapter.constants["features.bands"], "layer_bottleneck.weight" in weights
+    return ActionModulationProjection(
+        action_dim,
+        dim,
+        hidden_dim,
+        num_fourier_bands=len(bands),
+        lowest_band=float(bands[0]) / math.pi if len(bands) else 0.5,
+        include_raw_actions=width > 2 * len(bands) * action_dim,
+        slot_scales=adapter.constants["scales"].flatten().tolist(),
+        num_layers=num_outputs // (6 * dim) if per_layer else None,
+        layer_rank=num_inputs,
+    )
 
 
 def _empty_generator(path: Path, dtype: torch.dtype | None) -> CausalWanModel:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_action import (
     ActionCausalInferencePipeline,
@@ -18,6 +18,8 @@ from lightning_action import (
     BlockCausality,
     ConvActionModule,
 )
+from lightning_action.action.schema import ActionPart, ActionSchema
+from lightning_action.adapter import write_adapter
 from lightning_action.command_line import load_module
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.frozen.codec import LinearVideoCodec
@@ -25,6 +27,7 @@ from lightning_action.frozen.text import HashingTextEncoder
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.lora import LoRASettings, inject_lora, split_parameters
 from lightning_action.weights.release import RELEASE_VARIABLE
 from tests.helpers import fill, small_generator
 
@@ -104,6 +107,49 @@ def test_text_encoder_and_vae_are_those_of_wan_and_read_nothing_yet(tmp_path: Pa
     assert made.frozen.vae.latent_shape(480, 832) == (channels, 480 // ratio, 832 // ratio)
     with pytest.raises(FileNotFoundError, match=RELEASE_VARIABLE):
         made.inference(torch.zeros(1, 3, channels, 4, 3), ["a red disc"])
+
+
+PROJECTIONS: list[dict[str, Any]] = [
+    {"hidden_dim": 20},
+    {"hidden_dim": 20, "num_fourier_bands": 3, "lowest_band": 0.7, "slot_scales": [1, 1, 0.2, 1, 1, 0.3]},
+    {"num_fourier_bands": 2, "include_raw_actions": False, "num_layers": 2, "layer_rank": 8},
+    {"hidden_dim": 16, "num_layers": 2, "layer_rank": 6, "action_modulation_scale": 0.7},
+]
+
+
+@pytest.mark.parametrize("options", PROJECTIONS)
+@pytest.mark.parametrize("rank", [None, 3])
+def test_an_adapter_brings_projection_schema_and_lora(
+    released: Path, options: dict[str, Any], rank: int | None
+) -> None:
+    base, schema = released / "diffusion_pytorch_model.safetensors", ActionSchema([ActionPart(size=1)])
+    generator, projection = standard_generator(), ActionModulationProjection(4, 256, **options)
+    fill(projection)
+    if rank is not None:
+        inject_lora(generator, LoRASettings(rank))
+        fill(nn.ParameterList(split_parameters(generator)[0].values()))
+    trained = ActionCausalInferencePipeline(generator, **frozen_parts(), action_projection=projection, schema=schema)
+    write_adapter(released / "adapter.safetensors", generator, projection, schema)
+    made = ActionCausalInferencePipeline.from_checkpoint(
+        base, adapter=released / "adapter.safetensors", **frozen_parts()
+    )
+    assert made.schema == schema
+    inputs = made.encode_actions(torch.rand(1, 8, 1, generator=torch.Generator().manual_seed(5)), 3)
+    out, expected = (one.inference(NOISE, ["a red disc"], action_inputs=inputs) for one in (made, trained))
+    torch.testing.assert_close(out, expected, atol=0 if rank is None else 1e-5, rtol=0)
+    assert (out - video(made)).abs().max() > 1e-2
+    plain = ActionCausalInferencePipeline.from_checkpoint(base, **frozen_parts())
+    assert torch.equal(video(plain), video(made)) == (rank is None)
+
+
+def test_an_adapter_of_another_base_is_refused_unless_told(released: Path) -> None:
+    projection = ActionModulationProjection(4, 256, hidden_dim=20)
+    write_adapter(released / "other.safetensors", small_generator(), projection, ActionSchema([ActionPart(size=1)]))
+    options = {"path": released / "model.pt", "adapter": released / "other.safetensors", **frozen_parts()}
+    with pytest.raises(ValueError, match="was trained on another base model"):
+        ActionCausalInferencePipeline.from_checkpoint(**options)
+    made = ActionCausalInferencePipeline.from_checkpoint(**options, any_base=True)
+    assert {p.dtype for p in made.parameters()} == {torch.float16}
 
 
 GENERATOR: dict[str, Any] = {"in_dim": 7, "out_dim": 7, "freq_dim": 14, "text_dim": 6, "text_len": 4}
