@@ -108,7 +108,7 @@ class ActionCausalInferencePipeline(nn.Module):
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | Path | None,
+        path: str | Path | None = None,
         config: str | Path | None = None,
         generator: CausalWanModel | None = None,
         dtype: torch.dtype | None = None,
@@ -116,7 +116,7 @@ class ActionCausalInferencePipeline(nn.Module):
         any_base: bool = False,
         **settings: Any,
     ) -> Self:
-        """A pipeline with trained weights.
+        """A pipeline with the weights of a run, or of any checkpoint of the family.
 
         Args:
             path: a file or folder with the generator of any checkpoint of the family; or with `config` the checkpoint
@@ -133,8 +133,10 @@ class ActionCausalInferencePipeline(nn.Module):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: a file is damaged, or belongs to another model.
+            ValueError: a file is damaged, or belongs to another model; or arguments contradict each other.
         """
+        if config is not None and (generator is not None or dtype is not None):
+            raise ValueError("a run brings its generator, as it was trained: leave generator and dtype out, or config")
         found = parts_of_release(path, generator, dtype) if config is None else parts_of_run(config, path)
         if adapter is not None:
             found |= parts_of_adapter(adapter, found["generator"], any_base)
@@ -254,8 +256,8 @@ class ActionCausalInferencePipeline(nn.Module):
             ValueError: an argument is missing, does not fit the model, or holds NaN; found before anything is computed.
             RuntimeError: the model gave values that are not finite.
         """
+        check_latents(noise, initial_latent, self.generator)
         initial = noise[:, :0] if initial_latent is None else initial_latent
-        check_latents(noise, initial, self.generator)
         samples = range(len(noise)) if sample_id is None else sample_id
         check_batch(text_prompts, prompt_embeds, samples, len(noise), self.generator)
         start = torch.cat([initial.to(self._weight), noise.to(self._weight)], dim=1)

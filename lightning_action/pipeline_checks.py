@@ -10,24 +10,26 @@ from torch import Tensor
 from lightning_action.generator.model import CausalWanModel
 
 
-def check_latents(noise: Tensor, initial: Tensor, generator: CausalWanModel) -> None:
+def check_latents(noise: Tensor, initial: Tensor | None, generator: CausalWanModel) -> None:
     """Refuse latents that are not the generator's, do not belong together, or hold NaN.
 
     Raises:
         ValueError: with the shapes expected and the shapes that came.
     """
-    for name, latents in (("noise", noise), ("initial_latent", initial)):
+    given = {"noise": noise} if initial is None else {"noise": noise, "initial_latent": initial}
+    for name, latents in given.items():
         if latents.ndim != 5 or latents.shape[2] != generator.out_dim or not latents.is_floating_point():
             raise ValueError(
                 f"{name} must be floats [B, F, {generator.out_dim}, H, W], got {latents.dtype} {list(latents.shape)}"
             )
+        if latents.shape[1] < 1:
+            raise ValueError(f"{name} must have at least one frame, got {list(latents.shape)}")
+        if (latents.shape[0], *latents.shape[3:]) != (noise.shape[0], *noise.shape[3:]):
+            raise ValueError(
+                f"{name} {list(latents.shape)} and noise {list(noise.shape)} must be alike in all but their frames"
+            )
         if not bool(torch.isfinite(latents).all()):
             raise ValueError(f"{name} holds NaN or infinity")
-    if initial.shape[:1] + initial.shape[2:] != noise.shape[:1] + noise.shape[2:] or noise.shape[1] < 1:
-        raise ValueError(
-            f"noise {list(noise.shape)} and initial_latent {list(initial.shape)} must agree in all but frames, and "
-            "noise have at least one"
-        )
     generator.tokens_per_frame(*noise.shape[-2:])
 
 

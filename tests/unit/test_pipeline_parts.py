@@ -232,3 +232,9 @@ def test_a_run_brings_everything(tmp_path: Path) -> None:
 def test_a_run_needs_its_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give the path of its checkpoint too"):
         ActionCausalInferencePipeline.from_checkpoint(None, config=tmp_path / "config_fit.yaml")
+
+
+def test_a_run_brings_its_own_generator(tmp_path: Path) -> None:
+    for other in ({"dtype": torch.float16}, {"generator": small_generator()}):
+        with pytest.raises(ValueError, match="a run brings its generator"):
+            ActionCausalInferencePipeline.from_checkpoint("last.ckpt", config=tmp_path / "config_fit.yaml", **other)

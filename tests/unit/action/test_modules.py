@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_action import ActionModulationProjection, ActionVideoModule, LinearVideoCodec
 from lightning_action.action.inferred import for_prompts, inferred_vectors
 from lightning_action.action.modules import ConvActionModule, DiscreteActionModule, VisualTextActionModule
+from lightning_action.action.schema import ActionPart, ActionSchema
+from lightning_action.frozen.text import HashingTextEncoder
 from lightning_action.generator.blocks import BlockCausality
-from tests.helpers import fill
+from tests.helpers import fill, small_generator
 
 BATCH, LATENT, TEXT, ACTION, HIDDEN = 3, 5, 7, 2, 8
 
@@ -135,3 +138,28 @@ def test_it_can_learn_to_go_on_as_before(build: Callable[[], nn.Module]) -> None
         loss.backward()
         optimizer.step()
     assert loss < 0.1, "saying nothing costs 1"
+
+
+@pytest.mark.parametrize("build", MODULES)
+def test_it_trains_in_the_lightning_module(build: Callable[[], nn.Module]) -> None:
+    """Where a batch has no actions, the loss reaches the module through the action projection."""
+    vae = LinearVideoCodec(LATENT, patch_size=4)
+    videos = frames(9, 16, 24)[:, :, :3].clamp(-1, 1)
+    vae.fit(videos)
+    module = ActionVideoModule(
+        lambda: small_generator(in_dim=LATENT, out_dim=LATENT, text_dim=TEXT),
+        lambda: HashingTextEncoder(TEXT, 6),
+        lambda: vae,
+        ActionModulationProjection,
+        build,
+        ActionSchema([ActionPart(size=ACTION)], alignment="per_latent"),
+        action_dropout_prob=0.0,
+    )
+    module.configure_model()
+    fill(module.action_projection)  # type: ignore[arg-type]
+    batch = {"video": videos, "prompt": ["a disc"] * BATCH, "sample_id": torch.arange(BATCH)}
+    module.training_step(batch, 0)["loss"].backward()
+    assert module.action_module is not None
+    moved = [name for name, p in module.action_module.named_parameters() if p.grad is not None and bool(p.grad.any())]
+    assert "to_action.weight" in moved or "to_action.2.weight" in moved
+    assert len(moved) > 4
