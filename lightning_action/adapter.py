@@ -52,6 +52,30 @@ class ActionAdapter:
     lora: Mapping[str, Tensor]
     lora_alpha: float | None
 
+    def build_projection(self, dim: int) -> ActionModulationProjection:
+        """The action projection itself, for a generator of width `dim`, in float32.
+
+        Raises:
+            ValueError: it was trained with a generator of another width.
+        """
+        hidden_dim, num_features = self.projection["action_embedding.0.weight"].shape
+        bands, rows = self.constants["features.bands"], self.projection["action_projection.weight"].shape[0]
+        bottleneck = self.projection.get("layer_bottleneck.weight")
+        num_bands, action_dim = len(bands), self.schema.action_dim
+        projection = ActionModulationProjection(
+            action_dim,
+            dim,
+            hidden_dim,
+            num_fourier_bands=num_bands,
+            include_raw_actions=num_features == action_dim * (2 * num_bands + 1),
+            num_layers=None if bottleneck is None else rows // (6 * dim),
+            layer_rank=32 if bottleneck is None else bottleneck.shape[0],
+        )
+        load_strictly(projection, self.projection, "the adapter")
+        for name, buffer in _constants(projection).items():
+            buffer.copy_(self.constants[name])
+        return projection
+
 
 def write_adapter(
     path: str | Path, generator: nn.Module, projection: ActionModulationProjection, schema: ActionSchema

@@ -56,7 +56,8 @@ def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None 
     Args:
         path: as `read_tensors` takes it.
         ema: prefer averaged weights (`generator_ema`) where the file has both kinds.
-        lora_alpha: of LoRA layers that the file holds un-merged; None takes their rank.
+        lora_alpha: of LoRA layers that the file holds un-merged; None takes what the file says in a tensor
+            `lora_alpha`, else their rank.
 
     Raises:
         FileNotFoundError: there is nothing at that path.
@@ -69,6 +70,9 @@ def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None 
             f"{path} is quantised (it holds {quantised[0]}): only plain floating-point weights can be loaded, take the "
             "bf16 or fp32 file of the same model"
         )
+    alpha_entry = entries.pop("lora_alpha", None)
+    if lora_alpha is None and alpha_entry is not None:
+        lora_alpha = alpha_entry.read().item()
     part = _choose_part(entries, ema, str(path))
     inside = {name.removeprefix(part): entry for name, entry in entries.items() if name.startswith(part)}
     dropped = tuple(name for name in inside if _EXTRA_HEADS.match(name))

@@ -101,12 +101,16 @@ def find_weights(path: Path) -> Path:
             )
     if (path / "transformer").is_dir():
         return find_weights(path / "transformer")
-    raise FileNotFoundError(f"no checkpoint in {path}: expected a .safetensors file, an index of shards, or a .pt file")
+    held = sorted(child.name for child in path.iterdir())
+    raise FileNotFoundError(
+        f"no checkpoint in {path}: expected a .safetensors file, an index of shards, or a .pt file; it holds "
+        f"{', '.join(held[:6]) or 'nothing'}"
+    )
 
 
 class _MappedFile:
     def __init__(self, path: Path, open_file: Callable[[Path], dict[str, Tensor]]) -> None:
-        self._path, self._open = path, open_file
+        self._path, self._open, self._changed = path, open_file, path.stat().st_mtime_ns
         self._tensors, self._handed_out = open_file(path), 0
 
     @property
@@ -116,6 +120,8 @@ class _MappedFile:
     def _read(self, name: str) -> Tensor:
         if self._handed_out > _REMAP_BYTES:
             del self._tensors
+            if self._path.stat().st_mtime_ns != self._changed:
+                raise RuntimeError(f"{self._path} changed while it was read: load it again when it is complete")
             self._tensors, self._handed_out = self._open(self._path), 0
         tensor = self._tensors[name]
         self._handed_out += tensor.nbytes

@@ -69,6 +69,27 @@ def test_round_trip(tmp_path: Path, lora: bool) -> None:
     assert adapter.lora_alpha == (1.5 if lora else None)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_fourier_bands": 0},
+        {"include_raw_actions": False, "lowest_band": 0.3},
+        {"num_layers": 2, "layer_rank": 5, "action_modulation_scale": 0.7},
+    ],
+)
+def test_the_projection_can_be_built_from_the_file_alone(tmp_path: Path, changes: dict[str, Any]) -> None:
+    action, path = projection(1, **changes), tmp_path / "adapter.safetensors"
+    write_adapter(path, generator(), action, SCHEMA)
+    built = read_adapter(path).build_projection(36)
+    vectors = torch.randn(2, 3, SCHEMA.action_dim)
+    assert torch.equal(built(vectors), action(vectors))
+    assert built(vectors).abs().max() > 1e-2
+    load_adapter(path, generator(), built, SCHEMA)
+    with pytest.raises(ValueError, match="does not fit ActionModulationProjection"):
+        read_adapter(path).build_projection(40)
+
+
 def test_lora_is_merged_into_a_generator_without_lora_layers(tmp_path: Path) -> None:
     trained, action, path = generator(lora=True), projection(1), tmp_path / "adapter.safetensors"
     write_adapter(path, trained, action, SCHEMA)

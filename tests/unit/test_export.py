@@ -17,7 +17,14 @@ from lightning_action.export import export_adapter, export_diffusers, export_wan
 from lightning_action.frozen.text import HashingTextEncoder
 from lightning_action.lora import LoRASettings, inject_lora, merged_state_dict, split_parameters
 from lightning_action.pretrained import export, load_generator
-from lightning_action.weights import fingerprint, generator_arguments, read_metadata, read_tensors, to_diffusers_name
+from lightning_action.weights import (
+    fingerprint,
+    generator_arguments,
+    read_generator,
+    read_metadata,
+    read_tensors,
+    to_diffusers_name,
+)
 from tests.helpers import fill, small_generator
 
 Write = Callable[..., None]
@@ -45,6 +52,7 @@ def test_round_trip(tmp_path: Path, write: Write, max_shard_bytes: int | None, d
     assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == (max_shard_bytes is not None)
     load_generator(other, tmp_path / "out")
     assert same_weights(generator, other)
+    assert fingerprint(read_generator(tmp_path / "out").tensors) == fingerprint(generator.state_dict())
     assert {tensor.dtype for tensor in read_tensors(tmp_path / "out").values()} == {dtype}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

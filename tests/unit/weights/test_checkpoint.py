@@ -210,6 +210,10 @@ def test_lora_layers_of_a_module_that_peft_wrapped_are_merged(tmp_path: Path, ne
     halved = read_generator(tmp_path, lora_alpha=1.5).tensors
     name = "blocks.0.ffn.2.weight"
     torch.testing.assert_close(halved[name] - OURS[name], (merged[name] - OURS[name]) / 2)
+    (tmp_path / "told").mkdir()
+    told = read_generator(save({**nest(tensors), "lora_alpha": torch.tensor(1.5)})(tmp_path / "told"))
+    assert_same(told.tensors, halved)
+    assert told.ignored == ()
 
 
 @pytest.mark.parametrize(

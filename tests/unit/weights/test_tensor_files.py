@@ -71,18 +71,32 @@ def test_every_kind_gives_the_same_tensors_from_the_file_and_from_its_folder(
 
 def test_files_are_mapped_anew_after_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
+    (tmp_path / "x").touch()
 
     def counting(path: Path) -> dict[str, Tensor]:
         opened.append(path)
         return {"a": torch.zeros(25), "b": torch.zeros(25)}
 
     monkeypatch.setattr(tensor_files, "_REMAP_BYTES", 399)
-    entries = tensor_files._MappedFile(tmp_path, counting).entries
+    entries = tensor_files._MappedFile(tmp_path / "x", counting).entries
     for _ in range(4):
         entries["a"].read()
     assert len(opened) == 1
     entries["b"].read()
     assert len(opened) == 2
+
+
+@pytest.mark.parametrize("write", [safetensors, pickled])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, write: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_files, "_REMAP_BYTES", 0)
+    path = write(tmp_path)
+    tensors = read_tensors(path)
+    assert tensors["step"] == 7
+    os.utime(path, ns=(0, 1))
+    with pytest.raises(RuntimeError, match=f"{path} changed while it was read"):
+        tensors["step"]
 
 
 def test_nested_dictionaries_become_dotted_names(tmp_path: Path) -> None:
@@ -106,7 +120,8 @@ def test_a_transformer_folder_is_looked_into(tmp_path: Path) -> None:
 def test_nothing_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"no weights at {tmp_path}/none: give the path"):
         read_tensors(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}: expected"):
+    (tmp_path / "low_noise_model").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}: expected .*; it holds low_noise_model"):
         read_tensors(tmp_path)
 
 
@@ -151,6 +166,13 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path, new
     assert not trace.exists()
     pickle.loads(pickle.dumps(Evil(trace)))
     assert trace.exists()
+
+
+def test_a_sharded_training_checkpoint_is_pointed_to_the_tool_that_joins_it(tmp_path: Path) -> None:
+    for name in ("meta.pt", "__0_0.distcp"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="is a sharded checkpoint: .*consolidate_checkpoint"):
+        read_tensors(tmp_path)
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], torch.zeros(2), {}, {"step": 3}])

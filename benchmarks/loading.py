@@ -1,0 +1,137 @@
+"""How much memory loading a checkpoint takes, as a ratio of the peak to the size of the file.
+
+`benchmarks/README.md` says what each figure means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_action import CausalWanModel
+from lightning_action.files import replacing
+from lightning_action.pretrained import load_generator
+from lightning_action.weights import to_diffusers_name, write_safetensors
+
+WAN_1_3B = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}
+TINY = {"dim": 768, "ffn_dim": 3072, "num_heads": 6, "num_layers": 10}
+FORMATS = ("safetensors", "diffusers", "pt")
+TARGET = 1.3
+
+
+def build(sizes: dict[str, Any], device: str) -> CausalWanModel:
+    """The generator; on `meta` it takes no memory."""
+    with torch.device(device):
+        return CausalWanModel(**sizes)
+
+
+def marked_tensors(sizes: dict[str, Any]) -> dict[str, Tensor]:
+    """Zeros of which the first of each tensor is its number: they hardly take memory before they are written."""
+    shapes = {name: tensor.shape for name, tensor in build(sizes, "meta").state_dict().items()}
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    for number, tensor in enumerate(tensors.values()):
+        tensor.view(-1)[0] = number
+    return tensors
+
+
+def write(path: Path, sizes: dict[str, Any], kind: str) -> None:
+    """Write a checkpoint in float32."""
+    tensors = marked_tensors(sizes)
+    if kind == "pt":
+        torch.save({"generator": {f"model.{name}": tensor for name, tensor in tensors.items()}}, path)
+    elif kind == "diffusers":
+        write_safetensors(path, {to_diffusers_name(name): tensor for name, tensor in tensors.items()}, {})
+    else:
+        write_safetensors(path, tensors, {})
+
+
+def memory_bytes(field: str) -> int:
+    """`VmRSS` (now) or `VmHWM` (the peak) of this process, with the pages of mapped files that it holds."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def measure_load(path: Path, sizes: dict[str, Any], device: str) -> dict[str, Any]:
+    """Load the file into a new generator; meant for a process of its own, whose peak nothing else raised."""
+    before = memory_bytes("VmRSS")
+    generator = build(sizes, device)
+    start = perf_counter()
+    load_generator(generator, path)
+    seconds, peak = perf_counter() - start, memory_bytes("VmHWM")
+    size = path.stat().st_size
+    marks = [tensor.view(-1)[0].item() for tensor in generator.state_dict().values()]
+    return {
+        "file_bytes": size,
+        "num_tensors": len(marks),
+        "before_bytes": before,
+        "peak_bytes": peak,
+        "peak_to_file": peak / size,
+        "added_to_file": (peak - before) / size,
+        "seconds": seconds,
+        "loaded": marks == list(range(len(marks))),
+    }
+
+
+def measure_in_subprocess(path: Path, sizes: dict[str, Any], device: str) -> dict[str, Any]:
+    """`measure_load`, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.loading", "--measure", str(path.resolve()), "--device", device]
+    command += ["--sizes", json.dumps(sizes)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"loading {path} failed:\n{done.stderr}")
+    return dict(json.loads(done.stdout))
+
+
+def measure(sizes: dict[str, Any], formats: Sequence[str], folder: Path | None) -> dict[str, Any]:
+    """Write a file in each format, load it into a generator on each device, and delete it."""
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        needed = 4 * sum(tensor.numel() for tensor in build(sizes, "meta").state_dict().values())
+        free = shutil.disk_usage(temporary).free
+        if free < 1.1 * needed:
+            raise OSError(
+                f"{temporary} has {free / 1e9:.1f} GB free, {1.1 * needed / 1e9:.1f} are needed: give --folder"
+            )
+        for kind in formats:
+            path = Path(temporary) / f"model.{'pt' if kind == 'pt' else 'safetensors'}"
+            write(path, sizes, kind)
+            for device in ("meta", "cpu"):
+                results[f"{kind}_into_{device}"] = measure_in_subprocess(path, sizes, device)
+            path.unlink()
+    return {"torch": torch.__version__, "sizes": sizes, "target_peak_to_file": TARGET, "loads": results}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print JSON, and write it to a file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="a small model, in seconds, instead of the size of 1.3B")
+    parser.add_argument("--format", dest="formats", nargs="+", choices=FORMATS, default=FORMATS, help="default: all")
+    parser.add_argument("--folder", type=Path, help="where the files are written meanwhile (5.7 GB)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--device", help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", type=json.loads, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.measure is not None:
+        print(json.dumps(measure_load(chosen.measure, chosen.sizes, chosen.device)))
+        return
+    result = json.dumps(measure(TINY if chosen.tiny else WAN_1_3B, chosen.formats, chosen.folder), indent=2)
+    print(result)
+    if chosen.json is not None:
+        with replacing(chosen.json) as temporary:
+            temporary.write_text(result + "\n")
+
+
+if __name__ == "__main__":
+    main()
