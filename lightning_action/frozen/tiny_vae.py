@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from lightning_action.frozen.interfaces import StreamingDecoder
 from lightning_action.frozen.wan_codec import WanCodec
-from lightning_action.weights import check_fits, read_tensors
+from lightning_action.weights import load_strictly, read_tensors
+from lightning_action.weights.fit import Shaped
 
 _NUM_STAGES = 3
 
@@ -62,22 +63,21 @@ class TinyWanVAE(WanCodec):
         return decode_next
 
     def _read(self, path: Path) -> nn.Module:
-        tensors = {name: tensor.to(self._dtype) for name, tensor in read_tensors(path).items()}
+        tensors = read_tensors(path)
         try:
             with torch.device("meta"):
-                model = TinyAutoencoder(tensors)
+                model = TinyAutoencoder(tensors.entries).to(self._dtype)
         except KeyError as error:
             raise ValueError(f"{path} holds no tiny autoencoder: it has no tensor {error}") from error
-        check_fits(model, tensors, str(path))
-        model.load_state_dict(tensors, assign=True)
         self._require_geometry(model.latent_dim, model.spatial_ratio, model.temporal_ratio, path)
+        load_strictly(model, tensors, str(path))
         return model
 
 
 class TinyAutoencoder(nn.Module):
     """The network of the sizes that its tensors show; layers stand where the file counts them."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Shaped]) -> None:
         super().__init__()
         self.decoder = _decoder(tensors)
         self.encoder = _encoder(tensors) if "encoder.0.weight" in tensors else None
@@ -91,7 +91,7 @@ class TinyAutoencoder(nn.Module):
                 self.temporal_ratio *= layer.stride
 
 
-def _decoder(tensors: Mapping[str, Tensor]) -> nn.Sequential:
+def _decoder(tensors: Mapping[str, Shaped]) -> nn.Sequential:
     width, latent_dim = tensors["decoder.1.weight"].shape[:2]
     layers: list[nn.Module] = [_Squash(), _convolution(latent_dim, width), nn.ReLU()]
     for _ in range(_NUM_STAGES):
@@ -104,7 +104,7 @@ def _decoder(tensors: Mapping[str, Tensor]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.ReLU(), _convolution(width, pixel_channels))
 
 
-def _encoder(tensors: Mapping[str, Tensor]) -> nn.Sequential:
+def _encoder(tensors: Mapping[str, Shaped]) -> nn.Sequential:
     width, pixel_channels = tensors["encoder.0.weight"].shape[:2]
     layers: list[nn.Module] = [_convolution(pixel_channels, width), nn.ReLU()]
     for _ in range(_NUM_STAGES):

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_action.frozen.interfaces import TextEncoder
 from lightning_action.frozen.model_files import config_beside, locate, wan_extra
 from lightning_action.frozen.umt5_format import config_of, is_original, to_transformers_name
-from lightning_action.weights import check_fits, read_tensors
+from lightning_action.weights import LazyTensors, load_strictly, read_tensors
 
 _RELEASE_NAMES = ("text_encoder", "models_t5_umt5-xxl-enc-bf16.pth")
 _TOKENIZER_FOLDERS = ("tokenizer", "google/umt5-xxl", ".", "../tokenizer")
@@ -142,18 +142,16 @@ def _read_model(path: Path, dtype: torch.dtype) -> Any:
     with wan_extra():
         from transformers import UMT5Config, UMT5EncoderModel
 
-    stored = read_tensors(path)
+    stored = read_tensors(path).entries
     original = is_original(stored)
-    names = {to_transformers_name(name) if original else name: name for name in stored}
-    tensors = {name: stored[name_in_file].to(dtype) for name, name_in_file in names.items()}
+    entries = {to_transformers_name(name) if original else name: entry for name, entry in stored.items()}
     try:
-        config = config_beside(path, "model_type", "umt5") or config_of(tensors)
-        tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
+        config = config_beside(path, "model_type", "umt5") or config_of(entries)
+        entries["encoder.embed_tokens.weight"] = entries["shared.weight"]
     except KeyError as error:
         raise ValueError(f"{path} holds no UMT5 encoder: it has no tensor {error}") from error
     with torch.device("meta"):
-        model = UMT5EncoderModel(UMT5Config.from_dict(config))
-    check_fits(model, tensors, str(path))
-    model.load_state_dict(tensors, assign=True)
-    model.tie_weights()
+        model = UMT5EncoderModel(UMT5Config.from_dict(config)).to(dtype)
+    model.set_input_embeddings(model.shared)  # one module of both, lest it is loaded twice
+    load_strictly(model, LazyTensors(entries), str(path))
     return model.eval().requires_grad_(False)

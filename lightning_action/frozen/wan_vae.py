@@ -13,7 +13,7 @@ from lightning_action.frozen.interfaces import StreamingDecoder
 from lightning_action.frozen.model_files import config_beside, wan_extra
 from lightning_action.frozen.wan_codec import WanCodec
 from lightning_action.frozen.wan_vae_format import config_of, is_original, original_layout, to_diffusers_name
-from lightning_action.weights import check_fits, read_tensors
+from lightning_action.weights import LazyTensors, load_strictly, read_tensors
 
 
 class WanVideoVAE(WanCodec):
@@ -77,20 +77,18 @@ class WanVideoVAE(WanCodec):
         with wan_extra():
             from diffusers import AutoencoderKLWan
 
-        stored = read_tensors(path)
-        names = {name: name for name in stored}
+        stored = read_tensors(path).entries
+        entries = dict(stored)
         if is_original(stored):
             layout = original_layout(stored)
-            names = {to_diffusers_name(name, layout): name for name in stored}
-        tensors = {name: stored[name_in_file].to(self._dtype) for name, name_in_file in names.items()}
+            entries = {to_diffusers_name(name, layout): entry for name, entry in stored.items()}
         try:
-            config = config_beside(path, "_class_name", "AutoencoderKLWan") or config_of(tensors)
+            config = config_beside(path, "_class_name", "AutoencoderKLWan") or config_of(entries)
         except KeyError as error:
             raise ValueError(f"{path} holds no Wan VAE: it has no tensor {error}") from error
         with torch.device("meta"):
-            model = AutoencoderKLWan.from_config(config)
-        check_fits(model, tensors, str(path))
-        model.load_state_dict(tensors, assign=True)
+            model = AutoencoderKLWan.from_config(config).to(self._dtype)
         spatial = 2 ** (len(model.config.dim_mult) - 1) * (model.config.patch_size or 1)
         self._require_geometry(model.config.z_dim, spatial, 2 ** sum(model.config.temperal_downsample), path)
+        load_strictly(model, LazyTensors(entries), str(path))
         return model

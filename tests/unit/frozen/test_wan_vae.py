@@ -13,8 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_action.frozen.holder import FrozenParts
-from lightning_action.frozen.text import HashingTextEncoder
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.frozen.wan_vae_format import WanVaeLayout, config_of, to_original_name
 from tests.wan_parts import GEOMETRY, small_vae, video
@@ -91,16 +89,6 @@ def test_every_format_gives_the_same_network(
     assert not any(parameter.requires_grad for parameter in ours._model.parameters())
 
 
-def test_the_release_folder_is_looked_in_without_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIGHTNING_ACTION_WEIGHTS", str(tmp_path))
-    vae = WanVideoVAE()
-    assert vae.latent_shape(16, 24) == (16, 2, 3)
-    with pytest.raises(FileNotFoundError, match="vae or Wan2.1_VAE.pth"):
-        vae.load()
-    in_original_pickle("2.1", small_vae("2.1"), tmp_path)
-    assert vae.encode(video("2.1", 1)).shape == (2, 1, 16, 2, 3)
-
-
 def test_streaming_splits_are_bit_equal_and_state_is_needed(vae: WanVideoVAE) -> None:
     latents = torch.randn(2, 4, 16, 2, 3)
     whole = vae.decode(latents)
@@ -156,39 +144,6 @@ def test_half_precision_computes_in_it_and_gives_float32(dtype: Any, tmp_path: P
     expected = vae.encode(pixels)
     assert 0 < (latents - expected).abs().max() < 0.05
     assert 0 < (half.decode(expected) - vae.decode(expected)).abs().max() < 0.1
-
-
-def test_weights_read_in_inference_mode_can_be_moved_and_used_outside(vae: WanVideoVAE) -> None:
-    with torch.inference_mode():
-        inside = vae.encode(video("2.1", 1))
-    vae.to(torch.device("cpu"))
-    latents = torch.randn(1, 1, 16, 2, 3, requires_grad=True)
-    pixels = vae.decode(latents)
-    assert not inside.requires_grad and not pixels.requires_grad
-    (pixels * torch.ones(1, requires_grad=True)).sum().backward()
-
-
-def test_the_holder_loads_and_moves_it(vae: WanVideoVAE) -> None:
-    frozen = FrozenParts(HashingTextEncoder(), vae)
-    frozen.to("meta")
-    frozen.load()
-    assert vae._model.device.type == "meta"
-    assert frozen.encode_text(["a"]).device.type == "meta"
-
-
-@pytest.mark.parametrize("num_frames", [2, 4, 6, 16])
-def test_other_lengths_than_4_n_plus_1_are_refused(num_frames: int) -> None:
-    with pytest.raises(ValueError, match=rf"a video of {num_frames} frames cannot be encoded: expected 1 \+ 4 n"):
-        WanVideoVAE("nowhere").encode(video("2.1", num_frames))
-
-
-@pytest.mark.parametrize(("height", "width"), [(12, 24), (16, 20)])
-def test_sides_between_latent_positions_are_refused(height: int, width: int) -> None:
-    vae = WanVideoVAE("nowhere")
-    with pytest.raises(ValueError, match=f"multiples of 8, got {height} x {width}"):
-        vae.latent_shape(height, width)
-    with pytest.raises(ValueError, match=f"multiples of 8, got {height} x {width}"):
-        vae.encode(torch.zeros(1, 1, 3, height, width))
 
 
 def test_a_file_of_another_geometry_is_refused(tmp_path: Path) -> None:
