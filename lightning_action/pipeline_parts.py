@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lightning_action.action.projection import ActionModulationProjection
-from lightning_action.adapter import ActionAdapter, load_adapter, read_adapter
+from lightning_action.adapter import load_adapter, read_adapter
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.model import CausalWanModel
@@ -61,32 +59,13 @@ def parts_of_release(
 def parts_of_adapter(path: str | Path, generator: CausalWanModel, any_base: bool) -> dict[str, Any]:
     """The action projection and schema of an adapter; its LoRA goes into the generator. Raises as `load_adapter`."""
     adapter = read_adapter(path)
-    projection = _new_projection(adapter, generator.dim)
+    projection = adapter.build_projection(generator.dim)
     load_adapter(path, generator, projection, adapter.schema, any_base)
     return {
         "action_dim": adapter.schema.action_dim,
         "action_projection": projection.to(generator.patch_embedding.weight),
         "schema": adapter.schema,
     }
-
-
-def _new_projection(adapter: ActionAdapter, dim: int) -> ActionModulationProjection:
-    """Of the sizes, frequencies and scales that an adapter was trained with."""
-    weights, action_dim = adapter.projection, adapter.schema.action_dim
-    hidden_dim, width = weights["action_embedding.0.weight"].shape
-    num_outputs, num_inputs = weights["action_projection.weight"].shape
-    bands, per_layer = adapter.constants["features.bands"], "layer_bottleneck.weight" in weights
-    return ActionModulationProjection(
-        action_dim,
-        dim,
-        hidden_dim,
-        num_fourier_bands=len(bands),
-        lowest_band=float(bands[0]) / math.pi if len(bands) else 0.5,
-        include_raw_actions=width > 2 * len(bands) * action_dim,
-        slot_scales=adapter.constants["scales"].flatten().tolist(),
-        num_layers=num_outputs // (6 * dim) if per_layer else None,
-        layer_rank=num_inputs,
-    )
 
 
 def _empty_generator(path: Path, dtype: torch.dtype | None) -> CausalWanModel:

@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "pipeline_parts",
     },
     "pipeline_checks": {"generator"},
-    "pipeline_parts": {"action", "adapter", "frozen", "generator", "weights", "pretrained", "command_line"},
+    "pipeline_parts": {"adapter", "frozen", "generator", "weights", "pretrained", "command_line"},
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},
     "module": {
