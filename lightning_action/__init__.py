@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lightning_action.action.modules import ConvActionModule as ConvActionModule
+    from lightning_action.action.modules import DiscreteActionModule as DiscreteActionModule
+    from lightning_action.action.modules import VisualTextActionModule as VisualTextActionModule
     from lightning_action.action.projection import ActionModulationProjection as ActionModulationProjection
+    from lightning_action.action.projection import SummedModulation as SummedModulation
     from lightning_action.action.schema import ActionSchema as ActionSchema
     from lightning_action.frozen.codec import LinearVideoCodec as LinearVideoCodec
     from lightning_action.frozen.text import HashingTextEncoder as HashingTextEncoder
@@ -21,23 +25,29 @@ if TYPE_CHECKING:
     from lightning_action.generator.kv_cache import KVCache as KVCache
     from lightning_action.generator.model import CausalWanModel as CausalWanModel
     from lightning_action.module import ActionVideoModule as ActionVideoModule
+    from lightning_action.pipeline import ActionCausalInferencePipeline as ActionCausalInferencePipeline
     from lightning_action.rollout import CausalRollout as CausalRollout
 
 __version__ = "0.1.0"
 
 # Exported name -> where it is defined. A new one is added here and above; it must not be the name of a submodule.
 _EXPORTS = {
+    "ActionCausalInferencePipeline": "lightning_action.pipeline",
     "ActionModulationProjection": "lightning_action.action.projection",
     "ActionSchema": "lightning_action.action.schema",
     "ActionVideoModule": "lightning_action.module",
     "BlockCausality": "lightning_action.generator.blocks",
     "CausalRollout": "lightning_action.rollout",
     "CausalWanModel": "lightning_action.generator.model",
+    "ConvActionModule": "lightning_action.action.modules",
+    "DiscreteActionModule": "lightning_action.action.modules",
     "HashingTextEncoder": "lightning_action.frozen.text",
     "KVCache": "lightning_action.generator.kv_cache",
     "LinearVideoCodec": "lightning_action.frozen.codec",
+    "SummedModulation": "lightning_action.action.projection",
     "TinyWanVAE": "lightning_action.frozen.tiny_vae",
     "UMT5TextEncoder": "lightning_action.frozen.umt5",
+    "VisualTextActionModule": "lightning_action.action.modules",
     "WanVideoVAE": "lightning_action.frozen.wan_vae",
 }
 __all__ = ["__version__", *_EXPORTS]

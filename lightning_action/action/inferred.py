@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,6 +11,20 @@ from torch import Tensor
 from lightning_action.generator.blocks import BlockCausality
 
 InferActions = Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class ReadsText(Protocol):
+    """An action module that also wants the prompt."""
+
+    def with_text(self, text: Tensor) -> InferActions:
+        """A function of the latents alone, for encoded prompts `[B, L, text_dim]`."""
+        ...
+
+
+def for_prompts(infer: InferActions, text: Tensor) -> InferActions:
+    """The action module as a function of the latents alone, whether or not it reads the prompts `[B, L, text_dim]`."""
+    return infer.with_text(text) if isinstance(infer, ReadsText) else infer
 
 
 def inferred_vectors(infer: InferActions, latents: Tensor, causality: BlockCausality) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,46 @@ class ActionModulationProjection(nn.Module):
         modulation = self.action_projection(hidden).unflatten(-1, shape)
         modulation = modulation * self.scales.to(modulation.dtype)
         return modulation if present is None else null_where_absent(modulation, present)
+
+
+class SummedModulation(nn.Module):
+    """Several conditions at once, say action and style: each has a projection of its own, and their modulations add.
+
+    Args:
+        projections: name of a condition -> its projection. One modulation per layer and one for all layers may be
+            mixed.
+
+    Raises:
+        ValueError: there is no projection.
+    """
+
+    def __init__(self, projections: Mapping[str, ActionModulationProjection]) -> None:
+        super().__init__()
+        if not projections:
+            raise ValueError("SummedModulation needs at least one projection, by the name of its condition")
+        self.projections = nn.ModuleDict(projections)
+
+    def forward(self, conditions: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The sum of the modulations of the conditions that are given; the others act as if there were none.
+
+        Args:
+            conditions: name -> values, `[B, F, A]` or `[B, A]`, each with the width of its projection.
+            present: name -> `[B, F]` bool, the frames that have this condition; all of them where a name is missing.
+
+        Returns:
+            `[B, F, 6, D]`, or `[B, F, num_layers, 6, D]` if a projection has one modulation for each layer.
+
+        Raises:
+            ValueError: no condition is given, or one that has no projection.
+        """
+        unknown = conditions.keys() - self.projections.keys()
+        if unknown or not conditions:
+            raise ValueError(f"expected conditions among {list(self.projections)}, got {list(conditions)}")
+        masks = present or {}
+        parts = [self.projections[name](values, masks.get(name)) for name, values in conditions.items()]
+        if any(part.ndim == 5 for part in parts):
+            parts = [part if part.ndim == 5 else part[:, :, None] for part in parts]
+        return sum(parts[1:], start=parts[0])
 
 
 def null_where_absent(modulation: Tensor, present: Tensor) -> Tensor:

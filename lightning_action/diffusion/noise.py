@@ -42,5 +42,14 @@ def frame_noise(
     return noise
 
 
+def starting_from(start: Tensor, later: NoiseSource) -> NoiseSource:
+    """Noise that is given where a frame starts, `[B, F, C, H, W]`, and comes from `later` at the steps after."""
+
+    def noise(frames: range, step: int) -> Tensor:
+        return start[:, frames.start : frames.stop] if step == 0 else later(frames, step)
+
+    return noise
+
+
 def _draw(shape: Sequence[int], random: torch.Generator) -> Tensor:
     return torch.randn(*shape, generator=random, dtype=torch.float32)

@@ -67,3 +67,8 @@ def move(part: TextEncoder | VideoCodec, device: torch.device) -> None:
     """Move a part that has weights; the others compute wherever their input is."""
     if isinstance(part, Movable):
         part.to(device)
+
+
+def to_unit_range(video: Tensor) -> Tensor:
+    """Pixels in [-1, 1] to [0, 1]."""
+    return (video * 0.5 + 0.5).clamp(0, 1)

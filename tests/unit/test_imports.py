@@ -46,6 +46,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapter": {"action", "files", "lora", "weights"},
     "export": {"adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "weights"},
     "pretrained": {"action", "frozen", "generator", "weights"},
+    "pipeline": {
+        "action",
+        "diffusion",
+        "frozen",
+        "generator",
+        "rollout",
+        "settings",
+        "pipeline_checks",
+        "pipeline_parts",
+    },
+    "pipeline_checks": {"generator"},
+    "pipeline_parts": {"adapter", "frozen", "generator", "weights", "pretrained", "command_line"},
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},
     "module": {
@@ -239,6 +251,10 @@ def test_importing_the_callbacks_loads_nothing_else_of_ours() -> None:
     # torchmetrics, which lightning imports, itself imports transformers where it is installed.
     because_of_us = loaded - loaded_by("import lightning.pytorch")
     assert {name.split(".")[0] for name in because_of_us} & {"diffusers", "transformers"} == set()
+
+
+def test_importing_the_pipeline_loads_no_lightning() -> None:
+    assert "lightning" not in loaded_by("from lightning_action import ActionCausalInferencePipeline")
 
 
 def test_callbacks_are_found_in_a_checkout_that_is_not_installed() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_action.action.inferred import inferred_vectors
+from lightning_action.action.inferred import InferActions, for_prompts, inferred_vectors
 from lightning_action.generator.blocks import BlockCausality
 
 LATENTS = (2, 7, 3, 4, 5)
@@ -69,3 +69,13 @@ def test_gradient_reaches_the_module() -> None:
 def test_a_video_of_one_block_is_refused() -> None:
     with pytest.raises(ValueError, match="use more latent frames"):
         inferred_vectors(length_and_sum, torch.randn(2, 3, 3, 4, 5), BlockCausality(3))
+
+
+def test_only_a_module_that_reads_text_gets_it() -> None:
+    class Reader(nn.Module):
+        def with_text(self, text: Tensor) -> InferActions:
+            return lambda history: history.mean() + text
+
+    text, history = torch.randn(2, 3, 4), torch.randn(LATENTS)
+    assert torch.equal(for_prompts(Reader(), text)(history), history.mean() + text)
+    assert for_prompts(length_and_sum, text) is length_and_sum

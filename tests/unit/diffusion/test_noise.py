@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from lightning_action.diffusion.noise import frame_noise
+from lightning_action.diffusion.noise import frame_noise, starting_from
 
 SHAPE = (3, 2, 5)
 
@@ -24,3 +24,10 @@ def test_noise_is_standard_normal() -> None:
     values = frame_noise(0, range(20), (10, 10, 10))(range(2), 0)
     assert abs(values.mean()) < 0.02 and abs(values.std() - 1) < 0.02
     assert abs((values[:-1] * values[1:]).mean()) < 0.02 and abs((values[:, 0] * values[:, 1]).mean()) < 0.02
+
+
+def test_given_noise_is_the_first_and_no_other() -> None:
+    start, later = torch.randn(2, 6, *SHAPE), frame_noise(1, (7, 9), SHAPE)
+    noise = starting_from(start, later)
+    assert torch.equal(noise(range(2, 5), 0), start[:, 2:5])
+    assert torch.equal(noise(range(2, 5), 1), later(range(2, 5), 1))

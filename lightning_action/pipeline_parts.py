@@ -1,0 +1,76 @@
+"""What a pipeline is made of, from a run or from released weights, as arguments of its constructor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_action.adapter import load_adapter, read_adapter
+from lightning_action.frozen.umt5 import UMT5TextEncoder
+from lightning_action.frozen.wan_vae import WanVideoVAE
+from lightning_action.generator.model import CausalWanModel
+from lightning_action.pretrained import generator_file, load_generator
+from lightning_action.weights import generator_arguments, read_generator
+
+
+def parts_of_run(config: str | Path, ckpt_path: str | Path | None) -> dict[str, Any]:
+    """Everything as it was trained. Raises as `load_module`."""
+    if ckpt_path is None:
+        raise ValueError(f"{config} is the configuration of a run: give the path of its checkpoint too")
+    # Not at the top: a pipeline of released weights needs no lightning.
+    from lightning_action.command_line import load_module
+
+    module = load_module(config, ckpt_path)
+    return {
+        "generator": module.generator,
+        "text_encoder": module.frozen.text_encoder,
+        "vae": module.frozen.vae,
+        "action_module": module.action_module,
+        "action_dim": module.schema.action_dim,
+        "enable_adaln_zero": module.action_projection is not None,
+        "action_projection": module.action_projection,
+        "causality": module.causality,
+        "sampling": module.sampling,
+        "timestep_shift": module.schedule.shift,
+        "schema": module.schema,
+    }
+
+
+def parts_of_release(
+    path: str | Path | None, generator: CausalWanModel | None, dtype: torch.dtype | None
+) -> dict[str, Any]:
+    """A generator with its weights, and the parts of a Wan release that it was trained with, which load later.
+
+    Arguments and errors as in `ActionCausalInferencePipeline.from_checkpoint`.
+    """
+    if generator is None:
+        generator = _empty_generator(generator_file(path), dtype)
+    load_generator(generator, path)
+    return {
+        "generator": generator,
+        "text_encoder": UMT5TextEncoder(text_len=generator.text_len),
+        # Wan 2.1 has 16 latent channels at an eighth of the pixels, Wan 2.2's own VAE 48 at a sixteenth.
+        "vae": WanVideoVAE(None, generator.out_dim, 16 if generator.out_dim == 48 else 8),
+    }
+
+
+def parts_of_adapter(path: str | Path, generator: CausalWanModel, any_base: bool) -> dict[str, Any]:
+    """The action projection and schema of an adapter; its LoRA goes into the generator. Raises as `load_adapter`."""
+    adapter = read_adapter(path)
+    projection = adapter.build_projection(generator.dim)
+    load_adapter(path, generator, projection, adapter.schema, any_base)
+    return {
+        "action_dim": adapter.schema.action_dim,
+        "action_projection": projection.to(generator.patch_embedding.weight),
+        "schema": adapter.schema,
+    }
+
+
+def _empty_generator(path: Path, dtype: torch.dtype | None) -> CausalWanModel:
+    """Of the size of the weights; on the meta device, so that it takes no memory before they are loaded."""
+    entries = read_generator(path).tensors.entries
+    with torch.device("meta"):
+        generator = CausalWanModel(**generator_arguments(entries))
+    return generator.to(dtype or entries["patch_embedding.weight"].dtype)
