@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -87,10 +88,7 @@ class TinyAutoencoder(nn.Module):
         self.patch_size = round((pixel_channels / 3) ** 0.5)
         self.latent_dim = tensors["decoder.1.weight"].shape[1]
         self.spatial_ratio = 2**_NUM_STAGES * self.patch_size
-        self.temporal_ratio = 1
-        for layer in self.decoder:
-            if isinstance(layer, _GrowTime):
-                self.temporal_ratio *= layer.stride
+        self.temporal_ratio = math.prod(layer.stride for layer in self.decoder if isinstance(layer, _GrowTime))
 
 
 def _decoder(tensors: Mapping[str, Shaped]) -> nn.Sequential:
