@@ -89,7 +89,7 @@ def export_adapter(module: ActionVideoModule, output: str | Path, base: str | Pa
     """
     if module.action_projection is None:
         raise ValueError("there is nothing to put into an adapter: the model has no action_projection")
-    base = module.pretrained if base is None else base
+    base = module.initial_weights.path if base is None else base
     if base is not None:
         _check_is_still(module.generator, base)
     write_adapter(output, module.generator, module.action_projection, module.schema)

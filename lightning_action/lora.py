@@ -15,6 +15,7 @@ from lightning_action.weights import (
     LazyTensors,
     add_changes,
     as_lazy,
+    copy_into,
     is_low_rank,
     load_strictly,
     low_rank_changes,
@@ -109,7 +110,34 @@ def load_lora_state_dict(generator: nn.Module, tensors: Mapping[str, Tensor], so
         own, tensors, f"{source} does not fit the LoRA layers of the generator", "inject those it was made with"
     )
     for name, tensor in own.items():
-        tensor.copy_(tensors[name])
+        copy_into(tensor, tensors[name])
+
+
+@torch.no_grad()
+def init_lora(generator: nn.Module, random: torch.Generator) -> None:
+    """The initial weights of peft, from a generator of random numbers: the same on every device, sharded or not."""
+    for name, parameter in split_parameters(generator)[0].items():
+        value = torch.zeros(parameter.shape)
+        if ".lora_A." in name:
+            nn.init.kaiming_uniform_(value, a=5**0.5, generator=random)
+        copy_into(parameter, value)
+
+
+@torch.no_grad()
+def load_base(generator: nn.Module, tensors: LazyTensors, source: str) -> None:
+    """Load the weights of a generator, below its LoRA layers where it has them; every tensor or none.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    if not has_lora(generator):
+        load_strictly(generator, tensors, source)
+        return
+    own = base_state_dict(generator)
+    complaint = f"{source} does not fit {type(generator).__name__}"
+    require_same(own, tensors.entries, complaint, "use the configuration it was trained with")
+    for name, tensor in own.items():
+        copy_into(tensor, tensors[name])
 
 
 def merge_into(generator: nn.Module, lora: Mapping[str, Tensor], alpha: float | None, source: str) -> None:

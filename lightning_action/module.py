@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,38 +11,32 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from lightning_action.action.inferred import inferred_vectors
-from lightning_action.action.projection import ActionModulationProjection, drop_actions
+from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import (
-    Batch,
-    check_batch,
-    first_frames,
-    frame_size,
-    has_actions,
-    num_latents,
-    other_actions,
-    without_actions,
-)
+from lightning_action.batch import Batch, check_batch, has_actions, num_latents, other_actions, without_actions
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
-from lightning_action.diffusion.noise import frame_noise
-from lightning_action.diffusion.objectives import OBJECTIVES, draw_block_timesteps, per_frame_error
+from lightning_action.diffusion.objectives import OBJECTIVES
 from lightning_action.evaluation import ObedienceTest, StateReader, format_table, wins, write_report
-from lightning_action.frozen.holder import FrozenParts
+from lightning_action.frozen.holder import FrozenParts, to_unit_range
 from lightning_action.frozen.interfaces import FittedCodec, TextEncoder, VideoCodec
 from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.lockstep import Lockstep
-from lightning_action.pretrained import export, load_generator, prepare_codec
-from lightning_action.rollout import BlockModulation, CausalRollout, count_passes, rollout
+from lightning_action.lora import LoRASettings, split_parameters
+from lightning_action.networks import Factories, InitialWeights
+from lightning_action.pretrained import export, prepare_codec
+from lightning_action.quantization import quantize_layers
+from lightning_action.rollout import count_passes
 from lightning_action.seeding import generator_for, mix_seed
-from lightning_action.settings import Optimization, Sampling
-from lightning_action.sharding import Sharding, keep_gathered, shard, shard_generator
+from lightning_action.settings import Acceleration, Optimization, Sampling
+from lightning_action.sharding import Sharding, keep_gathered
 from lightning_action.weights import check_fits
+from lightning_action.world_model import WorldModel
 
 _TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM, _DROPOUT_STREAM = range(4)
 _NUM_LOSS_DRAWS = 4
@@ -73,9 +66,15 @@ class ActionVideoModule(L.LightningModule):
         action_dropout_prob: chance that a training sample is shown without its actions.
         sampling: how videos are generated.
         optimization: AdamW settings.
-        pretrained: folder with `generator.safetensors` (original Wan names) and, for a fitted VAE, `vae.safetensors`,
-            that a new fit starts from.
-        export_weights: write the same files to the trainer's `default_root_dir` when fit ends.
+        pretrained: weights of the generator that a new run starts from: any checkpoint of the family (safetensors,
+            shards, `.pt`, a folder), a folder that `export_weights` left (it also brings a fitted VAE), or `release`,
+            the folder that the environment variable `LIGHTNING_ACTION_WEIGHTS` names. None starts from nothing.
+        pretrained_lora: a LoRA file that is merged into them.
+        adapter: an action adapter, as `export --format adapter` writes it, that goes on top of them.
+        any_base: take the adapter even if it was trained on another generator.
+        lora: LoRA layers on the generator, which train as a parameter group of their own.
+        export_weights: write the generator, and a fitted VAE, to the trainer's `default_root_dir` when fit ends.
+        acceleration: compilation, quantization and overlapped decoding.
         sharding: how parameters are spread over devices, under `FSDP2Strategy`.
         seed: of initial weights, training noise and validation noise.
     """
@@ -100,7 +99,12 @@ class ActionVideoModule(L.LightningModule):
         sampling: Sampling = Sampling(),
         optimization: Optimization = Optimization(),
         pretrained: str | None = None,
+        pretrained_lora: str | None = None,
+        adapter: str | None = None,
+        any_base: bool = False,
+        lora: LoRASettings | None = None,
         export_weights: bool = False,
+        acceleration: Acceleration = Acceleration(),
         sharding: Sharding = Sharding(),
         seed: int = 0,
     ) -> None:
@@ -110,9 +114,8 @@ class ActionVideoModule(L.LightningModule):
                 "expected action_dropout_prob in [0, 1] and loss_weighting bell or uniform, got "
                 f"{action_dropout_prob} and {loss_weighting!r}"
             )
-        self._build_generator = generator
-        self._build_projection = action_projection
-        self._build_action_module = action_module
+        self._factories = Factories(generator, action_projection, action_module, lora, schema, seed)
+        self.initial_weights = InitialWeights(pretrained, pretrained_lora, adapter, any_base)
         self.frozen = FrozenParts(text_encoder(), vae())
         if schema.temporal_compression_ratio != self.frozen.vae.temporal_compression_ratio:
             raise ValueError(
@@ -127,61 +130,55 @@ class ActionVideoModule(L.LightningModule):
         self.action_dropout_prob = action_dropout_prob
         self.sampling = sampling
         self.optimization = optimization
-        self.pretrained = pretrained
         self.export_weights = export_weights
+        self.acceleration = acceleration
         self.sharding = sharding
         self.seed = seed
         self._built = False
-        self._start_from_pretrained = False
+        self._resumes = False
+        self._starts_from_weights = False
         self._fit_seconds_before = 0.0
         self._fit_started: float | None = None
         self._obedience: ObedienceTest | None = None
 
     def setup(self, stage: str) -> None:
-        """Find or fit what a new fit starts from; checkpoints bring their own."""
-        is_new_fit = stage == "fit" and self.trainer.ckpt_path is None
-        self._start_from_pretrained = is_new_fit and self.pretrained is not None
+        """Read the frozen parts, and find or fit what a new run starts from; checkpoints bring their own."""
+        self.frozen.load()
+        self._resumes = self.trainer.ckpt_path is not None
+        self._starts_from_weights = not self._resumes and self.initial_weights.generator is not None
         vae = self.frozen.vae
-        if is_new_fit and isinstance(vae, FittedCodec) and not vae.fitted:
-            prepare_codec(vae, self.pretrained, self.trainer.datamodule)  # type: ignore[attr-defined]
+        if not self._resumes and isinstance(vae, FittedCodec) and not vae.fitted:
+            prepare_codec(vae, self.initial_weights.generator, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
-        """Build the networks; the initial weights of each follow from `seed` alone."""
+        """Build the networks; initial weights follow from `seed` alone."""
         if self._built:
             return
-        with _seeded(self.seed, 0):
-            self.generator = self._build_generator()
-        with _seeded(self.seed, 1):
-            self.action_projection = (
-                self._build_projection(self.schema.action_dim, self.generator.dim) if self._build_projection else None
-            )
-        with _seeded(self.seed, 2):
-            self.action_module = self._build_action_module() if self._build_action_module else None
-        if self._start_from_pretrained:
-            self._fit_seconds_before = load_generator(self.generator, str(self.pretrained)).fit_seconds
-        self._shard()
+        mesh = None if self._device_mesh is None else self._device_mesh["data_parallel"]
+        weights_follow = self._resumes or self._starts_from_weights
+        self.generator = self._factories.build_generator(mesh, self.sharding, weights_follow)
+        self.action_projection = self._factories.build_action_projection(self.generator.dim, mesh, self.sharding)
+        self.action_module = self._factories.build_action_module(mesh, self.sharding)
+        if self._starts_from_weights:
+            report = self.initial_weights.load(self.generator, self.action_projection, self.schema)
+            self._fit_seconds_before = report.fit_seconds
+            rank_zero_info(str(report))
+        if self.acceleration.compile_mode is not None:
+            self.generator.compile_layers(mode=self.acceleration.compile_mode)
         self._built = True
 
-    def _shard(self) -> None:
-        """Where the strategy made a device mesh, spread all that trains over it."""
-        if self._device_mesh is None:
-            return
-        mesh = self._device_mesh["data_parallel"]
-        shard_generator(self.generator, mesh, self.sharding)
-        for part in (self.action_projection, self.action_module):
-            if part is not None:
-                shard(part, (), mesh, self.sharding)
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW over the groups `action` and `backbone`, always both, whichever of them is frozen at the time."""
+        """AdamW over the groups `action`, `lora` and `backbone`, whichever of them is frozen at the time."""
         settings = self.optimization
-        action = [part for part in (self.action_projection, self.action_module) if part is not None]
+        action = nn.ModuleList(part for part in (self.action_projection, self.action_module) if part is not None)
+        lora, backbone = split_parameters(self.generator)
         groups: list[dict[str, Any]] = [
-            {"name": "action", "lr": settings.action_learning_rate, "params": nn.ModuleList(action).parameters()},
-            {"name": "backbone", "lr": settings.backbone_learning_rate, "params": self.generator.parameters()},
+            {"name": "action", "lr": settings.action_learning_rate, "params": list(action.parameters())},
+            {"name": "lora", "lr": settings.lora_learning_rate, "params": list(lora.values())},
+            {"name": "backbone", "lr": settings.backbone_learning_rate, "params": list(backbone.values())},
         ]
         optimizer = torch.optim.AdamW(
-            groups if action else groups[1:], betas=settings.betas, weight_decay=settings.weight_decay
+            [group for group in groups if group["params"]], betas=settings.betas, weight_decay=settings.weight_decay
         )
         num_steps = float(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -200,8 +197,8 @@ class ActionVideoModule(L.LightningModule):
             `loss`; and for callbacks `loss_per_frame` `[B, F]`, not weighted, at the noise levels `timestep` `[B, F]`.
         """
         randoms = self._randoms(batch, _TRAINING_STREAM, self.current_epoch, batch_idx)
-        latents = self._encode_video(batch["video"])
-        error, timestep = self._error(batch, latents, randoms, self.action_dropout_prob)
+        model = self.world_model
+        error, timestep = model.error(batch, model.encode_video(batch["video"]), randoms, self.action_dropout_prob)
         loss = self._weighted(error, timestep).mean()
         if not bool(torch.isfinite(loss)):
             raise RuntimeError(
@@ -252,26 +249,31 @@ class ActionVideoModule(L.LightningModule):
             print(f"\n{format_table(report)}\n\nwritten to {path}")
 
     def on_predict_start(self) -> None:
-        """Ranks need not make the same number of passes: see `Lockstep`."""
-        self._lockstep = Lockstep(self.generator, self._compute_dtype)
+        """Quantize, and let ranks make other numbers of passes: see `Lockstep`."""
+        if self.acceleration.quantization is not None:
+            quantize_layers(self.generator.blocks, self.acceleration.quantization)
+        self._lockstep = Lockstep(self.generator, self.world_model.dtype)
         for part in (self.action_projection, self.action_module):
             if part is not None:
                 keep_gathered(part)
 
+    @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Generate, and hand over what a prediction writer needs; `video` and `truth` are in [0, 1]."""
         check_batch(batch)
         blocks = self.causality.split(num_latents(batch, self.schema))
-        self._lockstep.begin(count_passes(blocks, self._num_initial(batch), self.sampling.num_steps))
-        latents = self.generate_latents(batch)
+        num_initial = self.sampling.num_initial_latents if "video" in batch else 0
+        self._lockstep.begin(count_passes(blocks, num_initial, self.sampling.num_steps))
+        generated = self.world_model.generate(batch, self.sampling, self.acceleration.overlap_decoding)
         self._lockstep.end()
         prediction = {
-            "video": to_unit_range(self.frozen.decode(latents)).cpu(),
-            "latents": latents.cpu(),
+            "video": generated.video,
+            "latents": generated.latents.cpu(),
             "sample_id": batch["sample_id"].cpu(),
             "prompt": batch["prompt"],
             "seed": self.sampling.seed,
             "generation": {"sampling": asdict(self.sampling), "causality": asdict(self.causality)},
+            **generated.seconds,
         }
         if has_actions(batch):
             prediction["action"] = batch["action"].cpu()
@@ -284,64 +286,26 @@ class ActionVideoModule(L.LightningModule):
 
     @torch.no_grad()
     def generate(self, batch: Batch) -> Tensor:
-        """Generate the videos of a batch.
-
-        Args:
-            batch: `prompt` (list of B strings), `sample_id` `[B]` (noise belongs to the sample), `action` (None is the
-                null action; where the key is missing the action module infers it, if there is one), and `video`
-                `[B, T, 3, H, W]` in [-1, 1], of which the first `sampling.num_initial_latents` latent frames are kept.
-                Without `video`: `frame_size` `[B, 2]` (H, W). The length follows from the action rows, else from
-                `video`, else from `num_latents`.
-
-        Returns:
-            Video `[B, T, 3, H, W]` in [0, 1].
-        """
-        return to_unit_range(self.frozen.decode(self.generate_latents(batch)))
-
-    @torch.no_grad()
-    def generate_latents(self, batch: Batch) -> Tensor:
-        """As `generate`, but the latents `[B, F, C, h, w]`.
-
-        Raises:
-            RuntimeError: the model gave values that are not finite.
-        """
-        latents = torch.cat(list(self.stream_latents(batch)), dim=1)
-        if not bool(torch.isfinite(latents).all()):
-            raise RuntimeError("generated latents hold NaN or infinity: check the checkpoint, or generate in float32")
-        return latents
+        """Generate the videos of a batch, `[B, T, 3, H, W]` in [0, 1]; arguments as in `WorldModel.generate`."""
+        return self.world_model.generate(batch, self.sampling).video.to(self.device)
 
     @torch.no_grad()
     def stream_latents(self, batch: Batch) -> Iterator[Tensor]:
         """As `generate`, but yields the clean latents of each block, `[B, block, C, h, w]`, as soon as they exist."""
-        check_batch(batch)
-        start = first_frames(batch, self.sampling.num_initial_latents, self.frozen.vae.temporal_compression_ratio)
-        initial = None if start is None else self._encode_video(start)
-        length = num_latents(batch, self.schema)
-        text = self._encode_text(batch)
-        shape = self.frozen.vae.latent_shape(*frame_size(batch))
-        session = CausalRollout(
-            self.generator,
-            text,
-            self.causality,
-            self.sampling.sampler(self.schedule),
-            frame_noise(self.sampling.seed, batch["sample_id"].tolist(), shape, self.device, text.dtype),
-            shape,
-            length,
-            self.sampling.action_guidance_scale,
-        )
-        yield from rollout(session, length, self._rollout_modulation(batch, length), initial)
+        yield from self.world_model.stream_latents(batch, self.sampling)
 
     @torch.no_grad()
     def matched_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Losses `[B]` at the same noise and timesteps: `true` actions, those of the `other` sample, and `null`."""
-        latents = self._encode_video(batch["video"])
+        model = self.world_model
+        latents = model.encode_video(batch["video"])
         variants = {"true": batch}
         if has_actions(batch) and self.action_projection is not None:
             variants |= {"other": other_actions(batch), "null": without_actions(batch)}
 
         def average(variant: Batch) -> Tensor:
             draws = [self._randoms(batch, _VALIDATION_STREAM, draw) for draw in range(_NUM_LOSS_DRAWS)]
-            losses = [self._weighted(*self._error(variant, latents, randoms, 0.0)) for randoms in draws]
+            losses = [self._weighted(*model.error(variant, latents, randoms, 0.0)) for randoms in draws]
             return torch.stack(losses).mean(dim=0)
 
         return {name: average(variant) for name, variant in variants.items()}
@@ -395,24 +359,27 @@ class ActionVideoModule(L.LightningModule):
         Returns:
             Predicted and true velocity, `[B, F, C, h, w]`.
         """
-        latents = self._encode_video(batch["video"])
-        randoms = self._randoms(batch, _PROBE_STREAM, seed)
-        noise = _standard_normal(latents, randoms)
+        model = self.world_model
+        latents = model.encode_video(batch["video"])
         timesteps = torch.full(latents.shape[:2], timestep, device=latents.device)
-        modulation = self._modulation(batch, latents, 0.0, randoms)
-        text = self._encode_text(batch)
-        return self.objective(self.generator, latents, noise, timesteps, text, self.causality, modulation)
+        return model.velocities(batch, latents, timesteps, self._randoms(batch, _PROBE_STREAM, seed))
 
-    def _error(
-        self, batch: Batch, latents: Tensor, randoms: list[torch.Generator], dropout: float
-    ) -> tuple[Tensor, Tensor]:
-        """Squared error of the velocity of each frame, and the noise levels it was measured at, `[B, F]` both."""
-        timestep = draw_block_timesteps(self.schedule, latents.shape[1], self.causality, randoms).to(latents.device)
-        noise = _standard_normal(latents, randoms)
-        modulation = self._modulation(batch, latents, dropout, randoms)
-        text = self._encode_text(batch)
-        predicted, target = self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation)
-        return per_frame_error(predicted, target), timestep
+    @property
+    def world_model(self) -> WorldModel:
+        """The networks with all that tells them what a batch means."""
+        weight = self.generator.patch_embedding.weight
+        return WorldModel(
+            self.generator,
+            self.action_projection,
+            self.action_module,
+            self.frozen,
+            self.schema,
+            self.causality,
+            self.schedule,
+            self.objective,
+            self.device,
+            self.sharding.compute_dtype if isinstance(weight, DTensor) else weight.dtype,
+        )
 
     def _weighted(self, error: Tensor, timestep: Tensor) -> Tensor:
         """Loss of each sample, `[B]`."""
@@ -423,52 +390,6 @@ class ActionVideoModule(L.LightningModule):
         """A generator for each sample, whatever the batch it sits in and the rank it runs on."""
         return [generator_for(self.seed, *numbers, sample) for sample in batch["sample_id"].tolist()]
 
-    def _modulation(
-        self, batch: Batch, latents: Tensor, dropout: float, randoms: list[torch.Generator]
-    ) -> Tensor | None:
-        if self.action_projection is None:
-            return None
-        if has_actions(batch):
-            vectors, present = self.schema.encode(batch["action"], latents.shape[1])
-        elif "action" not in batch and self.action_module is not None:
-            vectors, present = inferred_vectors(self.action_module, latents, self.causality)
-        else:
-            return None
-        return self.action_projection(vectors.to(self._compute_dtype), drop_actions(present, dropout, randoms))
-
-    def _rollout_modulation(self, batch: Batch, length: int) -> Tensor | BlockModulation | None:
-        projection, infer = self.action_projection, self.action_module
-        if projection is None:
-            return None
-        if has_actions(batch):
-            vectors, present = self.schema.encode(batch["action"].to(self.device), length)
-            return projection(vectors.to(self._compute_dtype), present)
-        if "action" in batch or infer is None:
-            return None
-
-        def infer_block(block: range, history: list[Tensor]) -> Tensor | None:
-            if not history:
-                return None
-            return projection(infer(torch.cat(history, dim=1))[:, None].expand(-1, len(block), -1))
-
-        return infer_block
-
-    def _num_initial(self, batch: Batch) -> int:
-        return self.sampling.num_initial_latents if "video" in batch else 0
-
-    def _encode_video(self, video: Tensor) -> Tensor:
-        self.frozen.to(self.device)
-        return self.frozen.encode_video(video).to(self._compute_dtype)
-
-    def _encode_text(self, batch: Batch) -> Tensor:
-        self.frozen.to(self.device)
-        return self.frozen.encode_text(batch["prompt"]).to(self._compute_dtype)
-
-    @property
-    def _compute_dtype(self) -> torch.dtype:
-        weight = self.generator.patch_embedding.weight
-        return self.sharding.compute_dtype if isinstance(weight, DTensor) else weight.dtype
-
     def _new_obedience_test(self, split: Literal["validation", "test"]) -> ObedienceTest:
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         ratio = self.frozen.vae.temporal_compression_ratio
@@ -477,21 +398,3 @@ class ActionVideoModule(L.LightningModule):
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
         self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)
-
-
-@contextmanager
-def _seeded(*numbers: int) -> Iterator[None]:
-    """The global generator starts from the numbers inside the block, and is as it was after it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mix_seed(*numbers))
-        yield
-
-
-def _standard_normal(latents: Tensor, randoms: list[torch.Generator]) -> Tensor:
-    """Noise of the shape of `latents`, drawn on the CPU, so that it is the same on every device."""
-    return torch.stack([torch.randn(latents.shape[1:], generator=random) for random in randoms]).to(latents)
-
-
-def to_unit_range(video: Tensor) -> Tensor:
-    """Pixels in [-1, 1] to [0, 1]."""
-    return (video * 0.5 + 0.5).clamp(0, 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.frozen.interfaces import CodecVideos, FittedCodec, VideoCodec
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.lora import base_state_dict, load_base
 from lightning_action.weights import (
     LazyTensors,
     add_changes,
@@ -72,8 +73,8 @@ def load_generator(
 ) -> LoadReport:
     """Load the generator of any checkpoint of the family, or of a folder that a fit with `export_weights` left.
 
-    The tensors go in one by one, after all of them were found to fit; the generator keeps its dtype, and may be on the
-    meta device. LoRA layers are to be injected afterwards.
+    The tensors go in one by one, after all of them were found to fit; the generator keeps its dtype. It may be sharded,
+    have LoRA layers, or be on the meta device, which it leaves.
 
     Args:
         generator: is given the weights.
@@ -94,7 +95,7 @@ def load_generator(
         changes = read_low_rank(lora, lora_alpha)
         tensors, num_merged = add_changes(tensors, changes, str(lora)), num_merged + len(changes)
     _check_size(generator, tensors, str(file))
-    load_strictly(generator, tensors, str(file))
+    load_base(generator, tensors, str(file))
     metadata = read_metadata(file) if file.suffix == ".safetensors" else {}
     return LoadReport(
         source=str(file),
@@ -156,7 +157,7 @@ def export(folder: str | Path, generator: CausalWanModel, vae: VideoCodec, fit_s
 
 def _check_size(generator: CausalWanModel, tensors: LazyTensors, source: str) -> None:
     """Say in the words of the configuration what differs, where that is the size."""
-    theirs, ours = detect_size(tensors.entries), detect_size(generator.state_dict())
+    theirs, ours = detect_size(tensors.entries), detect_size(base_state_dict(generator))
     differing = [
         f"{name} {theirs.get(name)} (the configuration says {ours.get(name)})"
         for name in {**theirs, **ours}

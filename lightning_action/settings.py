@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.samplers import Sampler, euler, few_step
+from lightning_action.quantization import Quantization
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW with one learning rate for the action side and one for the backbone.
+    """AdamW with a learning rate for the action side, one for the backbone and one for its LoRA layers.
 
     Args:
         action_learning_rate: of the action projection (and action module).
         backbone_learning_rate: of the generator.
+        lora_learning_rate: of its LoRA layers.
         warmup_steps: linear rise at the start, for both.
         decay_fraction: share of `max_steps` at the end over which both fall linearly to zero.
         weight_decay: decoupled.
@@ -65,6 +68,7 @@ class Optimization:
 
     action_learning_rate: float = 1e-3
     backbone_learning_rate: float = 1e-3
+    lora_learning_rate: float = 1e-4
     warmup_steps: int = 50
     decay_fraction: float = 0.3
     weight_decay: float = 0.01
@@ -76,3 +80,18 @@ class Optimization:
         decay_steps = self.decay_fraction * num_steps
         fall = min(1.0, (num_steps - step) / decay_steps) if 0 < decay_steps < float("inf") else 1.0
         return rise * max(fall, 0.0)
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What makes passes faster; none of it is needed.
+
+    Args:
+        compile_mode: compile the layers with this mode of `torch.compile`; None leaves them as they are.
+        quantization: of the layers' weights, in `predict`; None keeps them as they are.
+        overlap_decoding: in `predict` on CUDA, decode a block while the next one is denoised.
+    """
+
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"] | None = None
+    quantization: Quantization | None = None
+    overlap_decoding: bool = False

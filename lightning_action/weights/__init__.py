@@ -2,7 +2,7 @@
 
 from lightning_action.weights.checkpoint import GeneratorCheckpoint, read_action_projection, read_generator
 from lightning_action.weights.fingerprint import fingerprint
-from lightning_action.weights.fit import check_fits, few, load_strictly, require_same
+from lightning_action.weights.fit import check_fits, copy_into, few, load_strictly, require_same
 from lightning_action.weights.low_rank import add_changes, is_low_rank, low_rank_changes, read_low_rank
 from lightning_action.weights.names import from_diffusers_name, to_diffusers_name
 from lightning_action.weights.release import find_release_file
@@ -18,6 +18,7 @@ __all__ = [
     "add_changes",
     "as_lazy",
     "check_fits",
+    "copy_into",
     "detect_size",
     "few",
     "find_release_file",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -21,7 +22,9 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        values = tensors[name].detach().cpu().to(torch.bfloat16).contiguous()
+        tensor = tensors[name].detach()
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        values = whole.cpu().to(torch.bfloat16).contiguous()
         digest.update(f"{name} {list(values.shape)}\n".encode())
         digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

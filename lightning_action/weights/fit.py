@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_action.weights.tensor_files import LazyTensors
 
@@ -32,7 +33,15 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
         if own.is_meta:
             _materialise(module, name, own, tensors[name])
         else:
-            own.copy_(tensors[name])
+            copy_into(own, tensors[name])
+
+
+@torch.no_grad()
+def copy_into(own: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into one of the same shape; of a sharded one, each rank takes its part."""
+    if isinstance(own, DTensor):
+        value = distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+    own.copy_(value)
 
 
 def check_fits(module: nn.Module, tensors: Mapping[str, Shaped], source: str) -> None:

@@ -26,7 +26,7 @@ CALLBACKS = ROOT / "callbacks"
 MAY_IMPORT: dict[str, set[str]] = {
     "compat": set(),
     "seeding": set(),
-    "settings": {"diffusion"},
+    "settings": {"diffusion", "quantization"},
     "files": set(),
     "batch": {"action"},
     "weights": {"files"},
@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lora": {"weights"},
     "adapter": {"action", "files", "lora", "weights"},
     "export": {"adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "weights"},
-    "pretrained": {"action", "frozen", "generator", "weights"},
+    "pretrained": {"action", "frozen", "generator", "lora", "weights"},
     "pipeline": {
         "action",
         "diffusion",
@@ -60,9 +60,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline_parts": {"adapter", "frozen", "generator", "weights", "pretrained", "command_line"},
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},
+    "networks": {"action", "adapter", "generator", "lora", "pretrained", "seeding", "sharding"},
+    "timing": set(),
+    "world_model": {
+        *("action", "batch", "diffusion", "frozen", "generator", "overlap", "rollout", "settings", "timing"),
+    },
     "module": {
-        *("generator", "diffusion", "rollout", "action", "frozen", "weights", "evaluation", "metrics"),
-        *("batch", "pretrained", "seeding", "settings", "sharding", "lockstep"),
+        *("action", "batch", "diffusion", "evaluation", "frozen", "generator", "lockstep", "lora", "networks"),
+        *("pretrained", "quantization", "rollout", "seeding", "settings", "sharding", "timing", "weights"),
+        "world_model",
     },
     "checkpoints": {"files"},
     "command_line": {"checkpoints", "module"},

@@ -1,0 +1,139 @@
+"""The networks of a run: built, given LoRA layers, sharded and filled with weights, in that order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from lightning_action.action.projection import ActionModulationProjection
+from lightning_action.action.schema import ActionSchema
+from lightning_action.adapter import load_adapter
+from lightning_action.generator.model import CausalWanModel
+from lightning_action.lora import LoRASettings, init_lora, inject_lora
+from lightning_action.pretrained import LoadReport, load_generator
+from lightning_action.seeding import generator_for, mix_seed
+from lightning_action.sharding import Sharding, shard, shard_generator
+
+RELEASE = "release"
+_GENERATOR, _PROJECTION, _ACTION_MODULE, _LORA = range(4)
+
+
+@dataclass(frozen=True)
+class Factories:
+    """What builds the networks.
+
+    Args:
+        generator: the network.
+        action_projection: from (action_dim, dim); None trains a backbone without actions.
+        action_module: infers actions; None for none.
+        lora: LoRA layers on the generator; None for none.
+        schema: what an action is.
+        seed: of initial weights; each network has its own, so that none depends on how another was built.
+    """
+
+    generator: Callable[[], CausalWanModel]
+    action_projection: Callable[[int, int], ActionModulationProjection] | None
+    action_module: Callable[[], nn.Module] | None
+    lora: LoRASettings | None
+    schema: ActionSchema
+    seed: int
+
+    def build_generator(self, mesh: DeviceMesh | None, sharding: Sharding, weights_follow: bool) -> CausalWanModel:
+        """The generator with its LoRA layers, sharded over `mesh` if there is one.
+
+        Args:
+            mesh: of the data-parallel ranks; None for no sharding.
+            sharding: how.
+            weights_follow: weights will be loaded, so no initial ones are made, and no rank holds more than its shard.
+        """
+        on_meta: AbstractContextManager[object] = torch.device("meta") if weights_follow else nullcontext()
+        with _seeded(self.seed, _GENERATOR), on_meta:
+            generator = self.generator()
+        if self.lora is not None:
+            inject_lora(generator, self.lora)
+        if mesh is not None:
+            shard_generator(generator, mesh, sharding)
+        if weights_follow:
+            generator.to_empty(device="cpu" if mesh is None else mesh.device_type)
+        if self.lora is not None:
+            init_lora(generator, generator_for(self.seed, _LORA))
+        return generator
+
+    def build_action_projection(
+        self, dim: int, mesh: DeviceMesh | None, sharding: Sharding
+    ) -> ActionModulationProjection | None:
+        """The action projection for a generator of width `dim`."""
+        if self.action_projection is None:
+            return None
+        with _seeded(self.seed, _PROJECTION):
+            projection = self.action_projection(self.schema.action_dim, dim)
+        if mesh is not None:
+            shard(projection, (), mesh, sharding)
+        return projection
+
+    def build_action_module(self, mesh: DeviceMesh | None, sharding: Sharding) -> nn.Module | None:
+        """The network that infers actions."""
+        if self.action_module is None:
+            return None
+        with _seeded(self.seed, _ACTION_MODULE):
+            module = self.action_module()
+        if mesh is not None:
+            shard(module, (), mesh, sharding)
+        return module
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Where the weights of a new run come from.
+
+    Args:
+        generator: file or folder, or `release`; None starts from nothing.
+        lora: a LoRA file that is merged into them.
+        adapter: an action adapter that goes on top of them.
+        any_base: take the adapter also where it was trained on another generator.
+    """
+
+    generator: str | None
+    lora: str | None
+    adapter: str | None
+    any_base: bool
+
+    def __post_init__(self) -> None:
+        if self.generator is None and (self.lora or self.adapter):
+            raise ValueError(
+                "pretrained_lora and adapter belong to a pretrained generator: name its weights with `pretrained`"
+            )
+
+    @property
+    def path(self) -> str | None:
+        """Of the generator, as `load_generator` takes it."""
+        return None if self.generator == RELEASE else self.generator
+
+    def load(
+        self, generator: CausalWanModel, projection: ActionModulationProjection | None, schema: ActionSchema
+    ) -> LoadReport:
+        """Load them.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged or does not fit, or there is no projection to load an adapter into.
+        """
+        report = load_generator(generator, self.path, lora=self.lora)
+        if self.adapter is not None:
+            if projection is None:
+                raise ValueError(f"the adapter {self.adapter} needs an action_projection to be loaded into")
+            load_adapter(self.adapter, generator, projection, schema, self.any_base)
+        return report
+
+
+@contextmanager
+def _seeded(*numbers: int) -> Iterator[None]:
+    """The global generator starts from the numbers inside the block, and is as it was after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix_seed(*numbers))
+        yield
