@@ -336,6 +336,8 @@ def test_an_image_condition_reaches_the_generator() -> None:
     assert not torch.equal(one, other)
     with pytest.raises(ValueError, match="expected image channels"):
         latents(made)
+    half = latents(made.to(torch.bfloat16), image=ImageCondition(channels))
+    torch.testing.assert_close(half.float(), one, atol=0.3, rtol=0)
 
 
 # A call
