@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lora": {"weights"},
     "adapter": {"action", "files", "lora", "weights"},
     "export": {"adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "weights"},
-    "pretrained": {"action", "frozen", "generator", "weights"},
+    "pretrained": {"action", "frozen", "generator", "lora", "weights"},
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},
     "module": {
