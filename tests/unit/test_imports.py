@@ -39,19 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lora": {"weights"},
     "adapter": {"action", "files", "lora", "weights"},
     "export": {"adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "weights"},
-    "pretrained": {"action", "frozen", "generator", "weights"},
-    "pipeline": {
-        "action",
-        "diffusion",
-        "frozen",
-        "generator",
-        "rollout",
-        "settings",
-        "pipeline_checks",
-        "pipeline_parts",
-    },
-    "pipeline_checks": {"generator"},
-    "pipeline_parts": {"adapter", "frozen", "generator", "weights", "pretrained", "command_line"},
+    "pretrained": {"action", "frozen", "generator", "lora", "weights"},
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},
     "module": {
@@ -60,6 +48,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "command_line": {"module"},
     "cli": {"compat", "command_line"},
+    "pipeline_checks": {"generator"},
+    "pipeline_parts": {"adapter", "command_line", "frozen", "generator", "pretrained", "weights"},
+    "pipeline": {
+        *("action", "diffusion", "frozen", "generator", "rollout", "settings"),
+        *("pipeline_checks", "pipeline_parts"),
+    },
 }
 WITHOUT_LIGHTNING = MAY_IMPORT.keys() - {"data", "module", "command_line", "cli", "export"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
