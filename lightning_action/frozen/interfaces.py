@@ -15,7 +15,7 @@ StreamingDecoder = Callable[[Tensor], Tensor]
 class FrozenPart:
     """A part whose weights lie in files. Its constructor reads none, so that a configuration can be checked without."""
 
-    def load(self) -> None:  # noqa: B027
+    def load(self) -> None:
         """Read the weights, once; a part without files has nothing to do.
 
         Raises:

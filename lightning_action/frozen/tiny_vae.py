@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_action.frozen.frozen_pass import frozen_pass
 from lightning_action.frozen.interfaces import StreamingDecoder
 from lightning_action.frozen.wan_codec import WanCodec
 from lightning_action.weights import load_strictly, read_tensors
@@ -26,7 +28,6 @@ class TinyWanVAE(WanCodec):
 
     release_names = ("taew2_1.pth", "taew2_1.safetensors", "taew2_2.pth", "taew2_2.safetensors")
 
-    @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """Pixels `[B, 1 + 4 n, 3, H, W]` in [-1, 1] to normalised latents `[B, 1 + n, C, h, w]`.
 
@@ -45,18 +46,20 @@ class TinyWanVAE(WanCodec):
         pixels = (padded.to(self._device, self._dtype) + 1) / 2
         seen: dict[int, Tensor] = {}
         groups = functional.pixel_unshuffle(pixels, model.patch_size).split(self.temporal_compression_ratio, dim=1)
-        return torch.cat([_run(model.encoder, group, seen) for group in groups], dim=1).float()
+        with frozen_pass(self._device):
+            return torch.cat([_run(model.encoder, group, seen) for group in groups], dim=1).float()
 
     def streaming_decoder(self) -> StreamingDecoder:
         self.load()
         model: TinyAutoencoder = self._model
         seen: dict[int, Tensor] = {}
 
-        @torch.no_grad()
         def decode_next(latents: Tensor) -> Tensor:
             num_skipped = 0 if seen else self.temporal_compression_ratio - 1
             # Latent by latent: a convolution over another number of frames may round differently.
-            frames = [_run(model.decoder, latent, seen) for latent in latents.to(self._device, self._dtype).split(1, 1)]
+            each = latents.to(self._device, self._dtype).split(1, dim=1)
+            with frozen_pass(self._device):
+                frames = [_run(model.decoder, latent, seen) for latent in each]
             pixels = functional.pixel_shuffle(torch.cat(frames, dim=1)[:, num_skipped:], model.patch_size)
             return pixels.float().clamp(0, 1) * 2 - 1
 
@@ -85,10 +88,7 @@ class TinyAutoencoder(nn.Module):
         self.patch_size = round((pixel_channels / 3) ** 0.5)
         self.latent_dim = tensors["decoder.1.weight"].shape[1]
         self.spatial_ratio = 2**_NUM_STAGES * self.patch_size
-        self.temporal_ratio = 1
-        for layer in self.decoder:
-            if isinstance(layer, _GrowTime):
-                self.temporal_ratio *= layer.stride
+        self.temporal_ratio = math.prod(layer.stride for layer in self.decoder if isinstance(layer, _GrowTime))
 
 
 def _decoder(tensors: Mapping[str, Shaped]) -> nn.Sequential:

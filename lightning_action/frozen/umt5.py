@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lightning_action.frozen.frozen_pass import frozen_pass
 from lightning_action.frozen.interfaces import TextEncoder
 from lightning_action.frozen.model_files import config_beside, locate, wan_extra
 from lightning_action.frozen.umt5_format import config_of, is_original, to_transformers_name
@@ -96,7 +97,6 @@ class UMT5TextEncoder(TextEncoder):
         return encoded.to(self._device)
 
     @torch.inference_mode(False)
-    @torch.no_grad()
     def _encode_new(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Each prompt's `[its tokens, text_dim]`, on the CPU. One by one: no padding, so no mask is needed either."""
         if not prompts:
@@ -104,9 +104,10 @@ class UMT5TextEncoder(TextEncoder):
         self.load()
         self._model.to(self._device)
         encoded = {}
-        for prompt in prompts:
-            tokens = self._tokenize([prompt], truncation=True, max_length=self.text_len, return_tensors="pt").input_ids
-            encoded[prompt] = self._model(tokens.to(self._device)).last_hidden_state[0].cpu()
+        with frozen_pass(self._device):
+            for prompt in prompts:
+                tokens = self._tokenize([prompt], truncation=True, max_length=self.text_len, return_tensors="pt")
+                encoded[prompt] = self._model(tokens.input_ids.to(self._device)).last_hidden_state[0].cpu()
         if self.low_memory:
             self._model.to("cpu")
         return encoded

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from lightning_action.frozen.frozen_pass import frozen_pass
 from lightning_action.frozen.interfaces import StreamingDecoder
 from lightning_action.frozen.model_files import config_beside, wan_extra
 from lightning_action.frozen.wan_codec import WanCodec
@@ -24,7 +25,6 @@ class WanVideoVAE(WanCodec):
 
     release_names = ("vae", "Wan2.1_VAE.pth", "Wan2.2_VAE.pth")
 
-    @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """Pixels `[B, 1 + 4 n, 3, H, W]` in [-1, 1] to normalised latents `[B, 1 + n, C, h, w]`: means, not samples.
 
@@ -34,7 +34,8 @@ class WanVideoVAE(WanCodec):
         self._require_video(video)
         self.load()
         pixels = rearrange(video.to(self._device, self._dtype), "b t c h w -> b c t h w")
-        means = self._model.encode(pixels).latent_dist.mode()
+        with frozen_pass(self._device):
+            means = self._model.encode(pixels).latent_dist.mode()
         mean, deviation = self._statistics()
         return (rearrange(means, "b c f h w -> b f c h w").float() - mean) / deviation
 
@@ -52,15 +53,15 @@ class WanVideoVAE(WanCodec):
         cache = [None for part in model.decoder.modules() if isinstance(part, WanCausalConv3d)]
         started = False
 
-        @torch.no_grad()
         def decode_next(latents: Tensor) -> Tensor:
             nonlocal started
             latents = (latents.to(self._device).float() * deviation + mean).to(self._dtype)
             frames = []
-            for latent in rearrange(latents, "b f c h w -> b c f h w").split(1, dim=2):
-                hidden = model.post_quant_conv(latent)
-                frames.append(model.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=not started))
-                started = True
+            with frozen_pass(self._device):
+                for latent in rearrange(latents, "b f c h w -> b c f h w").split(1, dim=2):
+                    hidden = model.post_quant_conv(latent)
+                    frames.append(model.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=not started))
+                    started = True
             size = model.config.patch_size or 1
             pixels = rearrange(torch.cat(frames, dim=2), "b (c q p) t h w -> b t c (h p) (w q)", p=size, q=size)
             return pixels.float().clamp(-1, 1)
@@ -87,7 +88,9 @@ class WanVideoVAE(WanCodec):
         except KeyError as error:
             raise ValueError(f"{path} holds no Wan VAE: it has no tensor {error}") from error
         with torch.device("meta"):
-            model = AutoencoderKLWan.from_config(config).to(self._dtype)
+            model = AutoencoderKLWan.from_config(config)
+        for part in model.children():  # `to` of the whole warns of a list of modules that is empty
+            part.to(self._dtype)
         spatial = 2 ** (len(model.config.dim_mult) - 1) * (model.config.patch_size or 1)
         self._require_geometry(model.config.z_dim, spatial, 2 ** sum(model.config.temperal_downsample), path)
         load_strictly(model, LazyTensors(entries), str(path))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +19,13 @@ CLEANED = ["a red disc moves left", "", "the quick fox & an unknown word", "a re
 LENGTH = 40
 
 
-def wan_embeddings(theirs: object, folder: Path) -> Tensor:
+def wan_embeddings(theirs: Any, folder: Path) -> Tensor:
     """`[B, 40, text_dim]`, zero past the end."""
     from transformers import AutoTokenizer
 
     tokenize = AutoTokenizer.from_pretrained(folder)
     tokens = tokenize(CLEANED, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
-    hidden: Tensor = theirs(tokens.input_ids, tokens.attention_mask).last_hidden_state  # type: ignore[operator]
+    hidden = theirs(tokens.input_ids, tokens.attention_mask).last_hidden_state
     return hidden * tokens.attention_mask[..., None]
 
 
@@ -35,10 +37,10 @@ def write_bytes_tokenizer(folder: Path) -> None:
 
 @pytest.mark.parametrize("write_tokenizer", [write_word_tokenizer, write_bytes_tokenizer])
 @torch.no_grad()
-def test_embeddings_equal_transformers(write_tokenizer: object, tmp_path: Path) -> None:
+def test_embeddings_equal_transformers(write_tokenizer: Callable[[Path], None], tmp_path: Path) -> None:
     theirs = small_umt5(relative_attention_max_distance=9)
     theirs.save_pretrained(tmp_path / "text_encoder")
-    write_tokenizer(tmp_path / "tokenizer")  # type: ignore[operator]
+    write_tokenizer(tmp_path / "tokenizer")
     expected = wan_embeddings(theirs, tmp_path / "tokenizer")
     ours = UMT5TextEncoder(str(tmp_path), text_len=LENGTH, dtype="float32").encode(PROMPTS)
     # Float32; theirs computes over the padding too.

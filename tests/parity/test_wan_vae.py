@@ -17,10 +17,9 @@ TOLERANCE = 1e-5
 VERSIONS = ("2.1", "2.2")
 
 
-def statistics(theirs: Any) -> tuple[Tensor, Tensor]:
-    return tuple(
-        torch.tensor(value)[:, None, None] for value in (theirs.config.latents_mean, theirs.config.latents_std)
-    )  # type: ignore[return-value]
+def statistics(theirs: Any) -> Tensor:
+    """Mean and deviation of the latents, `[2, C, 1, 1]`."""
+    return torch.tensor([theirs.config.latents_mean, theirs.config.latents_std])[..., None, None]
 
 
 def both(version: str, folder: Path) -> tuple[WanVideoVAE, Any]:

@@ -191,6 +191,16 @@ def test_half_precision_computes_in_it_and_gives_float32(tmp_path: Path) -> None
     assert half.encode(decoded).dtype == torch.float32
 
 
+def test_the_trainers_autocast_changes_nothing(tmp_path: Path) -> None:
+    vae, _ = tiny_vae("2.1", tmp_path)
+    latents = torch.randn(1, 2, 16, 2, 3)
+    decoded = vae.decode(latents)
+    encoded = vae.encode(decoded)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(vae.decode(latents), decoded)
+        assert torch.equal(vae.encode(decoded), encoded)
+
+
 def test_a_decoder_alone_cannot_encode(tmp_path: Path) -> None:
     tensors = {name: value for name, value in tensors_of("2.1").items() if name.startswith("decoder.")}
     save_file(tensors, tmp_path / "decoder.safetensors")

@@ -169,6 +169,12 @@ def test_bfloat16_is_the_default_and_near_float32(folder: Path) -> None:
     assert 0 < (encoded - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+def test_the_trainers_autocast_changes_nothing(folder: Path) -> None:
+    expected = UMT5TextEncoder(str(folder), dtype="float32").encode(PROMPTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(UMT5TextEncoder(str(folder), dtype="float32").encode(PROMPTS), expected)
+
+
 @pytest.mark.parametrize(("low_memory", "expected"), [(True, ["move", "run", "move"]), (False, ["move", "run"])])
 def test_low_memory_moves_the_weights_back_after_encoding(
     folder: Path, low_memory: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch

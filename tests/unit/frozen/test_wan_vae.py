@@ -146,6 +146,15 @@ def test_half_precision_computes_in_it_and_gives_float32(dtype: Any, tmp_path: P
     assert 0 < (half.decode(expected) - vae.decode(expected)).abs().max() < 0.1
 
 
+def test_the_trainers_autocast_changes_nothing(vae: WanVideoVAE) -> None:
+    pixels, latents = video("2.1", 5), torch.randn(1, 2, 16, 2, 3)
+    expected = vae.encode(pixels), vae.decode(latents)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(vae.encode(pixels), expected[0])
+        assert torch.equal(vae.decode(latents), expected[1])
+        assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16
+
+
 def test_a_file_of_another_geometry_is_refused(tmp_path: Path) -> None:
     in_folder("2.2", small_vae("2.2"), tmp_path)
     with pytest.raises(ValueError, match=r"configured as \(16, 8, 4\), those of .* are \(48, 16, 4\)"):
