@@ -20,6 +20,10 @@ def main(args: list[str] | None = None) -> None:
         from lightning_action.check import run_check
 
         run_check(arguments[1:])
+    elif arguments[:1] == ["export"]:
+        from lightning_action.export import run_export
+
+        run_export(arguments[1:])
     else:
         from lightning_action.command_line import run
 

@@ -20,7 +20,10 @@ from lightning_action.checkpoints import AtomicCheckpointIO
 from lightning_action.module import ActionVideoModule
 
 # Not methods of a Trainer; `cli` runs them.
-_OTHER_VERBS = "check: a dry run of a configuration, without weights or GPU; for more, main.py check --help"
+_OTHER_VERBS = (
+    "check: a dry run of a configuration, without weights or GPU; export: weights or an action adapter out of a run; "
+    "for more, main.py check --help and main.py export --help"
+)
 
 
 class RunCheckpoint(ModelCheckpoint):

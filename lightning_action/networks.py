@@ -55,7 +55,8 @@ class Factories:
         with _seeded(self.seed, _GENERATOR), on_meta:
             generator = self.generator()
         if self.lora is not None:
-            inject_lora(generator, self.lora)
+            with _seeded(self.seed, _LORA):
+                inject_lora(generator, self.lora)
         if mesh is not None:
             shard_generator(generator, mesh, sharding)
         if weights_follow:

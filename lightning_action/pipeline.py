@@ -332,7 +332,7 @@ class ActionCausalInferencePipeline(nn.Module):
             shape,
             num_frames,
             self.sampling.action_guidance_scale,
-            image,
+            image.to(start),
         )
         return rollout(session, num_frames, modulation, start[:, :num_initial] if num_initial else None)
 

@@ -36,6 +36,10 @@ class ImageCondition:
             )
         return self.channels[:, frames.start : frames.stop]
 
+    def to(self, like: Tensor) -> ImageCondition:
+        """On the device and in the type of `like`."""
+        return ImageCondition(*(None if part is None else part.to(like) for part in (self.channels, self.embeds)))
+
     def twice_in_time(self) -> ImageCondition:
         """For the sequence `[clean | noisy]`."""
         channels = None if self.channels is None else torch.cat([self.channels, self.channels], dim=1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lightning_action.weights.names import few
 from lightning_action.weights.tensor_files import LazyTensors
 
 
@@ -76,11 +77,6 @@ def require_same(own: Mapping[str, Shaped], tensors: Mapping[str, Shaped], compl
     if any(problems.values()):
         told = "; ".join(f"{len(names)} {kind}: {few(names)}" for kind, names in problems.items() if names)
         raise ValueError(f"{complaint} ({told}): {remedy}")
-
-
-def few(names: Sequence[str]) -> str:
-    """The first names of a list that may be long."""
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _materialise(module: nn.Module, name: str, own: Tensor, value: Tensor) -> None:

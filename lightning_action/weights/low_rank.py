@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_action.weights.fit import few
-from lightning_action.weights.names import to_diffusers_name
+from lightning_action.weights.names import few, to_diffusers_name
 from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, find_weights, read_tensors
 
 # peft's matrices (with the name of an adapter between, where a whole module was saved), kohya's, and differences of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Original Wan names and those of diffusers' `WanTransformer3DModel`. The first row that a name begins with, behind
 # `blocks.N.`, rewrites it; a name that begins with none is the same in both.
@@ -50,6 +50,11 @@ def from_diffusers_name(name: str) -> str:
     # `scale_shift_table` is a layer's modulation, and outside the layers the head's.
     other = "head.modulation" if name.startswith("blocks.") else "modulation"
     return _renamed(name, [(theirs, ours) for ours, theirs in _DIFFUSERS_NAMES if ours != other])
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of a list that may be long."""
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:

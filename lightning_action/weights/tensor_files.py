@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_action.weights.names import few
 from lightning_action.weights.safetensors_files import read_metadata, read_safetensors
 
 # The pages of a mapped file that were touched stay in memory as long as the mapping does, so it is renewed this often.
@@ -96,21 +97,21 @@ def find_weights(path: Path) -> Path:
             return found[0]
         if found:
             raise ValueError(
-                f"{path} holds {len(found)} checkpoints ({', '.join(file.name for file in found[:4])}"
-                f"{', ...' if len(found) > 4 else ''}) and no single index: give the path of one of them"
+                f"{path} holds {len(found)} checkpoints ({few([file.name for file in found])}) and no single index: "
+                "give the path of one of them"
             )
     if (path / "transformer").is_dir():
         return find_weights(path / "transformer")
-    held = sorted(child.name for child in path.iterdir())
+    held = few(sorted(child.name for child in path.iterdir()))
     raise FileNotFoundError(
         f"no checkpoint in {path}: expected a .safetensors file, an index of shards, or a .pt file; it holds "
-        f"{', '.join(held[:6]) or 'nothing'}"
+        f"{held or 'nothing'}"
     )
 
 
 class _MappedFile:
     def __init__(self, path: Path, open_file: Callable[[Path], dict[str, Tensor]]) -> None:
-        self._path, self._open, self._changed = path, open_file, path.stat().st_mtime_ns
+        self._path, self._open, self._modified = path, open_file, path.stat().st_mtime_ns
         self._tensors, self._handed_out = open_file(path), 0
 
     @property
@@ -120,7 +121,7 @@ class _MappedFile:
     def _read(self, name: str) -> Tensor:
         if self._handed_out > _REMAP_BYTES:
             del self._tensors
-            if self._path.stat().st_mtime_ns != self._changed:
+            if self._path.stat().st_mtime_ns != self._modified:
                 raise RuntimeError(f"{self._path} changed while it was read: load it again when it is complete")
             self._tensors, self._handed_out = self._open(self._path), 0
         tensor = self._tensors[name]
@@ -144,8 +145,10 @@ def _map_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as tensors and plain values alone ({str(error).splitlines()[0]}): it is cut off, "
             "or holds objects that run code when they are loaded. If you trust it, save its state dict alone"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a whole checkpoint ({error}): fetch or write it again") from error
+    except Exception as error:  # torch reads what is left of a broken file as it comes, and fails in any way
+        raise ValueError(
+            f"{path} is not a whole checkpoint ({type(error).__name__}: {error}): fetch or write it again"
+        ) from error
     return dict(_flatten(content, "")) if isinstance(content, Mapping) else {}
 
 

@@ -336,6 +336,8 @@ def test_an_image_condition_reaches_the_generator() -> None:
     assert not torch.equal(one, other)
     with pytest.raises(ValueError, match="expected image channels"):
         latents(made)
+    half = latents(made.to(torch.bfloat16), image=ImageCondition(channels))
+    torch.testing.assert_close(half.float(), one, atol=0.3, rtol=0)
 
 
 # A call
@@ -595,9 +597,9 @@ def test_it_generates_what_the_lightning_module_does() -> None:
         initial_latent=made.encode_video(batch["video"]),
         sample_id=[4, 9],
     )
-    expected = module.eval().generate_latents(batch)
+    expected = module.eval().world_model.generate(batch, module.sampling).latents
     assert torch.equal(out, expected)
-    assert not torch.equal(out, module.generate_latents({**batch, "action": -rows}))
+    assert not torch.equal(out, module.world_model.generate({**batch, "action": -rows}, module.sampling).latents)
 
 
 def test_raw_actions_need_a_schema() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.frozen.codec import LinearVideoCodec
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.lora import LoRASettings, inject_lora, merged_state_dict, split_parameters
 from lightning_action.pretrained import export, load_action_projection, load_generator, prepare_codec
 from lightning_action.weights import to_diffusers_name, write_safetensors
 from tests.helpers import fill, small_generator
@@ -44,6 +45,18 @@ def test_round_trip(tmp_path: Path) -> None:
     prepare_codec(loaded, str(tmp_path), None)
     assert same_weights(generator, other)
     assert same_weights(codec, loaded)
+
+
+def test_lora_is_merged_into_what_a_fit_leaves(tmp_path: Path) -> None:
+    generator, other = small_generator(1), small_generator(2)
+    inject_lora(generator, LoRASettings(rank=3, alpha=1.5))
+    for parameter in split_parameters(generator)[0].values():
+        torch.nn.init.normal_(parameter)
+    export(tmp_path, generator, fitted(), 0.0)
+    load_generator(other, tmp_path)
+    merged = merged_state_dict(generator)
+    assert all(torch.equal(tensor, merged[name]) for name, tensor in other.state_dict().items())
+    assert not same_weights(other, small_generator(1))
 
 
 def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:

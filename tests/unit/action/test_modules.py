@@ -97,8 +97,9 @@ def test_a_code_tells_what_changed() -> None:
     assert isinstance(module, DiscreteActionModule)
     history = frames(6)
     assert torch.equal(module.codes(history)[:, 2:], module.codes(history[:, 1:])[:, 1:])
-    still = module.codes(history[:, :1].expand(-1, 4, -1, -1, -1))
-    assert len(still.unique()) == 1 and torch.equal(still[:, 0], module.codes(history)[:, 0])
+    pictures = torch.cat([scale * history[:, :1] for scale in (-3, -1, 0, 2, 5)])
+    still = module.codes(pictures.expand(-1, 4, -1, -1, -1))
+    assert len(still.unique()) == 1 and torch.equal(still[:BATCH, 0], module.codes(history)[:, 0])
 
 
 def test_a_new_module_uses_many_codes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,6 +148,26 @@ def test_garbage_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(bytes(range(256)) * 10)
     with pytest.raises(ValueError, match=f"{name} (is not a whole|cannot be read)"):
         read_tensors(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("write", [pickled, old_pickled, safetensors])
+def test_a_damaged_file_is_read_or_refused_and_nothing_else(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    path = write(tmp_path)
+    whole, draw = path.read_bytes(), random.Random(0)
+    outcomes = set()
+    for _ in range(60):
+        damaged = bytearray(whole[: draw.randint(1, len(whole))])
+        for _ in range(draw.randint(0, 4)):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            dict(read_tensors(path))
+            outcomes.add("read")
+        except ValueError as error:
+            assert str(path) in str(error)
+            outcomes.add("refused")
+    assert "refused" in outcomes
 
 
 class Evil:
