@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from lightning_action.action.schema import ActionSchema as ActionSchema
     from lightning_action.frozen.codec import LinearVideoCodec as LinearVideoCodec
     from lightning_action.frozen.text import HashingTextEncoder as HashingTextEncoder
+    from lightning_action.frozen.tiny_vae import TinyWanVAE as TinyWanVAE
+    from lightning_action.frozen.umt5 import UMT5TextEncoder as UMT5TextEncoder
+    from lightning_action.frozen.wan_vae import WanVideoVAE as WanVideoVAE
     from lightning_action.generator.blocks import BlockCausality as BlockCausality
     from lightning_action.generator.kv_cache import KVCache as KVCache
     from lightning_action.generator.model import CausalWanModel as CausalWanModel
@@ -33,6 +36,9 @@ _EXPORTS = {
     "HashingTextEncoder": "lightning_action.frozen.text",
     "KVCache": "lightning_action.generator.kv_cache",
     "LinearVideoCodec": "lightning_action.frozen.codec",
+    "TinyWanVAE": "lightning_action.frozen.tiny_vae",
+    "UMT5TextEncoder": "lightning_action.frozen.umt5",
+    "WanVideoVAE": "lightning_action.frozen.wan_vae",
 }
 __all__ = ["__version__", *_EXPORTS]
 

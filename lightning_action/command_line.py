@@ -20,7 +20,10 @@ from lightning_action.checkpoints import AtomicCheckpointIO
 from lightning_action.module import ActionVideoModule
 
 # Not methods of a Trainer; `cli` runs them.
-_OTHER_VERBS = "check: a dry run of a configuration, without weights or GPU; for more, main.py check --help"
+_OTHER_VERBS = (
+    "Besides: `check`, a dry run of a configuration without weights or GPU, and `export`, which writes a trained "
+    "generator or its actions to files that others read. --help after them says more."
+)
 
 
 class RunCheckpoint(ModelCheckpoint):

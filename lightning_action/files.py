@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,3 +21,30 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_new_folder(path: Path) -> None:
+    """Refuse a folder that holds something already.
+
+    Raises:
+        FileExistsError: it does, or `path` is a file.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FileExistsError(f"{path} is there already: give the path of a new folder, or empty it")
+
+
+@contextmanager
+def creating_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes it when the block ends, and vanishes if it fails.
+
+    Raises:
+        FileExistsError: as `require_new_folder`.
+    """
+    require_new_folder(path)
+    temporary = path.with_name(f".{path.name}-{uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

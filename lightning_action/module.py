@@ -157,7 +157,7 @@ class ActionVideoModule(L.LightningModule):
         with _seeded(self.seed, 2):
             self.action_module = self._build_action_module() if self._build_action_module else None
         if self._start_from_pretrained:
-            self._fit_seconds_before = load_generator(self.generator, str(self.pretrained))
+            self._fit_seconds_before = load_generator(self.generator, str(self.pretrained)).fit_seconds
         self._shard()
         self._built = True
 

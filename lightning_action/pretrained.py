@@ -2,26 +2,130 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.frozen.interfaces import CodecVideos, FittedCodec, VideoCodec
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.weights import load_strictly, read_metadata, read_safetensors, write_safetensors
+from lightning_action.weights import (
+    LazyTensors,
+    add_changes,
+    detect_size,
+    few,
+    find_release_file,
+    find_weights,
+    load_strictly,
+    read_action_projection,
+    read_generator,
+    read_low_rank,
+    read_metadata,
+    read_safetensors,
+    write_safetensors,
+)
 
 GENERATOR_FILE = "generator.safetensors"
 VAE_FILE = "vae.safetensors"
+_EXPECTED = (
+    "`pretrained` is a checkpoint of this family, or a folder that a fit with `export_weights` leaves, for the demo "
+    "that of `fit --config configs/demo_backbone.yaml`"
+)
+_RELEASED = ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors", "transformer")
 
 
-def load_generator(generator: CausalWanModel, folder: str) -> float:
-    """Load `generator.safetensors` (original Wan names) and return the seconds it was trained for, 0 if unknown.
+@dataclass(frozen=True)
+class LoadReport:
+    """What was loaded into a generator.
+
+    Args:
+        source: the file.
+        num_tensors: tensors loaded.
+        fit_seconds: seconds it was trained for, 0 if unknown.
+        part: under what the file holds the generator (`generator_ema.model.`), empty if under nothing.
+        dropped: tensors of known extra heads that were left out.
+        ignored: what else the file holds.
+        num_merged: LoRA layers and differences that were added to the weights.
+    """
+
+    source: str
+    num_tensors: int
+    fit_seconds: float
+    part: str
+    dropped: tuple[str, ...]
+    ignored: tuple[str, ...]
+    num_merged: int
+
+    def __str__(self) -> str:
+        told = f"loaded {self.num_tensors} tensors of the generator from {self.source}"
+        told += f" ({self.part.rstrip('.')})" if self.part else ""
+        told += f", merged {self.num_merged} LoRA layers" if self.num_merged else ""
+        told += f", dropped {len(self.dropped)} of extra heads ({few(self.dropped)})" if self.dropped else ""
+        return told + (f", left aside {few(self.ignored)}" if self.ignored else "")
+
+
+def load_generator(
+    generator: CausalWanModel,
+    path: str | Path | None,
+    ema: bool = True,
+    lora: str | Path | None = None,
+    lora_alpha: float | None = None,
+) -> LoadReport:
+    """Load the generator of any checkpoint of the family, or of a folder that a fit with `export_weights` left.
+
+    The tensors go in one by one, after all of them were found to fit; the generator keeps its dtype, and may be on the
+    meta device. LoRA layers are to be injected afterwards.
+
+    Args:
+        generator: is given the weights.
+        path: a file, an index of shards, a folder; None takes the transformer in the folder that the environment
+            variable `LIGHTNING_ACTION_WEIGHTS` names.
+        ema: prefer averaged weights where the file has both kinds.
+        lora: a LoRA file (peft's, kohya's, LongLive's) to be merged into the weights.
+        lora_alpha: numerator of its scale; None takes what the file says, else its rank.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not whole, or does not fit.
+        ValueError: it is not whole, holds no generator, or one that does not fit.
     """
-    path = _find(folder, GENERATOR_FILE)
-    load_strictly(generator, read_safetensors(path), str(path))
-    return float(read_metadata(path).get("fit_seconds", 0.0))
+    file = generator_file(path)
+    checkpoint = read_generator(file, ema, lora_alpha)
+    tensors, num_merged = checkpoint.tensors, checkpoint.num_merged
+    if lora is not None:
+        changes = read_low_rank(lora, lora_alpha)
+        tensors, num_merged = add_changes(tensors, changes, str(lora)), num_merged + len(changes)
+    _check_size(generator, tensors, str(file))
+    load_strictly(generator, tensors, str(file))
+    metadata = read_metadata(file) if file.suffix == ".safetensors" else {}
+    return LoadReport(
+        source=str(file),
+        num_tensors=len(tensors),
+        fit_seconds=float(metadata.get("fit_seconds", 0.0)),
+        part=checkpoint.part,
+        dropped=checkpoint.dropped,
+        ignored=checkpoint.ignored,
+        num_merged=num_merged,
+    )
+
+
+def generator_file(path: str | Path | None) -> Path:
+    """The file that holds the generator. Arguments and errors as in `load_generator`."""
+    if path is None:
+        return find_weights(find_release_file(_RELEASED, "the generator"))
+    exported = Path(path) / GENERATOR_FILE
+    try:
+        return exported if exported.is_file() else find_weights(Path(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. {_EXPECTED}") from error
+
+
+def load_action_projection(projection: ActionModulationProjection, path: str | Path) -> None:
+    """Load the action projection that a checkpoint of this family, or one of ours, holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not whole, holds no projection or several, or one that does not fit.
+    """
+    load_strictly(projection, read_action_projection(path), str(path))
 
 
 def prepare_codec(codec: FittedCodec, folder: str | None, datamodule: object) -> None:
@@ -50,11 +154,22 @@ def export(folder: str | Path, generator: CausalWanModel, vae: VideoCodec, fit_s
         write_safetensors(Path(folder) / VAE_FILE, vae.fitted_tensors(), {})
 
 
+def _check_size(generator: CausalWanModel, tensors: LazyTensors, source: str) -> None:
+    """Say in the words of the configuration what differs, where that is the size."""
+    theirs, ours = detect_size(tensors.entries), detect_size(generator.state_dict())
+    differing = [
+        f"{name} {theirs.get(name)} (the configuration says {ours.get(name)})"
+        for name in {**theirs, **ours}
+        if theirs.get(name) != ours.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{source} does not fit {type(generator).__name__}: it holds a model of {', '.join(differing)}"
+        )
+
+
 def _find(folder: str, name: str) -> Path:
     path = Path(folder) / name
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no {name} in {folder!r}: `pretrained` is a folder that a fit with `export_weights` leaves, for the demo "
-            "that of `fit --config configs/demo_backbone.yaml`"
-        )
+        raise FileNotFoundError(f"no {name} in {folder!r}. {_EXPECTED}")
     return path

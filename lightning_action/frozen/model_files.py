@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning_action.weights import find_release_file
+
+
+@contextmanager
+def wan_extra() -> Iterator[None]:
+    """Around imports of diffusers, transformers and ftfy: says how they are installed where they are not."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}: install the extra that brings it, `lightning_action[wan]`") from error
 
 
 def locate(path: str | None, names: Sequence[str], what: str) -> Path:

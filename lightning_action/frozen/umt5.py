@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_action.frozen.interfaces import TextEncoder
-from lightning_action.frozen.model_files import config_beside, locate
+from lightning_action.frozen.model_files import config_beside, locate, wan_extra
 from lightning_action.frozen.umt5_format import config_of, is_original, to_transformers_name
-from lightning_action.weights import check_fits, read_tensors
+from lightning_action.weights import LazyTensors, load_strictly, read_tensors
 
 _RELEASE_NAMES = ("text_encoder", "models_t5_umt5-xxl-enc-bf16.pth")
 _TOKENIZER_FOLDERS = ("tokenizer", "google/umt5-xxl", ".", "../tokenizer")
@@ -64,7 +64,10 @@ class UMT5TextEncoder(TextEncoder):
         if self._model is not None:
             return
         path = locate(self.path, _RELEASE_NAMES, "the UMT5 text encoder")
-        self._tokenize = _read_tokenizer(path if self.tokenizer is None else Path(self.tokenizer))
+        beside = path if path.is_dir() else path.parent
+        self._tokenize = _read_tokenizer(
+            [beside / name for name in _TOKENIZER_FOLDERS] if self.tokenizer is None else [Path(self.tokenizer)]
+        )
         model = _read_model(path, self._dtype)
         if len(self._tokenize) > model.config.vocab_size:
             raise ValueError(
@@ -111,17 +114,17 @@ class UMT5TextEncoder(TextEncoder):
 
 def clean_prompt(prompt: str) -> str:
     """Mended encoding, HTML entities resolved (twice, for those escaped twice), single spaces."""
-    import ftfy
+    with wan_extra():
+        import ftfy
 
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
 
 
-def _read_tokenizer(path: Path) -> Any:
-    """The tokenizer in or beside a path."""
-    from transformers import AutoTokenizer
+def _read_tokenizer(folders: Sequence[Path]) -> Any:
+    """The tokenizer in the first of the folders that holds one."""
+    with wan_extra():
+        from transformers import AutoTokenizer
 
-    start = path if path.is_dir() else path.parent
-    folders = [start / name for name in _TOKENIZER_FOLDERS]
     found = next((folder for folder in folders if any((folder / name).is_file() for name in _VOCABULARIES)), None)
     if found is None:
         raise FileNotFoundError(
@@ -136,20 +139,19 @@ def _read_tokenizer(path: Path) -> Any:
 
 def _read_model(path: Path, dtype: torch.dtype) -> Any:
     """The `UMT5EncoderModel` in a file or folder; its weights are never in memory twice."""
-    from transformers import UMT5Config, UMT5EncoderModel
+    with wan_extra():
+        from transformers import UMT5Config, UMT5EncoderModel
 
-    stored = read_tensors(path)
+    stored = read_tensors(path).entries
     original = is_original(stored)
-    names = {to_transformers_name(name) if original else name: name for name in stored}
-    tensors = {name: stored[name_in_file].to(dtype) for name, name_in_file in names.items()}
+    entries = {to_transformers_name(name) if original else name: entry for name, entry in stored.items()}
     try:
-        config = config_beside(path, "model_type", "umt5") or config_of(tensors)
-        tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
+        config = config_beside(path, "model_type", "umt5") or config_of(entries)
+        entries["encoder.embed_tokens.weight"] = entries["shared.weight"]
     except KeyError as error:
         raise ValueError(f"{path} holds no UMT5 encoder: it has no tensor {error}") from error
     with torch.device("meta"):
-        model = UMT5EncoderModel(UMT5Config.from_dict(config))
-    check_fits(model, tensors, str(path))
-    model.load_state_dict(tensors, assign=True)
-    model.tie_weights()
+        model = UMT5EncoderModel(UMT5Config.from_dict(config)).to(dtype)
+    model.set_input_embeddings(model.shared)  # one module of both, lest it is loaded twice
+    load_strictly(model, LazyTensors(entries), str(path))
     return model.eval().requires_grad_(False)

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from lightning_action.frozen.model_files import renamed
+from lightning_action.weights.fit import Shaped
 
 # Original names and those of transformers, behind `blocks.N.` and `encoder.block.N.`
 _BLOCK = (
@@ -42,7 +41,7 @@ def to_original_name(name: str) -> str:
     return f"blocks.{block}.{renamed(inside, rows)}" if block else renamed(name, rows)
 
 
-def config_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def config_of(tensors: Mapping[str, Shaped]) -> dict[str, Any]:
     """The arguments of `UMT5Config` that the tensors (transformers' names) show; the rest is as in `umt5-xxl`.
 
     Raises:

@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from lightning_action.frozen.model_files import renamed
+from lightning_action.weights.fit import Shaped
 
 # Parts of a residual block and of a resampler.
 _BLOCK = (
@@ -77,7 +76,7 @@ def to_original_name(name: str, layout: WanVaeLayout) -> str:
     return renamed(name, ((theirs, original) for original, theirs in _rows(layout)))
 
 
-def config_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def config_of(tensors: Mapping[str, Shaped]) -> dict[str, Any]:
     """The arguments of `AutoencoderKLWan` that its tensors (diffusers names) show.
 
     Raises:

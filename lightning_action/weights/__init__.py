@@ -1,20 +1,41 @@
 """Weights in and out of files: every format that checkpoints of this family come in."""
 
-from lightning_action.weights.fit import check_fits, load_strictly
+from lightning_action.weights.checkpoint import GeneratorCheckpoint, read_action_projection, read_generator
+from lightning_action.weights.fingerprint import fingerprint
+from lightning_action.weights.fit import check_fits, few, load_strictly, require_same
+from lightning_action.weights.low_rank import add_changes, is_low_rank, low_rank_changes, read_low_rank
 from lightning_action.weights.names import from_diffusers_name, to_diffusers_name
 from lightning_action.weights.release import find_release_file
 from lightning_action.weights.safetensors_files import read_metadata, read_safetensors, write_safetensors
-from lightning_action.weights.tensor_files import LazyTensors, read_tensors
+from lightning_action.weights.shards import write_shards
+from lightning_action.weights.size import detect_size, generator_arguments
+from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, as_lazy, find_weights, read_tensors
 
 __all__ = [
+    "GeneratorCheckpoint",
+    "LazyTensor",
     "LazyTensors",
+    "add_changes",
+    "as_lazy",
     "check_fits",
+    "detect_size",
+    "few",
     "find_release_file",
+    "find_weights",
+    "fingerprint",
     "from_diffusers_name",
+    "generator_arguments",
+    "is_low_rank",
     "load_strictly",
+    "low_rank_changes",
+    "read_action_projection",
+    "read_generator",
+    "read_low_rank",
     "read_metadata",
     "read_safetensors",
     "read_tensors",
+    "require_same",
     "to_diffusers_name",
     "write_safetensors",
+    "write_shards",
 ]

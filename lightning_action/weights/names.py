@@ -19,6 +19,17 @@ _DIFFUSERS_NAMES = (
     ("ffn.0.", "ffn.net.0.proj."),
     ("ffn.2.", "ffn.net.2."),
     ("norm3.", "norm2."),
+    ("img_emb.proj.0.", "condition_embedder.image_embedder.norm1."),
+    ("img_emb.proj.1.", "condition_embedder.image_embedder.ff.net.0.proj."),
+    ("img_emb.proj.3.", "condition_embedder.image_embedder.ff.net.2."),
+    ("img_emb.proj.4.", "condition_embedder.image_embedder.norm2."),
+    ("img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"),
+    ("cross_attn.k_img.", "attn2.add_k_proj."),
+    ("cross_attn.v_img.", "attn2.add_v_proj."),
+    ("cross_attn.norm_k_img.", "attn2.norm_added_k."),
+    ("self_attn.to_qkv.", "attn1.to_qkv."),
+    ("cross_attn.to_kv.", "attn2.to_kv."),
+    ("cross_attn.to_added_kv.", "attn2.to_added_kv."),
     *(
         (f"{ours}.{part}.", f"{theirs}.{renamed}.")
         for ours, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2"))

@@ -6,6 +6,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,47 @@ from torch import Tensor
 from lightning_action.weights.safetensors_files import read_metadata, read_safetensors
 
 # The pages of a mapped file that were touched stay in memory as long as the mapping does, so it is renewed this often.
-_REMAP_BYTES = 2**28
+_REMAP_BYTES = 2**26
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 
 
-class LazyTensors(Mapping[str, Tensor]):
-    """Tensors by name; each is read anew whenever it is asked for, so that a copy of them all is never held."""
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor whose shape is known and whose values are read when `read` is called."""
 
-    def __init__(self, readers: Mapping[str, Callable[[], Tensor]]) -> None:
-        self._readers = readers
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, each read whenever it is asked for, so that a copy of them all is never held.
+
+    Args:
+        entries: what is read. Shapes can be looked at there at no cost.
+    """
+
+    def __init__(self, entries: Mapping[str, LazyTensor]) -> None:
+        self.entries = entries
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._readers[name]()
+        return self.entries[name].read()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._readers)
+        return iter(self.entries)
 
     def __len__(self) -> int:
-        return len(self._readers)
+        return len(self.entries)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._readers
+        return name in self.entries
+
+
+def as_lazy(tensors: Mapping[str, Tensor]) -> LazyTensors:
+    """Tensors that are in memory already."""
+    return LazyTensors(
+        {name: LazyTensor(t.shape, t.dtype, partial(tensors.__getitem__, name)) for name, t in tensors.items()}
+    )
 
 
 def read_tensors(path: str | Path) -> LazyTensors:
@@ -64,6 +85,11 @@ def find_weights(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise FileNotFoundError(f"no weights at {path}: give the path of a checkpoint file or of a folder with one")
+    if any(path.glob("*.distcp")):
+        raise ValueError(
+            f"{path} is a sharded checkpoint: make one file of it with `python -m "
+            f"lightning.pytorch.utilities.consolidate_checkpoint {path}`"
+        )
     for patterns in (("*.safetensors.index.json",), ("*.safetensors",), tuple(f"*{suffix}" for suffix in _PICKLES)):
         found = sorted(file for pattern in patterns for file in path.glob(pattern))
         if len(found) == 1:
@@ -82,9 +108,12 @@ class _MappedFile:
     def __init__(self, path: Path, open_file: Callable[[Path], dict[str, Tensor]]) -> None:
         self._path, self._open = path, open_file
         self._tensors, self._handed_out = open_file(path), 0
-        self.names = list(self._tensors)
 
-    def read(self, name: str) -> Tensor:
+    @property
+    def entries(self) -> dict[str, LazyTensor]:
+        return {name: LazyTensor(t.shape, t.dtype, partial(self._read, name)) for name, t in self._tensors.items()}
+
+    def _read(self, name: str) -> Tensor:
         if self._handed_out > _REMAP_BYTES:
             del self._tensors
             self._tensors, self._handed_out = self._open(self._path), 0
@@ -94,10 +123,10 @@ class _MappedFile:
 
 
 def _read_file(path: Path) -> LazyTensors:
-    file = _MappedFile(path, read_safetensors if path.suffix == ".safetensors" else _map_pickle)
-    if not file.names:
+    entries = _MappedFile(path, read_safetensors if path.suffix == ".safetensors" else _map_pickle).entries
+    if not entries:
         raise ValueError(f"{path} holds no tensors by name: expected a state dict, or dictionaries that hold one")
-    return LazyTensors({name: partial(file.read, name) for name in file.names})
+    return LazyTensors(entries)
 
 
 def _map_pickle(path: Path) -> dict[str, Tensor]:
@@ -125,25 +154,25 @@ def _flatten(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Ten
 def _read_shards(index: Path) -> LazyTensors:
     """The tensors of all shards, after a check that they are those that the index lists."""
     weight_map = _weight_map(index)
-    readers: dict[str, Callable[[], Tensor]] = {}
+    entries: dict[str, LazyTensor] = {}
     metadata: dict[str, dict[str, str]] = {}
     for shard in sorted(set(weight_map.values())):
         path = index.parent / shard
         if not path.is_file():
             raise FileNotFoundError(f"shard {shard} of {index} is missing: fetch it, or write the checkpoint again")
-        file = _MappedFile(path, read_safetensors)
+        held = _MappedFile(path, read_safetensors).entries
         listed = {name for name, of in weight_map.items() if of == shard}
-        if listed != set(file.names):
-            odd = sorted(listed ^ set(file.names))
+        if listed != held.keys():
+            odd = sorted(listed ^ held.keys())
             raise ValueError(
                 f"shard {shard} holds other tensors than {index} lists for it (first of {len(odd)}: {odd[0]}): are "
                 "these shards of one checkpoint?"
             )
-        readers |= {name: partial(file.read, name) for name in file.names}
+        entries |= held
         metadata[shard] = read_metadata(path)
     if any(told != metadata[shard] for told in metadata.values()):
         raise ValueError(f"the shards of {index} are of several checkpoints, they say {metadata}")
-    return LazyTensors(readers)
+    return LazyTensors(entries)
 
 
 def _weight_map(index: Path) -> dict[str, str]:

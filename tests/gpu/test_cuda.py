@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
+import pytest
 import torch
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import few_step
+from lightning_action.frozen.umt5 import UMT5TextEncoder
+from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.attention import attend_flex, attend_masked, frame_mask
 from lightning_action.generator.blocks import BlockCausality, teacher_forcing
 from lightning_action.rollout import CausalRollout, rollout
 from tests.helpers import small_generator, small_inputs
+from tests.wan_parts import GEOMETRY, small_umt5, small_vae, video, write_word_tokenizer
 
 
 def test_flex_attention_agrees_with_the_mask() -> None:
@@ -37,3 +42,30 @@ def test_rollout_is_that_of_the_cpu() -> None:
         session = CausalRollout(generator.to(device), x["text"].to(device), causality, sampler, noise, (5, 4, 3), 9)
         videos.append(torch.cat(list(rollout(session, 9, x["modulation"].to(device))), dim=1).cpu())
     torch.testing.assert_close(videos[0], videos[1], atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+def test_low_memory_text_encoder_leaves_the_gpu(tmp_path: Path) -> None:
+    small_umt5().save_pretrained(tmp_path)
+    write_word_tokenizer(tmp_path)
+    encoder = UMT5TextEncoder(str(tmp_path), dtype="float32", low_memory=True)
+    on_cpu = UMT5TextEncoder(str(tmp_path), dtype="float32").encode(["a red disc"])
+    encoder.to(torch.device("cuda"))
+    before = torch.cuda.memory_allocated()
+    encoded = encoder.encode(["a red disc"])
+    assert encoder._model.device.type == "cpu"
+    assert torch.cuda.memory_allocated() - before <= 512 + encoded.untyped_storage().nbytes()
+    torch.testing.assert_close(encoded.cpu(), on_cpu, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("version", ["2.1", "2.2"])
+def test_video_vae_is_that_of_the_cpu(version: str, tmp_path: Path) -> None:
+    small_vae(version).save_pretrained(tmp_path)
+    pixels = video(version)
+    results = []
+    for device in ("cpu", "cuda"):
+        vae = WanVideoVAE(str(tmp_path), **GEOMETRY[version])
+        vae.to(torch.device(device))
+        latents = vae.encode(pixels)
+        results.append((latents.cpu(), vae.decode(latents).cpu()))
+    torch.testing.assert_close(results[0], results[1], atol=1e-2, rtol=0)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_action.files import replacing
+from lightning_action.files import creating_folder, replacing, require_new_folder
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -25,3 +25,31 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: B
         temporary.write_text("half")
         raise error
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "new"
+    with creating_folder(path) as temporary:
+        (temporary / "a.txt").write_text("a")
+        assert not path.exists()
+    assert [file.name for file in path.iterdir()] == ["a.txt"]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failure_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), creating_folder(tmp_path / "new") as temporary:
+        (temporary / "a.txt").write_text("half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_there_already_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with creating_folder(tmp_path / "empty") as temporary:
+        (temporary / "a.txt").write_text("a")
+    for path in (tmp_path / "empty", tmp_path / "empty" / "a.txt"):
+        with pytest.raises(FileExistsError, match=f"{path} is there already: give the path of a new folder"):
+            require_new_folder(path)
+        with pytest.raises(FileExistsError), creating_folder(path):
+            pass
+    assert (tmp_path / "empty" / "a.txt").read_text() == "a"

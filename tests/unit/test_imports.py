@@ -39,7 +39,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cost": {"generator"},
     "sharding": {"generator"},
     "strategies": set(),
-    "pretrained": {"frozen", "generator", "weights"},
+    "lora": {"weights"},
+    "adapter": {"action", "files", "lora", "weights"},
+    "export": {"adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "weights"},
+    "pretrained": {"action", "frozen", "generator", "weights"},
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},
     "module": {
@@ -51,21 +54,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dry_run": {"batch", "cost", "diffusion", "frozen", "generator", "module"},
     "misfits": {"batch", "cost", "dry_run", "generator", "module"},
     "check": {"batch", "command_line", "cost", "dry_run", "misfits", "module", "sharding"},
-    "cli": {"check", "compat", "command_line"},
+    "cli": {"check", "compat", "command_line", "export"},
 }
 WITHOUT_LIGHTNING = MAY_IMPORT.keys() - {
-    "data",
-    "module",
-    "strategies",
-    "checkpoints",
-    "dry_run",
-    "command_line",
-    "check",
-    "cli",
+    *("data", "module", "strategies", "checkpoints"),
+    *("dry_run", "misfits", "check", "export", "command_line", "cli"),
 }
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.
-DEFERRED = {"diffusers", "transformers", "ftfy", "pyarrow", "torchvision"}
+DEFERRED = {"diffusers", "transformers", "ftfy", "peft", "pyarrow", "torchvision"}
 # typing_extensions stands for newer typing of the standard library; torch and lightning need it anyway.
 CALLBACKS_MAY_IMPORT = {"torch", "lightning", "typing_extensions", *sys.stdlib_module_names}
 CALLBACKS_MAY_DEFER = {"av", "PIL", "numpy"}

@@ -77,11 +77,11 @@ def test_files_are_mapped_anew_after_so_many_bytes(tmp_path: Path, monkeypatch: 
         return {"a": torch.zeros(25), "b": torch.zeros(25)}
 
     monkeypatch.setattr(tensor_files, "_REMAP_BYTES", 399)
-    file = tensor_files._MappedFile(tmp_path, counting)
+    entries = tensor_files._MappedFile(tmp_path, counting).entries
     for _ in range(4):
-        file.read("a")
+        entries["a"].read()
     assert len(opened) == 1
-    file.read("b")
+    entries["b"].read()
     assert len(opened) == 2
 
 

@@ -1,0 +1,184 @@
+"""The tiny video autoencoder TAEHV, trained by others to stand in for Wan's VAE at a small part of its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_action.frozen.interfaces import StreamingDecoder
+from lightning_action.frozen.wan_codec import WanCodec
+from lightning_action.weights import load_strictly, read_tensors
+from lightning_action.weights.fit import Shaped
+
+_NUM_STAGES = 3
+
+
+class TinyWanVAE(WanCodec):
+    """TAEHV: much faster than Wan's own VAE, and less true to detail. Train on latents of the latter.
+
+    Reads `taew2_1.pth` (Wan 2.1) and `taew2_2.pth` (Wan 2.2), or safetensors files with the same names in them. A file
+    may hold the decoder alone.
+    """
+
+    release_names = ("taew2_1.pth", "taew2_1.safetensors", "taew2_2.pth", "taew2_2.safetensors")
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Pixels `[B, 1 + 4 n, 3, H, W]` in [-1, 1] to normalised latents `[B, 1 + n, C, h, w]`.
+
+        A latent frame takes four pixel frames from its first on, so the last frame of the video is shown four times.
+
+        Raises:
+            ValueError: another number of frames, sides that are not multiples of the compression ratio, or a file
+                without encoder.
+        """
+        self._require_video(video)
+        self.load()
+        model: TinyAutoencoder = self._model
+        if model.encoder is None:
+            raise ValueError("these weights hold a decoder alone: give a file with `encoder.` tensors, or another VAE")
+        padded = torch.cat([video, video[:, -1:].expand(-1, self.temporal_compression_ratio - 1, -1, -1, -1)], dim=1)
+        pixels = (padded.to(self._device, self._dtype) + 1) / 2
+        seen: dict[int, Tensor] = {}
+        groups = functional.pixel_unshuffle(pixels, model.patch_size).split(self.temporal_compression_ratio, dim=1)
+        return torch.cat([_run(model.encoder, group, seen) for group in groups], dim=1).float()
+
+    def streaming_decoder(self) -> StreamingDecoder:
+        self.load()
+        model: TinyAutoencoder = self._model
+        seen: dict[int, Tensor] = {}
+
+        @torch.no_grad()
+        def decode_next(latents: Tensor) -> Tensor:
+            num_skipped = 0 if seen else self.temporal_compression_ratio - 1
+            # Latent by latent: a convolution over another number of frames may round differently.
+            frames = [_run(model.decoder, latent, seen) for latent in latents.to(self._device, self._dtype).split(1, 1)]
+            pixels = functional.pixel_shuffle(torch.cat(frames, dim=1)[:, num_skipped:], model.patch_size)
+            return pixels.float().clamp(0, 1) * 2 - 1
+
+        return decode_next
+
+    def _read(self, path: Path) -> nn.Module:
+        tensors = read_tensors(path)
+        try:
+            with torch.device("meta"):
+                model = TinyAutoencoder(tensors.entries).to(self._dtype)
+        except KeyError as error:
+            raise ValueError(f"{path} holds no tiny autoencoder: it has no tensor {error}") from error
+        self._require_geometry(model.latent_dim, model.spatial_ratio, model.temporal_ratio, path)
+        load_strictly(model, tensors, str(path))
+        return model
+
+
+class TinyAutoencoder(nn.Module):
+    """The network of the sizes that its tensors show; layers stand where the file counts them."""
+
+    def __init__(self, tensors: Mapping[str, Shaped]) -> None:
+        super().__init__()
+        self.decoder = _decoder(tensors)
+        self.encoder = _encoder(tensors) if "encoder.0.weight" in tensors else None
+        pixel_channels = tensors[f"decoder.{len(self.decoder) - 1}.weight"].shape[0]
+        self.patch_size = round((pixel_channels / 3) ** 0.5)
+        self.latent_dim = tensors["decoder.1.weight"].shape[1]
+        self.spatial_ratio = 2**_NUM_STAGES * self.patch_size
+        self.temporal_ratio = 1
+        for layer in self.decoder:
+            if isinstance(layer, _GrowTime):
+                self.temporal_ratio *= layer.stride
+
+
+def _decoder(tensors: Mapping[str, Shaped]) -> nn.Sequential:
+    width, latent_dim = tensors["decoder.1.weight"].shape[:2]
+    layers: list[nn.Module] = [_Squash(), _convolution(latent_dim, width), nn.ReLU()]
+    for _ in range(_NUM_STAGES):
+        layers += [_MemoryBlock(width), _MemoryBlock(width), _MemoryBlock(width), nn.Upsample(scale_factor=2)]
+        layers += [_GrowTime(width, tensors[f"decoder.{len(layers)}.conv.weight"].shape[0] // width)]
+        next_width = tensors[f"decoder.{len(layers)}.weight"].shape[0]
+        layers += [_convolution(width, next_width, bias=False)]
+        width = next_width
+    pixel_channels = tensors[f"decoder.{len(layers) + 1}.weight"].shape[0]
+    return nn.Sequential(*layers, nn.ReLU(), _convolution(width, pixel_channels))
+
+
+def _encoder(tensors: Mapping[str, Shaped]) -> nn.Sequential:
+    width, pixel_channels = tensors["encoder.0.weight"].shape[:2]
+    layers: list[nn.Module] = [_convolution(pixel_channels, width), nn.ReLU()]
+    for _ in range(_NUM_STAGES):
+        layers += [_PoolTime(width, tensors[f"encoder.{len(layers)}.conv.weight"].shape[1] // width)]
+        layers += [_convolution(width, width, stride=2, bias=False)]
+        layers += [_MemoryBlock(width), _MemoryBlock(width), _MemoryBlock(width)]
+    latent_dim = tensors[f"encoder.{len(layers)}.weight"].shape[0]
+    return nn.Sequential(*layers, _convolution(width, latent_dim))
+
+
+def _run(layers: nn.Sequential, frames: Tensor, seen: dict[int, Tensor]) -> Tensor:
+    """Take frames `[B, T, C, H, W]` through the layers.
+
+    Args:
+        layers: the encoder or the decoder.
+        frames: the next frames of a video.
+        seen: the last input of each memory block, empty at the start of the video; it is brought up to date.
+    """
+    batch_size = len(frames)
+    frames = frames.flatten(0, 1)
+    for index, layer in enumerate(layers):
+        if isinstance(layer, _MemoryBlock):
+            video = frames.unflatten(0, (batch_size, -1))
+            before = seen.get(index, torch.zeros_like(video[:, :1]))
+            seen[index] = video[:, -1:]
+            frames = layer(frames, torch.cat([before, video[:, :-1]], dim=1).flatten(0, 1))
+        else:
+            frames = layer(frames)
+    return frames.unflatten(0, (batch_size, -1))
+
+
+def _convolution(num_inputs: int, num_outputs: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(num_inputs, num_outputs, 3, stride=stride, padding=1, bias=bias)
+
+
+class _Squash(nn.Module):
+    """Bounds latents to (-3, 3)."""
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return 3 * torch.tanh(frames / 3)
+
+
+class _MemoryBlock(nn.Module):
+    """A residual block that sees each frame and the one before it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            _convolution(2 * width, width), nn.ReLU(), _convolution(width, width), nn.ReLU(), _convolution(width, width)
+        )
+
+    def forward(self, frames: Tensor, previous: Tensor) -> Tensor:
+        return functional.relu(self.conv(torch.cat([frames, previous], dim=1)) + frames)
+
+
+class _GrowTime(nn.Module):
+    """Each frame becomes `stride` frames."""
+
+    def __init__(self, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(width, width * stride, 1, bias=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.conv(frames).unflatten(1, (self.stride, -1)).flatten(0, 1)
+
+
+class _PoolTime(nn.Module):
+    """Each `stride` frames become one."""
+
+    def __init__(self, width: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(width * stride, width, 1, bias=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.conv(frames.unflatten(0, (-1, self.stride)).flatten(1, 2))

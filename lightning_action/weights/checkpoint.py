@@ -1,0 +1,168 @@
+"""Checkpoints of the whole family, whatever they nest, wrap, fuse and name differently."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_action.weights.low_rank import add_changes, is_low_rank, low_rank_changes
+from lightning_action.weights.names import from_diffusers_name
+from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, read_tensors
+
+# Parts of a name that wrappers put in: sharding, compilation, activation checkpointing, data parallelism, peft.
+_WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "module", "base_layer"}
+# First parts of the name under which files hold the generator, the preferred one first; "" is a file of nothing else.
+_OUTER = ("generator", "model", "state_dict", "diffusion_model", "base_model", "")
+_EMA = ("generator_ema", "ema")
+_GENERATOR_HAS = "patch_embedding.weight"
+_PROJECTION_HAS = ("action_embedding.0.weight", "action_projection.weight")
+_FUSED = {"to_qkv": ("q", "k", "v"), "to_kv": ("k", "v"), "to_added_kv": ("k_img", "v_img")}
+# What distillation and action-conditioned forks put beside the transformer or into it, and diffusers' unused norm.
+_EXTRA_HEADS = re.compile(
+    r"_?(cls_pred_branch|register_tokens|gan_ca_blocks|state_(probe|tokens?|token_init|readout)|r?gs_|rgs"
+    r"|action_(token_)?projection)|.*\.norm_added_q\."
+)
+_QUANTISED = ("quantized_weight_values", "weight_scale", "scale_weight", "scaled_fp8")
+
+
+@dataclass(frozen=True)
+class GeneratorCheckpoint:
+    """The generator of a checkpoint.
+
+    Args:
+        tensors: in the original Wan names, with LoRA layers of the file merged.
+        part: under what the file holds them (`generator_ema.model.`), empty if under nothing.
+        dropped: tensors inside that part which belong to known extra heads.
+        ignored: what else the file holds, by the name of the outermost part that is not the generator.
+        num_merged: LoRA layers that were merged.
+    """
+
+    tensors: LazyTensors
+    part: str
+    dropped: tuple[str, ...]
+    ignored: tuple[str, ...]
+    num_merged: int
+
+
+def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None = None) -> GeneratorCheckpoint:
+    """The generator of any checkpoint of the family, in the original Wan names; values are read lazily.
+
+    Args:
+        path: as `read_tensors` takes it.
+        ema: prefer averaged weights (`generator_ema`) where the file has both kinds.
+        lora_alpha: of LoRA layers that the file holds un-merged; None takes their rank.
+
+    Raises:
+        FileNotFoundError: there is nothing at that path.
+        ValueError: the file is not whole, holds no generator or several, or a quantised one.
+    """
+    entries = _unwrapped(read_tensors(path).entries, str(path))
+    quantised = [name for name in entries if name.endswith(_QUANTISED)]
+    if quantised:
+        raise ValueError(
+            f"{path} is quantised (it holds {quantised[0]}): only plain floating-point weights can be loaded, take the "
+            "bf16 or fp32 file of the same model"
+        )
+    part = _choose_part(entries, ema, str(path))
+    inside = {name.removeprefix(part): entry for name, entry in entries.items() if name.startswith(part)}
+    dropped = tuple(name for name in inside if _EXTRA_HEADS.match(name))
+    kept = _in_original_names({name: entry for name, entry in inside.items() if name not in dropped})
+    low_rank = {name: entry for name, entry in kept.items() if is_low_rank(name)}
+    base = LazyTensors(_split_fused({name: entry for name, entry in kept.items() if name not in low_rank}))
+    changes = low_rank_changes(low_rank, lora_alpha, str(path))
+    ignored = {_outermost(name, part) for name in entries if not name.startswith(part)}
+    return GeneratorCheckpoint(
+        add_changes(base, changes, str(path)), part, dropped, tuple(sorted(ignored)), len(changes)
+    )
+
+
+def read_action_projection(path: str | Path) -> LazyTensors:
+    """The action projection of a checkpoint, under the names of `ActionModulationProjection`.
+
+    It is found in a file of its own, beside the generator (`action_projection`), inside it, or in a checkpoint of ours.
+
+    Raises:
+        FileNotFoundError: there is nothing at that path.
+        ValueError: the file is not whole, or does not hold exactly one.
+    """
+    entries = _unwrapped(read_tensors(path).entries, str(path))
+    parts = [part for part in _parts_with(entries, _PROJECTION_HAS[0]) if part + _PROJECTION_HAS[1] in entries]
+    if len(parts) != 1:
+        raise ValueError(
+            f"{path} holds {len(parts)} action projections{': ' if parts else ''}{', '.join(parts)}: expected one "
+            f"part with {' and '.join(_PROJECTION_HAS)}"
+        )
+    return LazyTensors(
+        {name.removeprefix(parts[0]): entry for name, entry in entries.items() if name.startswith(parts[0])}
+    )
+
+
+def _unwrapped(entries: Mapping[str, LazyTensor], source: str) -> dict[str, LazyTensor]:
+    unwrapped: dict[str, LazyTensor] = {}
+    for name, entry in entries.items():
+        short = ".".join(piece for piece in name.split(".") if piece not in _WRAPPERS)
+        if short in unwrapped:
+            raise ValueError(f"{source} holds {short} several times, under {name} and another wrapper's name")
+        unwrapped[short] = entry
+    return unwrapped
+
+
+def _parts_with(names: Iterable[str], tensor: str) -> list[str]:
+    """What stands before the dotted name `tensor` in each name that ends with it."""
+    return [name.removesuffix(tensor) for name in names if f".{name}".endswith(f".{tensor}")]
+
+
+def _outermost(name: str, part: str) -> str:
+    """The shortest beginning of a dotted name that is none of `part`."""
+    pieces = name.split(".")
+    starts = (".".join(pieces[: length + 1]) for length in range(len(pieces)))
+    return next(start for start in starts if not part.startswith(f"{start}."))
+
+
+def _choose_part(names: Iterable[str], ema: bool, source: str) -> str:
+    names = list(names)
+    parts = _parts_with(names, _GENERATOR_HAS)
+    for outer in (*_EMA, *_OUTER) if ema else (*_OUTER, *_EMA):
+        found = [part for part in parts if part.split(".")[0] == outer]
+        if len(found) > 1:
+            raise ValueError(f"{source} holds several generators ({', '.join(found)}): save the one you mean alone")
+        if found:
+            return found[0]
+    held = ", ".join(sorted({name.split(".")[0] for name in names})[:8])
+    raise ValueError(
+        f"{source} holds no generator: expected {_GENERATOR_HAS}, at the top or in one of "
+        f"{', '.join(filter(None, (*_EMA, *_OUTER)))}; it holds {held}"
+    )
+
+
+def _in_original_names(entries: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    if not any(name.startswith("condition_embedder.") for name in entries):
+        return dict(entries)
+    return {from_diffusers_name(name): entry for name, entry in entries.items()}
+
+
+def _split_fused(entries: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Give fused projections their separate names; the others stay."""
+    split: dict[str, LazyTensor] = {}
+    for name, entry in entries.items():
+        owner, _, attribute = name.rpartition(".")
+        layer, _, fused = owner.rpartition(".")
+        if fused not in _FUSED:
+            split[name] = entry
+            continue
+        rows = entry.shape[0] // len(_FUSED[fused])
+        for index, part in enumerate(_FUSED[fused]):
+            shape = torch.Size((rows, *entry.shape[1:]))
+            read = partial(_rows, entry, index * rows, rows)
+            split[f"{layer}.{part}.{attribute}"] = LazyTensor(shape, entry.dtype, read)
+    return split
+
+
+def _rows(entry: LazyTensor, start: int, count: int) -> Tensor:
+    return entry.read()[start : start + count]

@@ -1,0 +1,69 @@
+"""The size of a generator, from the shapes of its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from lightning_action.weights.fit import Shaped
+
+# Width of one attention head in every released model; it cannot be seen in the tensors.
+_HEAD_DIM = 128
+_SIZE_GIVING = (
+    "patch_embedding.weight",
+    "text_embedding.0.weight",
+    "time_embedding.0.weight",
+    "blocks.0.ffn.0.weight",
+    "head.head.weight",
+)
+
+
+def detect_size(tensors: Mapping[str, Shaped]) -> dict[str, Any]:
+    """The arguments of `CausalWanModel` that tensors in the original Wan names are shaped for, but the heads.
+
+    `image_dim` and `num_image_positions` are among them only for models that have them;
+    `text_len` and `eps` are not to be seen in tensors.
+
+    Raises:
+        ValueError: a tensor that tells the size is missing.
+    """
+    missing = [name for name in _SIZE_GIVING if name not in tensors]
+    if missing:
+        raise ValueError(f"not the tensors of a Wan generator: no {', '.join(missing)}")
+    dim, in_dim, *patch_size = tensors["patch_embedding.weight"].shape
+    layers = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))]
+    size = {
+        "dim": dim,
+        "ffn_dim": tensors["blocks.0.ffn.0.weight"].shape[0],
+        "num_layers": 1 + max(layers),
+        "in_dim": in_dim,
+        "out_dim": tensors["head.head.weight"].shape[0] // prod(patch_size),
+        "patch_size": tuple(patch_size),
+        "freq_dim": tensors["time_embedding.0.weight"].shape[1],
+        "text_dim": tensors["text_embedding.0.weight"].shape[1],
+        "qk_norm": "blocks.0.self_attn.norm_q.weight" in tensors,
+        "cross_attn_norm": "blocks.0.norm3.weight" in tensors,
+    }
+    if "img_emb.proj.0.weight" in tensors:
+        size["image_dim"] = tensors["img_emb.proj.0.weight"].shape[0]
+    if "img_emb.emb_pos" in tensors:
+        size["num_image_positions"] = tensors["img_emb.emb_pos"].shape[1]
+    return size
+
+
+def generator_arguments(tensors: Mapping[str, Shaped], num_heads: int | None = None) -> dict[str, Any]:
+    """What `CausalWanModel` takes to hold tensors in the original Wan names.
+
+    Args:
+        tensors: as `LazyTensors.entries` or a state dict.
+        num_heads: None takes heads of width 128, as all released models have.
+
+    Raises:
+        ValueError: a tensor that tells the size is missing, or the width is not a whole number of heads.
+    """
+    size = detect_size(tensors)
+    if num_heads is None and size["dim"] % _HEAD_DIM:
+        raise ValueError(f"a width of {size['dim']} is not a whole number of heads of {_HEAD_DIM}: give num_heads")
+    return {**size, "num_heads": size["dim"] // _HEAD_DIM if num_heads is None else num_heads}
