@@ -16,14 +16,15 @@ def main(args: list[str] | None = None) -> None:
     require_working_torchvision()
     # Not at the top: lightning itself cannot be imported beside a broken torchvision.
     arguments = sys.argv[1:] if args is None else args
-    if arguments[:1] == ["check"]:
+    verb, rest = arguments[:1], arguments[1:]
+    if verb == ["check"]:
         from lightning_action.check import run_check
 
-        run_check(arguments[1:])
-    elif arguments[:1] == ["export"]:
+        run_check(rest)
+    elif verb == ["export"]:
         from lightning_action.export import run_export
 
-        run_export(arguments[1:])
+        run_export(rest)
     else:
         from lightning_action.command_line import run
 

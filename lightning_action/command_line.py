@@ -21,8 +21,8 @@ from lightning_action.module import ActionVideoModule
 
 # Not methods of a Trainer; `cli` runs them.
 _OTHER_VERBS = (
-    "check: a dry run of a configuration, without weights or GPU; export: weights or an action adapter out of a run; "
-    "for more, main.py check --help and main.py export --help"
+    "Besides: `check`, a dry run of a configuration without weights or GPU, and `export`, which writes a trained "
+    "generator or its actions to files that others read. --help after them says more."
 )
 
 

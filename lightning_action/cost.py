@@ -17,6 +17,22 @@ from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
 
 _TOKENS_OF_AN_IMAGE = 257
+# The first that a name begins with.
+_PARTS = {
+    part: re.compile(pattern)
+    for part, pattern in {
+        "LoRA layers": r".*\.lora_",
+        "patch embedding": r"patch_embedding\.",
+        "text embedding": r"text_embedding\.",
+        "image embedding": r"img_emb\.",
+        "time embedding": r"time_(embedding|projection)\.",
+        "self-attention": r"blocks\.\d+\.self_attn\.",
+        "cross-attention": r"blocks\.\d+\.(cross_attn|norm3)\.",
+        "feed-forward": r"blocks\.\d+\.ffn\.",
+        "modulation tables": r"blocks\.\d+\.modulation",
+        "head": r"head\.",
+    }.items()
+}
 _OF_TEXT = re.compile(r"text_embedding\.|.*cross_attn\.[kv]\.")
 _OF_IMAGE = re.compile(r"img_emb\.|.*cross_attn\.[kv]_img\.")
 _OF_FRAME = re.compile(r"time_embedding\.|time_projection\.")
@@ -62,24 +78,11 @@ def count(parameters: Iterable[nn.Parameter]) -> Parameters:
 
 
 def parameters_by_part(generator: CausalWanModel) -> dict[str, Parameters]:
-    """The parameters of every part of the generator; each is counted once."""
-    parts = {
-        "patch embedding": r"patch_embedding\.",
-        "text embedding": r"text_embedding\.",
-        "image embedding": r"img_emb\.",
-        "time embedding": r"time_(embedding|projection)\.",
-        "self-attention": r"blocks\.\d+\.self_attn\.",
-        "cross-attention": r"blocks\.\d+\.(cross_attn|norm3)\.",
-        "feed-forward": r"blocks\.\d+\.ffn\.",
-        "modulation tables": r"blocks\.\d+\.modulation",
-        "head": r"head\.",
-    }
-    named = list(generator.named_parameters())
-    found = {
-        part: count(parameter for name, parameter in named if re.match(pattern, name))
-        for part, pattern in parts.items()
-    }
-    return {part: numbers for part, numbers in found.items() if numbers.total}
+    """The parameters of every part that the generator has; each is counted once."""
+    parts: dict[str, list[nn.Parameter]] = {part: [] for part in _PARTS}
+    for name, parameter in generator.named_parameters():
+        parts[next(part for part, pattern in _PARTS.items() if pattern.match(name))].append(parameter)
+    return {part: count(parameters) for part, parameters in parts.items() if parameters}
 
 
 def num_image_tokens(generator: CausalWanModel) -> int:
@@ -133,8 +136,7 @@ def activation_bytes(generator: CausalWanModel, num_tokens: int, dtype: torch.dt
     inputs of the RMS norms in float32; attention itself keeps nothing that grows with the square of the length. With
     activation checkpointing every layer keeps its input alone, and one layer at a time is recomputed.
     """
-    ffn_dim = generator.get_parameter("blocks.0.ffn.2.weight").shape[1]
-    layer = (19 * generator.dim + 2 * ffn_dim) * dtype.itemsize + 3 * generator.dim * 4
+    layer = (19 * generator.dim + 2 * generator.ffn_dim) * dtype.itemsize + 3 * generator.dim * 4
     if generator.activation_checkpointing:
         return num_tokens * (layer + generator.num_layers * generator.dim * dtype.itemsize)
     return num_tokens * layer * generator.num_layers

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, FlowMatchSchedule, add_noise
 from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
 
 Velocities = tuple[Tensor, Tensor]
@@ -26,6 +27,7 @@ def teacher_forcing(
     text: Tensor,
     causality: BlockCausality,
     action_modulation: Tensor | None,
+    image: ImageCondition = NO_IMAGE,
 ) -> Velocities:
     """Each noisy block sees the clean past: what it will see through the cache, were its own past perfect.
 
@@ -37,9 +39,10 @@ def teacher_forcing(
         text: encoded prompts, `[B, L, text_dim]`.
         causality: block size, window and sink.
         action_modulation: as in `CausalWanModel.forward`.
+        image: as in `CausalWanModel.forward`.
     """
     noisy = add_noise(clean, noise, timestep / NUM_TRAIN_TIMESTEPS)
-    velocity = generator.teacher_forcing(clean, noisy, timestep, text, causality, action_modulation)
+    velocity = generator.teacher_forcing(clean, noisy, timestep, text, causality, action_modulation, image)
     return velocity, noise - clean
 
 
@@ -51,10 +54,11 @@ def diffusion_forcing(
     text: Tensor,
     causality: BlockCausality,
     action_modulation: Tensor | None,
+    image: ImageCondition = NO_IMAGE,
 ) -> Velocities:
     """Each noisy block sees the noisy past, every block at a noise level of its own; see `teacher_forcing`."""
     noisy = add_noise(clean, noise, timestep / NUM_TRAIN_TIMESTEPS)
-    velocity = generator.block_causal(noisy, timestep, text, causality, action_modulation)
+    velocity = generator.block_causal(noisy, timestep, text, causality, action_modulation, image)
     return velocity, noise - clean
 
 

@@ -75,7 +75,7 @@ class CausalWanModel(nn.Module):
             raise ValueError(f"dim / num_heads must be an even whole number, got {dim} / {num_heads}")
         if len(patch_size) != 3 or patch_size[0] != 1:
             raise ValueError(f"patch_size must be (1, rows, columns), got {tuple(patch_size)}")
-        self.dim, self.num_heads, self.num_layers = dim, num_heads, num_layers
+        self.dim, self.ffn_dim, self.num_heads, self.num_layers = dim, ffn_dim, num_heads, num_layers
         self.in_dim, self.out_dim, self.patch_size = in_dim, out_dim, (1, patch_size[1], patch_size[2])
         self.freq_dim, self.text_dim, self.text_len = freq_dim, text_dim, text_len
         self.image_dim = image_dim

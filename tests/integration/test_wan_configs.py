@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from lightning_action.command_line import run
-from tests.wan_parts import small_umt5, small_vae
+from lightning_action.generator.model import CausalWanModel
+from lightning_action.weights import write_safetensors
+from tests.helpers import fill
+from tests.wan_parts import GEOMETRY, small_umt5, small_vae
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -49,11 +52,23 @@ def test_fit_and_predict(
     ByT5Tokenizer().save_pretrained(release / "tokenizer")
     monkeypatch.setenv("LIGHTNING_ACTION_WEIGHTS", str(release))
 
+    with torch.random.fork_rng():
+        channels = GEOMETRY[version]["latent_dim"]
+        sizes = {"in_dim": channels, "out_dim": channels, "text_dim": 20, "freq_dim": 256}
+        released = CausalWanModel(24, 32, 2, 2, **sizes)
+    fill(released)
+    write_safetensors(release / "diffusion_pytorch_model.safetensors", released.state_dict(), {})
+
     size = f"--data.init_args.world.init_args.image_size={image_size}"
     common = [f"--config={ROOT / 'configs' / config}.yaml", f"--trainer.default_root_dir={runs}", *SMALL, *more, size]
-    run(["fit", *common, "--trainer.max_steps=1"])
+    run(["fit", *common, "--trainer.max_steps=1", f"--model.pretrained={release}"])
     checkpoint = runs / "checkpoints" / "last.ckpt"
-    assert torch.load(checkpoint, weights_only=True)["global_step"] == 1
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["global_step"] == 1
+    name = "blocks.1.ffn.2.weight"
+    assert torch.equal(saved["state_dict"][f"generator.{name}"], released.state_dict()[name]), (
+        "frozen in the first phase"
+    )
 
     steps = [] if config == "longlive_action" else ["--model.sampling.num_inference_steps=2"]
     run(["predict", *common, *steps, f"--ckpt_path={checkpoint}"])

@@ -14,23 +14,6 @@ from lightning_action.weights import from_diffusers_name, to_diffusers_name
 from tests.helpers import fill
 
 SIZES = {"out_dim": 6, "freq_dim": 20, "text_dim": 11, "ffn_dim": 52}
-IMAGE_NAMES = {
-    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
-    "img_emb.proj.0.": "condition_embedder.image_embedder.norm1.",
-    "img_emb.proj.1.": "condition_embedder.image_embedder.ff.net.0.proj.",
-    "img_emb.proj.3.": "condition_embedder.image_embedder.ff.net.2.",
-    "img_emb.proj.4.": "condition_embedder.image_embedder.norm2.",
-    "cross_attn.k_img.": "attn2.add_k_proj.",
-    "cross_attn.v_img.": "attn2.add_v_proj.",
-    "attn2.norm_k_img.": "attn2.norm_added_k.",
-}
-
-
-def diffusers_name(name: str) -> str:
-    renamed = to_diffusers_name(name)
-    for ours, theirs in IMAGE_NAMES.items():
-        renamed = renamed.replace(ours, theirs)
-    return renamed
 
 
 def diffusers_model(num_layers: int, in_channels: int = 6, **sizes: Any) -> Any:
@@ -82,7 +65,7 @@ def test_image_to_video_equals_diffusers(first_and_last: bool) -> None:
     ).eval()
     fill(ours)
     theirs = diffusers_model(2, 15, image_dim=18, added_kv_proj_dim=48, pos_embed_seq_len=num_positions)
-    theirs.load_state_dict({diffusers_name(name): tensor for name, tensor in ours.state_dict().items()})
+    theirs.load_state_dict({to_diffusers_name(name): tensor for name, tensor in ours.state_dict().items()})
 
     latents, text = torch.randn(2, 3, 6, 8, 4), torch.randn(2, 512, 11)
     image = ImageCondition(torch.randn(2, 3, 9, 8, 4), torch.randn(2, tokens, 18))

@@ -21,6 +21,7 @@ from lightning_action.generator.blocks import BlockCausality, Visibility, bidire
 from lightning_action.generator.image import ImageCondition
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.lora import LoRASettings, inject_lora
 from tests.helpers import small_generator, small_inputs
 
 PUBLISHED = {
@@ -113,6 +114,20 @@ def test_every_parameter_is_in_one_part() -> None:
     assert parts["head"].trainable == 36 * 10 + 10 + 2 * 36
     assert parts["self-attention"] == count(p for b in generator.blocks for p in b.self_attn.parameters())  # type: ignore[union-attr]
     assert "image embedding" not in parameters_by_part(small_generator())
+
+
+def test_lora_layers_are_a_part_and_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_SMALL_BLOCK", 0)
+    generator = small_generator()
+    plain = parameters_by_part(generator)
+    inject_lora(generator, LoRASettings(rank=3))
+    parts = parameters_by_part(generator)
+    assert parts.pop("LoRA layers").total > 0
+    assert {part: numbers.total for part, numbers in parts.items()} == {p: n.total for p, n in plain.items()}
+    generator.to("meta")
+    expected = video_flops(generator, bidirectional(6), 6).total + context_flops(generator).total
+    assert counted(generator, "bidirectional") == expected
+    assert activation_bytes(generator, 6, torch.float32) > 0
 
 
 def test_caches_of_the_released_models() -> None:

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
-from lightning_action.diffusion.objectives import OBJECTIVES, draw_block_timesteps, per_frame_error
+from lightning_action.diffusion.objectives import (
+    OBJECTIVES,
+    Velocities,
+    diffusion_forcing,
+    draw_block_timesteps,
+    per_frame_error,
+    teacher_forcing,
+)
 from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.image import ImageCondition
 from lightning_action.seeding import generator_for
 from tests.helpers import small_generator, small_inputs
 
@@ -29,6 +39,18 @@ def test_predicted_and_true_velocity(name: str) -> None:
     torch.testing.assert_close(predicted, velocity)
     other, _ = OBJECTIVES[name](generator, x["clean"], noise, x["timestep"], x["text"], causality, None)
     assert not torch.equal(predicted, other)
+
+
+@pytest.mark.parametrize("objective", [teacher_forcing, diffusion_forcing])
+@torch.no_grad()
+def test_an_image_condition_reaches_the_generator(objective: Callable[..., Velocities]) -> None:
+    generator, x = small_generator(in_dim=9), small_inputs(4)
+    noise, channels = torch.randn_like(x["clean"]), torch.randn(2, 4, 4, 4, 3)
+    inputs = (generator, x["clean"], noise, x["timestep"], x["text"], BlockCausality(2), None)
+    predicted, _ = objective(*inputs, ImageCondition(channels))
+    assert (predicted - objective(*inputs, ImageCondition(-channels))[0]).abs().max() > 1e-2
+    with pytest.raises(ValueError, match="expected image channels"):
+        objective(*inputs)
 
 
 def test_error_is_the_mean_square_over_each_frame() -> None:
