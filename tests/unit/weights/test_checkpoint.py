@@ -156,6 +156,23 @@ def test_averaged_weights_are_a_choice(tmp_path: Path) -> None:
         assert checkpoint.ignored == (left,)
 
 
+def test_lightnings_own_averaging_is_the_same_choice(tmp_path: Path) -> None:
+    path = save(lightning_checkpoint(OURS, current_model_state=prefixed(OTHER, "generator.")))(tmp_path)
+    assert_same(read_generator(path, ema=True).tensors, OURS)
+    assert_same(read_generator(path, ema=False).tensors, OTHER)
+
+
+def test_so_is_the_average_beside_the_state_of_our_own_checkpoints(tmp_path: Path) -> None:
+    path = save(lightning_checkpoint(OTHER, ema_state_dict=prefixed(OURS, "generator.")))(tmp_path)
+    assert_same(read_generator(path, ema=True).tensors, OURS)
+    assert_same(read_generator(path, ema=False).tensors, OTHER)
+
+
+def test_a_fused_projection_that_is_no_whole_number_of_parts_is_not_split(tmp_path: Path) -> None:
+    tensors = {**OURS, "blocks.0.self_attn.to_qkv.bias": torch.zeros(37)}
+    assert_same(read_generator(save(tensors)(tmp_path)).tensors, tensors)
+
+
 @pytest.mark.parametrize("diffusers", [False, True])
 def test_image_conditions_are_renamed_both_ways(tmp_path: Path, diffusers: bool) -> None:
     tensors = OURS | IMAGE
