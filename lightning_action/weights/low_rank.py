@@ -138,6 +138,7 @@ def _product(parts: Mapping[str, LazyTensor], alpha: float | None, source: str) 
     return LazyTensor(shape, up.dtype, lambda: low_rank_product(up.read(), down.read(), scale))
 
 
+@torch.no_grad()
 def _sum(base: LazyTensor, change: LazyTensor) -> Tensor:
     changed = base.read().clone()
     changed += change.read().to(changed.device)
