@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from lightning_action.adapter import write_adapter
 from lightning_action.command_line import load_module
 from lightning_action.files import creating_folder, require_new_folder
@@ -21,6 +24,8 @@ from lightning_action.weights import (
     detect_size,
     fingerprint,
     read_generator,
+    read_tensors,
+    require_same,
     to_diffusers_name,
     write_safetensors,
     write_shards,
@@ -104,6 +109,8 @@ def run_export(args: Sequence[str]) -> None:
     if output.suffix != ".safetensors":
         require_new_folder(output)
     module = load_module(parsed.config, parsed.ckpt_path)
+    if parsed.ema:
+        load_averages(module, parsed.ckpt_path)
     if parsed.format == "adapter":
         export_adapter(module, output, parsed.base)
     else:
@@ -111,6 +118,23 @@ def run_export(args: Sequence[str]) -> None:
         max_shard_bytes = None if parsed.max_shard_gb is None else int(parsed.max_shard_gb * 1e9)
         write(module.generator, output, max_shard_bytes, {"fit_seconds": str(module.fit_seconds)})
     print(f"written to {output}")
+
+
+@torch.no_grad()
+def load_averages(module: nn.Module, ckpt_path: str | Path) -> None:
+    """Put the averaged weights of a checkpoint into the module; what was not averaged stays.
+
+    Raises:
+        ValueError: the checkpoint holds no average, or one of another module.
+    """
+    outer = "ema_state_dict."
+    averages = {name.removeprefix(outer): t for name, t in read_tensors(ckpt_path).items() if name.startswith(outer)}
+    if not averages:
+        raise ValueError(f"{ckpt_path} holds no averaged weights: leave --ema out, or train with the EMA callback")
+    own = {name: tensor for name, tensor in module.state_dict().items() if name in averages}
+    require_same(own, averages, f"the average in {ckpt_path} does not fit", "use the configuration it was trained with")
+    for name, tensor in own.items():
+        tensor.copy_(averages[name])
 
 
 def wan_config(generator: CausalWanModel) -> dict[str, Any]:
@@ -187,5 +211,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max_shard_gb", type=float, help="size at which a new file begins (folders); default: one file"
     )
+    parser.add_argument("--ema", action="store_true", help="the averaged weights, of a run with the EMA callback")
     parser.add_argument("--base", help="checkpoint that an adapter is for; default: `pretrained` of the configuration")
     return parser

@@ -80,7 +80,7 @@ def load_generator(
         generator: is given the weights.
         path: a file, an index of shards, a folder; None takes the transformer in the folder that the environment
             variable `LIGHTNING_ACTION_WEIGHTS` names.
-        ema: prefer averaged weights where the file has both kinds.
+        ema: which weights to take where the file has both: averaged, or those of the last step.
         lora: a LoRA file (peft's, kohya's, LongLive's) to be merged into the weights.
         lora_alpha: numerator of its scale; None takes what the file says, else its rank.
 

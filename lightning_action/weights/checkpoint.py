@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from lightning_action.weights.low_rank import add_changes, is_low_rank, low_rank_changes
-from lightning_action.weights.names import from_diffusers_name
+from lightning_action.weights.names import from_diffusers_name, unwrapped
 from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, read_tensors
 
-# Parts of a name that wrappers put in: sharding, compilation, activation checkpointing, data parallelism, peft.
-_WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "module", "base_layer"}
 # First parts of the name under which files hold the generator, the preferred one first; "" is a file of nothing else.
 _OUTER = ("generator", "model", "state_dict", "diffusion_model", "base_model", "")
-_EMA = ("generator_ema", "ema")
+_AVERAGED = ("generator_ema", "ema_state_dict", "ema")
+# Beside averaged weights, which Lightning's own averaging puts in the place of the current ones.
+_CURRENT = ("current_model_state",)
 _GENERATOR_HAS = "patch_embedding.weight"
 _PROJECTION_HAS = ("action_embedding.0.weight", "action_projection.weight")
 _FUSED = {"to_qkv": ("q", "k", "v"), "to_kv": ("k", "v"), "to_added_kv": ("k_img", "v_img")}
 # What distillation and action-conditioned forks put beside the transformer or into it, and diffusers' unused norm.
 _EXTRA_HEADS = re.compile(
-    r"_?(cls_pred_branch|register_tokens|gan_ca_blocks|state_(probe|tokens?|token_init|readout)|r?gs_|rgs"
+    r"_?(cls_pred_branch|conv3d_cls_branch|register_tokens|gan_ca_blocks|rgs_|state_(probe|token|readout)"
     r"|action_(token_)?projection)|.*\.norm_added_q\."
 )
 _QUANTISED = ("quantized_weight_values", "weight_scale", "scale_weight", "scaled_fp8")
@@ -55,7 +55,7 @@ def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None 
 
     Args:
         path: as `read_tensors` takes it.
-        ema: prefer averaged weights (`generator_ema`) where the file has both kinds.
+        ema: which weights to take where the file has both: averaged, or those of the last step.
         lora_alpha: of LoRA layers that the file holds un-merged; None takes what the file says in a tensor
             `lora_alpha`, else their rank.
 
@@ -63,7 +63,7 @@ def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None 
         FileNotFoundError: there is nothing at that path.
         ValueError: the file is not whole, holds no generator or several, or a quantised one.
     """
-    entries = _unwrapped(read_tensors(path).entries, str(path))
+    entries = unwrapped(read_tensors(path).entries, str(path))
     quantised = [name for name in entries if name.endswith(_QUANTISED)]
     if quantised:
         raise ValueError(
@@ -95,7 +95,7 @@ def read_action_projection(path: str | Path) -> LazyTensors:
         FileNotFoundError: there is nothing at that path.
         ValueError: the file is not whole, or does not hold exactly one.
     """
-    entries = _unwrapped(read_tensors(path).entries, str(path))
+    entries = unwrapped(read_tensors(path).entries, str(path))
     parts = [part for part in _parts_with(entries, _PROJECTION_HAS[0]) if part + _PROJECTION_HAS[1] in entries]
     if len(parts) != 1:
         raise ValueError(
@@ -105,16 +105,6 @@ def read_action_projection(path: str | Path) -> LazyTensors:
     return LazyTensors(
         {name.removeprefix(parts[0]): entry for name, entry in entries.items() if name.startswith(parts[0])}
     )
-
-
-def _unwrapped(entries: Mapping[str, LazyTensor], source: str) -> dict[str, LazyTensor]:
-    unwrapped: dict[str, LazyTensor] = {}
-    for name, entry in entries.items():
-        short = ".".join(piece for piece in name.split(".") if piece not in _WRAPPERS)
-        if short in unwrapped:
-            raise ValueError(f"{source} holds {short} several times, under {name} and another wrapper's name")
-        unwrapped[short] = entry
-    return unwrapped
 
 
 def _parts_with(names: Iterable[str], tensor: str) -> list[str]:
@@ -132,7 +122,7 @@ def _outermost(name: str, part: str) -> str:
 def _choose_part(names: Iterable[str], ema: bool, source: str) -> str:
     names = list(names)
     parts = _parts_with(names, _GENERATOR_HAS)
-    for outer in (*_EMA, *_OUTER) if ema else (*_OUTER, *_EMA):
+    for outer in (*_AVERAGED, *_OUTER) if ema else (*_CURRENT, *_OUTER, *_AVERAGED):
         found = [part for part in parts if part.split(".")[0] == outer]
         if len(found) > 1:
             raise ValueError(f"{source} holds several generators ({', '.join(found)}): save the one you mean alone")
@@ -141,7 +131,7 @@ def _choose_part(names: Iterable[str], ema: bool, source: str) -> str:
     held = ", ".join(sorted({name.split(".")[0] for name in names})[:8])
     raise ValueError(
         f"{source} holds no generator: expected {_GENERATOR_HAS}, at the top or in one of "
-        f"{', '.join(filter(None, (*_EMA, *_OUTER)))}; it holds {held}"
+        f"{', '.join(filter(None, (*_AVERAGED, *_OUTER)))}; it holds {held}"
     )
 
 
@@ -157,11 +147,12 @@ def _split_fused(entries: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     for name, entry in entries.items():
         owner, _, attribute = name.rpartition(".")
         layer, _, fused = owner.rpartition(".")
-        if fused not in _FUSED:
+        parts = _FUSED.get(fused, ())
+        if not parts or entry.shape[0] % len(parts):
             split[name] = entry
             continue
-        rows = entry.shape[0] // len(_FUSED[fused])
-        for index, part in enumerate(_FUSED[fused]):
+        rows = entry.shape[0] // len(parts)
+        for index, part in enumerate(parts):
             shape = torch.Size((rows, *entry.shape[1:]))
             read = partial(_rows, entry, index * rows, rows)
             split[f"{layer}.{part}.{attribute}"] = LazyTensor(shape, entry.dtype, read)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_action.weights.names import few, to_diffusers_name
+from lightning_action.weights.names import few, to_diffusers_name, unwrapped
 from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, find_weights, read_tensors
 
 # peft's matrices (with the name of an adapter between, where a whole module was saved), kohya's, and differences of
@@ -43,14 +43,14 @@ def read_low_rank(path: str | Path, alpha: float | None = None) -> dict[str, Laz
     file = find_weights(Path(path))
     if alpha is None:
         alpha = _configured_alpha(file.parent / "adapter_config.json")
-    entries = read_tensors(file).entries
+    entries = unwrapped(read_tensors(file).entries, str(file))
     for outer in _OUTER:
         inside = {name.removeprefix(outer): entry for name, entry in entries.items() if name.startswith(outer)}
         if any(is_low_rank(name) for name in inside):
             return low_rank_changes(inside, alpha, str(file))
     raise ValueError(
         f"{file} holds no LoRA: expected `lora_A`/`lora_B` or `lora_down`/`lora_up` matrices, found "
-        f"{', '.join(list(entries)[:3])}, ..."
+        f"{few(list(entries))}"
     )
 
 
@@ -92,7 +92,12 @@ def add_changes(base: LazyTensors, changes: Mapping[str, LazyTensor], source: st
         ValueError: a change is for a weight that the base does not have, or of another shape.
     """
     known = {alias: name for name in base for alias in _aliases(name)}
-    by_name = {known.get(_known_suffix(change, known), change): entry for change, entry in changes.items()}
+    by_name: dict[str, LazyTensor] = {}
+    for change, entry in changes.items():
+        name = known.get(_known_suffix(change, known), change)
+        if name in by_name:
+            raise ValueError(f"{source} changes {name} several times, once under {change}: expected one LoRA")
+        by_name[name] = entry
     strangers = [name for name in by_name if name not in base.entries]
     strangers += [
         f"{name} {list(entry.shape)} (expected {list(base.entries[name].shape)})"
@@ -133,6 +138,7 @@ def _product(parts: Mapping[str, LazyTensor], alpha: float | None, source: str) 
     return LazyTensor(shape, up.dtype, lambda: low_rank_product(up.read(), down.read(), scale))
 
 
+@torch.no_grad()
 def _sum(base: LazyTensor, change: LazyTensor) -> Tensor:
     changed = base.read().clone()
     changed += change.read().to(changed.device)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Parts of a name that come from sharding, compilation, activation checkpointing, data parallelism and peft.
+_WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module", "module", "base_layer"}
 
 # Original Wan names and those of diffusers' `WanTransformer3DModel`. The first row that a name begins with, behind
 # `blocks.N.`, rewrites it; a name that begins with none is the same in both.
@@ -50,6 +56,21 @@ def from_diffusers_name(name: str) -> str:
     # `scale_shift_table` is a layer's modulation, and outside the layers the head's.
     other = "head.modulation" if name.startswith("blocks.") else "modulation"
     return _renamed(name, [(theirs, ours) for ours, theirs in _DIFFUSERS_NAMES if ours != other])
+
+
+def unwrapped(entries: Mapping[str, T], source: str) -> dict[str, T]:
+    """The same under names without what wrappers put into them.
+
+    Raises:
+        ValueError: two of them have the same name then.
+    """
+    found: dict[str, T] = {}
+    for name, entry in entries.items():
+        short = ".".join(piece for piece in name.split(".") if piece not in _WRAPPERS)
+        if short in found:
+            raise ValueError(f"{source} holds {short} several times, under {name} and another wrapper's name")
+        found[short] = entry
+    return found
 
 
 def few(names: Sequence[str]) -> str:

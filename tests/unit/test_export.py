@@ -176,6 +176,24 @@ def test_a_run_is_exported_in_every_format(
     assert same_weights(module.action_projection, action)
 
 
+def test_averaged_weights_are_exported_where_asked_for(run_folder: tuple[Path, ActionVideoModule]) -> None:
+    folder, module = run_folder
+    with pytest.raises(ValueError, match="x.ckpt holds no averaged weights: leave --ema out"):
+        run_export(arguments(folder, "wan", "w.safetensors", "--ema"))
+    name = "head.head.bias"
+    average = {f"generator.{name}": torch.full((28,), 0.25)}
+    checkpoint = torch.load(folder / "x.ckpt")
+    torch.save({**checkpoint, "ema_state_dict": average}, folder / "x.ckpt")
+    for flags, expected in (((), module.generator.head.head.bias), (("--ema",), average[f"generator.{name}"])):
+        run_export(arguments(folder, "wan", "w.safetensors", *flags))
+        written = read_tensors(folder / "w.safetensors")
+        assert torch.equal(written[name], expected)
+        assert torch.equal(written["head.modulation"], module.generator.head.modulation)
+    torch.save({**checkpoint, "ema_state_dict": {"generator.x": torch.zeros(1)}}, folder / "x.ckpt")
+    with pytest.raises(ValueError, match=r"the average in .*x.ckpt does not fit \(1 unexpected: generator.x\)"):
+        run_export(arguments(folder, "wan", "w.safetensors", "--ema"))
+
+
 def test_an_adapter_of_a_backbone_that_was_trained_too_is_refused(
     run_folder: tuple[Path, ActionVideoModule],
 ) -> None:

@@ -123,6 +123,7 @@ def test_merging_leaves_the_generator_as_it_is_and_gives_its_outputs() -> None:
     torch.testing.assert_close(velocity(plain), expected, atol=1e-5, rtol=1e-5)
     assert not torch.equal(merged["blocks.0.ffn.0.weight"], base_state_dict(generator)["blocks.0.ffn.0.weight"])
     assert same(dict(merged_state_dict(plain)), plain.state_dict())
+    assert not any(tensor.requires_grad for tensor in merged.values())
 
 
 def test_merging_the_layers_into_a_plain_base_is_the_same_bit_for_bit() -> None:

@@ -156,6 +156,41 @@ def test_averaged_weights_are_a_choice(tmp_path: Path) -> None:
         assert checkpoint.ignored == (left,)
 
 
+def test_lightnings_own_averaging_is_the_same_choice(tmp_path: Path) -> None:
+    path = save(lightning_checkpoint(OURS, current_model_state=prefixed(OTHER, "generator.")))(tmp_path)
+    assert_same(read_generator(path, ema=True).tensors, OURS)
+    assert_same(read_generator(path, ema=False).tensors, OTHER)
+
+
+def test_so_is_the_average_beside_the_state_of_our_own_checkpoints(tmp_path: Path) -> None:
+    path = save(lightning_checkpoint(OTHER, ema_state_dict=prefixed(OURS, "generator.")))(tmp_path)
+    assert_same(read_generator(path, ema=True).tensors, OURS)
+    assert_same(read_generator(path, ema=False).tensors, OTHER)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
+def test_a_sharded_checkpoint_that_lightning_joined_loads(tmp_path: Path) -> None:
+    from lightning.fabric.utilities.load import _load_distributed_checkpoint
+    from lightning.pytorch.utilities.consolidate_checkpoint import _format_checkpoint
+    from torch.distributed.checkpoint import save as save_distributed
+
+    folder = tmp_path / "last.ckpt"
+    tensors = prefixed(OURS, "generator.") | {"action_projection.x": torch.zeros(2)}
+    save_distributed({"model": tensors, "optimizer_0": {"state": {"m": torch.zeros(3)}}}, checkpoint_id=folder)
+    torch.save({"epoch": 3, "action_schema": {"parts": [{"name": "move"}]}}, folder / "meta.pt")
+    with pytest.raises(ValueError, match="is a sharded checkpoint: make one file of it"):
+        read_generator(folder)
+    torch.save(_format_checkpoint(_load_distributed_checkpoint(folder)), tmp_path / "last.ckpt.consolidated")
+    checkpoint = read_generator(tmp_path / "last.ckpt.consolidated")
+    assert_same(checkpoint.tensors, OURS)
+    assert checkpoint.ignored == ("state_dict.action_projection",)
+
+
+def test_a_fused_projection_that_is_no_whole_number_of_parts_is_not_split(tmp_path: Path) -> None:
+    tensors = {**OURS, "blocks.0.self_attn.to_qkv.bias": torch.zeros(37)}
+    assert_same(read_generator(save(tensors)(tmp_path)).tensors, tensors)
+
+
 @pytest.mark.parametrize("diffusers", [False, True])
 def test_image_conditions_are_renamed_both_ways(tmp_path: Path, diffusers: bool) -> None:
     tensors = OURS | IMAGE

@@ -30,6 +30,10 @@ def peft_default(layer: str) -> tuple[str, str]:
     )
 
 
+def wrapped(layer: str) -> tuple[str, str]:
+    return peft_default(layer)[0].replace("blocks.0.", "blocks.0._fsdp_wrapped_module."), peft_default(layer)[1]
+
+
 def diffusers(layer: str) -> tuple[str, str]:
     theirs = to_diffusers_name(f"{layer}.").removesuffix(".")
     return f"transformer.{theirs}.lora_A.weight", f"transformer.{theirs}.lora_B.weight"
@@ -64,7 +68,7 @@ def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
         assert torch.equal(one[name], tensor), name
 
 
-@pytest.mark.parametrize("names", [peft, peft_default, diffusers, comfy, kohya])
+@pytest.mark.parametrize("names", [peft, peft_default, wrapped, diffusers, comfy, kohya])
 def test_every_naming_is_merged(tmp_path: Path, names: Callable[[str], tuple[str, str]]) -> None:
     write_safetensors(tmp_path / "x.safetensors", factors(names), {})
     for alpha, scale in ((None, 1.0), (ALPHA, 0.5)):
@@ -128,7 +132,14 @@ def test_what_cannot_be_merged_is_named(tmp_path: Path, change: dict[str, Tensor
         add_changes(as_lazy(BASE), read_low_rank(tmp_path), "x.safetensors")
 
 
+def test_two_loras_for_one_weight_are_refused(tmp_path: Path) -> None:
+    critic = {f"critic.{name}": tensor.clone() for name, tensor in factors(peft).items()}
+    write_safetensors(tmp_path / "x.safetensors", factors(peft) | critic, {})
+    with pytest.raises(ValueError, match="x changes .*weight several times, once under critic.base_model.model"):
+        add_changes(as_lazy(BASE), read_low_rank(tmp_path), "x")
+
+
 def test_a_file_without_lora_is_refused(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "x.safetensors", BASE, {})
-    with pytest.raises(ValueError, match=r"x.safetensors holds no LoRA: expected .*, found .*, \.\.\."):
+    with pytest.raises(ValueError, match=r"x.safetensors holds no LoRA: expected .*, found blocks.*, \.\.\."):
         read_low_rank(tmp_path)
