@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from lightning_action.generator.kv_cache import KVCache as KVCache
     from lightning_action.generator.model import CausalWanModel as CausalWanModel
     from lightning_action.module import ActionVideoModule as ActionVideoModule
-    from lightning_action.pipeline import ActionCausalInferencePipeline as ActionCausalInferencePipeline
+    from lightning_action.pipeline.inference import ActionCausalInferencePipeline as ActionCausalInferencePipeline
     from lightning_action.rollout import CausalRollout as CausalRollout
 
 __version__ = "0.1.0"
 
 # Exported name -> where it is defined. A new one is added here and above; it must not be the name of a submodule.
 _EXPORTS = {
-    "ActionCausalInferencePipeline": "lightning_action.pipeline",
+    "ActionCausalInferencePipeline": "lightning_action.pipeline.inference",
     "ActionModulationProjection": "lightning_action.action.projection",
     "ActionSchema": "lightning_action.action.schema",
     "ActionVideoModule": "lightning_action.module",

@@ -18,7 +18,7 @@ def main(args: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if args is None else args
     verb, rest = arguments[:1], arguments[1:]
     if verb == ["check"]:
-        from lightning_action.check import run_check
+        from lightning_action.check.command import run_check
 
         run_check(rest)
     elif verb == ["export"]:

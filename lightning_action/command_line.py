@@ -15,10 +15,13 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
 from lightning_action.checkpoints import AtomicCheckpointIO
 from lightning_action.module import ActionVideoModule
 
+# What Lightning puts beside the shards of a checkpoint.
+METADATA_FILE = "meta.pt"
 # Not methods of a Trainer; `cli` runs them.
 _OTHER_VERBS = (
     "Besides: `check`, a dry run of a configuration without weights or GPU, and `export`, which writes a trained "
@@ -57,8 +60,9 @@ class ActionVideoCLI(LightningCLI):
         if not self.subcommand:
             return
         config = self.config[self.subcommand]
-        if self.subcommand in ("validate", "test", "predict"):
+        if self.subcommand != "fit" and (config.ckpt_path is not None or config.model.pretrained is None):
             require_checkpoint(self.subcommand, config.ckpt_path)
+            require_strategy_for(config.ckpt_path, config.trainer.strategy)
         require_writable(config.trainer.default_root_dir or os.getcwd())
         if self.subcommand == "predict" and config.return_predictions is None:
             # Lightning would keep every video in memory until the end; a prediction writer has them on disk.
@@ -105,12 +109,27 @@ def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
     """
     if ckpt_path is None:
         raise ValueError(
-            f"{verb} needs trained weights: name them with --ckpt_path, for example runs/demo/checkpoints/last.ckpt"
+            f"{verb} needs trained weights: name them with --ckpt_path, for example runs/demo/checkpoints/last.ckpt, "
+            "or with --model.pretrained (and --model.adapter)"
         )
     if "://" not in ckpt_path and not Path(ckpt_path).exists():
         raise FileNotFoundError(f"no checkpoint at {ckpt_path!r}: train one with `fit`, or correct --ckpt_path")
     if Path(ckpt_path).is_file() and not zipfile.is_zipfile(ckpt_path):
         raise ValueError(f"{ckpt_path!r} is not a whole checkpoint: was it cut off while it was written or copied?")
+
+
+def require_strategy_for(ckpt_path: str, strategy: Any) -> None:
+    """Refuse a folder of shards where Lightning would only say that it is a directory.
+
+    Raises:
+        ValueError: the checkpoint is a folder, and the strategy reads files.
+    """
+    reads_folders = any(name in str(strategy) for name in ("FSDP", "ModelParallel", "fsdp"))
+    if Path(ckpt_path).is_dir() and not reads_folders:
+        raise ValueError(
+            f"{ckpt_path!r} is a folder of shards: stack configs/fsdp.yaml (with --trainer.devices 1 on one device), "
+            "or write it to one file with `export`"
+        )
 
 
 def run(args: ArgsType = None) -> ActionVideoCLI:
@@ -134,7 +153,7 @@ def load_module(config: str | Path, ckpt_path: str | Path) -> ActionVideoModule:
     Args:
         config: the configuration it was trained with: the `config_fit.yaml` that `fit` saved, or a shipped one that
             does not stack on another.
-        ckpt_path: the checkpoint.
+        ckpt_path: the checkpoint, a file or a folder of shards.
 
     Raises:
         ValueError: the checkpoint belongs to another configuration.
@@ -154,8 +173,12 @@ def load_module(config: str | Path, ckpt_path: str | Path) -> ActionVideoModule:
         args=known,
     )
     module: ActionVideoModule = cli.model
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
     module.configure_model()
+    if Path(ckpt_path).is_dir():
+        load_shards({"state_dict": module.state_dict()}, checkpoint_id=ckpt_path, no_dist=True)
+        module.on_load_checkpoint(torch.load(Path(ckpt_path) / METADATA_FILE, map_location="cpu", weights_only=True))
+        return module.eval()
+    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     return module.eval()

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lightning_action.action.projection import ActionModulationProjection
@@ -27,14 +28,14 @@ from lightning_action.frozen.interfaces import FittedCodec, TextEncoder, VideoCo
 from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.lockstep import Lockstep
-from lightning_action.lora import LoRASettings, split_parameters
+from lightning_action.lora import LoRASettings, lora_alpha, merged_state_dict, split_parameters
 from lightning_action.networks import Factories, InitialWeights
 from lightning_action.pretrained import export, prepare_codec
 from lightning_action.quantization import quantize_layers
 from lightning_action.rollout import count_passes
 from lightning_action.seeding import generator_for, mix_seed
 from lightning_action.settings import Acceleration, Optimization, Sampling
-from lightning_action.sharding import Sharding, keep_gathered
+from lightning_action.sharding import Sharding, gathered_state_dict, keep_gathered
 from lightning_action.weights import check_fits
 from lightning_action.world_model import WorldModel
 
@@ -142,7 +143,13 @@ class ActionVideoModule(L.LightningModule):
         self._obedience: ObedienceTest | None = None
 
     def setup(self, stage: str) -> None:
-        """Read the frozen parts, and find or fit what a new run starts from; checkpoints bring their own."""
+        """Read the frozen parts, and find or fit what a new run starts from; checkpoints bring their own.
+
+        Raises:
+            ValueError: sharded LoRA should be exported.
+        """
+        if stage == "fit" and self.export_weights and self._factories.lora and self._device_mesh is not None:
+            raise ValueError("export_weights cannot merge sharded LoRA: use `export` with the checkpoint afterwards")
         self.frozen.load()
         self._resumes = self.trainer.ckpt_path is not None
         self._starts_from_weights = not self._resumes and self.initial_weights.generator is not None
@@ -320,17 +327,24 @@ class ActionVideoModule(L.LightningModule):
         return self._fit_seconds_before + running
 
     def on_fit_end(self) -> None:
-        """Export the generator, if asked to."""
+        """Export the generator, if asked to; LoRA is merged."""
         self._fit_seconds_before, self._fit_started = self.fit_seconds, None
-        if self.export_weights and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            export(self.trainer.default_root_dir, self.generator, self.frozen.vae, self.fit_seconds)
+        if not self.export_weights or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        sharded = isinstance(self.generator, FSDPModule)
+        tensors = gathered_state_dict(self.generator) if sharded else merged_state_dict(self.generator)
+        if self.trainer.is_global_zero:
+            export(self.trainer.default_root_dir, tensors, self.frozen.vae, self.fit_seconds)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What weights alone do not say: the schema, a fitted VAE, and the time spent."""
+        """What weights alone do not say: the schema, a fitted VAE, the scale of LoRA, and the time spent."""
         checkpoint["action_schema"] = self.schema.to_dict()
         checkpoint["fit_seconds"] = self.fit_seconds
         if isinstance(self.frozen.vae, FittedCodec):
             checkpoint["vae"] = self.frozen.vae.fitted_tensors()
+        alpha = lora_alpha(self.generator)
+        if alpha is not None:
+            checkpoint["lora_alpha"] = torch.tensor(alpha)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, action schema or codec, before anything is loaded."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.frozen.interfaces import CodecVideos, FittedCodec, VideoCodec
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.lora import base_state_dict, load_base, merged_state_dict
+from lightning_action.lora import base_state_dict, load_base
 from lightning_action.weights import (
     LazyTensors,
     add_changes,
@@ -148,9 +151,9 @@ def prepare_codec(codec: FittedCodec, folder: str | None, datamodule: object) ->
         )
 
 
-def export(folder: str | Path, generator: CausalWanModel, vae: VideoCodec, fit_seconds: float) -> None:
-    """Write the files that `load_generator` and `prepare_codec` read, each in one step; LoRA is merged."""
-    write_safetensors(Path(folder) / GENERATOR_FILE, merged_state_dict(generator), {"fit_seconds": str(fit_seconds)})
+def export(folder: str | Path, generator: Mapping[str, Tensor], vae: VideoCodec, fit_seconds: float) -> None:
+    """Write the files that `load_generator` and `prepare_codec` read, each in one step; `generator` are its tensors."""
+    write_safetensors(Path(folder) / GENERATOR_FILE, generator, {"fit_seconds": str(fit_seconds)})
     if isinstance(vae, FittedCodec):
         write_safetensors(Path(folder) / VAE_FILE, vae.fitted_tensors(), {})
 

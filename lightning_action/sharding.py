@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -74,3 +75,11 @@ def keep_gathered(module: nn.Module) -> None:
     if isinstance(module, FSDPModule):
         module.set_reshard_after_forward(False)
         module.unshard()
+
+
+def gathered_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """The whole tensors of a sharded module on the CPU of rank 0, nothing on the others; called by all ranks."""
+    whole: dict[str, Any] = get_model_state_dict(
+        module, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    return whole

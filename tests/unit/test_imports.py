@@ -39,7 +39,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rollout": {"generator", "diffusion"},
     "settings": {"diffusion", "quantization"},
     "batch": {"action"},
-    "cost": {"generator"},
     "sharding": {"generator"},
     "lockstep": {"generator"},
     "lora": {"weights"},
@@ -49,10 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "world_model": {
         *("action", "batch", "diffusion", "frozen", "generator", "overlap", "rollout", "settings", "timing"),
     },
-    "pipeline_checks": {"generator"},
-    "pipeline_parts": {"adapter", "command_line", "frozen", "generator", "pretrained", "weights"},
     "pipeline": {
-        *("action", "diffusion", "frozen", "generator", "rollout", "settings", "pipeline_checks", "pipeline_parts"),
+        *("action", "adapter", "command_line", "diffusion", "frozen", "generator", "pretrained", "rollout"),
+        *("settings", "weights"),
     },
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},
@@ -63,15 +61,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("pretrained", "quantization", "rollout", "seeding", "settings", "sharding", "weights", "world_model"),
     },
     "command_line": {"checkpoints", "module"},
-    "dry_run": {"batch", "cost", "diffusion", "frozen", "generator", "module"},
-    "misfits": {"batch", "cost", "dry_run", "generator", "module"},
-    "check": {"batch", "command_line", "cost", "dry_run", "misfits", "module", "sharding"},
+    "check": {"batch", "command_line", "diffusion", "frozen", "generator", "module", "sharding"},
     "export": {"adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "weights"},
     "cli": {"check", "compat", "command_line", "export"},
 }
 WITH_LIGHTNING = {
     *("data", "module", "strategies", "checkpoints", "command_line", "cli"),
-    *("export", "dry_run", "misfits", "check"),
+    *("export", "check"),
 }
 WITHOUT_LIGHTNING = MAY_IMPORT.keys() - WITH_LIGHTNING
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}

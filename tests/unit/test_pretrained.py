@@ -36,7 +36,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 def test_round_trip(tmp_path: Path) -> None:
     generator, codec = small_generator(1), fitted()
-    export(tmp_path, generator, codec, 12.5)
+    export(tmp_path, generator.state_dict(), codec, 12.5)
     other, loaded = small_generator(2), LinearVideoCodec(latent_dim=7, patch_size=4)
     assert not same_weights(generator, other)
     report = load_generator(other, str(tmp_path))
@@ -52,7 +52,7 @@ def test_lora_is_merged_into_what_a_fit_leaves(tmp_path: Path) -> None:
     inject_lora(generator, LoRASettings(rank=3, alpha=1.5))
     for parameter in split_parameters(generator)[0].values():
         torch.nn.init.normal_(parameter)
-    export(tmp_path, generator, fitted(), 0.0)
+    export(tmp_path, generator.state_dict(), fitted(), 0.0)
     load_generator(other, tmp_path)
     merged = merged_state_dict(generator)
     assert all(torch.equal(tensor, merged[name]) for name, tensor in other.state_dict().items())
@@ -65,7 +65,7 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
             load_generator(small_generator(), str(path))
     with pytest.raises(FileNotFoundError, match="no vae.safetensors in"):
         prepare_codec(LinearVideoCodec(7, 4), str(tmp_path), Videos())
-    export(tmp_path, small_generator(), fitted(), 0.0)
+    export(tmp_path, small_generator().state_dict(), fitted(), 0.0)
     with pytest.raises(ValueError, match="does not fit LinearVideoCodec"):
         prepare_codec(LinearVideoCodec(6, 4), str(tmp_path), None)
     with pytest.raises(ValueError, match="LinearVideoCodec is fitted to training videos"):
@@ -73,7 +73,7 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
 
 
 def test_another_size_is_told_in_the_words_of_the_configuration(tmp_path: Path) -> None:
-    export(tmp_path, small_generator(), fitted(), 0.0)
+    export(tmp_path, small_generator().state_dict(), fitted(), 0.0)
     other = small_generator(1, ffn_dim=50, num_layers=3)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     message = (

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from lightning_action.cost import video_flops
+from lightning_action.check.cost import video_flops
 from lightning_action.generator.blocks import Visibility
 from lightning_action.generator.model import CausalWanModel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_action.pipeline_checks import check_batch, check_latents
+from lightning_action.pipeline.arguments import check_batch, check_latents
 from tests.helpers import small_generator
 
 GENERATOR = small_generator()

@@ -23,8 +23,8 @@ from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
 from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.pipeline_checks import check_batch, check_latents
-from lightning_action.pipeline_parts import parts_of_adapter, parts_of_release, parts_of_run
+from lightning_action.pipeline.arguments import check_batch, check_latents
+from lightning_action.pipeline.parts import parts_of_adapter, parts_of_release, parts_of_run
 from lightning_action.rollout import BlockModulation, CausalRollout, rollout
 from lightning_action.settings import Sampling
 

@@ -14,9 +14,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_action.batch import Batch
-from lightning_action.command_line import ActionVideoCLI
-from lightning_action.cost import Flops, Parameters
-from lightning_action.dry_run import (
+from lightning_action.check.cost import Flops, Parameters
+from lightning_action.check.dry_run import (
     ActionTime,
     Precision,
     Report,
@@ -28,7 +27,8 @@ from lightning_action.dry_run import (
     parameters_of,
     shapes,
 )
-from lightning_action.misfits import misfits
+from lightning_action.check.misfits import misfits
+from lightning_action.command_line import ActionVideoCLI
 from lightning_action.module import ActionVideoModule
 from lightning_action.sharding import Sharding
 

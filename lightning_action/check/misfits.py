@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_action.batch import Batch, check_batch, first_frames, frame_size, has_actions
-from lightning_action.cost import num_image_tokens
-from lightning_action.dry_run import empty_modulation, geometry, latent_frames, reads_files
+from lightning_action.check.cost import num_image_tokens
+from lightning_action.check.dry_run import empty_modulation, geometry, latent_frames, reads_files
 from lightning_action.generator.image import ImageCondition
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.module import ActionVideoModule

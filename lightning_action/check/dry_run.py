@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_action.batch import Batch, frame_size, num_latents
-from lightning_action.cost import (
+from lightning_action.check.cost import (
     Flops,
     Parameters,
     activation_bytes,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.cost import Parameters, count
-from lightning_action.dry_run import (
+from lightning_action.check.cost import Parameters, count
+from lightning_action.check.dry_run import (
     ActionTime,
     Precision,
     action_times,

@@ -16,12 +16,12 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
-from lightning_action.check import precision_of, run_check
+from lightning_action.check.command import precision_of, run_check
+from lightning_action.check.dry_run import Precision
 from lightning_action.cli import main
-from lightning_action.dry_run import Precision
 from lightning_action.sharding import Sharding
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 DEMO = ROOT / "configs" / "demo.yaml"
 # The data that a configuration leaves to the user.
@@ -159,7 +159,7 @@ def test_check_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_14b_model_takes_little_memory() -> None:
     """The whole process, data included; VmHWM is the most that it ever had."""
     code = (
-        "from lightning_action.check import run_check; "
+        "from lightning_action.check.command import run_check; "
         f"run_check(['--config={ROOT / 'configs' / 'wan2.1_14b.yaml'}']); "
         "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
     )

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from lightning_action.action.projection import ActionModulationProjection
+from lightning_action.check.misfits import misfits
 from lightning_action.frozen.codec import LinearVideoCodec
 from lightning_action.frozen.text import HashingTextEncoder
 from lightning_action.frozen.umt5 import UMT5TextEncoder
-from lightning_action.misfits import misfits
 from lightning_action.settings import Sampling
 from tests.helpers import small_generator
 from tests.small_module import batch_of, small_module

@@ -1,0 +1,1 @@
+"""`check`: a dry run of a configuration, without weights and without the devices that it asks for."""
