@@ -47,12 +47,12 @@ def test_round_trip(tmp_path: Path) -> None:
     assert same_weights(codec, loaded)
 
 
-def test_lora_is_merged_into_what_a_fit_leaves(tmp_path: Path) -> None:
+def test_what_is_left_may_be_read_lazily_such_as_merged_lora(tmp_path: Path) -> None:
     generator, other = small_generator(1), small_generator(2)
     inject_lora(generator, LoRASettings(rank=3, alpha=1.5))
     for parameter in split_parameters(generator)[0].values():
         torch.nn.init.normal_(parameter)
-    export(tmp_path, generator.state_dict(), fitted(), 0.0)
+    export(tmp_path, merged_state_dict(generator), fitted(), 0.0)
     load_generator(other, tmp_path)
     merged = merged_state_dict(generator)
     assert all(torch.equal(tensor, merged[name]) for name, tensor in other.state_dict().items())
