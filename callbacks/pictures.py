@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
 import torch
@@ -209,6 +209,12 @@ def write_png(path: Path, image: Tensor) -> None:
 
 def write_gif(path: Path, frames: Tensor, fps: int) -> None:
     """Writes a video that repeats for ever, as small as a GIF gets; the file is replaced as a whole."""
+    with replacing(path) as temporary:
+        save_gif(temporary, frames, fps)
+
+
+def save_gif(file: Path | IO[bytes], frames: Tensor, fps: int) -> None:
+    """As `write_gif`, but to any path or file that can be written to."""
     from PIL import Image
 
     images = [to_image(frame) for frame in frames]
@@ -216,10 +222,7 @@ def write_gif(path: Path, frames: Tensor, fps: int) -> None:
     samples = frames[:: -(-len(frames) // 16)]
     palette = to_image(torch.cat(list(samples), dim=-1)).quantize(256, method=Image.Quantize.MEDIANCUT)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    with replacing(path) as temporary:
-        images[0].save(
-            temporary, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
-        )
+    images[0].save(file, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
 
 
 def _caption(text: str, width: int) -> Tensor:
