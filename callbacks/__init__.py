@@ -2,6 +2,13 @@
 
 from .action_scan import ActionScan
 from .freeze_backbone_first import FreezeBackboneFirst
+from .gradient_statistics import GradientStatistics, NonFiniteGradientWarning
 from .prediction_writer import PredictionWriter
 
-__all__ = ["ActionScan", "FreezeBackboneFirst", "PredictionWriter"]
+__all__ = [
+    "ActionScan",
+    "FreezeBackboneFirst",
+    "GradientStatistics",
+    "NonFiniteGradientWarning",
+    "PredictionWriter",
+]
