@@ -3,12 +3,14 @@
 from .action_scan import ActionScan
 from .freeze_backbone_first import FreezeBackboneFirst
 from .gradient_statistics import GradientStatistics, NonFiniteGradientWarning
+from .noise_level_loss import NoiseLevelLoss
 from .prediction_writer import PredictionWriter
 
 __all__ = [
     "ActionScan",
     "FreezeBackboneFirst",
     "GradientStatistics",
+    "NoiseLevelLoss",
     "NonFiniteGradientWarning",
     "PredictionWriter",
 ]

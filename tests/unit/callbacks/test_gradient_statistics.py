@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +12,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import GradientStatistics, NonFiniteGradientWarning
+from tests import short_fits
 from tests.someones_dit import SomeonesDiT, moving_spots
 
 TOLERANCE = 1e-6
 CLIP = 0.05
 
 
-def fit(
-    folder: Path, module: LightningModule, *callbacks: Callback, loader: DataLoader[Any] | None = None, **options: Any
-) -> dict[str, dict[int, float]]:
-    """Fits, and returns what TensorBoard shows: values by step for each tag."""
-    logger = TensorBoardLogger(folder)
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    defaults: dict[str, Any] = {"max_steps": 4, "log_every_n_steps": 2, "limit_val_batches": 0, "accelerator": "cpu"}
-    checkpoint_path = options.pop("ckpt_path", None)
-    trainer = Trainer(default_root_dir=folder, logger=logger, callbacks=list(callbacks), **quiet | defaults | options)
-    trainer.fit(module, loader, ckpt_path=checkpoint_path)
-    return read_back(logger)
-
-
-def read_back(logger: TensorBoardLogger) -> dict[str, dict[int, float]]:
-    logger.experiment.flush()
-    events = EventAccumulator(str(logger.log_dir)).Reload()
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+DEFAULTS: dict[str, Any] = {"max_steps": 4, "log_every_n_steps": 2}
+fit = partial(short_fits.fit, **DEFAULTS)
 
 
 class Observer(Callback):
@@ -111,7 +95,7 @@ def test_every_figure_equals_a_direct_computation(tmp_path: Path, accumulate: in
         SomeonesDiT(zero_init=False),
         observer,
         GradientStatistics(MODULES),
-        loader=moving_spots(),
+        loaders=(moving_spots(),),
         accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
     )
@@ -196,7 +180,7 @@ class Adversarial(LightningModule):
 
 def test_manual_optimization_with_several_optimizers(tmp_path: Path) -> None:
     module = Adversarial()
-    shown = fit(tmp_path, module, GradientStatistics(["two"]), loader=BoringModel().train_dataloader(), max_steps=8)
+    shown = fit(tmp_path, module, GradientStatistics(["two"]), loaders=(BoringModel().train_dataloader(),), max_steps=8)
     for index, name in enumerate(module.seen):
         values = shown[f"grad/norm/optimizer_{index}/all"]
         assert values == pytest.approx({step: module.seen[name][step] for step in (1, 3)}, rel=TOLERANCE)
@@ -221,17 +205,21 @@ def test_bfloat16_and_sparse_gradients(tmp_path: Path) -> None:
             return torch.optim.SGD(self.parameters(), lr=1e-2)
 
     observer = Observer()
-    shown = fit(tmp_path, Words(), observer, GradientStatistics(["embedding"]), loader=BoringModel().train_dataloader())
+    shown = fit(
+        tmp_path, Words(), observer, GradientStatistics(["embedding"]), loaders=(BoringModel().train_dataloader(),)
+    )
     gradient = observer.before[3]["embedding.weight"].to_dense()
     assert shown["grad/norm/embedding"][3] == pytest.approx(gradient.norm().item(), rel=TOLERANCE)
     assert shown["grad/zero_share/embedding"][3] == pytest.approx(9 / 11)
 
 
 def test_sharded_parameters(tmp_path: Path) -> None:
-    plain = fit(tmp_path / "plain", SomeonesDiT(), GradientStatistics(MODULES), loader=moving_spots())
+    plain = fit(tmp_path / "plain", SomeonesDiT(), GradientStatistics(MODULES), loaders=(moving_spots(),))
     strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
     options: dict[str, Any] = {"strategy": strategy, "devices": 1, "use_distributed_sampler": False}
-    sharded = fit(tmp_path / "sharded", SomeonesDiT(), GradientStatistics(MODULES), loader=moving_spots(), **options)
+    sharded = fit(
+        tmp_path / "sharded", SomeonesDiT(), GradientStatistics(MODULES), loaders=(moving_spots(),), **options
+    )
     assert plain.keys() == sharded.keys()
     for tag, values in plain.items():
         assert sharded[tag] == pytest.approx(values, rel=TOLERANCE), tag
@@ -239,7 +227,7 @@ def test_sharded_parameters(tmp_path: Path) -> None:
 
 def test_a_resumed_fit_shows_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
-    options: dict[str, Any] = {"loader": moving_spots(), "max_steps": 6, "log_every_n_steps": 2}
+    options: dict[str, Any] = {"loaders": (moving_spots(),), "max_steps": 6, "log_every_n_steps": 2}
     whole = fit(
         tmp_path / "whole", SomeonesDiT(), GradientStatistics(), checkpoint, enable_checkpointing=True, **options
     )
@@ -272,7 +260,7 @@ MODULE = "transformer.layers.1.feed_forward.2"
 def test_the_first_module_that_is_not_finite_is_named_once(tmp_path: Path) -> None:
     statistics = GradientStatistics()
     with pytest.warns(NonFiniteGradientWarning) as said:
-        shown = fit(tmp_path, TurnsNaN(), statistics, loader=moving_spots(), max_steps=6)
+        shown = fit(tmp_path, TurnsNaN(), statistics, loaders=(moving_spots(),), max_steps=6)
     ours = [str(warning.message) for warning in said if warning.category is NonFiniteGradientWarning]
     assert len(ours) == 1
     assert f"step 3 has a gradient that is not finite. The first module with one is `{MODULE}` (2 of " in ours[0]
@@ -283,29 +271,15 @@ def test_the_fit_can_be_stopped_before_the_weights_are_lost(tmp_path: Path) -> N
     module = TurnsNaN()
     statistics = GradientStatistics(every_n_steps=100, stop_on_nonfinite=True)
     with pytest.raises(FloatingPointError, match=f"step 3 .*`{MODULE}`.*not taken"):
-        fit(tmp_path, module, statistics, loader=moving_spots(), max_steps=6)
+        fit(tmp_path, module, statistics, loaders=(moving_spots(),), max_steps=6)
     assert all(bool(parameter.isfinite().all()) for parameter in module.parameters())
 
 
 def test_without_a_logger_and_with_csv(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*is not logged there")
-        for logger in (False, CSVLogger(tmp_path)):
-            trainer = Trainer(
-                accelerator="cpu",
-                default_root_dir=tmp_path,
-                logger=logger,
-                max_steps=2,
-                log_every_n_steps=1,
-                limit_val_batches=0,
-                callbacks=[GradientStatistics()],
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                enable_checkpointing=False,
-            )
-            trainer.fit(BoringModel())
-    header = next(tmp_path.rglob("metrics.csv")).read_text().splitlines()[0]
-    assert "grad/norm/all" in header.split(",")
+        names = short_fits.fit_with_csv(tmp_path, BoringModel(), GradientStatistics(every_n_steps=1), max_steps=2)
+    assert "grad/norm/all" in names
 
 
 def test_a_module_that_is_not_there_is_refused(tmp_path: Path) -> None:
