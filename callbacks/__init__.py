@@ -5,6 +5,7 @@ from .freeze_backbone_first import FreezeBackboneFirst
 from .gradient_statistics import GradientStatistics, NonFiniteGradientWarning
 from .noise_level_loss import NoiseLevelLoss
 from .prediction_writer import PredictionWriter
+from .throughput_monitor import ThroughputMonitor
 
 __all__ = [
     "ActionScan",
@@ -13,4 +14,5 @@ __all__ = [
     "NoiseLevelLoss",
     "NonFiniteGradientWarning",
     "PredictionWriter",
+    "ThroughputMonitor",
 ]
