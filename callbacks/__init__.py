@@ -1,7 +1,8 @@
 """Callbacks for any LightningModule: they import nothing but torch, lightning and the standard library."""
 
 from .action_scan import ActionScan
+from .action_sensitivity import ActionSensitivity
 from .freeze_backbone_first import FreezeBackboneFirst
 from .prediction_writer import PredictionWriter
 
-__all__ = ["ActionScan", "FreezeBackboneFirst", "PredictionWriter"]
+__all__ = ["ActionScan", "ActionSensitivity", "FreezeBackboneFirst", "PredictionWriter"]
