@@ -2,7 +2,8 @@
 
 from .action_scan import ActionScan
 from .action_sensitivity import ActionSensitivity
+from .drift_monitor import DriftMonitor
 from .freeze_backbone_first import FreezeBackboneFirst
 from .prediction_writer import PredictionWriter
 
-__all__ = ["ActionScan", "ActionSensitivity", "FreezeBackboneFirst", "PredictionWriter"]
+__all__ = ["ActionScan", "ActionSensitivity", "DriftMonitor", "FreezeBackboneFirst", "PredictionWriter"]

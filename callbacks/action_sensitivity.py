@@ -41,8 +41,8 @@ class ActionSensitivity(Callback):
       squared error of the prediction; and `sensitivity/shuffle_gap_error`, its standard error over samples and seeds;
     - `sensitivity/win_rate` and `.../<t>`: how often the loss is smaller under a sample's own actions. Ties count half.
 
-    It warns that *the model ignores its actions* when, from step `warn_after_step` on and `patience` times in a row, the
-    shuffle gap is not above two standard errors and the win rate not above 0.5 by two standard deviations of a fair
+    It warns that *the model ignores its actions* when, from step `warn_after_step` on and `patience` times in a row,
+    the shuffle gap is not above two standard errors and the win rate not above 0.5 by two standard deviations of a fair
     coin thrown for every sample and seed.
 
     The probe is the first samples of the first validation dataloader; of a fit without validation, those of the first
@@ -196,7 +196,7 @@ class Sensitivity(NamedTuple):
 
     @property
     def gap_error(self) -> float:
-        """Standard error of the gap: noise levels are averaged first, because those of one sample are not independent."""
+        """Standard error of the gap. Noise levels are averaged first: those of one sample are not independent."""
         of_samples = self.gap.mean(dim=0)
         return float(of_samples.std() / len(of_samples) ** 0.5)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 Batch: TypeAlias = dict[str, Any]
-"""A dict with `action` `[B, rows, columns]`; tensors and lists in it have one entry for each sample, all else is shared."""
+"""A dict with `action` `[B, rows, columns]`. Tensors and lists in it have one entry for each sample."""
 
 
 @contextmanager

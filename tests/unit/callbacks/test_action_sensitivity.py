@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import ActionSensitivity
 from lightning_action.callbacks.action_sensitivity import Sensitivity, action_variants
-from tests.someones_dit import NUM_LAYERS, MovingSpots, SomeonesDiT, moving_spots
+from tests.someones_dit import MovingSpots, SomeonesDiT, moving_spots
 
 TIMESTEPS = [250.0, 700.0]
 SAMPLES, SEEDS, SCALE = 5, 2, 3.0
@@ -90,7 +90,7 @@ def direct_figures(module: Probed) -> dict[str, float]:
     assert order is not None and all(int(row) != place for place, row in enumerate(order.flatten()))
     found: dict[str, list[float]] = {}
     gaps: dict[tuple[int, int], list[float]] = {}
-    for level, timestep in enumerate(TIMESTEPS):
+    for timestep in TIMESTEPS:
         for seed in range(SEEDS):
             for index, sample in enumerate(samples):
                 own = sample["action"]
