@@ -4,6 +4,17 @@ from .action_scan import ActionScan
 from .action_sensitivity import ActionSensitivity
 from .drift_monitor import DriftMonitor
 from .freeze_backbone_first import FreezeBackboneFirst
+from .gradient_statistics import GradientStatistics, NonFiniteGradientWarning
+from .noise_level_loss import NoiseLevelLoss
 from .prediction_writer import PredictionWriter
 
-__all__ = ["ActionScan", "ActionSensitivity", "DriftMonitor", "FreezeBackboneFirst", "PredictionWriter"]
+__all__ = [
+    "ActionScan",
+    "ActionSensitivity",
+    "DriftMonitor",
+    "FreezeBackboneFirst",
+    "GradientStatistics",
+    "NoiseLevelLoss",
+    "NonFiniteGradientWarning",
+    "PredictionWriter",
+]

@@ -28,19 +28,30 @@ def current_step(trainer: Trainer) -> int:
     return trainer.global_step // max(1, len(trainer.optimizers))
 
 
-def interval(trainer: Trainer, every_n_steps: int | None) -> int:
-    """Steps from one logging step to the next; None stands for the Trainer's `log_every_n_steps`, 0 for never."""
-    return int(trainer.log_every_n_steps) if every_n_steps is None else every_n_steps  # type: ignore[attr-defined]
+def check_interval(every_n_steps: int | None) -> None:
+    """Refuses what a callback cannot take as its `every_n_steps`.
+
+    Raises:
+        ValueError: It is below 1.
+    """
+    if every_n_steps is not None and every_n_steps < 1:
+        raise ValueError(f"every_n_steps must be at least 1, or null for the Trainer's own, got {every_n_steps}")
 
 
-def is_logging_step(trainer: Trainer, every_n_steps: int | None = None) -> bool:
+def is_logging_step(trainer: Trainer, every_n_steps: int | None = None, steps_ahead: int = 0) -> bool:
     """Whether the step that is about to be taken is one to log, the same ones as `self.log` chooses.
 
     Ask before the optimizer has stepped, for example in `on_train_batch_start` or `on_before_optimizer_step`. Under
     gradient accumulation all batches of a step get the same answer.
+
+    Args:
+        trainer: the Trainer.
+        every_n_steps: steps from one logging step to the next; None stands for the Trainer's `log_every_n_steps`, of
+            which 0 means never.
+        steps_ahead: asks about a later step; -1 about the one just taken, for example in `on_train_batch_end`.
     """
-    steps = interval(trainer, every_n_steps)
-    return steps > 0 and (current_step(trainer) + 1) % steps == 0
+    interval = trainer.log_every_n_steps if every_n_steps is None else every_n_steps  # type: ignore[attr-defined]
+    return bool(interval) and (current_step(trainer) + steps_ahead + 1) % interval == 0
 
 
 def scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
