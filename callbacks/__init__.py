@@ -1,8 +1,8 @@
 """Callbacks for any LightningModule: they import nothing but torch, lightning and the standard library."""
 
 from .action_scan import ActionScan
-from .action_sensitivity import ActionSensitivity
-from .drift_monitor import DriftMonitor
+from .action_sensitivity import ActionSensitivity, IgnoredActionsWarning
+from .drift_monitor import DriftMonitor, DriftWarning
 from .freeze_backbone_first import FreezeBackboneFirst
 from .gradient_statistics import GradientStatistics, NonFiniteGradientWarning
 from .noise_level_loss import NoiseLevelLoss
@@ -12,8 +12,10 @@ __all__ = [
     "ActionScan",
     "ActionSensitivity",
     "DriftMonitor",
+    "DriftWarning",
     "FreezeBackboneFirst",
     "GradientStatistics",
+    "IgnoredActionsWarning",
     "NoiseLevelLoss",
     "NonFiniteGradientWarning",
     "PredictionWriter",

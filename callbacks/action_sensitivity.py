@@ -22,6 +22,10 @@ _OWN_LOSS, _OTHER_LOSS, _CHANGE, _FIRST_LAYER = range(4)
 _MAX_VALUES_PER_SAMPLE = 2**20
 
 
+class IgnoredActionsWarning(UserWarning):
+    """The model ignores its actions."""
+
+
 class ActionSensitivity(Callback):
     """Measures on a fixed probe how much the prediction changes with the actions, and whether its own ones help.
 
@@ -41,9 +45,9 @@ class ActionSensitivity(Callback):
       squared error of the prediction; and `sensitivity/shuffle_gap_error`, its standard error over samples and seeds;
     - `sensitivity/win_rate` and `.../<t>`: how often the loss is smaller under a sample's own actions. Ties count half.
 
-    It warns that *the model ignores its actions* when, from step `warn_after_step` on and `patience` times in a row,
-    the shuffle gap is not above two standard errors and the win rate not above 0.5 by two standard deviations of a fair
-    coin thrown for every sample and seed.
+    An IgnoredActionsWarning says that *the model ignores its actions* when, from step `warn_after_step` on and
+    `patience` times in a row, the shuffle gap is not above two standard errors and the win rate not above 0.5 by two
+    standard deviations of a fair coin thrown for every sample and seed.
 
     The probe is the first samples of the first validation dataloader; of a fit without validation, those of the first
     batch that is at hand when it logs. All ranks probe the samples of the first rank, so that figures do not depend on
@@ -89,8 +93,8 @@ class ActionSensitivity(Callback):
         patience: int = 3,
     ) -> None:
         super().__init__()
-        counts = {"every_n_steps": every_n_steps, "num_seeds": num_seeds, "patience": patience}
-        for name, value in counts.items():
+        log_writing.check_interval(every_n_steps)
+        for name, value in {"num_seeds": num_seeds, "patience": patience}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if num_samples < 2:
@@ -175,7 +179,8 @@ class ActionSensitivity(Callback):
                 f"ActionSensitivity: the model ignores its actions. At step {step}, and at {self.patience} probes in a"
                 f" row, the loss under other actions is {sensitivity.gap.mean():.3%} (standard error"
                 f" {sensitivity.gap_error:.3%}) above that under its own, and smaller under its own in"
-                f" {sensitivity.win_rate.mean():.0%} of cases, where 50% is chance."
+                f" {sensitivity.win_rate.mean():.0%} of cases, where 50% is chance.",
+                category=IgnoredActionsWarning,
             )
 
 

@@ -5,11 +5,14 @@ single process would have computed. Whether a rank takes part must never depend 
 """
 
 from math import prod
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -49,6 +52,14 @@ def largest_over_ranks(tensor: Tensor) -> Tensor:
     if _is_distributed():
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, in their order: any that can be pickled, at a moment when waiting does not matter."""
+    values = [value] * world_size()
+    if _is_distributed():
+        dist.all_gather_object(values, value)
+    return values
 
 
 def _is_distributed() -> bool:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from . import log_writing
-from .gathering import gather_rows
+from .collectives import gather
 from .probing import check_videos, leaving_no_trace, num_samples, require_method, take_samples
 
 FIGURES = ("brightness", "contrast", "high_frequency", "block_seam")
@@ -23,6 +23,10 @@ _LUMA = (0.299, 0.587, 0.114)
 # A quarter of a grey level: what does not move has a seam ratio of 1.
 _STILL = 1e-3
 _SMALL = 1e-6
+
+
+class DriftWarning(UserWarning):
+    """Generated videos change in a way that they should not while they go on."""
 
 
 class DriftMonitor(Callback):
@@ -40,8 +44,8 @@ class DriftMonitor(Callback):
 
     For each it logs `drift/<figure>/start` and `/end` (means over the first and the last quarter of the curve),
     `/slope` (per frame, least squares) and `/change`: how far the end is from the start, |end - start| for brightness
-    and |end / start - 1| for the others; all as means over the samples. It warns by name when a change, or the end of
-    `block_seam`, is above its limit.
+    and |end / start - 1| for the others; all as means over the samples. A change, or an end of `block_seam`, above its
+    limit is named in a DriftWarning, each once.
 
     It looks at the videos of a prediction, for which `predict_step` must return a dict with `video`
     `[B, T, 3, H, W]` in [0, 1]; and, with `rollout_rows`, at longer videos than the data has, generated in validation:
@@ -143,8 +147,7 @@ class DriftMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        is_due = not trainer.sanity_checking and self._num_validations % self.every_n_validations == 0
-        if self.rollout_rows is None or not is_due or batch_idx > 0 or dataloader_idx > 0:
+        if self.rollout_rows is None or not self._is_due(trainer) or batch_idx > 0 or dataloader_idx > 0:
             return
         samples = take_samples(batch, slice(self.num_rollouts), "DriftMonitor")
         repeats = -(-self.rollout_rows // samples["action"].shape[1])
@@ -155,7 +158,7 @@ class DriftMonitor(Callback):
         self._add(trainer, videos, samples)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._rows:
+        if self.rollout_rows is not None and self._is_due(trainer):
             self._log(trainer)
 
     def on_predict_batch_end(
@@ -176,6 +179,9 @@ class DriftMonitor(Callback):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return not trainer.sanity_checking and self._num_validations % self.every_n_validations == 0
 
     def _add(self, trainer: Trainer, videos: Tensor, source: Mapping[str, Any]) -> None:
         statistics = torch.stack([self.statistics(video) for video in videos]).flatten(1)
@@ -203,12 +209,13 @@ class DriftMonitor(Callback):
         return torch.arange(first, max(first, num_frames), self.temporal_compression_ratio * self.num_frame_per_block)
 
     def _log(self, trainer: Trainer) -> None:
-        columns = 1 + len(FIGURES) * len(STATISTICS)
-        rows = torch.cat([torch.empty(0, columns, dtype=torch.float64), *(rows.cpu() for rows in self._rows)])
+        gathered = sum(gather([rows.cpu() for rows in self._rows]), [])
         self._rows = []
-        rows = gather_rows(trainer, rows)
-        # By name, so that the order of the ranks does not matter either.
-        unique = torch.stack([rows[rows[:, 0] == name][0] for name in rows[:, 0].unique()]) if len(rows) else rows
+        if not gathered:
+            return
+        rows = torch.cat(gathered)
+        # By name, so that it does not matter either which rank had which sample.
+        unique = torch.stack([rows[rows[:, 0] == name][0] for name in rows[:, 0].unique()])
         means = unique[:, 1:].nanmean(dim=0).tolist()
         keys = [f"{figure}/{statistic}" for figure in FIGURES for statistic in STATISTICS]
         figures = {key: mean for key, mean in zip(keys, means, strict=True) if mean == mean}
@@ -224,7 +231,8 @@ class DriftMonitor(Callback):
                 rank_zero_warn(
                     f"DriftMonitor: generated videos drift in {key.split('/')[0]}: {key} is {figures[key]:.3g}, above"
                     f" the limit of {limit:g}. Look at a long rollout; rolling out in training, a sink or a smaller"
-                    " window are what helps against it."
+                    " window are what helps against it.",
+                    category=DriftWarning,
                 )
 
 

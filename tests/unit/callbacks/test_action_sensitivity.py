@@ -11,12 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_action.callbacks import ActionSensitivity
+from lightning_action.callbacks import ActionSensitivity, IgnoredActionsWarning
 from lightning_action.callbacks.action_sensitivity import Sensitivity, action_variants
+from tests.short_fits import quiet_trainer, scalars
 from tests.someones_dit import MovingSpots, SomeonesDiT, moving_spots
 
 TIMESTEPS = [250.0, 700.0]
@@ -53,10 +53,9 @@ class Probed(SomeonesDiT):
         return outputs | {"loss": loss}
 
 
-def build_trainer(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    common: dict[str, Any] = {"accelerator": "cpu", "default_root_dir": folder, "logger": False, "max_steps": 4}
-    return Trainer(callbacks=list(callbacks), num_sanity_val_steps=0, **(quiet | common | options))
+def trainer_for(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:
+    defaults: dict[str, Any] = {"limit_val_batches": 1.0, "num_sanity_val_steps": 0, "max_steps": 4}
+    return quiet_trainer(folder, *callbacks, **(defaults | options))
 
 
 def probe(**changes: Any) -> ActionSensitivity:
@@ -64,10 +63,8 @@ def probe(**changes: Any) -> ActionSensitivity:
     return ActionSensitivity(**(arguments | {"num_seeds": SEEDS, "scale": SCALE, "layers": LAYERS} | changes))
 
 
-def scalars_of(logger: TensorBoardLogger) -> dict[str, list[tuple[int, float]]]:
-    logger.experiment.flush()
-    events = EventAccumulator(str(logger.log_dir)).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+def logged_by(logger: TensorBoardLogger) -> dict[str, dict[int, float]]:
+    return {tag: values for tag, values in scalars(logger).items() if tag.startswith("sensitivity/")}
 
 
 class Snapshot(Callback):
@@ -145,30 +142,27 @@ def passes(
 
 def test_every_figure_is_what_it_is_documented_to_be(tmp_path: Path) -> None:
     logger, snapshot, module = TensorBoardLogger(tmp_path), Snapshot(3), Probed(zero_init=False)
-    trainer = build_trainer(tmp_path, snapshot, probe(), logger=logger)
+    trainer = trainer_for(tmp_path, snapshot, probe(), logger=logger)
     validation = DataLoader(MovingSpots(SAMPLES), batch_size=3)
     with torch.enable_grad():
         trainer.fit(module, moving_spots(), validation)
-    logged = scalars_of(logger)
+    logged = logged_by(logger)
     module.load_state_dict(snapshot.weights)
     with torch.no_grad():
         expected = direct_figures(module)
-    figures = {tag: values for tag, values in logged.items() if tag.startswith("sensitivity/")}
-    assert figures.keys() == expected.keys()
-    assert {step for values in figures.values() for step, _ in values} == {1, 3}
-    assert {tag: dict(values)[3] for tag, values in figures.items()} == pytest.approx(expected, rel=1e-6, abs=1e-6)
-    assert all(dict(figures[f"sensitivity/change/{variant}"])[3] > 0.01 for variant in VARIANTS)
+    assert logged.keys() == expected.keys()
+    assert all(values.keys() == {1, 3} for values in logged.values())
+    assert {tag: values[3] for tag, values in logged.items()} == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert all(logged[f"sensitivity/change/{variant}"][3] > 0.01 for variant in VARIANTS)
 
 
 def test_a_projection_that_starts_at_zero_shows_no_change_and_chance(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
-    trainer = build_trainer(tmp_path, probe(every_n_steps=1), logger=logger, max_steps=1)
+    trainer = trainer_for(tmp_path, probe(every_n_steps=1), logger=logger, max_steps=1)
     trainer.fit(Probed(), moving_spots())
-    first = {tag: values[0][1] for tag, values in scalars_of(logger).items() if tag.startswith("sensitivity/")}
-    assert {tag: value for tag, value in first.items() if "win_rate" not in tag} == dict.fromkeys(
-        [tag for tag in first if "win_rate" not in tag], 0.0
-    )
-    assert first["sensitivity/win_rate"] == 0.5
+    first = {tag: values[0] for tag, values in logged_by(logger).items()}
+    assert len(first) == 27
+    assert all(value == (0.5 if "win_rate" in tag else 0.0) for tag, value in first.items())
 
 
 @pytest.mark.parametrize("validates", [True, False])
@@ -177,7 +171,7 @@ def test_training_is_the_same_bit_for_bit(tmp_path: Path, validates: bool) -> No
     for callbacks in ([], [probe(every_n_steps=1)]):
         torch.manual_seed(3)
         module = Probed(zero_init=False)
-        trainer = build_trainer(tmp_path, *callbacks, max_steps=6, accumulate_grad_batches=2)
+        trainer = trainer_for(tmp_path, *callbacks, max_steps=6, accumulate_grad_batches=2)
         trainer.fit(module, moving_spots(), moving_spots(4) if validates else None)
         weights.append(module.state_dict() | {"random": torch.get_rng_state()})
     assert weights[0].keys() == weights[1].keys()
@@ -194,7 +188,7 @@ def test_modes_are_restored(tmp_path: Path) -> None:
 
     seen: list[list[bool]] = []
     module = Probed()
-    build_trainer(tmp_path, Modes(), probe(every_n_steps=1), max_steps=2).fit(module, moving_spots())
+    trainer_for(tmp_path, Modes(), probe(every_n_steps=1), max_steps=2).fit(module, moving_spots())
     assert seen == [[part is not module.norm[1] for part in module.modules()]] * 2
 
 
@@ -209,7 +203,7 @@ class Counting(Probed):
 @pytest.mark.parametrize(("accumulate", "num_probes"), [(1, 2), (3, 2)])
 def test_steps_that_are_not_due_cost_nothing(tmp_path: Path, accumulate: int, num_probes: int) -> None:
     module = Counting()
-    trainer = build_trainer(tmp_path, probe(every_n_steps=3), max_steps=7, accumulate_grad_batches=accumulate)
+    trainer = trainer_for(tmp_path, probe(every_n_steps=3), max_steps=7, accumulate_grad_batches=accumulate)
     trainer.fit(module, moving_spots())
     # Without validation, the probe is one batch.
     assert module.calls == num_probes * len(TIMESTEPS) * SEEDS * (1 + len(VARIANTS))
@@ -221,9 +215,9 @@ def ignoring(tmp_path: Path, ignores_actions: bool, **changes: Any) -> list[str]
     module = Probed(ignores_actions=ignores_actions, zero_init=False, learning_rate=1e-2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer = build_trainer(tmp_path, probe(num_samples=8, **changes), max_steps=120)
+        trainer = trainer_for(tmp_path, probe(num_samples=8, **changes), max_steps=120)
         trainer.fit(module, moving_spots(48, batch_size=8), moving_spots(8))
-    return [str(w.message) for w in caught if "the model ignores its actions" in str(w.message)]
+    return [str(w.message) for w in caught if w.category is IgnoredActionsWarning]
 
 
 def test_a_model_that_ignores_its_actions_is_named_once(tmp_path: Path) -> None:
@@ -238,11 +232,11 @@ def test_a_model_that_follows_its_actions_is_not_named(tmp_path: Path) -> None:
 
 def test_the_count_towards_the_warning_is_resumed(tmp_path: Path) -> None:
     fit = {"warn_after_step": 0, "every_n_steps": 2, "patience": 3}
-    trainer = build_trainer(tmp_path, probe(**fit), max_steps=4)
+    trainer = trainer_for(tmp_path, probe(**fit), max_steps=4)
     trainer.fit(Probed(ignores_actions=True), moving_spots())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.warns(UserWarning, match="the model ignores its actions. At step 5"):
-        trainer = build_trainer(tmp_path, probe(**fit), max_steps=6)
+    with pytest.warns(IgnoredActionsWarning, match="the model ignores its actions. At step 5"):
+        trainer = trainer_for(tmp_path, probe(**fit), max_steps=6)
         trainer.fit(Probed(ignores_actions=True), moving_spots(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
 
 
@@ -266,9 +260,9 @@ def test_whole_numbers_are_not_scaled_and_one_sample_is_swapped_with_itself_back
 
 def test_a_csv_logger_and_none_work_too(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
-    build_trainer(tmp_path, probe(), logger=logger, max_steps=2).fit(Probed(), moving_spots())
+    trainer_for(tmp_path, probe(), logger=logger, max_steps=2).fit(Probed(), moving_spots())
     assert "sensitivity/win_rate/t0250" in (Path(logger.log_dir) / "metrics.csv").read_text()
-    build_trainer(tmp_path, probe(), max_steps=2).fit(Probed(), moving_spots())
+    trainer_for(tmp_path, probe(), max_steps=2).fit(Probed(), moving_spots())
 
 
 def test_sharded_parameters_are_probed_and_train_on(tmp_path: Path) -> None:
@@ -276,7 +270,7 @@ def test_sharded_parameters_are_probed_and_train_on(tmp_path: Path) -> None:
     for callbacks in ([], [probe(every_n_steps=1)]):
         module = Probed(zero_init=False)
         strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
-        trainer = build_trainer(tmp_path, *callbacks, strategy=strategy, devices=1, inference_mode=False)
+        trainer = trainer_for(tmp_path, *callbacks, strategy=strategy, devices=1, inference_mode=False)
         trainer.fit(module, moving_spots(), moving_spots(4))
         weights.append([parameter.to_local().clone() for parameter in module.transformer.parameters()])  # type: ignore[union-attr]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
@@ -286,11 +280,11 @@ def test_a_module_without_the_method_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(
         MisconfigurationException, match="ActionSensitivity needs a method predict_velocity.*BoringModel"
     ):
-        build_trainer(tmp_path, ActionSensitivity()).fit(BoringModel())
+        trainer_for(tmp_path, ActionSensitivity()).fit(BoringModel())
 
 
 def test_other_stages_do_not_ask_for_anything(tmp_path: Path) -> None:
-    build_trainer(tmp_path, ActionSensitivity()).validate(BoringModel(), verbose=False)
+    trainer_for(tmp_path, ActionSensitivity()).validate(BoringModel(), verbose=False)
 
 
 @pytest.mark.parametrize(
@@ -307,13 +301,13 @@ def test_layers_that_do_not_fit_are_named(tmp_path: Path, layers: str, message: 
             return batch["latents"], batch["latents"]
 
     with pytest.raises(MisconfigurationException, match=message):
-        build_trainer(tmp_path, probe(layers=layers)).fit(NormAlone(), moving_spots())
+        trainer_for(tmp_path, probe(layers=layers)).fit(NormAlone(), moving_spots())
 
 
 def test_layers_can_be_left_out(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path)
-    build_trainer(tmp_path, probe(layers=None), logger=logger).fit(Probed(), moving_spots())
-    tags = scalars_of(logger)
+    trainer_for(tmp_path, probe(layers=None), logger=logger).fit(Probed(), moving_spots())
+    tags = logged_by(logger)
     assert "sensitivity/change/nulled" in tags and not [tag for tag in tags if "/layer/" in tag]
 
 
