@@ -48,7 +48,7 @@ class ActionScan(Callback):
         actions: Name of each action and its row, for example `{"right": [1.0, 0.0]}`. The row is held throughout.
         scales: Numbers that every action is multiplied by. At 0, all actions should give the same video.
         output: Path of the picture. Default: `action_scan.png` in the Trainer's `default_root_dir`.
-        num_strip_frames: Number of frames in a cell after the start, evenly spaced up to the last.
+        numstrip_frames: Number of frames in a cell after the start, evenly spaced up to the last.
         sample: Which sample of the first batch to start from; the last, if the batch has fewer.
 
     Raises:
@@ -70,7 +70,7 @@ class ActionScan(Callback):
         actions: dict[str, list[float]],
         scales: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
         output: str | None = None,
-        num_strip_frames: int = 4,
+        numstrip_frames: int = 4,
         sample: int = 0,
     ) -> None:
         super().__init__()
@@ -79,14 +79,14 @@ class ActionScan(Callback):
             raise ValueError(f"actions must be rows of one width, and at least one, got {actions}")
         if not scales or not all(map(math.isfinite, scales)):
             raise ValueError(f"scales must be finite numbers, and at least one, got {scales}")
-        if num_strip_frames < 1:
-            raise ValueError(f"num_strip_frames must be at least 1, got {num_strip_frames}")
+        if numstrip_frames < 1:
+            raise ValueError(f"numstrip_frames must be at least 1, got {numstrip_frames}")
         if sample < 0:
             raise ValueError(f"sample must be at least 0, got {sample}")
         self.actions = actions
         self.scales = list(scales)
         self.output = output
-        self.num_strip_frames = num_strip_frames
+        self.numstrip_frames = numstrip_frames
         self.sample = sample
 
         # Known only during a prediction.
@@ -142,7 +142,7 @@ class ActionScan(Callback):
     def _draw(self, videos: Tensor) -> Tensor:
         row_labels = [(name, format_row(row)) for name, row in self.actions.items()]
         column_labels = [f"scale {scale:g}" for scale in self.scales]
-        frames = _strip_frames(videos.shape[1], self.num_strip_frames)
+        frames = strip_frames(videos.shape[1], self.numstrip_frames)
         return draw_scan(to_uint8(videos[:, frames]), frames, row_labels, column_labels)
 
 
@@ -173,7 +173,11 @@ class ScanLayout(NamedTuple):
 
 
 def draw_scan(
-    strips: Tensor, frame_numbers: Sequence[int], row_labels: Sequence[tuple[str, str]], column_labels: Sequence[str]
+    strips: Tensor,
+    frame_numbers: Sequence[int],
+    row_labels: Sequence[tuple[str, str]],
+    column_labels: Sequence[str],
+    subtitle: str = _SUBTITLE,
 ) -> Tensor:
     """Film strips in rows and columns, with headers.
 
@@ -182,6 +186,7 @@ def draw_scan(
         frame_numbers: what to write above each frame of the strips.
         row_labels: name and description of each row.
         column_labels: name of each column.
+        subtitle: what rows and columns are.
 
     Returns:
         The picture, uint8 `[3, height, width]`.
@@ -192,8 +197,11 @@ def draw_scan(
     left = 2 * _MARGIN + max(_text_width(*label) for label in row_labels)
     layout = ScanLayout(len(row_labels), len(column_labels), strips.shape[1], strips.shape[-2], strips.shape[-1], left)
     width, height = layout.size
-    image = Image.new("RGB", (max(width, left + _text_width(_TITLE, _SUBTITLE) + _MARGIN), height), "white")
-    _draw_labels(ImageDraw.Draw(image), layout, frame_numbers, row_labels, column_labels)
+    image = Image.new("RGB", (max(width, left + _text_width(_TITLE, subtitle) + _MARGIN), height), "white")
+    draw = ImageDraw.Draw(image)
+    draw.text((left, _MARGIN), _TITLE, fill=_BLACK, font=font(_LARGE))
+    draw.text((left, _MARGIN + 32), subtitle, fill=_GREY, font=font(_SMALL))
+    _draw_labels(draw, layout, frame_numbers, row_labels, column_labels)
     for cell, strip in enumerate(strips):
         for index, frame in enumerate(strip):
             image.paste(to_image(frame), layout.corner(*divmod(cell, layout.num_columns), index))
@@ -207,8 +215,6 @@ def _draw_labels(
     row_labels: Sequence[tuple[str, str]],
     column_labels: Sequence[str],
 ) -> None:
-    draw.text((layout.left, _MARGIN), _TITLE, fill=_BLACK, font=font(_LARGE))
-    draw.text((layout.left, _MARGIN + 32), _SUBTITLE, fill=_GREY, font=font(_SMALL))
     for row, (name, description) in enumerate(row_labels):
         right, middle = layout.left - _MARGIN, layout.corner(row, 0)[1] + layout.frame_height // 2
         draw.text((right, middle), name, fill=_BLACK, font=font(_LARGE), anchor="rd")
@@ -222,7 +228,7 @@ def _draw_labels(
             draw.text((centre, _HEADER_HEIGHT - 6), text, fill=_GREY, font=font(_SMALL), anchor="md")
 
 
-def _strip_frames(num_frames: int, num_later: int) -> list[int]:
+def strip_frames(num_frames: int, num_later: int) -> list[int]:
     """The start and later frames, evenly spaced up to the last; all frames if there are not that many."""
     num_later = min(num_later, num_frames - 1)
     return [0, *(round(index * (num_frames - 1) / num_later) for index in range(1, num_later + 1))]

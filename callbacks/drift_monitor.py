@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from . import log_writing
 from .collectives import gather
 from .probing import check_videos, leaving_no_trace, num_samples, require_method, take_samples
+from .validation_interval import EveryNValidations
 
 FIGURES = ("brightness", "contrast", "high_frequency", "block_seam")
 STATISTICS = ("start", "end", "slope", "change")
@@ -29,7 +30,7 @@ class DriftWarning(UserWarning):
     """Generated videos change in a way that they should not while they go on."""
 
 
-class DriftMonitor(Callback):
+class DriftMonitor(EveryNValidations):
     """Measures how brightness, contrast, fine detail and seams between blocks change in the course of long videos.
 
     All figures are about luma (Rec. 601) in [0, 1] and are curves over the frames of a video:
@@ -90,13 +91,12 @@ class DriftMonitor(Callback):
         max_high_frequency_change: float = 1.0,
         max_block_seam: float = 2.0,
     ) -> None:
-        super().__init__()
+        super().__init__(every_n_validations)
         counts = {
             "num_frame_per_block": num_frame_per_block,
             "temporal_compression_ratio": temporal_compression_ratio,
             "rollout_rows": rollout_rows,
             "num_rollouts": num_rollouts,
-            "every_n_validations": every_n_validations,
         }
         for name, count in counts.items():
             if count is not None and count < 1:
@@ -114,29 +114,15 @@ class DriftMonitor(Callback):
         self.independent_first_frame = independent_first_frame
         self.rollout_rows = rollout_rows
         self.num_rollouts = num_rollouts
-        self.every_n_validations = every_n_validations
-
-        # Kept in checkpoints.
-        self._num_validations = 0
 
         # Known only during a run: rows of `sample_id` and the statistics of a sample.
         self._rows: list[Tensor] = []
         self._warned_of: set[str] = set()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_validations": self._num_validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._num_validations = state_dict["num_validations"]
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage in ("fit", "validate") and self.rollout_rows is not None:
             signature = "generate(batch) -> video [B, T, 3, H, W] in [0, 1]"
             require_method(pl_module, "DriftMonitor", "generate", signature)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._num_validations += 1
 
     def on_validation_batch_end(
         self,
@@ -147,7 +133,7 @@ class DriftMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self.rollout_rows is None or not self._is_due(trainer) or batch_idx > 0 or dataloader_idx > 0:
+        if self.rollout_rows is None or not self.is_due(trainer) or batch_idx > 0 or dataloader_idx > 0:
             return
         samples = take_samples(batch, slice(self.num_rollouts), "DriftMonitor")
         repeats = -(-self.rollout_rows // samples["action"].shape[1])
@@ -158,7 +144,7 @@ class DriftMonitor(Callback):
         self._add(trainer, videos, samples)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.rollout_rows is not None and self._is_due(trainer):
+        if self.rollout_rows is not None and self.is_due(trainer):
             self._log(trainer)
 
     def on_predict_batch_end(
@@ -179,9 +165,6 @@ class DriftMonitor(Callback):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer)
-
-    def _is_due(self, trainer: Trainer) -> bool:
-        return not trainer.sanity_checking and self._num_validations % self.every_n_validations == 0
 
     def _add(self, trainer: Trainer, videos: Tensor, source: Mapping[str, Any]) -> None:
         statistics = torch.stack([self.statistics(video) for video in videos]).flatten(1)

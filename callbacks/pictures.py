@@ -70,8 +70,41 @@ def side_by_side(videos: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
     columns = []
     for video, caption in zip(videos, captions, strict=True):
         strip = _caption(caption, width=video.shape[-1]).expand(len(video), -1, -1, -1)
-        columns += [_gap(strip, video), torch.cat([strip, to_uint8(video)], dim=-2)]
+        column = torch.cat([strip, to_uint8(video)], dim=-2)
+        columns += [_background(column, GAP), column]
     return torch.cat(columns[1:], dim=-1)
+
+
+def in_grid(videos: Sequence[Tensor], captions: Sequence[str], num_columns: int) -> Tensor:
+    """As `side_by_side`, but in rows of at most `num_columns` videos, all of one size."""
+    rows = []
+    for start in range(0, len(videos), num_columns):
+        row = side_by_side(videos[start : start + num_columns], captions[start : start + num_columns])
+        missing = (rows[0].shape[-1] if rows else row.shape[-1]) - row.shape[-1]
+        rows.append(torch.cat([row, _background(row, missing)], dim=-1))
+    return torch.cat(rows, dim=-2)
+
+
+def beside_truth(video: Tensor, truth: Tensor | None, action: Tensor | None) -> Tensor:
+    """A generated video, with its actions drawn on it, and the true one, if any, to its right; small ones are enlarged.
+
+    Args:
+        video: what was generated.
+        truth: a video of the same shape.
+        action: `[rows, columns]`; see `draw_actions`.
+    """
+    videos = {"generated": enlarge(to_uint8(video))}
+    if action is not None:
+        videos["generated"] = draw_actions(videos["generated"], action)
+    if truth is not None:
+        videos["truth"] = enlarge(to_uint8(truth))
+    return side_by_side(list(videos.values()), list(videos))
+
+
+def first_frames(video: Tensor, action: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The beginning of a video, and the action rows that its frames show; see `action_of_frame`."""
+    shown = action_of_frame(len(action), len(video))[:count]
+    return video[:count], action[[row for row in shown if row is not None]]
 
 
 def action_of_frame(num_rows: int, num_frames: int) -> list[int | None]:
@@ -234,9 +267,10 @@ def _caption(text: str, width: int) -> Tensor:
     return from_image(image)
 
 
-def _gap(strip: Tensor, video: Tensor) -> Tensor:
+def _background(video: Tensor, width: int) -> Tensor:
+    """An empty video of the length and height of another."""
     colour = torch.tensor(_BACKGROUND, dtype=torch.uint8)
-    return colour[:, None, None].expand(len(video), -1, strip.shape[-2] + video.shape[-2], GAP)
+    return colour[:, None, None].expand(len(video), -1, video.shape[-2], width)
 
 
 def _pad_to_even(frames: Tensor) -> Tensor:
