@@ -1,7 +1,24 @@
 """Callbacks for any LightningModule: they import nothing but torch, lightning and the standard library."""
 
 from .action_scan import ActionScan
+from .action_sensitivity import ActionSensitivity, IgnoredActionsWarning
+from .drift_monitor import DriftMonitor, DriftWarning
 from .freeze_backbone_first import FreezeBackboneFirst
+from .gradient_statistics import GradientStatistics, NonFiniteGradientWarning
+from .noise_level_loss import NoiseLevelLoss
 from .prediction_writer import PredictionWriter
+from .throughput_monitor import ThroughputMonitor
 
-__all__ = ["ActionScan", "FreezeBackboneFirst", "PredictionWriter"]
+__all__ = [
+    "ActionScan",
+    "ActionSensitivity",
+    "DriftMonitor",
+    "DriftWarning",
+    "FreezeBackboneFirst",
+    "GradientStatistics",
+    "IgnoredActionsWarning",
+    "NoiseLevelLoss",
+    "NonFiniteGradientWarning",
+    "PredictionWriter",
+    "ThroughputMonitor",
+]

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from .pictures import draw_actions, enlarge, make_folder, replacing, side_by_side, to_uint8, write_mp4
+from .pictures import beside_truth, make_folder, replacing, to_uint8, write_mp4
 
 _EXPECTED = {"video": "[B, T, 3, H, W], floats in [0, 1]", "sample_id": "[B], whole numbers from 0 on"}
 _PER_SAMPLE = ("latents", "action", "truth", "prompt")
@@ -160,12 +160,7 @@ class PredictionWriter(BasePredictionWriter):
         }
 
     def _draw(self, sample: dict[str, Any]) -> Tensor:
-        videos = {"generated": enlarge(sample["video"])}
-        if self.draw_actions and "action" in sample:
-            videos["generated"] = draw_actions(videos["generated"], sample["action"])
-        if "truth" in sample:
-            videos["truth"] = enlarge(to_uint8(sample["truth"]))
-        return side_by_side(list(videos.values()), list(videos))
+        return beside_truth(sample["video"], sample.get("truth"), sample.get("action") if self.draw_actions else None)
 
 
 def _check_prediction(prediction: Any) -> None:
