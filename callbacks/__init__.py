@@ -3,6 +3,7 @@
 from .action_scan import ActionScan
 from .action_sensitivity import ActionSensitivity, IgnoredActionsWarning
 from .drift_monitor import DriftMonitor, DriftWarning
+from .ema import EMA
 from .freeze_backbone_first import FreezeBackboneFirst
 from .gradient_statistics import GradientStatistics, NonFiniteGradientWarning
 from .noise_level_loss import NoiseLevelLoss
@@ -10,6 +11,7 @@ from .prediction_writer import PredictionWriter
 from .throughput_monitor import ThroughputMonitor
 
 __all__ = [
+    "EMA",
     "ActionScan",
     "ActionSensitivity",
     "DriftMonitor",
