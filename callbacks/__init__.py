@@ -1,5 +1,6 @@
 """Callbacks for any LightningModule: they import nothing but torch, lightning and the standard library."""
 
+from .action_modulation_monitor import ActionModulationMonitor, ActionModulationWarning
 from .action_scan import ActionScan
 from .freeze_backbone_first import FreezeBackboneFirst
 from .gradient_statistics import GradientStatistics, NonFiniteGradientWarning
@@ -8,6 +9,8 @@ from .prediction_writer import PredictionWriter
 from .throughput_monitor import ThroughputMonitor
 
 __all__ = [
+    "ActionModulationMonitor",
+    "ActionModulationWarning",
     "ActionScan",
     "FreezeBackboneFirst",
     "GradientStatistics",
