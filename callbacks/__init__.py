@@ -1,5 +1,6 @@
 """Callbacks for any LightningModule: they import nothing but torch, lightning and the standard library."""
 
+from .action_modulation_monitor import ActionModulationMonitor, ActionModulationWarning
 from .action_scan import ActionScan
 from .action_sensitivity import ActionSensitivity, IgnoredActionsWarning
 from .drift_monitor import DriftMonitor, DriftWarning
@@ -11,11 +12,13 @@ from .prediction_writer import PredictionWriter
 from .throughput_monitor import ThroughputMonitor
 
 __all__ = [
-    "EMA",
+    "ActionModulationMonitor",
+    "ActionModulationWarning",
     "ActionScan",
     "ActionSensitivity",
     "DriftMonitor",
     "DriftWarning",
+    "EMA",
     "FreezeBackboneFirst",
     "GradientStatistics",
     "IgnoredActionsWarning",

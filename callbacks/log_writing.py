@@ -62,9 +62,12 @@ def scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
 
 
 def histogram(trainer: Trainer, tag: str, values: Tensor, step: int) -> None:
-    """Logs the distribution of the values of a tensor."""
+    """Logs the distribution of the finite values of a tensor; SummaryWriter refuses others, and having none at all."""
     for writer in _writers(trainer, "add_histogram"):
-        writer.add_histogram(tag, values.detach().float().cpu(), step)
+        finite = values.detach().float().cpu()
+        finite = finite[finite.isfinite()]
+        if len(finite):
+            writer.add_histogram(tag, finite, step)
 
 
 def image(trainer: Trainer, tag: str, picture: Tensor, step: int) -> None:
