@@ -7,6 +7,7 @@ from .freeze_backbone_first import FreezeBackboneFirst
 from .gradient_statistics import GradientStatistics, NonFiniteGradientWarning
 from .noise_level_loss import NoiseLevelLoss
 from .prediction_writer import PredictionWriter
+from .rollout_logger import RolloutLogger
 
 __all__ = [
     "ActionScan",
@@ -19,4 +20,5 @@ __all__ = [
     "NoiseLevelLoss",
     "NonFiniteGradientWarning",
     "PredictionWriter",
+    "RolloutLogger",
 ]
