@@ -9,6 +9,7 @@ from .freeze_backbone_first import FreezeBackboneFirst
 from .gradient_statistics import GradientStatistics, NonFiniteGradientWarning
 from .noise_level_loss import NoiseLevelLoss
 from .prediction_writer import PredictionWriter
+from .rollout_logger import RolloutLogger
 from .throughput_monitor import ThroughputMonitor
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "NoiseLevelLoss",
     "NonFiniteGradientWarning",
     "PredictionWriter",
+    "RolloutLogger",
     "ThroughputMonitor",
 ]

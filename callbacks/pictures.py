@@ -77,7 +77,7 @@ def side_by_side(videos: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
 
 def in_grid(videos: Sequence[Tensor], captions: Sequence[str], num_columns: int) -> Tensor:
     """As `side_by_side`, but in rows of at most `num_columns` videos, all of one size."""
-    rows = []
+    rows: list[Tensor] = []
     for start in range(0, len(videos), num_columns):
         row = side_by_side(videos[start : start + num_columns], captions[start : start + num_columns])
         missing = (rows[0].shape[-1] if rows else row.shape[-1]) - row.shape[-1]
