@@ -11,6 +11,7 @@ from lightning_action.data import MovingSpriteWorld, SpriteDataModule
 from lightning_action.frozen.text import HashingTextEncoder
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.settings import Optimization, Sampling
+from tests.helpers import fill
 
 
 def small_data() -> SpriteDataModule:
@@ -27,7 +28,10 @@ def small_data() -> SpriteDataModule:
 
 
 def build_generator() -> CausalWanModel:
-    return CausalWanModel(24, 32, 2, 2, in_dim=7, out_dim=7, freq_dim=10, text_dim=6, text_len=4)
+    """With weights that make every part act, as pretrained ones would."""
+    generator = CausalWanModel(24, 32, 2, 2, in_dim=7, out_dim=7, freq_dim=10, text_dim=6, text_len=4)
+    fill(generator)
+    return generator
 
 
 def build_projection(action_dim: int, dim: int) -> ActionModulationProjection:
