@@ -54,8 +54,8 @@ class Sizes:
 
 
 TINY = Sizes(
-    steps=3,
-    rounds=2,
+    steps=2,
+    rounds=1,
     settings=(
         "--model.generator.init_args.dim=24",
         "--model.generator.init_args.ffn_dim=40",

@@ -374,6 +374,15 @@ def test_checkpoint_with_another_average(tmp_path: Path) -> None:
         fit(tmp_path, Regression(), EMA(), ckpt_path=tmp_path / "head.ckpt")
 
 
+def test_average_of_a_parameter_that_the_module_does_not_have(tmp_path: Path) -> None:
+    fit(tmp_path, Regression(), EMA()).save_checkpoint(tmp_path / "last.ckpt")
+    module = Regression()
+    module.strict_loading = False
+    del module.head
+    with pytest.raises(MisconfigurationException, match=r"averages of \['head.weight', 'head.bias'\], which"):
+        trainer(tmp_path, EMA()).predict(module, loader(), ckpt_path=tmp_path / "last.ckpt")
+
+
 def test_strategy_that_hides_parameters() -> None:
     # A Trainer takes this one with a GPU only.
     hides: Any = SimpleNamespace(strategy=FSDPStrategy())
