@@ -40,7 +40,8 @@ class GradientStatistics(Callback):
 
     It works with any LightningModule, with automatic and manual optimization, and with replicated (DDP) and sharded
     (FSDP2) parameters; in manual optimization, clipping is seen where it happens inside of `optimizer.step`. Nothing is
-    computed at steps that are not logged, except that the step before a logged one copies the gradients for `cosine`.
+    computed at steps that are not logged, except that the step before a logged one copies the gradients for `cosine`;
+    that copy is not in checkpoints, so that a fit resumed between the two shows no cosine at the first logged step.
 
     At a logged step, the first module (in the order of registration) with a gradient that is not finite is named in a
     NonFiniteGradientWarning, once. A gradient scaler (`precision="16-mixed"`) finds such gradients by itself, and skips

@@ -71,8 +71,8 @@ class GradientSums:
             figures |= self._describe(sums, rows, "clipped_")
         if sums.get("weight_squares"):
             figures["update_to_weight"] = sqrt(sums["update_squares"] / sums["weight_squares"])
-        if lengths := sums.get("earlier_squares", 0.0) * sums["squares"]:
-            figures["cosine"] = sums["products"] / sqrt(lengths)
+        if sums.get("earlier_squares") and sums["squares"]:
+            figures["cosine"] = sums["products"] / sqrt(sums["earlier_squares"] * sums["squares"])
         return figures
 
     def _gradients(self) -> list[Tensor]:
