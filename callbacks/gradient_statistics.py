@@ -202,6 +202,9 @@ class GradientStatistics(Callback):
         message = self._describe_nonfinite(self._step, list(self._sums.values()))
         if message and not self._has_warned:
             self._has_warned = True
+            weights = [sums.sums["weight_squares"] for sums in self._sums.values() if "weight_squares" in sums.sums]
+            if any(not bool(squares.isfinite().all()) for squares in weights):
+                message += ". Weights are not finite either, so it began before: stop_on_nonfinite stops where it does"
             rank_zero_warn(message, category=NonFiniteGradientWarning)
 
     def _describe_nonfinite(self, step: int, reduced: list[GradientSums]) -> str | None:

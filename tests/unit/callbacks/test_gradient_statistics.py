@@ -291,7 +291,13 @@ def test_the_first_module_that_is_not_finite_is_named_once(tmp_path: Path) -> No
     ours = [str(warning.message) for warning in said if warning.category is NonFiniteGradientWarning]
     assert len(ours) == 1
     assert f"step 3 has a gradient that is not finite. The first module with one is `{MODULE}` (2 of " in ours[0]
+    assert "Weights are not finite" not in ours[0]
     assert shown["grad/nonfinite_share/all"][1] == 0 < shown["grad/nonfinite_share/all"][3]
+
+
+def test_a_warning_that_comes_too_late_says_so(tmp_path: Path) -> None:
+    with pytest.warns(NonFiniteGradientWarning, match="step 5 .*Weights are not finite either, so it began before"):
+        fit(tmp_path, TurnsNaN(), GradientStatistics(every_n_steps=6), loaders=(moving_spots(),), max_steps=6)
 
 
 def test_the_fit_can_be_stopped_before_the_weights_are_lost(tmp_path: Path) -> None:
