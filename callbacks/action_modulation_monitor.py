@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -58,7 +59,7 @@ class ActionModulationMonitor(Callback):
     The modulation has six slots, `shift_sa`, `scale_sa`, `gate_sa` of self-attention and `shift_ffn`, `scale_ffn`,
     `gate_ffn` of the feed-forward, of D channels each. Norms are L2, averaged over the frames that have an action, over
     all batches of a step, and over all ranks. A frame whose modulation is exactly zero, as it is without an action, is
-    left out of them, and counts in `null_share`.
+    left out of them, and counts in `null_share`. Passes without gradient, such as validation, do not count.
 
     - `action/modulation_norm/<slot>`: norm of a slot, and `.../all` of the six together, averaged over layers;
     - `action/modulation_norm_by_frame/frame_<i>`: norm of the six together, for each latent frame;
@@ -155,7 +156,6 @@ class ActionModulationMonitor(Callback):
         self._tables: list[nn.Parameter] = []
         self._hooks: list[RemovableHandle] = []
         self._step = 0
-        self._is_in_training_batch = False  # as opposed to a validation between two batches of a step
         # Not None only during a logged step.
         self._sums: ModulationSums | None = None
 
@@ -187,7 +187,6 @@ class ActionModulationMonitor(Callback):
             self._tables = list(_tables(_require(pl_module, self.layers), self.layers, self.table))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._is_in_training_batch = True
         self._step = log_writing.current_step(trainer)
         is_logged = self._step == 0 or log_writing.is_logging_step(trainer, self.every_n_steps)
         if self._hooks and is_logged and self._sums is None:
@@ -203,7 +202,6 @@ class ActionModulationMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._is_in_training_batch = False
         if self._sums is None or log_writing.current_step(trainer) == self._step:
             return
         sums, sample = self._sums.reduce()
@@ -222,7 +220,7 @@ class ActionModulationMonitor(Callback):
     def _see_modulation(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], modulation: Any
     ) -> None:
-        if self._sums is None or not self._is_in_training_batch:
+        if self._sums is None or not torch.is_grad_enabled():
             return
         if self._is_modulation(modulation):
             self._sums.add_modulation(modulation, _actions([*args, *kwargs.values()], modulation))
@@ -233,8 +231,8 @@ class ActionModulationMonitor(Callback):
                 f"expected [B, F, 6, D], or [B, F, {len(self._tables) or 'L'}, 6, D] for each layer, got {got}",
             )
 
-    def _see_time(self, module: nn.Module, args: tuple[Any, ...], modulation: Tensor) -> None:
-        if self._sums is not None and self._is_in_training_batch:
+    def _see_time(self, module: nn.Module, args: tuple[Any, ...], modulation: Any) -> None:
+        if self._sums is not None and torch.is_grad_enabled() and isinstance(modulation, Tensor):
             self._sums.add_time(modulation)
 
     def _is_modulation(self, modulation: Any) -> bool:

@@ -315,6 +315,19 @@ def test_validation_does_not_count_and_hooks_are_gone_after_the_fit(tmp_path: Pa
     assert not [part for part in module.modules() if part._forward_hooks]
 
 
+def test_what_other_callbacks_generate_does_not_count(tmp_path: Path) -> None:
+    class Probes(Callback):
+        @torch.no_grad()
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            pl_module(args[1], 100 * args[1]["action"])
+
+    plain = fit(tmp_path / "plain", SomeonesDiT(zero_init=False), monitor())
+    probed = fit(tmp_path / "probed", SomeonesDiT(zero_init=False), Probes(), monitor())
+    assert {tag: probed[tag] for tag in plain if tag.startswith("action/")} == {
+        tag: values for tag, values in plain.items() if tag.startswith("action/")
+    }
+
+
 def test_hooks_are_gone_after_an_exception(tmp_path: Path) -> None:
     class Fails(SomeonesDiT):
         def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
