@@ -81,7 +81,7 @@ class ActionModulationMonitor(Callback):
     too, in addition to the logged ones.
 
     It works with any LightningModule that has, under names of your choice, a module `projection` that returns
-    `[B, F, 6, D]` or `[B, F, L, 6, D]`, the first argument of that B and F being the action; a module `time_projection`
+    `[B, F, 6, D]` or `[B, F, L, 6, D]`, and whose arguments `[B, F, ...]` are the action; a module `time_projection`
     that returns `[..., 6 D]`; and a list of L `layers`, each with a parameter `table` of `6 D` values. Forward hooks
     watch them during a fit. A `projection` that is None is nothing to watch, which is said.
 
@@ -320,6 +320,10 @@ def _tables(layers: nn.Module, name: str, table: str) -> Iterator[nn.Parameter]:
 
 
 def _actions(arguments: list[Any], modulation: Tensor) -> Tensor | None:
-    """The first argument that has an entry for every frame."""
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    return next((tensor for tensor in tensors if tensor.shape[:2] == modulation.shape[:2]), None)
+    """What a projection was given for each frame, `[B, F, N]`; several conditions may come in a dict."""
+    given = [
+        value for argument in arguments for value in (argument.values() if isinstance(argument, dict) else [argument])
+    ]
+    size = modulation.shape[:2]
+    per_frame = [value for value in given if isinstance(value, Tensor) and value.shape[:2] == size]
+    return torch.cat([value.detach().reshape(*size, -1).float() for value in per_frame], dim=-1) if per_frame else None

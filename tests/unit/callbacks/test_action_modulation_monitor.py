@@ -268,6 +268,25 @@ def test_constant_actions_are_not_called_saturated(tmp_path: Path) -> None:
     assert "action/modulation_variation" not in shown
 
 
+def test_several_conditions_in_a_dict_are_all_actions(tmp_path: Path) -> None:
+    class TwoConditions(ActionEncoder):
+        def forward(self, conditions: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+            return super().forward(conditions["constant"] + conditions["moving"])
+
+    class Two(SomeonesDiT):
+        def configure_model(self) -> None:
+            super().configure_model()
+            self.action_encoder = TwoConditions(zero_init=False)
+
+        def forward(self, batch: dict[str, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
+            conditions: Any = {"constant": torch.zeros_like(action), "moving": action}
+            assert self.transformer is not None and self.action_encoder is not None
+            predicted = self.transformer(batch["latents"], batch["timestep"], self.action_encoder(conditions))
+            return predicted, batch["noise"] - batch["latents"]
+
+    assert fit(tmp_path, Two(), monitor())["action/modulation_variation"][3] > 0.1
+
+
 @PER_LAYER
 def test_a_modulation_of_another_shape_is_told_once(tmp_path: Path, per_layer: bool) -> None:
     class Other(SomeonesDiT):
