@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -42,8 +43,8 @@ _ZERO = _Fault(
 )
 _EXPLODED = _Fault(
     "exploded modulation",
-    "it outweighs the time modulation beyond explosion_limit, or is not finite: lower its scale or learning rate, or"
-    " clip gradients",
+    "it outweighs what it is added to by more than explosion_limit, or is not finite: lower its scale or learning rate,"
+    " or clip gradients",
     at_once=True,
 )
 _SATURATED = _Fault(
@@ -58,13 +59,15 @@ class ActionModulationMonitor(Callback):
     The modulation has six slots, `shift_sa`, `scale_sa`, `gate_sa` of self-attention and `shift_ffn`, `scale_ffn`,
     `gate_ffn` of the feed-forward, of D channels each. Norms are L2, averaged over the frames that have an action, over
     all batches of a step, and over all ranks. A frame whose modulation is exactly zero, as it is without an action, is
-    left out of them, and counts in `null_share`.
+    left out of them, and counts in `null_share`. Passes without gradient, such as validation, do not count.
 
     - `action/modulation_norm/<slot>`: norm of a slot, and `.../all` of the six together, averaged over layers;
     - `action/modulation_norm_by_frame/frame_<i>`: norm of the six together, for each latent frame;
     - `action/modulation_to_time/all` and, if layers have a modulation of their own, `.../layer_<i>`: norm of the six
       together, divided by the mean norm of the time modulation;
     - `action/modulation_to_table/layer_<i>`: the same, divided by the norm of the layer's own table;
+    - `action/modulation_to_base/all`: the same, divided by what it is added to, the mean norm of the time modulation
+      plus that of the tables;
     - `action/modulation_variation`: root mean square of the change between successive frames with different actions,
       over that of the frames themselves: 0 if the modulation does not depend on the action, 1 if they are unrelated;
     - `action/null_share`: share of frames without a modulation;
@@ -78,7 +81,7 @@ class ActionModulationMonitor(Callback):
     too, in addition to the logged ones.
 
     It works with any LightningModule that has, under names of your choice, a module `projection` that returns
-    `[B, F, 6, D]` or `[B, F, L, 6, D]`, the first argument of that B and F being the action; a module `time_projection`
+    `[B, F, 6, D]` or `[B, F, L, 6, D]`, and whose arguments `[B, F, ...]` are the action; a module `time_projection`
     that returns `[..., 6 D]`; and a list of L `layers`, each with a parameter `table` of `6 D` values. Forward hooks
     watch them during a fit. A `projection` that is None is nothing to watch, which is said.
 
@@ -89,7 +92,8 @@ class ActionModulationMonitor(Callback):
         table: Name of a layer's own table, as an attribute of the layer.
         every_n_steps: Steps from one logged step to the next. Default: `log_every_n_steps` of the Trainer.
         warn_after_steps: Steps over which a fault has to be seen.
-        explosion_limit: Largest healthy `modulation_to_time/all`; without a time projection, `modulation_norm/all`.
+        explosion_limit: Largest healthy `modulation_to_base/all`; if neither time projection nor layers are watched,
+            largest healthy `modulation_norm/all`.
         saturation_limit: Smallest healthy `modulation_variation`.
         max_frames: Number of latent frames that are told apart.
 
@@ -152,7 +156,6 @@ class ActionModulationMonitor(Callback):
         self._tables: list[nn.Parameter] = []
         self._hooks: list[RemovableHandle] = []
         self._step = 0
-        self._is_in_training_batch = False  # as opposed to a validation between two batches of a step
         # Not None only during a logged step.
         self._sums: ModulationSums | None = None
 
@@ -184,7 +187,6 @@ class ActionModulationMonitor(Callback):
             self._tables = list(_tables(_require(pl_module, self.layers), self.layers, self.table))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._is_in_training_batch = True
         self._step = log_writing.current_step(trainer)
         is_logged = self._step == 0 or log_writing.is_logging_step(trainer, self.every_n_steps)
         if self._hooks and is_logged and self._sums is None:
@@ -200,7 +202,6 @@ class ActionModulationMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._is_in_training_batch = False
         if self._sums is None or log_writing.current_step(trainer) == self._step:
             return
         sums, sample = self._sums.reduce()
@@ -219,7 +220,7 @@ class ActionModulationMonitor(Callback):
     def _see_modulation(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], modulation: Any
     ) -> None:
-        if self._sums is None or not self._is_in_training_batch:
+        if self._sums is None or not torch.is_grad_enabled():
             return
         if self._is_modulation(modulation):
             self._sums.add_modulation(modulation, _actions([*args, *kwargs.values()], modulation))
@@ -230,8 +231,8 @@ class ActionModulationMonitor(Callback):
                 f"expected [B, F, 6, D], or [B, F, {len(self._tables) or 'L'}, 6, D] for each layer, got {got}",
             )
 
-    def _see_time(self, module: nn.Module, args: tuple[Any, ...], modulation: Tensor) -> None:
-        if self._sums is not None and self._is_in_training_batch:
+    def _see_time(self, module: nn.Module, args: tuple[Any, ...], modulation: Any) -> None:
+        if self._sums is not None and torch.is_grad_enabled() and isinstance(modulation, Tensor):
             self._sums.add_time(modulation)
 
     def _is_modulation(self, modulation: Any) -> bool:
@@ -260,7 +261,7 @@ class ActionModulationMonitor(Callback):
         faults = {
             _FROZEN: bool(self._parameters) and not is_trained,
             # Said so that NaN counts as exploded, too.
-            _EXPLODED: not found.get("modulation_to_time/all", norm) <= self.explosion_limit,
+            _EXPLODED: not found.get("modulation_to_base/all", norm) <= self.explosion_limit,
             _DETACHED: bool(self._parameters) and found["projection_grad_norm"] == 0,
             _ZERO: norm == 0,
             _SATURATED: found.get("modulation_variation", 1.0) < self.saturation_limit,
@@ -319,6 +320,10 @@ def _tables(layers: nn.Module, name: str, table: str) -> Iterator[nn.Parameter]:
 
 
 def _actions(arguments: list[Any], modulation: Tensor) -> Tensor | None:
-    """The first argument that has an entry for every frame."""
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    return next((tensor for tensor in tensors if tensor.shape[:2] == modulation.shape[:2]), None)
+    """What a projection was given for each frame, `[B, F, N]`; several conditions may come in a dict."""
+    given = [
+        value for argument in arguments for value in (argument.values() if isinstance(argument, dict) else [argument])
+    ]
+    size = modulation.shape[:2]
+    per_frame = [value for value in given if isinstance(value, Tensor) and value.shape[:2] == size]
+    return torch.cat([value.detach().reshape(*size, -1).float() for value in per_frame], dim=-1) if per_frame else None
