@@ -1,5 +1,6 @@
 """Callbacks for any LightningModule: they import nothing but torch, lightning and the standard library."""
 
+from .action_modulation_monitor import ActionModulationMonitor, ActionModulationWarning
 from .action_scan import ActionScan
 from .action_sensitivity import ActionSensitivity, IgnoredActionsWarning
 from .drift_monitor import DriftMonitor, DriftWarning
@@ -8,8 +9,12 @@ from .gradient_statistics import GradientStatistics, NonFiniteGradientWarning
 from .noise_level_loss import NoiseLevelLoss
 from .prediction_writer import PredictionWriter
 from .rollout_logger import RolloutLogger
+from .tensorboard_layout import TensorBoardLayout
+from .throughput_monitor import ThroughputMonitor
 
 __all__ = [
+    "ActionModulationMonitor",
+    "ActionModulationWarning",
     "ActionScan",
     "ActionSensitivity",
     "DriftMonitor",
@@ -21,4 +26,6 @@ __all__ = [
     "NonFiniteGradientWarning",
     "PredictionWriter",
     "RolloutLogger",
+    "TensorBoardLayout",
+    "ThroughputMonitor",
 ]

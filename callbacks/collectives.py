@@ -35,9 +35,15 @@ def num_copies(tensor: Tensor) -> int:
     return world_size() // prod(size for size, placement in sizes if placement.is_shard())
 
 
+def norm(values: Tensor, order: float = 2) -> Tensor:
+    """Norm of all values as float32, computed in at least that."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return torch.linalg.vector_norm(values, order, dtype=dtype).float()
+
+
 def sum_of_squares(tensor: Tensor) -> Tensor:
     """This rank's part of the sum over all values of a tensor, of which `sum_over_ranks` makes the whole."""
-    return torch.linalg.vector_norm(local(tensor), dtype=torch.float32).square() / num_copies(tensor)
+    return norm(local(tensor)).square() / num_copies(tensor)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

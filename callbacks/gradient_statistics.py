@@ -197,21 +197,22 @@ class GradientStatistics(Callback):
             raise FloatingPointError(f"{self._describe_nonfinite(step, counts)}. The step was not taken.")
 
     def _warn_if_nonfinite(self) -> None:
-        counts: dict[nn.Parameter, int] = {}
+        counts: dict[nn.Parameter, float] = {}
         for step in self._sums.values():
-            counts |= zip(step.parameters, step.sums["nonfinite"].round().int().tolist(), strict=True)
+            counts |= zip(step.parameters, step.sums["nonfinite"].tolist(), strict=True)
         if any(counts.values()) and not self._has_warned:
             self._has_warned = True
             rank_zero_warn(self._describe_nonfinite(self._step, counts), category=NonFiniteGradientWarning)
 
-    def _describe_nonfinite(self, step: int, counts: dict[nn.Parameter, int]) -> str:
+    def _describe_nonfinite(self, step: int, counts: dict[nn.Parameter, float]) -> str:
         order = {parameter: place for place, parameter in enumerate(self._names)}
         bad = [parameter for parameter, count in counts.items() if count]
         first = min(bad, key=lambda parameter: order.get(parameter, len(order)))
         name = self._names.get(first, "(a parameter outside of the module)")
+        count = max(1, round(counts[first]))
         return (
             f"GradientStatistics: step {step} has a gradient that is not finite. The first module with one is"
-            f" `{name.rpartition('.')[0] or name}` ({counts[first]} of {first.numel()} values of `{name}`);"
+            f" `{name.rpartition('.')[0] or name}` ({count} of {first.numel()} values of `{name}`);"
             f" {len(bad)} of {len(counts)} parameters have one"
         )
 

@@ -5,11 +5,8 @@ from math import sqrt
 
 import torch
 from torch import Tensor, nn
-from torch.linalg import vector_norm
 
-from .collectives import largest_over_ranks, local, num_copies, sum_over_ranks
-
-_FLOAT = torch.float32
+from .collectives import largest_over_ranks, local, norm, num_copies, sum_over_ranks
 
 
 class GradientSums:
@@ -82,11 +79,12 @@ def reduce(steps: Sequence[GradientSums]) -> None:
         kind[name] = piece
 
 
-def count_nonfinite(parameters: Sequence[nn.Parameter]) -> list[int]:
-    """Number of values of each parameter's gradient that are NaN or infinite, on any rank; waits for the device."""
+def count_nonfinite(parameters: Sequence[nn.Parameter]) -> list[float]:
+    """Values of each parameter's gradient that are NaN or infinite, averaged over copies; waits for the device."""
     gradients = [_values(parameter, parameter.grad) for parameter in parameters]
     counts = torch.stack([gradient.isfinite().logical_not().sum() for gradient in gradients])
-    return [int(count) for count in sum_over_ranks(counts).tolist()]
+    of_copies = zip(sum_over_ranks(counts).tolist(), map(num_copies, parameters), strict=True)
+    return [count / copies for count, copies in of_copies]
 
 
 def _values(parameter: Tensor, values: Tensor | None) -> Tensor:
@@ -94,27 +92,27 @@ def _values(parameter: Tensor, values: Tensor | None) -> Tensor:
 
 
 def _square(values: Tensor) -> Tensor:
-    return vector_norm(values, dtype=_FLOAT).square()
+    return norm(values).square()
 
 
 def _sums_of(gradient: Tensor) -> list[Tensor]:
-    numel = torch.full((), gradient.numel(), dtype=_FLOAT, device=gradient.device)
+    numel = torch.full((), gradient.numel(), dtype=torch.float32, device=gradient.device)
     counts = [gradient == 0, gradient.isfinite().logical_not()]
     return [
         numel,
-        *(count.sum().to(_FLOAT) for count in counts),
-        vector_norm(gradient, 1, dtype=_FLOAT),
+        *(count.sum().float() for count in counts),
+        norm(gradient, 1),
         _square(gradient),
     ]
 
 
 def _products(one: Tensor, other: Tensor) -> list[Tensor]:
-    return [(one.to(_FLOAT) * other.to(_FLOAT)).sum(), _square(other), _square(one)]
+    return [(one.float() * other.float()).sum(), _square(other), _square(one)]
 
 
 def _largest(gradient: Tensor) -> Tensor:
     # Shards may be empty, and those have no largest value.
-    return gradient.abs().amax().to(_FLOAT) if gradient.numel() else gradient.new_zeros((), dtype=_FLOAT)
+    return gradient.abs().amax().float() if gradient.numel() else gradient.new_zeros((), dtype=torch.float32)
 
 
 def _describe(sums: Mapping[str, float], maxima: Mapping[str, float], prefix: str) -> dict[str, float]:

@@ -74,6 +74,11 @@ class NoiseLevelLoss(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._training = torch.tensor(state_dict["training"])
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Here, because a checkpoint is restored later.
+        self._training = torch.zeros(2, self.num_bins)
+        self._has_warned = False
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step = log_writing.current_step(trainer)
 
@@ -106,9 +111,6 @@ class NoiseLevelLoss(Callback):
         if not trainer.sanity_checking:
             last_step = max(0, log_writing.current_step(trainer) - 1)
             self._log(trainer, self._validation, "loss/noise_level_validation", last_step)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._training = torch.zeros(2, self.num_bins)
 
     def _add(self, sums: Tensor, outputs: Any, source: str) -> Tensor:
         """The sums with those of a batch added."""

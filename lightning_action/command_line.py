@@ -6,14 +6,17 @@ import os
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 import yaml
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lightning_action.checkpoints import AtomicCheckpointIO
 from lightning_action.module import ActionVideoModule
 
 
@@ -54,6 +57,12 @@ class ActionVideoCLI(LightningCLI):
         if self.subcommand == "predict" and config.return_predictions is None:
             # Lightning would keep every video in memory until the end; a prediction writer has them on disk.
             config.return_predictions = False
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's saved hyper-parameters do not overrule the command line: the configuration is what it says."""

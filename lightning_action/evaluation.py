@@ -84,7 +84,7 @@ class ObedienceTest:
 
     Args:
         generate: a batch to its video, `[B, T, 3, H, W]` in [0, 1].
-        matched_losses: (batch, seed) to losses `[B]` named `true`, `other` and `null`.
+        matched_losses: a batch to its losses `[B]` named `true`, `other` and `null`.
         read_positions: (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found `[B, T]`; None
             where the state is unknown.
         temporal_compression_ratio: pixel frames of a latent frame.
@@ -94,7 +94,7 @@ class ObedienceTest:
     def __init__(
         self,
         generate: Callable[[Batch], Tensor],
-        matched_losses: Callable[[Batch, int], dict[str, Tensor]],
+        matched_losses: Callable[[Batch], dict[str, Tensor]],
         read_positions: Callable[[Tensor, Batch], tuple[Tensor, Tensor]] | None,
         temporal_compression_ratio: int,
         num_initial_latents: int,
@@ -110,7 +110,7 @@ class ObedienceTest:
         }
 
     @torch.no_grad()
-    def step(self, batch: Batch, batch_idx: int) -> None:
+    def step(self, batch: Batch) -> None:
         """Add a batch: three rollouts (true, other, no actions; the same noise) and the matched losses."""
         truth = batch["video"] * 0.5 + 0.5
         if truth.shape[1] <= self._num_initial_frames:
@@ -124,7 +124,7 @@ class ObedienceTest:
         self._predict_seconds += time.monotonic() - started
         self._num_frames = true.shape[1]
         copy = copy_of_first_frames(truth, self._num_initial_frames)
-        losses = self._matched_losses(batch, batch_idx)
+        losses = self._matched_losses(batch)
         self._add("model", batch, truth, true, other, losses["true"], losses["other"])
         self._add("copy_first_frame", batch, truth, copy, copy, losses["null"], losses["null"])
         self._add("ignore_actions", batch, truth, null, null, losses["null"], losses["null"])

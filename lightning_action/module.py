@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from lightning_action.action.inferred import inferred_vectors
 from lightning_action.action.projection import ActionModulationProjection, drop_actions
@@ -29,7 +31,7 @@ from lightning_action.batch import (
 )
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
-from lightning_action.diffusion.objectives import OBJECTIVES, draw_block_timesteps
+from lightning_action.diffusion.objectives import OBJECTIVES, draw_block_timesteps, per_frame_error
 from lightning_action.evaluation import ObedienceTest, StateReader, format_table, wins, write_report
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import FittedCodec, TextEncoder, VideoCodec
@@ -39,9 +41,10 @@ from lightning_action.pretrained import export, load_generator, prepare_codec
 from lightning_action.rollout import BlockModulation, CausalRollout, rollout
 from lightning_action.seeding import generator_for, mix_seed
 from lightning_action.settings import Optimization, Sampling
+from lightning_action.sharding import Sharding, shard, shard_generator
 from lightning_action.weights import check_fits
 
-_TRAINING_STREAM, _VALIDATION_STREAM = 0, 1
+_TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM, _DROPOUT_STREAM = range(4)
 _NUM_LOSS_DRAWS = 4
 _NUM_VALIDATION_ROLLOUTS = 16
 
@@ -72,6 +75,7 @@ class ActionVideoModule(L.LightningModule):
         pretrained: folder with `generator.safetensors` (original Wan names) and, for a fitted VAE, `vae.safetensors`,
             that a new fit starts from.
         export_weights: write the same files to the trainer's `default_root_dir` when fit ends.
+        sharding: how parameters are spread over devices, under `FSDP2Strategy`.
         seed: of initial weights, training noise and validation noise.
     """
 
@@ -96,6 +100,7 @@ class ActionVideoModule(L.LightningModule):
         optimization: Optimization = Optimization(),
         pretrained: str | None = None,
         export_weights: bool = False,
+        sharding: Sharding = Sharding(),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -123,6 +128,7 @@ class ActionVideoModule(L.LightningModule):
         self.optimization = optimization
         self.pretrained = pretrained
         self.export_weights = export_weights
+        self.sharding = sharding
         self.seed = seed
         self._built = False
         self._start_from_pretrained = False
@@ -139,19 +145,31 @@ class ActionVideoModule(L.LightningModule):
             prepare_codec(vae, self.pretrained, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
-        """Build the networks, from `seed` alone."""
+        """Build the networks; the initial weights of each follow from `seed` alone."""
         if self._built:
             return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix_seed(self.seed))
+        with _seeded(self.seed, 0):
             self.generator = self._build_generator()
+        with _seeded(self.seed, 1):
             self.action_projection = (
                 self._build_projection(self.schema.action_dim, self.generator.dim) if self._build_projection else None
             )
+        with _seeded(self.seed, 2):
             self.action_module = self._build_action_module() if self._build_action_module else None
         if self._start_from_pretrained:
             self._fit_seconds_before = load_generator(self.generator, str(self.pretrained))
+        self._shard()
         self._built = True
+
+    def _shard(self) -> None:
+        """Where the strategy made a device mesh, spread all that trains over it."""
+        if self._device_mesh is None:
+            return
+        mesh = self._device_mesh["data_parallel"]
+        shard_generator(self.generator, mesh, self.sharding)
+        for part in (self.action_projection, self.action_module):
+            if part is not None:
+                shard(part, (), mesh, self.sharding)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the groups `action` and `backbone`, always both, whichever of them is frozen at the time."""
@@ -170,22 +188,32 @@ class ActionVideoModule(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Weighted flow-matching loss; noise follows from (seed, epoch, batch, rank) alone."""
-        random = generator_for(self.seed, _TRAINING_STREAM, self.current_epoch, batch_idx, self.global_rank)
-        loss = self._loss(batch, self._encode_video(batch["video"]), random, self.action_dropout_prob).mean()
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """What draws from the global generator, as dropout does, resumes without changing a bit."""
+        torch.manual_seed(mix_seed(self.seed, _DROPOUT_STREAM, self.current_epoch, batch_idx, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Weighted flow-matching loss; a sample's noise follows from (seed, epoch, batch_idx, sample_id) alone.
+
+        Returns:
+            `loss`; and for callbacks `loss_per_frame` `[B, F]`, not weighted, at the noise levels `timestep` `[B, F]`.
+        """
+        randoms = self._randoms(batch, _TRAINING_STREAM, self.current_epoch, batch_idx)
+        latents = self._encode_video(batch["video"])
+        error, timestep = self._error(batch, latents, randoms, self.action_dropout_prob)
+        loss = self._weighted(error, timestep).mean()
         if not bool(torch.isfinite(loss)):
             raise RuntimeError(
                 f"the training loss is {loss.item()} at step {self.global_step}: lower the learning rates, clip "
                 "gradients (trainer.gradient_clip_val), or train in float32"
             )
         self.log("train/loss", loss, prog_bar=True)
-        return loss
+        return {"loss": loss, "loss_per_frame": error.detach(), "timestep": timestep}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss at fixed noise, its gap to the loss under other actions, and on the first batch a rollout."""
         size = len(batch["video"])
-        losses = self.matched_losses(batch, batch_idx)
+        losses = self.matched_losses(batch)
         self._log_validation("loss", losses["true"].mean(), size, prog_bar=True)
         if "other" in losses:
             gap = (losses["other"] - losses["true"]) / losses["true"]
@@ -194,7 +222,7 @@ class ActionVideoModule(L.LightningModule):
         if batch_idx == 0 and has_actions(batch) and self.action_projection is not None:
             few = {key: value[:_NUM_VALIDATION_ROLLOUTS] for key, value in batch.items()}
             test = self._new_obedience_test("validation")
-            test.step(few, batch_idx)
+            test.step(few)
             for name, value in test.compute("model").items():
                 self._log_validation(f"rollout/{name}", value, size)
 
@@ -208,7 +236,7 @@ class ActionVideoModule(L.LightningModule):
                 "test measures how a model follows actions: it needs an action_projection and batches with `action`"
             )
         if self._obedience is not None:
-            self._obedience.step(batch, batch_idx)
+            self._obedience.step(batch)
 
     def on_test_epoch_end(self) -> None:
         """Write `report.json` to the trainer's `default_root_dir`, and print it as a table."""
@@ -289,7 +317,7 @@ class ActionVideoModule(L.LightningModule):
         yield from rollout(session, length, self._rollout_modulation(batch, length), initial)
 
     @torch.no_grad()
-    def matched_losses(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+    def matched_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Losses `[B]` at the same noise and timesteps: `true` actions, those of the `other` sample, and `null`."""
         latents = self._encode_video(batch["video"])
         variants = {"true": batch}
@@ -297,8 +325,9 @@ class ActionVideoModule(L.LightningModule):
             variants |= {"other": other_actions(batch), "null": without_actions(batch)}
 
         def average(variant: Batch) -> Tensor:
-            draws = [generator_for(self.seed, _VALIDATION_STREAM, seed, draw) for draw in range(_NUM_LOSS_DRAWS)]
-            return torch.stack([self._loss(variant, latents, random, 0.0) for random in draws]).mean(dim=0)
+            draws = [self._randoms(batch, _VALIDATION_STREAM, draw) for draw in range(_NUM_LOSS_DRAWS)]
+            losses = [self._weighted(*self._error(variant, latents, randoms, 0.0)) for randoms in draws]
+            return torch.stack(losses).mean(dim=0)
 
         return {name: average(variant) for name, variant in variants.items()}
 
@@ -326,7 +355,8 @@ class ActionVideoModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, action schema or codec, before anything is loaded."""
-        check_fits(self, checkpoint["state_dict"], "the checkpoint")
+        if "state_dict" in checkpoint:  # sharded ones were loaded by the strategy, which checks them itself
+            check_fits(self, checkpoint["state_dict"], "the checkpoint")
         if "action_schema" not in checkpoint:
             raise ValueError("the checkpoint holds no action schema: it was not written by ActionVideoModule")
         saved = ActionSchema.from_dict(checkpoint["action_schema"])
@@ -338,18 +368,49 @@ class ActionVideoModule(L.LightningModule):
         if isinstance(self.frozen.vae, FittedCodec):
             self.frozen.vae.load_fitted_tensors(checkpoint["vae"], "the checkpoint's VAE")
 
-    def _loss(self, batch: Batch, latents: Tensor, random: torch.Generator, dropout: float) -> Tensor:
-        """Loss of each sample, `[B]`."""
-        shape = latents.shape
-        timestep = draw_block_timesteps(self.schedule, shape[0], shape[1], self.causality, random).to(latents.device)
-        noise = torch.randn(shape, generator=random).to(latents)
-        modulation = self._modulation(batch, latents, dropout, random)
+    @torch.no_grad()
+    def predict_velocity(self, batch: Batch, timestep: float, seed: int) -> tuple[Tensor, Tensor]:
+        """What the model predicts for a batch at one noise level, beside what is true.
+
+        Args:
+            batch: `video`, `prompt` and `action`, which may be anything of its shape, or None for the null action.
+            timestep: noise level of all frames, in [0, 1000].
+            seed: of the noise; each sample has its own.
+
+        Returns:
+            Predicted and true velocity, `[B, F, C, h, w]`.
+        """
+        latents = self._encode_video(batch["video"])
+        randoms = self._randoms(batch, _PROBE_STREAM, seed)
+        noise = _standard_normal(latents, randoms)
+        timesteps = torch.full(latents.shape[:2], timestep, device=latents.device)
+        modulation = self._modulation(batch, latents, 0.0, randoms)
         text = self._encode_text(batch)
-        error = self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation)
+        return self.objective(self.generator, latents, noise, timesteps, text, self.causality, modulation)
+
+    def _error(
+        self, batch: Batch, latents: Tensor, randoms: list[torch.Generator], dropout: float
+    ) -> tuple[Tensor, Tensor]:
+        """Squared error of the velocity of each frame, and the noise levels it was measured at, `[B, F]` both."""
+        timestep = draw_block_timesteps(self.schedule, latents.shape[1], self.causality, randoms).to(latents.device)
+        noise = _standard_normal(latents, randoms)
+        modulation = self._modulation(batch, latents, dropout, randoms)
+        text = self._encode_text(batch)
+        predicted, target = self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation)
+        return per_frame_error(predicted, target), timestep
+
+    def _weighted(self, error: Tensor, timestep: Tensor) -> Tensor:
+        """Loss of each sample, `[B]`."""
         weight = self.schedule.weight_at(timestep) if self.loss_weighting == "bell" else torch.ones_like(timestep)
         return (weight * error).mean(dim=1)
 
-    def _modulation(self, batch: Batch, latents: Tensor, dropout: float, random: torch.Generator) -> Tensor | None:
+    def _randoms(self, batch: Batch, *numbers: int) -> list[torch.Generator]:
+        """A generator for each sample, whatever the batch it sits in and the rank it runs on."""
+        return [generator_for(self.seed, *numbers, sample) for sample in batch["sample_id"].tolist()]
+
+    def _modulation(
+        self, batch: Batch, latents: Tensor, dropout: float, randoms: list[torch.Generator]
+    ) -> Tensor | None:
         if self.action_projection is None:
             return None
         if has_actions(batch):
@@ -358,7 +419,7 @@ class ActionVideoModule(L.LightningModule):
             vectors, present = inferred_vectors(self.action_module, latents, self.causality)
         else:
             return None
-        return self.action_projection(vectors.to(self._compute_dtype), drop_actions(present, dropout, random))
+        return self.action_projection(vectors.to(self._compute_dtype), drop_actions(present, dropout, randoms))
 
     def _rollout_modulation(self, batch: Batch, length: int) -> Tensor | BlockModulation | None:
         projection, infer = self.action_projection, self.action_module
@@ -387,7 +448,8 @@ class ActionVideoModule(L.LightningModule):
 
     @property
     def _compute_dtype(self) -> torch.dtype:
-        return self.generator.patch_embedding.weight.dtype
+        weight = self.generator.patch_embedding.weight
+        return self.sharding.compute_dtype if isinstance(weight, DTensor) else weight.dtype
 
     def _new_obedience_test(self, split: Literal["validation", "test"]) -> ObedienceTest:
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -397,6 +459,19 @@ class ActionVideoModule(L.LightningModule):
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
         self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)
+
+
+@contextmanager
+def _seeded(*numbers: int) -> Iterator[None]:
+    """The global generator starts from the numbers inside the block, and is as it was after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix_seed(*numbers))
+        yield
+
+
+def _standard_normal(latents: Tensor, randoms: list[torch.Generator]) -> Tensor:
+    """Noise of the shape of `latents`, drawn on the CPU, so that it is the same on every device."""
+    return torch.stack([torch.randn(latents.shape[1:], generator=random) for random in randoms]).to(latents)
 
 
 def to_unit_range(video: Tensor) -> Tensor:

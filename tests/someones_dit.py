@@ -74,9 +74,15 @@ class ActionEncoder(nn.Module):
 class SomeonesDiT(LightningModule):
     """Flow matching with actions; the loss of every frame is handed out with its timestep."""
 
-    def __init__(self, per_layer: bool = False, zero_init: bool = True, learning_rate: float = 1e-2) -> None:
+    def __init__(
+        self,
+        per_layer: bool = False,
+        zero_init: bool = True,
+        learning_rate: float = 1e-2,
+        weights: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
-        self.per_layer, self.zero_init, self.learning_rate = per_layer, zero_init, learning_rate
+        self.per_layer, self.zero_init, self.learning_rate, self.weights = per_layer, zero_init, learning_rate, weights
         self.transformer: SomeonesTransformer | None = None
         self.action_encoder: ActionEncoder | None = None
 
@@ -84,8 +90,8 @@ class SomeonesDiT(LightningModule):
         if self.transformer is not None:
             return
         torch.manual_seed(7)
-        self.transformer = SomeonesTransformer()
-        self.action_encoder = ActionEncoder(self.per_layer, self.zero_init)
+        self.transformer = SomeonesTransformer().to(self.weights)
+        self.action_encoder = ActionEncoder(self.per_layer, self.zero_init).to(self.weights)
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
             for part in (*self.transformer.layers, self.transformer, self.action_encoder):
@@ -94,9 +100,10 @@ class SomeonesDiT(LightningModule):
     def forward(self, batch: dict[str, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and true velocity."""
         assert self.transformer is not None and self.action_encoder is not None
+        batch = {name: values.to(self.weights) for name, values in batch.items()}
         sigma = batch["timestep"][..., None, None] / 1000
         noisy = (1 - sigma) * batch["latents"] + sigma * batch["noise"]
-        predicted = self.transformer(noisy, batch["timestep"], self.action_encoder(action))
+        predicted = self.transformer(noisy, batch["timestep"], self.action_encoder(action.to(self.weights)))
         return predicted, batch["noise"] - batch["latents"]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:

@@ -125,9 +125,12 @@ class ActionModulationProjection(nn.Module):
             )
         if action.ndim == 2:
             action = action[:, None].expand(-1, self.num_frames, -1)
-        hidden = self.layer_bottleneck(self.action_embedding(self.features(action)))
+        # Sharded parameters may be gathered in another type than buffers have.
+        features = self.features(action).to(self.action_projection.bias.dtype)
+        hidden = self.layer_bottleneck(self.action_embedding(features))
         shape = (6, self.dim) if self.num_layers is None else (self.num_layers, 6, self.dim)
-        modulation = self.action_projection(hidden).unflatten(-1, shape) * self.scales
+        modulation = self.action_projection(hidden).unflatten(-1, shape)
+        modulation = modulation * self.scales.to(modulation.dtype)
         return modulation if present is None else null_where_absent(modulation, present)
 
 
@@ -137,7 +140,7 @@ def null_where_absent(modulation: Tensor, present: Tensor) -> Tensor:
     return torch.where(mask, modulation, torch.zeros_like(modulation))
 
 
-def drop_actions(present: Tensor, probability: float, random: torch.Generator) -> Tensor:
+def drop_actions(present: Tensor, probability: float, randoms: Sequence[torch.Generator]) -> Tensor:
     """Action dropout: take the actions of a whole sample away with the given probability.
 
     Guidance and the null action need a model that has seen videos without actions.
@@ -145,7 +148,7 @@ def drop_actions(present: Tensor, probability: float, random: torch.Generator) -
     Args:
         present: `[B, F]` bool, which frames have an action.
         probability: in [0, 1].
-        random: a CPU generator.
+        randoms: a CPU generator for each of B samples.
     """
-    kept = torch.rand(present.shape[0], 1, generator=random) >= probability
+    kept = torch.stack([torch.rand(1, generator=random) for random in randoms]) >= probability
     return present & kept.to(present.device)

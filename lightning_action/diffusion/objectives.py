@@ -1,11 +1,11 @@
 """Training objectives as functions: what is noised, what is seen, and what is compared.
 
-Each returns the squared error of the velocity per latent frame, `[B, F]`, not yet weighted.
+Each returns the predicted and the true velocity, `[B, F, C, H, W]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, FlowMa
 from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 
-Objective = Callable[[CausalWanModel, Tensor, Tensor, Tensor, Tensor, BlockCausality, Tensor | None], Tensor]
+Velocities = tuple[Tensor, Tensor]
+Objective = Callable[[CausalWanModel, Tensor, Tensor, Tensor, Tensor, BlockCausality, Tensor | None], Velocities]
 
 
 def teacher_forcing(
@@ -25,7 +26,7 @@ def teacher_forcing(
     text: Tensor,
     causality: BlockCausality,
     action_modulation: Tensor | None,
-) -> Tensor:
+) -> Velocities:
     """Each noisy block sees the clean past: what it will see through the cache, were its own past perfect.
 
     Args:
@@ -39,7 +40,7 @@ def teacher_forcing(
     """
     noisy = add_noise(clean, noise, timestep / NUM_TRAIN_TIMESTEPS)
     velocity = generator.teacher_forcing(clean, noisy, timestep, text, causality, action_modulation)
-    return per_frame_error(velocity, noise - clean)
+    return velocity, noise - clean
 
 
 def diffusion_forcing(
@@ -50,11 +51,11 @@ def diffusion_forcing(
     text: Tensor,
     causality: BlockCausality,
     action_modulation: Tensor | None,
-) -> Tensor:
+) -> Velocities:
     """Each noisy block sees the noisy past, every block at a noise level of its own; see `teacher_forcing`."""
     noisy = add_noise(clean, noise, timestep / NUM_TRAIN_TIMESTEPS)
     velocity = generator.block_causal(noisy, timestep, text, causality, action_modulation)
-    return per_frame_error(velocity, noise - clean)
+    return velocity, noise - clean
 
 
 OBJECTIVES: dict[str, Objective] = {"teacher_forcing": teacher_forcing, "diffusion_forcing": diffusion_forcing}
@@ -66,10 +67,20 @@ def per_frame_error(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def draw_block_timesteps(
-    schedule: FlowMatchSchedule, batch_size: int, num_frames: int, causality: BlockCausality, random: torch.Generator
+    schedule: FlowMatchSchedule, num_frames: int, causality: BlockCausality, randoms: Sequence[torch.Generator]
 ) -> Tensor:
-    """A timestep of the schedule's table per block, uniformly; the frames of a block share it. `[B, F]`, on the CPU."""
+    """A timestep of the schedule's table per block, uniformly; the frames of a block share it.
+
+    Args:
+        schedule: holds the table.
+        num_frames: latent frames F.
+        causality: cuts them into blocks.
+        randoms: a CPU generator for each of B samples.
+
+    Returns:
+        `[B, F]`, on the CPU.
+    """
     blocks = causality.split(num_frames)
-    entries = torch.randint(len(schedule.timesteps), (batch_size, len(blocks)), generator=random)
     sizes = torch.tensor([len(block) for block in blocks])
-    return schedule.timesteps[entries.repeat_interleave(sizes, dim=1)]
+    entries = [torch.randint(len(schedule.timesteps), (len(blocks),), generator=random) for random in randoms]
+    return schedule.timesteps[torch.stack(entries).repeat_interleave(sizes, dim=1)]

@@ -27,6 +27,7 @@ from lightning_action.evaluation import (
     format_table,
     write_report,
 )
+from lightning_action.seeding import generator_for
 
 QUALITY = {
     *("sign_accuracy", "gain_x", "gain_y", "r2_x", "r2_y", "lag_frames", "ade_px", "episodes"),
@@ -60,26 +61,28 @@ def ignores(batch: Batch) -> Tensor:
     return render(batch, 0.5 * torch.ones(len(batch["prompt"]), DATA.num_frames - 1, 2))
 
 
-def losses_of_an_obedient_model(batch: Batch, seed: int) -> dict[str, Tensor]:
-    true = 0.5 + torch.rand(len(batch["prompt"]), generator=torch.Generator().manual_seed(seed))
+def losses_of_an_obedient_model(batch: Batch) -> dict[str, Tensor]:
+    true = 0.5 + torch.stack(
+        [torch.rand((), generator=generator_for(sample)) for sample in batch["sample_id"].tolist()]
+    )
     return {"true": true, "other": 1.25 * true, "null": 1.125 * true}
 
 
-def losses_of_a_model_without_actions(batch: Batch, seed: int) -> dict[str, Tensor]:
-    return dict.fromkeys(("true", "other", "null"), losses_of_an_obedient_model(batch, seed)["true"])
+def losses_of_a_model_without_actions(batch: Batch) -> dict[str, Tensor]:
+    return dict.fromkeys(("true", "other", "null"), losses_of_an_obedient_model(batch)["true"])
 
 
 def measured(
     generate: Generate,
-    losses: Callable[[Batch, int], dict[str, Tensor]] = losses_of_an_obedient_model,
+    losses: Callable[[Batch], dict[str, Tensor]] = losses_of_an_obedient_model,
     batches: list[Batch] = BATCHES,
     with_positions: bool = True,
     num_initial_latents: int = 1,
 ) -> ObedienceTest:
     reader = partial(DATA.read_positions, split="test") if with_positions else None
     test = ObedienceTest(generate, losses, reader, 3, num_initial_latents)
-    for index, batch in enumerate(batches):
-        test.step(batch, index)
+    for batch in batches:
+        test.step(batch)
     return test
 
 
@@ -149,19 +152,12 @@ def test_the_model_is_run_with_true_other_and_no_actions() -> None:
         seen.append(batch.get("action"))
         return obeys(batch)
 
-    seeds: list[int] = []
-
-    def losses(batch: Batch, seed: int) -> dict[str, Tensor]:
-        seeds.append(seed)
-        return losses_of_an_obedient_model(batch, seed)
-
-    measured(generate, losses)
+    measured(generate)
     for batch, (true, other, none) in zip(BATCHES, (seen[:3], seen[3:]), strict=True):
         action: Tensor = batch["action"]
         assert true is action
         assert other is not None and torch.equal(other, action.roll(1, 0))
         assert none is None
-    assert seeds == [0, 1]
 
 
 def test_seconds_are_those_of_the_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,17 +36,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "frozen": {"weights"},
     "diffusion": {"generator", "seeding"},
     "rollout": {"generator", "diffusion"},
+    "sharding": {"generator"},
+    "strategies": set(),
     "pretrained": {"frozen", "generator", "weights"},
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},
     "module": {
         *("generator", "diffusion", "rollout", "action", "frozen", "weights", "evaluation", "metrics"),
-        *("batch", "pretrained", "seeding", "settings"),
+        *("batch", "pretrained", "seeding", "settings", "sharding"),
     },
-    "command_line": {"module"},
+    "checkpoints": {"files"},
+    "command_line": {"checkpoints", "module"},
     "cli": {"compat", "command_line"},
 }
-WITHOUT_LIGHTNING = MAY_IMPORT.keys() - {"data", "module", "command_line", "cli"}
+WITHOUT_LIGHTNING = MAY_IMPORT.keys() - {"data", "module", "strategies", "checkpoints", "command_line", "cli"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.
 DEFERRED = {"diffusers", "transformers", "ftfy", "pyarrow", "torchvision"}

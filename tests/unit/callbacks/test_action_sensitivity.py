@@ -40,7 +40,8 @@ class Probed(SomeonesDiT):
         action = batch["action"]
         if action is None or self.ignores_actions:
             action = torch.zeros(batch["latents"].shape[:2] + (2,))
-        noised = batch | {
+        noised = {
+            "latents": batch["latents"],
             "timestep": torch.full(batch["latents"].shape[:2], timestep),
             "noise": torch.randn(batch["latents"].shape, generator=random),
         }

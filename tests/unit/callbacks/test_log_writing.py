@@ -12,19 +12,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_action.callbacks import log_writing
+from tests import short_fits
 
 
 def build_trainer(folder: Path, *loggers: Logger, **options: Any) -> Trainer:
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return Trainer(accelerator="cpu", default_root_dir=folder, logger=list(loggers), **quiet | options)
-
-
-def read_back(logger: TensorBoardLogger) -> EventAccumulator:
-    logger.experiment.flush()
-    return EventAccumulator(str(logger.log_dir), size_guidance={"histograms": 0, "images": 0}).Reload()
+    return short_fits.quiet_trainer(folder, *options.pop("callbacks", []), logger=list(loggers), **options)
 
 
 def test_tensorboard_shows_what_was_written(tmp_path: Path) -> None:
@@ -36,7 +30,7 @@ def test_tensorboard_shows_what_was_written(tmp_path: Path) -> None:
     log_writing.image(trainer, "image", frames[0], step=9)
     log_writing.video(trainer, "video", frames, fps=5, step=10)
     log_writing.text(trainer, "text", "**said**", step=11)
-    events = read_back(logger)
+    events = short_fits.events(logger)
     assert [(e.step, e.value) for tag in ("a/b", "a/c") for e in events.Scalars(tag)] == [(7, 0.25), (7, -3.0)]
     (histogram,) = events.Histograms("histogram")
     assert (histogram.step, histogram.histogram_value.num, histogram.histogram_value.sum) == (8, 3, 9)
@@ -62,6 +56,15 @@ def test_csv_gets_the_scalars_and_one_warning_for_each_thing_that_it_cannot_show
         log_writing.histogram(trainer, "histogram", torch.ones(3), step=9)
     with pytest.warns(UserWarning, match="`add_text`"):
         log_writing.text(trainer, "text", "said", step=8)
+
+
+@pytest.mark.parametrize(("values", "num"), [([float("nan"), 1.0, float("inf"), 2.0], 2), ([float("nan")], 0), ([], 0)])
+def test_histograms_are_of_finite_values(tmp_path: Path, values: list[float], num: int) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    log_writing.histogram(build_trainer(tmp_path, logger), "histogram", torch.tensor(values), step=0)
+    shown = short_fits.events(logger)
+    assert shown.Tags()["histograms"] == (["histogram"] if num else [])
+    assert not num or shown.Histograms("histogram")[0].histogram_value.num == num
 
 
 def test_without_a_logger_nothing_happens(tmp_path: Path) -> None:
@@ -95,11 +98,10 @@ def test_logging_steps_are_those_of_the_trainer(tmp_path: Path, accumulate: int)
         max_steps=11,
         log_every_n_steps=4,
         accumulate_grad_batches=accumulate,
-        limit_val_batches=0,
         callbacks=[asker, own],
     )
     trainer.fit(Logging())
-    of_lightning = [event.step for event in read_back(logger).Scalars("loss")]
+    of_lightning = [event.step for event in short_fits.events(logger).Scalars("loss")]
     assert sorted(set(asker.chosen)) == of_lightning == [3, 7]
     assert own.chosen == [step for step in (4, 9) for _ in range(accumulate)]
 
@@ -122,13 +124,13 @@ class TwoOptimizers(BoringModel):
 
 def test_logging_steps_with_several_optimizers_are_those_of_the_trainer(tmp_path: Path) -> None:
     logger, asker = TensorBoardLogger(tmp_path), Asker(None)
-    options: dict[str, Any] = {"max_steps": 18, "log_every_n_steps": 4, "limit_val_batches": 0, "callbacks": [asker]}
+    options: dict[str, Any] = {"max_steps": 18, "log_every_n_steps": 4, "callbacks": [asker]}
     module: LightningModule = TwoOptimizers()
     build_trainer(tmp_path, logger, **options).fit(module)
-    assert asker.chosen == [event.step for event in read_back(logger).Scalars("loss")] == [3, 7]
+    assert asker.chosen == [event.step for event in short_fits.events(logger).Scalars("loss")] == [3, 7]
 
 
 def test_log_every_n_steps_of_zero_logs_nothing(tmp_path: Path) -> None:
     asker = Asker(None)
-    build_trainer(tmp_path, max_steps=3, log_every_n_steps=0, limit_val_batches=0, callbacks=[asker]).fit(BoringModel())
+    build_trainer(tmp_path, max_steps=3, log_every_n_steps=0, callbacks=[asker]).fit(BoringModel())
     assert asker.chosen == []

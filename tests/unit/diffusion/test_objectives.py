@@ -4,28 +4,38 @@ import pytest
 import torch
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
-from lightning_action.diffusion.objectives import OBJECTIVES, draw_block_timesteps
+from lightning_action.diffusion.objectives import OBJECTIVES, draw_block_timesteps, per_frame_error
 from lightning_action.generator.blocks import BlockCausality
+from lightning_action.seeding import generator_for
 from tests.helpers import small_generator, small_inputs
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @torch.no_grad()
-def test_error_of_the_velocity(name: str) -> None:
+def test_predicted_and_true_velocity(name: str) -> None:
     generator, x = small_generator(), small_inputs(4)
     causality = BlockCausality(2)
     noise = torch.randn_like(x["clean"])
-    error = OBJECTIVES[name](generator, x["clean"], noise, x["timestep"], x["text"], causality, x["modulation"])
-    assert error.shape == (2, 4)
+    predicted, true = OBJECTIVES[name](
+        generator, x["clean"], noise, x["timestep"], x["text"], causality, x["modulation"]
+    )
+    assert torch.equal(true, noise - x["clean"])
     sigma = (x["timestep"] / 1000)[..., None, None, None]
     noisy = (1 - sigma) * x["clean"] + sigma * noise
     if name == "teacher_forcing":
         velocity = generator.teacher_forcing(x["clean"], noisy, x["timestep"], x["text"], causality, x["modulation"])
     else:
         velocity = generator.block_causal(noisy, x["timestep"], x["text"], causality, x["modulation"])
-    torch.testing.assert_close(error, (velocity - (noise - x["clean"])).square().mean((2, 3, 4)))
-    other = OBJECTIVES[name](generator, x["clean"], noise, x["timestep"], x["text"], causality, None)
-    assert not torch.equal(error, other)
+    torch.testing.assert_close(predicted, velocity)
+    other, _ = OBJECTIVES[name](generator, x["clean"], noise, x["timestep"], x["text"], causality, None)
+    assert not torch.equal(predicted, other)
+
+
+def test_error_is_the_mean_square_over_each_frame() -> None:
+    predicted, true = torch.randn(2, 3, 5, 4, 6, dtype=torch.bfloat16), torch.randn(2, 3, 5, 4, 6)
+    error = per_frame_error(predicted, true)
+    assert error.shape == (2, 3) and error.dtype == torch.float32
+    torch.testing.assert_close(error[1, 2], ((predicted[1, 2].float() - true[1, 2]) ** 2).mean())
 
 
 @torch.no_grad()
@@ -33,34 +43,33 @@ def test_only_teacher_forcing_shows_the_clean_past() -> None:
     """With pure noise everywhere, diffusion forcing cannot know the clean first frame; teacher forcing can."""
     generator, x = small_generator(), small_inputs(3)
     noise, level = torch.randn_like(x["clean"]), torch.full((2, 3), 1000.0)
-    velocities = {}
+    blind = {}
     for name, objective in OBJECTIVES.items():
         changed = x["clean"].clone()
         changed[:, 0] += 1
-        # The target moves with the clean frames; undo that for the last frame, which was not changed.
-        errors = [
-            objective(generator, clean, noise, level, x["text"], BlockCausality(1), None)[:, 2]
+        last = [
+            objective(generator, clean, noise, level, x["text"], BlockCausality(1), None)[0][:, 2]
             for clean in (x["clean"], changed)
         ]
-        velocities[name] = torch.equal(*errors)
-    assert velocities == {"teacher_forcing": False, "diffusion_forcing": True}
+        blind[name] = torch.equal(*last)
+    assert blind == {"teacher_forcing": False, "diffusion_forcing": True}
 
 
 def test_timesteps_are_drawn_per_block_from_the_table() -> None:
     schedule, causality = FlowMatchSchedule(5.0), BlockCausality(3, independent_first_frame=True)
-    drawn = draw_block_timesteps(schedule, 5, 7, causality, torch.Generator().manual_seed(0))
+    drawn = draw_block_timesteps(schedule, 7, causality, [generator_for(0, sample) for sample in range(5)])
     assert drawn.shape == (5, 7)
     assert torch.isin(drawn, schedule.timesteps).all()
     for block in causality.split(7):
         assert (drawn[:, block.start : block.stop] == drawn[:, block.start : block.start + 1]).all()
     assert len(drawn.unique()) > 10
-    again = draw_block_timesteps(schedule, 5, 7, causality, torch.Generator().manual_seed(0))
-    assert torch.equal(drawn, again)
+    some = draw_block_timesteps(schedule, 7, causality, [generator_for(0, sample) for sample in (4, 1)])
+    assert torch.equal(drawn[[4, 1]], some)
 
 
 def test_timesteps_are_uniform_over_the_table() -> None:
     schedule = FlowMatchSchedule(5.0)
-    drawn = draw_block_timesteps(schedule, 4000, 2, BlockCausality(1), torch.Generator().manual_seed(1))
+    drawn = draw_block_timesteps(schedule, 2, BlockCausality(1), [generator_for(1, sample) for sample in range(4000)])
     index = schedule.nearest(drawn).float()
     assert abs(index.mean() - 499.5) < 15
     assert index.min() < 5 and index.max() > 994

@@ -1,0 +1,69 @@
+"""Parameters spread over devices with FSDP2, applied from outside: the networks know nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from lightning_action.generator.model import CausalWanModel
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# What reaches the generator's parameters without going through `forward`.
+_GENERATOR_METHODS = ("block_causal", "teacher_forcing", "text_cache", "denoise", "write")
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How parameters are sharded; used under `FSDP2Strategy` alone.
+
+    Master weights and optimizer states are what they were built in, float32.
+
+    Args:
+        param_dtype: in which parameters are gathered, and so in which is computed.
+        reduce_dtype: in which gradients are summed over the ranks.
+        reshard_after_forward: give a layer's gathered parameters back after its forward pass. False keeps them: one
+            all-gather a rollout instead of one a pass, at the price of the whole generator on each device.
+    """
+
+    param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    reshard_after_forward: bool = True
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """`param_dtype` as torch's."""
+        return _DTYPES[self.param_dtype]
+
+    @property
+    def policy(self) -> MixedPrecisionPolicy:
+        """Inputs stay as they are: timesteps and rotations would not survive bfloat16."""
+        return MixedPrecisionPolicy(
+            param_dtype=self.compute_dtype,
+            reduce_dtype=_DTYPES[self.reduce_dtype],
+            cast_forward_inputs=False,
+        )
+
+
+def shard_generator(generator: CausalWanModel, mesh: DeviceMesh, sharding: Sharding) -> None:
+    """Shard layer by layer, then what is left; a generator on the meta device stays there.
+
+    Args:
+        generator: its parameters become DTensors, in place.
+        mesh: one-dimensional, of the data-parallel ranks.
+        sharding: dtypes, and when to give gathered parameters back.
+    """
+    shard(generator, generator.blocks, mesh, sharding)
+    for name in _GENERATOR_METHODS:
+        register_fsdp_forward_method(generator, name)
+
+
+def shard(module: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, sharding: Sharding) -> None:
+    """Shard each of `layers` on its own, then what is left of `module`."""
+    for part in (*layers, module):
+        fully_shard(part, mesh=mesh, mp_policy=sharding.policy, reshard_after_forward=sharding.reshard_after_forward)

@@ -1,0 +1,112 @@
+"""Runs on two gloo processes, replicated and sharded, against the same run on one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_action.command_line import run
+from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, small
+from tests.integration.test_distributed import run_on_two, start_on_two
+
+pytestmark = pytest.mark.distributed
+SHORT = """
+trainer:
+  max_steps: 20
+  limit_val_batches: 0
+  callbacks:
+    - class_path: lightning_action.callbacks.FreezeBackboneFirst
+      init_args: {backbone: [generator], unfreeze_at_step: 8, warmup_steps: 4}
+checkpoint: {every_n_train_steps: 6, save_top_k: -1}
+"""
+FSDP = (f"--config={ROOT / 'configs' / 'fsdp.yaml'}", "--model.sharding.param_dtype=float32")
+ONE_FILE = "--trainer.strategy.init_args.save_distributed_checkpoint=false"
+EACH_HALF = "--data.init_args.batch_size=2"
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pretrained backbone, the settings of a short fit, and that fit on one process in `one`."""
+    folder = tmp_path_factory.mktemp("sharding")
+    (folder / "short.yaml").write_text(SHORT)
+    backbone = ["fit", f"--config={ROOT / 'configs' / 'demo_backbone.yaml'}", "--trainer.max_steps=3"]
+    run([*backbone, f"--trainer.default_root_dir={folder / 'backbone'}", *SMALL_MODEL, *SMALL_DATA])
+    run(fit(folder, "one"))
+    return folder
+
+
+def fit(workshop: Path, name: str, *more: str) -> list[str]:
+    arguments = small("fit", workshop / name, *more, f"--model.pretrained={workshop / 'backbone'}")
+    return [*arguments[:2], f"--config={workshop / 'short.yaml'}", *arguments[2:]]
+
+
+def at_step(workshop: Path, name: str, step: int) -> str:
+    (path,) = (workshop / name / "checkpoints").glob(f"*step={step}.ckpt")
+    return f"--ckpt_path={path}"
+
+
+def last(workshop: Path, name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(workshop / name / "checkpoints" / "last.ckpt", weights_only=True)
+    return loaded
+
+
+def assert_same_run(workshop: Path, name: str) -> None:
+    """Weights and optimizer states after 20 steps, to the rounding of sums in another order."""
+    one, other = last(workshop, "one"), last(workshop, name)
+    assert one["global_step"] == other["global_step"] == 20
+    torch.testing.assert_close(other["state_dict"], one["state_dict"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(other["optimizer_states"][0]["state"], one["optimizer_states"][0]["state"])
+
+
+def test_the_fit_on_one_process_moves_both_parts(workshop: Path) -> None:
+    """The positive control: what the other runs are compared with is not where they began."""
+    before, after = (torch.load(at_step(workshop, "one", step)[12:], weights_only=True) for step in (6, 18))
+    for part in ("generator.blocks.0.ffn.0.weight", "action_projection.action_projection.weight"):
+        assert (before["state_dict"][part] - after["state_dict"][part]).abs().max() > 1e-3
+
+
+def test_replicated(workshop: Path) -> None:
+    run_on_two(fit(workshop, "ddp", EACH_HALF, f"--config={ROOT / 'configs' / 'ddp.yaml'}"), strategy=None)
+    assert_same_run(workshop, "ddp")
+
+
+def test_sharded_with_one_file_goes_on_unsharded_and_back(workshop: Path) -> None:
+    run_on_two(fit(workshop, "file", EACH_HALF, *FSDP, ONE_FILE), strategy=None)
+    assert_same_run(workshop, "file")
+    run(fit(workshop, "file_to_one", at_step(workshop, "file", 12)))
+    assert_same_run(workshop, "file_to_one")
+    run_on_two(fit(workshop, "one_to_file", at_step(workshop, "one", 6), EACH_HALF, *FSDP, ONE_FILE), strategy=None)
+    assert_same_run(workshop, "one_to_file")
+
+
+def test_sharded_folder_goes_on_with_another_number_of_ranks(workshop: Path) -> None:
+    run_on_two(fit(workshop, "folder", EACH_HALF, *FSDP), strategy=None)
+    run_on_one = [*FSDP, ONE_FILE, "--trainer.devices=1"]
+    run(fit(workshop, "folder_to_one", at_step(workshop, "folder", 6), *run_on_one))
+    assert_same_run(workshop, "folder_to_one")
+
+
+def test_a_rank_killed_while_it_writes_a_checkpoint_loses_nothing_older(workshop: Path) -> None:
+    checkpoints = workshop / "killed" / "checkpoints"
+    (workshop / "killer.yaml").write_text(f"""
+trainer:
+  callbacks+:
+    - class_path: tests.integration.killed_while_writing.KilledWhileWriting
+      init_args: {{folder: {checkpoints}, step: 11}}
+""")
+    command = fit(workshop, "killed", EACH_HALF, *FSDP, f"--config={workshop / 'killer.yaml'}")
+    assert start_on_two(command, strategy=None).returncode != 0
+    assert {path.name.split("-")[-1] for path in checkpoints.glob("[!.]*.ckpt")} == {"step=6.ckpt", "last.ckpt"}
+    assert list(checkpoints.glob(".*step=12.ckpt-being-written")), "the control: it died while it wrote"
+    command = fit(workshop, "killed", at_step(workshop, "killed", 6), EACH_HALF, *FSDP, ONE_FILE)
+    run_on_two(command, strategy=None)
+    assert_same_run(workshop, "killed")
+
+
+def test_fsdp1_is_for_gpus(tmp_path: Path) -> None:
+    """Lightning refuses it on a CPU, after the whole configuration was understood."""
+    with pytest.raises(ValueError, match="strategy `fsdp` requires a GPU accelerator"):
+        run(small("fit", tmp_path, f"--config={ROOT / 'configs' / 'fsdp1.yaml'}"))
