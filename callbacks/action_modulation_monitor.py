@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -152,7 +153,6 @@ class ActionModulationMonitor(Callback):
         self._tables: list[nn.Parameter] = []
         self._hooks: list[RemovableHandle] = []
         self._step = 0
-        self._is_in_training_batch = False  # as opposed to a validation between two batches of a step
         # Not None only during a logged step.
         self._sums: ModulationSums | None = None
 
@@ -184,7 +184,6 @@ class ActionModulationMonitor(Callback):
             self._tables = list(_tables(_require(pl_module, self.layers), self.layers, self.table))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._is_in_training_batch = True
         self._step = log_writing.current_step(trainer)
         is_logged = self._step == 0 or log_writing.is_logging_step(trainer, self.every_n_steps)
         if self._hooks and is_logged and self._sums is None:
@@ -200,7 +199,6 @@ class ActionModulationMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._is_in_training_batch = False
         if self._sums is None or log_writing.current_step(trainer) == self._step:
             return
         sums, sample = self._sums.reduce()
@@ -219,7 +217,7 @@ class ActionModulationMonitor(Callback):
     def _see_modulation(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], modulation: Any
     ) -> None:
-        if self._sums is None or not self._is_in_training_batch:
+        if self._sums is None or not _is_training_pass():
             return
         if self._is_modulation(modulation):
             self._sums.add_modulation(modulation, _actions([*args, *kwargs.values()], modulation))
@@ -231,7 +229,7 @@ class ActionModulationMonitor(Callback):
             )
 
     def _see_time(self, module: nn.Module, args: tuple[Any, ...], modulation: Tensor) -> None:
-        if self._sums is not None and self._is_in_training_batch:
+        if self._sums is not None and _is_training_pass():
             self._sums.add_time(modulation)
 
     def _is_modulation(self, modulation: Any) -> bool:
@@ -284,6 +282,11 @@ class ActionModulationMonitor(Callback):
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._parameters, self._tables, self._sums = [], [], [], None
+
+
+def _is_training_pass() -> bool:
+    """As opposed to a validation between two batches of a step, or to a probe by another callback."""
+    return torch.is_grad_enabled()
 
 
 def _find(pl_module: LightningModule, name: str) -> nn.Module | None:
