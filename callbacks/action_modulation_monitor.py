@@ -43,8 +43,8 @@ _ZERO = _Fault(
 )
 _EXPLODED = _Fault(
     "exploded modulation",
-    "it outweighs the time modulation beyond explosion_limit, or is not finite: lower its scale or learning rate, or"
-    " clip gradients",
+    "it outweighs what it is added to by more than explosion_limit, or is not finite: lower its scale or learning rate,"
+    " or clip gradients",
     at_once=True,
 )
 _SATURATED = _Fault(
@@ -66,6 +66,8 @@ class ActionModulationMonitor(Callback):
     - `action/modulation_to_time/all` and, if layers have a modulation of their own, `.../layer_<i>`: norm of the six
       together, divided by the mean norm of the time modulation;
     - `action/modulation_to_table/layer_<i>`: the same, divided by the norm of the layer's own table;
+    - `action/modulation_to_base/all`: the same, divided by what it is added to, the mean norm of the time modulation
+      plus that of the tables;
     - `action/modulation_variation`: root mean square of the change between successive frames with different actions,
       over that of the frames themselves: 0 if the modulation does not depend on the action, 1 if they are unrelated;
     - `action/null_share`: share of frames without a modulation;
@@ -90,7 +92,8 @@ class ActionModulationMonitor(Callback):
         table: Name of a layer's own table, as an attribute of the layer.
         every_n_steps: Steps from one logged step to the next. Default: `log_every_n_steps` of the Trainer.
         warn_after_steps: Steps over which a fault has to be seen.
-        explosion_limit: Largest healthy `modulation_to_time/all`; without a time projection, `modulation_norm/all`.
+        explosion_limit: Largest healthy `modulation_to_base/all`; if neither time projection nor layers are watched,
+            largest healthy `modulation_norm/all`.
         saturation_limit: Smallest healthy `modulation_variation`.
         max_frames: Number of latent frames that are told apart.
 
@@ -258,7 +261,7 @@ class ActionModulationMonitor(Callback):
         faults = {
             _FROZEN: bool(self._parameters) and not is_trained,
             # Said so that NaN counts as exploded, too.
-            _EXPLODED: not found.get("modulation_to_time/all", norm) <= self.explosion_limit,
+            _EXPLODED: not found.get("modulation_to_base/all", norm) <= self.explosion_limit,
             _DETACHED: bool(self._parameters) and found["projection_grad_norm"] == 0,
             _ZERO: norm == 0,
             _SATURATED: found.get("modulation_variation", 1.0) < self.saturation_limit,

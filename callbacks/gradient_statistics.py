@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from . import log_writing
 from .collectives import local
-from .gradient_sums import GradientSums, count_nonfinite, reduce
+from .gradient_sums import GradientSums, reduce
 
 
 class NonFiniteGradientWarning(UserWarning):
@@ -40,7 +40,8 @@ class GradientStatistics(Callback):
 
     It works with any LightningModule, with automatic and manual optimization, and with replicated (DDP) and sharded
     (FSDP2) parameters; in manual optimization, clipping is seen where it happens inside of `optimizer.step`. Nothing is
-    computed at steps that are not logged, except that the step before a logged one copies the gradients for `cosine`.
+    computed at steps that are not logged, except that the step before a logged one copies the gradients for `cosine`;
+    that copy is not in checkpoints, so that a fit resumed between the two shows no cosine at the first logged step.
 
     At a logged step, the first module (in the order of registration) with a gradient that is not finite is named in a
     NonFiniteGradientWarning, once. A gradient scaler (`precision="16-mixed"`) finds such gradients by itself, and skips
@@ -154,7 +155,7 @@ class GradientStatistics(Callback):
         before = {parameter: local(parameter).clone() for parameter in with_gradient}
 
         def after_step(*_: Any) -> None:
-            sums.add_gradients("clipped_")
+            sums.add_clipped_gradients()
             if self.update_to_weight:
                 sums.add_updates(before)
 
@@ -178,7 +179,7 @@ class GradientStatistics(Callback):
         for index, group in enumerate(optimizer.param_groups):
             if "name" in group or len(optimizer.param_groups) > 1:
                 groups[str(group.get("name", f"group_{index}"))] = [rows[parameter] for parameter in group["params"]]
-        for parameter, row in rows.items():
+        for parameter, row in rows.items() if self.modules else ():
             for module in self._modules_above(parameter):
                 groups.setdefault(module, []).append(row)
         return groups
@@ -191,29 +192,36 @@ class GradientStatistics(Callback):
         return {re.sub(r"\b\d\b", r"0\g<0>", name) for name in found}
 
     def _stop_if_nonfinite(self, step: int, optimizer: Optimizer) -> None:
-        parameters = _parameters(optimizer)
-        counts = dict(zip(parameters, count_nonfinite(parameters), strict=True))
-        if any(counts.values()):
-            raise FloatingPointError(f"{self._describe_nonfinite(step, counts)}. The step was not taken.")
+        sums = GradientSums(_parameters(optimizer))
+        sums.add_nonfinite()
+        reduce([sums])
+        if message := self._describe_nonfinite(step, [sums]):
+            raise FloatingPointError(f"{message}. The step was not taken.")
 
     def _warn_if_nonfinite(self) -> None:
-        counts: dict[nn.Parameter, float] = {}
-        for step in self._sums.values():
-            counts |= zip(step.parameters, step.sums["nonfinite"].tolist(), strict=True)
-        if any(counts.values()) and not self._has_warned:
+        message = self._describe_nonfinite(self._step, list(self._sums.values()))
+        if message and not self._has_warned:
             self._has_warned = True
-            rank_zero_warn(self._describe_nonfinite(self._step, counts), category=NonFiniteGradientWarning)
+            weights = [sums.sums["weight_squares"] for sums in self._sums.values() if "weight_squares" in sums.sums]
+            if any(not bool(squares.isfinite().all()) for squares in weights):
+                message += ". Weights are not finite either, so it began before: stop_on_nonfinite stops where it does"
+            rank_zero_warn(message, category=NonFiniteGradientWarning)
 
-    def _describe_nonfinite(self, step: int, counts: dict[nn.Parameter, float]) -> str:
-        order = {parameter: place for place, parameter in enumerate(self._names)}
+    def _describe_nonfinite(self, step: int, reduced: list[GradientSums]) -> str | None:
+        """Names the first module with a gradient that is not finite, if there is one."""
+        counts: dict[nn.Parameter, float] = {}
+        for sums in reduced:
+            counts |= zip(sums.parameters, sums.sums["nonfinite"].tolist(), strict=True)
         bad = [parameter for parameter, count in counts.items() if count]
+        if not bad:
+            return None
+        order = {parameter: place for place, parameter in enumerate(self._names)}
         first = min(bad, key=lambda parameter: order.get(parameter, len(order)))
         name = self._names.get(first, "(a parameter outside of the module)")
-        count = max(1, round(counts[first]))
         return (
             f"GradientStatistics: step {step} has a gradient that is not finite. The first module with one is"
-            f" `{name.rpartition('.')[0] or name}` ({count} of {first.numel()} values of `{name}`);"
-            f" {len(bad)} of {len(counts)} parameters have one"
+            f" `{name.rpartition('.')[0] or name}` ({max(1, round(counts[first]))} of {first.numel()} values of"
+            f" `{name}`); {len(bad)} of {len(counts)} parameters have one"
         )
 
     def _remove_hook(self, optimizer: Optimizer) -> None:

@@ -1,6 +1,6 @@
 """Sums over the gradient of each parameter, from which the statistics of any group of parameters follow."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 
 import torch
@@ -23,101 +23,105 @@ class GradientSums:
         self.parameters = parameters
         self.sums: dict[str, Tensor] = {}
         self.maxima: dict[str, Tensor] = {}
+        copies = [float(num_copies(parameter)) for parameter in parameters]
+        self._copies = torch.tensor(copies, device=local(parameters[0]).device)
 
-    def add_gradients(self, prefix: str = "") -> None:
-        """Adds up the gradients as they are now, under names with a prefix."""
-        gradients = [_values(parameter, parameter.grad) for parameter in self.parameters]
-        names = [f"{prefix}{name}" for name in ("numel", "zeros", "nonfinite", "absolute", "squares")]
-        self._add(names, (_sums_of(gradient) for gradient in gradients))
-        self.maxima[f"{prefix}max"] = torch.stack([_largest(gradient) for gradient in gradients])
+    def add_gradients(self) -> None:
+        """Adds up the gradients before they are clipped."""
+        gradients = self._gradients()
+        numel = torch.tensor([gradient.numel() for gradient in gradients], device=self._copies.device)
+        self._set("numel", numel)
+        # Whole numbers, because float32 would miss a few values among many.
+        self._set("zeros", numel - torch.stack([gradient.count_nonzero() for gradient in gradients]))
+        self._set_norms("", gradients)
+        self.add_nonfinite()
+
+    def add_nonfinite(self) -> None:
+        """Counts what is NaN or infinite in the gradients."""
+        # Zero times those is NaN, which is not zero; several times as fast as asking what is finite.
+        self._set("nonfinite", torch.stack([(gradient * 0).count_nonzero() for gradient in self._gradients()]))
+
+    def add_clipped_gradients(self) -> None:
+        """Adds up the gradients after they have been clipped."""
+        self._set_norms("clipped_", self._gradients())
 
     def add_products(self, earlier: Mapping[nn.Parameter, Tensor]) -> None:
-        """Adds up the products of the gradients with earlier ones, for their cosine."""
-        names = ["products", "earlier_squares", "later_squares"]
-        pairs = [(p, p.grad, earlier.get(p)) for p in self.parameters]
-        known = [(p, None, None) if one is None or other is None else (p, one, other) for p, one, other in pairs]
-        self._add(names, (_products(_values(p, one), _values(p, other)) for p, one, other in known))
+        """Adds up the products of the gradients with earlier ones, for their cosine; a missing one counts as zero."""
+        before, now = self._values(earlier), self._gradients()
+        self._set("products", torch.stack([_product(one, other) for one, other in zip(before, now, strict=True)]))
+        self._set("earlier_squares", torch.stack([norm(gradient) for gradient in before]).square())
 
     def add_updates(self, before: Mapping[nn.Parameter, Tensor]) -> None:
         """Adds up the squares of the weights before the step, and those of their change."""
-        pairs = [(_values(p, p if p in before else None), _values(p, before.get(p))) for p in self.parameters]
-        self._add(["update_squares", "weight_squares"], ([_square(new - old), _square(old)] for new, old in pairs))
+        old, new = self._values(before), self._values({p: p for p in before})
+        changes = [norm(later - earlier) for later, earlier in zip(new, old, strict=True)]
+        self._set("update_squares", torch.stack(changes).square())
+        self._set("weight_squares", torch.stack([norm(weights) for weights in old]).square())
 
     def figures(self, rows: Sequence[int]) -> dict[str, float]:
         """Statistics of a group of parameters, once its sums are reduced; none that is not defined."""
         sums = {name: column[rows].sum().item() for name, column in self.sums.items()}
-        maxima = {name: column[rows].max().item() for name, column in self.maxima.items()}
         if not sums["numel"]:
             return {}
-        figures = _describe(sums, maxima, "") | {
+        figures = self._describe(sums, rows, "") | {
             "zero_share": sums["zeros"] / sums["numel"],
             "nonfinite_share": sums["nonfinite"] / sums["numel"],
         }
-        if "clipped_numel" in sums:
-            figures |= _describe(sums, maxima, "clipped_")
+        if "clipped_squares" in sums:
+            figures |= self._describe(sums, rows, "clipped_")
         if sums.get("weight_squares"):
             figures["update_to_weight"] = sqrt(sums["update_squares"] / sums["weight_squares"])
-        if lengths := sums.get("earlier_squares", 0.0) * sums.get("later_squares", 0.0):
-            figures["cosine"] = sums["products"] / sqrt(lengths)
+        if sums.get("earlier_squares") and sums["squares"]:
+            figures["cosine"] = sums["products"] / sqrt(sums["earlier_squares"] * sums["squares"])
         return figures
 
-    def _add(self, names: list[str], rows: Iterable[list[Tensor]]) -> None:
-        """Adds columns, of which every row holds what one parameter contributes."""
-        shares = [torch.stack(row) / num_copies(p) for row, p in zip(rows, self.parameters, strict=True)]
-        self.sums |= zip(names, torch.stack(shares).unbind(dim=1), strict=True)
+    def _gradients(self) -> list[Tensor]:
+        return self._values({parameter: parameter.grad for parameter in self.parameters})
+
+    def _values(self, tensors: Mapping[nn.Parameter, Tensor | None]) -> list[Tensor]:
+        """What this rank holds of a tensor for each parameter, nothing where there is none."""
+        known = [(parameter, tensors.get(parameter)) for parameter in self.parameters]
+        return [local(parameter).new_empty(0) if tensor is None else local(tensor) for parameter, tensor in known]
+
+    def _set_norms(self, prefix: str, gradients: list[Tensor]) -> None:
+        self._set(f"{prefix}absolute", torch.stack([norm(gradient, 1) for gradient in gradients]))
+        self._set(f"{prefix}squares", torch.stack([norm(gradient) for gradient in gradients]).square())
+        self.maxima[f"{prefix}max"] = torch.stack([_largest(gradient) for gradient in gradients])
+
+    def _set(self, name: str, column: Tensor) -> None:
+        self.sums[name] = column.to(self._copies) / self._copies
+
+    def _describe(self, sums: Mapping[str, float], rows: Sequence[int], prefix: str) -> dict[str, float]:
+        return {
+            f"{prefix}norm": sqrt(sums[f"{prefix}squares"]),
+            f"{prefix}max": self.maxima[f"{prefix}max"][rows].max().item(),
+            f"{prefix}mean": sums[f"{prefix}absolute"] / sums["numel"],
+        }
 
 
 def reduce(steps: Sequence[GradientSums]) -> None:
     """Makes the sums those of all ranks, as float64 on the CPU; waits for the device once."""
-    sums = torch.cat([column for step in steps for column in step.sums.values()])
-    maxima = torch.cat([column for step in steps for column in step.maxima.values()])
-    whole = torch.cat([sum_over_ranks(sums), largest_over_ranks(maxima)]).cpu().double()
-    columns = [(kind, name) for step in steps for kind in (step.sums,) for name in kind]
-    columns += [(kind, name) for step in steps for kind in (step.maxima,) for name in kind]
-    pieces = whole.split([len(kind[name]) for kind, name in columns])
-    for (kind, name), piece in zip(columns, pieces, strict=True):
-        kind[name] = piece
+    sums, maxima = [step.sums for step in steps], [step.maxima for step in steps if step.maxima]
+    whole = sum_over_ranks(_join(sums))
+    if maxima:
+        whole = torch.cat([whole, largest_over_ranks(_join(maxima))])
+    places = [(columns, name) for columns in (*sums, *maxima) for name in columns]
+    pieces = whole.cpu().double().split([len(columns[name]) for columns, name in places])
+    for (columns, name), piece in zip(places, pieces, strict=True):
+        columns[name] = piece
 
 
-def count_nonfinite(parameters: Sequence[nn.Parameter]) -> list[float]:
-    """Values of each parameter's gradient that are NaN or infinite, averaged over copies; waits for the device."""
-    gradients = [_values(parameter, parameter.grad) for parameter in parameters]
-    counts = torch.stack([gradient.isfinite().logical_not().sum() for gradient in gradients])
-    of_copies = zip(sum_over_ranks(counts).tolist(), map(num_copies, parameters), strict=True)
-    return [count / copies for count, copies in of_copies]
+def _join(dicts: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    return torch.cat([column for columns in dicts for column in columns.values()])
 
 
-def _values(parameter: Tensor, values: Tensor | None) -> Tensor:
-    return local(parameter).new_empty(0) if values is None else local(values)
-
-
-def _square(values: Tensor) -> Tensor:
-    return norm(values).square()
-
-
-def _sums_of(gradient: Tensor) -> list[Tensor]:
-    numel = torch.full((), gradient.numel(), dtype=torch.float32, device=gradient.device)
-    counts = [gradient == 0, gradient.isfinite().logical_not()]
-    return [
-        numel,
-        *(count.sum().float() for count in counts),
-        norm(gradient, 1),
-        _square(gradient),
-    ]
-
-
-def _products(one: Tensor, other: Tensor) -> list[Tensor]:
-    return [(one.float() * other.float()).sum(), _square(other), _square(one)]
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    is_known = one.shape == other.shape
+    return (one.float() * other.float()).sum() if is_known else torch.zeros((), device=one.device)
 
 
 def _largest(gradient: Tensor) -> Tensor:
     # Shards may be empty, and those have no largest value.
-    return gradient.abs().amax().float() if gradient.numel() else gradient.new_zeros((), dtype=torch.float32)
-
-
-def _describe(sums: Mapping[str, float], maxima: Mapping[str, float], prefix: str) -> dict[str, float]:
-    return {
-        f"{prefix}norm": sqrt(sums[f"{prefix}squares"]),
-        f"{prefix}max": maxima[f"{prefix}max"],
-        f"{prefix}mean": sums[f"{prefix}absolute"] / sums[f"{prefix}numel"],
-    }
+    if not gradient.numel():
+        return torch.zeros((), device=gradient.device)
+    return torch.stack(gradient.aminmax()).abs().amax().float()

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -111,6 +112,8 @@ def _writers(trainer: Trainer, method: str) -> Iterator[Any]:
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
+        if isinstance(logger, DummyLogger):  # that of fast_dev_run, which seems to have every method
+            continue
         experiment = getattr(logger, "experiment", None)
         if hasattr(experiment, method):
             yield experiment

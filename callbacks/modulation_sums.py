@@ -103,6 +103,8 @@ def figures(sums: dict[str, Tensor], per_layer: bool) -> dict[str, float]:
     found |= _ratios("modulation_to_time", ["all"], sums["norms"] / frames, mean_time)
     if per_layer:
         found |= _ratios("modulation_to_time", _numbered("layer"), sums["by_layer"] / frames, mean_time)
+    mean_table = sums["tables"].sqrt().sum() / max(1, len(sums["tables"]))
+    found |= _ratios("modulation_to_base", ["all"], sums["norms"] / frames, mean_time + mean_table)
     found |= _ratios("modulation_to_table", _numbered("layer"), sums["by_layer"] / frames, sums["tables"].sqrt())
     if total["change_scales"]:
         found["modulation_variation"] = sqrt(total["changes"] / total["change_scales"])

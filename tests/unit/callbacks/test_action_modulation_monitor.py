@@ -67,7 +67,9 @@ def direct(module: Recording, step: int) -> dict[str, float]:
     norms = [frame.flatten(1).norm(dim=1) for _, frame in frames]
     mean_norm = torch.stack(norms).mean(dim=0)
     time = torch.cat(module.time[step]).flatten(0, 1).norm(dim=1).mean()
+    base = time + torch.stack([table.norm() for table in module.tables[step]]).mean()
     expected = {"modulation_norm/all": mean_norm.mean(), "modulation_to_time/all": mean_norm.mean() / time}
+    expected["modulation_to_base/all"] = mean_norm.mean() / base
     for index, slot in enumerate(SLOTS):
         expected[f"modulation_norm/{slot}"] = torch.stack(
             [frame[:, index].norm(dim=-1).mean() for _, frame in frames]
@@ -354,7 +356,7 @@ def test_parts_that_are_not_watched(tmp_path: Path) -> None:
     watched = monitor(time_projection=None, layers=None)
     shown = fit(tmp_path, SomeonesDiT(per_layer=True, zero_init=False), watched)
     assert "action/modulation_norm/gate_ffn" in shown
-    assert not [tag for tag in shown if "_to_time" in tag or "_to_table" in tag]
+    assert not [tag for tag in shown if "modulation_to_" in tag]
 
 
 def test_csv_and_no_logger(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
@@ -213,6 +214,32 @@ def test_bfloat16_and_sparse_gradients(tmp_path: Path) -> None:
     assert shown["grad/zero_share/embedding"][3] == pytest.approx(9 / 11)
 
 
+def half_precision(scale: float) -> MixedPrecision:
+    # Through a plugin, because the Trainer itself puts bfloat16 in the place of float16 on the CPU.
+    return MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=99))
+
+
+def test_gradients_are_seen_without_the_scale_of_the_scaler(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"loaders": (moving_spots(),), "gradient_clip_val": CLIP}
+    plain = fit(tmp_path / "32", SomeonesDiT(zero_init=False), GradientStatistics(), **options)
+    scaled = fit(
+        tmp_path / "16", SomeonesDiT(zero_init=False), GradientStatistics(), plugins=half_precision(2.0**12), **options
+    )
+    for tag in ("norm", "max", "mean", "clipped_norm", "update_to_weight", "cosine"):
+        # Half precision has eleven bits.
+        assert scaled[f"grad/{tag}/all"] == pytest.approx(plain[f"grad/{tag}/all"], rel=0.02)
+
+
+def test_a_step_that_the_scaler_skips_is_counted_and_nothing_is_said(tmp_path: Path) -> None:
+    statistics = GradientStatistics(every_n_steps=1, stop_on_nonfinite=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NonFiniteGradientWarning)
+        options: dict[str, Any] = {"loaders": (moving_spots(),), "max_steps": 2}
+        shown = fit(tmp_path, SomeonesDiT(), statistics, plugins=half_precision(2.0**40), **options)
+    assert shown["grad/nonfinite_share/all"][0] > 0
+    assert "grad/clipped_norm/all" not in shown and "grad/update_to_weight/all" not in shown
+
+
 def test_sharded_parameters(tmp_path: Path) -> None:
     plain = fit(tmp_path / "plain", SomeonesDiT(), GradientStatistics(MODULES), loaders=(moving_spots(),))
     strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
@@ -264,7 +291,13 @@ def test_the_first_module_that_is_not_finite_is_named_once(tmp_path: Path) -> No
     ours = [str(warning.message) for warning in said if warning.category is NonFiniteGradientWarning]
     assert len(ours) == 1
     assert f"step 3 has a gradient that is not finite. The first module with one is `{MODULE}` (2 of " in ours[0]
+    assert "Weights are not finite" not in ours[0]
     assert shown["grad/nonfinite_share/all"][1] == 0 < shown["grad/nonfinite_share/all"][3]
+
+
+def test_a_warning_that_comes_too_late_says_so(tmp_path: Path) -> None:
+    with pytest.warns(NonFiniteGradientWarning, match="step 5 .*Weights are not finite either, so it began before"):
+        fit(tmp_path, TurnsNaN(), GradientStatistics(every_n_steps=6), loaders=(moving_spots(),), max_steps=6)
 
 
 def test_the_fit_can_be_stopped_before_the_weights_are_lost(tmp_path: Path) -> None:

@@ -73,6 +73,14 @@ def test_without_a_logger_nothing_happens(tmp_path: Path) -> None:
     log_writing.histogram(trainer, "histogram", torch.ones(3), step=0)
 
 
+def test_a_fast_dev_run_shows_nothing_and_says_nothing(tmp_path: Path) -> None:
+    trainer = build_trainer(tmp_path, TensorBoardLogger(tmp_path), fast_dev_run=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        log_writing.video(trainer, "video", torch.zeros(2, 3, 4, 6, dtype=torch.uint8), fps=5, step=0)
+        log_writing.scalars(trainer, {"a": 1.0}, step=0)
+
+
 class Asker(Callback):
     def __init__(self, every_n_steps: int | None) -> None:
         self.every_n_steps = every_n_steps
