@@ -239,9 +239,12 @@ def test_without_tensorboard_there_are_files_and_a_warning(tmp_path: Path) -> No
     assert len(list((tmp_path / "none").glob("rollouts/step_*/*"))) == 4
 
 
-def test_files_can_be_left_out(tmp_path: Path) -> None:
-    fit(tmp_path, RolloutLogger(write_files=False))
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("options", [{"write_files": False}, {"fast_dev_run": True}], ids=lambda o: next(iter(o)))
+def test_files_can_be_left_out(tmp_path: Path, options: dict[str, bool]) -> None:
+    module = World()
+    write_files = options.pop("write_files", True)
+    fit(tmp_path, RolloutLogger(write_files=write_files), module=module, **options)
+    assert module.batches and list(tmp_path.iterdir()) == []
 
 
 def test_classes_are_tried_as_they_are(tmp_path: Path) -> None:
