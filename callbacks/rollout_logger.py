@@ -33,6 +33,7 @@ from .probing import (
     format_row,
     leaving_no_trace,
     num_samples,
+    other_actions,
     require_method,
     take_sample,
     take_samples,
@@ -306,11 +307,6 @@ def _file(folder: Path, step: int, name: str) -> Path:
     path = folder / f"step_{step:08d}" / name.replace("/", "_")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def other_actions(action: Tensor) -> Tensor:
-    """For every sample of `[B, rows, columns]` the actions of the next one; of one alone, its own backwards."""
-    return action.roll(-1, dims=0) if len(action) > 1 else action.flip(1)
 
 
 def default_actions(action: Tensor) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def direct_figures(module: Probed) -> dict[str, float]:
             for index, sample in enumerate(samples):
                 own = sample["action"]
                 variants = {
-                    "swapped": samples[index - 1]["action"],
+                    "swapped": samples[(index + 1) % SAMPLES]["action"],
                     "shuffled": own[order.flatten().long()],
                     "scaled": SCALE * own,
                     "nulled": torch.zeros_like(own),

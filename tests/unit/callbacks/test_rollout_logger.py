@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import RolloutLogger, rollout_logger
 from lightning_action.callbacks.pictures import CAPTION_HEIGHT, GAP, from_image
-from lightning_action.callbacks.rollout_logger import default_actions, other_actions, probe_script
+from lightning_action.callbacks.rollout_logger import default_actions, probe_script
 from tests.short_fits import events, quiet_trainer
 
 B, T, H, W = 3, 9, 20, 24
@@ -272,12 +272,6 @@ def test_default_actions_follow_from_the_kind_of_action() -> None:
 def test_a_single_action_alternates_with_nothing() -> None:
     script = probe_script(torch.zeros(1, 3, 2), {"go": torch.ones(2, dtype=torch.float64)}, 2)
     assert list(script) == ["hold", "go"]
-
-
-def test_other_actions_are_those_of_another_sample() -> None:
-    action = torch.arange(6.0).reshape(3, 2, 1)
-    assert torch.equal(other_actions(action), action[[1, 2, 0]])
-    assert torch.equal(other_actions(action[:1]), action[:1].flip(1))
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
