@@ -59,7 +59,7 @@ class ActionModulationMonitor(Callback):
     The modulation has six slots, `shift_sa`, `scale_sa`, `gate_sa` of self-attention and `shift_ffn`, `scale_ffn`,
     `gate_ffn` of the feed-forward, of D channels each. Norms are L2, averaged over the frames that have an action, over
     all batches of a step, and over all ranks. A frame whose modulation is exactly zero, as it is without an action, is
-    left out of them, and counts in `null_share`.
+    left out of them, and counts in `null_share`. Passes without gradient, such as validation, do not count.
 
     - `action/modulation_norm/<slot>`: norm of a slot, and `.../all` of the six together, averaged over layers;
     - `action/modulation_norm_by_frame/frame_<i>`: norm of the six together, for each latent frame;
@@ -81,7 +81,7 @@ class ActionModulationMonitor(Callback):
     too, in addition to the logged ones.
 
     It works with any LightningModule that has, under names of your choice, a module `projection` that returns
-    `[B, F, 6, D]` or `[B, F, L, 6, D]`, the first argument of that B and F being the action; a module `time_projection`
+    `[B, F, 6, D]` or `[B, F, L, 6, D]`, and whose arguments `[B, F, ...]` are the action; a module `time_projection`
     that returns `[..., 6 D]`; and a list of L `layers`, each with a parameter `table` of `6 D` values. Forward hooks
     watch them during a fit. A `projection` that is None is nothing to watch, which is said.
 
@@ -220,7 +220,7 @@ class ActionModulationMonitor(Callback):
     def _see_modulation(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], modulation: Any
     ) -> None:
-        if self._sums is None or not _is_training_pass():
+        if self._sums is None or not torch.is_grad_enabled():
             return
         if self._is_modulation(modulation):
             self._sums.add_modulation(modulation, _actions([*args, *kwargs.values()], modulation))
@@ -231,8 +231,8 @@ class ActionModulationMonitor(Callback):
                 f"expected [B, F, 6, D], or [B, F, {len(self._tables) or 'L'}, 6, D] for each layer, got {got}",
             )
 
-    def _see_time(self, module: nn.Module, args: tuple[Any, ...], modulation: Tensor) -> None:
-        if self._sums is not None and _is_training_pass():
+    def _see_time(self, module: nn.Module, args: tuple[Any, ...], modulation: Any) -> None:
+        if self._sums is not None and torch.is_grad_enabled() and isinstance(modulation, Tensor):
             self._sums.add_time(modulation)
 
     def _is_modulation(self, modulation: Any) -> bool:
@@ -287,11 +287,6 @@ class ActionModulationMonitor(Callback):
         self._hooks, self._parameters, self._tables, self._sums = [], [], [], None
 
 
-def _is_training_pass() -> bool:
-    """As opposed to a validation between two batches of a step, or to a probe by another callback."""
-    return torch.is_grad_enabled()
-
-
 def _find(pl_module: LightningModule, name: str) -> nn.Module | None:
     """The module of a name, or None if that is what the name stands for."""
     parent, _, last = name.rpartition(".")
@@ -325,6 +320,10 @@ def _tables(layers: nn.Module, name: str, table: str) -> Iterator[nn.Parameter]:
 
 
 def _actions(arguments: list[Any], modulation: Tensor) -> Tensor | None:
-    """The first argument that has an entry for every frame."""
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    return next((tensor for tensor in tensors if tensor.shape[:2] == modulation.shape[:2]), None)
+    """What a projection was given for each frame, `[B, F, N]`; several conditions may come in a dict."""
+    given = [
+        value for argument in arguments for value in (argument.values() if isinstance(argument, dict) else [argument])
+    ]
+    size = modulation.shape[:2]
+    per_frame = [value for value in given if isinstance(value, Tensor) and value.shape[:2] == size]
+    return torch.cat([value.detach().reshape(*size, -1).float() for value in per_frame], dim=-1) if per_frame else None

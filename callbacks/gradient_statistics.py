@@ -179,10 +179,11 @@ class GradientStatistics(Callback):
         for index, group in enumerate(optimizer.param_groups):
             if "name" in group or len(optimizer.param_groups) > 1:
                 groups[str(group.get("name", f"group_{index}"))] = [rows[parameter] for parameter in group["params"]]
+        modules: dict[str, list[int]] = {}
         for parameter, row in rows.items() if self.modules else ():
             for module in self._modules_above(parameter):
-                groups.setdefault(module, []).append(row)
-        return groups
+                modules.setdefault(module, []).append(row)
+        return groups | modules
 
     def _modules_above(self, parameter: nn.Parameter) -> set[str]:
         """The modules asked for that hold a parameter, with numbers of two digits so that they sort."""

@@ -37,7 +37,7 @@ class ModulationSums:
 
     @torch.no_grad()
     def add_modulation(self, modulation: Tensor, actions: Tensor | None) -> None:
-        """Adds up a modulation `[B, F, 6, D]` or `[B, F, L, 6, D]`, and its change with the actions `[B, F, ...]`."""
+        """Adds up a modulation `[B, F, 6, D]` or `[B, F, L, 6, D]`, and its change with the actions `[B, F, N]`."""
         self.per_layer = modulation.ndim == 5
         layers = modulation.detach().float() if self.per_layer else modulation.detach().float()[:, :, None]
         slots = vector_norm(layers, dim=-1)
@@ -54,7 +54,7 @@ class ModulationSums:
         self.sums["frames"] += present.sum()
         self.sums["null_frames"] += present.logical_not().sum()
         if actions is not None:
-            self._add_changes(layers, norms.square().sum(dim=2), present, actions.detach())
+            self._add_changes(layers, norms.square().sum(dim=2), present, actions)
         self.sample = layers.flatten()[:: 1 + layers.numel() // _NUM_SAMPLED]
 
     @torch.no_grad()
@@ -83,7 +83,6 @@ class ModulationSums:
 
     def _add_changes(self, layers: Tensor, squares: Tensor, present: Tensor, actions: Tensor) -> None:
         """Adds up the change between successive frames whose actions differ, and what it is measured by."""
-        actions = actions.reshape(*present.shape, -1)
         differ = (actions[:, 1:] != actions[:, :-1]).any(dim=-1) & present[:, 1:] & present[:, :-1]
         changes = (layers[:, 1:] - layers[:, :-1]).square().flatten(2).sum(dim=-1)
         nothing = torch.zeros_like(changes)

@@ -3,6 +3,7 @@
 Run by test_statistics_distributed.py as `python -m torch.distributed.run --nproc-per-node 2 <this> FOLDER`.
 """
 
+import gc
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_action.callbacks import (
@@ -104,16 +105,18 @@ def stop(folder: Path, rank: int, strategy: Strategy) -> str:
 
 
 def mixed_norm() -> float:
-    """Norm over a sharded and a replicated gradient of 12 and 5 ones."""
-    mesh = init_device_mesh("cpu", (2,))
-    sharded = nn.Parameter(distribute_tensor(torch.zeros(3, 4), mesh, [Shard(0)]))
-    sharded.grad = distribute_tensor(torch.ones(3, 4), mesh, [Shard(0)])
-    replicated = nn.Parameter(torch.zeros(5))
-    replicated.grad = torch.ones(5)
-    sums = GradientSums([sharded, replicated])
+    """Norm over gradients of 12, 6, 1 and 5 ones: sharded, sharded on one mesh axis of two, on one rank, copied."""
+    line, plane = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (2, 1))
+    layouts: list[Any] = [(3, 4, line, [Shard(0)]), (3, 2, plane, [Replicate(), Shard(0)]), (1, 1, line, [Shard(0)])]
+    parameters = [nn.Parameter(torch.zeros(5))]
+    parameters[0].grad = torch.ones(5)
+    for rows, columns, mesh, placements in layouts:
+        parameters.append(nn.Parameter(distribute_tensor(torch.zeros(rows, columns), mesh, placements)))
+        parameters[-1].grad = distribute_tensor(torch.ones(rows, columns), mesh, placements)
+    sums = GradientSums(parameters)
     sums.add_gradients()
     reduce([sums])
-    return sums.figures([0, 1])["norm"] ** 2
+    return sums.figures(range(len(parameters)))["norm"] ** 2
 
 
 def on_all_ranks(value: Any) -> list[Any]:
@@ -133,6 +136,9 @@ def main(folder: Path, rank: int) -> None:
     facts["mixed"] = mixed_norm()
     if rank == 0:
         (folder / "facts.json").write_text(json.dumps(facts))
+    dist.barrier()
+    # What a fit leaves behind that an exception ended must be gone before the process groups are.
+    gc.collect()
     dist.destroy_process_group()
 
 

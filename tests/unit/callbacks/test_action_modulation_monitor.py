@@ -268,6 +268,25 @@ def test_constant_actions_are_not_called_saturated(tmp_path: Path) -> None:
     assert "action/modulation_variation" not in shown
 
 
+def test_several_conditions_in_a_dict_are_all_actions(tmp_path: Path) -> None:
+    class TwoConditions(ActionEncoder):
+        def forward(self, conditions: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+            return super().forward(conditions["constant"] + conditions["moving"])
+
+    class Two(SomeonesDiT):
+        def configure_model(self) -> None:
+            super().configure_model()
+            self.action_encoder = TwoConditions(zero_init=False)
+
+        def forward(self, batch: dict[str, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
+            conditions: Any = {"constant": torch.zeros_like(action), "moving": action}
+            assert self.transformer is not None and self.action_encoder is not None
+            predicted = self.transformer(batch["latents"], batch["timestep"], self.action_encoder(conditions))
+            return predicted, batch["noise"] - batch["latents"]
+
+    assert fit(tmp_path, Two(), monitor())["action/modulation_variation"][3] > 0.1
+
+
 @PER_LAYER
 def test_a_modulation_of_another_shape_is_told_once(tmp_path: Path, per_layer: bool) -> None:
     class Other(SomeonesDiT):
@@ -313,6 +332,19 @@ def test_validation_does_not_count_and_hooks_are_gone_after_the_fit(tmp_path: Pa
     norm = torch.cat(training).flatten(2).norm(dim=-1).mean()
     assert shown["action/modulation_norm/all"][1] == pytest.approx(norm.item(), rel=1e-6)
     assert not [part for part in module.modules() if part._forward_hooks]
+
+
+def test_what_other_callbacks_generate_does_not_count(tmp_path: Path) -> None:
+    class Probes(Callback):
+        @torch.no_grad()
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+            pl_module(args[1], 100 * args[1]["action"])
+
+    plain = fit(tmp_path / "plain", SomeonesDiT(zero_init=False), monitor())
+    probed = fit(tmp_path / "probed", SomeonesDiT(zero_init=False), Probes(), monitor())
+    assert {tag: probed[tag] for tag in plain if tag.startswith("action/")} == {
+        tag: values for tag, values in plain.items() if tag.startswith("action/")
+    }
 
 
 def test_hooks_are_gone_after_an_exception(tmp_path: Path) -> None:
