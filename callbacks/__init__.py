@@ -10,6 +10,7 @@ from .gradient_statistics import GradientStatistics, NonFiniteGradientWarning
 from .noise_level_loss import NoiseLevelLoss
 from .prediction_writer import PredictionWriter
 from .rollout_logger import RolloutLogger
+from .tensorboard_layout import TensorBoardLayout
 from .throughput_monitor import ThroughputMonitor
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "NonFiniteGradientWarning",
     "PredictionWriter",
     "RolloutLogger",
+    "TensorBoardLayout",
     "ThroughputMonitor",
 ]

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from . import log_writing
-from .probing import Batch, first_validation_samples, leaving_no_trace, require_method, take_samples
+from .probing import Batch, first_validation_samples, leaving_no_trace, other_actions, require_method, take_samples
 
 _OWN_LOSS, _OTHER_LOSS, _CHANGE, _FIRST_LAYER = range(4)
 # What of a layer's output is compared: all of a small one, some tokens of one that would fill the memory.
@@ -31,7 +31,7 @@ class ActionSensitivity(Callback):
 
     At each noise level, the same noisy videos are predicted under their own actions and under actions that are
 
-    - `swapped`: those of another sample of the probe (of one alone: its own backwards);
+    - `swapped`: those of the next sample of the probe (of one alone: its own backwards);
     - `shuffled`: its own rows in another order, no row in its place;
     - `nulled`: none, `batch["action"] = None`;
     - `scaled`: its own times `scale`; not with actions that are whole numbers, which are classes.
@@ -257,7 +257,7 @@ def action_variants(actions: Sequence[Tensor], scale: float) -> dict[str, list[T
     """
     own = torch.cat(list(actions))
     variants = {
-        "swapped": own.roll(1, dims=0) if len(own) > 1 else own.flip(1),
+        "swapped": other_actions(own),
         "shuffled": own[:, _order_without_fixed_point(own.shape[1])],
     }
     if own.is_floating_point():

@@ -120,6 +120,7 @@ class DriftMonitor(EveryNValidations):
         self._warned_of: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._rows = []
         if stage in ("fit", "validate") and self.rollout_rows is not None:
             signature = "generate(batch) -> video [B, T, 3, H, W] in [0, 1]"
             require_method(pl_module, "DriftMonitor", "generate", signature)

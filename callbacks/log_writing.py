@@ -5,7 +5,7 @@ TensorBoard's SummaryWriter; the others are warned of once, and the fit goes on.
 nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -96,6 +96,15 @@ def text(trainer: Trainer, tag: str, content: str, step: int) -> None:
     """Logs a text in Markdown."""
     for writer in _writers(trainer, "add_text"):
         writer.add_text(tag, content, step)
+
+
+def custom_scalars(trainer: Trainer, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+    """Groups charts: title of a group -> title of a chart -> regular expressions of the tags that are its lines."""
+    multiline = {
+        title: {chart: ["Multiline", list(tags)] for chart, tags in charts.items()} for title, charts in layout.items()
+    }
+    for writer in _writers(trainer, "add_custom_scalars"):
+        writer.add_custom_scalars(multiline)
 
 
 def _writers(trainer: Trainer, method: str) -> Iterator[Any]:

@@ -85,6 +85,11 @@ def with_actions(sample: Batch, actions: Tensor) -> Batch:
     return batch | {"action": actions.to(sample["action"].dtype)}
 
 
+def other_actions(action: Tensor) -> Tensor:
+    """For every sample of `[B, rows, columns]` the actions of the next one; of one alone, its own backwards."""
+    return action.roll(-1, dims=0) if len(action) > 1 else action.flip(1)
+
+
 def first_validation_samples(trainer: Trainer, count: int, owner: str) -> list[Batch]:
     """The first samples of the first validation dataloader, batch by batch; none if the fit does not validate.
 

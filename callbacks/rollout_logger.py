@@ -33,6 +33,7 @@ from .probing import (
     format_row,
     leaving_no_trace,
     num_samples,
+    other_actions,
     require_method,
     take_sample,
     take_samples,
@@ -152,7 +153,7 @@ class RolloutLogger(EveryNValidations):
         self.write_files = write_files
 
         # Known only during a run.
-        self._folder = Path()
+        self._folder: Path | None = None
         self._samples: Batch | None = None
         self._seconds_per_video = 0.0
         self._deadline = 0.0
@@ -162,9 +163,12 @@ class RolloutLogger(EveryNValidations):
         if stage not in ("fit", "validate"):
             return
         require_method(pl_module, "RolloutLogger", "generate", "generate(batch) -> video [B, T, 3, H, W] in [0, 1]")
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "rollouts"
-        if self.write_files and trainer.is_global_zero:
-            make_folder(self._folder, "The log folder of RolloutLogger, or write_files: false,")
+        self._samples, self._warned = None, False
+        log_folder = Path(trainer.log_dir or trainer.default_root_dir)
+        writes = self.write_files and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        self._folder = log_folder / "rollouts" if writes else None
+        if self._folder is not None and trainer.is_global_zero:
+            make_folder(self._folder, "The log folder of RolloutLogger (or set write_files: false)")
 
     def on_validation_batch_end(
         self,
@@ -194,32 +198,29 @@ class RolloutLogger(EveryNValidations):
     def _log_samples(self, trainer: Trainer, pl_module: LightningModule, samples: Batch) -> None:
         """Panels 1 and 2."""
         action = samples["action"]
-        own = self._generate(trainer, pl_module, samples, action)
-        if own is None:
+        variants = {"own actions": action, "other actions": other_actions(action), "no action": None}
+        generated = {name: self._generate(trainer, pl_module, samples, rows) for name, rows in variants.items()}
+        videos = {name: video for name, video in generated.items() if video is not None}
+        if "own actions" not in videos or not trainer.is_global_zero:
             return
-        videos = {"own actions": own}
         truth = samples.get("video")
-        if truth is not None and truth.shape == own.shape:
+        if truth is not None and truth.shape == videos["own actions"].shape:
             videos = {"truth": to_uint8(truth.float() / 2 + 0.5), **videos}
-        for index, video in enumerate(own):
-            true = videos["truth"][index] if "truth" in videos else None
-            self._show_video(trainer, f"1_truth/sample_{index}", self._draw_beside_truth(video, true, action[index]))
-        others = {"other actions": other_actions(action), "no action": None}
-        generated = {name: self._generate(trainer, pl_module, samples, other) for name, other in others.items()}
-        videos |= {name: video for name, video in generated.items() if video is not None}
-        for index in range(len(own)):
-            strips = {name: of_all[index] for name, of_all in videos.items()}
-            self._show_picture(trainer, f"2_counterfactual/sample_{index}", self._draw_strips(strips))
+        for index in range(len(action)):
+            of_sample = {name: of_all[index] for name, of_all in videos.items()}
+            beside = self._draw_beside_truth(of_sample["own actions"], of_sample.get("truth"), action[index])
+            self._show_video(trainer, f"1_truth/sample_{index}", beside)
+            self._show_picture(trainer, f"2_counterfactual/sample_{index}", self._draw_strips(of_sample))
 
     def _log_probe_script(self, trainer: Trainer, pl_module: LightningModule, sample: Batch) -> None:
         """Panel 3."""
         script = probe_script(sample["action"], self._actions(), self.alternate_every)
         batch = with_actions(sample, torch.stack(list(script.values())))
         videos = self._generate(trainer, pl_module, batch, batch["action"])
-        if videos is None:
+        without = None if videos is None else self._generate(trainer, pl_module, sample, None)
+        if videos is None or not trainer.is_global_zero:
             return
         tiles = {name: (video, rows) for (name, rows), video in zip(script.items(), videos, strict=True)}
-        without = self._generate(trainer, pl_module, sample, None)
         if without is not None and without.shape[1] == videos.shape[1]:
             tiles["no action"] = without[0], sample["action"][0, :0]
         drawn = [self._draw_actions(*tile) for tile in tiles.values()]
@@ -232,7 +233,7 @@ class RolloutLogger(EveryNValidations):
         scaled = (rows[:, None] * rows.new_tensor(self.scales)[:, None]).flatten(0, 1)
         batch = with_actions(sample, scaled[:, None].repeat(1, sample["action"].shape[1], 1))
         videos = self._generate(trainer, pl_module, batch, batch["action"])
-        if videos is None:
+        if videos is None or not trainer.is_global_zero:
             return
         frames = strip_frames(min(videos.shape[1], self.max_frames), _SCAN_FRAMES)
         labels = [(name, format_row(row.tolist())) for name, row in actions.items()]
@@ -292,24 +293,20 @@ class RolloutLogger(EveryNValidations):
     def _show_video(self, trainer: Trainer, name: str, frames: Tensor) -> None:
         step = log_writing.current_step(trainer)
         log_writing.video(trainer, f"rollout/{name}", frames, self.fps, step)
-        if self.write_files:
-            write_gif(self._file(step, f"{name}.gif"), frames, self.fps)
+        if self._folder is not None:
+            write_gif(_file(self._folder, step, f"{name}.gif"), frames, self.fps)
 
     def _show_picture(self, trainer: Trainer, name: str, picture: Tensor) -> None:
         step = log_writing.current_step(trainer)
         log_writing.image(trainer, f"rollout/{name}", picture, step)
-        if self.write_files:
-            write_png(self._file(step, f"{name}.png"), picture)
-
-    def _file(self, step: int, name: str) -> Path:
-        path = self._folder / f"step_{step:08d}" / name.replace("/", "_")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        if self._folder is not None:
+            write_png(_file(self._folder, step, f"{name}.png"), picture)
 
 
-def other_actions(action: Tensor) -> Tensor:
-    """For every sample of `[B, rows, columns]` the actions of the next one; of one alone, its own backwards."""
-    return action.roll(-1, dims=0) if len(action) > 1 else action.flip(1)
+def _file(folder: Path, step: int, name: str) -> Path:
+    path = folder / f"step_{step:08d}" / name.replace("/", "_")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def default_actions(action: Tensor) -> dict[str, Tensor]:

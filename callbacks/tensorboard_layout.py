@@ -7,39 +7,53 @@ from . import log_writing
 Layout = dict[str, dict[str, list[str]]]
 """Title of a group -> title of a chart in it -> regular expressions of the tags that it shows as lines."""
 
-_SLOTS = ("gate_sa", "gate_ffn", "shift_sa", "scale_sa", "shift_ffn", "scale_ffn")
-_VARIANTS = ("swapped", "shuffled", "nulled", "scaled")
-_DRIFTS = ("brightness", "contrast", "high_frequency", "block_seam")
-
 DEFAULT_LAYOUT: Layout = {
     "Do the actions act?": {
-        "modulation by slot": [r"action/modulation_norm/[a-z_]+$"],
-        "change of the prediction under other actions": [r"sensitivity/change/[a-z]+$"],
-        "shuffle gap": [r"sensitivity/shuffle_gap$", r"sensitivity/shuffle_gap_error$"],
-        "win rate": [r"sensitivity/win_rate$"],
+        "norm of the modulation": ["action/modulation_norm/"],
+        "modulation relative to time": ["action/modulation_to_time/all$"],
+        "variation of the modulation": ["action/modulation_variation$"],
+        "change of the prediction under other actions": ["sensitivity/change/[a-z]+$"],
+        "shuffle gap and its standard error": ["sensitivity/shuffle_gap$", "sensitivity/shuffle_gap_error$"],
+        "win rate": ["sensitivity/win_rate$"],
     },
     "Where in the network": {
-        **{f"modulation, {slot}, by layer": [rf"action/modulation_norm/{slot}/layer_\d+$"] for slot in _SLOTS},
-        **{f"change when {variant}, by layer": [rf"sensitivity/layer/{variant}/layer_\d+$"] for variant in _VARIANTS},
+        "modulation relative to time": ["action/modulation_to_time/layer_"],
+        "modulation relative to the layer's table": ["action/modulation_to_table/layer_"],
+        "change under swapped actions": ["sensitivity/layer/swapped/layer_"],
+        "change without actions": ["sensitivity/layer/nulled/layer_"],
+    },
+    "When in the video": {
+        "norm of the modulation": ["action/modulation_norm_by_frame/"],
+        "brightness": ["drift/brightness/(start|end)$"],
+        "contrast": ["drift/contrast/(start|end)$"],
+        "high frequencies": ["drift/high_frequency/(start|end)$"],
+        "block seams": ["drift/block_seam/(start|end)$"],
     },
     "At which noise": {
-        "loss": [r"loss/noise_level/"],
-        "loss in validation": [r"loss/noise_level_validation/"],
-        "shuffle gap": [r"sensitivity/shuffle_gap/t"],
-        "win rate": [r"sensitivity/win_rate/t"],
-        "change when swapped": [r"sensitivity/change/swapped/t"],
+        "loss": ["loss/noise_level/"],
+        "loss in validation": ["loss/noise_level_validation/"],
+        "shuffle gap": ["sensitivity/shuffle_gap/t"],
+        "win rate": ["sensitivity/win_rate/t"],
+        "change under swapped actions": ["sensitivity/change/swapped/t"],
     },
     "Gradients": {
-        "norm": [r"grad/norm/"],
-        "norm after clipping": [r"grad/clipped_norm/"],
-        "update to weight": [r"grad/update_to_weight/"],
-        "cosine to the step before": [r"grad/cosine/"],
-        "share of zeros": [r"grad/zero_share/"],
-        "share of non-finite values": [r"grad/nonfinite_share/"],
+        "norm": ["grad/norm/"],
+        "norm after clipping": ["grad/clipped_norm/"],
+        "update to weight": ["grad/update_to_weight/"],
+        "cosine to the step before": ["grad/cosine/"],
+        "share of zeros": ["grad/zero_share/"],
+        "share of non-finite values": ["grad/nonfinite_share/"],
     },
-    "Long rollouts": {name.replace("_", " "): [rf"drift/{name}/(start|end)$"] for name in _DRIFTS},
-    "Speed": {"throughput": [r"throughput/"]},
-    "Schedule": {"phase": [r"phase/"], "learning rate": [r"lr-"]},
+    "Speed": {
+        "video frames per second": ["throughput/.*/video_frames_per_second_"],
+        "seconds of a block": ["throughput/predict/block_seconds_"],
+        "steps per second": ["throughput/train/steps_per_second$"],
+        "use of the device": ["throughput/train/flop_utilization$"],
+    },
+    "Phase": {
+        "is the backbone trainable": ["phase/backbone_trainable$"],
+        "learning rate of the backbone": ["phase/backbone_learning_rate$"],
+    },
 }
 
 

@@ -1,19 +1,15 @@
 """The callbacks that log statistics, on two processes (DDP, FSDP2 with gloo) against one with the same global batch."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.callbacks import statistics_script
+from tests.two_processes import facts_of
 
 pytestmark = pytest.mark.distributed
 
-ROOT = Path(__file__).resolve().parents[3]
 STRATEGIES = pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 PER_LAYER = pytest.mark.parametrize("per_layer", [False, True])
 TOLERANCE = 1e-6
@@ -22,20 +18,7 @@ TOLERANCE = 1e-6
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the script saw: one launch for all tests, because starting the processes takes longer than the fits."""
-    folder = tmp_path_factory.mktemp("statistics")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(
-        [*command, statistics_script.__file__, str(folder)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-5000:]
-    seen: dict[str, Any] = json.loads((folder / "facts.json").read_text())
-    return seen
+    return facts_of(statistics_script, tmp_path_factory.mktemp("statistics"))
 
 
 @PER_LAYER

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_action.callbacks import ActionSensitivity, IgnoredActionsWarning
+from lightning_action.callbacks import ActionModulationMonitor, ActionSensitivity, IgnoredActionsWarning
 from lightning_action.callbacks.action_sensitivity import Sensitivity, action_variants
 from tests.short_fits import quiet_trainer, scalars
 from tests.someones_dit import MovingSpots, SomeonesDiT, moving_spots
@@ -40,7 +40,8 @@ class Probed(SomeonesDiT):
         action = batch["action"]
         if action is None or self.ignores_actions:
             action = torch.zeros(batch["latents"].shape[:2] + (2,))
-        noised = batch | {
+        noised = {
+            "latents": batch["latents"],
             "timestep": torch.full(batch["latents"].shape[:2], timestep),
             "noise": torch.randn(batch["latents"].shape, generator=random),
         }
@@ -92,7 +93,7 @@ def direct_figures(module: Probed) -> dict[str, float]:
             for index, sample in enumerate(samples):
                 own = sample["action"]
                 variants = {
-                    "swapped": samples[index - 1]["action"],
+                    "swapped": samples[(index + 1) % SAMPLES]["action"],
                     "shuffled": own[order.flatten().long()],
                     "scaled": SCALE * own,
                     "nulled": torch.zeros_like(own),
@@ -176,6 +177,20 @@ def test_training_is_the_same_bit_for_bit(tmp_path: Path, validates: bool) -> No
         weights.append(module.state_dict() | {"random": torch.get_rng_state()})
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_probe_is_not_taken_for_training(tmp_path: Path, first: bool) -> None:
+    def watch() -> ActionModulationMonitor:
+        names = ("action_encoder", "transformer.time_mlp", "transformer.layers", "table")
+        return ActionModulationMonitor(*names, every_n_steps=1)
+
+    shown = []
+    for callbacks in ([watch()], [probe(every_n_steps=1), watch()] if first else [watch(), probe(every_n_steps=1)]):
+        logger = TensorBoardLogger(tmp_path)
+        trainer_for(tmp_path, *callbacks, logger=logger, accumulate_grad_batches=2).fit(Probed(), moving_spots())
+        shown.append({tag: values for tag, values in scalars(logger).items() if tag.startswith("action/")})
+    assert shown[0] and shown[0] == shown[1]
 
 
 def test_modes_are_restored(tmp_path: Path) -> None:

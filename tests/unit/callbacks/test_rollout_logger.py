@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import RolloutLogger, rollout_logger
 from lightning_action.callbacks.pictures import CAPTION_HEIGHT, GAP, from_image
-from lightning_action.callbacks.rollout_logger import default_actions, other_actions, probe_script
+from lightning_action.callbacks.rollout_logger import default_actions, probe_script
 from tests.short_fits import events, quiet_trainer
 
 B, T, H, W = 3, 9, 20, 24
@@ -239,9 +239,12 @@ def test_without_tensorboard_there_are_files_and_a_warning(tmp_path: Path) -> No
     assert len(list((tmp_path / "none").glob("rollouts/step_*/*"))) == 4
 
 
-def test_files_can_be_left_out(tmp_path: Path) -> None:
-    fit(tmp_path, RolloutLogger(write_files=False))
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("options", [{"write_files": False}, {"fast_dev_run": True}], ids=lambda o: next(iter(o)))
+def test_files_can_be_left_out(tmp_path: Path, options: dict[str, bool]) -> None:
+    module = World()
+    write_files = options.pop("write_files", True)
+    fit(tmp_path, RolloutLogger(write_files=write_files), module=module, **options)
+    assert module.batches and list(tmp_path.iterdir()) == []
 
 
 def test_classes_are_tried_as_they_are(tmp_path: Path) -> None:
@@ -269,12 +272,6 @@ def test_default_actions_follow_from_the_kind_of_action() -> None:
 def test_a_single_action_alternates_with_nothing() -> None:
     script = probe_script(torch.zeros(1, 3, 2), {"go": torch.ones(2, dtype=torch.float64)}, 2)
     assert list(script) == ["hold", "go"]
-
-
-def test_other_actions_are_those_of_another_sample() -> None:
-    action = torch.arange(6.0).reshape(3, 2, 1)
-    assert torch.equal(other_actions(action), action[[1, 2, 0]])
-    assert torch.equal(other_actions(action[:1]), action[:1].flip(1))
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
