@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from .pictures import enlarge, font, from_image, make_folder, shrink, to_image, to_uint8, write_png
+from .probing import Batch, check_action_width, check_videos, format_row, require_method, take_sample, with_actions
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -46,7 +48,7 @@ class ActionScan(Callback):
         actions: Name of each action and its row, for example `{"right": [1.0, 0.0]}`. The row is held throughout.
         scales: Numbers that every action is multiplied by. At 0, all actions should give the same video.
         output: Path of the picture. Default: `action_scan.png` in the Trainer's `default_root_dir`.
-        num_strip_frames: Number of frames in a cell after the start, evenly spaced up to the last.
+        numstrip_frames: Number of frames in a cell after the start, evenly spaced up to the last.
         sample: Which sample of the first batch to start from; the last, if the batch has fewer.
 
     Raises:
@@ -68,7 +70,7 @@ class ActionScan(Callback):
         actions: dict[str, list[float]],
         scales: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
         output: str | None = None,
-        num_strip_frames: int = 4,
+        numstrip_frames: int = 4,
         sample: int = 0,
     ) -> None:
         super().__init__()
@@ -77,28 +79,24 @@ class ActionScan(Callback):
             raise ValueError(f"actions must be rows of one width, and at least one, got {actions}")
         if not scales or not all(map(math.isfinite, scales)):
             raise ValueError(f"scales must be finite numbers, and at least one, got {scales}")
-        if num_strip_frames < 1:
-            raise ValueError(f"num_strip_frames must be at least 1, got {num_strip_frames}")
+        if numstrip_frames < 1:
+            raise ValueError(f"numstrip_frames must be at least 1, got {numstrip_frames}")
         if sample < 0:
             raise ValueError(f"sample must be at least 0, got {sample}")
         self.actions = actions
         self.scales = list(scales)
         self.output = output
-        self.num_strip_frames = num_strip_frames
+        self.numstrip_frames = numstrip_frames
         self.sample = sample
 
         # Known only during a prediction.
         self._path = Path()
-        self._sample: dict[str, Any] | None = None
+        self._sample: Batch | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict":
             return
-        if not callable(getattr(pl_module, "generate", None)):
-            raise MisconfigurationException(
-                f"ActionScan needs a method generate(batch) -> video [B, T, 3, H, W] in [0, 1], and"
-                f" {type(pl_module).__name__} has none"
-            )
+        require_method(pl_module, "ActionScan", "generate", "generate(batch) -> video [B, T, 3, H, W] in [0, 1]")
         self._path = Path(self.output or Path(trainer.default_root_dir) / "action_scan.png")
         make_folder(self._path.parent, "The folder of ActionScan(output=...)")
 
@@ -114,8 +112,8 @@ class ActionScan(Callback):
         # Kept as it passes by, so that no data is loaded twice; and after the module has accepted it, so that a batch
         # with wrong actions is not blamed on this callback.
         if batch_idx == 0 and dataloader_idx == 0:
-            self._sample = _take_sample(batch, self.sample)
-            _check_action(self._sample["action"], self._scaled_rows())
+            self._sample = take_sample(batch, self.sample, "ActionScan")
+            check_action_width("ActionScan", self._sample["action"], self._scaled_rows())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # All ranks generate, and all the same, because those of a sharded model wait for one another.
@@ -123,10 +121,10 @@ class ActionScan(Callback):
         self._sample = None
         if sample is None:
             raise MisconfigurationException("ActionScan needs a sample, and the first predict dataloader gave no batch")
-        batch = {name: _to_device(value, pl_module.device) for name, value in self._combine(sample).items()}
+        batch = move_data_to_device(self._combine(sample), pl_module.device)
         with trainer.precision_plugin.predict_step_context():
             videos = pl_module.generate(batch)  # type: ignore[operator]
-        _check_videos(videos, num_videos=len(self._scaled_rows()))
+        check_videos("ActionScan", videos, num_videos=len(self._scaled_rows()))
         if trainer.is_global_zero:
             write_png(self._path, self._draw(videos))
             rank_zero_info(f"ActionScan: wrote {self._path}")
@@ -137,16 +135,14 @@ class ActionScan(Callback):
         scaled: Tensor = rows[:, None] * torch.tensor(self.scales, dtype=torch.float64)[:, None]
         return scaled.flatten(0, 1)
 
-    def _combine(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """A batch with the sample once for every row of `_scaled_rows`, which takes the place of its actions."""
-        rows, action = self._scaled_rows(), sample["action"]
-        batch = {name: _repeat(value, len(rows)) for name, value in sample.items()}
-        return batch | {"action": rows.to(action.dtype)[:, None].repeat(1, action.shape[1], 1)}
+    def _combine(self, sample: Batch) -> Batch:
+        """A batch with the sample once for every row of `_scaled_rows`, held throughout."""
+        return with_actions(sample, self._scaled_rows()[:, None].repeat(1, sample["action"].shape[1], 1))
 
     def _draw(self, videos: Tensor) -> Tensor:
-        row_labels = [(name, _format_row(row)) for name, row in self.actions.items()]
+        row_labels = [(name, format_row(row)) for name, row in self.actions.items()]
         column_labels = [f"scale {scale:g}" for scale in self.scales]
-        frames = _strip_frames(videos.shape[1], self.num_strip_frames)
+        frames = strip_frames(videos.shape[1], self.numstrip_frames)
         return draw_scan(to_uint8(videos[:, frames]), frames, row_labels, column_labels)
 
 
@@ -177,7 +173,11 @@ class ScanLayout(NamedTuple):
 
 
 def draw_scan(
-    strips: Tensor, frame_numbers: Sequence[int], row_labels: Sequence[tuple[str, str]], column_labels: Sequence[str]
+    strips: Tensor,
+    frame_numbers: Sequence[int],
+    row_labels: Sequence[tuple[str, str]],
+    column_labels: Sequence[str],
+    subtitle: str = _SUBTITLE,
 ) -> Tensor:
     """Film strips in rows and columns, with headers.
 
@@ -186,6 +186,7 @@ def draw_scan(
         frame_numbers: what to write above each frame of the strips.
         row_labels: name and description of each row.
         column_labels: name of each column.
+        subtitle: what rows and columns are.
 
     Returns:
         The picture, uint8 `[3, height, width]`.
@@ -196,8 +197,11 @@ def draw_scan(
     left = 2 * _MARGIN + max(_text_width(*label) for label in row_labels)
     layout = ScanLayout(len(row_labels), len(column_labels), strips.shape[1], strips.shape[-2], strips.shape[-1], left)
     width, height = layout.size
-    image = Image.new("RGB", (max(width, left + _text_width(_TITLE, _SUBTITLE) + _MARGIN), height), "white")
-    _draw_labels(ImageDraw.Draw(image), layout, frame_numbers, row_labels, column_labels)
+    image = Image.new("RGB", (max(width, left + _text_width(_TITLE, subtitle) + _MARGIN), height), "white")
+    draw = ImageDraw.Draw(image)
+    draw.text((left, _MARGIN), _TITLE, fill=_BLACK, font=font(_LARGE))
+    draw.text((left, _MARGIN + 32), subtitle, fill=_GREY, font=font(_SMALL))
+    _draw_labels(draw, layout, frame_numbers, row_labels, column_labels)
     for cell, strip in enumerate(strips):
         for index, frame in enumerate(strip):
             image.paste(to_image(frame), layout.corner(*divmod(cell, layout.num_columns), index))
@@ -211,8 +215,6 @@ def _draw_labels(
     row_labels: Sequence[tuple[str, str]],
     column_labels: Sequence[str],
 ) -> None:
-    draw.text((layout.left, _MARGIN), _TITLE, fill=_BLACK, font=font(_LARGE))
-    draw.text((layout.left, _MARGIN + 32), _SUBTITLE, fill=_GREY, font=font(_SMALL))
     for row, (name, description) in enumerate(row_labels):
         right, middle = layout.left - _MARGIN, layout.corner(row, 0)[1] + layout.frame_height // 2
         draw.text((right, middle), name, fill=_BLACK, font=font(_LARGE), anchor="rd")
@@ -226,72 +228,10 @@ def _draw_labels(
             draw.text((centre, _HEADER_HEIGHT - 6), text, fill=_GREY, font=font(_SMALL), anchor="md")
 
 
-def _take_sample(batch: Any, index: int) -> dict[str, Any]:
-    """One sample of a batch (the last, if there are fewer), as a batch of one, on the CPU."""
-    if not isinstance(batch, dict) or not isinstance(batch.get("action"), Tensor) or batch["action"].ndim != 3:
-        got = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
-        raise MisconfigurationException(
-            f"ActionScan needs predict batches that are dicts with 'action' [B, rows, columns], got {got}"
-        )
-    sample = {}
-    index = min(index, len(batch["action"]) - 1)
-    for name, value in batch.items():
-        if _is_per_sample(value):
-            if len(value) != len(batch["action"]):
-                raise MisconfigurationException(
-                    f"ActionScan needs batches with one entry for each sample: 'action' has {len(batch['action'])}"
-                    f" and '{name}' has {len(value)}"
-                )
-            value = value[index : index + 1]
-        # A copy, or all of the batch would stay in memory.
-        sample[name] = value.detach().cpu().clone() if isinstance(value, Tensor) else value
-    return sample
-
-
-def _is_per_sample(value: Any) -> bool:
-    return isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.ndim > 0)
-
-
-def _repeat(value: Any, count: int) -> Any:
-    if isinstance(value, Tensor) and value.ndim > 0:
-        return value.repeat_interleave(count, dim=0)
-    return value * count if isinstance(value, list | tuple) else value
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _check_action(action: Tensor, rows: Tensor) -> None:
-    if action.shape[-1] != rows.shape[-1]:
-        raise MisconfigurationException(
-            f"ActionScan(actions=...) has rows of {rows.shape[-1]} columns, and the batch's 'action'"
-            f" {tuple(action.shape)} has {action.shape[-1]}: give each action {action.shape[-1]} numbers"
-        )
-    if not action.is_floating_point() and bool((rows != rows.round()).any()):
-        raise MisconfigurationException(
-            f"ActionScan: the batch's 'action' holds whole numbers ({action.dtype}), and some of the scaled actions are"
-            " none; with classes, scales: [1.0] is the only one that makes sense"
-        )
-
-
-def _check_videos(videos: Any, num_videos: int) -> None:
-    expected = f"ActionScan expects generate(batch) to return {num_videos} videos [B, T, 3, H, W]"
-    if not isinstance(videos, Tensor):
-        raise MisconfigurationException(f"{expected}, got {type(videos).__name__}")
-    if videos.ndim != 5 or len(videos) != num_videos or videos.shape[2] != 3:
-        raise MisconfigurationException(f"{expected}, got {tuple(videos.shape)}")
-
-
-def _strip_frames(num_frames: int, num_later: int) -> list[int]:
+def strip_frames(num_frames: int, num_later: int) -> list[int]:
     """The start and later frames, evenly spaced up to the last; all frames if there are not that many."""
     num_later = min(num_later, num_frames - 1)
     return [0, *(round(index * (num_frames - 1) / num_later) for index in range(1, num_later + 1))]
-
-
-def _format_row(row: Sequence[float]) -> str:
-    shown = [f"{value:g}" for value in row[:4]]
-    return f"({', '.join(shown)}{', ...' if len(row) > 4 else ''})"
 
 
 def _text_width(large: str, small: str) -> int:

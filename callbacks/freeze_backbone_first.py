@@ -1,9 +1,8 @@
 """Train the new parts of a model first, and its pretrained backbone later."""
 
 import math
-from collections.abc import Iterable
 from functools import partial
-from itertools import compress, count
+from itertools import compress, count, takewhile
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -11,12 +10,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from .optimizer_groups import BackboneGroup, materialize_state, mixed_group_message, quoted, split_group
+from .part_names import check_parts_exist, is_in
+from .probing import drop_gathered_parameters
 
 
 class FreezeBackboneFirst(Callback):
@@ -29,12 +29,16 @@ class FreezeBackboneFirst(Callback):
     resumed on either side of the switch, with replicated and with sharded parameters. Put the backbone into the
     optimizer as if it trained from the start. With `ddp`, find_unused_parameters must be on.
 
-    It logs `phase/backbone_trainable` and `phase/backbone_learning_rate` (the largest, if the backbone has several
-    parameter groups) at every step.
+    Several of these callbacks make several phases: with one for LoRA weights and one for all else in the backbone, new
+    parts train first, then LoRA as well, then everything. Each needs a `name`. One that waits for a plateau begins to
+    count validations once those before it in the list of callbacks train their parts.
+
+    It logs `phase/<name>_trainable`, `phase/<name>_learning_rate` (the largest, if there are several parameter groups)
+    and `phase/index`, the number of these callbacks whose parts train: 0 in the first phase, 1 in the next.
 
     Args:
         backbone: Names of the parts to freeze, as attributes of the LightningModule, for example `["generator"]` or
-            `["generator.blocks", "generator.head"]`.
+            `["generator.blocks", "generator.head"]`. A `*` stands for anything, as in `["generator.*.lora_*"]`.
         unfreeze_at_step: Optimizer step (`trainer.global_step`) from which on the backbone trains.
         unfreeze_at_epoch: Epoch from which on the backbone trains.
         monitor: Name of a logged metric: the backbone trains once validation has stopped improving it. Give exactly
@@ -46,6 +50,8 @@ class FreezeBackboneFirst(Callback):
             first step takes 1 / warmup_steps of it, step number warmup_steps all of it.
         learning_rate: Learning rate of the backbone, in place of the initial one of its parameter group: a scheduler
             scales it as it scales the group's. By default the group keeps its own.
+        exclude: Names of parts of the backbone that are not to be frozen, for example `["generator.*.lora_*"]`.
+        name: What the backbone is called in logs.
 
     Raises:
         ValueError: If the arguments contradict each other or are out of range.
@@ -61,6 +67,15 @@ class FreezeBackboneFirst(Callback):
                 unfreeze_at_step: 2000
                 warmup_steps: 500
                 learning_rate: 1.0e-5
+
+    Actions first, from step 1000 on LoRA, too, and everything once validation has stopped improving::
+
+        trainer:
+          callbacks:
+            - class_path: lightning_action.callbacks.FreezeBackboneFirst
+              init_args: {name: lora, backbone: [generator.*.lora_*], unfreeze_at_step: 1000}
+            - class_path: lightning_action.callbacks.FreezeBackboneFirst
+              init_args: {backbone: [generator], exclude: [generator.*.lora_*], monitor: validation/loss}
     """
 
     def __init__(
@@ -74,10 +89,14 @@ class FreezeBackboneFirst(Callback):
         mode: Literal["min", "max"] = "min",
         warmup_steps: int = 0,
         learning_rate: float | None = None,
+        exclude: list[str] | None = None,
+        name: str = "backbone",
     ) -> None:
         super().__init__()
         if not isinstance(backbone, list) or not backbone:
             raise ValueError(f"backbone must be a list with at least one attribute name, got {backbone!r}")
+        if not isinstance(exclude, list | None):
+            raise ValueError(f"exclude must be a list of attribute names, got {exclude!r}")
         switches = {"unfreeze_at_step": unfreeze_at_step, "unfreeze_at_epoch": unfreeze_at_epoch, "monitor": monitor}
         given = {name: value for name, value in switches.items() if value is not None}
         if len(given) != 1:
@@ -99,6 +118,8 @@ class FreezeBackboneFirst(Callback):
         self.mode = mode
         self.warmup_steps = warmup_steps
         self.learning_rate = learning_rate
+        self.exclude = exclude or []
+        self.name = name
 
         # Kept in checkpoints.
         self._unfrozen_at: int | None = None
@@ -127,9 +148,17 @@ class FreezeBackboneFirst(Callback):
         self._best = state_dict["best"]
         self._num_bad_validations = state_dict["num_bad_validations"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        names = [callback.name for callback in _all_of(trainer)]
+        if len(set(names)) < len(names):
+            raise MisconfigurationException(
+                f"Several FreezeBackboneFirst in one Trainer need different names, got {names}: give each a `name`, for"
+                " example lora and backbone"
+            )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepares the optimizers, which exist here, but have not been restored from a checkpoint yet."""
-        _check_parts_exist(pl_module, self.backbone)
+        check_parts_exist(pl_module, [*self.backbone, *self.exclude])
         # Shared parameters and modules have several names, and one inside the backbone is enough.
         parameters = pl_module.named_parameters(remove_duplicate=False)
         modules = pl_module.named_modules(remove_duplicate=False)
@@ -163,12 +192,18 @@ class FreezeBackboneFirst(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._apply_phase(trainer, pl_module)
         learning_rates = [float(self._learning_rate(trainer, group.options)) for group in self._groups]
-        pl_module.log("phase/backbone_trainable", 0.0 if self._frozen else 1.0)
-        pl_module.log("phase/backbone_learning_rate", 0.0 if self._frozen else max(learning_rates))
+        pl_module.log(f"phase/{self.name}_trainable", 0.0 if self._frozen else 1.0)
+        pl_module.log(f"phase/{self.name}_learning_rate", 0.0 if self._frozen else max(learning_rates))
+        # By each of them, and the last one, which is the one that counts, knows of all.
+        pl_module.log("phase/index", float(sum(not callback.is_waiting for callback in _all_of(trainer))))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         validates_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if self.monitor is None or self._unfrozen_at is not None or not validates_fit:
+        if self.monitor is None or not self.is_waiting or not validates_fit:
+            return
+        # Otherwise one plateau would end two phases.
+        earlier = takewhile(lambda callback: callback is not self, _all_of(trainer))
+        if any(callback.is_waiting for callback in earlier):
             return
         if self.monitor not in trainer.callback_metrics:
             raise MisconfigurationException(
@@ -187,24 +222,29 @@ class FreezeBackboneFirst(Callback):
         self._release(pl_module)
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether the switch is still to come."""
+        return self._unfrozen_at is None
+
+    @property
     def _has_own_learning_rate(self) -> bool:
         return self.warmup_steps > 0 or self.learning_rate is not None
 
     def _is_backbone(self, name: str) -> bool:
-        return any(name == part or name.startswith(f"{part}.") for part in self.backbone)
+        return is_in(name, self.backbone) and not is_in(name, self.exclude)
 
     def _apply_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freezes or unfreezes the backbone, as the progress of the fit and nothing else demands."""
         self._update_unfrozen_at(trainer)
-        parts, was_frozen, self._frozen = quoted(self.backbone), self._frozen, self._unfrozen_at is None
+        parts, was_frozen, self._frozen = quoted(self.backbone), self._frozen, self.is_waiting
         if self._frozen:
             self._freeze()
             if not was_frozen:
-                _drop_gathered_parameters(pl_module)
+                drop_gathered_parameters(pl_module)
                 rank_zero_info(f"FreezeBackboneFirst: {parts} is frozen until {self._describe_switch()}.")
         elif was_frozen:
             self._unfreeze(pl_module)
-            _drop_gathered_parameters(pl_module)
+            drop_gathered_parameters(pl_module)
             rank_zero_info(f"FreezeBackboneFirst: {parts} trains from step {self._unfrozen_at} on.")
 
     def _update_unfrozen_at(self, trainer: Trainer) -> None:
@@ -277,7 +317,7 @@ class FreezeBackboneFirst(Callback):
                 continue
             # Schedulers count the groups when they are built. Most leave a mark, even those the trainer does not know.
             if "initial_lr" in group or any(scheduler.optimizer is optimizer for scheduler in schedulers):
-                raise MisconfigurationException(mixed_group_message(optimizer, index, self.backbone))
+                raise MisconfigurationException(mixed_group_message(optimizer, index, self.backbone, self.exclude))
             split_group(optimizer, group, in_backbone)
 
     def _check_something_to_train(self, pl_module: LightningModule) -> None:
@@ -301,15 +341,9 @@ class FreezeBackboneFirst(Callback):
         self._frozen, self._parameters, self._norms, self._groups = None, set(), [], []
 
 
-def _check_parts_exist(pl_module: LightningModule, parts: Iterable[str]) -> None:
-    names = {name for name, _ in pl_module.named_modules(remove_duplicate=False) if name}
-    names |= {name for name, _ in pl_module.named_parameters(remove_duplicate=False)}
-    for part in parts:
-        if part not in names:
-            has = sorted(name for name in names if name.count(".") <= part.count("."))
-            raise MisconfigurationException(
-                f"{type(pl_module).__name__} has no part {part!r} when the fit starts. It has: {', '.join(has)}"
-            )
+def _all_of(trainer: Trainer) -> list[FreezeBackboneFirst]:
+    """In the order in which the Trainer calls them."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, FreezeBackboneFirst)]  # type: ignore[attr-defined]
 
 
 def _check_unused_parameters_are_found(model: nn.Module | None) -> None:
@@ -320,16 +354,6 @@ def _check_unused_parameters_are_found(model: nn.Module | None) -> None:
             "FreezeBackboneFirst leaves parameters without gradient that DistributedDataParallel waits for. Use the"
             " strategy ddp_find_unused_parameters_true (and no static_graph)."
         )
-
-
-def _drop_gathered_parameters(pl_module: LightningModule) -> None:
-    """Makes FSDP2 gather its parameters again, as those that it still holds keep the requires_grad they came with.
-
-    A module that has not gone through a backward pass, because it was validated or is frozen, holds on to them.
-    """
-    for module in pl_module.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
 
 
 def _check_at_least(minimum: int, **arguments: float | None) -> None:

@@ -106,18 +106,24 @@ def split_group(optimizer: Optimizer, group: dict[str, Any], in_backbone: list[b
     optimizer.add_param_group({**options, "params": moved})
 
 
-def mixed_group_message(optimizer: Optimizer, index: int, backbone: list[str]) -> str:
+def mixed_group_message(optimizer: Optimizer, index: int, backbone: list[str], exclude: list[str]) -> str:
     """How to give the backbone a parameter group of its own, as an error says it."""
     name = type(optimizer).__name__
-    prefixes = ", ".join(f'"{part}."' for part in backbone)
+    condition = _condition(backbone) + (f" and not {_condition(exclude)}" if exclude else "")
     return f"""\
 Parameter group {index} of {name} holds parameters of {quoted(backbone)} together with others. A learning rate or a
 warm-up of its own needs a group of its own, and FreezeBackboneFirst cannot split a group that a learning rate scheduler
 is attached to. Split it in configure_optimizers:
 
-    backbone = [p for name, p in self.named_parameters() if name.startswith(({prefixes},))]
-    others = [p for name, p in self.named_parameters() if not name.startswith(({prefixes},))]
-    {name}([{{"name": "others", "params": others}}, {{"name": "backbone", "params": backbone}}], ...)"""
+    from fnmatch import fnmatch
+    backbone = {{name: p for name, p in self.named_parameters() if {condition}}}
+    others = [p for name, p in self.named_parameters() if name not in backbone]
+    {name}([{{"name": "others", "params": others}}, {{"name": "backbone", "params": backbone.values()}}], ...)"""
+
+
+def _condition(parts: list[str]) -> str:
+    # The dot after the name lets the pattern of a part fit a parameter that is the part itself.
+    return f'any(fnmatch(f"{{name}}.", part) for part in {[f"{part}.*" for part in parts]})'
 
 
 def quoted(names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
 import torch
@@ -70,8 +70,41 @@ def side_by_side(videos: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
     columns = []
     for video, caption in zip(videos, captions, strict=True):
         strip = _caption(caption, width=video.shape[-1]).expand(len(video), -1, -1, -1)
-        columns += [_gap(strip, video), torch.cat([strip, to_uint8(video)], dim=-2)]
+        column = torch.cat([strip, to_uint8(video)], dim=-2)
+        columns += [_background(column, GAP), column]
     return torch.cat(columns[1:], dim=-1)
+
+
+def in_grid(videos: Sequence[Tensor], captions: Sequence[str], num_columns: int) -> Tensor:
+    """As `side_by_side`, but in rows of at most `num_columns` videos, all of one size."""
+    rows: list[Tensor] = []
+    for start in range(0, len(videos), num_columns):
+        row = side_by_side(videos[start : start + num_columns], captions[start : start + num_columns])
+        missing = (rows[0].shape[-1] if rows else row.shape[-1]) - row.shape[-1]
+        rows.append(torch.cat([row, _background(row, missing)], dim=-1))
+    return torch.cat(rows, dim=-2)
+
+
+def beside_truth(video: Tensor, truth: Tensor | None, action: Tensor | None) -> Tensor:
+    """A generated video, with its actions drawn on it, and the true one, if any, to its right; small ones are enlarged.
+
+    Args:
+        video: what was generated.
+        truth: a video of the same shape.
+        action: `[rows, columns]`; see `draw_actions`.
+    """
+    videos = {"generated": enlarge(to_uint8(video))}
+    if action is not None:
+        videos["generated"] = draw_actions(videos["generated"], action)
+    if truth is not None:
+        videos["truth"] = enlarge(to_uint8(truth))
+    return side_by_side(list(videos.values()), list(videos))
+
+
+def first_frames(video: Tensor, action: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The beginning of a video, and the action rows that its frames show; see `action_of_frame`."""
+    shown = action_of_frame(len(action), len(video))[:count]
+    return video[:count], action[[row for row in shown if row is not None]]
 
 
 def action_of_frame(num_rows: int, num_frames: int) -> list[int | None]:
@@ -209,6 +242,12 @@ def write_png(path: Path, image: Tensor) -> None:
 
 def write_gif(path: Path, frames: Tensor, fps: int) -> None:
     """Writes a video that repeats for ever, as small as a GIF gets; the file is replaced as a whole."""
+    with replacing(path) as temporary:
+        save_gif(temporary, frames, fps)
+
+
+def save_gif(file: Path | IO[bytes], frames: Tensor, fps: int) -> None:
+    """As `write_gif`, but to any path or file that can be written to."""
     from PIL import Image
 
     images = [to_image(frame) for frame in frames]
@@ -216,10 +255,7 @@ def write_gif(path: Path, frames: Tensor, fps: int) -> None:
     samples = frames[:: -(-len(frames) // 16)]
     palette = to_image(torch.cat(list(samples), dim=-1)).quantize(256, method=Image.Quantize.MEDIANCUT)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    with replacing(path) as temporary:
-        images[0].save(
-            temporary, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
-        )
+    images[0].save(file, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
 
 
 def _caption(text: str, width: int) -> Tensor:
@@ -231,9 +267,10 @@ def _caption(text: str, width: int) -> Tensor:
     return from_image(image)
 
 
-def _gap(strip: Tensor, video: Tensor) -> Tensor:
+def _background(video: Tensor, width: int) -> Tensor:
+    """An empty video of the length and height of another."""
     colour = torch.tensor(_BACKGROUND, dtype=torch.uint8)
-    return colour[:, None, None].expand(len(video), -1, strip.shape[-2] + video.shape[-2], GAP)
+    return colour[:, None, None].expand(len(video), -1, video.shape[-2], width)
 
 
 def _pad_to_even(frames: Tensor) -> Tensor:

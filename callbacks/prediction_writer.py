@@ -1,8 +1,8 @@
 """Write generated videos to files while they are generated."""
 
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,20 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from .pictures import draw_actions, enlarge, make_folder, replacing, side_by_side, to_uint8, write_mp4
+from .collectives import gather
+from .pictures import beside_truth, make_folder, replacing, to_uint8, write_mp4
+from .prediction_records import (
+    as_json,
+    digest_sample,
+    identify_checkpoint,
+    read_record,
+    whole_records,
+    write_record,
+    write_text,
+)
 
 _EXPECTED = {"video": "[B, T, 3, H, W], floats in [0, 1]", "sample_id": "[B], whole numbers from 0 on"}
 _PER_SAMPLE = ("latents", "action", "truth", "prompt")
@@ -29,21 +40,38 @@ class PredictionWriter(BasePredictionWriter):
       and the true video beside it if there is one;
     - `000007.pt` to compute with: `torch.load(path, weights_only=True)` gives a dict of `sample_id`, `video`
       `[T, 3, H, W]` uint8, and, if there are any, `latents` `[F, C, h, w]` and `action` `[rows, columns]`;
-    - `000007.json` to read: prompt, seed, generation settings, action rows, shapes, names of the files.
+    - `000007.json` to read: prompt, seed, generation settings, checkpoint, action rows, shapes, names of the files and
+      their sizes in bytes.
 
-    The json comes last, and no file is ever seen half written: where there is a json, the sample is complete. When all
-    samples are written, `manifest.json` lists them and says how long the predict loop took.
+    The json comes last, and no file is ever seen half written: where there is a json, the sample is complete. Every
+    rank writes its own samples; `output_dir` must be one folder for all of them. When all samples are written, the
+    first rank joins their json to `manifest.jsonl`, a line for each `sample_id`, once even if a distributed sampler
+    gave it to two ranks.
 
     It works with any LightningModule whose `predict_step` returns a dict with `video` `[B, T, 3, H, W]` in [0, 1] and
     `sample_id` `[B]`, and, as far as it has them, `latents` `[B, F, C, h, w]`, `action` `[B, rows, columns]`, `truth`
     (as `video`), `prompt` (a list of B strings), `seed` (int) and `generation` (a dict of numbers and strings). Nothing
     is kept in memory; call `trainer.predict(..., return_predictions=False)` so that the Trainer keeps nothing either.
 
+    A prediction that was stopped goes on where it stopped if two things are there:
+
+    - the LightningModule has a method `generation_settings()`, which returns the `seed` and `generation` that its
+      predictions will have, as a dict;
+    - the LightningDataModule has a method `select_predict_samples(is_wanted)`, which is called after its `setup`. Its
+      next `predict_dataloader`, where the checkpoint is known, has only those samples for which `is_wanted(sample)` is
+      true, and shares them between the ranks as it always does. `sample` is a dict with `sample_id` and all that the
+      generated video depends on (tensors, or what JSON can hold); all ranks ask for the same ones.
+
+    Then samples are left out whose files are complete and were made from the same sample with the same checkpoint
+    (path, size and time of change), seed, generation settings and arguments of the writer. A prediction without
+    `ckpt_path` does everything anew, as nothing says which weights it has.
+
     Args:
         output_dir: Folder for the files. Default: `predictions` in the Trainer's `default_root_dir`.
         fps: Frames per second of the mp4.
         write_latents: Whether the latents go into the pt file.
         draw_actions: Whether the mp4 shows the commanded action.
+        resume: Whether to leave out what is complete.
 
     Raises:
         ValueError: If `fps` is below 1.
@@ -65,6 +93,7 @@ class PredictionWriter(BasePredictionWriter):
         fps: int = 8,
         write_latents: bool = True,
         draw_actions: bool = True,
+        resume: bool = True,
     ) -> None:
         super().__init__("batch")
         if fps < 1:
@@ -73,18 +102,26 @@ class PredictionWriter(BasePredictionWriter):
         self.fps = fps
         self.write_latents = write_latents
         self.draw_actions = draw_actions
+        self.resume = resume
 
         # Known only during a prediction.
         self._folder = Path()
+        self._checkpoint: dict[str, Any] | None = None
         self._written: list[int] = []
-        self._start = 0.0
-        self._seconds = 0.0
+        self._left_out: list[int] = []
+        self._digests: dict[int, str] = {}
+        self._complete: dict[int, str] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage == "predict":
-            self._folder = Path(self.output_dir or Path(trainer.default_root_dir) / "predictions")
-            make_folder(self._folder, "PredictionWriter(output_dir=...)")
+        if stage != "predict":
+            return
+        self._folder = Path(self.output_dir or Path(trainer.default_root_dir) / "predictions")
+        make_folder(self._folder, "PredictionWriter(output_dir=...)")
+        self._written, self._left_out, self._digests, self._complete = [], [], {}, None
+        select = getattr(trainer.datamodule, "select_predict_samples", None)  # type: ignore[attr-defined]
+        if callable(select) and callable(getattr(pl_module, "generation_settings", None)):
+            select(partial(self._is_wanted, trainer, pl_module))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(trainer.num_predict_batches) > 1:
@@ -93,11 +130,11 @@ class PredictionWriter(BasePredictionWriter):
                 f" dataloader, got {len(trainer.num_predict_batches)}. Predict with one at a time, each with its own"
                 " output_dir."
             )
+        self._say_what_is_left_out()
+        self._checkpoint = trainer.strategy.broadcast(identify_checkpoint(trainer.ckpt_path))
         if trainer.is_global_zero:
             # That of an earlier prediction says nothing about this one.
             self._manifest.unlink(missing_ok=True)
-        self._written = []
-        self._start = time.monotonic()
 
     def write_on_batch_end(
         self,
@@ -114,21 +151,58 @@ class PredictionWriter(BasePredictionWriter):
             self._write_sample(sample_id, _take_sample(prediction, index))
             self._written.append(sample_id)
 
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_predict_epoch_end(trainer, pl_module)
-        # Here, because other callbacks may generate more videos when the prediction ends.
-        self._seconds = time.monotonic() - self._start
-
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        sample_ids = _gather(trainer, self._written)
+        written = {sample_id for of_rank in gather(self._written) for sample_id in of_rank}
         if trainer.is_global_zero:
-            samples = [f"{sample_id:06d}.json" for sample_id in sample_ids]
-            manifest = {"num_samples": len(samples), "predict_seconds": round(self._seconds, 3), "samples": samples}
-            _write_text(self._manifest, _to_json(manifest))
+            self._write_manifest(written.union(self._left_out))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        nothing_to_do = self._left_out and len(self._left_out) == len(self._digests)
+        # The Trainer skips a prediction of no samples, with all of its hooks.
+        if stage == "predict" and nothing_to_do and trainer.is_global_zero:
+            self._say_what_is_left_out()
+            self._write_manifest(self._left_out)
 
     @property
     def _manifest(self) -> Path:
-        return self._folder / "manifest.json"
+        return self._folder / "manifest.jsonl"
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        return {"fps": self.fps, "write_latents": self.write_latents, "draw_actions": self.draw_actions}
+
+    def _record(self, sample_id: int) -> Path:
+        return self._folder / f"{sample_id:06d}.json"
+
+    def _is_wanted(self, trainer: Trainer, pl_module: LightningModule, sample: Mapping[str, Any]) -> bool:
+        if self._complete is None:
+            self._complete = self._find_complete(trainer, pl_module)
+        sample_id = int(sample["sample_id"])
+        self._digests[sample_id] = digest_sample(sample)
+        if self._complete.get(sample_id) != self._digests[sample_id]:
+            return True
+        self._left_out.append(sample_id)
+        return False
+
+    def _find_complete(self, trainer: Trainer, pl_module: LightningModule) -> dict[int, str]:
+        """Digests by sample_id of what is complete and made as this prediction makes it; the same on all ranks."""
+        settings: dict[str, Any] = pl_module.generation_settings()  # type: ignore[operator]
+        checkpoint = identify_checkpoint(trainer.ckpt_path)
+        wanted = as_json({**settings, "checkpoint": checkpoint, "writer": self._arguments})
+        records = whole_records(self._folder) if self.resume and checkpoint is not None else []
+        complete = {r["sample_id"]: r["sample"] for r in records if wanted.items() <= r.items()}
+        return trainer.strategy.broadcast(complete)
+
+    def _say_what_is_left_out(self) -> None:
+        if self._left_out:
+            rank_zero_info(
+                f"PredictionWriter: {len(self._left_out)} of {len(self._digests)} samples are complete in"
+                f" {self._folder} and left out; resume: false generates them again."
+            )
+
+    def _write_manifest(self, sample_ids: Iterable[int]) -> None:
+        records = [read_record(self._record(sample_id)) for sample_id in sorted(sample_ids)]
+        write_text(self._manifest, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
     def _write_sample(self, sample_id: int, sample: dict[str, Any]) -> None:
         files = {kind: f"{sample_id:06d}.{kind}" for kind in ("mp4", "pt")}
@@ -136,14 +210,15 @@ class PredictionWriter(BasePredictionWriter):
         tensors |= {name: sample[name] for name in ("latents", "action") if name in sample}
         if not self.write_latents:
             tensors.pop("latents", None)
-        description = _to_json(self._describe(sample_id, sample, tensors, files))
-        path = self._folder / f"{sample_id:06d}.json"
+        record = as_json(self._describe(sample_id, sample, tensors, files))
+        path = self._record(sample_id)
         # That of an earlier prediction must not stand beside the files of this one.
         path.unlink(missing_ok=True)
         write_mp4(self._folder / files["mp4"], self._draw(sample), self.fps)
         with replacing(self._folder / files["pt"]) as temporary:
             torch.save(tensors, temporary)
-        _write_text(path, description)
+        record["sizes"] = {kind: (self._folder / name).stat().st_size for kind, name in files.items()}
+        write_record(path, record)
 
     def _describe(
         self, sample_id: int, sample: dict[str, Any], tensors: dict[str, Any], files: dict[str, str]
@@ -153,19 +228,16 @@ class PredictionWriter(BasePredictionWriter):
             "prompt": sample.get("prompt"),
             "seed": sample.get("seed"),
             "generation": sample.get("generation"),
-            "fps": self.fps,
+            "checkpoint": self._checkpoint,
+            "sample": self._digests.get(sample_id),
+            "writer": self._arguments,
             "files": files,
             "shapes": {name: list(value.shape) for name, value in tensors.items() if isinstance(value, Tensor)},
-            "action": sample["action"].tolist() if "action" in sample else None,
+            "action": sample.get("action"),
         }
 
     def _draw(self, sample: dict[str, Any]) -> Tensor:
-        videos = {"generated": enlarge(sample["video"])}
-        if self.draw_actions and "action" in sample:
-            videos["generated"] = draw_actions(videos["generated"], sample["action"])
-        if "truth" in sample:
-            videos["truth"] = enlarge(to_uint8(sample["truth"]))
-        return side_by_side(list(videos.values()), list(videos))
+        return beside_truth(sample["video"], sample.get("truth"), sample.get("action") if self.draw_actions else None)
 
 
 def _check_prediction(prediction: Any) -> None:
@@ -217,25 +289,3 @@ def _take_sample(prediction: dict[str, Any], index: int) -> dict[str, Any]:
             # A copy, because a slice is saved with all of the batch it is a slice of.
             sample[name] = value.detach().cpu().clone() if isinstance(value, Tensor) else value
     return sample | {"video": to_uint8(prediction["video"][index])}
-
-
-def _gather(trainer: Trainer, sample_ids: list[int]) -> list[int]:
-    """The samples of all ranks, each once; waits until every rank has written its own."""
-    device = trainer.strategy.root_device
-    longest = trainer.strategy.reduce(torch.tensor(len(sample_ids), device=device), reduce_op="max")
-    # Only equal lengths can be gathered: padding is -1.
-    padded = torch.full((int(longest),), -1, dtype=torch.int64, device=device)
-    padded[: len(sample_ids)] = torch.tensor(sample_ids, dtype=torch.int64)
-    gathered = trainer.strategy.all_gather(padded).flatten().tolist()
-    return sorted({sample_id for sample_id in gathered if sample_id >= 0})
-
-
-def _to_json(content: dict[str, Any]) -> str:
-    # A line for each entry: `indent` would give every number of the action rows a line of its own.
-    lines = [f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in content.items()]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_action.batch import Batch
 from lightning_action.data.resumable import ResumableDataLoader, ResumableSampler
@@ -105,10 +105,19 @@ class SpriteDataModule(L.LightningDataModule):
         }
         self.seed = seed
         self.num_workers = num_workers
+        self._is_wanted: Callable[[Batch], bool] = _is_anything
+
+    def setup(self, stage: str) -> None:
+        """Begin with all samples."""
+        self._is_wanted = _is_anything
 
     def dataset(self, split: Split) -> SpriteDataset:
         """All samples of a split."""
         return SpriteDataset(self.world, split, self.seed, self.sizes[split], self.num_frames)
+
+    def select_predict_samples(self, is_wanted: Callable[[Batch], bool]) -> None:
+        """Generate only those predict samples for which `is_wanted` is true, for a writer that has some of them."""
+        self._is_wanted = is_wanted
 
     def codec_videos(self, num_videos: int = 256) -> Tensor:
         """Training videos `[num_videos, T, 3, H, W]` for fitting a codec."""
@@ -131,22 +140,23 @@ class SpriteDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled anew each epoch, from (seed, epoch) alone, so that a resumed run sees what it would have seen."""
-        return self._loader("train", self.batch_size, shuffle=True)
+        return self._loader(self.dataset("train"), self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("validation", self.eval_batch_size)
+        return self._loader(self.dataset("validation"), self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("test", self.eval_batch_size)
+        return self._loader(self.dataset("test"), self.eval_batch_size)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("predict", self.eval_batch_size)
+        dataset = self.dataset("predict")
+        wanted = [index for index in range(len(dataset)) if self._is_wanted(dataset[index])]
+        return self._loader(Subset(dataset, wanted), self.eval_batch_size)
 
-    def _loader(self, split: Split, batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
-        dataset = self.dataset(split)
+    def _loader(self, dataset: Dataset[Batch], batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = ResumableSampler(dataset, world_size, rank, shuffle=shuffle, seed=self.seed, drop_last=shuffle)
-        loader_class = ResumableDataLoader if split == "train" else DataLoader
+        loader_class = ResumableDataLoader if shuffle else DataLoader
         return loader_class(
             dataset,
             batch_size=batch_size,
@@ -156,6 +166,10 @@ class SpriteDataModule(L.LightningDataModule):
             collate_fn=_already_a_batch,
             persistent_workers=self.num_workers > 0,
         )
+
+
+def _is_anything(sample: Batch) -> bool:
+    return True
 
 
 def _already_a_batch(batch: Any) -> Batch:

@@ -25,6 +25,9 @@ PLAN: dict[str, Any] = {"backbone": ["net.backbone"], "warmup_steps": 4, "learni
 # All of them switch at step 6, between epochs 1 and 2.
 STEP: dict[str, Any] = {"unfreeze_at_step": 2 * STEPS_PER_EPOCH}
 PLATEAU: dict[str, Any] = {"monitor": "score", "patience": 1}
+# Of an adapter inside the backbone, one epoch earlier.
+LORA: dict[str, Any] = {"name": "lora", "backbone": ["net.backbone.*.lora_*"], "unfreeze_at_step": STEPS_PER_EPOCH}
+WITHOUT_LORA: dict[str, Any] = {"exclude": LORA["backbone"]}
 
 
 def ddp() -> Strategy:
@@ -45,6 +48,7 @@ class Layout(NamedTuple):
     one_group: bool = False  # backbone and head share a parameter group, which the callback has to split
     one_root: bool = False  # backbone and head are sharded as one module with sharded parts, else as two
     reduces_on_plateau: bool = False  # the scheduler is the one that keeps no initial learning rate in the groups
+    lora: bool = False  # the backbone has an adapter that trains before the rest of it
 
 
 SCENARIOS: dict[str, tuple[Callable[[], Strategy], dict[str, Any], Layout]] = {
@@ -54,13 +58,31 @@ SCENARIOS: dict[str, tuple[Callable[[], Strategy], dict[str, Any], Layout]] = {
     "fsdp2_sharded_plateau": (fsdp2_sharded, PLATEAU, Layout(reduces_on_plateau=True)),
     "fsdp2_full_step": (fsdp2_full, STEP, Layout()),
     "fsdp2_full_plateau": (fsdp2_full, PLATEAU, Layout(one_group=True, one_root=True)),
+    "ddp_lora_plateau": (ddp, PLATEAU, Layout(one_group=True, lora=True)),
+    "fsdp2_sharded_lora_step": (fsdp2_sharded, STEP, Layout(one_group=True, one_root=True, lora=True)),
+    "fsdp2_full_lora_plateau": (fsdp2_full, PLATEAU, Layout(one_group=True, lora=True)),
 }
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
+class Adapted(nn.Module):
+    """A layer with LoRA, under the names that peft gives."""
+
+    def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
-        self.backbone = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 4))
+        self.base_layer = base_layer
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base_layer.in_features, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, base_layer.out_features, bias=False)})
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.base_layer(inputs) + self.lora_B["default"](self.lora_A["default"](inputs))
+        return outputs
+
+
+class Net(nn.Module):
+    def __init__(self, lora: bool) -> None:
+        super().__init__()
+        first = nn.Linear(6, 6)
+        self.backbone = nn.Sequential(Adapted(first) if lora else first, nn.GELU(), nn.Linear(6, 4))
         self.head = nn.Linear(4, 1)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -78,7 +100,7 @@ class TwoParts(LightningModule):
         if self.net is not None:
             return
         torch.manual_seed(0)
-        self.net = Net()
+        self.net = Net(self.layout.lora)
         if self.device_mesh is not None:
             inner, root = (
                 (self.net.backbone[0], self.net) if self.layout.one_root else (self.net.head, self.net.backbone)
@@ -118,21 +140,26 @@ class TwoParts(LightningModule):
 
 
 class Movement(Callback):
-    """Counts the steps until the backbone moves for the first time."""
+    """Counts the steps until the backbone, and the adapter in it, move for the first time."""
 
     def __init__(self) -> None:
-        self.first_step: int | None = None
+        self.first_step: dict[str, int] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # As the optimizer sees them: FSDP2 shows gathered copies in their place while it holds some.
-        self.parameters = [p for name, p in pl_module.named_parameters() if name.startswith("net.backbone.")]
+        inside = {name: p for name, p in pl_module.named_parameters() if name.startswith("net.backbone.")}
+        self.parameters = {
+            "backbone": [p for name, p in inside.items() if ".lora_" not in name],
+            "lora": [p for name, p in inside.items() if ".lora_" in name],
+        }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.start = [local(parameter) for parameter in self.parameters]
+        self.start = {part: list(map(local, parameters)) for part, parameters in self.parameters.items()}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self.first_step is None and not equal([local(parameter) for parameter in self.parameters], self.start):
-            self.first_step = trainer.global_step - 1
+        for part, parameters in self.parameters.items():
+            if not equal(list(map(local, parameters)), self.start[part]):
+                self.first_step.setdefault(part, trainer.global_step - 1)
 
 
 def local(value: Any) -> Any:
@@ -150,11 +177,14 @@ def fit(
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(2 * 4 * STEPS_PER_EPOCH, 6, generator=generator)
     loader = DataLoader(TensorDataset(inputs, inputs.sum(dim=1, keepdim=True)), batch_size=4)
+    freezes = [FreezeBackboneFirst(**PLAN, **switch)]
+    if layout.lora:
+        freezes = [FreezeBackboneFirst(**LORA), FreezeBackboneFirst(**PLAN, **switch, **WITHOUT_LORA)]
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
         strategy=strategy,
-        callbacks=[FreezeBackboneFirst(**PLAN, **switch), *callbacks],
+        callbacks=[*freezes, *callbacks],
         max_epochs=EPOCHS,
         logger=False,
         enable_checkpointing=bool(callbacks),
@@ -208,7 +238,7 @@ def observe(folder: Path, build: Callable[[], Strategy], switch: dict[str, Any],
     for epoch in range(EPOCHS - 1):
         resumed = fit(folder, build(), layout, switch, ckpt_path=folder / f"epoch={epoch}.ckpt")
         facts["resumed"][str(epoch)] = on_all_ranks(equal(final_state(resumed), uninterrupted))
-    if switch is STEP:
+    if switch is STEP and not layout.lora:
         later = fit(folder, build(), layout, {"unfreeze_at_step": STEP["unfreeze_at_step"] + 1})
         facts["equal_with_another_switch"] = on_all_ranks(equal(final_state(later), uninterrupted))
     return facts

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = Path(__file__).with_name("freeze_backbone_first_script.py")
 REPLICATED = ["ddp_step", "ddp_plateau"]
 SHARDED = ["fsdp2_sharded_step", "fsdp2_sharded_plateau", "fsdp2_full_step", "fsdp2_full_plateau"]
+WITH_LORA = ["ddp_lora_plateau", "fsdp2_sharded_lora_step", "fsdp2_full_lora_plateau"]
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,19 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("scenario", REPLICATED + SHARDED)
 def test_backbone_moves_from_the_switch_on_and_all_ranks_agree(facts: dict[str, Any], scenario: str) -> None:
-    assert facts[scenario]["first_step"] == 6
+    assert facts[scenario]["first_step"] == {"backbone": 6}
     assert facts[scenario]["ranks_agree"]
 
 
-@pytest.mark.parametrize("scenario", REPLICATED + SHARDED)
+@pytest.mark.parametrize("scenario", WITH_LORA)
+def test_lora_moves_a_phase_earlier(facts: dict[str, Any], scenario: str) -> None:
+    # A plateau of the backbone's own needs two validations after LoRA has begun to train.
+    expected = 6 if scenario.endswith("step") else 9
+    assert facts[scenario]["first_step"] == {"lora": 3, "backbone": expected}
+    assert facts[scenario]["ranks_agree"]
+
+
+@pytest.mark.parametrize("scenario", REPLICATED + SHARDED + WITH_LORA)
 def test_resumed_fit_equals_uninterrupted_fit(facts: dict[str, Any], scenario: str) -> None:
     # After epoch 0 the backbone is frozen, after epoch 1 it is about to train, after epoch 2 it is in its warm-up.
     assert facts[scenario]["resumed"] == {"0": True, "1": True, "2": True}

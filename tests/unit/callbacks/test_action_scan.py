@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import ActionScan
-from lightning_action.callbacks.action_scan import ScanLayout, _strip_frames
+from lightning_action.callbacks.action_scan import ScanLayout, strip_frames
 from lightning_action.callbacks.pictures import from_image
 
 B, T, H, W = 3, 9, 12, 20
@@ -252,7 +252,7 @@ def test_generated_videos_that_do_not_fit_are_refused(tmp_path: Path, videos: An
         ({"actions": {"nothing": []}}, "actions must be rows of one width"),
         ({"actions": ACTIONS, "scales": []}, "scales must be finite numbers"),
         ({"actions": ACTIONS, "scales": [float("nan")]}, "scales must be finite numbers"),
-        ({"actions": ACTIONS, "num_strip_frames": 0}, "num_strip_frames must be at least 1, got 0"),
+        ({"actions": ACTIONS, "numstrip_frames": 0}, "numstrip_frames must be at least 1, got 0"),
     ],
 )
 def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
@@ -265,7 +265,7 @@ def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
     [(9, 4, [0, 2, 4, 6, 8]), (81, 4, [0, 20, 40, 60, 80]), (6, 2, [0, 2, 5]), (3, 4, [0, 1, 2]), (1, 4, [0])],
 )
 def test_strips_end_with_the_last_frame(num_frames: int, num_later: int, expected: list[int]) -> None:
-    assert _strip_frames(num_frames, num_later) == expected
+    assert strip_frames(num_frames, num_later) == expected
 
 
 def test_another_sample_can_be_scanned(tmp_path: Path) -> None:

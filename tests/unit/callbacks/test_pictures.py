@@ -14,9 +14,12 @@ from lightning_action.callbacks.pictures import (
     CAPTION_HEIGHT,
     GAP,
     action_of_frame,
+    beside_truth,
     draw_actions,
     enlarge,
+    first_frames,
     from_image,
+    in_grid,
     replacing,
     shrink,
     side_by_side,
@@ -112,6 +115,43 @@ def test_videos_stand_side_by_side_under_their_captions() -> None:
     assert torch.equal(both[:, :, CAPTION_HEIGHT:, width + GAP :], to_uint8(right))
     captions = both[0, :, :CAPTION_HEIGHT]
     assert (captions[..., :width] == 255).any() and (captions[..., width + GAP :] == 255).any()
+
+
+def test_a_grid_has_rows_of_equal_width() -> None:
+    videos = [torch.full((T, 3, H, W), level / 8) for level in range(1, 6)]
+    grid = in_grid(videos, ["a"] * 5, num_columns=3)
+    height = CAPTION_HEIGHT + H
+    assert grid.shape == (T, 3, 2 * height, 3 * W + 2 * GAP)
+    for index, video in enumerate(videos):
+        top, left = index // 3 * height + CAPTION_HEIGHT, index % 3 * (W + GAP)
+        assert torch.equal(grid[:, :, top : top + H, left : left + W], to_uint8(video))
+    assert grid[:, :, height:, 2 * (W + GAP) :].float().std() == 0  # nothing is there
+    assert in_grid(videos[:2], ["a", "b"], num_columns=3).shape == (T, 3, height, 2 * W + GAP)
+
+
+def test_generated_stands_beside_truth_with_its_actions() -> None:
+    generated, truth, action = torch.rand(T, 3, H, W), torch.rand(T, 3, H, W), torch.ones(T - 1, 2)
+    width = 20 * W  # the shorter side has at least 240 pixels
+    alone = beside_truth(generated, None, None)
+    assert alone.shape == (T, 3, CAPTION_HEIGHT + 20 * H, width)
+    assert torch.equal(alone[:, :, CAPTION_HEIGHT:], to_uint8(enlarge(generated)))
+    both = beside_truth(generated, truth, action)
+    assert torch.equal(both[:, :, CAPTION_HEIGHT:, width + GAP :], to_uint8(enlarge(truth)))
+    assert torch.equal(both[:, :, CAPTION_HEIGHT:, :width], draw_actions(enlarge(generated), action))
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "count", "expected"),
+    [(8, 4, [0, 1, 2]), (9, 4, [0, 1, 2, 3]), (3, 6, [0, 1, 1, 1, 1, 2]), (8, 99, list(range(8))), (0, 4, [])],
+)
+def test_the_beginning_of_a_video_keeps_its_actions(num_rows: int, count: int, expected: list[int]) -> None:
+    video, action = torch.rand(T, 3, H, W), torch.arange(2.0 * num_rows).reshape(num_rows, 2)
+    frames, rows = first_frames(video, action, count)
+    assert torch.equal(frames, video[:count]) and torch.equal(rows, action[expected])
+    if num_rows:
+        shown = [action_of_frame(len(rows), len(frames)), action_of_frame(num_rows, T)[:count]]
+        values = [[None if i is None else r[i].tolist() for i in s] for s, r in zip(shown, (rows, action), strict=True)]
+        assert values[0] == values[1]
 
 
 def test_videos_that_do_not_fit_side_by_side_are_refused() -> None:

@@ -1,20 +1,24 @@
 """PredictionWriter on a small module of its own."""
 
+import contextlib
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import PredictionWriter, prediction_writer
 from lightning_action.callbacks.pictures import CAPTION_HEIGHT, GAP
+from tests.short_fits import quiet_trainer
 
 NUM_SAMPLES, B, T, H, W = 5, 3, 7, 12, 20
 ENLARGED = (240, 400)  # the shorter side has at least 240 pixels
@@ -77,6 +81,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "predictions"
 
 
+def manifest_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
 def size_of_mp4(path: Path) -> tuple[int, int, int]:
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -85,11 +93,9 @@ def size_of_mp4(path: Path) -> tuple[int, int, int]:
 
 def test_every_sample_becomes_three_files_and_the_manifest_lists_them(folder: Path) -> None:
     files = {path.name for path in folder.iterdir()}
-    assert files == {f"{name}.{kind}" for name in NAMES for kind in ("mp4", "pt", "json")} | {"manifest.json"}
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["samples"] == [f"{name}.json" for name in NAMES]
-    assert manifest["num_samples"] == NUM_SAMPLES
-    assert 0 < manifest["predict_seconds"] < 60
+    assert files == {f"{name}.{kind}" for name in NAMES for kind in ("mp4", "pt", "json")} | {"manifest.jsonl"}
+    assert manifest_of(folder) == [json.loads((folder / f"{name}.json").read_text()) for name in NAMES]
+    assert [record["sample_id"] for record in manifest_of(folder)] == SAMPLE_IDS
 
 
 def test_the_pt_file_holds_exact_tensors_of_one_sample(folder: Path) -> None:
@@ -116,10 +122,13 @@ def test_the_json_says_what_the_sample_was_generated_from(folder: Path) -> None:
         "prompt": "sample 103, größer",
         "seed": 42,
         "generation": GENERATION,
-        "fps": 5,
+        "checkpoint": None,
+        "sample": None,
+        "writer": {"fps": 5, "write_latents": True, "draw_actions": True},
         "files": {"mp4": f"{NAMES[3]}.mp4", "pt": f"{NAMES[3]}.pt"},
         "shapes": {"video": [T, 3, H, W], "latents": [FRAMES_IN_LATENTS, CHANNELS, 3, 4], "action": [T - 1, 2]},
         "action": of_sample(SAMPLE_IDS[3], T - 1, 2).tolist(),
+        "sizes": {kind: (folder / f"{NAMES[3]}.{kind}").stat().st_size for kind in ("mp4", "pt")},
     }
 
 
@@ -176,7 +185,7 @@ def test_the_json_comes_last_and_not_before_all_is_written(tmp_path: Path, monke
     files = {path.name for path in tmp_path.iterdir()}
     # The first sample was to be replaced; neither its old json nor the old manifest may vouch for it.
     assert {f"{name}.json" for name in NAMES} - files == {f"{NAMES[0]}.json"}
-    assert "manifest.json" not in files
+    assert "manifest.jsonl" not in files
     assert not [name for name in files if name.startswith(".")]
 
 
@@ -193,28 +202,134 @@ def test_a_second_prediction_replaces_the_first_and_its_manifest(tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} == before
     seeds = [json.loads((tmp_path / f"{name}.json").read_text())["seed"] for name in NAMES]
     assert seeds == [43] * B + [42] * (NUM_SAMPLES - B)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["samples"] == [f"{name}.json" for name in NAMES[:B]]
+    assert [record["sample_id"] for record in manifest_of(tmp_path)] == SAMPLE_IDS[:B]
 
 
-def test_samples_of_all_ranks_are_listed_once() -> None:
-    ranks = [[4, 0, 2], [1, 3], [0, 4]]
-    padded = []
+def test_samples_of_all_ranks_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict(tmp_path, PredictionWriter(str(tmp_path)))
+    monkeypatch.setattr(prediction_writer, "gather", lambda written: [written, [103, 100], [104]])
+    predict(tmp_path, PredictionWriter(str(tmp_path)), FirstBatchOnly())
+    assert [record["sample_id"] for record in manifest_of(tmp_path)] == SAMPLE_IDS
 
-    class Strategy:
-        root_device = torch.device("cpu")
 
-        def reduce(self, tensor: Tensor, reduce_op: str) -> Tensor:
-            assert reduce_op == "max"
-            return torch.tensor(max(map(len, ranks)))
+class Resumable(Predictor):
+    """A module with weights and known settings that counts what it generates, and may be stopped."""
 
-        def all_gather(self, tensor: Tensor) -> Tensor:
-            padded.append(tensor)
-            return torch.stack(padded)
+    def __init__(self, stop_after: int = 99, **changes: Any) -> None:
+        super().__init__(**changes)
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.stop_after = stop_after
+        self.generated: list[int] = []
 
-    trainer: Any = SimpleNamespace(strategy=Strategy())
-    gathered = [prediction_writer._gather(trainer, sample_ids) for sample_ids in ranks]
-    assert gathered[-1] == [0, 1, 2, 3, 4]
+    def generation_settings(self) -> dict[str, Any]:
+        return {"seed": 42, "generation": GENERATION} | self.changes
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        if len(self.generated) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.generated += batch["sample_id"].tolist()
+        return super().predict_step(batch, batch_idx)
+
+
+class Samples(LightningDataModule):
+    def __init__(self, step: float = 1.0) -> None:
+        super().__init__()
+        self.step = step
+        self.is_wanted: Callable[[dict[str, Any]], bool] = lambda sample: True
+
+    def select_predict_samples(self, is_wanted: Callable[[dict[str, Any]], bool]) -> None:
+        self.is_wanted = is_wanted
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        every: list[Any] = [
+            {"sample_id": i, "action": torch.full((4, 2), self.step * i), "prompt": "a"} for i in SAMPLE_IDS
+        ]
+        return DataLoader([sample for sample in every if self.is_wanted(sample)], batch_size=2)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    trainer = quiet_trainer(tmp_path)
+    trainer.strategy.connect(Resumable())
+    trainer.save_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    return tmp_path / "a.ckpt"
+
+
+def resume(checkpoint: Path | None, *, step: float = 1.0, stop_after: int = 99, **changes: Any) -> list[int]:
+    """Predicts into a folder beside the checkpoint, and returns the samples that were generated for it."""
+    module = Resumable(stop_after, **{k: v for k, v in changes.items() if k in ("seed", "generation")})
+    options = {k: v for k, v in changes.items() if k in ("fps", "resume")}
+    folder = changes.get("folder") or checkpoint.parent / "predictions"  # type: ignore[union-attr]
+    trainer = quiet_trainer(folder, PredictionWriter(str(folder), **options))
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        trainer.predict(module, Samples(step), ckpt_path=checkpoint, return_predictions=False, weights_only=True)
+    return module.generated
+
+
+def test_a_stopped_prediction_goes_on_where_it_stopped(checkpoint: Path) -> None:
+    folder = checkpoint.parent / "predictions"
+    assert resume(checkpoint, stop_after=2) == SAMPLE_IDS[:2]
+    assert not (folder / "manifest.jsonl").exists()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert resume(checkpoint) == SAMPLE_IDS[2:]
+    assert all((folder / name).stat().st_mtime_ns == time for name, time in before.items())
+    assert [record["sample_id"] for record in manifest_of(folder)] == SAMPLE_IDS
+
+
+def test_nothing_is_generated_where_all_is_complete(checkpoint: Path) -> None:
+    folder = checkpoint.parent / "predictions"
+    resume(checkpoint)
+    expected = manifest_of(folder)
+    (folder / "manifest.jsonl").unlink()  # as if stopped just before
+    assert resume(checkpoint) == []
+    assert manifest_of(folder) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 43}, {"generation": GENERATION | {"shift": 3.0}}, {"step": 2.0}, {"fps": 4}, {"resume": False}],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_would_come_out_otherwise_is_generated_again(checkpoint: Path, change: dict[str, Any]) -> None:
+    resume(checkpoint)
+    assert resume(checkpoint, **change) == SAMPLE_IDS
+    assert resume(checkpoint, **{k: v for k, v in change.items() if k != "resume"}) == []
+
+
+def test_another_checkpoint_generates_everything_again(checkpoint: Path) -> None:
+    resume(checkpoint)
+    os.utime(checkpoint, ns=(1, 1))
+    assert resume(checkpoint) == SAMPLE_IDS
+    other = checkpoint.with_name("b.ckpt")
+    shutil.copy2(checkpoint, other)
+    assert resume(other) == SAMPLE_IDS
+
+
+def test_without_a_checkpoint_nothing_says_that_the_weights_are_the_same(tmp_path: Path) -> None:
+    assert resume(None, folder=tmp_path) == resume(None, folder=tmp_path) == SAMPLE_IDS
+
+
+@pytest.mark.parametrize("damage", ["cut off", "missing", "no json"])
+def test_a_sample_that_is_not_complete_is_generated_again(checkpoint: Path, damage: str) -> None:
+    resume(checkpoint)
+    path = checkpoint.parent / "predictions" / f"{NAMES[1]}.{'json' if damage == 'no json' else 'pt'}"
+    if damage == "cut off":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    assert resume(checkpoint) == [SAMPLE_IDS[1]]
+
+
+def test_modules_and_data_that_do_not_know_of_it_are_predicted_in_full(checkpoint: Path) -> None:
+    class Plain(LightningDataModule):
+        def predict_dataloader(self) -> DataLoader[Any]:
+            return DataLoader([{"sample_id": i} for i in SAMPLE_IDS], batch_size=2)  # type: ignore[arg-type]
+
+    module = Resumable()
+    for _ in range(2):
+        trainer = quiet_trainer(checkpoint.parent, PredictionWriter())
+        trainer.predict(module, Plain(), ckpt_path=checkpoint, return_predictions=False, weights_only=True)
+    assert module.generated == 2 * SAMPLE_IDS
 
 
 class Untouched(Callback):

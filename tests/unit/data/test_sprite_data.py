@@ -158,6 +158,26 @@ def test_held_out_samples_come_in_order_and_all_of_them(split: Split) -> None:
     assert ids(loaders(module)[split]) == list(range(module.sizes[split]))
 
 
+def test_a_prediction_can_do_with_some_of_the_samples() -> None:
+    module = data(predict_size=7)
+    seen: list[Batch] = []
+
+    def is_odd(sample: Batch) -> bool:
+        seen.append(sample)
+        return int(sample["sample_id"]) % 2 == 1
+
+    module.select_predict_samples(is_odd)
+    (batch,) = module.predict_dataloader()
+    assert batch["sample_id"].tolist() == [1, 3, 5]
+    assert equal(batch, module.dataset("predict").batch([1, 3, 5]))
+    assert all(equal(sample, module.dataset("predict")[index]) for index, sample in enumerate(seen))
+    assert ids(module.test_dataloader()) == list(range(6))
+    module.select_predict_samples(lambda sample: False)
+    assert ids(module.predict_dataloader()) == []
+    module.setup("predict")
+    assert ids(module.predict_dataloader()) == list(range(7))
+
+
 def test_ranks_share_the_samples_of_an_epoch() -> None:
     parts = []
     for rank in range(2):

@@ -1,0 +1,211 @@
+"""What all callbacks together cost, as a ratio of two fits of the demo that take turns in one run.
+
+`benchmarks/README.md` says what each figure means. Run it with `python -m benchmarks.callbacks`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from benchmarks.cost import Figure, Milliseconds, figure, machine, say, table, write_json
+from lightning_action import ActionVideoModule
+from lightning_action.callbacks import (
+    EMA,
+    ActionModulationMonitor,
+    ActionSensitivity,
+    DriftMonitor,
+    FreezeBackboneFirst,
+    GradientStatistics,
+    NoiseLevelLoss,
+    RolloutLogger,
+    ThroughputMonitor,
+)
+from lightning_action.command_line import ActionVideoCLI
+
+DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Args:
+        steps: of a fit; what every callback does at its default interval happens in it at least once.
+        rounds: fits of each kind.
+        settings: what differs from the demo, by section of its configuration.
+    """
+
+    steps: int = 200
+    rounds: int = 5
+    settings: tuple[str, ...] = ()
+
+
+TINY = Sizes(
+    steps=2,
+    rounds=1,
+    settings=(
+        "--model.generator.init_args.dim=24",
+        "--model.generator.init_args.ffn_dim=40",
+        "--model.generator.init_args.num_layers=2",
+        "--model.action_projection.init_args.num_layers=2",
+        "--model.sampling.num_inference_steps=1",
+        "--data.init_args.num_latents=3",
+        "--data.init_args.batch_size=2",
+        "--data.init_args.train_size=16",
+        "--data.init_args.validation_size=2",
+    ),
+)
+
+
+class Stopwatch(L.Callback):
+    """Time between the hooks of a fit; first in the list of callbacks, so that it counts what the others take."""
+
+    def __init__(self) -> None:
+        self.seconds = {"training": 0.0, "validation": 0.0}
+        self._running: str | None = None
+        self._since = 0.0
+
+    def _turn_to(self, part: str | None) -> None:
+        now = perf_counter()
+        if self._running is not None:
+            self.seconds[self._running] += now - self._since
+        self._running, self._since = part, now
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The step before is over, with all that callbacks did after it."""
+        self._turn_to("training")
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The step before is over."""
+        self._turn_to("validation")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """All is over."""
+        self._turn_to(None)
+
+
+def every_callback() -> list[L.Callback]:
+    """All that work in a fit, as they are without arguments; the backbone trains from the start in both fits."""
+    return [
+        FreezeBackboneFirst(["generator"], unfreeze_at_step=0),
+        EMA(),
+        ActionModulationMonitor(),
+        GradientStatistics(),
+        NoiseLevelLoss(),
+        ThroughputMonitor(),
+        ActionSensitivity(),
+        RolloutLogger(),
+        DriftMonitor(rollout_rows=32),
+    ]
+
+
+VARIANTS: dict[str, Callable[[], list[L.Callback]]] = {
+    "all callbacks": every_callback,
+    "no callback": list,
+    "no callback, again": list,
+}
+
+
+def new_demo(settings: Sequence[str]) -> tuple[ActionVideoModule, L.LightningDataModule]:
+    """The module and the data of the demo, without the pretrained backbone."""
+    demo = yaml.safe_load(DEMO.read_text())
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump({"model": {**demo["model"], "pretrained": None}, "data": demo["data"]}, file)
+        file.flush()
+        cli = ActionVideoCLI(
+            ActionVideoModule,
+            L.LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            run=False,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=["--config", file.name, "--trainer.logger=false", *settings],
+        )
+    return cli.model, cli.datamodule
+
+
+def fit(callbacks: list[L.Callback], sizes: Sizes) -> dict[str, float]:
+    """Seconds of the training steps and of the validation after the last one."""
+    module, data = new_demo(sizes.settings)
+    stopwatch = Stopwatch()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = L.Trainer(
+            default_root_dir=folder,
+            logger=TensorBoardLogger(folder),
+            accelerator="cpu",
+            callbacks=[stopwatch, *callbacks],
+            max_steps=sizes.steps,
+            max_epochs=-1,
+            gradient_clip_val=1.0,
+            val_check_interval=sizes.steps,
+            check_val_every_n_epoch=None,
+            limit_val_batches=1,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, data)
+    return stopwatch.seconds
+
+
+def measure(sizes: Sizes) -> dict[str, Any]:
+    """Everything: `machine`, `sizes`, `figures` by name and `checks`, ready for JSON."""
+    names = list(VARIANTS)
+    steps: Milliseconds = {name: [] for name in names}
+    validations: Milliseconds = {name: [] for name in names}
+    fit(every_callback(), TINY)
+    for number in range(sizes.rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            say(f"[{number + 1}/{sizes.rounds}] {name}")
+            seconds = fit(VARIANTS[name](), sizes)
+            steps[name].append(1000 * seconds["training"] / sizes.steps)
+            validations[name].append(1000 * seconds["validation"])
+    figures: dict[str, Figure] = {
+        "step_with_all_callbacks": figure(steps, "all callbacks", "no callback", target=1.03),
+        "step_noise": figure(steps, "no callback, again", "no callback"),
+        "validation_with_all_callbacks": figure(validations, "all callbacks", "no callback"),
+    }
+    return {
+        "machine": machine(torch.device("cpu")),
+        "sizes": asdict(sizes),
+        "figures": {name: asdict(value) for name, value in figures.items()},
+        "checks": {"callbacks": len(every_callback()), "steps_of_each_fit": sizes.steps},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print the table, and write the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="seconds: shows that everything runs, measures nothing")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    chosen = parser.parse_args(arguments)
+    if chosen.json is not None and not chosen.json.parent.is_dir():
+        parser.error(f"--json: there is no folder {chosen.json.parent}: make it first")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    result = measure(TINY if chosen.tiny else Sizes())
+    print(table(result))
+    if chosen.json is not None:
+        write_json(chosen.json, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,347 @@
+"""Whether, at which noise and in which layers a model's prediction depends on its actions."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from . import log_writing
+from .probing import Batch, first_validation_samples, leaving_no_trace, other_actions, require_method, take_samples
+
+_OWN_LOSS, _OTHER_LOSS, _CHANGE, _FIRST_LAYER = range(4)
+# What of a layer's output is compared: all of a small one, some tokens of one that would fill the memory.
+_MAX_VALUES_PER_SAMPLE = 2**20
+
+
+class IgnoredActionsWarning(UserWarning):
+    """The model ignores its actions."""
+
+
+class ActionSensitivity(Callback):
+    """Measures on a fixed probe how much the prediction changes with the actions, and whether its own ones help.
+
+    At each noise level, the same noisy videos are predicted under their own actions and under actions that are
+
+    - `swapped`: those of the next sample of the probe (of one alone: its own backwards);
+    - `shuffled`: its own rows in another order, no row in its place;
+    - `nulled`: none, `batch["action"] = None`;
+    - `scaled`: its own times `scale`; not with actions that are whole numbers, which are classes.
+
+    It logs, as means over samples and noise seeds, with `<t>` a noise level such as `t0500`:
+
+    - `sensitivity/change/<variant>` and `.../<t>`: distance between the two predictions over the length of the first,
+      both as Euclidean norms over a sample. 0 is a model that does not see its actions;
+    - `sensitivity/layer/<variant>/layer_03`: the same of what a layer hands on, over all noise levels;
+    - `sensitivity/shuffle_gap` and `.../<t>`: (loss under swapped actions - loss) / loss, the loss being the mean
+      squared error of the prediction; and `sensitivity/shuffle_gap_error`, its standard error over samples and seeds;
+    - `sensitivity/win_rate` and `.../<t>`: how often the loss is smaller under a sample's own actions. Ties count half.
+
+    An IgnoredActionsWarning says that *the model ignores its actions* when, from step `warn_after_step` on and
+    `patience` times in a row, the shuffle gap is not above two standard errors and the win rate not above 0.5 by two
+    standard deviations of a fair coin thrown for every sample and seed.
+
+    The probe is the first samples of the first validation dataloader; of a fit without validation, those of the first
+    batch that is at hand when it logs. All ranks probe the samples of the first rank, so that figures do not depend on
+    the number of ranks. Training is not touched: random states, modes and gradients are as if nothing had happened.
+
+    It works with any LightningModule that has a method `predict_velocity(batch, timestep, seed)`, which adds noise that
+    follows from `seed` alone and returns the predicted and the true tensor `[B, ...]`, and whose batches are dicts with
+    an `action` `[B, rows, columns]`.
+
+    Args:
+        every_n_steps: Optimizer steps from one probe to the next.
+        num_samples: Number of samples in the probe, at least 2.
+        timesteps: Noise levels, from 0 to 1000; handed to `predict_velocity` as they are.
+        num_seeds: Number of times that noise is drawn for each sample and noise level.
+        scale: Factor of the `scaled` actions.
+        layers: Name of the list of layers, as an attribute of the LightningModule; None measures no layers.
+        warn_after_step: First step at which a probe counts towards the warning.
+        patience: Number of probes in a row that must show nothing before it warns.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        MisconfigurationException: If the LightningModule or its batches do not fit.
+
+    Example::
+
+        trainer:
+          callbacks:
+            - class_path: lightning_action.callbacks.ActionSensitivity
+              init_args:
+                every_n_steps: 500
+                timesteps: [200.0, 500.0, 800.0]
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 200,
+        num_samples: int = 8,
+        timesteps: Sequence[float] = (200.0, 500.0, 800.0),
+        num_seeds: int = 1,
+        scale: float = 2.0,
+        layers: str | None = "generator.blocks",
+        warn_after_step: int = 1000,
+        patience: int = 3,
+    ) -> None:
+        super().__init__()
+        log_writing.check_interval(every_n_steps)
+        for name, value in {"num_seeds": num_seeds, "patience": patience}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if num_samples < 2:
+            raise ValueError(f"num_samples must be at least 2, one to swap actions with, got {num_samples}")
+        if not timesteps or not all(0 <= timestep <= 1000 for timestep in timesteps):
+            raise ValueError(f"timesteps must be numbers from 0 to 1000, and at least one, got {timesteps}")
+        if not math.isfinite(scale) or warn_after_step < 0:
+            raise ValueError(f"scale must be finite and warn_after_step >= 0, got {scale} and {warn_after_step}")
+        self.every_n_steps = every_n_steps
+        self.num_samples = num_samples
+        self.timesteps = list(timesteps)
+        self.num_seeds = num_seeds
+        self.scale = scale
+        self.layers = layers
+        self.warn_after_step = warn_after_step
+        self.patience = patience
+
+        # Kept in checkpoints.
+        self._num_within_noise = 0
+
+        # Known only during a fit.
+        self._probe: list[Batch] = []
+        self._layers: list[nn.Module] = []
+        self._last_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_within_noise": self._num_within_noise}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._num_within_noise = state_dict["num_within_noise"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            signature = "predict_velocity(batch, timestep, seed) -> predicted and true velocity [B, ...]"
+            require_method(pl_module, "ActionSensitivity", "predict_velocity", signature)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._layers = [] if self.layers is None else _find_layers(pl_module, self.layers)
+        probe = first_validation_samples(trainer, self.num_samples, "ActionSensitivity")
+        self._probe = trainer.strategy.broadcast(probe)
+        self._last_step = -1
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        step = log_writing.current_step(trainer)
+        # Under gradient accumulation, several batches belong to one step.
+        if not log_writing.is_logging_step(trainer, self.every_n_steps) or step == self._last_step:
+            return
+        self._last_step = step
+        if not self._probe:
+            samples = take_samples(batch, slice(self.num_samples), "ActionSensitivity")
+            self._probe = trainer.strategy.broadcast([samples])
+        sensitivity = self._measure(trainer, pl_module)
+        log_writing.scalars(trainer, sensitivity.figures(self.timesteps), step)
+        if step >= self.warn_after_step:
+            self._warn(sensitivity, step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._probe, self._layers = [], []
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> "Sensitivity":
+        variants = action_variants([batch["action"] for batch in self._probe], self.scale)
+        levels = []
+        with (
+            leaving_no_trace(pl_module),
+            trainer.precision_plugin.val_step_context(),
+            _outputs_of(self._layers) as outputs,
+        ):
+            for timestep in self.timesteps:
+                columns = []
+                for (index, probe), seed in product(enumerate(self._probe), range(self.num_seeds)):
+                    actions = {name: of_batches[index] for name, of_batches in variants.items()}
+                    batch, actions = move_data_to_device((probe, actions), pl_module.device)
+                    predict = partial(_predict, pl_module, self._layers, outputs, timestep, seed)
+                    columns.append(compare_predictions(predict, batch, actions))
+                levels.append(torch.cat(columns, dim=-1))
+        return Sensitivity(list(variants), torch.stack(levels).double().cpu())
+
+    def _warn(self, sensitivity: "Sensitivity", step: int) -> None:
+        self._num_within_noise = self._num_within_noise + 1 if sensitivity.is_within_noise else 0
+        if self._num_within_noise == self.patience:
+            rank_zero_warn(
+                f"ActionSensitivity: the model ignores its actions. At step {step}, and at {self.patience} probes in a"
+                f" row, the loss under other actions is {sensitivity.gap.mean():.3%} (standard error"
+                f" {sensitivity.gap_error:.3%}) above that under its own, and smaller under its own in"
+                f" {sensitivity.win_rate.mean():.0%} of cases, where 50% is chance.",
+                category=IgnoredActionsWarning,
+            )
+
+
+class Sensitivity(NamedTuple):
+    """What a probe gave: `values` `[timesteps, variants, rows, samples]`, float64.
+
+    Its rows are the loss under own and under other actions, the change of the prediction, and that of every layer.
+    """
+
+    variants: list[str]
+    values: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """Relative gap of the loss under swapped actions, `[timesteps, samples]`."""
+        own, other = self._swapped_losses
+        return (other - own) / own.clamp_min(torch.finfo(own.dtype).tiny)
+
+    @property
+    def gap_error(self) -> float:
+        """Standard error of the gap. Noise levels are averaged first: those of one sample are not independent."""
+        of_samples = self.gap.mean(dim=0)
+        return float(of_samples.std() / len(of_samples) ** 0.5)
+
+    @property
+    def win_rate(self) -> Tensor:
+        """Share of samples with a smaller loss under their own actions, `[timesteps]`."""
+        own, other = self._swapped_losses
+        return ((other > own).double() + 0.5 * (other == own).double()).mean(dim=-1)
+
+    @property
+    def is_within_noise(self) -> bool:
+        """Whether nothing says that the model follows its actions."""
+        gap_shows = float(self.gap.mean()) > 2 * self.gap_error
+        win_rate_shows = float(self.win_rate.mean()) > 0.5 + self.values.shape[-1] ** -0.5
+        return not (gap_shows or win_rate_shows)
+
+    def figures(self, timesteps: Sequence[float]) -> dict[str, float]:
+        """Everything to log, by key."""
+        by_level = {"shuffle_gap": self.gap.mean(dim=-1), "win_rate": self.win_rate}
+        for index, variant in enumerate(self.variants):
+            by_level[f"change/{variant}"] = self.values[:, index, _CHANGE].mean(dim=-1)
+        figures = {"sensitivity/shuffle_gap_error": self.gap_error}
+        for name, values in by_level.items():
+            figures[f"sensitivity/{name}"] = float(values.mean())
+            levels = zip(timesteps, values.tolist(), strict=True)
+            figures |= {f"sensitivity/{name}/t{timestep:04g}": value for timestep, value in levels}
+        for index, variant in enumerate(self.variants):
+            layers = self.values[:, index, _FIRST_LAYER:].mean(dim=(0, -1)).tolist()
+            figures |= {f"sensitivity/layer/{variant}/layer_{layer:02d}": value for layer, value in enumerate(layers)}
+        return figures
+
+    @property
+    def _swapped_losses(self) -> tuple[Tensor, Tensor]:
+        swapped = self.values[:, self.variants.index("swapped")]
+        return swapped[:, _OWN_LOSS], swapped[:, _OTHER_LOSS]
+
+
+class _Prediction(NamedTuple):
+    predicted: Tensor
+    true: Tensor
+    layers: list[Tensor]
+
+    def losses(self) -> Tensor:
+        return (self.predicted.float() - self.true.float()).square().flatten(1).mean(dim=1)
+
+
+def action_variants(actions: Sequence[Tensor], scale: float) -> dict[str, list[Tensor | None]]:
+    """The actions of every batch, changed in each of the ways that `ActionSensitivity` describes.
+
+    Args:
+        actions: `[B, rows, columns]` for each batch of the probe; samples are swapped across batches.
+        scale: factor of the scaled ones.
+    """
+    own = torch.cat(list(actions))
+    variants = {
+        "swapped": other_actions(own),
+        "shuffled": own[:, _order_without_fixed_point(own.shape[1])],
+    }
+    if own.is_floating_point():
+        variants["scaled"] = scale * own
+    sizes = [len(batch) for batch in actions]
+    split: dict[str, list[Tensor | None]] = {name: list(value.split(sizes)) for name, value in variants.items()}
+    return split | {"nulled": [None] * len(sizes)}
+
+
+def compare_predictions(
+    predict: Callable[[Batch], _Prediction], batch: Batch, actions: dict[str, Tensor | None]
+) -> Tensor:
+    """Losses and changes of a batch under other actions, `[variants, rows of Sensitivity, B]`."""
+    own = predict(batch)
+    rows = []
+    for action in actions.values():
+        other = predict({**batch, "action": action})
+        changes = [_relative_change(other.predicted, own.predicted)]
+        changes += [_relative_change(*outputs) for outputs in zip(other.layers, own.layers, strict=True)]
+        rows.append(torch.stack([own.losses(), other.losses(), *changes]))
+    return torch.stack(rows)
+
+
+def _relative_change(other: Tensor, own: Tensor) -> Tensor:
+    other, own = other.flatten(1).float(), own.flatten(1).float()
+    length: Tensor = own.norm(dim=1)
+    return (other - own).norm(dim=1) / length.clamp_min(torch.finfo(length.dtype).tiny)
+
+
+def _order_without_fixed_point(count: int) -> Tensor:
+    """An order of `count` things in which none keeps its place, always the same."""
+    cycle = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    order = torch.empty_like(cycle)
+    order[cycle] = cycle.roll(1)
+    return order
+
+
+def _find_layers(pl_module: LightningModule, name: str) -> list[nn.Module]:
+    parts = dict(pl_module.named_modules())
+    if name not in parts or not list(parts[name].children()):
+        lists = [name for name, part in parts.items() if isinstance(part, nn.ModuleList)]
+        raise MisconfigurationException(
+            f"ActionSensitivity(layers={name!r}): {type(pl_module).__name__} has no such list of layers. It has:"
+            f" {', '.join(lists) or 'none'}. layers: null measures the prediction alone."
+        )
+    return list(parts[name].children())
+
+
+@contextmanager
+def _outputs_of(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+    """What every layer handed on when it last ran, as long as the context lasts."""
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def keep(layer: nn.Module, _: Any, output: Any) -> None:
+        outputs[layer] = _some_tokens(output[0] if isinstance(output, tuple) else output)
+
+    handles = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _some_tokens(output: Tensor) -> Tensor:
+    tokens = output.flatten(1, -2) if output.ndim > 2 else output[:, None]
+    every = -(-tokens[0].numel() // _MAX_VALUES_PER_SAMPLE)
+    # A copy, as the next layer may write into what it is given.
+    return tokens[:, ::every].clone()
+
+
+def _predict(
+    pl_module: LightningModule,
+    layers: Sequence[nn.Module],
+    outputs: dict[nn.Module, Tensor],
+    timestep: float,
+    seed: int,
+    batch: Batch,
+) -> _Prediction:
+    predicted, true = pl_module.predict_velocity(batch, timestep, seed)  # type: ignore[operator]
+    silent = [index for index, layer in enumerate(layers) if layer not in outputs]
+    if silent:
+        raise MisconfigurationException(
+            f"ActionSensitivity(layers=...): predict_velocity did not run the layers {silent}; name a list of layers"
+            " that all run, or none (null)"
+        )
+    return _Prediction(predicted, true, [outputs[layer] for layer in layers])

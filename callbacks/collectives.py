@@ -1,0 +1,72 @@
+"""Sums over tensors of which every rank may hold a shard (FSDP2) or a copy (DDP).
+
+Every rank adds up what it holds, divided by the number of ranks that hold the same; one all-reduce then gives what a
+single process would have computed. Whether a rank takes part must never depend on its rank or on what it holds.
+"""
+
+from math import prod
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    """Number of processes, 1 without distributed training."""
+    return dist.get_world_size() if _is_distributed() else 1
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds: its shard, which may be empty, of a DTensor, and all of any other."""
+    tensor = tensor.detach()
+    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_dense() if tensor.is_sparse else tensor
+
+
+def num_copies(tensor: Tensor) -> int:
+    """Number of ranks that hold the same values of a tensor as this one."""
+    if not isinstance(tensor, DTensor):
+        return world_size()
+    sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    return world_size() // prod(size for size, placement in sizes if placement.is_shard())
+
+
+def norm(values: Tensor, order: float = 2) -> Tensor:
+    """Norm of all values as float32, computed in at least that."""
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return torch.linalg.vector_norm(values, order, dtype=dtype).float()
+
+
+def sum_of_squares(tensor: Tensor) -> Tensor:
+    """This rank's part of the sum over all values of a tensor, of which `sum_over_ranks` makes the whole."""
+    return norm(local(tensor)).square() / num_copies(tensor)
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum of a tensor over all ranks, in place."""
+    if _is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def largest_over_ranks(tensor: Tensor) -> Tensor:
+    """Element by element the largest value of any rank, in place."""
+    if _is_distributed():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, in their order: any that can be pickled, at a moment when waiting does not matter."""
+    values = [value] * world_size()
+    if _is_distributed():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,277 @@
+"""An exponential moving average of the weights, which takes their place whenever the model is evaluated."""
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .collectives import local
+from .log_writing import current_step
+from .part_names import check_parts_exist, is_in
+from .probing import drop_gathered_parameters
+
+Tensors: TypeAlias = dict[str, Tensor]
+
+
+class EMA(Callback):
+    """Keeps an exponential moving average of the weights, and evaluates with it; training never sees it.
+
+    After every optimizer step, `average = decay * average + (1 - decay) * weights`, for every parameter that requires
+    grad when the fit starts. The average is kept in float32 or better, and is sharded as its parameter is. It stands in
+    the module while the Trainer validates, tests and predicts, and the trained weights come back afterwards, also after
+    an exception. Within a fit that is from `on_validation_start` to `on_validation_end`, so that a callback that comes
+    later in the list and generates in `on_validation_end` uses the trained weights. Buffers are not averaged.
+
+    Checkpoints hold the trained weights in `state_dict`, as without this callback, and the average beside them:
+
+    - in a file, as `ema_state_dict`, under the names that it has in `state_dict`;
+    - in a folder (distributed checkpoint), sharded, so that no rank ever gathers it.
+
+    Either is read with any number of devices. `trainer.predict(ckpt_path=...)`, with this callback, generates with the
+    average of that checkpoint. A checkpoint saved with `save_weights_only` has none.
+
+    Args:
+        decay: Share of the average that an update keeps, at least 0 and below 1.
+        parts: Names of the parts to average, as attributes of the LightningModule, in which `*` stands for anything,
+            for example `["action_projection", "generator.*.lora_*"]`. Default: all of it.
+        start_step: Optimizer step at which the average starts, as a copy of the weights. Until then, evaluation uses
+            the trained weights.
+        every_n_steps: Optimizer steps from one update to the next.
+        warmup: Whether update number n (from 0 on) keeps no more than (1 + n) / (10 + n), as TensorFlow's
+            `ExponentialMovingAverage(num_updates=...)` does, so that the average soon forgets what it began with.
+
+    Raises:
+        ValueError: If a number is out of range.
+        MisconfigurationException: If a part does not exist or has nothing to train, the checkpoint holds an average of
+            other parameters, or the strategy hides the parameters (FSDP1, DeepSpeed).
+
+    Example::
+
+        trainer:
+          callbacks:
+            - class_path: lightning_action.callbacks.EMA
+              init_args:
+                decay: 0.999
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.999,
+        parts: list[str] | None = None,
+        start_step: int = 0,
+        every_n_steps: int = 1,
+        warmup: bool = True,
+    ) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
+        if parts is not None and (not isinstance(parts, list) or not parts):
+            raise ValueError(f"parts must be a list with at least one attribute name, got {parts!r}")
+        if start_step < 0:
+            raise ValueError(f"start_step must be at least 0, got {start_step}")
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.decay = decay
+        self.parts = parts or ["*"]
+        self.start_step = start_step
+        self.every_n_steps = every_n_steps
+        self.warmup = warmup
+
+        # Kept in checkpoints.
+        self._num_updates = 0
+        self._averages: Tensors = {}
+
+        # What a checkpoint says about the averages, until they are taken over from it.
+        self._restored: dict[str, Any] = {}
+        # The trained weights, while the averages stand in the module.
+        self._trained: Tensors = {}
+        self._module: LightningModule | None = None
+
+        # Known only during a fit.
+        self._names: list[str] = []
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_updates": self._num_updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._num_updates = state_dict["num_updates"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+            raise MisconfigurationException(
+                f"EMA cannot read parameters under {type(trainer.strategy).__name__}, which keeps them in buffers of"
+                " its own: use ModelParallelStrategy (FSDP2) or DDP, or remove the callback"
+            )
+        if pl_module is not self._module or trainer.ckpt_path is not None:
+            self._forget()
+        self._module = pl_module
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_parts_exist(pl_module, self.parts)
+        # Here, because other callbacks freeze parameters later, to train them still later.
+        self._names = [n for n, p in pl_module.named_parameters() if p.requires_grad and is_in(n, self.parts)]
+        if not self._names:
+            raise MisconfigurationException(f"EMA: no parameter of {self.parts} requires grad when the fit starts")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_over(trainer, pl_module)
+        if self._averages and self._averages.keys() != set(self._names):
+            raise MisconfigurationException(
+                f"EMA: the checkpoint holds averages of {len(self._averages)} parameters, this fit averages"
+                f" {len(self._names)}; only one of them has: {sorted(self._averages.keys() ^ set(self._names))}. Resume"
+                " with the same `parts`, and the same parameters frozen."
+            )
+        self._parameters = _parameters(pl_module)
+        self._step = current_step(trainer)
+        self._start_when_due(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if current_step(trainer) == self._step:
+            return
+        self._step = current_step(trainer)
+        if not self._averages:
+            self._start_when_due(pl_module)
+        elif self._step % self.every_n_steps == 0:
+            self._update()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap_in(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._swap_out(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap_in(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap_in(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Not before, because other callbacks may use the model once more when the prediction ends.
+        self._swap_out(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._swap_out(pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not self._averages:
+            return
+        sharded = any(isinstance(value, DTensor) for value in checkpoint["state_dict"].values())
+        if sharded:
+            # Lightning shards state_dict and optimizer_states alone, and state_dict has to fit the module.
+            group = f"optimizer_{len(checkpoint['optimizer_states'])}"
+            checkpoint["ema"] = {"names": list(self._averages), "group": group}
+            checkpoint["optimizer_states"].append({"ema": self._averages})
+        else:
+            checkpoint["ema_state_dict"] = _whole(self._averages, trainer.is_global_zero)
+        if self._trained:
+            checkpoint["state_dict"].update(self._trained if sharded else _whole(self._trained, trainer.is_global_zero))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._forget()
+        shards = checkpoint.get("ema", {})
+        # A folder that was made a file has the shards, put together, where they lay.
+        whole = checkpoint.get("ema_state_dict", checkpoint.get(shards.get("group"), {}).get("ema"))
+        self._restored = {"whole": whole} if whole else shards
+
+    def _take_over(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reads the averages that `on_load_checkpoint` met: later, when the parameters are where they will be."""
+        restored, self._restored = self._restored, {}
+        if "whole" in restored:
+            self._averages = _copies(pl_module, restored["whole"])
+            for name, average in self._averages.items():
+                average.copy_(_shared_out(restored["whole"][name], average))
+        elif restored:
+            self._averages = _copies(pl_module, restored["names"])
+            load_shards({restored["group"]: {"ema": self._averages}}, checkpoint_id=trainer.ckpt_path)
+
+    def _start_when_due(self, pl_module: LightningModule) -> None:
+        if not self._averages and self._step >= self.start_step:
+            self._averages = _copies(pl_module, self._names)
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        decay = min(self.decay, (1 + self._num_updates) / (10 + self._num_updates)) if self.warmup else self.decay
+        for name, average in self._averages.items():
+            mine = local(average)
+            mine.lerp_(local(self._parameters[name]).to(mine.dtype), 1 - decay)
+        self._num_updates += 1
+
+    # Lightning evaluates in inference mode, whose tensors could not be averaged into afterwards.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _swap_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_over(trainer, pl_module)
+        if not self._averages and trainer.state.fn != TrainerFn.FITTING:
+            rank_zero_warn(
+                "EMA: there is no average to evaluate with, neither from a fit of this module nor in a checkpoint"
+                " (ckpt_path), so it is evaluated with the weights as they are"
+            )
+        parameters = _parameters(pl_module)
+        self._trained = {name: parameters[name].detach().clone() for name in self._averages}
+        _overwrite(parameters, self._averages)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _swap_out(self, pl_module: LightningModule) -> None:
+        if self._trained:
+            _overwrite(_parameters(pl_module), self._trained)
+            self._trained = {}
+
+    def _forget(self) -> None:
+        self._num_updates, self._averages, self._restored = 0, {}, {}
+
+
+def _parameters(pl_module: LightningModule) -> dict[str, nn.Parameter]:
+    """As the optimizers know them: FSDP2 may show gathered copies in their place."""
+    drop_gathered_parameters(pl_module)
+    return dict(pl_module.named_parameters())
+
+
+def _copies(pl_module: LightningModule, names: Iterable[str]) -> Tensors:
+    """Copies of parameters in float32 or better: smaller types would round the steps of an average away."""
+    parameters = _parameters(pl_module)
+    unknown = [name for name in names if name not in parameters]
+    if unknown:
+        raise MisconfigurationException(
+            f"EMA: the checkpoint holds averages of {unknown}, which {type(pl_module).__name__} does not have: build"
+            " the module as it was trained"
+        )
+    copies = {name: parameters[name].detach() for name in names}
+    return {n: value.to(torch.promote_types(value.dtype, torch.float32), copy=True) for n, value in copies.items()}
+
+
+def _overwrite(parameters: dict[str, nn.Parameter], values: Tensors) -> None:
+    for name, value in values.items():
+        local(parameters[name]).copy_(local(value))
+
+
+def _whole(values: Tensors, keep: bool) -> Tensors:
+    """Unsharded, for one file; all ranks have to gather, and one keeps what comes of it."""
+    whole = {}
+    for name, value in values.items():
+        value = value.full_tensor().cpu() if isinstance(value, DTensor) else value
+        if keep:
+            whole[name] = value
+    return whole
+
+
+def _shared_out(whole: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every rank has, placed and sharded like another."""
+    whole = whole.to(like.device, like.dtype)
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)

@@ -1,0 +1,131 @@
+"""When a callback logs, and how: to every logger of the Trainer that has a method for it.
+
+Scalars go to every logger. Histograms, images, videos and texts go to those whose `experiment` has the methods of
+TensorBoard's SummaryWriter; the others are warned of once, and the fit goes on. The first rank writes, the others do
+nothing.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from .pictures import save_gif
+
+_warned_of: WeakKeyDictionary[Logger, set[str]] = WeakKeyDictionary()
+
+
+def current_step(trainer: Trainer) -> int:
+    """Number of steps taken so far: the horizontal axis of what Lightning itself logs.
+
+    With several optimizers, `trainer.global_step` counts the steps of each; they are taken to step equally often.
+    """
+    return trainer.global_step // max(1, len(trainer.optimizers))
+
+
+def check_interval(every_n_steps: int | None) -> None:
+    """Refuses what a callback cannot take as its `every_n_steps`.
+
+    Raises:
+        ValueError: It is below 1.
+    """
+    if every_n_steps is not None and every_n_steps < 1:
+        raise ValueError(f"every_n_steps must be at least 1, or null for the Trainer's own, got {every_n_steps}")
+
+
+def is_logging_step(trainer: Trainer, every_n_steps: int | None = None, steps_ahead: int = 0) -> bool:
+    """Whether the step that is about to be taken is one to log, the same ones as `self.log` chooses.
+
+    Ask before the optimizer has stepped, for example in `on_train_batch_start` or `on_before_optimizer_step`. Under
+    gradient accumulation all batches of a step get the same answer.
+
+    Args:
+        trainer: the Trainer.
+        every_n_steps: steps from one logging step to the next; None stands for the Trainer's `log_every_n_steps`, of
+            which 0 means never.
+        steps_ahead: asks about a later step; -1 about the one just taken, for example in `on_train_batch_end`.
+    """
+    interval = trainer.log_every_n_steps if every_n_steps is None else every_n_steps  # type: ignore[attr-defined]
+    return bool(interval) and (current_step(trainer) + steps_ahead + 1) % interval == 0
+
+
+def scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
+    """Logs numbers to every logger."""
+    if values and trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(values), step=step)
+
+
+def histogram(trainer: Trainer, tag: str, values: Tensor, step: int) -> None:
+    """Logs the distribution of the finite values of a tensor; SummaryWriter refuses others, and having none at all."""
+    for writer in _writers(trainer, "add_histogram"):
+        finite = values.detach().float().cpu()
+        finite = finite[finite.isfinite()]
+        if len(finite):
+            writer.add_histogram(tag, finite, step)
+
+
+def image(trainer: Trainer, tag: str, picture: Tensor, step: int) -> None:
+    """Logs a picture, uint8 `[3, H, W]`."""
+    for writer in _writers(trainer, "add_image"):
+        writer.add_image(tag, picture.cpu(), step)
+
+
+def video(trainer: Trainer, tag: str, frames: Tensor, fps: int, step: int) -> None:
+    """Logs a video, uint8 `[T, 3, H, W]`, as a GIF among the images.
+
+    SummaryWriter's own `add_video` needs a release of moviepy that is no longer current.
+    """
+    for writer in _writers(trainer, "file_writer"):
+        from torch.utils.tensorboard.summary import Summary  # type: ignore[attr-defined]
+
+        gif = BytesIO()
+        save_gif(gif, frames.cpu(), fps)
+        height, width = frames.shape[-2:]
+        encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif.getvalue())
+        writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=encoded)]), step)
+
+
+def text(trainer: Trainer, tag: str, content: str, step: int) -> None:
+    """Logs a text in Markdown."""
+    for writer in _writers(trainer, "add_text"):
+        writer.add_text(tag, content, step)
+
+
+def custom_scalars(trainer: Trainer, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+    """Groups charts: title of a group -> title of a chart -> regular expressions of the tags that are its lines."""
+    multiline = {
+        title: {chart: ["Multiline", list(tags)] for chart, tags in charts.items()} for title, charts in layout.items()
+    }
+    for writer in _writers(trainer, "add_custom_scalars"):
+        writer.add_custom_scalars(multiline)
+
+
+def _writers(trainer: Trainer, method: str) -> Iterator[Any]:
+    """The `experiment` of every logger that has the method; warns once of each logger that lacks it."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, DummyLogger):  # that of fast_dev_run, which seems to have every method
+            continue
+        experiment = getattr(logger, "experiment", None)
+        if hasattr(experiment, method):
+            yield experiment
+        else:
+            _warn_once(logger, method)
+
+
+def _warn_once(logger: Logger, method: str) -> None:
+    methods = _warned_of.setdefault(logger, set())
+    if method not in methods:
+        methods.add(method)
+        rank_zero_warn(
+            f"{type(logger).__name__} has no experiment with `{method}`: what needs it is not logged there."
+            " TensorBoardLogger has it."
+        )

@@ -1,0 +1,126 @@
+"""Sums over the modulation that actions make, from which its statistics follow."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.linalg import vector_norm
+
+from .collectives import sum_of_squares, sum_over_ranks
+
+SLOTS = ("shift_sa", "scale_sa", "gate_sa", "shift_ffn", "scale_ffn", "gate_ffn")
+_NUM_SAMPLED = 65_536
+
+
+class ModulationSums:
+    """What one step adds up on this rank, on the device. All sizes are fixed, because those of all ranks must agree.
+
+    A frame whose modulation is exactly zero is a null frame: it has no action, and counts in `null_frames` only.
+
+    Args:
+        num_layers: layers of the network; 0 if it is not looked into.
+        max_frames: latent frames that are told apart.
+        device: of the module.
+    """
+
+    def __init__(self, num_layers: int, max_frames: int, device: torch.device) -> None:
+        frames, layers = ("by_frame", "frame_counts"), ("by_layer", "tables")
+        sizes = {"slots": len(SLOTS)} | dict.fromkeys(frames, max_frames) | dict.fromkeys(layers, num_layers)
+        scalars = ("norms", "frames", "null_frames", "time_norms", "times", "changes", "change_scales", "gradient")
+        self.sums = {
+            name: torch.zeros(size, device=device) for name, size in (sizes | dict.fromkeys(scalars, 1)).items()
+        }
+        self.sample = torch.zeros(0, device=device)
+        self.per_layer = False
+
+    @torch.no_grad()
+    def add_modulation(self, modulation: Tensor, actions: Tensor | None) -> None:
+        """Adds up a modulation `[B, F, 6, D]` or `[B, F, L, 6, D]`, and its change with the actions `[B, F, N]`."""
+        self.per_layer = modulation.ndim == 5
+        layers = modulation.detach().float() if self.per_layer else modulation.detach().float()[:, :, None]
+        slots = vector_norm(layers, dim=-1)
+        norms = vector_norm(slots, dim=-1)
+        present = (norms != 0).any(dim=-1)
+        max_frames = len(self.sums["by_frame"])
+
+        self.sums["slots"] += slots.mean(dim=2).sum(dim=(0, 1))
+        if num_layers := len(self.sums["by_layer"]):
+            self.sums["by_layer"] += norms.sum(dim=(0, 1)).expand(num_layers)
+        _add_to_start(self.sums["by_frame"], norms.mean(dim=2).sum(dim=0)[:max_frames])
+        _add_to_start(self.sums["frame_counts"], present.sum(dim=0)[:max_frames])
+        self.sums["norms"] += norms.mean(dim=2).sum()
+        self.sums["frames"] += present.sum()
+        self.sums["null_frames"] += present.logical_not().sum()
+        if actions is not None:
+            self._add_changes(layers, norms.square().sum(dim=2), present, actions)
+        self.sample = layers.flatten()[:: 1 + layers.numel() // _NUM_SAMPLED]
+
+    @torch.no_grad()
+    def add_time(self, modulation: Tensor) -> None:
+        """Adds up the time modulation `[..., 6 D]`."""
+        norms = vector_norm(modulation.detach().float(), dim=-1)
+        self.sums["time_norms"] += norms.sum()
+        self.sums["times"] += norms.numel()
+
+    def add_gradient(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Adds up the gradients of the projection."""
+        for parameter in parameters:
+            if parameter.grad is not None:
+                self.sums["gradient"] += sum_of_squares(parameter.grad)
+
+    def set_tables(self, tables: Sequence[nn.Parameter]) -> None:
+        """Takes the tables of all layers."""
+        if tables:
+            self.sums["tables"] = torch.stack([sum_of_squares(table) for table in tables])
+
+    def reduce(self) -> tuple[dict[str, Tensor], Tensor]:
+        """The sums of all ranks, and values of the modulation of this one, on the CPU; waits for the device once."""
+        whole = sum_over_ranks(torch.cat(list(self.sums.values())))
+        *pieces, sample = torch.cat([whole, self.sample]).cpu().split([*map(len, self.sums.values()), len(self.sample)])
+        return dict(zip(self.sums, (piece.double() for piece in pieces), strict=True)), sample
+
+    def _add_changes(self, layers: Tensor, squares: Tensor, present: Tensor, actions: Tensor) -> None:
+        """Adds up the change between successive frames whose actions differ, and what it is measured by."""
+        differ = (actions[:, 1:] != actions[:, :-1]).any(dim=-1) & present[:, 1:] & present[:, :-1]
+        changes = (layers[:, 1:] - layers[:, :-1]).square().flatten(2).sum(dim=-1)
+        nothing = torch.zeros_like(changes)
+        self.sums["changes"] += torch.where(differ, changes, nothing).sum()
+        self.sums["change_scales"] += torch.where(differ, squares[:, 1:] + squares[:, :-1], nothing).sum()
+
+
+def figures(sums: dict[str, Tensor], per_layer: bool) -> dict[str, float]:
+    """What is logged of reduced sums; nothing that is not defined."""
+    total = {name: values.item() for name, values in sums.items() if len(values) == 1}
+    frames = sums["frames"].clamp(min=1)
+    mean_time = sums["time_norms"] / sums["times"].clamp(min=1)
+    found = {"projection_grad_norm": sqrt(total["gradient"])}
+    found |= _ratios("modulation_norm", ["all"], sums["norms"], frames)
+    found |= _ratios("modulation_norm", SLOTS, sums["slots"], frames)
+    found |= _ratios("modulation_norm_by_frame", _numbered("frame"), sums["by_frame"], sums["frame_counts"])
+    found |= _ratios("modulation_to_time", ["all"], sums["norms"] / frames, mean_time)
+    if per_layer:
+        found |= _ratios("modulation_to_time", _numbered("layer"), sums["by_layer"] / frames, mean_time)
+    mean_table = sums["tables"].sqrt().sum() / max(1, len(sums["tables"]))
+    found |= _ratios("modulation_to_base", ["all"], sums["norms"] / frames, mean_time + mean_table)
+    found |= _ratios("modulation_to_table", _numbered("layer"), sums["by_layer"] / frames, sums["tables"].sqrt())
+    if total["change_scales"]:
+        found["modulation_variation"] = sqrt(total["changes"] / total["change_scales"])
+    if all_frames := total["frames"] + total["null_frames"]:
+        found["null_share"] = total["null_frames"] / all_frames
+    return found
+
+
+def _add_to_start(sums: Tensor, values: Tensor) -> None:
+    sums[: len(values)] += values
+
+
+def _numbered(name: str) -> Iterator[str]:
+    return (f"{name}_{number:02d}" for number in count())
+
+
+def _ratios(tag: str, names: Iterable[str], parts: Tensor, wholes: Tensor) -> dict[str, float]:
+    """Ratios under their names, as far as there is something to divide by."""
+    pairs = zip(names, *(values.tolist() for values in torch.broadcast_tensors(parts, wholes)), strict=False)
+    return {f"{tag}/{name}": part / whole for name, part, whole in pairs if whole}

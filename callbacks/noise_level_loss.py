@@ -1,0 +1,148 @@
+"""The loss by noise level."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from . import log_writing
+from .collectives import sum_over_ranks, world_size
+
+
+class NoiseLevelLoss(Callback):
+    """Logs the mean loss of each bin of noise levels, over all frames since it was last logged.
+
+    The loss of a diffusion model goes up and down with the noise levels that happen to be drawn; that of a bin can be
+    compared from step to step, and says at which levels a change helps. Training is logged as
+    `loss/noise_level/<bin>`, each run of validation as `loss/noise_level_validation/<bin>`; `0100-0200` is the bin of
+    timesteps from 100 to 200, the upper end of the last one included. A bin that no frame fell into is left out.
+
+    It works with any LightningModule whose `training_step`, and `validation_step` if that is to be shown, returns a
+    dict that holds two tensors of one shape: a loss and a timestep for each frame, or for each sample. Otherwise it
+    says so once, and logs nothing. Batches are added up on the device, and nothing waits for it, or for other ranks,
+    except at logged steps.
+
+    Args:
+        num_bins: Number of bins of equal width.
+        max_timestep: Largest timestep, where the last bin ends; 1 if noise levels go from 0 to 1.
+        loss: Name of the losses in the dict.
+        timestep: Name of the timesteps in the dict.
+        every_n_steps: Steps from one logged step to the next. Default: `log_every_n_steps` of the Trainer.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        num_bins: int = 10,
+        max_timestep: float = 1000.0,
+        loss: str = "loss_per_frame",
+        timestep: str = "timestep",
+        every_n_steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        if num_bins < 1 or max_timestep <= 0:
+            raise ValueError(f"num_bins must be at least 1 and max_timestep above 0, got {num_bins} and {max_timestep}")
+        log_writing.check_interval(every_n_steps)
+        self.num_bins = num_bins
+        self.max_timestep = max_timestep
+        self.loss = loss
+        self.timestep = timestep
+        self.every_n_steps = every_n_steps
+
+        # The sum of the losses and the number of frames of each bin, on this rank; that of training is in checkpoints.
+        self._training = torch.zeros(2, num_bins)
+        self._validation = torch.zeros(2, num_bins)
+
+        # Known only during a fit.
+        self._step = 0
+        self._has_warned = False
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(loss=self.loss, timestep=self.timestep, num_bins=self.num_bins)
+
+    def state_dict(self) -> dict[str, Any]:
+        # A checkpoint holds what the first rank says. The mean serves all: they add up to the same again.
+        return {"training": (sum_over_ranks(self._training.clone()) / world_size()).tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._training = torch.tensor(state_dict["training"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Here, because a checkpoint is restored later.
+        self._training = torch.zeros(2, self.num_bins)
+        self._has_warned = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._step = log_writing.current_step(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._training = self._add(self._training.to(pl_module.device), outputs, "training_step")
+        has_stepped = log_writing.current_step(trainer) > self._step
+        if has_stepped and log_writing.is_logging_step(trainer, self.every_n_steps, steps_ahead=-1):
+            self._log(trainer, self._training, "loss/noise_level", self._step)
+            self._training = torch.zeros_like(self._training)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation = torch.zeros(2, self.num_bins, device=pl_module.device)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Showing validation is up to the module, so that a step that returns something else is not worth a warning.
+        if isinstance(outputs, dict) and self.loss in outputs:
+            self._validation = self._add(self._validation, outputs, "validation_step")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            last_step = max(0, log_writing.current_step(trainer) - 1)
+            self._log(trainer, self._validation, "loss/noise_level_validation", last_step)
+
+    def _add(self, sums: Tensor, outputs: Any, source: str) -> Tensor:
+        """The sums with those of a batch added."""
+        names = (self.loss, self.timestep)
+        losses, timesteps = (outputs.get(name) if isinstance(outputs, dict) else None for name in names)
+        if not (isinstance(losses, Tensor) and isinstance(timesteps, Tensor) and losses.shape == timesteps.shape):
+            self._warn(outputs, source)
+            return sums
+        of_frames = torch.stack([losses.detach().float().flatten(), torch.ones(losses.numel(), device=losses.device)])
+        levels = timesteps.detach().float().flatten() / self.max_timestep
+        bins = (levels * self.num_bins).long().clamp(0, self.num_bins - 1)
+        return sums.index_add(1, bins, of_frames)
+
+    def _log(self, trainer: Trainer, sums: Tensor, tag: str, step: int) -> None:
+        losses, counts = sum_over_ranks(sums.clone()).tolist()
+        bins = zip(_bin_names(self.num_bins, self.max_timestep), losses, counts, strict=True)
+        log_writing.scalars(trainer, {f"{tag}/{name}": loss / count for name, loss, count in bins if count}, step)
+
+    def _warn(self, outputs: Any, source: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            got = sorted(map(str, outputs)) if isinstance(outputs, dict) else type(outputs).__name__
+            rank_zero_warn(
+                f"NoiseLevelLoss logs nothing: it expects {source} to return a dict with two tensors of one shape,"
+                f" {self.loss!r} and {self.timestep!r}, and got {got}"
+            )
+
+
+def _bin_names(num_bins: int, max_timestep: float) -> list[str]:
+    """Lower and upper end, of one length so that they sort: `0100-0200`, `0.10-0.20`."""
+    width = max_timestep / num_bins
+    decimals = 0 if width.is_integer() else max(2, 1 - math.floor(math.log10(width)))
+    length = len(f"{max_timestep:.{decimals}f}")
+    ends = [f"{index * width:0{length}.{decimals}f}" for index in range(num_bins + 1)]
+    return [f"{low}-{high}" for low, high in pairwise(ends)]

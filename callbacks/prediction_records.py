@@ -1,0 +1,90 @@
+"""What is known of written predictions: which are whole, and what they were made from."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .pictures import replacing
+
+Record: TypeAlias = dict[str, Any]
+"""The content of a sample's json; see `PredictionWriter`."""
+
+
+def whole_records(folder: Path) -> list[Record]:
+    """The records of all samples in a folder whose files are there and have the sizes that the record says."""
+    records = map(read_record, sorted(folder.glob("[0-9]*.json")))
+    return [record for record in records if _is_whole(folder, record)]
+
+
+def read_record(path: Path) -> Record:
+    """A record, as it was written by `write_record`."""
+    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    return record
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Writes a record with a line for each entry, to be read by people; the file is replaced as a whole."""
+    # `indent` would give every number of the action rows a line of its own.
+    lines = [f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in record.items()]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, which is replaced as a whole."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a dict is after it was written to a file and read again; tensors become lists.
+
+    Raises:
+        TypeError: if JSON cannot hold it.
+    """
+    lists = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in content.items()}
+    read: dict[str, Any] = json.loads(json.dumps(lists))
+    return read
+
+
+def identify_checkpoint(path: str | Path | None) -> dict[str, Any] | None:
+    """What tells a checkpoint, a file or a folder, from others: `path`, `bytes`, and `modified` (ns since 1970).
+
+    None for no checkpoint, and for one that is not on this machine's disks, of which nothing is known.
+    """
+    if path is None or not Path(path).exists():
+        return None
+    absolute = Path(path).resolve()
+    stats = [file.stat() for file in (absolute, *absolute.rglob("*")) if file.is_file()]
+    return {
+        "path": str(absolute),
+        "bytes": sum(stat.st_size for stat in stats),
+        "modified": max((stat.st_mtime_ns for stat in stats), default=0),
+    }
+
+
+def digest_sample(sample: Mapping[str, Any]) -> str:
+    """The same for samples that are equal in all their tensors and other values, and for no others.
+
+    Raises:
+        TypeError: if a value is neither a tensor nor anything that JSON can hold.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(sample.items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{name} {json.dumps(value)}".encode())
+    return digest.hexdigest()
+
+
+def _is_whole(folder: Path, record: Record) -> bool:
+    files = {kind: folder / name for kind, name in record["files"].items()}
+    # Records of earlier versions know no sizes.
+    sizes = record.get("sizes", {})
+    return all(file.is_file() and file.stat().st_size == sizes.get(kind) for kind, file in files.items())

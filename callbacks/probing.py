@@ -1,0 +1,170 @@
+"""Samples to look at a model with, and how to look without leaving a trace in its training."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+Batch: TypeAlias = dict[str, Any]
+"""A dict with `action` `[B, rows, columns]`. Tensors and lists in it have one entry for each sample."""
+
+
+@contextmanager
+def leaving_no_trace(pl_module: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradient; afterwards modes and random states are what they were, and shards are shards again."""
+    modes = {module: module.training for module in pl_module.modules()}
+    with isolate_rng(), torch.no_grad():
+        pl_module.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
+            drop_gathered_parameters(pl_module)
+
+
+def drop_gathered_parameters(module: nn.Module) -> None:
+    """Makes FSDP2 gather its parameters again when they are needed.
+
+    A module that has not gone through a backward pass, because it was validated or is frozen, holds on to them.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def require_method(pl_module: LightningModule, owner: str, method: str, signature: str) -> None:
+    """Refuses a LightningModule that lacks a method.
+
+    Raises:
+        MisconfigurationException: names the callback, the method and how it is called.
+    """
+    if not callable(getattr(pl_module, method, None)):
+        raise MisconfigurationException(f"{owner} needs a method {signature}, and {type(pl_module).__name__} has none")
+
+
+def num_samples(batch: Batch) -> int:
+    """Samples in a batch."""
+    return len(batch["action"])
+
+
+def take_samples(batch: Any, indices: slice, owner: str) -> Batch:
+    """Some samples of a batch, as a copy on the CPU.
+
+    Args:
+        batch: whatever a dataloader gave.
+        indices: which samples.
+        owner: the callback that wants them, for the message.
+
+    Raises:
+        MisconfigurationException: if it is no `Batch`.
+    """
+    _check_batch(batch, owner)
+    samples = {name: value[indices] if _is_per_sample(value) else value for name, value in batch.items()}
+    # Copies, or all of the batch would stay in memory.
+    return {name: v.detach().cpu().clone() if isinstance(v, Tensor) else v for name, v in samples.items()}
+
+
+def take_sample(batch: Any, index: int, owner: str) -> Batch:
+    """As `take_samples`, but one sample, the last if there are fewer, as a batch of one."""
+    _check_batch(batch, owner)
+    index = min(index, num_samples(batch) - 1)
+    return take_samples(batch, slice(index, index + 1), owner)
+
+
+def with_actions(sample: Batch, actions: Tensor) -> Batch:
+    """A batch of one sample as often as there are actions `[N, rows, columns]`, which take the place of its own."""
+    batch = {name: _repeat(value, len(actions)) for name, value in sample.items()}
+    return batch | {"action": actions.to(sample["action"].dtype)}
+
+
+def other_actions(action: Tensor) -> Tensor:
+    """For every sample of `[B, rows, columns]` the actions of the next one; of one alone, its own backwards."""
+    return action.roll(-1, dims=0) if len(action) > 1 else action.flip(1)
+
+
+def first_validation_samples(trainer: Trainer, count: int, owner: str) -> list[Batch]:
+    """The first samples of the first validation dataloader, batch by batch; none if the fit does not validate.
+
+    Call it from `on_train_start` on, where the dataloaders exist. The batches pass through the transfer hooks of the
+    LightningModule, and the global random state does not move.
+    """
+    batches: list[Batch] = []
+    if trainer.val_dataloaders is None:
+        return batches
+    with isolate_rng():
+        for batch in CombinedLoader(trainer.val_dataloaders).flattened[0]:
+            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+            batches.append(take_samples(batch, slice(count), owner))
+            count -= num_samples(batches[-1])
+            if count <= 0:
+                break
+    return batches
+
+
+def check_action_width(owner: str, action: Tensor, rows: Tensor) -> None:
+    """Refuses action rows `[N, columns]` that a batch's `action` cannot hold.
+
+    Raises:
+        MisconfigurationException: if their width differs, or fractions were to become whole numbers.
+    """
+    if action.shape[-1] != rows.shape[-1]:
+        raise MisconfigurationException(
+            f"{owner}(actions=...) has rows of {rows.shape[-1]} columns, and the batch's 'action'"
+            f" {tuple(action.shape)} has {action.shape[-1]}: give each action {action.shape[-1]} numbers"
+        )
+    if not action.is_floating_point() and bool((rows != rows.round()).any()):
+        raise MisconfigurationException(
+            f"{owner}: the batch's 'action' holds whole numbers ({action.dtype}), and some of the scaled actions are"
+            " none; with classes, scales: [1.0] is the only one that makes sense"
+        )
+
+
+def check_videos(owner: str, videos: Any, num_videos: int) -> None:
+    """Refuses what `generate` gave, if it is not `num_videos` videos `[B, T, 3, H, W]`.
+
+    Raises:
+        MisconfigurationException: says what came.
+    """
+    expected = f"{owner} expects generate(batch) to return {num_videos} videos [B, T, 3, H, W]"
+    if not isinstance(videos, Tensor):
+        raise MisconfigurationException(f"{expected}, got {type(videos).__name__}")
+    if videos.ndim != 5 or len(videos) != num_videos or videos.shape[2] != 3:
+        raise MisconfigurationException(f"{expected}, got {tuple(videos.shape)}")
+
+
+def format_row(row: Sequence[float]) -> str:
+    """An action row, short enough for a label."""
+    shown = [f"{value:g}" for value in row[:4]]
+    return f"({', '.join(shown)}{', ...' if len(row) > 4 else ''})"
+
+
+def _check_batch(batch: Any, owner: str) -> None:
+    if not isinstance(batch, dict) or not isinstance(batch.get("action"), Tensor) or batch["action"].ndim != 3:
+        got = sorted(map(str, batch)) if isinstance(batch, dict) else type(batch).__name__
+        raise MisconfigurationException(
+            f"{owner} needs batches that are dicts with 'action' [B, rows, columns], got {got}"
+        )
+    for name, value in batch.items():
+        if _is_per_sample(value) and len(value) != num_samples(batch):
+            raise MisconfigurationException(
+                f"{owner} needs batches with one entry for each sample: 'action' has {num_samples(batch)}"
+                f" and '{name}' has {len(value)}"
+            )
+
+
+def _is_per_sample(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.ndim > 0)
+
+
+def _repeat(value: Any, count: int) -> Any:
+    if isinstance(value, Tensor) and value.ndim > 0:
+        return value.repeat_interleave(count, dim=0)
+    return value * count if isinstance(value, list | tuple) else value

@@ -1,0 +1,340 @@
+"""Videos in TensorBoard: what the model generates, and what its actions do to it."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from . import log_writing
+from .action_scan import draw_scan, strip_frames
+from .pictures import (
+    beside_truth,
+    draw_actions,
+    enlarge,
+    first_frames,
+    in_grid,
+    make_folder,
+    shrink,
+    to_uint8,
+    write_gif,
+    write_png,
+)
+from .probing import (
+    Batch,
+    check_action_width,
+    check_videos,
+    format_row,
+    leaving_no_trace,
+    num_samples,
+    other_actions,
+    require_method,
+    take_sample,
+    take_samples,
+    with_actions,
+)
+from .validation_interval import EveryNValidations
+
+# What an action can be drawn on, and still be looked past.
+_MIN_SIDE = 200
+_GRID_COLUMNS = 4
+_STRIP_FRAMES = 7
+_SCAN_FRAMES = 4
+_MAX_CLASSES = 4
+_STRIP_SUBTITLE = "each row has other actions, the truth its own; time runs from left to right"
+_ROW_LABELS = {
+    "truth": "recorded",
+    "own actions": "generated",
+    "other actions": "of another sample",
+    "no action": "the null action",
+}
+
+
+class RolloutLogger(EveryNValidations):
+    """Logs videos and pictures of generated rollouts at the end of a validation.
+
+    All start from the first samples of the first validation dataloader, the same at every validation. There are four
+    panels, always in this order:
+
+    - `rollout/1_truth/sample_<i>`: a video, generated beside true, with the actions drawn on it;
+    - `rollout/2_counterfactual/sample_<i>`: a picture of film strips from one start and one noise: the truth, and what
+      is generated under the sample's own actions, under those of the next sample, and under none;
+    - `rollout/3_probe_script`: a video, one start under actions that are always the same: hold (all zeros; not with
+      classes), each of `actions` throughout, the first two in turn, and none;
+    - `rollout/4_action_scan`: a picture of each of `actions` at each of `scales`; not with actions that are whole
+      numbers, which are classes. What follows its actions differs from row to row, more so to the right.
+
+    Videos go to TensorBoard as GIFs among the images, which needs Pillow and nothing else. They are also written as
+    files, so that runs without TensorBoard have them.
+
+    It works with any LightningModule that has a method `generate(batch)`, which returns videos `[B, T, 3, H, W]` in
+    [0, 1], and whose validation batches are dicts with an `action` `[B, rows, columns]`, which `generate` may find to
+    be None. A `video` `[B, T, 3, H, W]` in [-1, 1] in the batch is taken for the truth if it has the shape of what is
+    generated. All ranks generate the same, because those of a sharded model wait for one another; the first one draws.
+    Training is not touched: random states and modes are as if nothing had happened.
+
+    Args:
+        every_n_validations: Validations from one rollout to the next.
+        num_samples: Number of samples in panels 1 and 2; panels 3 and 4 show the first.
+        actions: Name of each action and its row. Default: `+x`, `-x`, `+y` and `-y`, plus and minus one in the first
+            two columns, or up to four of the rows in the data if they are whole numbers.
+        scales: Numbers that actions are multiplied by in panel 4.
+        alternate_every: Number of rows after which the probe script changes from the first action to the second.
+        fps: Frames per second.
+        max_frames: Number of frames, from the first, that videos show.
+        max_side: Largest number of pixels of a video's longer side; larger ones are shrunk.
+        num_videos_at_once: Largest number of videos generated in one batch.
+        time_budget: Seconds to take in each validation. A panel whose videos would take longer, going by the time that
+            those before took, is left out; a warning says so once.
+        write_files: Whether to write files, into `rollouts/step_<step>` in the log folder.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        MisconfigurationException: If the LightningModule, its batches or what it generates do not fit.
+
+    Example::
+
+        trainer:
+          callbacks:
+            - class_path: lightning_action.callbacks.RolloutLogger
+              init_args:
+                every_n_validations: 2
+                actions: {right: [0.5, 0.0], left: [-0.5, 0.0]}
+    """
+
+    def __init__(
+        self,
+        every_n_validations: int = 1,
+        num_samples: int = 2,
+        actions: dict[str, list[float]] | None = None,
+        scales: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
+        alternate_every: int = 4,
+        fps: int = 8,
+        max_frames: int = 49,
+        max_side: int = 320,
+        num_videos_at_once: int = 8,
+        time_budget: float = 120.0,
+        write_files: bool = True,
+    ) -> None:
+        super().__init__(every_n_validations)
+        counts = {
+            "num_samples": num_samples,
+            "alternate_every": alternate_every,
+            "fps": fps,
+            "max_frames": max_frames,
+            "num_videos_at_once": num_videos_at_once,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
+        if actions is not None and len({len(row) for row in actions.values()} | {0}) != 2:
+            raise ValueError(f"actions must be rows of one width, and at least one, got {actions}")
+        if not scales or not all(map(math.isfinite, scales)):
+            raise ValueError(f"scales must be finite numbers, and at least one, got {scales}")
+        if max_side < _MIN_SIDE or time_budget <= 0:
+            raise ValueError(
+                f"max_side must be at least {_MIN_SIDE} and time_budget above 0, got {max_side} and {time_budget}"
+            )
+        self.num_samples = num_samples
+        self.actions = actions
+        self.scales = list(scales)
+        self.alternate_every = alternate_every
+        self.fps = fps
+        self.max_frames = max_frames
+        self.max_side = max_side
+        self.num_videos_at_once = num_videos_at_once
+        self.time_budget = time_budget
+        self.write_files = write_files
+
+        # Known only during a run.
+        self._folder: Path | None = None
+        self._samples: Batch | None = None
+        self._seconds_per_video = 0.0
+        self._deadline = 0.0
+        self._warned = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage not in ("fit", "validate"):
+            return
+        require_method(pl_module, "RolloutLogger", "generate", "generate(batch) -> video [B, T, 3, H, W] in [0, 1]")
+        self._samples, self._warned = None, False
+        log_folder = Path(trainer.log_dir or trainer.default_root_dir)
+        writes = self.write_files and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        self._folder = log_folder / "rollouts" if writes else None
+        if self._folder is not None and trainer.is_global_zero:
+            make_folder(self._folder, "The log folder of RolloutLogger (or set write_files: false)")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Kept as it passes by, so that no data is loaded twice.
+        if self._samples is None and batch_idx == 0 and dataloader_idx == 0:
+            self._samples = trainer.strategy.broadcast(take_samples(batch, slice(self.num_samples), "RolloutLogger"))
+            check_action_width("RolloutLogger", self._samples["action"], torch.stack(list(self._actions().values())))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._samples is None or not self.is_due(trainer):
+            return
+        self._deadline = time.monotonic() + self.time_budget
+        with leaving_no_trace(pl_module), trainer.precision_plugin.val_step_context():
+            self._log_samples(trainer, pl_module, self._samples)
+            first = take_sample(self._samples, 0, "RolloutLogger")
+            self._log_probe_script(trainer, pl_module, first)
+            if first["action"].is_floating_point():
+                self._log_scan(trainer, pl_module, first)
+
+    def _log_samples(self, trainer: Trainer, pl_module: LightningModule, samples: Batch) -> None:
+        """Panels 1 and 2."""
+        action = samples["action"]
+        variants = {"own actions": action, "other actions": other_actions(action), "no action": None}
+        generated = {name: self._generate(trainer, pl_module, samples, rows) for name, rows in variants.items()}
+        videos = {name: video for name, video in generated.items() if video is not None}
+        if "own actions" not in videos or not trainer.is_global_zero:
+            return
+        truth = samples.get("video")
+        if truth is not None and truth.shape == videos["own actions"].shape:
+            videos = {"truth": to_uint8(truth.float() / 2 + 0.5), **videos}
+        for index in range(len(action)):
+            of_sample = {name: of_all[index] for name, of_all in videos.items()}
+            beside = self._draw_beside_truth(of_sample["own actions"], of_sample.get("truth"), action[index])
+            self._show_video(trainer, f"1_truth/sample_{index}", beside)
+            self._show_picture(trainer, f"2_counterfactual/sample_{index}", self._draw_strips(of_sample))
+
+    def _log_probe_script(self, trainer: Trainer, pl_module: LightningModule, sample: Batch) -> None:
+        """Panel 3."""
+        script = probe_script(sample["action"], self._actions(), self.alternate_every)
+        batch = with_actions(sample, torch.stack(list(script.values())))
+        videos = self._generate(trainer, pl_module, batch, batch["action"])
+        without = None if videos is None else self._generate(trainer, pl_module, sample, None)
+        if videos is None or not trainer.is_global_zero:
+            return
+        tiles = {name: (video, rows) for (name, rows), video in zip(script.items(), videos, strict=True)}
+        if without is not None and without.shape[1] == videos.shape[1]:
+            tiles["no action"] = without[0], sample["action"][0, :0]
+        drawn = [self._draw_actions(*tile) for tile in tiles.values()]
+        self._show_video(trainer, "3_probe_script", in_grid(drawn, list(tiles), _GRID_COLUMNS))
+
+    def _log_scan(self, trainer: Trainer, pl_module: LightningModule, sample: Batch) -> None:
+        """Panel 4."""
+        actions = self._actions()
+        rows = torch.stack(list(actions.values()))
+        scaled = (rows[:, None] * rows.new_tensor(self.scales)[:, None]).flatten(0, 1)
+        batch = with_actions(sample, scaled[:, None].repeat(1, sample["action"].shape[1], 1))
+        videos = self._generate(trainer, pl_module, batch, batch["action"])
+        if videos is None or not trainer.is_global_zero:
+            return
+        frames = strip_frames(min(videos.shape[1], self.max_frames), _SCAN_FRAMES)
+        labels = [(name, format_row(row.tolist())) for name, row in actions.items()]
+        columns = [f"scale {scale:g}" for scale in self.scales]
+        self._show_picture(trainer, "4_action_scan", draw_scan(videos[:, frames], frames, labels, columns))
+
+    def _actions(self) -> dict[str, Tensor]:
+        """Rows of the actions to show, float64."""
+        if self.actions is not None:
+            return {name: torch.tensor(row, dtype=torch.float64) for name, row in self.actions.items()}
+        assert self._samples is not None
+        return default_actions(self._samples["action"])
+
+    def _generate(
+        self, trainer: Trainer, pl_module: LightningModule, samples: Batch, action: Tensor | None
+    ) -> Tensor | None:
+        """Videos of samples under these actions, uint8 on the CPU; None if there is no time. The same on all ranks."""
+        count = num_samples(samples)
+        started = time.monotonic()
+        if not trainer.strategy.broadcast(started + count * self._seconds_per_video <= self._deadline):
+            self._warn_of_time()
+            return None
+        parts = []
+        for start in range(0, count, self.num_videos_at_once):
+            some = slice(start, start + self.num_videos_at_once)
+            batch = take_samples(samples, some, "RolloutLogger") | {"action": None if action is None else action[some]}
+            videos = pl_module.generate(move_data_to_device(batch, pl_module.device))  # type: ignore[operator]
+            check_videos("RolloutLogger", videos, min(self.num_videos_at_once, count - start))
+            parts.append(to_uint8(videos))
+        self._seconds_per_video = (time.monotonic() - started) / count
+        return torch.cat(parts)
+
+    def _warn_of_time(self) -> None:
+        if not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"RolloutLogger: a video takes {self._seconds_per_video:.1f} seconds, so that not all of them fit into"
+                f" the time_budget of {self.time_budget:g} seconds, and the last panels are left out. Allow more time,"
+                " or ask for fewer num_samples, actions or scales."
+            )
+
+    def _draw_beside_truth(self, video: Tensor, truth: Tensor | None, action: Tensor) -> Tensor:
+        video, action = first_frames(video, action, self.max_frames)
+        truth = None if truth is None else shrink(truth[: self.max_frames], self.max_side)
+        return beside_truth(shrink(video, self.max_side), truth, action)
+
+    def _draw_actions(self, video: Tensor, action: Tensor) -> Tensor:
+        video, action = first_frames(video, action, self.max_frames)
+        return draw_actions(enlarge(shrink(video, self.max_side), _MIN_SIDE), action)
+
+    def _draw_strips(self, videos: Mapping[str, Tensor]) -> Tensor:
+        length = min(self.max_frames, *map(len, videos.values()))
+        frames = strip_frames(length, _STRIP_FRAMES)
+        strips = torch.stack([video[frames] for video in videos.values()])
+        return draw_scan(strips, frames, [(name, _ROW_LABELS[name]) for name in videos], [""], _STRIP_SUBTITLE)
+
+    def _show_video(self, trainer: Trainer, name: str, frames: Tensor) -> None:
+        step = log_writing.current_step(trainer)
+        log_writing.video(trainer, f"rollout/{name}", frames, self.fps, step)
+        if self._folder is not None:
+            write_gif(_file(self._folder, step, f"{name}.gif"), frames, self.fps)
+
+    def _show_picture(self, trainer: Trainer, name: str, picture: Tensor) -> None:
+        step = log_writing.current_step(trainer)
+        log_writing.image(trainer, f"rollout/{name}", picture, step)
+        if self._folder is not None:
+            write_png(_file(self._folder, step, f"{name}.png"), picture)
+
+
+def _file(folder: Path, step: int, name: str) -> Path:
+    path = folder / f"step_{step:08d}" / name.replace("/", "_")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def default_actions(action: Tensor) -> dict[str, Tensor]:
+    """Actions to try, by name, `[columns]` in float64.
+
+    Args:
+        action: `[B, rows, columns]` of some samples. Of whole numbers, which are classes, some of the rows are taken.
+    """
+    if not action.is_floating_point():
+        classes = action.flatten(0, 1).unique(dim=0)[:_MAX_CLASSES].double()
+        return {format_row(row.tolist()): row for row in classes}
+    unit = torch.eye(action.shape[-1], dtype=torch.float64)
+    return {f"{sign}{axis}": float(f"{sign}1") * row for axis, row in zip("xy", unit, strict=False) for sign in "+-"}
+
+
+def probe_script(action: Tensor, actions: Mapping[str, Tensor], alternate_every: int) -> dict[str, Tensor]:
+    """Rows `[rows, columns]` of each part of the script, by name, in the type of the sample's own `[1, rows, columns]`.
+
+    Args:
+        action: the sample's own actions.
+        actions: rows to hold, at least one; the first two are also taken in turn.
+        alternate_every: number of rows from one to the other.
+    """
+    num_rows = action.shape[1]
+    script = {name: row.expand(num_rows, -1) for name, row in actions.items()}
+    if action.is_floating_point():
+        script = {"hold": torch.zeros(num_rows, action.shape[-1], dtype=torch.float64), **script}
+    if len(actions) > 1:
+        first_two = torch.stack(list(actions.values())[:2])
+        script["alternate"] = first_two[torch.arange(num_rows) // alternate_every % 2]
+    return {name: rows.to(action.dtype) for name, rows in script.items()}

@@ -1,0 +1,37 @@
+"""Callbacks that look at the model at some validations, not at all of them."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class EveryNValidations(Callback):
+    """Counts validations, without sanity checks and across resumed fits, so that a subclass can ask `is_due`.
+
+    Args:
+        every_n_validations: Validations from one that is due to the next.
+
+    Raises:
+        ValueError: If it is below 1.
+    """
+
+    def __init__(self, every_n_validations: int) -> None:
+        super().__init__()
+        if every_n_validations < 1:
+            raise ValueError(f"every_n_validations must be at least 1, got {every_n_validations}")
+        self.every_n_validations = every_n_validations
+        self._num_validations = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_validations": self._num_validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._num_validations = state_dict["num_validations"]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._num_validations += 1
+
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether the running validation is one to look at; the same on all ranks."""
+        return not trainer.sanity_checking and self._num_validations % self.every_n_validations == 0

@@ -1,0 +1,47 @@
+"""The example projects run, show what they promise, and know nothing of ours but the callbacks."""
+
+from __future__ import annotations
+
+import ast
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from tests.short_fits import events
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+SCALARS = {
+    "image_classifier": {"grad/norm/head", "phase/backbone_trainable", "throughput/train/steps_per_second"},
+    "own_dit": {
+        *("action/modulation_norm/gate_ffn", "drift/brightness/change", "grad/norm/action_encoder"),
+        *("grad/norm/transformer.layers.01", "loss/noise_level/0400-0600", "phase/index", "sensitivity/shuffle_gap"),
+    },
+}
+IMAGES = {"image_classifier": set(), "own_dit": {"rollout/1_truth/sample_0", "rollout/4_action_scan"}}
+
+
+def test_every_example_is_run() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == SCALARS.keys()
+
+
+@pytest.mark.filterwarnings("ignore::lightning_action.callbacks.DriftWarning")
+@pytest.mark.parametrize("name", SCALARS)
+def test_example_runs_and_shows_its_panels(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--max_steps", "20", "--output", str(tmp_path)])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    shown = events(TensorBoardLogger(tmp_path, version=0)).Tags()
+    assert set(shown["scalars"]) >= SCALARS[name]
+    assert set(shown["images"]) >= IMAGES[name]
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_example_imports_nothing_of_ours_but_the_callbacks(name: str) -> None:
+    tree = ast.parse((EXAMPLES / f"{name}.py").read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert {module for module in modules if module.split(".")[0] == "lightning_action"} == {
+        "lightning_action.callbacks"
+    }
