@@ -120,6 +120,10 @@ class ActionSensitivity(Callback):
         self._layers: list[nn.Module] = []
         self._last_step = -1
 
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(timesteps=self.timesteps, layers=self.layers)
+
     def state_dict(self) -> dict[str, Any]:
         return {"num_within_noise": self._num_within_noise}
 

@@ -280,6 +280,26 @@ def test_a_csv_logger_and_none_work_too(tmp_path: Path) -> None:
     trainer_for(tmp_path, probe(), max_steps=2).fit(Probed(), moving_spots())
 
 
+def test_the_probe_runs_in_the_precision_of_the_fit(tmp_path: Path) -> None:
+    class Watched(Probed):
+        def predict_velocity(self, batch: dict[str, Any], timestep: float, seed: int) -> tuple[Tensor, Tensor]:
+            autocast.append(torch.is_autocast_enabled("cpu"))
+            return super().predict_velocity(batch, timestep, seed)
+
+    autocast: list[bool] = []
+    trainer_for(tmp_path, probe(), max_steps=2, precision="bf16-mixed").fit(Watched(), moving_spots())
+    assert autocast and all(autocast)
+
+
+def test_two_of_them_keep_their_states_apart(tmp_path: Path) -> None:
+    two = [probe(timesteps=[100.0]), probe(timesteps=[900.0], layers=None)]
+    trainer = trainer_for(tmp_path, *two, max_steps=2)
+    trainer.fit(Probed(), moving_spots())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"]
+    assert {callback.state_key for callback in two} <= saved.keys()
+
+
 def test_sharded_parameters_are_probed_and_train_on(tmp_path: Path) -> None:
     weights = []
     for callbacks in ([], [probe(every_n_steps=1)]):
