@@ -262,6 +262,7 @@ def test_noise_is_told_from_obedience() -> None:
     for other, expected in ((own, True), (chance, True), (clear, False)):
         values = torch.stack([own, other, own, own], dim=1)[:, None]
         assert Sensitivity(["swapped"], values).is_within_noise == expected
+        assert not Sensitivity(["swapped"], values[..., :1]).is_within_noise
 
 
 def test_whole_numbers_are_not_scaled_and_one_sample_is_swapped_with_itself_backwards() -> None:
