@@ -31,6 +31,7 @@ from lightning_action.callbacks import (
     GradientStatistics,
     NoiseLevelLoss,
     RolloutLogger,
+    TensorBoardLayout,
     ThroughputMonitor,
 )
 from lightning_action.command_line import ActionVideoCLI
@@ -110,6 +111,7 @@ def every_callback() -> list[L.Callback]:
         ThroughputMonitor(),
         ActionSensitivity(),
         RolloutLogger(),
+        TensorBoardLayout(),
         DriftMonitor(rollout_rows=32),
     ]
 

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from . import log_writing
 from .optimizer_groups import BackboneGroup, materialize_state, mixed_group_message, quoted, split_group
 from .part_names import check_parts_exist, is_in
 from .probing import drop_gathered_parameters
@@ -34,7 +35,8 @@ class FreezeBackboneFirst(Callback):
     count validations once those before it in the list of callbacks train their parts.
 
     It logs `phase/<name>_trainable`, `phase/<name>_learning_rate` (the largest, if there are several parameter groups)
-    and `phase/index`, the number of these callbacks whose parts train: 0 in the first phase, 1 in the next.
+    and `phase/index`, the number of these callbacks whose parts train: 0 in the first phase, 1 in the next; at the
+    steps that the Trainer's `log_every_n_steps` chooses.
 
     Args:
         backbone: Names of the parts to freeze, as attributes of the LightningModule, for example `["generator"]` or
@@ -128,6 +130,7 @@ class FreezeBackboneFirst(Callback):
 
         # Known only during a fit.
         self._frozen: bool | None = None
+        self._logged_step = -1
         self._parameters: set[nn.Parameter] = set()
         self._norms: list[nn.Module] = []
         self._groups: list[BackboneGroup] = []
@@ -191,11 +194,10 @@ class FreezeBackboneFirst(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._apply_phase(trainer, pl_module)
-        learning_rates = [float(self._learning_rate(trainer, group.options)) for group in self._groups]
-        pl_module.log(f"phase/{self.name}_trainable", 0.0 if self._frozen else 1.0)
-        pl_module.log(f"phase/{self.name}_learning_rate", 0.0 if self._frozen else max(learning_rates))
-        # By each of them, and the last one, which is the one that counts, knows of all.
-        pl_module.log("phase/index", float(sum(not callback.is_waiting for callback in _all_of(trainer))))
+        step = log_writing.current_step(trainer)
+        if step != self._logged_step and log_writing.is_logging_step(trainer):
+            self._logged_step = step
+            log_writing.scalars(trainer, self._describe_phase(trainer), step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         validates_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
@@ -246,6 +248,18 @@ class FreezeBackboneFirst(Callback):
             self._unfreeze(pl_module)
             drop_gathered_parameters(pl_module)
             rank_zero_info(f"FreezeBackboneFirst: {parts} trains from step {self._unfrozen_at} on.")
+
+    def _describe_phase(self, trainer: Trainer) -> dict[str, float]:
+        learning_rates = [float(self._learning_rate(trainer, group.options)) for group in self._groups]
+        described = {
+            f"phase/{self.name}_trainable": 0.0 if self._frozen else 1.0,
+            f"phase/{self.name}_learning_rate": 0.0 if self._frozen else max(learning_rates),
+        }
+        *_, last = callbacks = _all_of(trainer)
+        # The others have not all applied theirs before.
+        if self is last:
+            described["phase/index"] = float(sum(not callback.is_waiting for callback in callbacks))
+        return described
 
     def _update_unfrozen_at(self, trainer: Trainer) -> None:
         if self.unfreeze_at_step is not None:
@@ -339,6 +353,7 @@ class FreezeBackboneFirst(Callback):
         if self._frozen:
             self._unfreeze(pl_module)
         self._frozen, self._parameters, self._norms, self._groups = None, set(), [], []
+        self._logged_step = -1
 
 
 def _all_of(trainer: Trainer) -> list[FreezeBackboneFirst]:

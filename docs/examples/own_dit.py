@@ -23,6 +23,7 @@ from lightning_action.callbacks import (
     GradientStatistics,
     NoiseLevelLoss,
     RolloutLogger,
+    TensorBoardLayout,
     ThroughputMonitor,
 )
 
@@ -209,6 +210,7 @@ def main() -> None:
             ),
             NoiseLevelLoss(num_bins=5),
             ActionSensitivity(every_n_steps=max(1, options.max_steps // 4), layers="transformer.layers"),
+            TensorBoardLayout(),
             RolloutLogger(num_samples=1, actions={"right": [1.0, 0.0], "down": [0.0, 1.0]}),
             DriftMonitor(temporal_compression_ratio=1, rollout_rows=3 * NUM_FRAMES),
             ThroughputMonitor(temporal_compression_ratio=1),

@@ -169,7 +169,8 @@ def main(folder: Path) -> None:
     gathered = [facts] * dist.get_world_size()
     dist.all_gather_object(gathered, facts)
     if dist.get_rank() == 0:
-        (folder / f"facts_{len(gathered)}.json").write_text(json.dumps(gathered))
+        by_strategy = {name: [facts[name] for facts in gathered] for name in STRATEGIES}
+        (folder / "facts.json").write_text(json.dumps(by_strategy))
     dist.destroy_process_group()
 
 

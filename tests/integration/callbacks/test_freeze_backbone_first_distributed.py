@@ -1,18 +1,14 @@
 """FreezeBackboneFirst on two processes: replicated (DDP) and sharded (FSDP2) parameters, with gloo on the CPU."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.callbacks import freeze_backbone_first_script
+from tests.two_processes import facts_of
+
 pytestmark = pytest.mark.distributed
 
-ROOT = Path(__file__).resolve().parents[3]
-SCRIPT = Path(__file__).with_name("freeze_backbone_first_script.py")
 REPLICATED = ["ddp_step", "ddp_plateau"]
 SHARDED = ["fsdp2_sharded_step", "fsdp2_sharded_plateau", "fsdp2_full_step", "fsdp2_full_plateau"]
 WITH_LORA = ["ddp_lora_plateau", "fsdp2_sharded_lora_step", "fsdp2_full_lora_plateau"]
@@ -21,15 +17,7 @@ WITH_LORA = ["ddp_lora_plateau", "fsdp2_sharded_lora_step", "fsdp2_full_lora_pla
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the script saw: one launch for all tests, because starting the processes takes longer than the fits."""
-    folder = tmp_path_factory.mktemp("freeze_backbone_first")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(
-        [*command, str(SCRIPT), str(folder)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr[-5000:]
-    seen: dict[str, Any] = json.loads((folder / "facts.json").read_text())
-    return seen
+    return facts_of(freeze_backbone_first_script, tmp_path_factory.mktemp("freeze_backbone_first"))
 
 
 @pytest.mark.parametrize("scenario", REPLICATED + SHARDED)

@@ -51,6 +51,7 @@ def every_callback(kind: str) -> dict[str, Callback]:
         "NoiseLevelLoss": ours.NoiseLevelLoss(every_n_steps=1),
         "PredictionWriter": ours.PredictionWriter(),
         "RolloutLogger": ours.RolloutLogger(num_samples=1, actions=ACTIONS),
+        "TensorBoardLayout": ours.TensorBoardLayout(),
         "ThroughputMonitor": ours.ThroughputMonitor(every_n_steps=1),
     }
 
