@@ -60,7 +60,9 @@ class ActionVideoCLI(LightningCLI):
         if not self.subcommand:
             return
         config = self.config[self.subcommand]
-        if self.subcommand != "fit" and (config.ckpt_path is not None or config.model.pretrained is None):
+        model = config.model
+        has_weights = model.pretrained is not None and (model.adapter or model.action_projection is None)
+        if self.subcommand != "fit" and (config.ckpt_path is not None or not has_weights):
             require_checkpoint(self.subcommand, config.ckpt_path)
             require_strategy_for(config.ckpt_path, config.trainer.strategy)
         require_writable(config.trainer.default_root_dir or os.getcwd())
@@ -73,6 +75,14 @@ class ActionVideoCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
+
+    def announce_checkpoint(self) -> None:
+        """Name it to the Trainer beforehand, so that the module knows in `setup` that its weights will come from it."""
+        config = self.config_init[self.subcommand]
+        if config.ckpt_path is not None and Path(config.ckpt_path).exists():
+            self.trainer.ckpt_path, config.ckpt_path = config.ckpt_path, None
+
+    before_fit = before_validate = before_test = before_predict = announce_checkpoint
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint's saved hyper-parameters do not overrule the command line: the configuration is what it says."""
@@ -110,7 +120,7 @@ def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
     if ckpt_path is None:
         raise ValueError(
             f"{verb} needs trained weights: name them with --ckpt_path, for example runs/demo/checkpoints/last.ckpt, "
-            "or with --model.pretrained (and --model.adapter)"
+            "or with --model.pretrained and --model.adapter"
         )
     if "://" not in ckpt_path and not Path(ckpt_path).exists():
         raise FileNotFoundError(f"no checkpoint at {ckpt_path!r}: train one with `fit`, or correct --ckpt_path")

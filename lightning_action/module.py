@@ -278,8 +278,7 @@ class ActionVideoModule(L.LightningModule):
             "latents": generated.latents.cpu(),
             "sample_id": batch["sample_id"].cpu(),
             "prompt": batch["prompt"],
-            "seed": self.sampling.seed,
-            "generation": {"sampling": asdict(self.sampling), "causality": asdict(self.causality)},
+            **self.generation_settings(),
             **generated.seconds,
         }
         if has_actions(batch):
@@ -287,6 +286,11 @@ class ActionVideoModule(L.LightningModule):
         if "video" in batch and batch["video"].shape == prediction["video"].shape:
             prediction["truth"] = to_unit_range(batch["video"]).cpu()
         return prediction
+
+    def generation_settings(self) -> dict[str, Any]:
+        """What predictions depend on besides weights and batch: `seed` and `generation`."""
+        settings = {"sampling": asdict(self.sampling), "causality": asdict(self.causality)}
+        return {"seed": self.sampling.seed, "generation": settings}
 
     def on_predict_epoch_end(self) -> None:
         self._lockstep.wait_for_others()

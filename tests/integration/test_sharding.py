@@ -128,7 +128,8 @@ def test_ranks_with_other_numbers_and_lengths_of_videos_finish(workshop: Path, r
     run_on_two(predict(workshop, "shared", *FSDP, WRITER, f"--model.sharding.reshard_after_forward={reshard}"), None)
     alone, shared = videos(workshop, "alone"), videos(workshop, "shared")
     assert [len(alone[name]) for name in sorted(alone)] == list(NUM_LATENTS)
-    assert alone.keys() == shared.keys() and all(torch.equal(alone[name], shared[name]) for name in alone)
+    # Gathered parameters lie elsewhere in memory, which decides how a product of matrices is summed up.
+    torch.testing.assert_close(shared, alone, atol=1e-5, rtol=0)
 
 
 def test_fsdp1_is_for_gpus(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ SCHEMA = ActionSchema()
 
 @pytest.fixture
 def mesh() -> Iterator[DeviceMesh]:
+    if dist.is_initialized():  # by the fit of another test
+        dist.destroy_process_group()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
