@@ -266,26 +266,36 @@ class ActionVideoModule(L.LightningModule):
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Generate, and hand over what a prediction writer needs; `video` and `truth` are in [0, 1]."""
+        """Generate, and hand over what a prediction writer needs; `video` and `truth` are in [0, 1].
+
+        With `sampling.stream_video` there is `video_blocks` in place of video and latents: an iterator that generates.
+        """
         check_batch(batch)
         blocks = self.causality.split(num_latents(batch, self.schema))
         num_initial = self.sampling.num_initial_latents if "video" in batch else 0
         self._lockstep.begin(count_passes(blocks, num_initial, self.sampling.num_steps))
-        generated = self.world_model.generate(batch, self.sampling, self.acceleration.overlap_decoding)
-        self._lockstep.end()
-        prediction = {
-            "video": generated.video,
-            "latents": generated.latents.cpu(),
-            "sample_id": batch["sample_id"].cpu(),
-            "prompt": batch["prompt"],
-            **self.generation_settings(),
-            **generated.seconds,
-        }
+        prediction = {"sample_id": batch["sample_id"].cpu(), "prompt": batch["prompt"], **self.generation_settings()}
         if has_actions(batch):
             prediction["action"] = batch["action"].cpu()
-        if "video" in batch and batch["video"].shape == prediction["video"].shape:
+        if self.sampling.stream_video:
+            return {**prediction, "video_blocks": self._stream_video(batch)}
+        generated = self.world_model.generate(batch, self.sampling, self.acceleration.overlap_decoding)
+        self._lockstep.end()
+        prediction |= {"video": generated.video, "latents": generated.latents.cpu(), **generated.seconds}
+        if "video" in batch and batch["video"].shape == generated.video.shape:
             prediction["truth"] = to_unit_range(batch["video"]).cpu()
         return prediction
+
+    def _stream_video(self, batch: Batch) -> Iterator[Tensor]:
+        """Pixels of each block, in the Trainer's precision although `predict_step` is over when they are asked for."""
+        pixels = self.world_model.stream_video(batch, self.sampling, self.acceleration.overlap_decoding)
+        while True:
+            with torch.no_grad(), self.trainer.precision_plugin.predict_step_context():
+                block = next(pixels, None)
+            if block is None:
+                break
+            yield block
+        self._lockstep.end()
 
     def generation_settings(self) -> dict[str, Any]:
         """What predictions depend on besides weights and batch: `seed` and `generation`."""

@@ -24,6 +24,8 @@ from lightning_action.rollout import BlockModulation, CausalRollout, rollout
 from lightning_action.settings import Sampling
 from lightning_action.timing import BlockClock
 
+_NOT_FINITE = "generated latents hold NaN or infinity: check the checkpoint, or generate in float32"
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -141,8 +143,17 @@ class WorldModel:
         video = torch.cat([to_unit_range(pixels).cpu() for pixels in decoded], dim=1)
         latents = torch.cat(blocks, dim=1)
         if not bool(torch.isfinite(latents).all()):
-            raise RuntimeError("generated latents hold NaN or infinity: check the checkpoint, or generate in float32")
+            raise RuntimeError(_NOT_FINITE)
         return Generated(latents, video, clock.seconds())
+
+    def stream_video(self, batch: Batch, sampling: Sampling, overlap_decoding: bool = False) -> Iterator[Tensor]:
+        """As `generate`, but yields each block's pixels, `[B, t, 3, H, W]` in [0, 1] on the CPU, and keeps none."""
+        decode = self.frozen.vae.streaming_decoder()
+        blocks = self.stream_latents(batch, sampling)
+        for pixels in decode_behind(blocks, decode) if overlap_decoding else map(decode, blocks):
+            if not bool(torch.isfinite(pixels).all()):
+                raise RuntimeError(_NOT_FINITE)
+            yield to_unit_range(pixels).cpu()
 
     def stream_latents(self, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:
         """Generate the clean latents of each block, `[B, block, C, h, w]`, and yield them as soon as they exist."""

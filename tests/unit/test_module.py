@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_action import ActionModulationProjection, ActionVideoModule, BlockCausality, LinearVideoCodec
 from lightning_action.callbacks import FreezeBackboneFirst
@@ -211,6 +212,22 @@ def test_velocity_of_a_probe_follows_from_batch_timestep_and_seed() -> None:
     ]
     assert all(not torch.equal(predicted, module.predict_velocity(*change)[0]) for change in changes)
     assert torch.equal(true, module.predict_velocity(*changes[0])[1])
+
+
+def test_a_streamed_prediction_is_the_same_video(tmp_path: Path) -> None:
+    module, batch = ready(sampling=Sampling(num_inference_steps=2, stream_video=True))
+    seen: list[Tensor] = []
+
+    class Keep(L.Callback):
+        def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: dict[str, Any], *_: Any) -> None:
+            assert "video" not in outputs and "latents" not in outputs
+            seen.extend(outputs["video_blocks"])
+
+    expected = module.generate(batch)
+    run = trainer(tmp_path, callbacks=[Keep()])
+    run.predict(module, DataLoader([batch], batch_size=None), return_predictions=False)
+    assert [block.shape[1] for block in seen] == [1, 4, 4, 4, 4]
+    assert torch.equal(torch.cat(seen, dim=1), expected)
 
 
 def test_latents_that_are_not_whole_blocks_are_refused() -> None:
