@@ -38,7 +38,8 @@ class ActionScan(Callback):
     When a prediction ends, it takes the first sample of the first predict dataloader, has a video generated for every
     action at every scale, and writes one picture: a row for each action, a column for each scale, and in each cell some
     frames of the video from left to right. Start and `sample_id`, and so the noise, are the same everywhere: whatever
-    differs between two cells is the doing of the action. All videos are generated in one batch.
+    differs between two cells is the doing of the action. All videos are generated in one batch. A prediction of which a
+    PredictionWriter leaves samples out, because they are written already, has only the others to start from.
 
     It works with any LightningModule that has a method `generate(batch)`, which returns videos `[B, T, 3, H, W]` in
     [0, 1], and whose predict batches are dicts with an `action` `[B, rows, columns]`. Tensors and lists in the batch

@@ -120,6 +120,10 @@ class ActionSensitivity(Callback):
         self._layers: list[nn.Module] = []
         self._last_step = -1
 
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(timesteps=self.timesteps, layers=self.layers)
+
     def state_dict(self) -> dict[str, Any]:
         return {"num_within_noise": self._num_within_noise}
 
@@ -213,7 +217,9 @@ class Sensitivity(NamedTuple):
 
     @property
     def is_within_noise(self) -> bool:
-        """Whether nothing says that the model follows its actions."""
+        """Whether nothing says that the model follows its actions; of a single sample nothing can be said."""
+        if self.values.shape[-1] < 2:
+            return False
         gap_shows = float(self.gap.mean()) > 2 * self.gap_error
         win_rate_shows = float(self.win_rate.mean()) > 0.5 + self.values.shape[-1] ** -0.5
         return not (gap_shows or win_rate_shows)
@@ -337,6 +343,7 @@ def _predict(
     seed: int,
     batch: Batch,
 ) -> _Prediction:
+    outputs.clear()
     predicted, true = pl_module.predict_velocity(batch, timestep, seed)  # type: ignore[operator]
     silent = [index for index, layer in enumerate(layers) if layer not in outputs]
     if silent:

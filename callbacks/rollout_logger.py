@@ -44,8 +44,9 @@ from .validation_interval import EveryNValidations
 # What an action can be drawn on, and still be looked past.
 _MIN_SIDE = 200
 _GRID_COLUMNS = 4
-_STRIP_FRAMES = 7
-_SCAN_FRAMES = 4
+# After the start. Few, because TensorBoard first shows a picture a few hundred pixels wide.
+_STRIP_FRAMES = 5
+_SCAN_FRAMES = 2
 _MAX_CLASSES = 4
 _STRIP_SUBTITLE = "each row has other actions, the truth its own; time runs from left to right"
 _ROW_LABELS = {

@@ -22,6 +22,10 @@ class EveryNValidations(Callback):
         self.every_n_validations = every_n_validations
         self._num_validations = 0
 
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(every_n_validations=self.every_n_validations)
+
     def state_dict(self) -> dict[str, Any]:
         return {"num_validations": self._num_validations}
 

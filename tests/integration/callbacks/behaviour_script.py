@@ -3,6 +3,7 @@
 Run by test_behaviour_distributed.py as `python -m torch.distributed.run --nproc-per-node 2 <this> FOLDER`.
 """
 
+import gc
 import json
 import os
 import sys
@@ -142,6 +143,9 @@ def main(folder: Path, rank: int) -> None:
         facts[name] = {"fit": fitted, "predict": predict(folder / name, 2, rank, build)}
     if rank == 0:
         (folder / "facts.json").write_text(json.dumps(facts))
+    dist.barrier()
+    # What a fit leaves behind must be gone before the process groups are.
+    gc.collect()
     dist.destroy_process_group()
 
 

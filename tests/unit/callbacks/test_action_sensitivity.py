@@ -262,6 +262,7 @@ def test_noise_is_told_from_obedience() -> None:
     for other, expected in ((own, True), (chance, True), (clear, False)):
         values = torch.stack([own, other, own, own], dim=1)[:, None]
         assert Sensitivity(["swapped"], values).is_within_noise == expected
+        assert not Sensitivity(["swapped"], values[..., :1]).is_within_noise
 
 
 def test_whole_numbers_are_not_scaled_and_one_sample_is_swapped_with_itself_backwards() -> None:
@@ -278,6 +279,26 @@ def test_a_csv_logger_and_none_work_too(tmp_path: Path) -> None:
     trainer_for(tmp_path, probe(), logger=logger, max_steps=2).fit(Probed(), moving_spots())
     assert "sensitivity/win_rate/t0250" in (Path(logger.log_dir) / "metrics.csv").read_text()
     trainer_for(tmp_path, probe(), max_steps=2).fit(Probed(), moving_spots())
+
+
+def test_the_probe_runs_in_the_precision_of_the_fit(tmp_path: Path) -> None:
+    class Watched(Probed):
+        def predict_velocity(self, batch: dict[str, Any], timestep: float, seed: int) -> tuple[Tensor, Tensor]:
+            autocast.append(torch.is_autocast_enabled("cpu"))
+            return super().predict_velocity(batch, timestep, seed)
+
+    autocast: list[bool] = []
+    trainer_for(tmp_path, probe(), max_steps=2, precision="bf16-mixed").fit(Watched(), moving_spots())
+    assert autocast and all(autocast)
+
+
+def test_two_of_them_keep_their_states_apart(tmp_path: Path) -> None:
+    two = [probe(timesteps=[100.0]), probe(timesteps=[900.0], layers=None)]
+    trainer = trainer_for(tmp_path, *two, max_steps=2)
+    trainer.fit(Probed(), moving_spots())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"]
+    assert {callback.state_key for callback in two} <= saved.keys()
 
 
 def test_sharded_parameters_are_probed_and_train_on(tmp_path: Path) -> None:
