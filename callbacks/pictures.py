@@ -237,7 +237,8 @@ def mp4_writer(path: Path, fps: int) -> Iterator[Callable[[Tensor], None]]:
 
         def add(frames: Tensor) -> None:
             frames = _pad_to_even(to_uint8(frames))
-            stream.height, stream.width = frames.shape[-2:]
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = frames.shape[-2:]
             for frame in frames.permute(0, 2, 3, 1):
                 picture = av.VideoFrame.from_ndarray(frame.contiguous().numpy(), format="rgb24")
                 # Otherwise every frame makes a converter of its own, with threads of its own.
