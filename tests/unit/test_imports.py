@@ -46,7 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pretrained": {"action", "frozen", "generator", "lora", "weights"},
     "networks": {"action", "adapter", "generator", "lora", "pretrained", "seeding", "sharding"},
     "world_model": {
-        *("action", "batch", "diffusion", "frozen", "generator", "overlap", "rollout", "settings", "timing"),
+        *("action", "batch", "diffusion", "frozen", "generator", "overlap", "rollout", "seeding", "settings"),
+        "timing",
     },
     "pipeline": {
         *("action", "adapter", "command_line", "diffusion", "frozen", "generator", "pretrained", "rollout"),

@@ -188,32 +188,6 @@ def test_training_step_tells_where_the_loss_comes_from() -> None:
     torch.testing.assert_close(outputs["loss"].detach(), (weight * outputs["loss_per_frame"]).mean())
 
 
-def test_noise_and_dropout_of_a_sample_do_not_depend_on_its_batch() -> None:
-    module, both = ready(action_dropout_prob=0.5)
-    together = module.training_step(both, 0)
-    for index, sample in enumerate([0, 4]):
-        alone = module.training_step(data().dataset("test").batch([sample]), 0)
-        assert torch.equal(alone["timestep"][0], together["timestep"][index])
-        torch.testing.assert_close(alone["loss_per_frame"][0], together["loss_per_frame"][index])
-    assert not torch.equal(together["timestep"], module.training_step(both, 1)["timestep"])
-
-
-def test_velocity_of_a_probe_follows_from_batch_timestep_and_seed() -> None:
-    module, batch = ready()
-    predicted, true = module.predict_velocity(batch, 600.0, 3)
-    assert predicted.shape == true.shape == (2, LATENTS, 7, 4, 4) and not predicted.requires_grad
-    torch.manual_seed(99)
-    assert torch.equal(predicted, module.predict_velocity(batch, 600.0, 3)[0])
-    changes: list[tuple[dict[str, Any], float, int]] = [
-        ({**batch, "action": -batch["action"]}, 600.0, 3),
-        ({**batch, "action": None}, 600.0, 3),
-        (batch, 500.0, 3),
-        (batch, 600.0, 4),
-    ]
-    assert all(not torch.equal(predicted, module.predict_velocity(*change)[0]) for change in changes)
-    assert torch.equal(true, module.predict_velocity(*changes[0])[1])
-
-
 def test_a_streamed_prediction_is_the_same_video(tmp_path: Path) -> None:
     module, batch = ready(sampling=Sampling(num_inference_steps=2, stream_video=True))
     seen: list[Tensor] = []
