@@ -144,10 +144,12 @@ def test_three_states_with_lora_averages_statistics_and_checkpointing(workshop: 
     (workshop / "lora.yaml").write_text(LORA)
     lora = f"--config={workshop / 'lora.yaml'}"
     run(fit(workshop, "one_lora", lora))
+    run_on_two(fit(workshop, "ddp_lora", lora, EACH_HALF, f"--config={ROOT / 'configs' / 'ddp.yaml'}"), strategy=None)
     run_on_two(fit(workshop, "lora", lora, EACH_HALF, *FSDP, ONE_FILE), strategy=None)
     one, two = last(workshop, "one_lora"), last(workshop, "lora")
     for part in ("state_dict", "ema_state_dict"):
         torch.testing.assert_close(two[part], one[part], atol=1e-5, rtol=0)
+        torch.testing.assert_close(last(workshop, "ddp_lora")[part], one[part], atol=1e-5, rtol=0)
     assert [group["name"] for group in two["optimizer_states"][0]["param_groups"]] == ["action", "lora", "backbone"]
     first = torch.load(at_step(workshop, "one_lora", 6)[12:], weights_only=True)["state_dict"]
     moved = {name: bool((value != first[name]).any()) for name, value in one["state_dict"].items()}
