@@ -12,9 +12,11 @@ from torch import Tensor
 
 from lightning_action.cli import main
 from lightning_action.command_line import run
+from tests.integration import fsdp1_script
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, small
 from tests.integration.test_distributed import run_on_two, start_on_two
 from tests.integration.uneven_videos import NUM_LATENTS
+from tests.two_processes import facts_of
 
 pytestmark = pytest.mark.distributed
 SHORT = """
@@ -188,3 +190,9 @@ def test_fsdp1_is_for_gpus(tmp_path: Path) -> None:
     """Lightning refuses it on a CPU, after the whole configuration was understood."""
     with pytest.raises(ValueError, match="strategy `fsdp` requires a GPU accelerator"):
         run(small("fit", tmp_path, f"--config={ROOT / 'configs' / 'fsdp1.yaml'}"))
+
+
+def test_fsdp1_trains_and_generates_as_one_process_does(tmp_path: Path) -> None:
+    facts = facts_of(fsdp1_script, tmp_path)
+    assert facts["moved"] > 1e-3, "the control: the projection trains"
+    assert max(facts["differences"].values()) < 1e-5
