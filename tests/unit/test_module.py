@@ -16,7 +16,7 @@ from lightning_action.callbacks import FreezeBackboneFirst
 from lightning_action.data import MovingSpriteWorld, SpriteDataModule
 from lightning_action.frozen.text import HashingTextEncoder
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.settings import Optimization, Sampling
+from lightning_action.settings import Acceleration, Optimization, Sampling
 from tests.helpers import fill
 
 LATENTS = 5
@@ -202,6 +202,14 @@ def test_a_streamed_prediction_is_the_same_video(tmp_path: Path) -> None:
     run.predict(module, DataLoader([batch], batch_size=None), return_predictions=False)
     assert [block.shape[1] for block in seen] == [1, 4, 4, 4, 4]
     assert torch.equal(torch.cat(seen, dim=1), expected)
+
+
+def test_layers_are_quantized_for_prediction_alone(tmp_path: Path) -> None:
+    module, batch = ready(acceleration=Acceleration(quantization="int8_weight_only"))
+    plain = module.generate(batch)
+    (prediction,) = trainer(tmp_path).predict(module, DataLoader([batch], batch_size=None))
+    assert 0 < (prediction["video"] - plain).abs().max() < 0.1
+    assert type(module.generator.blocks[0].ffn[0].weight) is not nn.Parameter
 
 
 def test_latents_that_are_not_whole_blocks_are_refused() -> None:
