@@ -233,6 +233,12 @@ def write_run(folder: Path) -> tuple[Path, Path]:
     return folder / "config_fit.yaml", folder / "last.ckpt"
 
 
+def test_a_run_without_its_configuration_is_told(tmp_path: Path) -> None:
+    _, path = write_run(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no configuration at '.*none\.yaml': give the config_fit\.yaml"):
+        ActionCausalInferencePipeline.from_checkpoint(path, config=tmp_path / "none.yaml")
+
+
 def test_a_run_brings_everything(tmp_path: Path) -> None:
     config, path = write_run(tmp_path)
     made = ActionCausalInferencePipeline.from_checkpoint(path, config=config)
