@@ -15,8 +15,8 @@ from lightning_action.generator.model import CausalWanModel
 from lightning_action.pretrained import generator_file, load_generator
 from lightning_action.weights import few, generator_arguments, read_generator
 
-# Where the checkpoint of a run has it: a LightningModule's attribute.
-_GENERATOR_OF_RUN = "state_dict.generator."
+# Where the checkpoint of a run has it, a LightningModule's attribute: as it is, or averaged by the EMA callback.
+_GENERATOR_OF_RUN = ("state_dict.generator.", "ema_state_dict.generator.")
 
 
 def parts_of_run(config: str | Path, ckpt_path: str | Path | None) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def warn_of_unused_actions(path: str | Path | None) -> None:
 def _empty_generator(path: Path, dtype: torch.dtype | None) -> CausalWanModel:
     """Of the size of the weights; on the meta device, so that it takes no memory before they are loaded."""
     checkpoint = read_generator(path)
-    if checkpoint.part == _GENERATOR_OF_RUN:
+    if checkpoint.part in _GENERATOR_OF_RUN:
         raise ValueError(
             f"{path} is the checkpoint of a run, whose configuration says what tensors do not: give its "
             "config_fit.yaml as config too, or the generator that takes the weights"

@@ -99,9 +99,10 @@ def test_a_generator_that_tensors_do_not_describe_is_given(tmp_path: Path) -> No
     assert torch.equal(video(made), video(ActionCausalInferencePipeline(small_generator(), **frozen_parts())))
 
 
-def test_the_checkpoint_of_a_run_needs_its_configuration(tmp_path: Path) -> None:
+@pytest.mark.parametrize("outer", ["state_dict", "ema_state_dict"])
+def test_the_checkpoint_of_a_run_needs_its_configuration(outer: str, tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    torch.save({"state_dict": {f"generator.{n}": t for n, t in standard_generator().state_dict().items()}}, path)
+    torch.save({outer: {f"generator.{n}": t for n, t in standard_generator().state_dict().items()}}, path)
     with pytest.raises(ValueError, match=r"last\.ckpt is the checkpoint of a run.*config_fit\.yaml"):
         ActionCausalInferencePipeline.from_checkpoint(path, **frozen_parts())
     given = ActionCausalInferencePipeline.from_checkpoint(
