@@ -122,6 +122,6 @@ def _read(inputs: ActionInputs) -> tuple[Action, Tensor | None]:
 def _check(kind: str, tensor: object) -> None:
     if not isinstance(tensor, Tensor) or tensor.ndim not in _SHAPES[kind]:
         found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ValueError(f"{kind} must be a tensor {' or '.join(_SHAPES[kind].values())}, got {found}")
+        raise ValueError(f"{kind} must be {' or '.join(_SHAPES[kind].values())}, got {found}")
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{kind} hold NaN or infinity")
