@@ -105,15 +105,18 @@ def read_adapter(path: str | Path) -> ActionAdapter:
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is no action adapter: expected a file of `export --format adapter`")
     parts: dict[str, dict[str, Tensor]] = {"projection": {}, "constants": {}, "lora": {}}
-    for name, tensor in read_safetensors(path).items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = tensor
-    return ActionAdapter(
-        **parts,
-        schema=ActionSchema.from_dict(json.loads(metadata["schema"])),
-        base=metadata["base"],
-        lora_alpha=float(metadata["lora_alpha"]) if "lora_alpha" in metadata else None,
-    )
+    try:
+        for name, tensor in read_safetensors(path).items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        return ActionAdapter(
+            **parts,
+            schema=ActionSchema.from_dict(json.loads(metadata["schema"])),
+            base=metadata["base"],
+            lora_alpha=float(metadata["lora_alpha"]) if "lora_alpha" in metadata else None,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the adapter {path} is damaged ({type(error).__name__}: {error}): export it again") from error
 
 
 def load_adapter(

@@ -166,9 +166,15 @@ def load_module(config: str | Path, ckpt_path: str | Path) -> ActionVideoModule:
         ckpt_path: the checkpoint, a file or a folder of shards.
 
     Raises:
+        FileNotFoundError: the configuration or the checkpoint is not there.
         ValueError: the checkpoint belongs to another configuration.
     """
     require_checkpoint("load_module", str(ckpt_path))
+    if not Path(config).is_file():
+        raise FileNotFoundError(
+            f"no configuration at {str(config)!r}: give the config_fit.yaml that `fit` saved in its logger's folder, "
+            "such as runs/demo/lightning_logs/version_0"
+        )
     settings = yaml.safe_load(Path(config).read_text())
     known = {key: value for key, value in settings.items() if key in ("model", "data")}
     cli = ActionVideoCLI(

@@ -112,15 +112,16 @@ def _read(inputs: ActionInputs) -> tuple[Action, Tensor | None]:
             f"{', '.join(map(str, inputs)) or 'nothing'} (other keys need a process_action that reads them)"
         )
     action, present = inputs[kinds[0]], inputs.get(_PRESENT)
-    for tensor in action.values() if isinstance(action, Mapping) else [action]:
-        _check(kinds[0], tensor)
+    for values in action.values() if isinstance(action, Mapping) else [action]:
+        _check(kinds[0], values)
     if present is not None and (present.ndim != 2 or present.dtype != torch.bool):
         raise ValueError(f"{_PRESENT} must be bool [B, F], got {present.dtype} {list(present.shape)}")
     return action, present
 
 
-def _check(kind: str, tensor: Tensor) -> None:
-    if tensor.ndim not in _SHAPES[kind]:
-        raise ValueError(f"{kind} must be {' or '.join(_SHAPES[kind].values())}, got {list(tensor.shape)}")
+def _check(kind: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor) or tensor.ndim not in _SHAPES[kind]:
+        found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{kind} must be {' or '.join(_SHAPES[kind].values())}, got {found}")
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{kind} hold NaN or infinity")

@@ -62,7 +62,7 @@ class CheckCLI(ActionVideoCLI):
 
     def instantiate_classes(self) -> None:
         """Leave the Trainer out: it would ask for the devices of the configuration."""
-        parts = self.parser.instantiate_classes(Namespace(model=self.config.model, data=self.config.data))
+        parts = self.parser.instantiate(Namespace(model=self.config.model, data=self.config.data))
         self.model, self.datamodule = parts.model, parts.data
 
 

@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.batch import Batch, check_batch, first_frames, frame_size, has_actions
-from lightning_action.check.cost import num_image_tokens
 from lightning_action.check.dry_run import empty_modulation, geometry, latent_frames, reads_files
-from lightning_action.generator.image import ImageCondition
-from lightning_action.generator.model import CausalWanModel
 from lightning_action.module import ActionVideoModule
 
 # How far pixels may lie outside [-1, 1]: resizing overshoots a little.
@@ -79,9 +76,15 @@ def _check_networks(module: ActionVideoModule, batch: Batch) -> None:
     latents = torch.empty(1, 1, *latent_shape, device="meta")
     text = torch.empty(1, *_text_shape(module, batch), device="meta")
     modulation = None if module.action_projection is None else empty_modulation(module, 1, 1)
-    image = _image(generator, latents)
+    takes_channels = generator.in_dim > generator.out_dim == latents.shape[2]
+    if generator.image_dim is not None or takes_channels:
+        raise ValueError(
+            "the generator wants an image condition, which no batch carries (in_dim "
+            f"{generator.in_dim}, out_dim {generator.out_dim}, image_dim {generator.image_dim}): generate with "
+            "ActionCausalInferencePipeline, which takes it as `image`"
+        )
     with torch.no_grad():
-        velocity = generator(latents, torch.empty(1, 1, device="meta"), text, modulation, image)
+        velocity = generator(latents, torch.empty(1, 1, device="meta"), text, modulation)
     if velocity.shape != latents.shape:
         raise ValueError(
             f"the generator gives out_dim = {generator.out_dim} channels, the VAE's latents have {latents.shape[2]}"
@@ -94,12 +97,3 @@ def _text_shape(module: ActionVideoModule, batch: Batch) -> tuple[int, int]:
         return module.generator.text_len, module.generator.text_dim
     length, channels = module.frozen.encode_text(batch["prompt"]).shape[1:]
     return length, channels
-
-
-def _image(generator: CausalWanModel, latents: Tensor) -> ImageCondition:
-    """An image condition as the generator needs it beside these latents."""
-    num_channels, num_tokens = generator.in_dim - generator.out_dim, num_image_tokens(generator)
-    takes_image = num_channels > 0 and generator.out_dim == latents.shape[2]
-    channels = latents.new_empty(1, 1, num_channels, *latents.shape[-2:]) if takes_image else None
-    embeds = latents.new_empty(1, num_tokens, generator.image_dim or 0) if num_tokens else None
-    return ImageCondition(channels, embeds)

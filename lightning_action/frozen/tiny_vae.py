@@ -55,6 +55,7 @@ class TinyWanVAE(WanCodec):
         seen: dict[int, Tensor] = {}
 
         def decode_next(latents: Tensor) -> Tensor:
+            self._require_latents(latents)
             num_skipped = 0 if seen else self.temporal_compression_ratio - 1
             # Latent by latent: a convolution over another number of frames may round differently.
             each = latents.to(self._device, self._dtype).split(1, dim=1)

@@ -71,12 +71,21 @@ class WanCodec(VideoCodec):
 
     def _require_video(self, video: Tensor) -> None:
         """Refuse pixels that have no latents. diffusers drops what is beyond 1 + 4 n frames without a word."""
+        if video.ndim != 5 or video.shape[2] != 3 or not video.is_floating_point():
+            raise ValueError(
+                f"expected videos of floats [B, T, 3, H, W] in [-1, 1], got {video.dtype} {list(video.shape)}"
+            )
         num_frames, _, height, width = video.shape[1:]
         if num_frames < 1 or (num_frames - 1) % self.temporal_compression_ratio:
             raise ValueError(
                 f"a video of {num_frames} frames cannot be encoded: expected 1 + {self.temporal_compression_ratio} n"
             )
         self.latent_shape(height, width)
+
+    def _require_latents(self, latents: Tensor) -> None:
+        """Refuse latents of another model."""
+        if latents.ndim != 5 or latents.shape[2] != self.latent_dim:
+            raise ValueError(f"expected latents [B, F, {self.latent_dim}, h, w], got {list(latents.shape)}")
 
     def _require_geometry(self, latent_dim: int, spatial: int, temporal: int, path: Path) -> None:
         expected = (self.latent_dim, self.spatial_compression_ratio, self.temporal_compression_ratio)

@@ -55,6 +55,7 @@ class WanVideoVAE(WanCodec):
 
         def decode_next(latents: Tensor) -> Tensor:
             nonlocal started
+            self._require_latents(latents)
             latents = (latents.to(self._device).float() * deviation + mean).to(self._dtype)
             frames = []
             with frozen_pass(self._device):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +23,12 @@ from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.pipeline.arguments import check_batch, check_latents
-from lightning_action.pipeline.parts import parts_of_adapter, parts_of_release, parts_of_run
+from lightning_action.pipeline.parts import parts_of_adapter, parts_of_release, parts_of_run, warn_of_unused_actions
+from lightning_action.pipeline.stages import StageSeconds, Stopwatch
 from lightning_action.rollout import BlockModulation, CausalRollout, rollout
 from lightning_action.settings import Sampling
 
 ProcessAction = Callable[[Tensor, int, ActionInputs | None], Action | None]
-
-
-class StageSeconds(TypedDict):
-    """Wall-clock seconds of each stage; with `profile` the device is waited for at the end of each."""
-
-    text: float
-    blocks: list[float]
-    vae: float
 
 
 class ActionCausalInferencePipeline(nn.Module):
@@ -133,13 +125,16 @@ class ActionCausalInferencePipeline(nn.Module):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: a file is damaged, or belongs to another model; or arguments contradict each other.
+            ValueError: a file is damaged, or belongs to another model, or is a run's and comes without `config`; or
+                arguments contradict each other.
         """
         if config is not None and (generator is not None or dtype is not None):
             raise ValueError("a run brings its generator, as it was trained: leave generator and dtype out, or config")
         found = parts_of_release(path, generator, dtype) if config is None else parts_of_run(config, path)
         if adapter is not None:
             found |= parts_of_adapter(adapter, found["generator"], any_base)
+        elif config is None and "action_projection" not in settings:
+            warn_of_unused_actions(path)
         return cls(**{**found, **settings})
 
     def process_action(
@@ -269,7 +264,7 @@ class ActionCausalInferencePipeline(nn.Module):
         self.frozen.vae.load()
         self.frozen.to("cpu" if low_memory else start.device)
 
-        stopwatch = _Stopwatch(start.device, profile)
+        stopwatch = Stopwatch(start.device, profile)
         text = self._encode_text(text_prompts, low_memory) if prompt_embeds is None else prompt_embeds.to(self._weight)
         text_seconds = stopwatch.lap()
         modulation = self._block_modulation(action_inputs, text, start) if given is None else given
@@ -386,17 +381,3 @@ def _from_history(infer: InferActions) -> ProcessAction:
         return infer(generated_frames) if current_frame_idx else None
 
     return decide
-
-
-class _Stopwatch:
-    """Seconds between laps. It waits for the device only where it is asked to, because that slows generation down."""
-
-    def __init__(self, device: torch.device, waits: bool) -> None:
-        self._device, self._waits = device, waits and device.type != "cpu"
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        if self._waits:
-            torch.accelerator.synchronize(self._device)
-        before, self._last = self._last, time.perf_counter()
-        return self._last - before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.pretrained import generator_file, load_generator
-from lightning_action.weights import generator_arguments, read_generator
+from lightning_action.weights import few, generator_arguments, read_generator
+
+# Where the checkpoint of a run has it, a LightningModule's attribute: as it is, or averaged by the EMA callback.
+_GENERATOR_OF_RUN = ("state_dict.generator.", "ema_state_dict.generator.")
 
 
 def parts_of_run(config: str | Path, ckpt_path: str | Path | None) -> dict[str, Any]:
@@ -68,9 +72,27 @@ def parts_of_adapter(path: str | Path, generator: CausalWanModel, any_base: bool
     }
 
 
+def warn_of_unused_actions(path: str | Path | None) -> None:
+    """Say so where a checkpoint holds an action projection, which a pipeline of its generator alone leaves aside."""
+    checkpoint = read_generator(generator_file(path))
+    unused = [name for name in (*checkpoint.ignored, *checkpoint.dropped) if "action_projection" in name]
+    if unused:
+        warnings.warn(
+            f"only the generator was taken from {path}, not its action projection ({few(unused)}): load that with "
+            "lightning_action.pretrained.load_action_projection, and give it as action_projection",
+            stacklevel=3,
+        )
+
+
 def _empty_generator(path: Path, dtype: torch.dtype | None) -> CausalWanModel:
     """Of the size of the weights; on the meta device, so that it takes no memory before they are loaded."""
-    entries = read_generator(path).tensors.entries
+    checkpoint = read_generator(path)
+    if checkpoint.part in _GENERATOR_OF_RUN:
+        raise ValueError(
+            f"{path} is the checkpoint of a run, whose configuration says what tensors do not: give its "
+            "config_fit.yaml as config too, or the generator that takes the weights"
+        )
+    entries = checkpoint.tensors.entries
     with torch.device("meta"):
         generator = CausalWanModel(**generator_arguments(entries))
     return generator.to(dtype or entries["patch_embedding.weight"].dtype)

@@ -161,8 +161,12 @@ def _configured_alpha(path: Path) -> float | None:
     """`lora_alpha` of an `adapter_config.json`, if there is one."""
     if not path.is_file():
         return None
-    config = json.loads(path.read_text())
+    try:
+        config = json.loads(path.read_text())
+        alpha = float(config["lora_alpha"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no configuration of a LoRA: expected JSON with `lora_alpha`") from error
     special = [key for key in ("use_rslora", "use_dora", "alpha_pattern") if config.get(key)]
     if special:
         raise ValueError(f"{path} sets {', '.join(special)}: only plain LoRA with one alpha can be merged")
-    return float(config["lora_alpha"])
+    return alpha

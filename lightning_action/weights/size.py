@@ -65,5 +65,7 @@ def generator_arguments(tensors: Mapping[str, Shaped], num_heads: int | None = N
     """
     size = detect_size(tensors)
     if num_heads is None and size["dim"] % _HEAD_DIM:
-        raise ValueError(f"a width of {size['dim']} is not a whole number of heads of {_HEAD_DIM}: give num_heads")
+        raise ValueError(
+            f"a width of {size['dim']} is not a whole number of heads of {_HEAD_DIM}: give num_heads, or a generator"
+        )
     return {**size, "num_heads": size["dim"] // _HEAD_DIM if num_heads is None else num_heads}

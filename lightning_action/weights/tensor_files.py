@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -141,9 +142,12 @@ def _map_pickle(path: Path) -> dict[str, Tensor]:
         # Only archives of the present format can be mapped; older files are read as a whole.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
+        # torch's own message advises to turn its protection off.
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        asks = f", it asks for {refused[1]}" if refused else ""
         raise ValueError(
-            f"{path} cannot be read as tensors and plain values alone ({str(error).splitlines()[0]}): it is cut off, "
-            "or holds objects that run code when they are loaded. If you trust it, save its state dict alone"
+            f"{path} cannot be read as tensors and plain values alone{asks}: it is cut off, or holds objects that run "
+            "code when they are loaded. If you trust it, save its state dict alone"
         ) from error
     except Exception as error:  # torch reads what is left of a broken file as it comes, and fails in any way
         raise ValueError(
@@ -179,8 +183,12 @@ def _read_shards(index: Path) -> LazyTensors:
             )
         entries |= held
         metadata[shard] = read_metadata(path)
-    if any(told != metadata[shard] for told in metadata.values()):
-        raise ValueError(f"the shards of {index} are of several checkpoints, they say {metadata}")
+    others = [name for name, told in metadata.items() if told != metadata[shard]]
+    if others:
+        raise ValueError(
+            f"the shards of {index} are of several checkpoints: {few(others)} say {metadata[others[0]]} of themselves, "
+            f"{shard} says {metadata[shard]}: fetch those of one"
+        )
     return LazyTensors(entries)
 
 

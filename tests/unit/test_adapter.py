@@ -14,7 +14,7 @@ from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.adapter import load_adapter, read_adapter, write_adapter
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.lora import LoRASettings, inject_lora, split_parameters
-from lightning_action.weights import fingerprint, write_safetensors
+from lightning_action.weights import fingerprint, read_metadata, read_safetensors, write_safetensors
 from tests.helpers import fill, small_generator, small_inputs
 
 SCHEMA = ActionSchema([ActionPart("move", size=2, low=[-2.0, 0.0], high=3.0), ActionPart("jump", "discrete", 3)])
@@ -166,4 +166,24 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
     write_adapter(path, generator(), projection(), SCHEMA)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="x.safetensors is not a whole safetensors file"):
+        read_adapter(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "added"),
+    [
+        ({"schema": "{"}, {}),
+        ({"schema": '{"parts": 3}'}, {}),
+        ({"base": ...}, {}),
+        ({"lora_alpha": "x"}, {}),
+        ({}, {"other.weight": torch.zeros(1)}),
+    ],
+)
+def test_a_damaged_adapter_is_refused(changes: dict[str, Any], added: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    write_adapter(path, generator(), projection(), SCHEMA)
+    read_adapter(path)
+    metadata = {key: value for key, value in {**read_metadata(path), **changes}.items() if value is not ...}
+    write_safetensors(path, {**read_safetensors(path), **added}, metadata)
+    with pytest.raises(ValueError, match=r"the adapter .*adapter\.safetensors is damaged \(.*\): export it again"):
         read_adapter(path)

@@ -52,6 +52,12 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
         to_modulation(made())(torch.randn(shape), BATCH, FRAMES)
 
 
+@pytest.mark.parametrize("values", [None, [[1.0, 2.0, 3.0]] * BATCH])
+def test_what_is_no_tensor_is_refused(values: object) -> None:
+    with pytest.raises(ValueError, match=r"action_features must be \[B, A\] or .*, got (NoneType|list)"):
+        to_modulation(made()).whole_video({"action_features": values}, BATCH, FRAMES, 0)
+
+
 def test_a_whole_video_may_leave_its_first_frames_out() -> None:
     projection = made()
     features = torch.randn(BATCH, FRAMES, WIDTH)

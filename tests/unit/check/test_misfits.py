@@ -85,6 +85,10 @@ def test_networks_that_do_not_belong_together(changes: dict[str, Any], message: 
         raise AssertionError(told)
 
 
-def test_an_image_to_video_model_fits() -> None:
-    module = small_module(generator=lambda: small_generator(in_dim=14, image_dim=10))
-    assert misfits(module, batch_of(), trains=True) == []
+@pytest.mark.parametrize("sizes", [{"in_dim": 14, "image_dim": 10}, {"in_dim": 14}, {"image_dim": 10}])
+def test_an_image_condition_that_no_batch_carries(sizes: dict[str, Any]) -> None:
+    module = small_module(generator=lambda: small_generator(**sizes))
+    (told,) = misfits(module, batch_of(), trains=True)
+    assert "wants an image condition" in told and "ActionCausalInferencePipeline" in told
+    with pytest.raises(ValueError, match="image (channels|embeds)"), torch.device("meta"):
+        module.generator(torch.zeros(1, 1, 5, 2, 3), torch.zeros(1, 1), torch.zeros(1, 1, 9))

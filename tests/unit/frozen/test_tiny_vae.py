@@ -171,6 +171,11 @@ def test_streamed_frames_are_those_of_the_whole(tmp_path: Path) -> None:
     assert (vae.decode(latents[:, 1:])[:, 1:5] - whole[:, 5:9]).abs().max() > 1e-2
 
 
+def test_latents_of_another_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected latents \[B, F, 16, h, w\], got \[2, 16, 2, 3\]"):
+        tiny_vae("2.1", tmp_path)[0].decode(torch.zeros(2, 16, 2, 3))
+
+
 def test_two_videos_are_decoded_in_turn(tmp_path: Path) -> None:
     vae, _ = tiny_vae("2.1", tmp_path)
     first, second = torch.randn(2, 3, 16, 2, 3), torch.randn(1, 3, 16, 3, 2)

@@ -60,6 +60,15 @@ def test_sides_between_latent_positions_are_refused(codec: Callable[..., WanCode
 
 
 @pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(
+    "video", [torch.zeros(5, 3, 16, 24), torch.zeros(1, 5, 4, 16, 24), torch.zeros(1, 5, 3, 16, 24, dtype=torch.uint8)]
+)
+def test_what_is_no_video_in_floats_is_refused(codec: Callable[..., WanCodec], video: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expected videos of floats \[B, T, 3, H, W\] in \[-1, 1\], got torch\."):
+        codec("nowhere").encode(video)
+
+
+@pytest.mark.parametrize("codec", CODECS)
 def test_the_latent_shape_is_known_without_weights(codec: Callable[..., WanCodec]) -> None:
     assert codec("nowhere").latent_shape(480, 832) == (16, 60, 104)
     assert codec("nowhere", latent_dim=48, spatial_compression_ratio=16).latent_shape(704, 1280) == (48, 44, 80)

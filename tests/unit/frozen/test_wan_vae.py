@@ -98,6 +98,11 @@ def test_streaming_splits_are_bit_equal_and_state_is_needed(vae: WanVideoVAE) ->
     assert (vae.decode(latents[:, 1:])[:, -4:] - whole[:, -4:]).abs().max() > 1e-2
 
 
+def test_latents_of_another_model_are_refused(vae: WanVideoVAE) -> None:
+    with pytest.raises(ValueError, match=r"expected latents \[B, F, 16, h, w\], got \[1, 2, 48, 2, 3\]"):
+        vae.decode(torch.zeros(1, 2, 48, 2, 3))
+
+
 def test_two_videos_are_decoded_in_turn(vae: WanVideoVAE) -> None:
     first, second = torch.randn(2, 3, 16, 2, 3), torch.randn(1, 3, 16, 3, 2)
     expected = vae.decode(first), vae.decode(second)

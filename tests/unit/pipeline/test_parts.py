@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,33 @@ def test_a_generator_that_tensors_do_not_describe_is_given(tmp_path: Path) -> No
         tmp_path / "tiny.safetensors", generator=small_generator(seed=1), **frozen_parts()
     )
     assert torch.equal(video(made), video(ActionCausalInferencePipeline(small_generator(), **frozen_parts())))
+
+
+@pytest.mark.parametrize("outer", ["state_dict", "ema_state_dict"])
+def test_the_checkpoint_of_a_run_needs_its_configuration(outer: str, tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save({outer: {f"generator.{n}": t for n, t in standard_generator().state_dict().items()}}, path)
+    with pytest.raises(ValueError, match=r"last\.ckpt is the checkpoint of a run.*config_fit\.yaml"):
+        ActionCausalInferencePipeline.from_checkpoint(path, **frozen_parts())
+    given = ActionCausalInferencePipeline.from_checkpoint(
+        path, generator=CausalWanModel(256, 20, 2, 2, **SIZES), **frozen_parts()
+    )
+    assert torch.equal(video(given), video(ActionCausalInferencePipeline(standard_generator(), **frozen_parts())))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_actions_of_a_fork_are_not_left_aside_in_silence(inside: bool, tmp_path: Path) -> None:
+    path, projection = tmp_path / "model.pt", ActionModulationProjection(3, 256, hidden_dim=10)
+    generator = {f"model.{name}": tensor for name, tensor in standard_generator().state_dict().items()}
+    if inside:
+        generator |= {f"model.action_projection.{name}": t for name, t in projection.state_dict().items()}
+    outside = {} if inside else {"action_projection": projection.state_dict()}
+    torch.save({"generator": generator, **outside}, path)
+    with pytest.warns(UserWarning, match="not its action projection .*load_action_projection"):
+        ActionCausalInferencePipeline.from_checkpoint(path, **frozen_parts())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ActionCausalInferencePipeline.from_checkpoint(path, action_projection=projection, **frozen_parts())
 
 
 @pytest.mark.parametrize(("channels", "ratio"), [(16, 8), (48, 16)])
@@ -204,6 +232,12 @@ def write_run(folder: Path) -> tuple[Path, Path]:
     torch.save(checkpoint, folder / "last.ckpt")
     (folder / "config_fit.yaml").write_text(yaml.safe_dump(CONFIG))
     return folder / "config_fit.yaml", folder / "last.ckpt"
+
+
+def test_a_run_without_its_configuration_is_told(tmp_path: Path) -> None:
+    _, path = write_run(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no configuration at '.*none\.yaml': give the config_fit\.yaml"):
+        ActionCausalInferencePipeline.from_checkpoint(path, config=tmp_path / "none.yaml")
 
 
 def test_a_run_brings_everything(tmp_path: Path) -> None:

@@ -93,6 +93,14 @@ def test_alpha_is_taken_from_the_configuration_of_peft(tmp_path: Path) -> None:
         read_low_rank(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", '{"lora_alpha": null}'])
+def test_a_damaged_configuration_of_peft_is_refused(tmp_path: Path, text: str) -> None:
+    write_safetensors(tmp_path / "adapter_model.safetensors", factors(peft), {})
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"adapter_config\.json is no configuration of a LoRA: expected JSON with"):
+        read_low_rank(tmp_path)
+
+
 @pytest.mark.parametrize("outer", ["generator_lora", "lora"])
 def test_the_generators_part_of_a_training_checkpoint_is_taken(tmp_path: Path, outer: str) -> None:
     critic = {name: tensor + 1 for name, tensor in factors(peft_default).items()}
