@@ -9,10 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_action.action.projection import ActionModulationProjection, SummedModulation, null_where_absent
+from lightning_action.action.projection import (
+    ActionModulationProjection,
+    SummedModulation,
+    by_condition,
+    null_where_absent,
+)
 
 ActionInputs = Mapping[str, Any]
-Action = Tensor | Mapping[str, Tensor]
+Action = Tensor | Mapping[str, Tensor] | list[Tensor] | tuple[Tensor, ...]
 
 _SHAPES = {
     "action_features": {2: "[B, A]", 3: "[B, F, A]"},
@@ -41,7 +46,8 @@ class ActionToModulation:
         """Modulation of `num_frames` frames, `[B, F, 6, D]` or `[B, F, num_layers, 6, D]`.
 
         Args:
-            action: features `[B, A]` or `[B, F, A]`, for `SummedModulation` a dict of them by condition; or modulation.
+            action: features `[B, A]` or `[B, F, A]`, for `SummedModulation` a dict or list of them by condition; or
+                modulation.
             batch_size: B.
             num_frames: F; features `[B, A]` are the same for all of them.
 
@@ -49,6 +55,7 @@ class ActionToModulation:
             ValueError: the action has another shape.
         """
         weight = next(self.projection.parameters())
+        action = _named(action)
         if isinstance(action, Tensor) and action.ndim > 3:
             modulation = action.to(weight)
         else:
@@ -85,16 +92,22 @@ class ActionToModulation:
         nothing = modulation.new_zeros(batch_size, num_frames - length, *modulation.shape[2:])
         return torch.cat([nothing, modulation], dim=1)
 
-    def _project(self, features: Action) -> Tensor:
+    def _project(self, features: Tensor | Mapping[str, Tensor]) -> Tensor:
         if isinstance(features, Mapping) != isinstance(self.projection, SummedModulation):
             raise ValueError(
-                "expected a dict of features by condition for SummedModulation, one tensor of features for another "
-                f"projection; got {type(features).__name__} for {type(self.projection).__name__}"
+                "expected a dict or list of features by condition for SummedModulation, one tensor of features for "
+                f"another projection; got {type(features).__name__} for {type(self.projection).__name__}"
             )
         return self.projection(features) * self.scale
 
 
-def _every_frame(features: Action, num_frames: int, like: Tensor) -> Action:
+def _named(action: Action) -> Tensor | Mapping[str, Tensor]:
+    return by_condition(action) if isinstance(action, list | tuple) else action
+
+
+def _every_frame(
+    features: Tensor | Mapping[str, Tensor], num_frames: int, like: Tensor
+) -> Tensor | Mapping[str, Tensor]:
     def expanded(values: Tensor) -> Tensor:
         return (values[:, None].expand(-1, num_frames, -1) if values.ndim == 2 else values).to(like)
 
@@ -103,7 +116,7 @@ def _every_frame(features: Action, num_frames: int, like: Tensor) -> Action:
     return expanded(features)
 
 
-def _read(inputs: ActionInputs) -> tuple[Action, Tensor | None]:
+def _read(inputs: ActionInputs) -> tuple[Tensor | Mapping[str, Tensor], Tensor | None]:
     """The one kind of action there is, and which frames have it."""
     kinds = [kind for kind in _SHAPES if kind in inputs]
     if len(kinds) != 1 or inputs.keys() - {*_SHAPES, _PRESENT}:
@@ -111,7 +124,7 @@ def _read(inputs: ActionInputs) -> tuple[Action, Tensor | None]:
             f"action_inputs hold either {' or '.join(_SHAPES)}, and {_PRESENT} where some frames have no action; got "
             f"{', '.join(map(str, inputs)) or 'nothing'} (other keys need a process_action that reads them)"
         )
-    action, present = inputs[kinds[0]], inputs.get(_PRESENT)
+    action, present = _named(inputs[kinds[0]]), inputs.get(_PRESENT)
     for values in action.values() if isinstance(action, Mapping) else [action]:
         _check(kinds[0], values)
     if present is not None and (present.ndim != 2 or present.dtype != torch.bool):

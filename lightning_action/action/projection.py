@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 class FourierFeatures(nn.Module):
@@ -138,24 +141,29 @@ class SummedModulation(nn.Module):
     """Several conditions at once, say action and style: each has a projection of its own, and their modulations add.
 
     Args:
-        projections: name of a condition -> its projection. One modulation per layer and one for all layers may be
-            mixed.
+        projections: name of a condition -> its projection; a list names them by their places, "0", "1", and so on. One
+            modulation per layer and one for all layers may be mixed.
 
     Raises:
         ValueError: there is no projection.
     """
 
-    def __init__(self, projections: Mapping[str, ActionModulationProjection]) -> None:
+    def __init__(
+        self, projections: Mapping[str, ActionModulationProjection] | Sequence[ActionModulationProjection]
+    ) -> None:
         super().__init__()
+        projections = by_condition(projections)
         if not projections:
             raise ValueError("SummedModulation needs at least one projection, by the name of its condition")
         self.projections = nn.ModuleDict(projections)
 
-    def forward(self, conditions: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(
+        self, conditions: Mapping[str, Tensor] | Sequence[Tensor], present: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """The sum of the modulations of the conditions that are given; the others act as if there were none.
 
         Args:
-            conditions: name -> values, `[B, F, A]` or `[B, A]`, each with the width of its projection.
+            conditions: name -> values, `[B, F, A]` or `[B, A]`, each with the width of its projection; or a list.
             present: name -> `[B, F]` bool, the frames that have this condition; all of them where a name is missing.
 
         Returns:
@@ -164,6 +172,7 @@ class SummedModulation(nn.Module):
         Raises:
             ValueError: no condition is given, or one that has no projection.
         """
+        conditions = by_condition(conditions)
         unknown = conditions.keys() - self.projections.keys()
         if unknown or not conditions:
             raise ValueError(f"expected conditions among {list(self.projections)}, got {list(conditions)}")
@@ -172,6 +181,11 @@ class SummedModulation(nn.Module):
         if any(part.ndim == 5 for part in parts):
             parts = [part if part.ndim == 5 else part[:, :, None] for part in parts]
         return sum(parts[1:], start=parts[0])
+
+
+def by_condition(items: Mapping[str, T] | Sequence[T]) -> Mapping[str, T]:
+    """Items by the name of their condition, those of a list by their places."""
+    return items if isinstance(items, Mapping) else {str(place): item for place, item in enumerate(items)}
 
 
 def null_where_absent(modulation: Tensor, present: Tensor) -> Tensor:

@@ -128,13 +128,16 @@ def parameters_of(module: ActionVideoModule) -> dict[str, Parameters | None]:
         if part is not None:
             found[name] = count(part.parameters())
     for name, frozen in (("text encoder", module.frozen.text_encoder), ("VAE", module.frozen.vae)):
-        found[f"{name}, {type(frozen).__name__}"] = _frozen_parameters(frozen)
+        released = ", as released" if frozen.num_parameters_released else ""
+        found[f"{name}, {type(frozen).__name__}{released}"] = _frozen_parameters(frozen)
     return found
 
 
 def _frozen_parameters(part: FrozenPart) -> Parameters | None:
     if isinstance(part, nn.Module):
         return Parameters(0, count(part.parameters()).total)
+    if part.num_parameters_released is not None:
+        return Parameters(0, part.num_parameters_released)
     return None if reads_files(part) else Parameters(0, 0)
 
 

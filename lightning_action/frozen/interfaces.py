@@ -15,6 +15,11 @@ StreamingDecoder = Callable[[Tensor], Tensor]
 class FrozenPart:
     """A part whose weights lie in files. Its constructor reads none, so that a configuration can be checked without."""
 
+    @property
+    def num_parameters_released(self) -> int | None:
+        """Parameters of the released network that is meant by the configuration; None where no files are read."""
+        return None
+
     def load(self) -> None:
         """Read the weights, once; a part without files has nothing to do.
 

@@ -25,6 +25,11 @@ class WanVideoVAE(WanCodec):
 
     release_names = ("vae", "Wan2.1_VAE.pth", "Wan2.2_VAE.pth")
 
+    @property
+    def num_parameters_released(self) -> int:
+        """Of Wan 2.1's VAE, or Wan 2.2's with its 48 channels."""
+        return 704_688_668 if self.latent_dim == 48 else 126_892_531
+
     def encode(self, video: Tensor) -> Tensor:
         """Pixels `[B, 1 + 4 n, 3, H, W]` in [-1, 1] to normalised latents `[B, 1 + n, C, h, w]`: means, not samples.
 

@@ -68,7 +68,10 @@ class ActionCausalInferencePipeline(nn.Module):
         action_module: InferActions | None = None,
         action_dim: int = 512,
         enable_adaln_zero: bool = True,
-        action_projection: ActionModulationProjection | SummedModulation | None = None,
+        action_projection: ActionModulationProjection
+        | SummedModulation
+        | Sequence[ActionModulationProjection]
+        | None = None,
         process_action: ProcessAction | None = None,
         causality: BlockCausality = BlockCausality(num_frame_per_block=3),
         sampling: Sampling = Sampling(denoising_step_list=[1000, 750, 500, 250]),
@@ -87,7 +90,9 @@ class ActionCausalInferencePipeline(nn.Module):
         self.generator = generator
         self.frozen = FrozenParts(text_encoder, vae)
         self.action_module = action_module
-        self.action_projection = action_projection
+        if isinstance(action_projection, Sequence):
+            action_projection = SummedModulation(action_projection)
+        self.action_projection: ActionModulationProjection | SummedModulation | None = action_projection
         if enable_adaln_zero and action_projection is None:
             self.action_projection = ActionModulationProjection(action_dim, generator.dim).to(self._weight)
         self.causality = causality

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.frozen.wan_vae_format import (
     WanVaeLayout,
     config_of,
@@ -193,3 +194,10 @@ def test_the_published_statistics_of_wan_2_2() -> None:
     assert (mean[0], mean[19], mean[-1]) == (-0.2289, 0.5109, -0.0667)
     assert (deviation[0], deviation[39], deviation[-1]) == (0.4765, 1.6887, 0.7744)
     assert all(value > 0 for value in deviation)
+
+
+def test_the_configuration_knows_the_size_of_what_is_released() -> None:
+    assert WanVideoVAE().num_parameters_released == RELEASES["2.1"].num_parameters
+    assert WanVideoVAE(latent_dim=48, spatial_compression_ratio=16).num_parameters_released == (
+        RELEASES["2.2"].num_parameters
+    )

@@ -528,12 +528,27 @@ def test_a_wrong_call_is_refused_before_anything_is_computed(call: dict[str, Any
         made.inference(**{"noise": NOISE, "text_prompts": PROMPTS, **call})
 
 
+def test_projections_and_their_features_may_be_lists() -> None:
+    parts = [projection(), projection(3, seed=8)]
+    features = [FEATURES, drawn(2, 6, 3)]
+    in_order = latents(pipeline(action_projection=parts), action_inputs={"action_features": features})
+    by_name = latents(
+        pipeline(action_projection=SummedModulation(dict(zip("ab", parts, strict=True)))),
+        action_inputs={"action_features": dict(zip("ab", features, strict=True))},
+    )
+    assert torch.equal(in_order, by_name)
+    first = latents(pipeline(action_projection=parts[:1]), action_inputs={"action_features": features[:1]})
+    assert not torch.equal(in_order, first)
+    with pytest.raises(ValueError, match=r"expected conditions among \['0', '1'\], got \['0', '1', '2'\]"):
+        latents(pipeline(action_projection=parts), action_inputs={"action_features": [*features, FEATURES]})
+
+
 def test_a_condition_without_a_projection_is_refused() -> None:
     made = pipeline(action_projection=SummedModulation({"action": projection()}))
     for features in ({"style": FEATURES}, {}):
         with pytest.raises(ValueError, match=r"expected conditions among \['action'\]"):
             latents(made, action_inputs={"action_features": features})
-    with pytest.raises(ValueError, match="expected a dict of features .* got Tensor for SummedModulation"):
+    with pytest.raises(ValueError, match="expected a dict or list of features .* got Tensor for SummedModulation"):
         latents(made, action_inputs={"action_features": FEATURES})
 
 
