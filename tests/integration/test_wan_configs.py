@@ -61,7 +61,7 @@ def test_fit_and_predict(
 
     size = f"--data.init_args.world.init_args.image_size={image_size}"
     common = [f"--config={ROOT / 'configs' / config}.yaml", f"--trainer.default_root_dir={runs}", *SMALL, *more, size]
-    run(["fit", *common, "--trainer.max_steps=1", f"--model.pretrained={release}"])
+    run(["fit", *common, "--trainer.max_steps=1"])
     checkpoint = runs / "checkpoints" / "last.ckpt"
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["global_step"] == 1
