@@ -9,7 +9,8 @@ import argparse
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -193,6 +194,18 @@ def measure(sizes: Sizes) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the Trainer says at every fit."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    log.setLevel(level)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -201,9 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.json is not None and not chosen.json.parent.is_dir():
         parser.error(f"--json: there is no folder {chosen.json.parent}: make it first")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
-    result = measure(TINY if chosen.tiny else Sizes())
+    with quiet():
+        result = measure(TINY if chosen.tiny else Sizes())
     print(table(result))
     if chosen.json is not None:
         write_json(chosen.json, result)

@@ -208,29 +208,44 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_mp4(path: Path, frames: Tensor, fps: int) -> None:
-    """Writes a video as H.264 that browsers play; odd sizes grow by one pixel, as the format has none.
+    """Writes a video as H.264 that browsers play.
 
     Args:
         path: the file, replaced as a whole.
         frames: `[T, 3, H, W]`.
         fps: frames per second.
     """
+    with mp4_writer(path, fps) as add:
+        add(frames)
+
+
+@contextmanager
+def mp4_writer(path: Path, fps: int) -> Iterator[Callable[[Tensor], None]]:
+    """A function that adds frames `[t, 3, H, W]` to a video; the file is there, as a whole, when the block ends.
+
+    Odd sizes grow by one pixel, as the format has none.
+    """
     import av
     from av.video.reformatter import VideoReformatter
 
-    frames = _pad_to_even(to_uint8(frames))
     reformatter = VideoReformatter()
     options = {"movflags": "+faststart"}
     with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast"})
-        stream.height, stream.width = frames.shape[-2:]
         stream.pix_fmt = "yuv420p"
         stream.gop_size = 16
-        for frame in frames.permute(0, 2, 3, 1):
-            picture = av.VideoFrame.from_ndarray(frame.contiguous().numpy(), format="rgb24")
-            # Otherwise every frame makes a converter of its own, with threads of its own.
-            picture = reformatter.reformat(picture, format="yuv420p", threads=1)
-            container.mux(stream.encode(picture))
+
+        def add(frames: Tensor) -> None:
+            frames = _pad_to_even(to_uint8(frames))
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = frames.shape[-2:]
+            for frame in frames.permute(0, 2, 3, 1):
+                picture = av.VideoFrame.from_ndarray(frame.contiguous().numpy(), format="rgb24")
+                # Otherwise every frame makes a converter of its own, with threads of its own.
+                picture = reformatter.reformat(picture, format="yuv420p", threads=1)
+                container.mux(stream.encode(picture))
+
+        yield add
         container.mux(stream.encode(None))
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from .collectives import gather
-from .pictures import beside_truth, make_folder, replacing, to_uint8, write_mp4
+from .pictures import beside_truth, enlarge, make_folder, mp4_writer, replacing, to_uint8, write_mp4
 from .prediction_records import (
     as_json,
     digest_sample,
@@ -52,6 +53,10 @@ class PredictionWriter(BasePredictionWriter):
     `sample_id` `[B]`, and, as far as it has them, `latents` `[B, F, C, h, w]`, `action` `[B, rows, columns]`, `truth`
     (as `video`), `prompt` (a list of B strings), `seed` (int) and `generation` (a dict of numbers and strings). Nothing
     is kept in memory; call `trainer.predict(..., return_predictions=False)` so that the Trainer keeps nothing either.
+
+    A video that is too long for memory comes as `video_blocks` in place of `video`: an iterator of its next frames,
+    `[B, t, 3, H, W]` in [0, 1]. They are written as they come, without the actions drawn on them, and the pt file holds
+    no video.
 
     A prediction that was stopped goes on where it stopped if two things are there:
 
@@ -146,10 +151,13 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        _check_prediction(prediction)
-        for index, sample_id in enumerate(prediction["sample_id"].tolist()):
-            self._write_sample(sample_id, _take_sample(prediction, index))
-            self._written.append(sample_id)
+        if isinstance(prediction, dict) and "video_blocks" in prediction:
+            self._write_blocks(prediction)
+        else:
+            _check_prediction(prediction)
+            for index, sample_id in enumerate(prediction["sample_id"].tolist()):
+                self._write_sample(sample_id, _take_sample(prediction, index))
+        self._written += prediction["sample_id"].tolist()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         written = {sample_id for of_rank in gather(self._written) for sample_id in of_rank}
@@ -205,20 +213,38 @@ class PredictionWriter(BasePredictionWriter):
         write_text(self._manifest, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
     def _write_sample(self, sample_id: int, sample: dict[str, Any]) -> None:
+        tensors, record = self._prepare(sample_id, sample)
+        write_mp4(self._folder / record["files"]["mp4"], self._draw(sample), self.fps)
+        self._finish(sample_id, tensors, record)
+
+    def _write_blocks(self, prediction: dict[str, Any]) -> None:
+        """Write the videos of a batch side by side, as their frames come."""
+        sample_ids = prediction["sample_id"].tolist()
+        prepared = [self._prepare(number, _take_sample(prediction, index)) for index, number in enumerate(sample_ids)]
+        with ExitStack() as stack:
+            paths = [self._folder / record["files"]["mp4"] for _, record in prepared]
+            writers = [stack.enter_context(mp4_writer(path, self.fps)) for path in paths]
+            for block in prediction["video_blocks"]:
+                for add, frames in zip(writers, block, strict=True):
+                    add(enlarge(to_uint8(frames)))
+        for sample_id, (tensors, record) in zip(sample_ids, prepared, strict=True):
+            self._finish(sample_id, tensors, record)
+
+    def _prepare(self, sample_id: int, sample: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What goes into the pt file, and into the record, so that nothing is written if that cannot be."""
+        names = ("video", "latents", "action") if self.write_latents else ("video", "action")
+        tensors = {"sample_id": sample_id, **{name: sample[name] for name in names if name in sample}}
         files = {kind: f"{sample_id:06d}.{kind}" for kind in ("mp4", "pt")}
-        tensors = {"sample_id": sample_id, "video": sample["video"]}
-        tensors |= {name: sample[name] for name in ("latents", "action") if name in sample}
-        if not self.write_latents:
-            tensors.pop("latents", None)
         record = as_json(self._describe(sample_id, sample, tensors, files))
-        path = self._record(sample_id)
         # That of an earlier prediction must not stand beside the files of this one.
-        path.unlink(missing_ok=True)
-        write_mp4(self._folder / files["mp4"], self._draw(sample), self.fps)
-        with replacing(self._folder / files["pt"]) as temporary:
+        self._record(sample_id).unlink(missing_ok=True)
+        return tensors, record
+
+    def _finish(self, sample_id: int, tensors: dict[str, Any], record: dict[str, Any]) -> None:
+        with replacing(self._folder / record["files"]["pt"]) as temporary:
             torch.save(tensors, temporary)
-        record["sizes"] = {kind: (self._folder / name).stat().st_size for kind, name in files.items()}
-        write_record(path, record)
+        record["sizes"] = {kind: (self._folder / name).stat().st_size for kind, name in record["files"].items()}
+        write_record(self._record(sample_id), record)
 
     def _describe(
         self, sample_id: int, sample: dict[str, Any], tensors: dict[str, Any], files: dict[str, str]
@@ -288,4 +314,4 @@ def _take_sample(prediction: dict[str, Any], index: int) -> dict[str, Any]:
             value = prediction[name][index]
             # A copy, because a slice is saved with all of the batch it is a slice of.
             sample[name] = value.detach().cpu().clone() if isinstance(value, Tensor) else value
-    return sample | {"video": to_uint8(prediction["video"][index])}
+    return sample | {"video": to_uint8(prediction["video"][index])} if "video" in prediction else sample

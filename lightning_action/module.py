@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import Batch, check_batch, has_actions, num_latents, other_actions, without_actions
+from lightning_action.batch import Batch, check_batch, has_actions, num_latents
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.objectives import OBJECTIVES
 from lightning_action.evaluation import ObedienceTest, StateReader, format_table, wins, write_report
@@ -33,14 +33,13 @@ from lightning_action.networks import Factories, InitialWeights
 from lightning_action.pretrained import export, prepare_codec
 from lightning_action.quantization import quantize_layers
 from lightning_action.rollout import count_passes
-from lightning_action.seeding import generator_for, mix_seed
+from lightning_action.seeding import mix_seed
 from lightning_action.settings import Acceleration, Optimization, Sampling
 from lightning_action.sharding import Sharding, gathered_state_dict, keep_gathered
 from lightning_action.weights import check_fits
 from lightning_action.world_model import WorldModel
 
-_TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM, _DROPOUT_STREAM = range(4)
-_NUM_LOSS_DRAWS = 4
+_DROPOUT_STREAM = 3
 _NUM_VALIDATION_ROLLOUTS = 16
 
 
@@ -203,17 +202,15 @@ class ActionVideoModule(L.LightningModule):
         Returns:
             `loss`; and for callbacks `loss_per_frame` `[B, F]`, not weighted, at the noise levels `timestep` `[B, F]`.
         """
-        randoms = self._randoms(batch, _TRAINING_STREAM, self.current_epoch, batch_idx)
-        model = self.world_model
-        error, timestep = model.error(batch, model.encode_video(batch["video"]), randoms, self.action_dropout_prob)
-        loss = self._weighted(error, timestep).mean()
+        losses = self.world_model.training_loss(batch, self.current_epoch, batch_idx, self.action_dropout_prob)
+        loss = losses.per_sample.mean()
         if not bool(torch.isfinite(loss)):
             raise RuntimeError(
                 f"the training loss is {loss.item()} at step {self.global_step}: lower the learning rates, clip "
                 "gradients (trainer.gradient_clip_val), or train in float32"
             )
         self.log("train/loss", loss, prog_bar=True)
-        return {"loss": loss, "loss_per_frame": error.detach(), "timestep": timestep}
+        return {"loss": loss, "loss_per_frame": losses.per_frame, "timestep": losses.timestep}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss at fixed noise, its gap to the loss under other actions, and on the first batch a rollout."""
@@ -266,26 +263,36 @@ class ActionVideoModule(L.LightningModule):
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Generate, and hand over what a prediction writer needs; `video` and `truth` are in [0, 1]."""
+        """Generate, and hand over what a prediction writer needs; `video` and `truth` are in [0, 1].
+
+        With `sampling.stream_video` there is `video_blocks` in place of video and latents: an iterator that generates.
+        """
         check_batch(batch)
         blocks = self.causality.split(num_latents(batch, self.schema))
         num_initial = self.sampling.num_initial_latents if "video" in batch else 0
         self._lockstep.begin(count_passes(blocks, num_initial, self.sampling.num_steps))
-        generated = self.world_model.generate(batch, self.sampling, self.acceleration.overlap_decoding)
-        self._lockstep.end()
-        prediction = {
-            "video": generated.video,
-            "latents": generated.latents.cpu(),
-            "sample_id": batch["sample_id"].cpu(),
-            "prompt": batch["prompt"],
-            **self.generation_settings(),
-            **generated.seconds,
-        }
+        prediction = {"sample_id": batch["sample_id"].cpu(), "prompt": batch["prompt"], **self.generation_settings()}
         if has_actions(batch):
             prediction["action"] = batch["action"].cpu()
-        if "video" in batch and batch["video"].shape == prediction["video"].shape:
+        if self.sampling.stream_video:
+            return {**prediction, "video_blocks": self._stream_video(batch)}
+        generated = self.world_model.generate(batch, self.sampling, self.acceleration.overlap_decoding)
+        self._lockstep.end()
+        prediction |= {"video": generated.video, "latents": generated.latents.cpu(), **generated.seconds}
+        if "video" in batch and batch["video"].shape == generated.video.shape:
             prediction["truth"] = to_unit_range(batch["video"]).cpu()
         return prediction
+
+    def _stream_video(self, batch: Batch) -> Iterator[Tensor]:
+        """Pixels of each block, in the Trainer's precision although `predict_step` is over when they are asked for."""
+        pixels = self.world_model.stream_video(batch, self.sampling, self.acceleration.overlap_decoding)
+        while True:
+            with torch.no_grad(), self.trainer.precision_plugin.predict_step_context():
+                block = next(pixels, None)
+            if block is None:
+                break
+            yield block
+        self._lockstep.end()
 
     def generation_settings(self) -> dict[str, Any]:
         """What predictions depend on besides weights and batch: `seed` and `generation`."""
@@ -305,21 +312,13 @@ class ActionVideoModule(L.LightningModule):
         """As `generate`, but yields the clean latents of each block, `[B, block, C, h, w]`, as soon as they exist."""
         yield from self.world_model.stream_latents(batch, self.sampling)
 
-    @torch.no_grad()
     def matched_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses `[B]` at the same noise and timesteps: `true` actions, those of the `other` sample, and `null`."""
-        model = self.world_model
-        latents = model.encode_video(batch["video"])
-        variants = {"true": batch}
-        if has_actions(batch) and self.action_projection is not None:
-            variants |= {"other": other_actions(batch), "null": without_actions(batch)}
+        """See `WorldModel.matched_losses`."""
+        return self.world_model.matched_losses(batch)
 
-        def average(variant: Batch) -> Tensor:
-            draws = [self._randoms(batch, _VALIDATION_STREAM, draw) for draw in range(_NUM_LOSS_DRAWS)]
-            losses = [self._weighted(*model.error(variant, latents, randoms, 0.0)) for randoms in draws]
-            return torch.stack(losses).mean(dim=0)
-
-        return {name: average(variant) for name, variant in variants.items()}
+    def predict_velocity(self, batch: Batch, timestep: float, seed: int) -> tuple[Tensor, Tensor]:
+        """See `WorldModel.predict_velocity`."""
+        return self.world_model.predict_velocity(batch, timestep, seed)
 
     def on_fit_start(self) -> None:
         self._fit_started = time.monotonic()
@@ -365,23 +364,6 @@ class ActionVideoModule(L.LightningModule):
         if isinstance(self.frozen.vae, FittedCodec):
             self.frozen.vae.load_fitted_tensors(checkpoint["vae"], "the checkpoint's VAE")
 
-    @torch.no_grad()
-    def predict_velocity(self, batch: Batch, timestep: float, seed: int) -> tuple[Tensor, Tensor]:
-        """What the model predicts for a batch at one noise level, beside what is true.
-
-        Args:
-            batch: `video`, `prompt` and `action`, which may be anything of its shape, or None for the null action.
-            timestep: noise level of all frames, in [0, 1000].
-            seed: of the noise; each sample has its own.
-
-        Returns:
-            Predicted and true velocity, `[B, F, C, h, w]`.
-        """
-        model = self.world_model
-        latents = model.encode_video(batch["video"])
-        timesteps = torch.full(latents.shape[:2], timestep, device=latents.device)
-        return model.velocities(batch, latents, timesteps, self._randoms(batch, _PROBE_STREAM, seed))
-
     @property
     def world_model(self) -> WorldModel:
         """The networks with all that tells them what a batch means."""
@@ -395,18 +377,11 @@ class ActionVideoModule(L.LightningModule):
             self.causality,
             self.schedule,
             self.objective,
+            self.loss_weighting,
+            self.seed,
             self.device,
             self.sharding.compute_dtype if isinstance(weight, DTensor) else weight.dtype,
         )
-
-    def _weighted(self, error: Tensor, timestep: Tensor) -> Tensor:
-        """Loss of each sample, `[B]`."""
-        weight = self.schedule.weight_at(timestep) if self.loss_weighting == "bell" else torch.ones_like(timestep)
-        return (weight * error).mean(dim=1)
-
-    def _randoms(self, batch: Batch, *numbers: int) -> list[torch.Generator]:
-        """A generator for each sample, whatever the batch it sits in and the rank it runs on."""
-        return [generator_for(self.seed, *numbers, sample) for sample in batch["sample_id"].tolist()]
 
     def _new_obedience_test(self, split: Literal["validation", "test"]) -> ObedienceTest:
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -23,6 +23,8 @@ class Sampling:
         num_initial_latents: latent frames taken from the batch's video; the rest is generated. 0 starts from the
             prompt.
         seed: of the noise; each frame of each sample has its own.
+        stream_video: in `predict`, hand the video over block by block, so that `PredictionWriter` puts it on disk while
+            it is generated and memory does not grow with its length.
     """
 
     num_inference_steps: int = 8
@@ -31,6 +33,7 @@ class Sampling:
     action_guidance_scale: float = 1.0
     num_initial_latents: int = 1
     seed: int = 0
+    stream_video: bool = False
 
     def __post_init__(self) -> None:
         if self.num_inference_steps < 1 or self.num_initial_latents < 0:

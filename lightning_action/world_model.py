@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from lightning_action.action.inferred import for_prompts, inferred_vectors
 from lightning_action.action.projection import ActionModulationProjection, drop_actions
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import Batch, check_batch, first_frames, frame_size, has_actions, num_latents
+from lightning_action.batch import (
+    Batch,
+    check_batch,
+    first_frames,
+    frame_size,
+    has_actions,
+    num_latents,
+    other_actions,
+    without_actions,
+)
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.objectives import Objective, draw_block_timesteps, per_frame_error
@@ -21,8 +30,28 @@ from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.overlap import decode_behind
 from lightning_action.rollout import BlockModulation, CausalRollout, rollout
+from lightning_action.seeding import generator_for
 from lightning_action.settings import Sampling
 from lightning_action.timing import BlockClock
+
+_TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM = range(3)
+_NUM_LOSS_DRAWS = 4
+_NOT_FINITE = "generated latents hold NaN or infinity: check the checkpoint, or generate in float32"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch, and where it comes from.
+
+    Args:
+        per_sample: weighted, `[B]`.
+        per_frame: squared error of the velocity, not weighted and without gradient, `[B, F]`.
+        timestep: that it was measured at, `[B, F]`.
+    """
+
+    per_sample: Tensor
+    per_frame: Tensor
+    timestep: Tensor
 
 
 @dataclass(frozen=True)
@@ -53,6 +82,8 @@ class WorldModel:
         causality: block size, window and sink.
         schedule: noise levels.
         objective: what is noised and what is seen in training.
+        loss_weighting: `bell` or `uniform`, see `ActionVideoModule`.
+        seed: of training noise, validation noise and probes.
         device: where it runs.
         dtype: in which it computes.
     """
@@ -65,6 +96,8 @@ class WorldModel:
     causality: BlockCausality
     schedule: FlowMatchSchedule
     objective: Objective
+    loss_weighting: str
+    seed: int
     device: torch.device
     dtype: torch.dtype
 
@@ -78,24 +111,54 @@ class WorldModel:
         self.frozen.to(self.device)
         return self.frozen.encode_text(batch["prompt"]).to(self.dtype)
 
-    def error(
-        self, batch: Batch, latents: Tensor, randoms: Sequence[torch.Generator], action_dropout_prob: float
-    ) -> tuple[Tensor, Tensor]:
-        """Squared error of the velocity at random noise levels.
+    def training_loss(self, batch: Batch, epoch: int, batch_idx: int, action_dropout_prob: float) -> Loss:
+        """The loss of a training step; a sample's noise follows from (seed, epoch, batch_idx, sample_id) alone."""
+        randoms = self._randoms(batch, _TRAINING_STREAM, epoch, batch_idx)
+        return self._loss(batch, self.encode_video(batch["video"]), randoms, action_dropout_prob)
+
+    @torch.no_grad()
+    def matched_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses `[B]` at the same noise and timesteps: `true` actions, those of the `other` sample, and `null`."""
+        latents = self.encode_video(batch["video"])
+        variants = {"true": batch}
+        if has_actions(batch) and self.action_projection is not None:
+            variants |= {"other": other_actions(batch), "null": without_actions(batch)}
+
+        def average(variant: Batch) -> Tensor:
+            draws = [self._randoms(batch, _VALIDATION_STREAM, draw) for draw in range(_NUM_LOSS_DRAWS)]
+            return torch.stack([self._loss(variant, latents, draw).per_sample for draw in draws]).mean(dim=0)
+
+        return {name: average(variant) for name, variant in variants.items()}
+
+    @torch.no_grad()
+    def predict_velocity(self, batch: Batch, timestep: float, seed: int) -> tuple[Tensor, Tensor]:
+        """What the model predicts for a batch at one noise level, beside what is true.
 
         Args:
-            batch: `prompt` and `action`.
-            latents: of its videos, `[B, F, C, h, w]`.
-            randoms: a generator for each sample.
-            action_dropout_prob: chance that a sample is shown without its actions.
+            batch: `video`, `prompt` and `action`, which may be anything of its shape, or None for the null action.
+            timestep: noise level of all frames, in [0, 1000].
+            seed: of the noise; each sample has its own.
 
         Returns:
-            The error of each frame, and the timesteps it was measured at, `[B, F]` both.
+            Predicted and true velocity, `[B, F, C, h, w]`.
         """
-        timestep = draw_block_timesteps(self.schedule, latents.shape[1], self.causality, randoms).to(latents.device)
-        return per_frame_error(*self.velocities(batch, latents, timestep, randoms, action_dropout_prob)), timestep
+        latents = self.encode_video(batch["video"])
+        timesteps = torch.full(latents.shape[:2], timestep, device=latents.device)
+        return self._velocities(batch, latents, timesteps, self._randoms(batch, _PROBE_STREAM, seed))
 
-    def velocities(
+    def _loss(
+        self,
+        batch: Batch,
+        latents: Tensor,
+        randoms: Sequence[torch.Generator],
+        action_dropout_prob: float = 0.0,
+    ) -> Loss:
+        timestep = draw_block_timesteps(self.schedule, latents.shape[1], self.causality, randoms).to(latents.device)
+        error = per_frame_error(*self._velocities(batch, latents, timestep, randoms, action_dropout_prob))
+        weight = self.schedule.weight_at(timestep) if self.loss_weighting == "bell" else torch.ones_like(timestep)
+        return Loss((weight * error).mean(dim=1), error.detach(), timestep)
+
+    def _velocities(
         self,
         batch: Batch,
         latents: Tensor,
@@ -103,12 +166,15 @@ class WorldModel:
         randoms: Sequence[torch.Generator],
         action_dropout_prob: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Predicted and true velocity at given noise levels `[B, F]`; other arguments as in `error`."""
         # Drawn on the CPU, so that it is the same on every device.
         noise = torch.stack([torch.randn(latents.shape[1:], generator=random) for random in randoms]).to(latents)
         text = self.encode_text(batch)
         modulation = self._training_modulation(batch, latents, text, randoms, action_dropout_prob)
         return self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation)
+
+    def _randoms(self, batch: Batch, *numbers: int) -> list[torch.Generator]:
+        """A generator for each sample, whatever the batch it sits in and the rank it runs on."""
+        return [generator_for(self.seed, *numbers, sample) for sample in batch["sample_id"].tolist()]
 
     def generate(self, batch: Batch, sampling: Sampling, overlap_decoding: bool = False) -> Generated:
         """Generate the videos of a batch; each block is decoded as soon as it exists.
@@ -141,8 +207,17 @@ class WorldModel:
         video = torch.cat([to_unit_range(pixels).cpu() for pixels in decoded], dim=1)
         latents = torch.cat(blocks, dim=1)
         if not bool(torch.isfinite(latents).all()):
-            raise RuntimeError("generated latents hold NaN or infinity: check the checkpoint, or generate in float32")
+            raise RuntimeError(_NOT_FINITE)
         return Generated(latents, video, clock.seconds())
+
+    def stream_video(self, batch: Batch, sampling: Sampling, overlap_decoding: bool = False) -> Iterator[Tensor]:
+        """As `generate`, but yields each block's pixels, `[B, t, 3, H, W]` in [0, 1] on the CPU, and keeps none."""
+        decode = self.frozen.vae.streaming_decoder()
+        blocks = self.stream_latents(batch, sampling)
+        for pixels in decode_behind(blocks, decode) if overlap_decoding else map(decode, blocks):
+            if not bool(torch.isfinite(pixels).all()):
+                raise RuntimeError(_NOT_FINITE)
+            yield to_unit_range(pixels).cpu()
 
     def stream_latents(self, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:
         """Generate the clean latents of each block, `[B, block, C, h, w]`, and yield them as soon as they exist."""

@@ -37,7 +37,11 @@ def frame_noise(
             torch.stack([_draw(shape, generator_for(seed, sample, frame, step)) for frame in frames])
             for sample in samples
         ]
-        return torch.stack(drawn).to(device, dtype)
+        together = torch.stack(drawn)
+        if torch.device(device).type == "cuda":
+            # Otherwise the copy would wait for all that the device has to do before it.
+            together = together.pin_memory()
+        return together.to(device, dtype, non_blocking=True)
 
     return noise
 

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from lightning_action.cli import main
 from lightning_action.command_line import run
+from tests.integration import fsdp1_script
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, small
 from tests.integration.test_distributed import run_on_two, start_on_two
 from tests.integration.uneven_videos import NUM_LATENTS
+from tests.two_processes import facts_of
 
 pytestmark = pytest.mark.distributed
 SHORT = """
@@ -92,6 +96,20 @@ def test_sharded_folder_goes_on_with_another_number_of_ranks(workshop: Path) -> 
     assert_same_run(workshop, "folder_to_one")
 
 
+def test_a_sharded_folder_is_exported_and_refused_where_files_are_read(workshop: Path) -> None:
+    if not (workshop / "folder").exists():
+        run_on_two(fit(workshop, "folder", EACH_HALF, *FSDP), strategy=None)
+    folder = workshop / "folder" / "checkpoints" / "last.ckpt"
+    (config,) = (workshop / "folder" / "lightning_logs").glob("*/config_fit.yaml")
+    output = workshop / "exported.safetensors"
+    main(["export", f"--config={config}", f"--ckpt_path={folder}", "--format=wan", f"--output={output}"])
+    exported, expected = load_file(output), last(workshop, "one")["state_dict"]
+    for name, tensor in exported.items():
+        torch.testing.assert_close(tensor, expected[f"generator.{name}"], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="is a folder of shards: stack configs/fsdp.yaml"):
+        run(small("predict", workshop / "folder", f"--ckpt_path={folder}"))
+
+
 def test_a_rank_killed_while_it_writes_a_checkpoint_loses_nothing_older(workshop: Path) -> None:
     checkpoints = workshop / "killed" / "checkpoints"
     (workshop / "killer.yaml").write_text(f"""
@@ -107,6 +125,42 @@ trainer:
     command = fit(workshop, "killed", at_step(workshop, "killed", 6), EACH_HALF, *FSDP, ONE_FILE)
     run_on_two(command, strategy=None)
     assert_same_run(workshop, "killed")
+
+
+LORA = """
+trainer:
+  callbacks:
+    - class_path: lightning_action.callbacks.FreezeBackboneFirst
+      init_args: {name: lora, backbone: ["generator.*.lora_*"], unfreeze_at_step: 4}
+    - class_path: lightning_action.callbacks.FreezeBackboneFirst
+      init_args: {backbone: [generator], exclude: ["generator.*.lora_*"], unfreeze_at_step: 10}
+    - class_path: lightning_action.callbacks.EMA
+    - class_path: lightning_action.callbacks.GradientStatistics
+model:
+  lora: {rank: 3, target_modules: [q, ffn.0]}
+  generator: {init_args: {activation_checkpointing: true}}
+"""
+
+
+def test_three_states_with_lora_averages_statistics_and_checkpointing(workshop: Path) -> None:
+    (workshop / "lora.yaml").write_text(LORA)
+    lora = f"--config={workshop / 'lora.yaml'}"
+    run(fit(workshop, "one_lora", lora))
+    run_on_two(fit(workshop, "ddp_lora", lora, EACH_HALF, f"--config={ROOT / 'configs' / 'ddp.yaml'}"), strategy=None)
+    run_on_two(fit(workshop, "lora", lora, EACH_HALF, *FSDP, ONE_FILE), strategy=None)
+    one, two = last(workshop, "one_lora"), last(workshop, "lora")
+    for part in ("state_dict", "ema_state_dict"):
+        torch.testing.assert_close(two[part], one[part], atol=1e-5, rtol=0)
+        torch.testing.assert_close(last(workshop, "ddp_lora")[part], one[part], atol=1e-5, rtol=0)
+    assert [group["name"] for group in two["optimizer_states"][0]["param_groups"]] == ["action", "lora", "backbone"]
+    first = torch.load(at_step(workshop, "one_lora", 6)[12:], weights_only=True)["state_dict"]
+    moved = {name: bool((value != first[name]).any()) for name, value in one["state_dict"].items()}
+    assert moved["generator.blocks.0.self_attn.q.lora_B.default.weight"]
+    assert moved["generator.blocks.0.self_attn.q.base_layer.weight"]
+    before = load_file(workshop / "backbone" / "generator.safetensors")["blocks.0.self_attn.q.weight"]
+    assert torch.equal(first["generator.blocks.0.self_attn.q.base_layer.weight"], before), "frozen until step 10"
+    run_on_two(fit(workshop, "lora_on", at_step(workshop, "one_lora", 6), lora, EACH_HALF, *FSDP, ONE_FILE), None)
+    torch.testing.assert_close(last(workshop, "lora_on")["state_dict"], one["state_dict"], atol=1e-5, rtol=0)
 
 
 def predict(workshop: Path, name: str, *more: str) -> list[str]:
@@ -136,3 +190,9 @@ def test_fsdp1_is_for_gpus(tmp_path: Path) -> None:
     """Lightning refuses it on a CPU, after the whole configuration was understood."""
     with pytest.raises(ValueError, match="strategy `fsdp` requires a GPU accelerator"):
         run(small("fit", tmp_path, f"--config={ROOT / 'configs' / 'fsdp1.yaml'}"))
+
+
+def test_fsdp1_trains_and_generates_as_one_process_does(tmp_path: Path) -> None:
+    facts = facts_of(fsdp1_script, tmp_path)
+    assert facts["moved"] > 1e-3, "the control: the projection trains"
+    assert max(facts["differences"].values()) < 1e-5

@@ -9,13 +9,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_action import ActionModulationProjection, ActionVideoModule, BlockCausality, LinearVideoCodec
 from lightning_action.callbacks import FreezeBackboneFirst
 from lightning_action.data import MovingSpriteWorld, SpriteDataModule
 from lightning_action.frozen.text import HashingTextEncoder
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.settings import Optimization, Sampling
+from lightning_action.settings import Acceleration, Optimization, Sampling
 from tests.helpers import fill
 
 LATENTS = 5
@@ -187,30 +188,28 @@ def test_training_step_tells_where_the_loss_comes_from() -> None:
     torch.testing.assert_close(outputs["loss"].detach(), (weight * outputs["loss_per_frame"]).mean())
 
 
-def test_noise_and_dropout_of_a_sample_do_not_depend_on_its_batch() -> None:
-    module, both = ready(action_dropout_prob=0.5)
-    together = module.training_step(both, 0)
-    for index, sample in enumerate([0, 4]):
-        alone = module.training_step(data().dataset("test").batch([sample]), 0)
-        assert torch.equal(alone["timestep"][0], together["timestep"][index])
-        torch.testing.assert_close(alone["loss_per_frame"][0], together["loss_per_frame"][index])
-    assert not torch.equal(together["timestep"], module.training_step(both, 1)["timestep"])
+def test_a_streamed_prediction_is_the_same_video(tmp_path: Path) -> None:
+    module, batch = ready(sampling=Sampling(num_inference_steps=2, stream_video=True))
+    seen: list[Tensor] = []
+
+    class Keep(L.Callback):
+        def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: dict[str, Any], *_: Any) -> None:
+            assert "video" not in outputs and "latents" not in outputs
+            seen.extend(outputs["video_blocks"])
+
+    expected = module.generate(batch)
+    run = trainer(tmp_path, callbacks=[Keep()])
+    run.predict(module, DataLoader([batch], batch_size=None), return_predictions=False)
+    assert [block.shape[1] for block in seen] == [1, 4, 4, 4, 4]
+    assert torch.equal(torch.cat(seen, dim=1), expected)
 
 
-def test_velocity_of_a_probe_follows_from_batch_timestep_and_seed() -> None:
-    module, batch = ready()
-    predicted, true = module.predict_velocity(batch, 600.0, 3)
-    assert predicted.shape == true.shape == (2, LATENTS, 7, 4, 4) and not predicted.requires_grad
-    torch.manual_seed(99)
-    assert torch.equal(predicted, module.predict_velocity(batch, 600.0, 3)[0])
-    changes: list[tuple[dict[str, Any], float, int]] = [
-        ({**batch, "action": -batch["action"]}, 600.0, 3),
-        ({**batch, "action": None}, 600.0, 3),
-        (batch, 500.0, 3),
-        (batch, 600.0, 4),
-    ]
-    assert all(not torch.equal(predicted, module.predict_velocity(*change)[0]) for change in changes)
-    assert torch.equal(true, module.predict_velocity(*changes[0])[1])
+def test_layers_are_quantized_for_prediction_alone(tmp_path: Path) -> None:
+    module, batch = ready(acceleration=Acceleration(quantization="int8_weight_only"))
+    plain = module.generate(batch)
+    (prediction,) = trainer(tmp_path).predict(module, DataLoader([batch], batch_size=None))
+    assert 0 < (prediction["video"] - plain).abs().max() < 0.1
+    assert type(module.generator.blocks[0].ffn[0].weight) is not nn.Parameter
 
 
 def test_latents_that_are_not_whole_blocks_are_refused() -> None:

@@ -80,3 +80,8 @@ def test_a_run_shorter_than_its_warmup_rises_and_falls_at_once() -> None:
     settings = Optimization(warmup_steps=10, decay_fraction=1.0)
     factors = [settings.learning_rate_factor(step, 5) for step in range(5)]
     assert factors == pytest.approx([0.1 * 1.0, 0.2 * 0.8, 0.3 * 0.6, 0.4 * 0.4, 0.5 * 0.2])
+
+
+def test_passes_that_denoise_a_block() -> None:
+    assert Sampling(num_inference_steps=7).num_steps == 7
+    assert Sampling(num_inference_steps=7, denoising_step_list=[1000, 500, 250]).num_steps == 3

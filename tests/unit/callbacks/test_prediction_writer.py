@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -400,3 +400,45 @@ def test_several_dataloaders_are_refused(tmp_path: Path) -> None:
 def test_fps_must_be_positive() -> None:
     with pytest.raises(ValueError, match="fps must be at least 1, got 0"):
         PredictionWriter(fps=0)
+
+
+def test_videos_that_come_block_by_block_are_never_held_as_a_whole(tmp_path: Path) -> None:
+    held: list[Tensor] = []
+
+    def blocks() -> Iterator[Tensor]:
+        for start in (0, 1, 3):
+            held[:] = [torch.rand(2, 1 if start == 0 else 2, 3, H, W)]
+            assert not list((tmp_path / "predictions").glob("*.json")), "nothing looks complete before the end"
+            yield held[0]
+
+    class Streamer(LightningModule):
+        def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+            return {
+                "video_blocks": blocks(),
+                "sample_id": torch.tensor([7, 9]),
+                "action": torch.ones(2, 4, 2),
+                "prompt": ["a", "b"],
+                "seed": 3,
+            }
+
+    trainer = quiet_trainer(tmp_path, PredictionWriter(fps=5))
+    trainer.predict(Streamer(), DataLoader([0]), return_predictions=False)
+    folder = tmp_path / "predictions"
+    assert [record["sample_id"] for record in manifest_of(folder)] == [7, 9]
+    for name in ("000007", "000009"):
+        assert size_of_mp4(folder / f"{name}.mp4") == (5, *ENLARGED)
+        content = torch.load(folder / f"{name}.pt", weights_only=True)
+        assert content.keys() == {"sample_id", "action"} and content["action"].shape == (4, 2)
+
+
+def test_a_stream_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
+    def blocks() -> Iterator[Tensor]:
+        yield torch.rand(1, 2, 3, H, W)
+        raise RuntimeError("the device is gone")
+
+    writer = PredictionWriter()
+    writer.setup(quiet_trainer(tmp_path), LightningModule(), "predict")
+    prediction = {"video_blocks": blocks(), "sample_id": torch.tensor([4])}
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        writer.write_on_batch_end(quiet_trainer(tmp_path), LightningModule(), prediction, None, None, 0, 0)
+    assert list((tmp_path / "predictions").iterdir()) == []
