@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -349,9 +350,12 @@ def say(line: str) -> None:
 
 
 def start_processes(options: Options) -> None:
-    """Join the ranks that `torchrun` started, or be the only one."""
-    backend = "nccl" if options.device.startswith("cuda") else "gloo"
+    """Join the ranks that `torchrun` started, each on a device of its own, or be the only one."""
+    on_cuda = options.device.startswith("cuda")
+    backend = "nccl" if on_cuda else "gloo"
     if dist.is_torchelastic_launched():
+        if on_cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group(backend)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
@@ -384,10 +388,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.fsdp:
         start_processes(options)
     result = measure(TOY if chosen.toy else Sizes(), options)
-    print(table(result))
-    if chosen.json is not None:
-        with replacing(chosen.json) as temporary:
-            temporary.write_text(json.dumps(result, indent=2) + "\n")
+    if not options.fsdp or dist.get_rank() == 0:
+        print(table(result))
+        if chosen.json is not None:
+            with replacing(chosen.json) as temporary:
+                temporary.write_text(json.dumps(result, indent=2) + "\n")
     if options.fsdp:
         dist.destroy_process_group()
 

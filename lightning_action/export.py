@@ -21,9 +21,11 @@ from lightning_action.module import ActionVideoModule
 from lightning_action.pretrained import generator_file
 from lightning_action.weights import (
     LazyTensors,
+    add_changes,
     detect_size,
     fingerprint,
     read_generator,
+    read_low_rank,
     read_tensors,
     require_same,
     to_diffusers_name,
@@ -84,8 +86,8 @@ def export_adapter(module: ActionVideoModule, output: str | Path, base: str | Pa
     Args:
         module: the trained module.
         output: a `.safetensors` file.
-        base: checkpoint of the base that the adapter is for; None is the configuration's `pretrained`. If there is
-            none, the base is the generator as it is.
+        base: checkpoint of the base that the adapter is for; None is the configuration's `pretrained`, with its
+            `pretrained_lora`. If there is none, the base is the generator as it is.
 
     Raises:
         FileNotFoundError: the base is not there.
@@ -94,9 +96,11 @@ def export_adapter(module: ActionVideoModule, output: str | Path, base: str | Pa
     """
     if module.action_projection is None:
         raise ValueError("there is nothing to put into an adapter: the model has no action_projection")
-    base = module.initial_weights.path if base is None else base
+    started = module.initial_weights
     if base is not None:
         _check_is_still(module.generator, base)
+    elif started.generator is not None:
+        _check_is_still(module.generator, started.path, started.lora)
     write_adapter(output, module.generator, module.action_projection, module.schema)
 
 
@@ -180,11 +184,14 @@ def diffusers_config(generator: CausalWanModel) -> dict[str, Any]:
     }
 
 
-def _check_is_still(generator: CausalWanModel, base: str | Path) -> None:
-    held = read_generator(generator_file(base)).tensors
+def _check_is_still(generator: CausalWanModel, base: str | Path | None, lora: str | None = None) -> None:
+    file = generator_file(base)
+    held = read_generator(file).tensors
+    if lora is not None:
+        held = add_changes(held, read_low_rank(lora), lora)
     if fingerprint(held) != fingerprint(base_state_dict(generator)):
         raise ValueError(
-            f"the generator is not the base {str(base)!r} any more, because it was trained too: export it with "
+            f"the generator is not the base {str(file)!r} any more, because it was trained too: export it with "
             "--format wan and name that with --base, or name the right base"
         )
 

@@ -3,83 +3,155 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from lightning_action import command_line
+from benchmarks import gpu
+from lightning_action.cli import main
+from lightning_action.weights import write_safetensors
+from tests.wan_release import VERSIONS, small_arguments, write_release
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SMALL = {
-    "all": ["--model.sampling.num_inference_steps=1"],
-    "sprites": [
-        "--data.init_args.train_size=16",
-        "--data.init_args.validation_size=2",
-        "--data.init_args.test_size=3",
-        "--data.init_args.predict_size=3",
-    ],
-    "fit": ["--trainer.max_steps=2", "--trainer.limit_val_batches=0"],
-}
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+ONE_STEP = ["--model.sampling.num_inference_steps=1"]
+FEW_SPRITES = [
+    "--trainer.devices=1",
+    "--data.init_args.train_size=16",
+    "--data.init_args.validation_size=2",
+    "--data.init_args.test_size=3",
+    "--data.init_args.predict_size=3",
+]
+# What a CPU cannot do, or not in seconds, in a benchmark.
+ON_A_CPU = {"--device cuda": "--device cpu", "--compile default": "", "fp8_dynamic": "int8_weight_only"}
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of each code block."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def commands(page: Path) -> list[list[str]]:
     """The lines of shell blocks, split as a shell would."""
-    return [shlex.split(line, comments=True) for block in blocks(page, "bash") for line in block.splitlines() if line]
+    return [words for language, text in blocks(page) if language == "bash" for words in split(text)]
 
 
-def run_small(command: list[str]) -> None:
-    verb, *arguments = command
-    more = SMALL["all"] + (SMALL["fit"] if verb == "fit" else [])
-    if not any("own_actions" in argument for argument in arguments):
-        more = more + SMALL["sprites"]
-    command_line.run([verb, *arguments, *more])
+def split(text: str) -> list[list[str]]:
+    return [shlex.split(line, comments=True) for line in text.replace("\\\n", "").splitlines() if line]
+
+
+def run_page(page: Path, folder: Path) -> None:
+    """Run its blocks in the folder; one that begins with the name of a file, as a comment, is written there as well."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.syspath_prepend(folder)
+        for language, text in blocks(page):
+            name = re.match(r"# (\w+\.\w+)\n", text)
+            if name:
+                (folder / name[1]).write_text(text)
+            if language == "bash":
+                for words in split(text):
+                    run_command(words, folder, patched)
+            elif language == "python":
+                run_python(text, page)
+            elif language == "yaml":
+                parse_yaml(text, folder)
+            else:
+                assert language == "text", f"{page.name} has a block of {language}, which nobody runs"
+
+
+def run_command(words: list[str], folder: Path, patched: pytest.MonkeyPatch) -> None:
+    words = [word.replace("/path/to", str(folder / "path_to")) for word in words]
+    if words[:2] == ["python", "main.py"]:
+        try:
+            main(small(*words[2:]))
+        except SystemExit as stopped:  # after --help
+            assert not stopped.code, words
+    elif words[0] == "export":
+        name, value = words[1].split("=")
+        assert Path(value).is_dir(), f"there is no {value} in the test"
+        patched.setenv(name, value)
+    elif "benchmarks/gpu.py" in words:
+        line = " ".join(words[words.index("benchmarks/gpu.py") + 1 :])
+        for theirs, ours in ON_A_CPU.items():
+            line = line.replace(theirs, ours)
+        gpu.main(["--toy", *line.split()])
+    else:
+        assert words[0] == "tensorboard" or (words[0] == "make" and words[1] in makefile_targets()), words
+
+
+def small(verb: str, *arguments: str) -> list[str]:
+    """The same command with sizes, steps and devices that take seconds."""
+    if verb in ("check", "export") or "help" in arguments[-1]:
+        return [verb, *arguments]
+    released = [config for config in VERSIONS if f"configs/{config}.yaml" in arguments]
+    is_own = any(name in argument for argument in arguments for name in ("own_actions", "my_videos"))
+    num_steps = 3 if "--ckpt_path" in arguments else 2
+    short = [f"--trainer.max_steps={num_steps}", "--trainer.limit_val_batches=0"]
+    more = [*arguments, *(short if verb == "fit" else [])]
+    if released:
+        # Compiled code takes a minute on a CPU, and does not multiply in float8.
+        cpu = ["--model.acceleration={compile_mode: null, quantization: null, overlap_decoding: true}"]
+        return [verb, *more, *small_arguments(released[0]), *cpu]
+    return [verb, *more, *ONE_STEP, *([] if is_own else FEW_SPRITES)]
+
+
+def run_python(text: str, page: Path) -> None:
+    """Run it, and compare what is printed last with the comments behind `print`."""
+    output = io.StringIO()
+    with redirect_stdout(output):
+        exec(compile(text, str(page), "exec"), {"__name__": "block"})
+    promised = re.findall(r"^ *print\(.*\)  # (.*)", text, re.MULTILINE)
+    printed = [line for line in output.getvalue().splitlines() if line]
+    results = printed[-len(promised) :] if promised else []
+    assert all(said.startswith(result) for said, result in zip(promised, results, strict=True)), printed
+
+
+def parse_yaml(text: str, folder: Path) -> None:
+    """It is a configuration that stacks on the demo's."""
+    (folder / "block.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stopped, redirect_stdout(io.StringIO()):
+        main(["fit", "--config", "configs/demo.yaml", "--config", "block.yaml", "--print_config"])
+    assert stopped.value.code == 0
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the checkout, in which the README's commands were run in order."""
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder like the checkout, with a small release in `path_to`, in which the README was run."""
     folder = tmp_path_factory.mktemp("workshop")
     for name in ("configs", "docs"):
         (folder / name).symlink_to(ROOT / name)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        for command in commands(ROOT / "README.md"):
-            if command[:2] == ["python", "main.py"]:
-                run_small(command[2:])
-    return folder
+    weights = folder / "path_to"
+    generator = write_release(weights / "Wan2.1-T2V-1.3B", "2.1")
+    (weights / "Wan2.1-T2V-14B").symlink_to(weights / "Wan2.1-T2V-1.3B")
+    write_safetensors(weights / "Wan2.1-T2V-1.3B" / "taew2_1.safetensors", gpu.tiny_decoder_tensors((8, 6, 5, 4)), {})
+    torch.save({"generator_ema": generator.state_dict()}, weights / "longlive_base.pt")
+    lora = {f"blocks.0.self_attn.q.lora_{part}.weight": torch.randn(4, 24) for part in "AB"}
+    lora = {name: tensor.T if "lora_B" in name else tensor for name, tensor in lora.items()}
+    torch.save({"generator_lora": lora}, weights / "longlive_lora.pt")
+    run_page(README, folder)
+    yield folder
 
 
 def test_readme_commands_leave_what_it_says(workshop: Path) -> None:
-    shown = commands(ROOT / "README.md")
-    assert [command[2] for command in shown if command[0] == "python"] == ["fit", "fit", "predict", "test", "predict"]
-    assert all(command[1] in makefile_targets() for command in shown if command[0] == "make")
-    assert {command[0] for command in shown} == {"python", "make"}
+    verbs = [command[2] for command in commands(README) if command[0] == "python"]
+    assert verbs == ["fit", "fit", "predict", "test"]
     for result in ("checkpoints/last.ckpt", "report.json", "action_scan.png", "predictions/000000.mp4"):
         assert (workshop / "runs" / "demo" / result).is_file()
-    assert (workshop / "runs" / "mine" / "predictions" / "000000.mp4").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_blocks_print_what_their_comments_say(
-    page: Path, workshop: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In the folder with the checkpoint that the README's example loads."""
-    monkeypatch.chdir(workshop)
-    for block in blocks(page, "python"):
-        capsys.readouterr()
-        exec(compile(block, str(page), "exec"), {})
-        printed = [line for line in capsys.readouterr().out.splitlines() if line]
-        promised = re.findall(r"^print\(.*\)  # (.*)", block, re.MULTILINE)
-        results = printed[-len(promised) :] if promised else []
-        assert all(said.startswith(result) for said, result in zip(promised, results, strict=True)), printed
+def test_blocks_run(page: Path, workshop: Path) -> None:
+    """In the folder with the runs of the README."""
+    run_page(page, workshop)
 
 
 def test_pictures_are_made_from_the_runs(workshop: Path) -> None:
@@ -106,14 +178,27 @@ def test_make_demo_runs_the_commands_of_the_readme() -> None:
     while "$(" in expanded:
         expanded = re.sub(r"\$\((\w+)\)", lambda match: variables[match.group(1)], expanded)
     run_by_make = [shlex.split(line.split("python ", 1)[1]) for line in expanded.splitlines()]
-    shown = [command[1:] for command in commands(ROOT / "README.md") if command[:2] == ["python", "main.py"]]
+    shown = [command[1:] for command in commands(README) if command[:2] == ["python", "main.py"]]
     assert run_by_make == shown[:4]
 
 
 def test_links_lead_somewhere() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for page in (README, *PAGES):
+        for target, anchor in re.findall(r"\]\(([^):#]*)(?:#([^)]*))?\)", page.read_text()):
+            path = page.parent / target if target else page
+            assert path.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(path), f"{page.name} links to {target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_in_the_index() -> None:
+    linked = set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "README.md").read_text()))
+    assert linked == {page.name for page in PAGES} - {"README.md"}
 
 
 def makefile_targets() -> set[str]:

@@ -25,6 +25,7 @@ from lightning_action.weights import (
     read_tensors,
     to_diffusers_name,
 )
+from lightning_action.weights.release import RELEASE_VARIABLE
 from tests.helpers import fill, small_generator
 
 Write = Callable[..., None]
@@ -108,7 +109,7 @@ GENERATOR = {"dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 2, "in_dim"
 GENERATOR |= {"freq_dim": 10, "text_dim": 6, "text_len": 4}
 
 
-def config(pretrained: Path) -> dict[str, Any]:
+def config(pretrained: Path | str) -> dict[str, Any]:
     model = {
         "generator": factory("generator.model.CausalWanModel", **GENERATOR),
         "text_encoder": factory("frozen.text.HashingTextEncoder", text_dim=6, text_len=4),
@@ -206,6 +207,37 @@ def test_an_adapter_of_a_backbone_that_was_trained_too_is_refused(
     assert not (folder / "a.safetensors").exists()
     run_export(arguments(folder, "wan", "w.safetensors"))
     run_export(arguments(folder, "adapter", "a.safetensors", f"--base={folder / 'w.safetensors'}"))
+    assert read_adapter(folder / "a.safetensors").base == fingerprint(module.generator.state_dict())
+
+
+def test_an_adapter_of_a_run_that_started_from_the_release(
+    run_folder: tuple[Path, ActionVideoModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, module = run_folder
+    monkeypatch.setenv(RELEASE_VARIABLE, str(folder / "release"))
+    export_wan(module.generator, folder / "release" / "diffusion_pytorch_model.safetensors")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config("release")))
+    run_export(arguments(folder, "adapter", "a.safetensors"))
+    assert read_adapter(folder / "a.safetensors").base == fingerprint(module.generator.state_dict())
+    with torch.no_grad():
+        module.generator.head.modulation.add_(0.5)
+    save_run(folder, module)
+    with pytest.raises(ValueError, match=r"the generator is not the base .*diffusion_pytorch_model.safetensors"):
+        run_export(arguments(folder, "adapter", "a.safetensors"))
+
+
+def test_an_adapter_of_a_run_that_started_with_merged_lora(run_folder: tuple[Path, ActionVideoModule]) -> None:
+    folder, module = run_folder
+    lora = {f"blocks.0.ffn.0.lora_{part}.weight": torch.randn(size) for part, size in (("A", (3, 24)), ("B", (32, 3)))}
+    torch.save(lora, folder / "lora.pt")
+    load_generator(module.generator, folder / "base", lora=folder / "lora.pt")
+    save_run(folder, module)
+    with pytest.raises(ValueError, match="the generator is not the base"):
+        run_export(arguments(folder, "adapter", "a.safetensors"))
+    settings = config(folder / "base")
+    settings["model"]["pretrained_lora"] = str(folder / "lora.pt")
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    run_export(arguments(folder, "adapter", "a.safetensors"))
     assert read_adapter(folder / "a.safetensors").base == fingerprint(module.generator.state_dict())
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from lightning_action.check.cost import video_flops
 from lightning_action.generator.blocks import Visibility
 from lightning_action.generator.model import CausalWanModel
 
+ROOT = Path(__file__).resolve().parents[3]
 FIGURES = {"first_frame_latency_s", "block_s_p50", "block_s_p95", "frames_per_second_p50", "frames_per_second_p95"}
 
 
@@ -29,6 +33,18 @@ def test_it_runs_with_every_flag(flags: list[str], tmp_path: Path, capsys: pytes
         assert figures["block_s_p50"] <= figures["block_s_p95"]
     assert result["training"]["step_s"] > 0
     assert "| tiny |" in capsys.readouterr().out
+
+
+@pytest.mark.distributed
+def test_several_processes_measure_once(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["benchmarks/gpu.py", "--toy", "--fsdp", f"--json={path}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("| tiny |") == 1
+    assert json.loads(path.read_text())["training"]["step_s"] > 0
 
 
 def test_compiled_layers_are_measured_too() -> None:

@@ -1,0 +1,99 @@
+"""The overlays that change how a model trains or computes, stacked on the small demo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lightning_action.command_line import run
+from lightning_action.generator.model import CausalWanModel
+from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, small
+
+CONFIGS = ROOT / "configs"
+WRITER = "--trainer.callbacks=lightning_action.callbacks.PredictionWriter"
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a pretrained backbone."""
+    folder = tmp_path_factory.mktemp("overlays")
+    root = f"--trainer.default_root_dir={folder / 'backbone'}"
+    run(["fit", f"--config={CONFIGS / 'demo_backbone.yaml'}", "--trainer.max_steps=2", root, *SMALL_MODEL, *SMALL_DATA])
+    run(stacked("fit", folder, [], "--trainer.max_steps=1", "--trainer.limit_val_batches=0"))
+    yield folder
+
+
+def stacked(verb: str, folder: Path, overlays: list[Path], *more: str) -> list[str]:
+    arguments = small(verb, folder, *more)
+    return [*arguments[:2], *(f"--config={path}" for path in overlays), *arguments[2:]]
+
+
+def test_lora_trains_in_three_states(backbone: Path, tmp_path: Path) -> None:
+    """With the shipped overlay's callbacks, at earlier steps."""
+    short: dict[str, Any] = yaml.safe_load((CONFIGS / "lora.yaml").read_text())
+    for callback, step in zip(short["trainer"]["callbacks"], (1, 2), strict=False):
+        callback["init_args"] |= {"unfreeze_at_step": step, "warmup_steps": 1}
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(short))
+    every_step = ("--checkpoint.every_n_train_steps=1", "--checkpoint.save_top_k=-1", "--trainer.limit_val_batches=0")
+    more = (*every_step, "--trainer.max_steps=4", f"--trainer.default_root_dir={tmp_path}")
+    run(stacked("fit", tmp_path, [CONFIGS / "lora.yaml", tmp_path / "short.yaml"], *pretrained(backbone), *more))
+
+    states = []
+    for step in range(1, 5):
+        (path,) = (tmp_path / "checkpoints").glob(f"*step={step}.ckpt")
+        states.append(torch.load(path, weights_only=True)["state_dict"])
+    moved = [{part_of(name) for name in old if not torch.equal(old[name], new[name])} for old, new in pairs(states)]
+    assert moved == [{"action", "lora"}, {"action", "lora", "backbone"}, {"action", "lora", "backbone"}]
+    released = torch.load(checkpoint(backbone)[12:], weights_only=True)["state_dict"]
+    name = "generator.blocks.1.ffn.2.{}weight"
+    assert torch.equal(states[1][name.format("base_layer.")], released[name.format("")])
+
+
+def part_of(name: str) -> str:
+    return "action" if name.startswith("action_projection") else "lora" if ".lora_" in name else "backbone"
+
+
+def pairs(states: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    return list(zip(states, states[1:], strict=False))
+
+
+def pretrained(folder: Path) -> tuple[str]:
+    return (f"--model.pretrained={folder / 'backbone'}",)
+
+
+def test_compiled_layers_train_and_generate(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As configured, but for the code that is generated at the end: that takes a minute on a CPU."""
+    modes = []
+
+    def compile_layers(generator: CausalWanModel, mode: str) -> None:
+        modes.append(mode)
+        for layer in generator.blocks:
+            layer.compile(backend="eager")
+
+    monkeypatch.setattr(CausalWanModel, "compile_layers", compile_layers)
+    more = (f"--trainer.default_root_dir={tmp_path}", *pretrained(backbone))
+    fit = ("--trainer.max_steps=1", "--trainer.limit_val_batches=0")
+    run(stacked("fit", tmp_path, [CONFIGS / "compile.yaml"], *fit, *more))
+    run(stacked("predict", tmp_path, [CONFIGS / "compile.yaml"], WRITER, checkpoint(tmp_path), *more))
+    assert modes == ["default", "default"] and (tmp_path / "predictions" / "000002.mp4").is_file()
+
+
+def test_float8_generates(backbone: Path, tmp_path: Path) -> None:
+    """`fp8_dynamic` multiplies in float8, which a CPU does not, and it says so; in its place the weights alone."""
+    overlays = [CONFIGS / "fp8.yaml", CONFIGS / "compile.yaml"]
+    more = (WRITER, checkpoint(backbone), "--model.acceleration.compile_mode=null")
+    root = [f"--trainer.default_root_dir={tmp_path / name}" for name in ("plain", "float8")]
+    with pytest.raises(AssertionError, match="compute capability"):
+        run(stacked("predict", backbone, overlays, *more, root[1]))
+    run(stacked("predict", backbone, [], *more, root[0]))
+    run(stacked("predict", backbone, overlays, *more, root[1], "--model.acceleration.quantization=fp8_weight_only"))
+    plain, float8 = (
+        torch.load(tmp_path / name / "predictions" / "000001.pt", weights_only=True)["latents"]
+        for name in ("plain", "float8")
+    )
+    assert 0 < (float8 - plain).norm() / plain.norm() < 0.1
