@@ -1,23 +1,27 @@
 """Makes the pictures of docs/tensorboard.md, once `make demo` has made its backbone: python docs/make_screenshots.py.
 
 Fits the demo for some hundred steps, once as it is and once for each fault, and photographs what TensorBoard shows of
-them in a headless Chromium, which has to be installed. It takes about eight minutes on two cores.
+them in a headless Chromium, which has to be installed with its chromedriver. It takes about eight minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import json
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import yaml
 from PIL import Image
@@ -27,15 +31,16 @@ from lightning_action import ActionModulationProjection, command_line
 from lightning_action.data import MovingSpriteWorld
 from lightning_action.data.sprite_world import WorldStart
 
+Ask = Callable[..., Any]
+
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
 # Enough for charts, and a third of the bytes.
 NUM_COLORS = 256
+SECONDS_OF_SILENCE = 6
 CHROMIUM = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    # Milliseconds of a clock that stands still while the page waits for data, so that all charts are drawn.
-    "--virtual-time-budget=20000",
 )
 
 
@@ -82,7 +87,7 @@ RUNS = {
 
 
 class Shot(NamedTuple):
-    """A rectangle of TensorBoard's page, in pixels: `left`, `top`, `right`, `bottom`."""
+    """A rectangle of a page of TensorBoard, in pixels: left, top, right, bottom."""
 
     run: str
     page: str
@@ -90,11 +95,13 @@ class Shot(NamedTuple):
 
 
 CHARTS = "custom_scalars&_smoothingWeight=0"
+# Three charts side by side, two groups below one another.
+WIDTH, HEIGHT = 1460, 1700
 FIRST_GROUP = (0, 0, 1460, 760)
 SHOTS = {
     "healthy": Shot("healthy", CHARTS, FIRST_GROUP),
     "healthy_where": Shot("healthy", CHARTS, (358, 762, 1460, 1446)),
-    "rollouts": Shot("healthy", "images", FIRST_GROUP),
+    "rollouts": Shot("healthy", "images", (358, 120, 1100, 1190)),
     "detached": Shot("detached", CHARTS, FIRST_GROUP),
     "exploding": Shot("exploding", CHARTS, FIRST_GROUP),
     "mixed_up": Shot("mixed_up", CHARTS, FIRST_GROUP),
@@ -135,32 +142,70 @@ def _is_of_a_callback(category: type[Warning]) -> bool:
 
 
 @contextmanager
-def tensorboard(folder: Path) -> Iterator[str]:
-    """The address of a TensorBoard that shows the runs in a folder."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0", "--host", "localhost"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
+def serve(command: Sequence[str], pattern: str) -> Iterator[str]:
+    """Runs a server, and gives what `pattern` finds in the first line of its output that has it."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        assert server.stdout is not None
         try:
-            found = (re.search(r"http://\S+?:\d+/", line) for line in server.stderr)
-            address = next(match.group() for match in found if match)
-            with urlopen(f"{address}data/runs") as answer:
-                answer.read()
-            yield address
+            found = (re.search(pattern, line) for line in server.stdout)
+            match = next(filter(None, found), None)
+            if match is None:
+                raise RuntimeError(f"expected {pattern!r} in the output of {' '.join(command)}, and it ended without")
+            yield match.group(1)
         finally:
             server.terminate()
 
 
-def photograph(address: str, box: tuple[int, int, int, int], path: Path) -> None:
-    """Writes a rectangle of a page as PNG."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        raise FileNotFoundError("expected chromium or google-chrome on the PATH, found neither: install one of them")
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "page.png"
-        options = [f"--user-data-dir={folder}/profile", f"--window-size={box[2]},{box[3]}", f"--screenshot={page}"]
-        subprocess.run([browser, *CHROMIUM, *options, address], check=True, capture_output=True, timeout=120)
-        with Image.open(page) as picture:
-            picture.convert("RGB").crop(box).quantize(NUM_COLORS).save(path, optimize=True)
+@contextmanager
+def tensorboard(folder: Path) -> Iterator[str]:
+    """The address of a TensorBoard that shows the runs in a folder."""
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0", "--host", "localhost"]
+    with serve(command, r"(http://\S+?:\d+/)") as address:
+        yield address
+
+
+@contextmanager
+def browser(width: int, height: int) -> Iterator[Ask]:
+    """A headless Chromium with a window of that size, which is asked by WebDriver commands: `ask("url", url=...)`."""
+    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
+    if driver is None or chromium is None:
+        raise FileNotFoundError(f"expected chromedriver and Chromium on the PATH, found {driver} and {chromium}")
+    with tempfile.TemporaryDirectory() as profile, serve([driver, "--port=0"], r"successfully on port (\d+)") as port:
+        options = [*CHROMIUM, f"--user-data-dir={profile}", f"--window-size={width},{height}"]
+        wanted = {"goog:chromeOptions": {"args": options, "binary": chromium}}
+        session = _request(f"http://localhost:{port}/session", {"capabilities": {"alwaysMatch": wanted}})
+        address = f"http://localhost:{port}/session/{session['sessionId']}"
+        try:
+            yield lambda command, **arguments: _request(f"{address}/{command}", arguments)
+        finally:
+            _request(address, method="DELETE")
+
+
+def _request(url: str, arguments: dict[str, Any] | None = None, method: str | None = None) -> Any:
+    """The value that WebDriver answers with. Commands without arguments are asked for by GET."""
+    data = json.dumps(arguments).encode() if arguments else None
+    with urlopen(Request(url, data, {"Content-Type": "application/json"}, method=method), timeout=120) as answer:
+        return json.load(answer)["value"]
+
+
+def photograph(address: str, page: str, width: int, height: int) -> bytes:
+    """A page of TensorBoard as PNG, with all of every line in its chart, once everything has been loaded."""
+    with browser(width, height) as ask:
+        ask("url", url=f"{address}data/runs")
+        ask("execute/sync", script="localStorage.setItem('_ignoreYOutliers', 'false')", args=[])
+        ask("url", url=f"{address}#{page}")
+        loaded, before = 0, -1
+        while loaded != before:
+            time.sleep(SECONDS_OF_SILENCE)
+            count = "return performance.getEntriesByType('resource').length"
+            loaded, before = ask("execute/sync", script=count, args=[]), loaded
+        return base64.b64decode(ask("screenshot"))
+
+
+def cut(page: bytes, box: tuple[int, int, int, int], path: Path) -> None:
+    """Writes a rectangle of a picture as PNG."""
+    with Image.open(BytesIO(page)) as picture:
+        picture.convert("RGB").crop(box).quantize(NUM_COLORS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -173,7 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(*fit(name, folder), sep="\n")
     for name, shot in SHOTS.items():
         with tensorboard(folder / shot.run) as address:
-            photograph(f"{address}#{shot.page}", shot.box, ROOT / "docs" / f"tensorboard_{name}.png")
+            page = photograph(address, shot.page, WIDTH, HEIGHT)
+        cut(page, shot.box, ROOT / "docs" / f"tensorboard_{name}.png")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ PAGE = ROOT / "docs" / "tensorboard.md"
 DEMO = ROOT / "configs" / "demo.yaml"
 # What callbacks log; all other keys are those of modules.
 FAMILIES = ("action", "sensitivity", "loss", "grad", "rollout", "drift", "throughput", "phase")
-STEPS = 4
+STEPS = 6
 TINY = [
     "--model.pretrained=null",
     "--model.generator.init_args.dim=24",
@@ -113,9 +113,8 @@ def runs(make_screenshots: ModuleType, tmp_path_factory: pytest.TempPathFactory)
     """The folder of all runs of the script, small, and of a prediction with the healthy one."""
     folder = tmp_path_factory.mktemp("runs")
     for name, run in make_screenshots.RUNS.items():
-        small = callbacks_at_every_step(folder / f"{name}.yaml", 2 if run.freezes_backbone_first else 0)
-        warnings = make_screenshots.fit(name, folder, [small, *TINY])
-        (folder / name / "warnings.json").write_text(json.dumps(warnings))
+        small = callbacks_at_every_step(folder / f"{name}.yaml", 1 if run.freezes_backbone_first else 0)
+        make_screenshots.fit(name, folder, [small, *TINY])
     small = callbacks_at_every_step(folder / "predict.yaml", 0)
     root = f"--trainer.default_root_dir={folder / 'prediction'}"
     checkpoint = f"--ckpt_path={folder / 'healthy' / 'checkpoints' / 'last.ckpt'}"
@@ -126,12 +125,11 @@ def runs(make_screenshots: ModuleType, tmp_path_factory: pytest.TempPathFactory)
 def test_the_runs_have_the_faults_of_their_names(runs: Path, make_screenshots: ModuleType) -> None:
     norms = {name: values(runs / name, "action/modulation_norm/all") for name in make_screenshots.RUNS}
     gradients = {name: values(runs / name, "action/projection_grad_norm") for name in make_screenshots.RUNS}
-    assert norms["healthy"][0] == 0 < norms["healthy"][-1] < 0.1 * norms["exploding"][-1]
-    assert all(norm > 0 for norm in norms["detached"])
-    assert all((norm == 0) == (name == "detached") for name, of_run in gradients.items() for norm in of_run)
-    warned = json.loads((runs / "exploding" / "warnings.json").read_text())
-    assert [message for message in warned if message.startswith("exploded modulation")]
-    assert json.loads((runs / "healthy" / "warnings.json").read_text()) == []
+    assert all(norms[name][0] == 0 for name in ("healthy", "exploding", "mixed_up"))
+    assert 0 < norms["healthy"][-1] < 0.01 * norms["exploding"][-1]
+    assert all(norm > 0 for norm in norms["detached"]) and not any(gradients["detached"])
+    # Not from the first step on: the head of an untrained generator is zero and lets nothing through.
+    assert all(gradients[name][-1] > 0 for name in ("healthy", "exploding", "mixed_up"))
 
 
 def test_mixed_up_sprites_move_as_others_were_told(make_screenshots: ModuleType) -> None:
