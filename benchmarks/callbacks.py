@@ -206,7 +206,6 @@ def measure(sizes: Sizes) -> dict[str, Any]:
         "step_of_the_demo": figure(steps, "the demo's callbacks", "no callback", target=1.03),
         "step_noise": figure(steps, "no callback, again", "no callback"),
         "validation_with_all_callbacks": figure(validations, "all callbacks", "no callback"),
-        "validation_of_the_demo": figure(validations, "the demo's callbacks", "no callback"),
     }
     return {
         "machine": machine(torch.device("cpu")),

@@ -35,8 +35,6 @@ Ask = Callable[..., Any]
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"
-# Enough for charts, and a third of the bytes.
-NUM_COLORS = 256
 SECONDS_OF_SILENCE = 6
 CHROMIUM = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
@@ -72,17 +70,17 @@ class Run(NamedTuple):
 
 
 RUNS = {
-    "healthy": Run(400),
+    "healthy": Run(402),
     "detached": Run(
-        200,
+        201,
         (
             f"--model.action_projection.class_path={_path(DetachedProjection)}",
             "--model.action_projection.init_args.zero_init=false",
         ),
         freezes_backbone_first=False,
     ),
-    "exploding": Run(200, ("--model.action_projection.init_args.action_modulation_scale=1000.0",)),
-    "mixed_up": Run(200, (f"--data.init_args.world.class_path={_path(MixedUpWorld)}",)),
+    "exploding": Run(201, ("--model.action_projection.init_args.action_modulation_scale=1000.0",)),
+    "mixed_up": Run(201, (f"--data.init_args.world.class_path={_path(MixedUpWorld)}",)),
 }
 
 
@@ -125,7 +123,7 @@ def fit(name: str, folder: Path, settings: Sequence[str] = ()) -> list[str]:
         warnings.simplefilter("always")
         yaml.safe_dump({"trainer": {"callbacks": kept, "enable_progress_bar": False}}, file)
         file.flush()
-        steps = (f"--trainer.max_steps={run.steps}", f"--trainer.val_check_interval={run.steps // 2}")
+        steps = (f"--trainer.max_steps={run.steps}", f"--trainer.val_check_interval={run.steps // 3}")
         goes_to = f"--trainer.default_root_dir={folder / name}"
         command_line.run(
             ["fit", f"--config={DEMO}", f"--config={file.name}", goes_to, *steps, *run.settings, *settings]
@@ -205,7 +203,7 @@ def photograph(address: str, page: str, width: int, height: int) -> bytes:
 def cut(page: bytes, box: tuple[int, int, int, int], path: Path) -> None:
     """Writes a rectangle of a picture as PNG."""
     with Image.open(BytesIO(page)) as picture:
-        picture.convert("RGB").crop(box).quantize(NUM_COLORS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
+        picture.convert("RGB").crop(box).save(path, optimize=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -47,7 +47,7 @@ TINY = [
     "--data.init_args.validation_size=2",
     "--data.init_args.predict_size=2",
     f"--trainer.max_steps={STEPS}",
-    f"--trainer.val_check_interval={STEPS}",
+    f"--trainer.val_check_interval={STEPS // 3}",
     "--trainer.log_every_n_steps=1",
 ]
 

@@ -28,7 +28,6 @@ def test_figures_are_there_and_finite(tmp_path: Path) -> None:
         "step_of_the_demo",
         "step_noise",
         "validation_with_all_callbacks",
-        "validation_of_the_demo",
     }
     for figure in result["figures"].values():
         measured = [figure["ratio"], figure["numerator_ms"], figure["denominator_ms"]]
