@@ -181,31 +181,27 @@ def test_page_shows_the_pictures_that_the_script_makes(make_screenshots: ModuleT
         assert shot.run in make_screenshots.RUNS
 
 
-def test_photograph_cuts_the_window_of_a_browser(
-    make_screenshots: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a browser that shows one white pixel on black, at the corner of the rectangle."""
-    browser = tmp_path / "chromium"
-    browser.write_text(
-        f"#!{sys.executable}\n"
-        "import sys\n"
-        "from PIL import Image\n"
-        "options = dict(argument.partition('=')[::2] for argument in sys.argv)\n"
-        "page = Image.new('RGB', tuple(map(int, options['--window-size'].split(','))))\n"
-        "page.putpixel((3, 5), (255, 255, 255))\n"
-        "page.save(options['--screenshot'])\n"
-    )
-    browser.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    make_screenshots.photograph("http://localhost/", (3, 5, 10, 16), tmp_path / "picture.png")
-    with Image.open(tmp_path / "picture.png") as picture:
-        assert picture.size == (7, 11)
-        assert picture.convert("L").getbbox() == (0, 0, 1, 1)
+def test_cut_writes_the_rectangle(make_screenshots: ModuleType, tmp_path: Path) -> None:
+    page = Image.new("RGB", (13, 17))
+    page.putpixel((3, 5), (255, 255, 255))
+    page.save(tmp_path / "page.png")
+    make_screenshots.cut((tmp_path / "page.png").read_bytes(), (3, 5, 10, 16), tmp_path / "rectangle.png")
+    with Image.open(tmp_path / "rectangle.png") as rectangle:
+        assert rectangle.size == (7, 11)
+        assert rectangle.getbbox() == (0, 0, 1, 1)
 
 
 def test_without_a_browser_it_says_so(
     make_screenshots: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="expected chromium or google-chrome on the PATH"):
-        make_screenshots.photograph("http://localhost/", (0, 0, 7, 11), tmp_path / "picture.png")
+    with pytest.raises(FileNotFoundError, match="expected chromedriver and Chromium on the PATH, found None and None"):
+        make_screenshots.photograph("http://localhost/", "images", 7, 11)
+
+
+def test_a_server_that_does_not_start_is_an_error(make_screenshots: ModuleType) -> None:
+    with (
+        pytest.raises(RuntimeError, match="expected 'port' in the output of .* and it ended without"),
+        make_screenshots.serve([sys.executable, "-c", "print('no')"], "port"),
+    ):
+        pass
