@@ -99,7 +99,7 @@ FIRST_GROUP = (0, 0, 1460, 760)
 SHOTS = {
     "healthy": Shot("healthy", CHARTS, FIRST_GROUP),
     "healthy_where": Shot("healthy", CHARTS, (358, 762, 1460, 1446)),
-    "rollouts": Shot("healthy", "images", (358, 120, 1100, 1190)),
+    "rollouts": Shot("healthy", "images", (358, 120, 1100, 1140)),
     "detached": Shot("detached", CHARTS, FIRST_GROUP),
     "exploding": Shot("exploding", CHARTS, FIRST_GROUP),
     "mixed_up": Shot("mixed_up", CHARTS, FIRST_GROUP),
