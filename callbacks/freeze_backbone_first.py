@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from .log_writing import is_logging_step
 from .optimizer_groups import BackboneGroup, materialize_state, mixed_group_message, quoted, split_group
 from .part_names import check_parts_exist, is_in
 from .probing import drop_gathered_parameters
@@ -191,6 +192,11 @@ class FreezeBackboneFirst(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._apply_phase(trainer, pl_module)
+        # `log` takes longer than the rest of this, and shows nothing at other steps.
+        if is_logging_step(trainer):
+            self._log_phase(trainer, pl_module)
+
+    def _log_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
         learning_rates = [float(self._learning_rate(trainer, group.options)) for group in self._groups]
         pl_module.log(f"phase/{self.name}_trainable", 0.0 if self._frozen else 1.0)
         pl_module.log(f"phase/{self.name}_learning_rate", 0.0 if self._frozen else max(learning_rates))
