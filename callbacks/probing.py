@@ -142,7 +142,8 @@ def check_videos(owner: str, videos: Any, num_videos: int) -> None:
 
 def format_row(row: Sequence[float]) -> str:
     """An action row, short enough for a label."""
-    shown = [f"{value:g}" for value in row[:4]]
+    # The sum has no negative zero.
+    shown = [f"{value + 0.0:g}" for value in row[:4]]
     return f"({', '.join(shown)}{', ...' if len(row) > 4 else ''})"
 
 

@@ -9,7 +9,7 @@ Layout = dict[str, dict[str, list[str]]]
 
 DEFAULT_LAYOUT: Layout = {
     "Do the actions act?": {
-        "norm of the modulation": ["action/modulation_norm/"],
+        "norm of the modulation, by slot": ["action/modulation_norm/(shift|scale|gate)_"],
         "modulation relative to time": ["action/modulation_to_time/all$"],
         "variation of the modulation": ["action/modulation_variation$"],
         "change of the prediction under other actions": ["sensitivity/change/[a-z]+$"],
@@ -23,7 +23,7 @@ DEFAULT_LAYOUT: Layout = {
         "change without actions": ["sensitivity/layer/nulled/layer_"],
     },
     "When in the video": {
-        "norm of the modulation": ["action/modulation_norm_by_frame/"],
+        "norm of the modulation, by latent frame": ["action/modulation_norm_by_frame/"],
         "brightness": ["drift/brightness/(start|end)$"],
         "contrast": ["drift/contrast/(start|end)$"],
         "high frequencies": ["drift/high_frequency/(start|end)$"],
@@ -31,10 +31,10 @@ DEFAULT_LAYOUT: Layout = {
     },
     "At which noise": {
         "loss": ["loss/noise_level/"],
-        "loss in validation": ["loss/noise_level_validation/"],
         "shuffle gap": ["sensitivity/shuffle_gap/t"],
         "win rate": ["sensitivity/win_rate/t"],
         "change under swapped actions": ["sensitivity/change/swapped/t"],
+        "loss in validation": ["loss/noise_level_validation/"],
     },
     "Gradients": {
         "norm": ["grad/norm/"],
@@ -46,8 +46,8 @@ DEFAULT_LAYOUT: Layout = {
     },
     "Speed": {
         "video frames per second": ["throughput/.*/video_frames_per_second_"],
-        "seconds of a block": ["throughput/predict/block_seconds_"],
         "steps per second": ["throughput/train/steps_per_second$"],
+        "seconds of a block": ["throughput/predict/block_seconds_"],
         "use of the device": ["throughput/train/flop_utilization$"],
     },
     "Phase": {

@@ -122,3 +122,4 @@ def test_what_does_not_fit_is_named() -> None:
 def test_rows_are_shown_short() -> None:
     assert format_row([1.0, -0.5]) == "(1, -0.5)"
     assert format_row([0.0] * 9) == "(0, 0, 0, 0, ...)"
+    assert format_row([-0.0, 2.0]) == "(0, 2)"
