@@ -28,19 +28,10 @@ class ModulationSums:
     def __init__(self, num_layers: int, max_frames: int, device: torch.device) -> None:
         frames, layers = ("by_frame", "frame_counts"), ("by_layer", "tables")
         sizes = {"slots": len(SLOTS)} | dict.fromkeys(frames, max_frames) | dict.fromkeys(layers, num_layers)
-        scalars = (
-            "norms",
-            "frames",
-            "null_frames",
-            "ones",
-            "time_norms",
-            "times",
-            "changes",
-            "change_scales",
-            "gradient",
-        )
+        scalars = ("norms", "ones", "frames", "null_frames", "changes", "change_scales", "time_norms", "times")
         self.sums = {
-            name: torch.zeros(size, device=device) for name, size in (sizes | dict.fromkeys(scalars, 1)).items()
+            name: torch.zeros(size, device=device)
+            for name, size in (sizes | dict.fromkeys((*scalars, "gradient"), 1)).items()
         }
         self.sample = torch.zeros(0, device=device)
         self.per_layer = False
