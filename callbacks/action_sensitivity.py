@@ -289,8 +289,9 @@ def compare_predictions(
 
 def _relative_change(other: Tensor, own: Tensor) -> Tensor:
     other, own = other.flatten(1).float(), own.flatten(1).float()
-    length: Tensor = own.norm(dim=1)
-    return (other - own).norm(dim=1) / length.clamp_min(torch.finfo(length.dtype).tiny)
+    # Sums are more exact than torch's own norm.
+    change, length = (other - own).square().sum(dim=1).sqrt(), own.square().sum(dim=1).sqrt()
+    return change / length.clamp_min(torch.finfo(length.dtype).tiny)
 
 
 def _order_without_fixed_point(count: int) -> Tensor:

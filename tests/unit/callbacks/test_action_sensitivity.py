@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import ActionModulationMonitor, ActionSensitivity, IgnoredActionsWarning
-from lightning_action.callbacks.action_sensitivity import Sensitivity, action_variants
+from lightning_action.callbacks.action_sensitivity import (
+    Sensitivity,
+    _Prediction,
+    action_variants,
+    compare_predictions,
+)
 from tests.short_fits import quiet_trainer, scalars
 from tests.someones_dit import MovingSpots, SomeonesDiT, moving_spots
 
@@ -363,3 +368,11 @@ def test_layers_can_be_left_out(tmp_path: Path) -> None:
 def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ActionSensitivity(**arguments)
+
+
+def test_changes_of_large_predictions_are_exact() -> None:
+    own, other = torch.randn(2, 1, 1_000_000, generator=torch.Generator().manual_seed(0))
+    predictions = iter([_Prediction(own, own, []), _Prediction(other, own, [])])
+    rows = compare_predictions(lambda batch: next(predictions), {}, {"swapped": None})
+    exact = (other.double() - own.double()).norm() / own.double().norm()
+    assert rows[0, 2].item() == pytest.approx(exact.item(), rel=3e-7)
