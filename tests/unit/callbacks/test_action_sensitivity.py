@@ -230,6 +230,14 @@ def test_steps_that_are_not_due_cost_nothing(tmp_path: Path, accumulate: int, nu
     assert not any(layer._forward_hooks for layer in module.transformer.layers)  # type: ignore[union-attr]
 
 
+def test_an_early_probe_shows_within_a_hundred_steps_whether_actions_act(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    trainer = trainer_for(tmp_path, ActionSensitivity(layers=LAYERS), logger=logger, max_steps=102)
+    trainer.fit(Probed(), moving_spots(48))
+    shown = scalars(logger)
+    assert list(shown["sensitivity/change/nulled"]) == [99] and shown["sensitivity/change/nulled"][99] > 0
+
+
 def ignoring(tmp_path: Path, ignores_actions: bool, **changes: Any) -> list[str]:
     """What is said while training a model that ignores its actions, or one that was made to follow them."""
     module = Probed(ignores_actions=ignores_actions, zero_init=False, learning_rate=1e-2)
