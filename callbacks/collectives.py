@@ -35,9 +35,14 @@ def num_copies(tensor: Tensor) -> int:
     return world_size() // prod(size for size, placement in sizes if placement.is_shard())
 
 
+def widened(values: Tensor) -> Tensor:
+    """In float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def norm(values: Tensor, order: Literal[1, 2] = 2) -> Tensor:
     """Norm of all values as float32, computed in at least that."""
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    values = widened(values)
     # By sums, because on CPU torch's own norm of a million values is good for no more than four digits.
     return values.abs().sum().float() if order == 1 else values.square().sum().sqrt().float()
 

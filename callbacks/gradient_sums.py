@@ -6,7 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from .collectives import largest_over_ranks, local, norm, num_copies, sum_over_ranks
+from .collectives import largest_over_ranks, local, norm, num_copies, sum_over_ranks, widened
 
 
 class GradientSums:
@@ -54,7 +54,7 @@ class GradientSums:
     def add_updates(self, before: Mapping[nn.Parameter, Tensor]) -> None:
         """Adds up the squares of the weights before the step, and those of their change."""
         old, new = self._values(before), self._values({p: p for p in before})
-        changes = [norm(later - earlier) for later, earlier in zip(new, old, strict=True)]
+        changes = [norm(widened(later) - widened(earlier)) for later, earlier in zip(new, old, strict=True)]
         self._set("update_squares", torch.stack(changes).square())
         self._set("weight_squares", torch.stack([norm(weights) for weights in old]).square())
 
@@ -117,7 +117,7 @@ def _join(dicts: Sequence[Mapping[str, Tensor]]) -> Tensor:
 
 def _product(one: Tensor, other: Tensor) -> Tensor:
     is_known = one.shape == other.shape
-    return (one.float() * other.float()).sum() if is_known else torch.zeros((), device=one.device)
+    return (widened(one) * widened(other)).sum() if is_known else torch.zeros((), device=one.device)
 
 
 def _largest(gradient: Tensor) -> Tensor:
