@@ -23,13 +23,12 @@ class GradientSums:
         self.parameters = parameters
         self.sums: dict[str, Tensor] = {}
         self.maxima: dict[str, Tensor] = {}
-        copies = [float(num_copies(parameter)) for parameter in parameters]
-        self._copies = torch.tensor(copies, device=local(parameters[0]).device)
+        self._copies = self._column([num_copies(parameter) for parameter in parameters]).float()
 
     def add_gradients(self) -> None:
         """Adds up the gradients before they are clipped."""
         gradients = self._gradients()
-        numel = torch.tensor([gradient.numel() for gradient in gradients], device=self._copies.device)
+        numel = self._column([gradient.numel() for gradient in gradients])
         self._set("numel", numel)
         # Whole numbers, because float32 would miss a few values among many.
         self._set("zeros", numel - torch.stack([gradient.count_nonzero() for gradient in gradients]))
@@ -74,6 +73,10 @@ class GradientSums:
         if sums.get("earlier_squares") and sums["squares"]:
             figures["cosine"] = sums["products"] / sqrt(sums["earlier_squares"] * sums["squares"])
         return figures
+
+    def _column(self, values: list[int]) -> Tensor:
+        # Without waiting for the device, which a tensor that is made there would do.
+        return torch.tensor(values).to(local(self.parameters[0]).device, non_blocking=True)
 
     def _gradients(self) -> list[Tensor]:
         return self._values({parameter: parameter.grad for parameter in self.parameters})
