@@ -26,6 +26,8 @@ def test_figures_are_there_and_finite(tmp_path: Path) -> None:
     assert result["figures"].keys() == {
         "step_with_all_callbacks",
         "step_noise",
+        "step_cpu_with_all_callbacks",
+        "step_cpu_noise",
         "validation_with_all_callbacks",
     }
     for figure in result["figures"].values():
