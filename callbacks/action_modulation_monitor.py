@@ -121,7 +121,7 @@ class ActionModulationMonitor(Callback):
         table: str = "modulation",
         every_n_steps: int | None = None,
         warn_after_steps: int = 50,
-        explosion_limit: float = 5.0,
+        explosion_limit: float = 3.0,
         saturation_limit: float = 0.01,
         max_frames: int = 32,
     ) -> None:
