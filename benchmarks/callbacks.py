@@ -51,8 +51,8 @@ class Sizes:
         settings: what differs from the demo, by section of its configuration.
     """
 
-    steps: int = 200
-    rounds: int = 5
+    steps: int = 500
+    rounds: int = 3
     settings: tuple[str, ...] = ()
 
 

@@ -67,7 +67,8 @@ class ActionModulationMonitor(Callback):
       together, divided by the mean norm of the time modulation;
     - `action/modulation_to_table/layer_<i>`: the same, divided by the norm of the layer's own table;
     - `action/modulation_to_base/all`: the same, divided by what it is added to, the mean norm of the time modulation
-      plus that of the tables;
+      plus that of the tables plus that of ones, as a layer multiplies by 1 + scale. A backbone that has not been
+      trained has little else than the ones;
     - `action/modulation_variation`: root mean square of the change between successive frames with different actions,
       over that of the frames themselves: 0 if the modulation does not depend on the action, 1 if they are unrelated;
     - `action/null_share`: share of frames without a modulation;
@@ -92,8 +93,7 @@ class ActionModulationMonitor(Callback):
         table: Name of a layer's own table, as an attribute of the layer.
         every_n_steps: Steps from one logged step to the next. Default: `log_every_n_steps` of the Trainer.
         warn_after_steps: Steps over which a fault has to be seen.
-        explosion_limit: Largest healthy `modulation_to_base/all`; if neither time projection nor layers are watched,
-            largest healthy `modulation_norm/all`.
+        explosion_limit: Largest healthy `modulation_to_base/all`.
         saturation_limit: Smallest healthy `modulation_variation`.
         max_frames: Number of latent frames that are told apart.
 
@@ -121,7 +121,7 @@ class ActionModulationMonitor(Callback):
         table: str = "modulation",
         every_n_steps: int | None = None,
         warn_after_steps: int = 50,
-        explosion_limit: float = 10.0,
+        explosion_limit: float = 3.0,
         saturation_limit: float = 0.01,
         max_frames: int = 32,
     ) -> None:
@@ -261,7 +261,7 @@ class ActionModulationMonitor(Callback):
         faults = {
             _FROZEN: bool(self._parameters) and not is_trained,
             # Said so that NaN counts as exploded, too.
-            _EXPLODED: not found.get("modulation_to_base/all", norm) <= self.explosion_limit,
+            _EXPLODED: not found.get("modulation_to_base/all", 0.0) <= self.explosion_limit,
             _DETACHED: bool(self._parameters) and found["projection_grad_norm"] == 0,
             _ZERO: norm == 0,
             _SATURATED: found.get("modulation_variation", 1.0) < self.saturation_limit,

@@ -49,7 +49,7 @@ class ActionScan(Callback):
         actions: Name of each action and its row, for example `{"right": [1.0, 0.0]}`. The row is held throughout.
         scales: Numbers that every action is multiplied by. At 0, all actions should give the same video.
         output: Path of the picture. Default: `action_scan.png` in the Trainer's `default_root_dir`.
-        numstrip_frames: Number of frames in a cell after the start, evenly spaced up to the last.
+        num_strip_frames: Number of frames in a cell after the start, evenly spaced up to the last.
         sample: Which sample of the first batch to start from; the last, if the batch has fewer.
 
     Raises:
@@ -71,7 +71,7 @@ class ActionScan(Callback):
         actions: dict[str, list[float]],
         scales: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
         output: str | None = None,
-        numstrip_frames: int = 4,
+        num_strip_frames: int = 4,
         sample: int = 0,
     ) -> None:
         super().__init__()
@@ -80,14 +80,14 @@ class ActionScan(Callback):
             raise ValueError(f"actions must be rows of one width, and at least one, got {actions}")
         if not scales or not all(map(math.isfinite, scales)):
             raise ValueError(f"scales must be finite numbers, and at least one, got {scales}")
-        if numstrip_frames < 1:
-            raise ValueError(f"numstrip_frames must be at least 1, got {numstrip_frames}")
+        if num_strip_frames < 1:
+            raise ValueError(f"num_strip_frames must be at least 1, got {num_strip_frames}")
         if sample < 0:
             raise ValueError(f"sample must be at least 0, got {sample}")
         self.actions = actions
         self.scales = list(scales)
         self.output = output
-        self.numstrip_frames = numstrip_frames
+        self.num_strip_frames = num_strip_frames
         self.sample = sample
 
         # Known only during a prediction.
@@ -143,7 +143,7 @@ class ActionScan(Callback):
     def _draw(self, videos: Tensor) -> Tensor:
         row_labels = [(name, format_row(row)) for name, row in self.actions.items()]
         column_labels = [f"scale {scale:g}" for scale in self.scales]
-        frames = strip_frames(videos.shape[1], self.numstrip_frames)
+        frames = strip_frames(videos.shape[1], self.num_strip_frames)
         return draw_scan(to_uint8(videos[:, frames]), frames, row_labels, column_labels)
 
 

@@ -18,6 +18,8 @@ from . import log_writing
 from .probing import Batch, first_validation_samples, leaving_no_trace, other_actions, require_method, take_samples
 
 _OWN_LOSS, _OTHER_LOSS, _CHANGE, _FIRST_LAYER = range(4)
+# The step of an early probe, so that one does not have to wait for `every_n_steps` to see whether actions act.
+_EARLY_STEP = 99
 # What of a layer's output is compared: all of a small one, some tokens of one that would fill the memory.
 _MAX_VALUES_PER_SAMPLE = 2**20
 
@@ -58,7 +60,7 @@ class ActionSensitivity(Callback):
     an `action` `[B, rows, columns]`.
 
     Args:
-        every_n_steps: Optimizer steps from one probe to the next.
+        every_n_steps: Optimizer steps from one probe to the next; there is an early one after 100 steps, in addition.
         num_samples: Number of samples in the probe, at least 2.
         timesteps: Noise levels, from 0 to 1000; handed to `predict_velocity` as they are.
         num_seeds: Number of times that noise is drawn for each sample and noise level.
@@ -77,19 +79,19 @@ class ActionSensitivity(Callback):
           callbacks:
             - class_path: lightning_action.callbacks.ActionSensitivity
               init_args:
-                every_n_steps: 500
+                every_n_steps: 1000
                 timesteps: [200.0, 500.0, 800.0]
     """
 
     def __init__(
         self,
-        every_n_steps: int = 200,
+        every_n_steps: int = 500,
         num_samples: int = 8,
         timesteps: Sequence[float] = (200.0, 500.0, 800.0),
         num_seeds: int = 1,
         scale: float = 2.0,
         layers: str | None = "generator.blocks",
-        warn_after_step: int = 1000,
+        warn_after_step: int = 200,
         patience: int = 3,
     ) -> None:
         super().__init__()
@@ -143,8 +145,9 @@ class ActionSensitivity(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step = log_writing.current_step(trainer)
+        is_due = step == _EARLY_STEP or log_writing.is_logging_step(trainer, self.every_n_steps)
         # Under gradient accumulation, several batches belong to one step.
-        if not log_writing.is_logging_step(trainer, self.every_n_steps) or step == self._last_step:
+        if not is_due or step == self._last_step:
             return
         self._last_step = step
         if not self._probe:
@@ -289,8 +292,9 @@ def compare_predictions(
 
 def _relative_change(other: Tensor, own: Tensor) -> Tensor:
     other, own = other.flatten(1).float(), own.flatten(1).float()
-    length: Tensor = own.norm(dim=1)
-    return (other - own).norm(dim=1) / length.clamp_min(torch.finfo(length.dtype).tiny)
+    # Sums are more exact than torch's own norm.
+    change, length = (other - own).square().sum(dim=1).sqrt(), own.square().sum(dim=1).sqrt()
+    return change / length.clamp_min(torch.finfo(length.dtype).tiny)
 
 
 def _order_without_fixed_point(count: int) -> Tensor:

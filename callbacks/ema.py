@@ -205,9 +205,10 @@ class EMA(Callback):
     @torch.no_grad()
     def _update(self) -> None:
         decay = min(self.decay, (1 + self._num_updates) / (10 + self._num_updates)) if self.warmup else self.decay
-        for name, average in self._averages.items():
-            mine = local(average)
-            mine.lerp_(local(self._parameters[name]).to(mine.dtype), 1 - decay)
+        averages = [local(average) for average in self._averages.values()]
+        weights = [local(self._parameters[name]) for name in self._averages]
+        weights = [value.to(average.dtype) for value, average in zip(weights, averages, strict=True)]
+        torch._foreach_lerp_(averages, weights, 1 - decay)
         self._num_updates += 1
 
     # Lightning evaluates in inference mode, whose tensors could not be averaged into afterwards.

@@ -6,7 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from .collectives import largest_over_ranks, local, norm, num_copies, sum_over_ranks
+from .collectives import largest_over_ranks, local, norm, num_copies, sum_over_ranks, widened
 
 
 class GradientSums:
@@ -23,13 +23,12 @@ class GradientSums:
         self.parameters = parameters
         self.sums: dict[str, Tensor] = {}
         self.maxima: dict[str, Tensor] = {}
-        copies = [float(num_copies(parameter)) for parameter in parameters]
-        self._copies = torch.tensor(copies, device=local(parameters[0]).device)
+        self._copies = self._column([num_copies(parameter) for parameter in parameters]).float()
 
     def add_gradients(self) -> None:
         """Adds up the gradients before they are clipped."""
         gradients = self._gradients()
-        numel = torch.tensor([gradient.numel() for gradient in gradients], device=self._copies.device)
+        numel = self._column([gradient.numel() for gradient in gradients])
         self._set("numel", numel)
         # Whole numbers, because float32 would miss a few values among many.
         self._set("zeros", numel - torch.stack([gradient.count_nonzero() for gradient in gradients]))
@@ -54,7 +53,7 @@ class GradientSums:
     def add_updates(self, before: Mapping[nn.Parameter, Tensor]) -> None:
         """Adds up the squares of the weights before the step, and those of their change."""
         old, new = self._values(before), self._values({p: p for p in before})
-        changes = [norm(later - earlier) for later, earlier in zip(new, old, strict=True)]
+        changes = [norm(widened(later) - widened(earlier)) for later, earlier in zip(new, old, strict=True)]
         self._set("update_squares", torch.stack(changes).square())
         self._set("weight_squares", torch.stack([norm(weights) for weights in old]).square())
 
@@ -74,6 +73,10 @@ class GradientSums:
         if sums.get("earlier_squares") and sums["squares"]:
             figures["cosine"] = sums["products"] / sqrt(sums["earlier_squares"] * sums["squares"])
         return figures
+
+    def _column(self, values: list[int]) -> Tensor:
+        # Without waiting for the device, which a tensor that is made there would do.
+        return torch.tensor(values).to(local(self.parameters[0]).device, non_blocking=True)
 
     def _gradients(self) -> list[Tensor]:
         return self._values({parameter: parameter.grad for parameter in self.parameters})
@@ -117,7 +120,7 @@ def _join(dicts: Sequence[Mapping[str, Tensor]]) -> Tensor:
 
 def _product(one: Tensor, other: Tensor) -> Tensor:
     is_known = one.shape == other.shape
-    return (one.float() * other.float()).sum() if is_known else torch.zeros((), device=one.device)
+    return (widened(one) * widened(other)).sum() if is_known else torch.zeros((), device=one.device)
 
 
 def _largest(gradient: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,8 +14,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-
-from .pictures import save_gif
 
 _warned_of: WeakKeyDictionary[Logger, set[str]] = WeakKeyDictionary()
 
@@ -77,19 +74,16 @@ def image(trainer: Trainer, tag: str, picture: Tensor, step: int) -> None:
         writer.add_image(tag, picture.cpu(), step)
 
 
-def video(trainer: Trainer, tag: str, frames: Tensor, fps: int, step: int) -> None:
-    """Logs a video, uint8 `[T, 3, H, W]`, as a GIF among the images.
+def gif(trainer: Trainer, tag: str, encoded: bytes, height: int, width: int, step: int) -> None:
+    """Logs a video, the content of a GIF file, among the images.
 
     SummaryWriter's own `add_video` needs a release of moviepy that is no longer current.
     """
     for writer in _writers(trainer, "file_writer"):
         from torch.utils.tensorboard.summary import Summary  # type: ignore[attr-defined]
 
-        gif = BytesIO()
-        save_gif(gif, frames.cpu(), fps)
-        height, width = frames.shape[-2:]
-        encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif.getvalue())
-        writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=encoded)]), step)
+        picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+        writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
 
 
 def text(trainer: Trainer, tag: str, content: str, step: int) -> None:

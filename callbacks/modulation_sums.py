@@ -28,9 +28,10 @@ class ModulationSums:
     def __init__(self, num_layers: int, max_frames: int, device: torch.device) -> None:
         frames, layers = ("by_frame", "frame_counts"), ("by_layer", "tables")
         sizes = {"slots": len(SLOTS)} | dict.fromkeys(frames, max_frames) | dict.fromkeys(layers, num_layers)
-        scalars = ("norms", "frames", "null_frames", "time_norms", "times", "changes", "change_scales", "gradient")
+        scalars = ("norms", "ones", "frames", "null_frames", "changes", "change_scales", "time_norms", "times")
         self.sums = {
-            name: torch.zeros(size, device=device) for name, size in (sizes | dict.fromkeys(scalars, 1)).items()
+            name: torch.zeros(size, device=device)
+            for name, size in (sizes | dict.fromkeys((*scalars, "gradient"), 1)).items()
         }
         self.sample = torch.zeros(0, device=device)
         self.per_layer = False
@@ -53,6 +54,7 @@ class ModulationSums:
         self.sums["norms"] += norms.mean(dim=2).sum()
         self.sums["frames"] += present.sum()
         self.sums["null_frames"] += present.logical_not().sum()
+        self.sums["ones"] += present.sum() * sqrt(slots.shape[-1] * layers.shape[-1])
         if actions is not None:
             self._add_changes(layers, norms.square().sum(dim=2), present, actions)
         self.sample = layers.flatten()[:: 1 + layers.numel() // _NUM_SAMPLED]
@@ -103,7 +105,8 @@ def figures(sums: dict[str, Tensor], per_layer: bool) -> dict[str, float]:
     if per_layer:
         found |= _ratios("modulation_to_time", _numbered("layer"), sums["by_layer"] / frames, mean_time)
     mean_table = sums["tables"].sqrt().sum() / max(1, len(sums["tables"]))
-    found |= _ratios("modulation_to_base", ["all"], sums["norms"] / frames, mean_time + mean_table)
+    base = sums["ones"] / frames + mean_time + mean_table
+    found |= _ratios("modulation_to_base", ["all"], sums["norms"] / frames, base)
     found |= _ratios("modulation_to_table", _numbered("layer"), sums["by_layer"] / frames, sums["tables"].sqrt())
     if total["change_scales"]:
         found["modulation_variation"] = sqrt(total["changes"] / total["change_scales"])

@@ -56,8 +56,8 @@ class NoiseLevelLoss(Callback):
         self.every_n_steps = every_n_steps
 
         # The sum of the losses and the number of frames of each bin, on this rank; that of training is in checkpoints.
-        self._training = torch.zeros(2, num_bins)
-        self._validation = torch.zeros(2, num_bins)
+        self._training = torch.zeros(2, num_bins, dtype=torch.float64)
+        self._validation = self._training
 
         # Known only during a fit.
         self._step = 0
@@ -72,12 +72,15 @@ class NoiseLevelLoss(Callback):
         return {"training": (sum_over_ranks(self._training.clone()) / world_size()).tolist()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._training = torch.tensor(state_dict["training"])
+        self._training = torch.tensor(state_dict["training"], dtype=torch.float64)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Here, because a checkpoint is restored later.
-        self._training = torch.zeros(2, self.num_bins)
+        self._training = torch.zeros(2, self.num_bins, dtype=torch.float64)
         self._has_warned = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = _on_device(self._training, pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step = log_writing.current_step(trainer)
@@ -85,14 +88,14 @@ class NoiseLevelLoss(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._training = self._add(self._training.to(pl_module.device), outputs, "training_step")
+        self._training = self._add(self._training, outputs, "training_step")
         has_stepped = log_writing.current_step(trainer) > self._step
         if has_stepped and log_writing.is_logging_step(trainer, self.every_n_steps, steps_ahead=-1):
             self._log(trainer, self._training, "loss/noise_level", self._step)
             self._training = torch.zeros_like(self._training)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validation = torch.zeros(2, self.num_bins, device=pl_module.device)
+        self._validation = _on_device(torch.zeros(2, self.num_bins, dtype=torch.float64), pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -119,10 +122,11 @@ class NoiseLevelLoss(Callback):
         if not (isinstance(losses, Tensor) and isinstance(timesteps, Tensor) and losses.shape == timesteps.shape):
             self._warn(outputs, source)
             return sums
-        of_frames = torch.stack([losses.detach().float().flatten(), torch.ones(losses.numel(), device=losses.device)])
-        levels = timesteps.detach().float().flatten() / self.max_timestep
-        bins = (levels * self.num_bins).long().clamp(0, self.num_bins - 1)
-        return sums.index_add(1, bins, of_frames)
+        values = losses.detach().flatten().to(sums)
+        # Multiplied first, so that a timestep at the border of two bins falls into the upper one without rounding.
+        bins = timesteps.detach().flatten().to(sums) * self.num_bins / self.max_timestep
+        bins = bins.long().clamp(0, self.num_bins - 1)
+        return sums.index_add(1, bins, torch.stack([values, torch.ones_like(values)]))
 
     def _log(self, trainer: Trainer, sums: Tensor, tag: str, step: int) -> None:
         losses, counts = sum_over_ranks(sums.clone()).tolist()
@@ -137,6 +141,11 @@ class NoiseLevelLoss(Callback):
                 f"NoiseLevelLoss logs nothing: it expects {source} to return a dict with two tensors of one shape,"
                 f" {self.loss!r} and {self.timestep!r}, and got {got}"
             )
+
+
+def _on_device(sums: Tensor, device: torch.device) -> Tensor:
+    """As exact as the device can: over a long interval, float32 would lose digits."""
+    return sums.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
 def _bin_names(num_bins: int, max_timestep: float) -> list[str]:

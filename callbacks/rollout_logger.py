@@ -17,13 +17,14 @@ from .action_scan import draw_scan, strip_frames
 from .pictures import (
     beside_truth,
     draw_actions,
+    encode_gif,
     enlarge,
     first_frames,
     in_grid,
     make_folder,
     shrink,
     to_uint8,
-    write_gif,
+    write_bytes,
     write_png,
 )
 from .probing import (
@@ -292,10 +293,10 @@ class RolloutLogger(EveryNValidations):
         return draw_scan(strips, frames, [(name, _ROW_LABELS[name]) for name in videos], [""], _STRIP_SUBTITLE)
 
     def _show_video(self, trainer: Trainer, name: str, frames: Tensor) -> None:
-        step = log_writing.current_step(trainer)
-        log_writing.video(trainer, f"rollout/{name}", frames, self.fps, step)
+        step, gif = log_writing.current_step(trainer), encode_gif(frames, self.fps)
+        log_writing.gif(trainer, f"rollout/{name}", gif, height=frames.shape[-2], width=frames.shape[-1], step=step)
         if self._folder is not None:
-            write_gif(_file(self._folder, step, f"{name}.gif"), frames, self.fps)
+            write_bytes(_file(self._folder, step, f"{name}.gif"), gif)
 
     def _show_picture(self, trainer: Trainer, name: str, picture: Tensor) -> None:
         step = log_writing.current_step(trainer)

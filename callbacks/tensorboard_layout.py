@@ -51,8 +51,9 @@ DEFAULT_LAYOUT: Layout = {
         "use of the device": ["throughput/train/flop_utilization$"],
     },
     "Phase": {
-        "is the backbone trainable": ["phase/backbone_trainable$"],
-        "learning rate of the backbone": ["phase/backbone_learning_rate$"],
+        "number of the phase": ["phase/index$"],
+        "which parts train": ["phase/.*_trainable$"],
+        "learning rate of the parts": ["phase/.*_learning_rate$"],
     },
 }
 

@@ -67,7 +67,7 @@ def direct(module: Recording, step: int) -> dict[str, float]:
     norms = [frame.flatten(1).norm(dim=1) for _, frame in frames]
     mean_norm = torch.stack(norms).mean(dim=0)
     time = torch.cat(module.time[step]).flatten(0, 1).norm(dim=1).mean()
-    base = time + torch.stack([table.norm() for table in module.tables[step]]).mean()
+    base = (6 * DIM) ** 0.5 + time + torch.stack([table.norm() for table in module.tables[step]]).mean()
     expected = {"modulation_norm/all": mean_norm.mean(), "modulation_to_time/all": mean_norm.mean() / time}
     expected["modulation_to_base/all"] = mean_norm.mean() / base
     for index, slot in enumerate(SLOTS):
@@ -257,6 +257,39 @@ def test_a_broken_projection_is_named_once(tmp_path: Path, case: str) -> None:
     assert "`action_encoder`" in ours[0]
 
 
+class Untrained(SomeonesDiT):
+    """What the modulation is added to is as good as nothing, as in a backbone that starts from scratch."""
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        assert self.transformer is not None
+        with torch.no_grad():
+            for layer in self.transformer.layers:
+                layer.table.zero_()  # type: ignore[operator]
+            for parameter in self.transformer.time_mlp.parameters():
+                parameter.mul_(1e-3)
+
+
+@pytest.mark.parametrize("watched", [{}, {"time_projection": None}, {"time_projection": None, "layers": None}])
+def test_a_modulation_that_outweighs_an_untrained_backbone_has_not_exploded(
+    tmp_path: Path, watched: dict[str, Any]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ActionModulationWarning)
+        shown = fit(tmp_path, Untrained(zero_init=False), monitor(**watched), max_steps=12)
+    assert shown["action/modulation_norm/all"][0] > 1
+    assert "time_projection" in watched or shown["action/modulation_to_time/all"][0] > 100
+
+
+@pytest.mark.parametrize("watched", [{}, {"time_projection": None, "layers": None}])
+def test_one_that_exploded_is_named_whatever_it_is_added_to(tmp_path: Path, watched: dict[str, Any]) -> None:
+    class ExplodingUntrained(Exploding, Untrained):
+        pass
+
+    with pytest.warns(ActionModulationWarning, match="exploded modulation: step 3"):
+        fit(tmp_path, ExplodingUntrained(zero_init=False), monitor(**watched))
+
+
 def test_constant_actions_are_not_called_saturated(tmp_path: Path) -> None:
     class Constant(SomeonesDiT):
         def forward(self, batch: dict[str, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
@@ -388,7 +421,7 @@ def test_parts_that_are_not_watched(tmp_path: Path) -> None:
     watched = monitor(time_projection=None, layers=None)
     shown = fit(tmp_path, SomeonesDiT(per_layer=True, zero_init=False), watched)
     assert "action/modulation_norm/gate_ffn" in shown
-    assert not [tag for tag in shown if "modulation_to_" in tag]
+    assert {tag for tag in shown if "modulation_to_" in tag} == {"action/modulation_to_base/all"}
 
 
 def test_csv_and_no_logger(tmp_path: Path) -> None:

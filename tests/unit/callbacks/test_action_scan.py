@@ -252,7 +252,7 @@ def test_generated_videos_that_do_not_fit_are_refused(tmp_path: Path, videos: An
         ({"actions": {"nothing": []}}, "actions must be rows of one width"),
         ({"actions": ACTIONS, "scales": []}, "scales must be finite numbers"),
         ({"actions": ACTIONS, "scales": [float("nan")]}, "scales must be finite numbers"),
-        ({"actions": ACTIONS, "numstrip_frames": 0}, "numstrip_frames must be at least 1, got 0"),
+        ({"actions": ACTIONS, "num_strip_frames": 0}, "num_strip_frames must be at least 1, got 0"),
     ],
 )
 def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import ActionModulationMonitor, ActionSensitivity, IgnoredActionsWarning
-from lightning_action.callbacks.action_sensitivity import Sensitivity, action_variants
+from lightning_action.callbacks.action_sensitivity import (
+    Sensitivity,
+    _Prediction,
+    action_variants,
+    compare_predictions,
+)
 from tests.short_fits import quiet_trainer, scalars
 from tests.someones_dit import MovingSpots, SomeonesDiT, moving_spots
 
@@ -225,6 +230,14 @@ def test_steps_that_are_not_due_cost_nothing(tmp_path: Path, accumulate: int, nu
     assert not any(layer._forward_hooks for layer in module.transformer.layers)  # type: ignore[union-attr]
 
 
+def test_an_early_probe_shows_within_a_hundred_steps_whether_actions_act(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    trainer = trainer_for(tmp_path, ActionSensitivity(layers=LAYERS), logger=logger, max_steps=102)
+    trainer.fit(Probed(), moving_spots(48))
+    shown = scalars(logger)
+    assert list(shown["sensitivity/change/nulled"]) == [99] and shown["sensitivity/change/nulled"][99] > 0
+
+
 def ignoring(tmp_path: Path, ignores_actions: bool, **changes: Any) -> list[str]:
     """What is said while training a model that ignores its actions, or one that was made to follow them."""
     module = Probed(ignores_actions=ignores_actions, zero_init=False, learning_rate=1e-2)
@@ -363,3 +376,11 @@ def test_layers_can_be_left_out(tmp_path: Path) -> None:
 def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ActionSensitivity(**arguments)
+
+
+def test_changes_of_large_predictions_are_exact() -> None:
+    own, other = torch.randn(2, 1, 1_000_000, generator=torch.Generator().manual_seed(0))
+    predictions = iter([_Prediction(own, own, []), _Prediction(other, own, [])])
+    rows = compare_predictions(lambda batch: next(predictions), {}, {"swapped": None})
+    exact = (other.double() - own.double()).norm() / own.double().norm()
+    assert rows[0, 2].item() == pytest.approx(exact.item(), rel=3e-7)

@@ -1,5 +1,7 @@
 """What a single process says; two of them are in tests/integration/callbacks/test_statistics_distributed.py."""
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -26,3 +28,10 @@ def test_norms_are_computed_in_float32_at_least(dtype: torch.dtype) -> None:
     norm = collectives.norm(torch.tensor([300.0, 400.0]).to(dtype))
     assert norm.dtype == torch.float32 and norm == pytest.approx(500.0, rel=1e-2)
     assert collectives.norm(torch.zeros(0, dtype=dtype)) == 0
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_norms_of_many_values_are_exact(order: Literal[1, 2]) -> None:
+    values = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
+    exact = torch.linalg.vector_norm(values.double(), order)
+    assert collectives.norm(values, order).item() == pytest.approx(exact.item(), rel=3e-7)

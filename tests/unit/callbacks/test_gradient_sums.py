@@ -77,3 +77,16 @@ def test_what_is_zero_has_no_ratio() -> None:
     sums.add_updates({sums.parameters[0]: torch.zeros(2, 3)})
     reduce([sums])
     assert sums.figures([0]).keys() == {"norm", "max", "mean", "zero_share", "nonfinite_share"}
+
+
+def test_updates_of_narrow_weights_are_not_rounded_to_their_type() -> None:
+    weights = parameter(torch.ones(2, 3, dtype=torch.bfloat16))
+    sums = GradientSums([weights])
+    sums.add_gradients()
+    before = torch.tensor([[-1.0078125, 0.00390625, 3.0], [-0.01171875, 5.0, 0.0]], dtype=torch.bfloat16)
+    with torch.no_grad():
+        weights.fill_(3.0)
+    sums.add_updates({weights: before})
+    reduce([sums])
+    exact = (weights.detach().double() - before.double()).norm() / before.double().norm()
+    assert sums.figures([0])["update_to_weight"] == pytest.approx(exact.item(), rel=1e-6)

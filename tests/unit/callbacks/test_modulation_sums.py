@@ -58,7 +58,8 @@ def test_layers_and_tables() -> None:
     assert shown["modulation_to_table/layer_00"] == pytest.approx(2 * ALL_SLOTS / table)
     # A table of zeros is nothing to divide by.
     assert "modulation_to_table/layer_01" not in shown
-    assert shown["modulation_to_base/all"] == pytest.approx(3 * ALL_SLOTS / (time + table / 2))
+    ones = math.sqrt(6 * D)
+    assert shown["modulation_to_base/all"] == pytest.approx(3 * ALL_SLOTS / (ones + time + table / 2))
 
 
 def test_variation_is_between_frames_with_different_actions() -> None:

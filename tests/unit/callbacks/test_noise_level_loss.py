@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import NoiseLevelLoss
 from tests import short_fits
@@ -91,6 +92,24 @@ def test_the_ends_and_bins_that_are_empty(tmp_path: Path) -> None:
     callback = NoiseLevelLoss(4, max_timestep=1.0, loss="level_loss", timestep="sigma", every_n_steps=2)
     shown = fit(tmp_path, Ends(), callback, max_steps=2)
     assert shown_at(shown, "loss/noise_level/", 1) == {"0.00-0.25": 1.0, "0.25-0.50": 2.0, "0.75-1.00": 4.0}
+
+
+def test_a_long_interval_loses_no_digits(tmp_path: Path) -> None:
+    values = 0.1 + torch.rand(300, 64, generator=torch.Generator().manual_seed(0))
+    timestep = torch.full((64,), 70.0)
+
+    class Long(BoringModel):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return {"loss": self.layer(batch).sum(), "loss_per_frame": values[self.global_step], "timestep": timestep}
+
+        def train_dataloader(self) -> DataLoader[Tensor]:
+            return DataLoader(torch.zeros(300, 32))  # type: ignore[arg-type]
+
+    shown = fit(tmp_path, Long(), NoiseLevelLoss(100, every_n_steps=300), max_steps=300)
+    # Bin 7 of 100 begins at 70, and events hold float32.
+    assert shown_at(shown, "loss/noise_level/", 299) == {
+        "0070-0080": pytest.approx(values.double().mean().item(), rel=1e-7)
+    }
 
 
 def test_a_loss_that_is_not_finite_stays_in_its_bin(tmp_path: Path) -> None:

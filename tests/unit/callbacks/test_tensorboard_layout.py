@@ -56,7 +56,7 @@ def test_charts_match_what_the_callbacks_log(tmp_path: Path) -> None:
         GradientStatistics(),
         NoiseLevelLoss(num_bins=2),
         ActionSensitivity(every_n_steps=1, layers="transformer.layers"),
-        FreezeBackboneFirst(["transformer"], unfreeze_at_step=2),
+        FreezeBackboneFirst(["transformer"], unfreeze_at_step=2, name="someones"),
         ThroughputMonitor(),
         DriftMonitor(),
         loaders=(moving_spots(), moving_spots(4)),
