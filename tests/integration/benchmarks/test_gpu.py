@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from benchmarks import gpu
 from lightning_action.check.cost import video_flops
@@ -17,6 +18,15 @@ from lightning_action.generator.blocks import Visibility
 from lightning_action.generator.model import CausalWanModel
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def no_process_group() -> None:
+    """Fits of other tests may have left theirs."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 FIGURES = {"first_frame_latency_s", "block_s_p50", "block_s_p95", "frames_per_second_p50", "frames_per_second_p95"}
 
 
