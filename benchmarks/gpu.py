@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from lightning_action import ActionModulationProjection, BlockCausality, CausalRollout, CausalWanModel
-from lightning_action.check.cost import video_flops
+from lightning_action.cost import video_flops
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.objectives import per_frame_error, teacher_forcing

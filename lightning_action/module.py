@@ -139,6 +139,7 @@ class ActionVideoModule(L.LightningModule):
         self._starts_from_weights = False
         self._fit_seconds_before = 0.0
         self._fit_started: float | None = None
+        self._trained_on: torch.Size | None = None
         self._obedience: ObedienceTest | None = None
 
     def setup(self, stage: str) -> None:
@@ -202,6 +203,7 @@ class ActionVideoModule(L.LightningModule):
         Returns:
             `loss`; and for callbacks `loss_per_frame` `[B, F]`, not weighted, at the noise levels `timestep` `[B, F]`.
         """
+        self._trained_on = batch["video"].shape
         losses = self.world_model.training_loss(batch, self.current_epoch, batch_idx, self.action_dropout_prob)
         loss = losses.per_sample.mean()
         if not bool(torch.isfinite(loss)):
@@ -211,6 +213,11 @@ class ActionVideoModule(L.LightningModule):
             )
         self.log("train/loss", loss, prog_bar=True)
         return {"loss": loss, "loss_per_frame": losses.per_frame, "timestep": losses.timestep}
+
+    @property
+    def flops_per_batch(self) -> float:
+        """Floating-point operations of the last training step on this device, if all weights train; 0 before it."""
+        return 0.0 if self._trained_on is None else self.world_model.training_flops(self._trained_on)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss at fixed noise, its gap to the loss under other actions, and on the first batch a rollout."""

@@ -22,9 +22,10 @@ from lightning_action.batch import (
     other_actions,
     without_actions,
 )
+from lightning_action.cost import training_flops
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
-from lightning_action.diffusion.objectives import Objective, draw_block_timesteps, per_frame_error
+from lightning_action.diffusion.objectives import Objective, draw_block_timesteps, per_frame_error, training_visibility
 from lightning_action.frozen.holder import FrozenParts, to_unit_range
 from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.model import CausalWanModel
@@ -115,6 +116,14 @@ class WorldModel:
         """The loss of a training step; a sample's noise follows from (seed, epoch, batch_idx, sample_id) alone."""
         randoms = self._randoms(batch, _TRAINING_STREAM, epoch, batch_idx)
         return self._loss(batch, self.encode_video(batch["video"]), randoms, action_dropout_prob)
+
+    def training_flops(self, video: torch.Size) -> float:
+        """Floating-point operations of a training step on videos `[B, T, 3, H, W]`, if all weights train."""
+        batch_size, num_frames, _, height, width = video
+        tokens = self.generator.tokens_per_frame(*self.frozen.vae.latent_shape(height, width)[1:])
+        num_latents = 1 + (num_frames - 1) // self.schema.temporal_compression_ratio
+        visibility = training_visibility(self.objective, num_latents, self.causality)
+        return batch_size * training_flops(self.generator, visibility, tokens).total
 
     @torch.no_grad()
     def matched_losses(self, batch: Batch) -> dict[str, Tensor]:

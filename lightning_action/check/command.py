@@ -14,7 +14,6 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_action.batch import Batch
-from lightning_action.check.cost import Flops, Parameters
 from lightning_action.check.dry_run import (
     ActionTime,
     Precision,
@@ -29,6 +28,7 @@ from lightning_action.check.dry_run import (
 )
 from lightning_action.check.misfits import misfits
 from lightning_action.command_line import ActionVideoCLI
+from lightning_action.cost import Flops, Parameters
 from lightning_action.module import ActionVideoModule
 from lightning_action.sharding import Sharding
 
@@ -81,7 +81,8 @@ def run_check(args: list[str]) -> None:
     )
     with torch.device("meta"):
         cli.model.configure_model()
-    report = make_report(cli.model, cli.datamodule, precision_of(cli.config.trainer, cli.model.sharding))
+    with torch.compiler.set_stance("force_eager"):  # shapes need no code
+        report = make_report(cli.model, cli.datamodule, precision_of(cli.config.trainer, cli.model.sharding))
     print(json.dumps(asdict(report)) if cli.config.json else format_report(report))
     if report.problems:
         sys.exit(1)

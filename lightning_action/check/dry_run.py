@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_action.batch import Batch, frame_size, num_latents
-from lightning_action.check.cost import (
+from lightning_action.cost import (
     Flops,
     Parameters,
     activation_bytes,
@@ -19,16 +19,15 @@ from lightning_action.check.cost import (
     context_flops,
     count,
     kv_cache_bytes,
+    num_passes_of_training,
     parameters_by_part,
+    training_flops,
     video_flops,
 )
 from lightning_action.diffusion import objectives
 from lightning_action.frozen.interfaces import FrozenPart
-from lightning_action.generator.blocks import Visibility, block_causal, teacher_forcing
+from lightning_action.generator.blocks import Visibility
 from lightning_action.module import ActionVideoModule
-
-# A backward pass costs two forward passes; with activation checkpointing the forward pass is done again.
-_PASSES_OF_A_TRAINING_STEP = {False: 3, True: 4}
 
 
 @dataclass(frozen=True)
@@ -188,16 +187,15 @@ def flops(module: ActionVideoModule, sizes: Geometry) -> dict[str, Flops]:
     num_steps = len(sampling.denoising_step_list or range(sampling.num_inference_steps))
     generated = one_pass * ((num_steps + 1) * _num_branches(module))
     num_pixel_frames = len(block) * module.frozen.vae.temporal_compression_ratio
-    training = video_flops(generator, _training_visibility(module, sizes), tokens) + context_flops(generator)
-    num_passes = _PASSES_OF_A_TRAINING_STEP[generator.activation_checkpointing]
+    training = training_flops(generator, _training_visibility(module, sizes), tokens)
+    num_passes = num_passes_of_training(generator)
     branches = " x 2 branches" if _num_branches(module) == 2 else ""
     return {
         f"one pass of a block of {len(block)}, which sees {sum(map(len, seen))} latent frames": one_pass,
         f"a block generated ({num_steps} steps + 1 clean pass{branches})": generated,
         "for each pixel frame of it": generated * (1 / num_pixel_frames),
         "the prompt, once a video": context_flops(generator),
-        f"a training step (batch of {sizes.batch_size}, {num_passes} x forward)": training
-        * (num_passes * sizes.batch_size),
+        f"a training step (batch of {sizes.batch_size}, {num_passes} x forward)": training * sizes.batch_size,
     }
 
 
@@ -252,8 +250,7 @@ def _num_branches(module: ActionVideoModule) -> int:
 
 
 def _training_visibility(module: ActionVideoModule, sizes: Geometry) -> tuple[Visibility, ...]:
-    sees = teacher_forcing if module.objective is objectives.teacher_forcing else block_causal
-    return sees(sizes.num_latents, module.causality)
+    return objectives.training_visibility(module.objective, sizes.num_latents, module.causality)
 
 
 def _pixel_frames(module: ActionVideoModule, num_frames: int) -> int:

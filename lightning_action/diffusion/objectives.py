@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, FlowMatchSchedule, add_noise
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator import blocks
+from lightning_action.generator.blocks import BlockCausality, Visibility
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
 
@@ -62,6 +63,12 @@ def diffusion_forcing(
     return velocity, noise - clean
 
 
+def training_visibility(objective: Objective, num_frames: int, causality: BlockCausality) -> tuple[Visibility, ...]:
+    """Which frame sees which in the pass of an objective over `num_frames` latent frames."""
+    sees = blocks.teacher_forcing if objective is teacher_forcing else blocks.block_causal
+    return sees(num_frames, causality)
+
+
 OBJECTIVES: dict[str, Objective] = {"teacher_forcing": teacher_forcing, "diffusion_forcing": diffusion_forcing}
 
 
@@ -84,7 +91,6 @@ def draw_block_timesteps(
     Returns:
         `[B, F]`, on the CPU.
     """
-    blocks = causality.split(num_frames)
-    sizes = torch.tensor([len(block) for block in blocks])
-    entries = [torch.randint(len(schedule.timesteps), (len(blocks),), generator=random) for random in randoms]
+    sizes = torch.tensor([len(block) for block in causality.split(num_frames)])
+    entries = [torch.randint(len(schedule.timesteps), sizes.shape, generator=random) for random in randoms]
     return schedule.timesteps[torch.stack(entries).repeat_interleave(sizes, dim=1)]

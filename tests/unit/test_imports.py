@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rollout": {"generator", "diffusion"},
     "settings": {"diffusion", "quantization"},
     "batch": {"action"},
+    "cost": {"generator"},
     "sharding": {"generator"},
     "lockstep": {"generator"},
     "lora": {"weights"},
@@ -46,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pretrained": {"action", "frozen", "generator", "lora", "weights"},
     "networks": {"action", "adapter", "generator", "lora", "pretrained", "seeding", "sharding"},
     "world_model": {
-        *("action", "batch", "diffusion", "frozen", "generator", "overlap", "rollout", "seeding", "settings"),
+        *("action", "batch", "cost", "diffusion", "frozen", "generator", "overlap", "rollout", "seeding", "settings"),
         "timing",
     },
     "pipeline": {
@@ -62,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("pretrained", "quantization", "rollout", "seeding", "settings", "sharding", "weights", "world_model"),
     },
     "command_line": {"checkpoints", "module"},
-    "check": {"batch", "command_line", "diffusion", "frozen", "generator", "module", "sharding"},
+    "check": {"batch", "command_line", "cost", "diffusion", "frozen", "generator", "module", "sharding"},
     "export": {"adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "weights"},
     "cli": {"check", "compat", "command_line", "export"},
 }

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_action.cost import training_flops
+from lightning_action.generator import blocks
 from lightning_action.settings import Sampling
 from lightning_action.world_model import WorldModel
 from tests.unit.test_module import LATENTS, data, ready
@@ -75,3 +77,14 @@ def test_values_that_are_not_finite_are_refused() -> None:
     for generate in (lambda: model.generate(batch, SAMPLING), lambda: list(model.stream_video(batch, SAMPLING))):
         with pytest.raises(RuntimeError, match="NaN or infinity: check the checkpoint"):
             generate()
+
+
+@pytest.mark.parametrize("objective", ["teacher_forcing", "diffusion_forcing"])
+def test_operations_of_a_training_step(objective: str) -> None:
+    """Of two videos of five latent frames of four tokens; what one of them costs is shown in test_cost.py."""
+    model, batch = model_and_batch(objective=objective)
+    sees = blocks.teacher_forcing if objective == "teacher_forcing" else blocks.block_causal
+    one = training_flops(model.generator, sees(LATENTS, model.causality), 4)
+    assert model.training_flops(batch["video"].shape) == 2 * one.total
+    module, _ = ready(objective=objective)
+    assert module.flops_per_batch == 0, "before the first step"

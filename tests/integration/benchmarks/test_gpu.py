@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import gpu
-from lightning_action.check.cost import video_flops
+from lightning_action.cost import video_flops
 from lightning_action.generator.blocks import Visibility
 from lightning_action.generator.model import CausalWanModel
 

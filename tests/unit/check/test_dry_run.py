@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.check.cost import Parameters, count
 from lightning_action.check.dry_run import (
     ActionTime,
     Precision,
@@ -18,6 +17,7 @@ from lightning_action.check.dry_run import (
     parameters_of,
     shapes,
 )
+from lightning_action.cost import Parameters, count
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.kv_cache import KVCache

@@ -114,6 +114,17 @@ def context_flops(generator: CausalWanModel) -> Flops:
     return Flops(2 * (generator.text_len * weights["text"] + num_image_tokens(generator) * weights["image"]), 0)
 
 
+def num_passes_of_training(generator: CausalWanModel) -> int:
+    """Forward passes that a training step costs: a backward pass is two, activation checkpointing repeats the first."""
+    return 4 if generator.activation_checkpointing else 3
+
+
+def training_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...], tokens_per_frame: int) -> Flops:
+    """Of a training step of one video, if all weights train."""
+    forward = video_flops(generator, visibility, tokens_per_frame) + context_flops(generator)
+    return forward * num_passes_of_training(generator)
+
+
 def kv_cache_bytes(
     generator: CausalWanModel, causality: BlockCausality, num_frames: int, tokens_per_frame: int, dtype: torch.dtype
 ) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_action.check.cost import (
+from lightning_action.cost import (
     activation_bytes,
     context_cache_bytes,
     context_flops,
