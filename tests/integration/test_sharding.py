@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,6 +28,7 @@ trainer:
   callbacks:
     - class_path: lightning_action.callbacks.FreezeBackboneFirst
       init_args: {backbone: [generator], unfreeze_at_step: 8, warmup_steps: 4}
+    - class_path: tests.integration.recorded_losses.RecordedLosses
 checkpoint: {every_n_train_steps: 6, save_top_k: -1}
 """
 FSDP = (f"--config={ROOT / 'configs' / 'fsdp.yaml'}", "--model.sharding.param_dtype=float32")
@@ -61,11 +64,14 @@ def last(workshop: Path, name: str) -> dict[str, Any]:
 
 
 def assert_same_run(workshop: Path, name: str) -> None:
-    """Weights and optimizer states after 20 steps, to the rounding of sums in another order."""
+    """Losses, and weights and optimizer states after 20 steps, to the rounding of sums in another order."""
     one, other = last(workshop, "one"), last(workshop, name)
     assert one["global_step"] == other["global_step"] == 20
     torch.testing.assert_close(other["state_dict"], one["state_dict"], atol=1e-5, rtol=0)
     torch.testing.assert_close(other["optimizer_states"][0]["state"], one["optimizer_states"][0]["state"])
+    losses = [json.loads((workshop / each / "losses.json").read_text()) for each in ("one", name)]
+    assert len(losses[0]) == 20
+    torch.testing.assert_close(losses[1], losses[0][-len(losses[1]) :], atol=1e-5, rtol=0)
 
 
 def test_the_fit_on_one_process_moves_both_parts(workshop: Path) -> None:
@@ -160,7 +166,8 @@ def test_three_states_with_lora_averages_statistics_and_checkpointing(workshop: 
     before = load_file(workshop / "backbone" / "generator.safetensors")["blocks.0.self_attn.q.weight"]
     assert torch.equal(first["generator.blocks.0.self_attn.q.base_layer.weight"], before), "frozen until step 10"
     run_on_two(fit(workshop, "lora_on", at_step(workshop, "one_lora", 6), lora, EACH_HALF, *FSDP, ONE_FILE), None)
-    torch.testing.assert_close(last(workshop, "lora_on")["state_dict"], one["state_dict"], atol=1e-5, rtol=0)
+    for part in ("state_dict", "ema_state_dict"):
+        torch.testing.assert_close(last(workshop, "lora_on")[part], one[part], atol=1e-5, rtol=0)
 
 
 def predict(workshop: Path, name: str, *more: str) -> list[str]:
@@ -184,6 +191,17 @@ def test_ranks_with_other_numbers_and_lengths_of_videos_finish(workshop: Path, r
     assert [len(alone[name]) for name in sorted(alone)] == list(NUM_LATENTS)
     # Gathered parameters lie elsewhere in memory, which decides how a product of matrices is summed up.
     torch.testing.assert_close(shared, alone, atol=1e-5, rtol=0)
+
+
+def test_streamed_videos_of_other_lengths_finish_too(workshop: Path) -> None:
+    run_on_two(predict(workshop, "streamed", *FSDP, WRITER, "--model.sampling.stream_video=true"), strategy=None)
+    paths = sorted((workshop / "streamed" / "predictions").glob("*.mp4"))
+    assert [num_frames_of_mp4(path) for path in paths] == [1 + 4 * (number - 1) for number in NUM_LATENTS]
+
+
+def num_frames_of_mp4(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
 
 
 def test_fsdp1_is_for_gpus(tmp_path: Path) -> None:
