@@ -139,8 +139,18 @@ class SpriteDataModule(L.LightningDataModule):
         return self.world.locate(start, video.cpu())
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled anew each epoch, from (seed, epoch) alone, so that a resumed run sees what it would have seen."""
-        return self._loader(self.dataset("train"), self.batch_size, shuffle=True)
+        """Shuffled anew each epoch, from (seed, epoch) alone, so that a resumed run sees what it would have seen.
+
+        Raises:
+            ValueError: a rank's share of the videos does not fill one batch.
+        """
+        loader = self._loader(self.dataset("train"), self.batch_size, shuffle=True)
+        if not len(loader):
+            raise ValueError(
+                f"train_size {self.sizes['train']} does not fill one batch of batch_size {self.batch_size} on each "
+                "device: raise train_size or lower batch_size"
+            )
+        return loader
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.dataset("validation"), self.eval_batch_size)

@@ -188,6 +188,14 @@ def test_ranks_share_the_samples_of_an_epoch() -> None:
     assert sorted(parts[0] + parts[1]) == list(range(16))
 
 
+def test_a_share_that_fills_no_batch_is_refused() -> None:
+    module = data(train_size=7, batch_size=4)
+    assert len(module.train_dataloader()) == 1
+    module.trainer = SimpleNamespace(world_size=2, global_rank=0)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="train_size 7 does not fill one batch of batch_size 4 on each device"):
+        module.train_dataloader()
+
+
 def test_positions_are_read_off_the_videos_of_a_split() -> None:
     module = data()
     assert isinstance(module, StateReader)
