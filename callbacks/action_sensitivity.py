@@ -85,14 +85,14 @@ class ActionSensitivity(Callback):
 
     def __init__(
         self,
-        every_n_steps: int = 500,
+        every_n_steps: int = 1000,
         num_samples: int = 8,
         timesteps: Sequence[float] = (200.0, 500.0, 800.0),
         num_seeds: int = 1,
         scale: float = 2.0,
         layers: str | None = "generator.blocks",
         warn_after_step: int = 200,
-        patience: int = 3,
+        patience: int = 2,
     ) -> None:
         super().__init__()
         log_writing.check_interval(every_n_steps)
