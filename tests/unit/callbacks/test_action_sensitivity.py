@@ -249,7 +249,7 @@ def ignoring(tmp_path: Path, ignores_actions: bool, **changes: Any) -> list[str]
 
 
 def test_a_model_that_ignores_its_actions_is_named_once(tmp_path: Path) -> None:
-    (message,) = ignoring(tmp_path, True, every_n_steps=10, warn_after_step=60)
+    (message,) = ignoring(tmp_path, True, every_n_steps=10, warn_after_step=60, patience=3)
     # Probes at 69, 79 and 89 count; from then on it has been said.
     assert "At step 89" in message and "50% is chance" in message
 
