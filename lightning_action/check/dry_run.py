@@ -183,8 +183,7 @@ def flops(module: ActionVideoModule, sizes: Geometry) -> dict[str, Flops]:
     block = module.causality.split(sizes.num_latents)[-1]
     seen = (*module.causality.past(block), block)
     one_pass = video_flops(generator, (Visibility(block, seen),), tokens)
-    sampling = module.sampling
-    num_steps = len(sampling.denoising_step_list or range(sampling.num_inference_steps))
+    num_steps = module.sampling.num_steps
     generated = one_pass * ((num_steps + 1) * _num_branches(module))
     num_pixel_frames = len(block) * module.frozen.vae.temporal_compression_ratio
     training = training_flops(generator, _training_visibility(module, sizes), tokens)
