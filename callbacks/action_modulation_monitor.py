@@ -8,10 +8,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from . import log_writing
+from .collectives import copies_of_parameters
 from .modulation_sums import SLOTS, ModulationSums, figures
 
 
@@ -151,9 +153,9 @@ class ActionModulationMonitor(Callback):
         self._fault = ""
         self._fault_since = 0
 
-        # Known only during a fit.
-        self._parameters: list[nn.Parameter] = []
-        self._tables: list[nn.Parameter] = []
+        # Known only during a fit; parameters with the number of ranks that hold the same of each.
+        self._parameters: dict[nn.Parameter, int] = {}
+        self._tables: dict[nn.Parameter, int] = {}
         self._hooks: list[RemovableHandle] = []
         self._step = 0
         # Not None only during a logged step.
@@ -179,12 +181,14 @@ class ActionModulationMonitor(Callback):
         if projection is None:
             rank_zero_warn(f"ActionModulationMonitor has nothing to watch: `{self.projection}` is None")
             return
-        self._parameters = list(projection.parameters())
+        copies = copies_of_parameters(trainer.model or pl_module)
+        self._parameters = {parameter: copies[parameter] for parameter in projection.parameters()}
         self._hooks = [projection.register_forward_hook(self._see_modulation, with_kwargs=True)]
         if self.time_projection is not None:
             self._hooks.append(_require(pl_module, self.time_projection).register_forward_hook(self._see_time))
         if self.layers is not None:
-            self._tables = list(_tables(_require(pl_module, self.layers), self.layers, self.table))
+            tables = _tables(_require(pl_module, self.layers), self.layers, self.table)
+            self._tables = {table: copies[table] for table in tables}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step = log_writing.current_step(trainer)
@@ -195,7 +199,7 @@ class ActionModulationMonitor(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._sums is not None:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-            self._sums.add_gradient([parameter for parameter in self._parameters if parameter in held])
+            self._sums.add_gradient({p: copies for p, copies in self._parameters.items() if p in held})
             # As they were in the forward pass.
             self._sums.set_tables(self._tables)
 
@@ -284,7 +288,7 @@ class ActionModulationMonitor(Callback):
     def _release(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._parameters, self._tables, self._sums = [], [], [], None
+        self._hooks, self._parameters, self._tables, self._sums = [], {}, {}, None
 
 
 def _find(pl_module: LightningModule, name: str) -> nn.Module | None:
@@ -311,7 +315,8 @@ def _require(pl_module: LightningModule, name: str) -> nn.Module:
 def _tables(layers: nn.Module, name: str, table: str) -> Iterator[nn.Parameter]:
     for index, layer in layers.named_children():
         parameter = getattr(layer, table, None)
-        if not isinstance(parameter, nn.Parameter) or parameter.numel() % len(SLOTS):
+        is_whole = not isinstance(layer, FullyShardedDataParallel)
+        if not isinstance(parameter, nn.Parameter) or (is_whole and parameter.numel() % len(SLOTS)):
             raise MisconfigurationException(
                 f"ActionModulationMonitor: expected a parameter of 6 D values, `{name}.{index}.{table}`, got"
                 f" {type(parameter).__name__}. Give the name of the table as table=..., or layers: null"

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from . import log_writing
+from .part_names import named_modules
 from .probing import Batch, first_validation_samples, leaving_no_trace, other_actions, require_method, take_samples
 
 _OWN_LOSS, _OTHER_LOSS, _CHANGE, _FIRST_LAYER = range(4)
@@ -306,7 +307,7 @@ def _order_without_fixed_point(count: int) -> Tensor:
 
 
 def _find_layers(pl_module: LightningModule, name: str) -> list[nn.Module]:
-    parts = dict(pl_module.named_modules())
+    parts = dict(named_modules(pl_module))
     if name not in parts or not list(parts[name].children()):
         lists = [name for name, part in parts.items() if isinstance(part, nn.ModuleList)]
         raise MisconfigurationException(

@@ -1,4 +1,4 @@
-"""Sums over tensors of which every rank may hold a shard (FSDP2) or a copy (DDP).
+"""Sums over tensors of which every rank may hold a shard (FSDP1, FSDP2) or a copy (DDP).
 
 Every rank adds up what it holds, divided by the number of ranks that hold the same; one all-reduce then gives what a
 single process would have computed. Whether a rank takes part must never depend on its rank or on what it holds.
@@ -9,7 +9,8 @@ from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
@@ -35,6 +36,20 @@ def num_copies(tensor: Tensor) -> int:
     return world_size() // prod(size for size, placement in sizes if placement.is_shard())
 
 
+def copies_of_parameters(module: nn.Module) -> dict[nn.Parameter, int]:
+    """For every parameter, the number of ranks that hold the same values of it, or of its shard, as this one.
+
+    Args:
+        module: the outermost, as the strategy has wrapped it.
+    """
+    copies = {parameter: num_copies(parameter) for parameter in module.parameters()}
+    # From the outside in, because parameters belong to the wrapper that is nearest to them.
+    for part in module.modules():
+        if isinstance(part, FullyShardedDataParallel) and part.sharding_strategy != ShardingStrategy.NO_SHARD:
+            copies |= dict.fromkeys(part.parameters(), world_size() // dist.get_world_size(part.process_group))
+    return copies
+
+
 def widened(values: Tensor) -> Tensor:
     """In float32 at least."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
@@ -47,9 +62,14 @@ def norm(values: Tensor, order: Literal[1, 2] = 2) -> Tensor:
     return values.abs().sum().float() if order == 1 else values.square().sum().sqrt().float()
 
 
-def sum_of_squares(tensor: Tensor) -> Tensor:
-    """This rank's part of the sum over all values of a tensor, of which `sum_over_ranks` makes the whole."""
-    return norm(local(tensor)).square() / num_copies(tensor)
+def sum_of_squares(tensor: Tensor, copies: int) -> Tensor:
+    """This rank's part of the sum over all values of a tensor, of which `sum_over_ranks` makes the whole.
+
+    Args:
+        tensor: whole, or sharded.
+        copies: ranks that hold the same of it.
+    """
+    return norm(local(tensor)).square() / copies
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

@@ -1,21 +1,23 @@
 """An exponential moving average of the weights, which takes their place whenever the model is evaluated."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from . import flat_parameters
 from .collectives import local
 from .log_writing import current_step
-from .part_names import check_parts_exist, is_in
+from .part_names import check_parts_exist, is_in, named_parameters
 from .probing import drop_gathered_parameters
 
 Tensors: TypeAlias = dict[str, Tensor]
@@ -51,7 +53,7 @@ class EMA(Callback):
     Raises:
         ValueError: If a number is out of range.
         MisconfigurationException: If a part does not exist or has nothing to train, the checkpoint holds an average of
-            other parameters, or the strategy hides the parameters (FSDP1, DeepSpeed).
+            other parameters, or the strategy hides the parameters (DeepSpeed).
 
     Example::
 
@@ -107,10 +109,10 @@ class EMA(Callback):
         self._num_updates = state_dict["num_updates"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
             raise MisconfigurationException(
                 f"EMA cannot read parameters under {type(trainer.strategy).__name__}, which keeps them in buffers of"
-                " its own: use ModelParallelStrategy (FSDP2) or DDP, or remove the callback"
+                " its own: use FSDP or DDP, or remove the callback"
             )
         if pl_module is not self._module or trainer.ckpt_path is not None:
             self._forget()
@@ -119,7 +121,7 @@ class EMA(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_parts_exist(pl_module, self.parts)
         # Here, because other callbacks freeze parameters later, to train them still later.
-        self._names = [n for n, p in pl_module.named_parameters() if p.requires_grad and is_in(n, self.parts)]
+        self._names = [n for n, p in named_parameters(pl_module) if p.requires_grad and is_in(n, self.parts)]
         if not self._names:
             raise MisconfigurationException(f"EMA: no parameter of {self.parts} requires grad when the fit starts")
 
@@ -131,9 +133,9 @@ class EMA(Callback):
                 f" {len(self._names)}; only one of them has: {sorted(self._averages.keys() ^ set(self._names))}. Resume"
                 " with the same `parts`, and the same parameters frozen."
             )
-        self._parameters = _parameters(pl_module)
+        self._parameters = _parameters(trainer, pl_module)
         self._step = current_step(trainer)
-        self._start_when_due(pl_module)
+        self._start_when_due(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -142,7 +144,7 @@ class EMA(Callback):
             return
         self._step = current_step(trainer)
         if not self._averages:
-            self._start_when_due(pl_module)
+            self._start_when_due(trainer, pl_module)
         elif self._step % self.every_n_steps == 0:
             self._update()
 
@@ -151,7 +153,7 @@ class EMA(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._swap_out(pl_module)
+            self._swap_out(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap_in(trainer, pl_module)
@@ -161,24 +163,25 @@ class EMA(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Not before, because other callbacks may use the model once more when the prediction ends.
-        self._swap_out(pl_module)
+        self._swap_out(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._swap_out(pl_module)
+        self._swap_out(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not self._averages:
             return
-        sharded = any(isinstance(value, DTensor) for value in checkpoint["state_dict"].values())
+        sharded = any(isinstance(value, DTensor | ShardedTensor) for value in checkpoint["state_dict"].values())
+        averages = self._as_saved(trainer, pl_module, self._averages, sharded)
         if sharded:
             # Lightning shards state_dict and optimizer_states alone, and state_dict has to fit the module.
             group = f"optimizer_{len(checkpoint['optimizer_states'])}"
-            checkpoint["ema"] = {"names": list(self._averages), "group": group}
-            checkpoint["optimizer_states"].append({"ema": self._averages})
+            checkpoint["ema"] = {"names": list(averages), "group": group}
+            checkpoint["optimizer_states"].append({"ema": averages})
         else:
-            checkpoint["ema_state_dict"] = _whole(self._averages, trainer.is_global_zero)
+            checkpoint["ema_state_dict"] = averages
         if self._trained:
-            checkpoint["state_dict"].update(self._trained if sharded else _whole(self._trained, trainer.is_global_zero))
+            checkpoint["state_dict"].update(self._as_saved(trainer, pl_module, self._trained, sharded))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._forget()
@@ -187,20 +190,35 @@ class EMA(Callback):
         whole = checkpoint.get("ema_state_dict", checkpoint.get(shards.get("group"), {}).get("ema"))
         self._restored = {"whole": whole} if whole else shards
 
+    def _as_saved(self, trainer: Trainer, pl_module: LightningModule, values: Tensors, sharded: bool) -> Tensors:
+        """Averages or weights as a checkpoint holds them: shards, or whole on the rank that writes."""
+        if flat_parameters.are_flat(_outermost(trainer, pl_module)):
+            return flat_parameters.state_of(trainer.strategy, _parameters(trainer, pl_module), values)
+        return values if sharded else _whole(values, trainer.is_global_zero)
+
     def _take_over(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the averages that `on_load_checkpoint` met: later, when the parameters are where they will be."""
         restored, self._restored = self._restored, {}
-        if "whole" in restored:
-            self._averages = _copies(pl_module, restored["whole"])
-            for name, average in self._averages.items():
-                average.copy_(_shared_out(restored["whole"][name], average))
-        elif restored:
-            self._averages = _copies(pl_module, restored["names"])
-            load_shards({restored["group"]: {"ema": self._averages}}, checkpoint_id=trainer.ckpt_path)
+        if not restored:
+            return
+        whole: Tensors = restored.get("whole", {})
+        names = [*whole, *restored.get("names", [])]
+        parameters, model = _parameters(trainer, pl_module), _outermost(trainer, pl_module)
+        _require_parameters(pl_module, parameters, names)
+        averages = self._averages = _copies(parameters, names)
+        if flat_parameters.are_flat(model):
+            state = whole or flat_parameters.shards_of(model, averages)
+            if not whole:
+                load_shards({restored["group"]: {"ema": state}}, checkpoint_id=trainer.ckpt_path)
+            _overwrite(averages, flat_parameters.values_of(model, parameters, state, bool(whole)))
+        elif whole:
+            _overwrite(averages, {name: _shared_out(whole[name], average) for name, average in averages.items()})
+        else:
+            load_shards({restored["group"]: {"ema": averages}}, checkpoint_id=trainer.ckpt_path)
 
-    def _start_when_due(self, pl_module: LightningModule) -> None:
+    def _start_when_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._averages and self._step >= self.start_step:
-            self._averages = _copies(pl_module, self._names)
+            self._averages = _copies(_parameters(trainer, pl_module), self._names)
 
     @torch.no_grad()
     def _update(self) -> None:
@@ -221,43 +239,50 @@ class EMA(Callback):
                 "EMA: there is no average to evaluate with, neither from a fit of this module nor in a checkpoint"
                 " (ckpt_path), so it is evaluated with the weights as they are"
             )
-        parameters = _parameters(pl_module)
+        parameters = _parameters(trainer, pl_module)
         self._trained = {name: parameters[name].detach().clone() for name in self._averages}
         _overwrite(parameters, self._averages)
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _swap_out(self, pl_module: LightningModule) -> None:
+    def _swap_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._trained:
-            _overwrite(_parameters(pl_module), self._trained)
+            _overwrite(_parameters(trainer, pl_module), self._trained)
             self._trained = {}
 
     def _forget(self) -> None:
         self._num_updates, self._averages, self._restored = 0, {}, {}
 
 
-def _parameters(pl_module: LightningModule) -> dict[str, nn.Parameter]:
-    """As the optimizers know them: FSDP2 may show gathered copies in their place."""
-    drop_gathered_parameters(pl_module)
-    return dict(pl_module.named_parameters())
+def _parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, nn.Parameter]:
+    """As the optimizers know them: FSDP may show gathered copies in their place."""
+    drop_gathered_parameters(_outermost(trainer, pl_module))
+    return dict(named_parameters(pl_module))
 
 
-def _copies(pl_module: LightningModule, names: Iterable[str]) -> Tensors:
+def _outermost(trainer: Trainer, pl_module: LightningModule) -> nn.Module:
+    """The module as the strategy has wrapped it."""
+    return trainer.model or pl_module
+
+
+def _copies(parameters: dict[str, nn.Parameter], names: Iterable[str]) -> Tensors:
     """Copies of parameters in float32 or better: smaller types would round the steps of an average away."""
-    parameters = _parameters(pl_module)
+    copies = {name: parameters[name].detach() for name in names}
+    return {n: value.to(torch.promote_types(value.dtype, torch.float32), copy=True) for n, value in copies.items()}
+
+
+def _require_parameters(pl_module: LightningModule, parameters: dict[str, nn.Parameter], names: Iterable[str]) -> None:
     unknown = [name for name in names if name not in parameters]
     if unknown:
         raise MisconfigurationException(
             f"EMA: the checkpoint holds averages of {unknown}, which {type(pl_module).__name__} does not have: build"
             " the module as it was trained"
         )
-    copies = {name: parameters[name].detach() for name in names}
-    return {n: value.to(torch.promote_types(value.dtype, torch.float32), copy=True) for n, value in copies.items()}
 
 
-def _overwrite(parameters: dict[str, nn.Parameter], values: Tensors) -> None:
+def _overwrite(tensors: Mapping[str, Tensor], values: Tensors) -> None:
     for name, value in values.items():
-        local(parameters[name]).copy_(local(value))
+        local(tensors[name]).copy_(local(value))
 
 
 def _whole(values: Tensors, keep: bool) -> Tensors:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from . import log_writing
 from .optimizer_groups import BackboneGroup, materialize_state, mixed_group_message, quoted, split_group
-from .part_names import check_parts_exist, is_in
+from .part_names import check_parts_exist, is_in, named_modules, named_parameters
 from .probing import drop_gathered_parameters
 
 
@@ -163,8 +163,8 @@ class FreezeBackboneFirst(Callback):
         """Prepares the optimizers, which exist here, but have not been restored from a checkpoint yet."""
         check_parts_exist(pl_module, [*self.backbone, *self.exclude])
         # Shared parameters and modules have several names, and one inside the backbone is enough.
-        parameters = pl_module.named_parameters(remove_duplicate=False)
-        modules = pl_module.named_modules(remove_duplicate=False)
+        parameters = named_parameters(pl_module, remove_duplicate=False)
+        modules = named_modules(pl_module, remove_duplicate=False)
         self._parameters = {p for name, p in parameters if self._is_backbone(name) and p.requires_grad}
         self._norms = [m for name, m in modules if self._is_backbone(name) and isinstance(m, _BatchNorm) and m.training]
         for optimizer in trainer.optimizers:

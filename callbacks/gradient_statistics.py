@@ -7,15 +7,16 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from . import log_writing
-from .collectives import local
+from .collectives import copies_of_parameters, local
 from .gradient_sums import GradientSums, reduce
+from .part_names import named_modules, named_parameters
 
 
 class NonFiniteGradientWarning(UserWarning):
@@ -39,9 +40,10 @@ class GradientStatistics(Callback):
     nothing else is left out.
 
     It works with any LightningModule, with automatic and manual optimization, and with replicated (DDP) and sharded
-    (FSDP2) parameters; in manual optimization, clipping is seen where it happens inside of `optimizer.step`. Nothing is
-    computed at steps that are not logged, except that the step before a logged one copies the gradients for `cosine`;
-    that copy is not in checkpoints, so that a fit resumed between the two shows no cosine at the first logged step.
+    (FSDP1, FSDP2) parameters; in manual optimization, clipping is seen where it happens inside of `optimizer.step`.
+    Nothing is computed at steps that are not logged, except that the step before a logged one copies the gradients for
+    `cosine`; that copy is not in checkpoints, so that a fit resumed between the two shows no cosine at the first logged
+    step.
 
     At a logged step, the first module (in the order of registration) with a gradient that is not finite is named in a
     NonFiniteGradientWarning, once. A gradient scaler (`precision="16-mixed"`) finds such gradients by itself, and skips
@@ -60,7 +62,7 @@ class GradientStatistics(Callback):
     Raises:
         ValueError: If `every_n_steps` is below 1.
         MisconfigurationException: If a module does not exist, or the strategy does not leave gradients with their
-            parameters (FSDP1, DeepSpeed).
+            parameters (DeepSpeed).
         FloatingPointError: If a gradient is not finite and `stop_on_nonfinite` is on.
 
     Example::
@@ -90,6 +92,7 @@ class GradientStatistics(Callback):
 
         # Known only during a fit.
         self._names: dict[nn.Parameter, str] = {}
+        self._copies: dict[nn.Parameter, int] = {}
         self._has_warned = False
         self._earlier: dict[Optimizer, dict[nn.Parameter, Tensor]] = {}
 
@@ -99,18 +102,19 @@ class GradientStatistics(Callback):
         self._hooks: dict[Optimizer, RemovableHandle] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+        if stage == "fit" and isinstance(trainer.strategy, DeepSpeedStrategy):
             raise MisconfigurationException(
                 f"GradientStatistics cannot read gradients under {type(trainer.strategy).__name__}, which keeps them in"
-                " buffers of its own: use ModelParallelStrategy (FSDP2) or DDP, or remove the callback"
+                " buffers of its own: use FSDP or DDP, or remove the callback"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Here, because later FSDP2 may show gathered copies in place of the parameters that the optimizers hold.
-        self._names = {parameter: name for name, parameter in pl_module.named_parameters()}
+        self._names = {parameter: name for name, parameter in named_parameters(pl_module)}
+        self._copies = copies_of_parameters(trainer.model or pl_module)
         self._has_warned = False
         for pattern in self.modules:
-            if not any(_matches(name, pattern) for name, _ in pl_module.named_modules()):
+            if not any(_matches(name, pattern) for name, _ in named_modules(pl_module)):
                 children = ", ".join(name for name, _ in pl_module.named_children())
                 raise MisconfigurationException(
                     f"GradientStatistics(modules=...): {type(pl_module).__name__} has no module {pattern!r}."
@@ -147,7 +151,7 @@ class GradientStatistics(Callback):
 
     def _add_up(self, optimizer: Optimizer) -> None:
         """Adds up the gradients now, and again after the step: it is then that they are clipped, and weights new."""
-        sums = GradientSums(_parameters(optimizer))
+        sums = GradientSums(_parameters(optimizer), self._copies)
         sums.add_gradients()
         if optimizer in self._earlier:
             sums.add_products(self._earlier[optimizer])
@@ -193,7 +197,7 @@ class GradientStatistics(Callback):
         return {re.sub(r"\b\d\b", r"0\g<0>", name) for name in found}
 
     def _stop_if_nonfinite(self, step: int, optimizer: Optimizer) -> None:
-        sums = GradientSums(_parameters(optimizer))
+        sums = GradientSums(_parameters(optimizer), self._copies)
         sums.add_nonfinite()
         reduce([sums])
         if message := self._describe_nonfinite(step, [sums]):
@@ -211,8 +215,10 @@ class GradientStatistics(Callback):
     def _describe_nonfinite(self, step: int, reduced: list[GradientSums]) -> str | None:
         """Names the first module with a gradient that is not finite, if there is one."""
         counts: dict[nn.Parameter, float] = {}
+        numel: dict[nn.Parameter, float] = {}
         for sums in reduced:
             counts |= zip(sums.parameters, sums.sums["nonfinite"].tolist(), strict=True)
+            numel |= zip(sums.parameters, sums.sums["numel"].tolist(), strict=True)
         bad = [parameter for parameter, count in counts.items() if count]
         if not bad:
             return None
@@ -221,7 +227,7 @@ class GradientStatistics(Callback):
         name = self._names.get(first, "(a parameter outside of the module)")
         return (
             f"GradientStatistics: step {step} has a gradient that is not finite. The first module with one is"
-            f" `{name.rpartition('.')[0] or name}` ({max(1, round(counts[first]))} of {first.numel()} values of"
+            f" `{name.rpartition('.')[0] or name}` ({max(1, round(counts[first]))} of {round(numel[first])} values of"
             f" `{name}`); {len(bad)} of {len(counts)} parameters have one"
         )
 
@@ -238,6 +244,7 @@ class GradientStatistics(Callback):
         self._forget_step()
         self._earlier.clear()
         self._names.clear()
+        self._copies.clear()
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

@@ -6,7 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from .collectives import largest_over_ranks, local, norm, num_copies, sum_over_ranks, widened
+from .collectives import largest_over_ranks, local, norm, sum_over_ranks, widened
 
 
 class GradientSums:
@@ -17,28 +17,30 @@ class GradientSums:
 
     Args:
         parameters: those of the optimizer, with a gradient or without.
+        copies: ranks that hold the same of each, from `copies_of_parameters`.
     """
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, parameters: list[nn.Parameter], copies: Mapping[nn.Parameter, int]) -> None:
         self.parameters = parameters
         self.sums: dict[str, Tensor] = {}
         self.maxima: dict[str, Tensor] = {}
-        self._copies = self._column([num_copies(parameter) for parameter in parameters]).float()
+        self._copies = self._column([copies[parameter] for parameter in parameters]).float()
 
     def add_gradients(self) -> None:
         """Adds up the gradients before they are clipped."""
+        self.add_nonfinite()
         gradients = self._gradients()
         numel = self._column([gradient.numel() for gradient in gradients])
-        self._set("numel", numel)
         # Whole numbers, because float32 would miss a few values among many.
         self._set("zeros", numel - torch.stack([gradient.count_nonzero() for gradient in gradients]))
         self._set_norms("", gradients)
-        self.add_nonfinite()
 
     def add_nonfinite(self) -> None:
-        """Counts what is NaN or infinite in the gradients."""
+        """Counts the values of the gradients, and those of them that are NaN or infinite."""
+        gradients = self._gradients()
+        self._set("numel", self._column([gradient.numel() for gradient in gradients]))
         # Zero times those is NaN, which is not zero; several times as fast as asking what is finite.
-        self._set("nonfinite", torch.stack([(gradient * 0).count_nonzero() for gradient in self._gradients()]))
+        self._set("nonfinite", torch.stack([(gradient * 0).count_nonzero() for gradient in gradients]))
 
     def add_clipped_gradients(self) -> None:
         """Adds up the gradients after they have been clipped."""

@@ -1,6 +1,6 @@
 """Sums over the modulation that actions make, from which its statistics follow."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from math import sqrt
 
@@ -66,16 +66,16 @@ class ModulationSums:
         self.sums["time_norms"] += norms.sum()
         self.sums["times"] += norms.numel()
 
-    def add_gradient(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Adds up the gradients of the projection."""
-        for parameter in parameters:
+    def add_gradient(self, parameters: Mapping[nn.Parameter, int]) -> None:
+        """Adds up the gradients of the projection, given the ranks that hold the same of each parameter."""
+        for parameter, copies in parameters.items():
             if parameter.grad is not None:
-                self.sums["gradient"] += sum_of_squares(parameter.grad)
+                self.sums["gradient"] += sum_of_squares(parameter.grad, copies)
 
-    def set_tables(self, tables: Sequence[nn.Parameter]) -> None:
-        """Takes the tables of all layers."""
+    def set_tables(self, tables: Mapping[nn.Parameter, int]) -> None:
+        """Takes the tables of all layers, with the ranks that hold the same of each."""
         if tables:
-            self.sums["tables"] = torch.stack([sum_of_squares(table) for table in tables])
+            self.sums["tables"] = torch.stack([sum_of_squares(table, copies) for table, copies in tables.items()])
 
     def reduce(self) -> tuple[dict[str, Tensor], Tensor]:
         """The sums of all ranks, and values of the modulation of this one, on the CPU; waits for the device once."""

@@ -1,10 +1,13 @@
 """Parts of a LightningModule, chosen by their dotted names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
+from torch import nn
+
+_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def is_in(name: str, parts: Iterable[str]) -> bool:
@@ -17,17 +20,33 @@ def is_in(name: str, parts: Iterable[str]) -> bool:
     return any(fnmatchcase(name, part) or fnmatchcase(name, f"{part}.*") for part in parts)
 
 
+def named_parameters(module: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+    """As torch's, but with the names that parameters have without wrappers around parts of the module."""
+    for name, parameter in module.named_parameters(remove_duplicate=remove_duplicate):
+        yield _without_wrappers(name), parameter
+
+
+def named_modules(module: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
+    """As torch's, but with the names that modules have without wrappers, which share that of what they wrap."""
+    for name, part in module.named_modules(remove_duplicate=remove_duplicate):
+        yield _without_wrappers(name), part
+
+
 def check_parts_exist(pl_module: LightningModule, parts: Iterable[str]) -> None:
     """Refuses names that nothing in the module has.
 
     Raises:
         MisconfigurationException: lists the names that there are.
     """
-    names = {name for name, _ in pl_module.named_modules(remove_duplicate=False) if name}
-    names |= {name for name, _ in pl_module.named_parameters(remove_duplicate=False)}
+    names = {name for name, _ in named_modules(pl_module, remove_duplicate=False) if name}
+    names |= {name for name, _ in named_parameters(pl_module, remove_duplicate=False)}
     for part in parts:
         if not any(fnmatchcase(name, part) for name in names):
             has = sorted(name for name in names if name.count(".") <= part.count("."))
             raise MisconfigurationException(
                 f"{type(pl_module).__name__} has no part {part!r} when the fit starts. It has: {', '.join(has)}"
             )
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

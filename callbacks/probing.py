@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 Batch: TypeAlias = dict[str, Any]
 """A dict with `action` `[B, rows, columns]`. Tensors and lists in it have one entry for each sample."""
@@ -31,13 +31,16 @@ def leaving_no_trace(pl_module: nn.Module) -> Iterator[None]:
 
 
 def drop_gathered_parameters(module: nn.Module) -> None:
-    """Makes FSDP2 gather its parameters again when they are needed.
+    """Makes FSDP gather its parameters again when they are needed.
 
     A module that has not gone through a backward pass, because it was validated or is frozen, holds on to them.
     """
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
+        # FSDP1 has no public way, and nothing to drop before its first pass, which tells it whether it is the root.
+        elif isinstance(part, FullyShardedDataParallel) and part._handle is not None and part._is_root is not None:
+            part._handle.reshard(free_unsharded_flat_param=part._handle.uses_sharded_strategy)
 
 
 def require_method(pl_module: LightningModule, owner: str, method: str, signature: str) -> None:

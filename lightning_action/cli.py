@@ -26,6 +26,7 @@ def main(args: list[str] | None = None) -> None:
 
         run_export(rest)
     else:
-        from lightning_action.command_line import run
+        from lightning_action.command_line import leave_process_group, run
 
         run(args)
+        leave_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 import zipfile
@@ -10,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 import yaml
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -155,6 +157,14 @@ def run(args: ArgsType = None) -> ActionVideoCLI:
         parser_kwargs={"epilog": _OTHER_VERBS},
         args=args,
     )
+
+
+def leave_process_group() -> None:
+    """End the communication between ranks, which aborts some processes if it is left to their exit (gloo)."""
+    if dist.is_available() and dist.is_initialized():
+        # What still uses it is in circles of references.
+        gc.collect()
+        dist.destroy_process_group()
 
 
 def load_module(config: str | Path, ckpt_path: str | Path) -> ActionVideoModule:

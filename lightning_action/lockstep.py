@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
-from lightning_action.generator.image import ImageCondition
+from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.kv_cache import KVCache
+from lightning_action.generator.layers import CrossAttention, KeysValues
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.sharding import is_sharded
 
 
 class Lockstep:
@@ -18,14 +20,14 @@ class Lockstep:
     Without sharding it does nothing.
 
     Args:
-        generator: the network, sharded with FSDP2 or not.
+        generator: the network, sharded or not.
         dtype: in which it computes.
     """
 
     def __init__(self, generator: CausalWanModel, dtype: torch.dtype) -> None:
         self._generator = generator
         self._dtype = dtype
-        self._sharded = isinstance(generator, FSDPModule)
+        self._sharded = is_sharded(generator)
         self._num_idle = 0
 
     def begin(self, num_passes: int) -> bool:
@@ -52,14 +54,20 @@ class Lockstep:
 
 @torch.no_grad()
 def idle_pass(generator: CausalWanModel, dtype: torch.dtype) -> None:
-    """The smallest pass there is: one frame of one token."""
-    text, embeds = _no_context(generator, dtype)
+    """The smallest pass there is, of one frame of one token, through what every pass goes through, in that order."""
+    device = generator.patch_embedding.weight.device
     _, rows, columns = generator.patch_size
-    latents = text.new_zeros(1, 1, generator.out_dim, rows, columns)
+    latents = torch.zeros(1, 1, generator.out_dim, rows, columns, device=device, dtype=dtype)
     num_channels = generator.in_dim - generator.out_dim
-    channels = text.new_zeros(1, 1, num_channels, rows, columns) if num_channels else None
-    timestep = torch.zeros(1, 1, device=text.device)
-    generator(latents, timestep, text, image=ImageCondition(channels, embeds))
+    channels = latents.new_zeros(1, 1, num_channels, rows, columns) if num_channels else None
+    token = latents.new_zeros(1, 1, generator.dim)
+
+    def keys_values(layer: int, cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
+        return cross_attention.keys_values(token, None if generator.img_emb is None else token)
+
+    head_dim = generator.dim // generator.num_heads
+    cache = KVCache(generator.num_layers, 1, generator.num_heads, head_dim, 1, 1, BlockCausality(1), device, dtype)
+    generator.denoise(latents, torch.zeros(1, 1, device=device), keys_values, cache, image_channels=channels)
 
 
 def _no_context(generator: CausalWanModel, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

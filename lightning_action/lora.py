@@ -123,20 +123,28 @@ def init_lora(generator: nn.Module, random: torch.Generator) -> None:
         copy_into(parameter, value)
 
 
-@torch.no_grad()
-def load_base(generator: nn.Module, tensors: LazyTensors, source: str) -> None:
-    """Load the weights of a generator, below its LoRA layers where it has them; every tensor or none.
+def check_base_fits(generator: nn.Module, tensors: LazyTensors, source: str) -> None:
+    """Refuse tensors that are not exactly those of a generator without LoRA.
 
     Raises:
         ValueError: names or shapes differ.
     """
-    if not has_lora(generator):
-        load_strictly(generator, tensors, source)
-        return
-    own = base_state_dict(generator)
     complaint = f"{source} does not fit {type(generator).__name__}"
-    require_same(own, tensors.entries, complaint, "use the configuration it was trained with")
-    for name, tensor in own.items():
+    require_same(base_state_dict(generator), tensors.entries, complaint, "use the configuration it was trained with")
+
+
+@torch.no_grad()
+def load_base(part: nn.Module, tensors: LazyTensors, source: str) -> None:
+    """Load the weights of a generator or of a part of one, below its LoRA layers where it has them; all or none.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    if not has_lora(part):
+        load_strictly(part, tensors, source)
+        return
+    check_base_fits(part, tensors, source)
+    for name, tensor in base_state_dict(part).items():
         copy_into(tensor, tensors[name])
 
 

@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
@@ -29,13 +28,20 @@ from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.lockstep import Lockstep
 from lightning_action.lora import LoRASettings, lora_alpha, merged_state_dict, split_parameters
-from lightning_action.networks import Factories, InitialWeights
+from lightning_action.networks import Factories, InitialWeights, finish_parts
 from lightning_action.pretrained import export, prepare_codec
 from lightning_action.quantization import quantize_layers
 from lightning_action.rollout import count_passes
 from lightning_action.seeding import mix_seed
 from lightning_action.settings import Acceleration, Optimization, Sampling
-from lightning_action.sharding import Sharding, gathered_state_dict, keep_gathered
+from lightning_action.sharding import (
+    Sharding,
+    gathered_state_dict,
+    is_sharded,
+    keep_gathered,
+    wrap_generator_part,
+    wrap_whole,
+)
 from lightning_action.weights import check_fits
 from lightning_action.world_model import WorldModel
 
@@ -75,7 +81,7 @@ class ActionVideoModule(L.LightningModule):
         lora: LoRA layers on the generator, which train as a parameter group of their own.
         export_weights: write the generator, and a fitted VAE, to the trainer's `default_root_dir` when fit ends.
         acceleration: compilation, quantization and overlapped decoding.
-        sharding: how parameters are spread over devices, under `FSDP2Strategy`.
+        sharding: how parameters are spread over devices, under `FSDP2Strategy` and `FSDP1Strategy`.
         seed: of initial weights, training noise and validation noise.
     """
 
@@ -148,7 +154,8 @@ class ActionVideoModule(L.LightningModule):
         Raises:
             ValueError: sharded LoRA should be exported.
         """
-        if stage == "fit" and self.export_weights and self._factories.lora and self._device_mesh is not None:
+        sharded = self._device_mesh is not None or isinstance(self.trainer.strategy, FSDPStrategy)
+        if stage == "fit" and self.export_weights and self._factories.lora and sharded:
             raise ValueError("export_weights cannot merge sharded LoRA: use `export` with the checkpoint afterwards")
         self.frozen.load()
         self._resumes = self.trainer.ckpt_path is not None
@@ -166,12 +173,18 @@ class ActionVideoModule(L.LightningModule):
         self.generator = self._factories.build_generator(mesh, self.sharding, weights_follow)
         self.action_projection = self._factories.build_action_projection(self.generator.dim, mesh, self.sharding)
         self.action_module = self._factories.build_action_module(mesh, self.sharding)
-        if self._starts_from_weights:
-            report = self.initial_weights.load(self.generator, self.action_projection, self.schema)
-            self._fit_seconds_before = report.fit_seconds
-            rank_zero_info(str(report))
         if self.acceleration.compile_mode is not None:
             self.generator.compile_layers(mode=self.acceleration.compile_mode)
+        finish = partial(wrap_generator_part, sharding=self.sharding)
+        if self._starts_from_weights:
+            report = self.initial_weights.load(self.generator, self.action_projection, self.schema, finish)
+            self._fit_seconds_before = report.fit_seconds
+            rank_zero_info(str(report))
+        else:
+            finish_parts(self.generator, finish)
+        for name in ("action_projection", "action_module"):
+            if (part := getattr(self, name)) is not None:
+                setattr(self, name, wrap_whole(part, self.sharding))
         self._built = True
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -341,7 +354,7 @@ class ActionVideoModule(L.LightningModule):
         self._fit_seconds_before, self._fit_started = self.fit_seconds, None
         if not self.export_weights or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        sharded = isinstance(self.generator, FSDPModule)
+        sharded = is_sharded(self.generator)
         tensors = gathered_state_dict(self.generator) if sharded else merged_state_dict(self.generator)
         if self.trainer.is_global_zero:
             export(self.trainer.default_root_dir, tensors, self.frozen.vae, self.fit_seconds)
@@ -387,7 +400,7 @@ class ActionVideoModule(L.LightningModule):
             self.loss_weighting,
             self.seed,
             self.device,
-            self.sharding.compute_dtype if isinstance(weight, DTensor) else weight.dtype,
+            self.sharding.compute_dtype if is_sharded(self.generator) else weight.dtype,
         )
 
     def _new_obedience_test(self, split: Literal["validation", "test"]) -> ObedienceTest:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.frozen.interfaces import CodecVideos, FittedCodec, VideoCodec
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.lora import base_state_dict, load_base
+from lightning_action.lora import base_state_dict, check_base_fits, load_base
 from lightning_action.weights import (
     LazyTensors,
     add_changes,
@@ -73,6 +73,7 @@ def load_generator(
     ema: bool = True,
     lora: str | Path | None = None,
     lora_alpha: float | None = None,
+    finish: Callable[[str, nn.Module], nn.Module] | None = None,
 ) -> LoadReport:
     """Load the generator of any checkpoint of the family, or of a folder that a fit with `export_weights` left.
 
@@ -86,6 +87,7 @@ def load_generator(
         ema: which weights to take where the file has both: averaged, or those of the last step.
         lora: a LoRA file (peft's, kohya's, LongLive's) to be merged into the weights.
         lora_alpha: numerator of its scale; None takes what the file says, else its rank.
+        finish: from a part of the generator that has its weights, and its name, to what is to stand in its place.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -98,7 +100,11 @@ def load_generator(
         changes = read_low_rank(lora, lora_alpha)
         tensors, num_merged = add_changes(tensors, changes, str(lora)), num_merged + len(changes)
     _check_size(generator, tensors, str(file))
-    load_base(generator, tensors, str(file))
+    check_base_fits(generator, tensors, str(file))
+    for name, part in generator.parts():
+        load_base(part, tensors.below(name), str(file))
+        if finish is not None:
+            generator.set_submodule(name, finish(name, part))
     metadata = read_metadata(file) if file.suffix == ".safetensors" else {}
     return LoadReport(
         source=str(file),

@@ -5,7 +5,7 @@ Shapes: B batch, F latent frames, C channels, H x W latent size, S = (H / p)(W /
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -106,6 +106,14 @@ class CausalWanModel(nn.Module):
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.head.head.weight)
+
+    def parts(self) -> Iterator[tuple[str, nn.Module]]:
+        """What holds the weights, by name: the embeddings, each layer, and the head, all called as modules."""
+        for name, child in self.named_children():
+            if child is self.blocks:
+                yield from ((f"{name}.{index}", layer) for index, layer in enumerate(self.blocks))
+            else:
+                yield name, child
 
     def compile_layers(self, **options: Any) -> None:
         """Compile the layers in place, one code for all of them, whatever the block; names of weights stay as they are.

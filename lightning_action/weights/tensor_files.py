@@ -51,6 +51,11 @@ class LazyTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.entries)
 
+    def below(self, name: str) -> LazyTensors:
+        """Those of a part: `below("head")` has as `modulation` what is `head.modulation` here."""
+        entries = self.entries.items()
+        return LazyTensors({n.removeprefix(f"{name}."): entry for n, entry in entries if n.startswith(f"{name}.")})
+
     def __contains__(self, name: object) -> bool:
         return name in self.entries
 

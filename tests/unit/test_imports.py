@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "batch": {"action"},
     "cost": {"generator"},
     "sharding": {"generator"},
-    "lockstep": {"generator"},
+    "lockstep": {"generator", "sharding"},
     "lora": {"weights"},
     "adapter": {"action", "files", "lora", "weights"},
     "pretrained": {"action", "frozen", "generator", "lora", "weights"},

@@ -17,9 +17,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from lightning_action.callbacks import EMA
+from lightning_action.strategies import FSDP1Strategy
 from tests.short_fits import quiet_trainer
 from tests.someones_dit import SomeonesDiT, moving_spots
 
@@ -33,6 +34,8 @@ def fsdp2(save_distributed_checkpoint: bool) -> Strategy:
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "ddp": DDPStrategy,
+    "fsdp1_sharded": FSDP1Strategy,
+    "fsdp1_full": lambda: FSDP1Strategy(save_distributed_checkpoint=False),
     "fsdp2_sharded": lambda: fsdp2(True),
     "fsdp2_full": lambda: fsdp2(False),
 }
@@ -70,10 +73,9 @@ class Watcher(Callback):
 
 def weights(module: LightningModule) -> State:
     """Whole, and copied."""
-    return {
-        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
-        for name, value in module.state_dict().items()
-    }
+    model: Any = module if module._trainer is None else module.trainer.model
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return {name: value.clone() for name, value in whole.items() if isinstance(value, Tensor)}
 
 
 def by_hand(states: list[State]) -> State:

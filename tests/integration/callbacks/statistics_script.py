@@ -27,7 +27,9 @@ from lightning_action.callbacks import (
     NoiseLevelLoss,
     ThroughputMonitor,
 )
+from lightning_action.callbacks.collectives import num_copies
 from lightning_action.callbacks.gradient_sums import GradientSums, reduce
+from lightning_action.strategies import FSDP1Strategy
 from tests import short_fits
 from tests.someones_dit import MovingSpots, SomeonesDiT
 
@@ -38,8 +40,12 @@ NAN_FROM_STEP = 2
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "ddp": DDPStrategy,
+    "fsdp1": FSDP1Strategy,
     "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
 }
+
+# The norm that FSDP1 clips by is that of float32.
+CLIPPING: dict[str, dict[str, Any]] = {"fsdp1": {"gradient_clip_algorithm": "value", "gradient_clip_val": 0.001}}
 
 
 def loader(num_samples: int, num_ranks: int, rank: int) -> DataLoader[dict[str, Tensor]]:
@@ -113,7 +119,7 @@ def mixed_norm() -> float:
     for rows, columns, mesh, placements in layouts:
         parameters.append(nn.Parameter(distribute_tensor(torch.zeros(rows, columns), mesh, placements)))
         parameters[-1].grad = distribute_tensor(torch.ones(rows, columns), mesh, placements)
-    sums = GradientSums(parameters)
+    sums = GradientSums(parameters, {parameter: num_copies(parameter) for parameter in parameters})
     sums.add_gradients()
     reduce([sums])
     return sums.figures(range(len(parameters)))["norm"] ** 2
@@ -130,7 +136,8 @@ def main(folder: Path, rank: int) -> None:
     for name, build in STRATEGIES.items():
         for per_layer in (False, True):
             watching = callbacks()
-            shown = fit(folder / name, build_module(per_layer), watching, 2, rank, strategy=build(), devices=2)
+            options = {"strategy": build(), "devices": 2, **CLIPPING.get(name, {})}
+            shown = fit(folder / name, build_module(per_layer), watching, 2, rank, **options)
             facts[f"{name} {per_layer}"] = {"shown": shown, "pending": watching[2].state_dict()}
         facts[name] = {"stopped": on_all_ranks(stop(folder / "stopped", rank, build()))}
     facts["mixed"] = mixed_norm()

@@ -1,4 +1,4 @@
-"""EMA on two processes: replicated (DDP) and sharded (FSDP2) parameters, and their checkpoints on one."""
+"""EMA on two processes: replicated (DDP) and sharded (FSDP1, FSDP2) parameters, and their checkpoints on one."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +62,7 @@ def test_two_processes_average_as_one_does(seen: Seen, strategy: str) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_prediction_without_distributed_training(seen: Seen, strategy: str, tmp_path: Path) -> None:
     checkpoint = seen.folder / strategy / "epoch=2.ckpt"
-    if strategy == "fsdp2_sharded":
+    if strategy.endswith("_sharded"):
         # As `python -m lightning.fabric.utilities.consolidate_checkpoint` does.
         torch.save(_load_distributed_checkpoint(checkpoint), tmp_path / "one_file.ckpt")
         checkpoint = tmp_path / "one_file.ckpt"

@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -384,9 +384,12 @@ def test_average_of_a_parameter_that_the_module_does_not_have(tmp_path: Path) ->
 
 
 def test_strategy_that_hides_parameters() -> None:
-    # A Trainer takes this one with a GPU only.
-    hides: Any = SimpleNamespace(strategy=FSDPStrategy())
-    with pytest.raises(MisconfigurationException, match=r"under FSDPStrategy.* use ModelParallelStrategy"):
+    class Hidden(DeepSpeedStrategy):
+        def __init__(self) -> None:
+            """Without the library."""
+
+    hides: Any = SimpleNamespace(strategy=Hidden())
+    with pytest.raises(MisconfigurationException, match=r"under Hidden.* use FSDP or DDP"):
         EMA().setup(hides, Regression(), "fit")
 
 

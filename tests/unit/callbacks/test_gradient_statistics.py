@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
 from lightning_action.callbacks import GradientStatistics, NonFiniteGradientWarning
@@ -323,7 +323,7 @@ def test_a_module_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_strategy_that_hides_gradients_is_refused() -> None:
-    class Hidden(FSDPStrategy):
+    class Hidden(DeepSpeedStrategy):
         def __init__(self) -> None:
             pass
 

@@ -3,8 +3,9 @@
 import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.demos.boring_classes import BoringModel
+from torch import nn
 
-from lightning_action.callbacks.part_names import check_parts_exist, is_in
+from lightning_action.callbacks.part_names import check_parts_exist, is_in, named_modules, named_parameters
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,14 @@ from lightning_action.callbacks.part_names import check_parts_exist, is_in
 def test_names_and_patterns(name: str, part: str, expected: bool) -> None:
     assert is_in(name, [part]) == expected
     assert is_in(name, ["elsewhere", part]) == expected
+
+
+def test_wrappers_do_not_show_in_names() -> None:
+    plain, wrapped = nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Module())
+    wrapped[0].add_module("_fsdp_wrapped_module", nn.Module())
+    wrapped[0]._fsdp_wrapped_module.add_module("_checkpoint_wrapped_module", plain[0])  # type: ignore[union-attr, operator]
+    assert dict(named_parameters(wrapped)) == dict(plain.named_parameters())
+    assert dict(named_modules(wrapped)) == dict(plain.named_modules()) | {"": wrapped}
 
 
 def test_part_that_nothing_has() -> None:

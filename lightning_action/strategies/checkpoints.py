@@ -1,0 +1,157 @@
+"""Checkpoints of sharded fits: folders and files that any number of devices goes on with, sharded or not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+from torch.optim import Optimizer
+
+Path_ = str | Path
+_METADATA = "meta.pt"
+
+
+class ShardedCheckpoints(ParallelStrategy):
+    """Reads and writes checkpoints of parameters that FSDP1 or FSDP2 has sharded; the first base of a strategy.
+
+    A checkpoint is written beside its place and moved there when it is whole. A folder is of torch's distributed
+    checkpoint format, laid out as Lightning's `ModelParallelStrategy` does; a file is what one device would write.
+    """
+
+    save_distributed_checkpoint: bool
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Shards, or the whole on rank 0."""
+        state: dict[str, Any] = get_model_state_dict(self._sharded, options=self._options)
+        return state if self.save_distributed_checkpoint or self.global_rank == 0 else {}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Shards by name, or on rank 0 the whole as torch's optimizers number it."""
+        if isinstance(optimizer, LightningOptimizer):
+            optimizer = optimizer.optimizer
+        named = get_optimizer_state_dict(self._sharded, optimizer, options=self._options)
+        if self.save_distributed_checkpoint:
+            return named
+        numbers = {name: number for number, name in enumerate(self._names_of_parameters(optimizer))}
+        return _renamed(named, numbers) if self.global_rank == 0 else {}
+
+    def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
+        """`load_checkpoint` has done it."""
+
+    def load_optimizer_state_dict(self, checkpoint: Any) -> None:
+        """`load_checkpoint` has done it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Path_, storage_options: Any | None = None) -> None:
+        """Write a folder or a file.
+
+        Raises:
+            TypeError: there are storage options, which folders have no use for.
+        """
+        if storage_options is not None:
+            raise TypeError(f"{type(self).__name__} takes no storage_options, got {storage_options!r}")
+        path = Path(self.broadcast(str(filepath)))
+        temporary = path.with_name(f".{path.name}-being-written")
+        if self.global_rank == 0:
+            _remove(temporary)
+        self.barrier()
+        if self.save_distributed_checkpoint:
+            self._write_folder(checkpoint, temporary)
+        elif self.global_rank == 0:
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(checkpoint, temporary)
+        self.barrier()
+        if self.global_rank == 0:
+            _move_into_place(temporary, path)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Path_, weights_only: bool | None = None) -> dict[str, Any]:
+        """A folder of any number of ranks, or a single file, of a sharded run or not."""
+        path = Path(self.broadcast(str(checkpoint_path)))
+        return self._load_folder(path) if path.is_dir() else self._load_file(path)
+
+    def _write_folder(self, checkpoint: dict[str, Any], path: Path) -> None:
+        state = {"state_dict": checkpoint.pop("state_dict")}
+        state |= {f"optimizer_{index}": each for index, each in enumerate(checkpoint.pop("optimizer_states", []))}
+        save_shards(state, checkpoint_id=path)
+        if self.global_rank == 0:
+            torch.save(checkpoint, path / _METADATA)
+
+    def _load_folder(self, path: Path) -> dict[str, Any]:
+        state = {"state_dict": get_model_state_dict(self._sharded)}
+        load_shards(state, checkpoint_id=path)
+        set_model_state_dict(self._sharded, state["state_dict"])
+        for index, optimizer in enumerate(self.optimizers):
+            named = {f"optimizer_{index}": get_optimizer_state_dict(self._sharded, optimizer)}
+            load_shards(named, checkpoint_id=path)
+            set_optimizer_state_dict(self._sharded, optimizer, named[f"optimizer_{index}"])
+        checkpoint: dict[str, Any] = torch.load(path / _METADATA, weights_only=True)
+        return checkpoint
+
+    def _load_file(self, path: Path) -> dict[str, Any]:
+        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(self._sharded, checkpoint.pop("state_dict"), options=options)
+        for optimizer, numbered in zip(self.optimizers, checkpoint.pop("optimizer_states", []), strict=False):
+            names = dict(enumerate(self._names_of_parameters(optimizer)))
+            set_optimizer_state_dict(self._sharded, optimizer, _renamed(numbered, names), options=options)
+        return checkpoint
+
+    @property
+    def _sharded(self) -> nn.Module:
+        assert self.model is not None
+        return self.model
+
+    @property
+    def _options(self) -> StateDictOptions:
+        # On CPU, FSDP1 takes offloading for a reason not to copy, and frees what it has given.
+        whole = not self.save_distributed_checkpoint
+        return StateDictOptions(full_state_dict=whole, cpu_offload=self.root_device.type != "cpu")
+
+    def _names_of_parameters(self, optimizer: Optimizer) -> list[str]:
+        """In the order in which an optimizer numbers its parameters."""
+        module = self.lightning_module
+        assert module is not None
+        names = {parameter: name.replace("_fsdp_wrapped_module.", "") for name, parameter in module.named_parameters()}
+        return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
+    """An optimizer's state with other keys for its parameters."""
+    return {
+        "state": {names[key]: value for key, value in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [names[key] for key in group["params"]]} for group in state["param_groups"]
+        ],
+    }
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    """Replace what stands at `path`; where folders are involved that takes two steps, so the old one is set aside."""
+    old = path.with_name(f".{path.name}-old")
+    _remove(old)
+    if path.is_dir() or (path.exists() and temporary.is_dir()):
+        os.replace(path, old)
+    os.replace(temporary, path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
