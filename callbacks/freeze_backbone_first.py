@@ -338,7 +338,7 @@ class FreezeBackboneFirst(Callback):
         if not self._parameters:
             raise MisconfigurationException(
                 f"No parameter of {quoted(self.backbone)} requires grad when the fit starts, so there is nothing to"
-                " unfreeze later. Leave the freezing to FreezeBackboneFirst."
+                " unfreeze later. Leave the freezing to FreezeBackboneFirst, or remove this one."
             )
         if not self._groups:
             raise MisconfigurationException(

@@ -120,7 +120,10 @@ class ActionVideoModule(L.LightningModule):
                 "expected action_dropout_prob in [0, 1] and loss_weighting bell or uniform, got "
                 f"{action_dropout_prob} and {loss_weighting!r}"
             )
-        self._factories = Factories(generator, action_projection, action_module, lora, schema, seed)
+        trains = optimization.train_backbone
+        if not (trains or action_projection or action_module or lora):
+            raise ValueError("nothing would train: optimization.train_backbone is false, and there is no projection")
+        self._factories = Factories(generator, action_projection, action_module, lora, schema, trains, seed)
         self.initial_weights = InitialWeights(pretrained, pretrained_lora, adapter, any_base)
         self.frozen = FrozenParts(text_encoder(), vae())
         if schema.temporal_compression_ratio != self.frozen.vae.temporal_compression_ratio:
@@ -192,10 +195,11 @@ class ActionVideoModule(L.LightningModule):
         settings = self.optimization
         action = nn.ModuleList(part for part in (self.action_projection, self.action_module) if part is not None)
         lora, backbone = split_parameters(self.generator)
+        trained = [parameter for parameter in backbone.values() if parameter.requires_grad]
         groups: list[dict[str, Any]] = [
             {"name": "action", "lr": settings.action_learning_rate, "params": list(action.parameters())},
             {"name": "lora", "lr": settings.lora_learning_rate, "params": list(lora.values())},
-            {"name": "backbone", "lr": settings.backbone_learning_rate, "params": list(backbone.values())},
+            {"name": "backbone", "lr": settings.backbone_learning_rate, "params": trained},
         ]
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]], betas=settings.betas, weight_decay=settings.weight_decay

@@ -14,7 +14,7 @@ from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
 from lightning_action.adapter import load_adapter
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.lora import LoRASettings, init_lora, inject_lora
+from lightning_action.lora import LoRASettings, init_lora, inject_lora, split_parameters
 from lightning_action.pretrained import LoadReport, load_generator
 from lightning_action.seeding import generator_for, mix_seed
 from lightning_action.sharding import Sharding, shard, shard_generator
@@ -34,6 +34,7 @@ class Factories:
         action_module: infers actions; None for none.
         lora: LoRA layers on the generator; None for none.
         schema: what an action is.
+        train_backbone: False freezes the generator's own weights.
         seed: of initial weights; each network has its own, so that none depends on how another was built.
     """
 
@@ -42,6 +43,7 @@ class Factories:
     action_module: Callable[[], nn.Module] | None
     lora: LoRASettings | None
     schema: ActionSchema
+    train_backbone: bool
     seed: int
 
     def build_generator(self, mesh: DeviceMesh | None, sharding: Sharding, weights_follow: bool) -> CausalWanModel:
@@ -58,6 +60,9 @@ class Factories:
         if self.lora is not None:
             with _seeded(self.seed, _LORA):
                 inject_lora(generator, self.lora)
+        if not self.train_backbone:
+            for parameter in split_parameters(generator)[1].values():
+                parameter.requires_grad_(False)
         if mesh is not None:
             shard_generator(generator, mesh, sharding)
         if weights_follow:

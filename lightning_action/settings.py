@@ -67,6 +67,8 @@ class Optimization:
         decay_fraction: share of `max_steps` at the end over which both fall linearly to zero.
         weight_decay: decoupled.
         betas: of AdamW.
+        train_backbone: False freezes the generator's own weights for good, which saves their gradients and moments;
+            actions and LoRA layers train.
     """
 
     action_learning_rate: float = 1e-3
@@ -76,6 +78,7 @@ class Optimization:
     decay_fraction: float = 0.3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
+    train_backbone: bool = True
 
     def learning_rate_factor(self, step: int, num_steps: float) -> float:
         """Warm-up, plateau, linear decay; `num_steps` may be infinite, then there is no decay."""

@@ -306,7 +306,8 @@ def test_every_config_is_listed(path: Path) -> None:
     """Each is run above, in test_sharding.py, test_overlays.py or test_wan_configs.py; a new one is added there."""
     demos = {"demo.yaml", "demo_backbone.yaml", "discrete.yaml", "own_actions.yaml"}
     real = {"wan2.1_1.3b.yaml", "wan2.1_14b.yaml", "wan2.2_5b.yaml", "longlive_action.yaml"}
-    overlays = {"ddp.yaml", "fsdp.yaml", "fsdp1.yaml", "lora.yaml", "compile.yaml", "fp8.yaml"}
+    trained = {"lora.yaml", "frozen_backbone.yaml"}
+    overlays = trained | {"ddp.yaml", "fsdp.yaml", "fsdp1.yaml", "compile.yaml", "fp8.yaml"}
     assert path.name in demos | real | overlays
     settings: Any = yaml.safe_load(path.read_text())
     assert isinstance(settings, dict)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from lightning_action.cli import main
 from lightning_action.command_line import run
 from lightning_action.generator.model import CausalWanModel
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, small
@@ -52,6 +53,34 @@ def test_lora_trains_in_three_states(backbone: Path, tmp_path: Path) -> None:
     released = torch.load(checkpoint(backbone)[12:], weights_only=True)["state_dict"]
     name = "generator.blocks.1.ffn.2.{}weight"
     assert torch.equal(states[1][name.format("base_layer.")], released[name.format("")])
+
+
+@pytest.mark.parametrize("lora", [(), ("--model.lora.rank=3",)], ids=["without_lora", "with_lora"])
+def test_a_frozen_backbone_has_no_optimizer_state_and_fits_into_an_adapter(
+    backbone: Path, tmp_path: Path, lora: tuple[str, ...]
+) -> None:
+    frozen = [CONFIGS / "frozen_backbone.yaml"]
+    more = (*lora, *pretrained(backbone), f"--trainer.default_root_dir={tmp_path}")
+    run(stacked("fit", tmp_path, frozen, "--trainer.max_steps=3", "--trainer.limit_val_batches=0", *more))
+    saved = torch.load(checkpoint(tmp_path)[12:], weights_only=True)
+    (optimizer,) = saved["optimizer_states"]
+    trained = ["action", "lora"] if lora else ["action"]
+    assert [group["name"] for group in optimizer["param_groups"]] == trained
+    moved = {part_of(name) for name, value in saved["state_dict"].items() if is_new(backbone, name, value)}
+    assert moved == set(trained)
+    (config,) = (tmp_path / "lightning_logs").glob("*/config_fit.yaml")
+    adapter = ("--format=adapter", f"--output={tmp_path / 'adapter.safetensors'}")
+    main(["export", f"--config={config}", checkpoint(tmp_path), *adapter])
+    use = (f"--model.adapter={tmp_path / 'adapter.safetensors'}", *more, WRITER)
+    run(stacked("predict", tmp_path, [], *use))
+    assert (tmp_path / "predictions" / "000002.mp4").is_file()
+
+
+def is_new(backbone: Path, name: str, value: torch.Tensor) -> bool:
+    if ".lora_" in name:
+        return ".lora_B." in name and bool(value.any())
+    released = torch.load(checkpoint(backbone)[12:], weights_only=True)["state_dict"]
+    return not torch.equal(released[name.replace(".base_layer.", ".")], value)
 
 
 def part_of(name: str) -> str:

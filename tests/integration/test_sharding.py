@@ -185,6 +185,30 @@ def test_three_states_with_lora_averages_statistics_and_checkpointing(workshop: 
         torch.testing.assert_close(last(workshop, "lora_on")[part], one[part], atol=1e-5, rtol=0)
 
 
+FROZEN = """
+trainer:
+  callbacks: [lightning_action.callbacks.EMA]
+model:
+  lora: {rank: 3}
+  optimization: {train_backbone: false}
+"""
+
+
+def test_a_frozen_backbone_has_no_state_in_folders_either(workshop: Path) -> None:
+    (workshop / "frozen.yaml").write_text(FROZEN)
+    frozen = f"--config={workshop / 'frozen.yaml'}"
+    run(fit(workshop, "one_frozen", frozen))
+    run_on_two(fit(workshop, "frozen", frozen, EACH_HALF, *FSDP1), strategy=None)
+    start = at_step(workshop, "frozen", 12)
+    run_on_two(fit(workshop, "frozen_on", start, frozen, EACH_HALF, *FSDP, ONE_FILE), strategy=None)
+    one, two = last(workshop, "one_frozen"), last(workshop, "frozen_on")
+    for part in ("state_dict", "ema_state_dict"):
+        torch.testing.assert_close(two[part], one[part], atol=1e-5, rtol=0)
+    torch.testing.assert_close(two["optimizer_states"][0]["state"], one["optimizer_states"][0]["state"])
+    trained = [name for name in one["state_dict"] if name.startswith("action_projection") or ".lora_" in name]
+    assert len(one["optimizer_states"][0]["state"]) == len(trained) < len(one["state_dict"])
+
+
 def predict(workshop: Path, name: str, *more: str) -> list[str]:
     """Five videos of five lengths, which Lightning's own sampler shares out unevenly."""
     videos = "data: {class_path: tests.integration.uneven_videos.UnevenVideos}"

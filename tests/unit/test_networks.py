@@ -51,6 +51,7 @@ def factories(**changes: Any) -> Factories:
         "action_module": lambda: nn.Linear(3, 2),
         "lora": None,
         "schema": SCHEMA,
+        "train_backbone": True,
         "seed": 4,
     }
     return Factories(**{**settings, **changes})
@@ -93,6 +94,17 @@ def test_lora_starts_as_the_identity_from_the_seed_alone() -> None:
     down = {name: tensor for name, tensor in states[0].items() if "lora_A" in name}
     assert up and not any(tensor.any() for tensor in up.values())
     assert down and all(tensor.any() and not torch.equal(tensor, states[2][name]) for name, tensor in down.items())
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["without_lora", "with_lora"])
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_backbone_that_never_trains(weights: str, mesh: DeviceMesh, lora: LoRASettings | None, follow: bool) -> None:
+    for each in (None, mesh):
+        generator = factories(lora=lora, train_backbone=False).build_generator(each, SHARDING, follow)
+        if follow:
+            initial(generator=weights).load(generator, None, SCHEMA)
+        trained = {name for name, parameter in generator.named_parameters() if parameter.requires_grad}
+        assert bool(trained) == (lora is not None) and all(".lora_" in name for name in trained)
 
 
 def test_no_network_depends_on_how_another_was_built() -> None:
