@@ -124,7 +124,13 @@ def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
             f"{verb} needs trained weights: name them with --ckpt_path, for example runs/demo/checkpoints/last.ckpt, "
             "or with --model.pretrained and --model.adapter"
         )
-    if "://" not in ckpt_path and not Path(ckpt_path).exists():
+    path = Path(ckpt_path)
+    if "://" not in ckpt_path and not path.exists():
+        if (left := path.with_name(f".{path.name}-old")).exists():
+            raise FileNotFoundError(
+                f"no checkpoint at {ckpt_path!r}: a run that was killed while it replaced it left it as {str(left)!r}; "
+                "give it its name back"
+            )
         raise FileNotFoundError(f"no checkpoint at {ckpt_path!r}: train one with `fit`, or correct --ckpt_path")
     if Path(ckpt_path).is_file() and not zipfile.is_zipfile(ckpt_path):
         raise ValueError(f"{ckpt_path!r} is not a whole checkpoint: was it cut off while it was written or copied?")

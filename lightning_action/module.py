@@ -155,11 +155,10 @@ class ActionVideoModule(L.LightningModule):
         """Read the frozen parts, and find or fit what a new run starts from; checkpoints bring their own.
 
         Raises:
-            ValueError: sharded LoRA should be exported.
+            ValueError: sharded weights should be quantized, or exported with LoRA.
         """
-        sharded = self._device_mesh is not None or isinstance(self.trainer.strategy, FSDPStrategy)
-        if stage == "fit" and self.export_weights and self._factories.lora and sharded:
-            raise ValueError("export_weights cannot merge sharded LoRA: use `export` with the checkpoint afterwards")
+        if self._device_mesh is not None or isinstance(self.trainer.strategy, FSDPStrategy):
+            self._require_shardable(stage)
         self.frozen.load()
         self._resumes = self.trainer.ckpt_path is not None
         self._starts_from_weights = not self._resumes and self.initial_weights.generator is not None
@@ -406,6 +405,15 @@ class ActionVideoModule(L.LightningModule):
             self.device,
             self.sharding.compute_dtype if is_sharded(self.generator) else weight.dtype,
         )
+
+    def _require_shardable(self, stage: str) -> None:
+        if stage == "fit" and self.export_weights and self._factories.lora:
+            raise ValueError("export_weights cannot merge sharded LoRA: use `export` with the checkpoint afterwards")
+        if stage == "predict" and self.acceleration.quantization is not None:
+            raise ValueError(
+                "acceleration.quantization needs whole weights: predict with `--trainer.strategy ddp`, not FSDP, "
+                "or without quantization"
+            )
 
     def _new_obedience_test(self, split: Literal["validation", "test"]) -> ObedienceTest:
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]

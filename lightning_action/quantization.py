@@ -20,6 +20,7 @@ def quantize_layers(layers: nn.ModuleList, quantization: Quantization) -> None:
 
     Raises:
         ImportError: torchao is not installed.
+        RuntimeError: this device does not multiply in float8.
     """
     try:
         from torchao import quantization as torchao
@@ -30,4 +31,10 @@ def quantize_layers(layers: nn.ModuleList, quantization: Quantization) -> None:
         "fp8_weight_only": torchao.Float8WeightOnlyConfig,
         "int8_weight_only": torchao.Int8WeightOnlyConfig,
     }
-    torchao.quantize_(layers, configs[quantization]())
+    try:
+        torchao.quantize_(layers, configs[quantization]())
+    except AssertionError as error:
+        raise RuntimeError(
+            f"{quantization} does not work on this device ({error}): use fp8_weight_only or int8_weight_only, which "
+            "save memory, or no quantization"
+        ) from error

@@ -143,8 +143,8 @@ def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
 def _move_into_place(temporary: Path, path: Path) -> None:
     """Replace what stands at `path`; where folders are involved that takes two steps, so the old one is set aside."""
     old = path.with_name(f".{path.name}-old")
-    _remove(old)
     if path.is_dir() or (path.exists() and temporary.is_dir()):
+        _remove(old)
         os.replace(path, old)
     os.replace(temporary, path)
     _remove(old)

@@ -16,7 +16,9 @@ from lightning_action.callbacks import FreezeBackboneFirst
 from lightning_action.data import MovingSpriteWorld, SpriteDataModule
 from lightning_action.frozen.text import HashingTextEncoder
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.lora import LoRASettings
 from lightning_action.settings import Acceleration, Optimization, Sampling
+from lightning_action.strategies import FSDP1Strategy, FSDP2Strategy
 from tests.helpers import fill
 
 LATENTS = 5
@@ -74,6 +76,21 @@ def ready(**changes: Any) -> tuple[ActionVideoModule, dict[str, Any]]:
     if module.action_projection is not None:
         fill(module.action_projection)
     return module.eval(), source.dataset("test").batch([0, 4])
+
+
+@pytest.mark.parametrize("strategy", [FSDP1Strategy, FSDP2Strategy])
+def test_what_sharded_weights_do_not_allow_is_refused_before_the_run(tmp_path: Path, strategy: Any) -> None:
+    module = build(lora=LoRASettings(rank=2, target_modules=["q"]), export_weights=True)
+    with pytest.raises(ValueError, match="export_weights cannot merge sharded LoRA"):
+        trainer(tmp_path, strategy=strategy()).fit(module, data())
+    module = build(acceleration=Acceleration(quantization="int8_weight_only"))
+    with pytest.raises(ValueError, match="quantization needs whole weights: predict with `--trainer.strategy ddp`"):
+        trainer(tmp_path, strategy=strategy()).predict(module, data())
+
+
+def test_something_must_train() -> None:
+    with pytest.raises(ValueError, match="nothing would train"):
+        build(action_projection=None, optimization=Optimization(train_backbone=False))
 
 
 def trainer(folder: Path, **changes: Any) -> L.Trainer:

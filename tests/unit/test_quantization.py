@@ -25,7 +25,7 @@ def test_layers_compute_nearly_the_same_with_8_bit_weights(quantization: Quantiz
 
 
 def test_dynamic_float8_needs_a_gpu() -> None:
-    with pytest.raises(AssertionError, match="compute capability"):
+    with pytest.raises(RuntimeError, match="fp8_dynamic does not work on this device .*compute capability"):
         quantize_layers(small_generator().blocks, "fp8_dynamic")
 
 

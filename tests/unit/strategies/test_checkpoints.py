@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_action.command_line import require_checkpoint
 from lightning_action.sharding import Sharding, shard
 from lightning_action.strategies import FSDP1Strategy, FSDP2Strategy
 
@@ -103,6 +105,31 @@ def test_a_save_that_fails_leaves_the_previous_checkpoint(
     with pytest.raises(CheckpointException, match="ZeroDivisionError"):
         trainer.save_checkpoint(path)
     assert sorted(item.name for item in path.iterdir()) == before
+
+
+def test_killed_between_two_renames_the_previous_checkpoint_is_there_and_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, old = tmp_path / "a.ckpt", tmp_path / ".a.ckpt-old"
+    fit(tmp_path, FSDP2Strategy(), steps=1).save_checkpoint(path)
+    before = sorted(item.name for item in path.iterdir())
+    trainer = fit(tmp_path, FSDP2Strategy(), steps=2)
+    rename = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if target == path:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save_checkpoint(path)
+    monkeypatch.undo()
+    assert not path.exists() and sorted(item.name for item in old.iterdir()) == before
+    with pytest.raises(FileNotFoundError, match=r"killed while it replaced it left it as '.*/\.a\.ckpt-old'"):
+        require_checkpoint("predict", str(path))
+    fit(tmp_path, FSDP2Strategy(), steps=3, ckpt_path=old).save_checkpoint(path)
+    assert [item.name for item in tmp_path.iterdir()] == ["a.ckpt"]
 
 
 @SHARDED
