@@ -1,0 +1,27 @@
+"""The benchmark of the memory of each rank, at a small size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import sharded_loading
+
+
+@pytest.mark.distributed
+def test_no_rank_ever_holds_the_whole(tmp_path: Path) -> None:
+    sharded_loading.main(["--tiny", "--folder", str(tmp_path), "--json", str(tmp_path / "x.json")])
+    results = json.loads((tmp_path / "x.json").read_text())
+    whole = results["whole"]["added_to_file"]
+    assert whole > 0.95, "the control"
+    for strategy in ("fsdp1", "fsdp2"):
+        # A half, and of so small a model one layer of ten and the pages of the file that are mapped.
+        assert 0.5 <= results[strategy]["added_to_file"] < 0.85 * whole
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_what_fails_on_a_rank_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="building with whole failed:\n.*"):
+        sharded_loading.measure({**sharded_loading.TINY, "num_heads": 7, "dim": 42}, 0, tmp_path)
