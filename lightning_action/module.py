@@ -191,22 +191,11 @@ class ActionVideoModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the groups `action`, `lora` and `backbone`, whichever of them is frozen at the time."""
-        settings = self.optimization
         action = nn.ModuleList(part for part in (self.action_projection, self.action_module) if part is not None)
         lora, backbone = split_parameters(self.generator)
-        trained = [parameter for parameter in backbone.values() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"name": "action", "lr": settings.action_learning_rate, "params": list(action.parameters())},
-            {"name": "lora", "lr": settings.lora_learning_rate, "params": list(lora.values())},
-            {"name": "backbone", "lr": settings.backbone_learning_rate, "params": trained},
-        ]
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], betas=settings.betas, weight_decay=settings.weight_decay
-        )
+        trained = (parameter for parameter in backbone.values() if parameter.requires_grad)
         num_steps = float(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: settings.learning_rate_factor(step, num_steps)
-        )
+        optimizer, scheduler = self.optimization.build(action.parameters(), lora.values(), trained, num_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -235,10 +224,16 @@ class ActionVideoModule(L.LightningModule):
         """Floating-point operations of the last training step on this device, if all weights train; 0 before it."""
         return 0.0 if self._trained_on is None else self.world_model.training_flops(self._trained_on)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss at fixed noise, its gap to the loss under other actions, and on the first batch a rollout."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Loss at fixed noise, its gap to the loss under other actions, and on the first batch a rollout.
+
+        Returns:
+            For callbacks: `loss_per_frame` and `timestep` under the true actions, as `training_step` does, for several
+            draws of noise beside each other.
+        """
         size = len(batch["video"])
-        losses = self.matched_losses(batch)
+        matched = self.world_model.matched_losses(batch)
+        losses = {name: loss.per_sample for name, loss in matched.items()}
         self._log_validation("loss", losses["true"].mean(), size, prog_bar=True)
         if "other" in losses:
             gap = (losses["other"] - losses["true"]) / losses["true"]
@@ -250,6 +245,7 @@ class ActionVideoModule(L.LightningModule):
             test.step(few)
             for name, value in test.compute("model").items():
                 self._log_validation(f"rollout/{name}", value, size)
+        return {"loss_per_frame": matched["true"].per_frame, "timestep": matched["true"].timestep}
 
     def on_test_start(self) -> None:
         self._obedience = self._new_obedience_test("test")
@@ -336,8 +332,8 @@ class ActionVideoModule(L.LightningModule):
         yield from self.world_model.stream_latents(batch, self.sampling)
 
     def matched_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """See `WorldModel.matched_losses`."""
-        return self.world_model.matched_losses(batch)
+        """Losses `[B]` by name, see `WorldModel.matched_losses`."""
+        return {name: loss.per_sample for name, loss in self.world_model.matched_losses(batch).items()}
 
     def predict_velocity(self, batch: Batch, timestep: float, seed: int) -> tuple[Tensor, Tensor]:
         """See `WorldModel.predict_velocity`."""

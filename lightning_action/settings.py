@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.samplers import Sampler, euler, few_step
@@ -79,6 +84,30 @@ class Optimization:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     train_backbone: bool = True
+
+    def build(
+        self,
+        action: Iterable[nn.Parameter],
+        lora: Iterable[nn.Parameter],
+        backbone: Iterable[nn.Parameter],
+        num_steps: float,
+    ) -> tuple[AdamW, LambdaLR]:
+        """AdamW over the groups `action`, `lora` and `backbone`, those that are not empty, and what schedules it.
+
+        Args:
+            action: of the action projection (and action module).
+            lora: of LoRA layers.
+            backbone: of the generator, without those that never train.
+            num_steps: optimizer steps of the fit, may be infinite.
+        """
+        groups: list[dict[str, Any]] = [
+            {"name": "action", "lr": self.action_learning_rate, "params": list(action)},
+            {"name": "lora", "lr": self.lora_learning_rate, "params": list(lora)},
+            {"name": "backbone", "lr": self.backbone_learning_rate, "params": list(backbone)},
+        ]
+        trained = [group for group in groups if group["params"]]
+        optimizer = AdamW(trained, betas=self.betas, weight_decay=self.weight_decay)
+        return optimizer, LambdaLR(optimizer, lambda step: self.learning_rate_factor(step, num_steps))
 
     def learning_rate_factor(self, step: int, num_steps: float) -> float:
         """Warm-up, plateau, linear decay; `num_steps` may be infinite, then there is no decay."""

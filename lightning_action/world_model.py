@@ -126,16 +126,24 @@ class WorldModel:
         return batch_size * training_flops(self.generator, visibility, tokens).total
 
     @torch.no_grad()
-    def matched_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses `[B]` at the same noise and timesteps: `true` actions, those of the `other` sample, and `null`."""
+    def matched_losses(self, batch: Batch) -> dict[str, Loss]:
+        """Losses at the same noise and timesteps: `true` actions, those of the `other` sample, and `null`.
+
+        Each is the mean of several draws; of its frames there are as many as of the video in each draw.
+        """
         latents = self.encode_video(batch["video"])
         variants = {"true": batch}
         if has_actions(batch) and self.action_projection is not None:
             variants |= {"other": other_actions(batch), "null": without_actions(batch)}
 
-        def average(variant: Batch) -> Tensor:
+        def average(variant: Batch) -> Loss:
             draws = [self._randoms(batch, _VALIDATION_STREAM, draw) for draw in range(_NUM_LOSS_DRAWS)]
-            return torch.stack([self._loss(variant, latents, draw).per_sample for draw in draws]).mean(dim=0)
+            losses = [self._loss(variant, latents, draw) for draw in draws]
+            return Loss(
+                torch.stack([loss.per_sample for loss in losses]).mean(dim=0),
+                torch.cat([loss.per_frame for loss in losses], dim=1),
+                torch.cat([loss.timestep for loss in losses], dim=1),
+            )
 
         return {name: average(variant) for name, variant in variants.items()}
 

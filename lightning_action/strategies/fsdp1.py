@@ -54,6 +54,8 @@ class FSDP1Strategy(ShardedCheckpoints, FSDPStrategy):
             yield
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
+        # The wrapper moves parameters alone, and a LightningModule would go on saying that it is on the CPU.
+        model.to(self.root_device)
         # Lightning leaves a module alone of which a part is wrapped, and each part would be a root of its own.
         return super()._setup_model(FullyShardedDataParallel(model, device_id=self.root_device, **self.kwargs))
 

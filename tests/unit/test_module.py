@@ -347,6 +347,16 @@ def test_a_checkpoint_brings_everything_and_refuses_another_model(tmp_path: Path
         trainer(tmp_path).predict(other_codec, datamodule=data(), ckpt_path=path)
 
 
+def test_validation_says_at_which_noise_it_measured() -> None:
+    module, batch = ready(loss_weighting="uniform")
+    matched = module.world_model.matched_losses(batch)
+    for loss in matched.values():
+        assert loss.per_frame.shape == loss.timestep.shape and len(loss.per_frame[0]) % LATENTS == 0
+        torch.testing.assert_close(loss.per_frame.mean(dim=1), loss.per_sample)
+        assert torch.equal(loss.timestep, matched["true"].timestep)
+    assert matched["true"].timestep.unique().numel() > 2 and matched["true"].timestep.min() >= 0
+
+
 def test_validation_measures_obedience(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=1, limit_val_batches=1, val_check_interval=1)
     run.fit(build(), data())

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.samplers import euler, few_step
@@ -26,6 +26,16 @@ def told_timesteps(sampling: Sampling) -> list[float]:
 
     sampling.sampler(SCHEDULE)(velocity, lambda step: torch.zeros(2, 3, 4, 5, 6))
     return asked
+
+
+def test_what_trains_has_a_group_with_its_learning_rate() -> None:
+    action, backbone = ([nn.Parameter(torch.zeros(size))] for size in (2, 3))
+    settings = Optimization(action_learning_rate=0.3, backbone_learning_rate=0.2, warmup_steps=4, betas=(0.5, 0.6))
+    optimizer, scheduler = settings.build(action, [], backbone, float("inf"))
+    groups = {group["name"]: (group["initial_lr"], group["params"], group["betas"]) for group in optimizer.param_groups}
+    assert groups == {"action": (0.3, action, (0.5, 0.6)), "backbone": (0.2, backbone, (0.5, 0.6))}
+    assert scheduler.get_last_lr() == pytest.approx([0.3 / 4, 0.2 / 4])
+    assert [group["name"] for group in settings.build(action, backbone, [], 7)[0].param_groups] == ["action", "lora"]
 
 
 def test_steps_are_euler_steps() -> None:

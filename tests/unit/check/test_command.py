@@ -56,7 +56,17 @@ def checked_as_shipped(config: Path) -> dict[str, Any]:
 def test_every_shipped_configuration_fits_its_data(config: Path) -> None:
     report = checked_as_shipped(config)
     assert report["problems"] == []
-    assert report["parameters"]["generator"]["trainable"] > 0 and len(report["shapes"]) > 5
+    trains = [numbers["trainable"] for numbers in report["parameters"].values() if numbers is not None]
+    assert max(trains) > 0 and len(report["shapes"]) > 5
+
+
+def test_a_backbone_that_never_trains_takes_no_memory_for_training() -> None:
+    frozen, trained = (checked_as_shipped(DEMO.with_name(f"{name}.yaml")) for name in ("frozen_backbone", "demo"))
+    of_projection = trained["parameters"]["action projection"]["trainable"]
+    assert frozen["parameters"]["generator"]["trainable"] == 0 < trained["parameters"]["generator"]["trainable"]
+    assert frozen["memory"]["training: gradients"] == 4 * of_projection
+    assert frozen["memory"]["training: moments of AdamW"] == 8 * of_projection
+    assert frozen["memory"]["weights, float32"] == trained["memory"]["weights, float32"]
 
 
 @pytest.mark.parametrize(
