@@ -1,6 +1,6 @@
 """Whether the actions reach the network, where, and how strongly."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -8,12 +8,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from . import log_writing
-from .collectives import copies_of_parameters
+from .collectives import copies_of_parameters, num_copies
 from .modulation_sums import SLOTS, ModulationSums, figures
 
 
@@ -187,8 +186,7 @@ class ActionModulationMonitor(Callback):
         if self.time_projection is not None:
             self._hooks.append(_require(pl_module, self.time_projection).register_forward_hook(self._see_time))
         if self.layers is not None:
-            tables = _tables(_require(pl_module, self.layers), self.layers, self.table)
-            self._tables = {table: copies[table] for table in tables}
+            self._tables = _tables(_require(pl_module, self.layers), self.layers, self.table, copies)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step = log_writing.current_step(trainer)
@@ -312,16 +310,20 @@ def _require(pl_module: LightningModule, name: str) -> nn.Module:
     return found
 
 
-def _tables(layers: nn.Module, name: str, table: str) -> Iterator[nn.Parameter]:
+def _tables(layers: nn.Module, name: str, table: str, copies: Mapping[nn.Parameter, int]) -> dict[nn.Parameter, int]:
+    tables: dict[nn.Parameter, int] = {}
     for index, layer in layers.named_children():
         parameter = getattr(layer, table, None)
-        is_whole = not isinstance(layer, FullyShardedDataParallel)
-        if not isinstance(parameter, nn.Parameter) or (is_whole and parameter.numel() % len(SLOTS)):
+        # The size of what FSDP1 leaves a rank, which holds less than a parameter of its kind would, says nothing.
+        if not isinstance(parameter, nn.Parameter) or (
+            parameter.numel() % len(SLOTS) and copies[parameter] == num_copies(parameter)
+        ):
             raise MisconfigurationException(
                 f"ActionModulationMonitor: expected a parameter of 6 D values, `{name}.{index}.{table}`, got"
                 f" {type(parameter).__name__}. Give the name of the table as table=..., or layers: null"
             )
-        yield parameter
+        tables[parameter] = copies[parameter]
+    return tables
 
 
 def _actions(arguments: list[Any], modulation: Tensor) -> Tensor | None:

@@ -45,8 +45,10 @@ def copies_of_parameters(module: nn.Module) -> dict[nn.Parameter, int]:
     copies = {parameter: num_copies(parameter) for parameter in module.parameters()}
     # From the outside in, because parameters belong to the wrapper that is nearest to them.
     for part in module.modules():
-        if isinstance(part, FullyShardedDataParallel) and part.sharding_strategy != ShardingStrategy.NO_SHARD:
-            copies |= dict.fromkeys(part.parameters(), world_size() // dist.get_world_size(part.process_group))
+        if isinstance(part, FullyShardedDataParallel):
+            is_sharded = part.sharding_strategy != ShardingStrategy.NO_SHARD
+            num_shards = dist.get_world_size(part.process_group) if is_sharded else 1
+            copies |= dict.fromkeys(part.parameters(), world_size() // num_shards)
     return copies
 
 

@@ -20,10 +20,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
 from lightning_action.checkpoints import AtomicCheckpointIO
+from lightning_action.files import set_aside
 from lightning_action.module import ActionVideoModule
+from lightning_action.strategies.checkpoints import METADATA_FILE
 
-# What Lightning puts beside the shards of a checkpoint.
-METADATA_FILE = "meta.pt"
+# In place of a checkpoint's path.
+_CHOSEN_BY_LIGHTNING = ("last", "best", "hpc", "registry")
 # Not methods of a Trainer; `cli` runs them.
 _OTHER_VERBS = (
     "Besides: `check`, a dry run of a configuration without weights or GPU, and `export`, which writes a trained "
@@ -64,7 +66,8 @@ class ActionVideoCLI(LightningCLI):
         config = self.config[self.subcommand]
         model = config.model
         has_weights = model.pretrained is not None and (model.adapter or model.action_projection is None)
-        if self.subcommand != "fit" and (config.ckpt_path is not None or not has_weights):
+        starts_without = has_weights or self.subcommand == "fit"
+        if config.ckpt_path not in _CHOSEN_BY_LIGHTNING and (config.ckpt_path is not None or not starts_without):
             require_checkpoint(self.subcommand, config.ckpt_path)
             require_strategy_for(config.ckpt_path, config.trainer.strategy)
         require_writable(config.trainer.default_root_dir or os.getcwd())
@@ -126,7 +129,7 @@ def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
         )
     path = Path(ckpt_path)
     if "://" not in ckpt_path and not path.exists():
-        if (left := path.with_name(f".{path.name}-old")).exists():
+        if (left := set_aside(path)).exists():
             raise FileNotFoundError(
                 f"no checkpoint at {ckpt_path!r}: a run that was killed while it replaced it left it as {str(left)!r}; "
                 "give it its name back"
@@ -145,8 +148,8 @@ def require_strategy_for(ckpt_path: str, strategy: Any) -> None:
     reads_folders = any(name in str(strategy) for name in ("FSDP", "ModelParallel", "fsdp"))
     if Path(ckpt_path).is_dir() and not reads_folders:
         raise ValueError(
-            f"{ckpt_path!r} is a folder of shards: stack configs/fsdp.yaml (with --trainer.devices 1 on one device), "
-            "or write it to one file with `export`"
+            f"{ckpt_path!r} is a folder of shards: stack configs/fsdp.yaml (with --trainer.devices 1 on one device; "
+            "--trainer.strategy.init_args.save_distributed_checkpoint false writes files from there on)"
         )
 
 

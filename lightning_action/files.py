@@ -18,9 +18,32 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}-{uuid4().hex}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        move_into_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Replace what stands at `path`; where folders are involved that takes two steps, so the old one is set aside."""
+    old = set_aside(path)
+    if path.is_dir() or (path.exists() and temporary.is_dir()):
+        remove(old)
+        os.replace(path, old)
+    os.replace(temporary, path)
+    remove(old)
+
+
+def set_aside(path: Path) -> Path:
+    """Where `move_into_place` leaves what stood at `path`, if it is killed between its two steps."""
+    return path.with_name(f".{path.name}-old")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def require_new_folder(path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import ShardingStrategy, fully_shard
 from torch.distributed.fsdp.wrap import wrap
 from torch.utils.data import DataLoader, Dataset
 
@@ -99,7 +99,8 @@ class SomeonesDiT(LightningModule):
                 fully_shard(part, mesh=mesh)
         # These do nothing unless FSDP1 is used.
         self.transformer.layers = nn.ModuleList(wrap(layer) for layer in self.transformer.layers)
-        self.transformer, self.action_encoder = wrap(self.transformer), wrap(self.action_encoder)
+        self.transformer = wrap(self.transformer)
+        self.action_encoder = wrap(self.action_encoder, sharding_strategy=ShardingStrategy.NO_SHARD)
 
     def forward(self, batch: dict[str, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and true velocity."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -22,8 +21,11 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.optim import Optimizer
 
+from lightning_action.files import move_into_place, remove
+
 Path_ = str | Path
-_METADATA = "meta.pt"
+# What Lightning, too, puts beside the shards of a checkpoint.
+METADATA_FILE = "meta.pt"
 
 
 class ShardedCheckpoints(ParallelStrategy):
@@ -34,6 +36,11 @@ class ShardedCheckpoints(ParallelStrategy):
     """
 
     save_distributed_checkpoint: bool
+
+    @property
+    def offloads(self) -> bool:
+        """Whether what is gathered is moved to the CPU, of rank 0 alone, tensor by tensor."""
+        return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Shards, or the whole on rank 0."""
@@ -65,9 +72,10 @@ class ShardedCheckpoints(ParallelStrategy):
         if storage_options is not None:
             raise TypeError(f"{type(self).__name__} takes no storage_options, got {storage_options!r}")
         path = Path(self.broadcast(str(filepath)))
-        temporary = path.with_name(f".{path.name}-being-written")
+        temporary = path.with_name(_temporary(path.name))
         if self.global_rank == 0:
-            _remove(temporary)
+            for unfinished in path.parent.glob(_temporary("*")):
+                remove(unfinished)
         self.barrier()
         if self.save_distributed_checkpoint:
             self._write_folder(checkpoint, temporary)
@@ -76,35 +84,47 @@ class ShardedCheckpoints(ParallelStrategy):
             torch.save(checkpoint, temporary)
         self.barrier()
         if self.global_rank == 0:
-            _move_into_place(temporary, path)
+            move_into_place(temporary, path)
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Path_, weights_only: bool | None = None) -> dict[str, Any]:
-        """A folder of any number of ranks, or a single file, of a sharded run or not."""
+        """A folder of any number of ranks, or a single file of one device or of this class.
+
+        Raises:
+            ValueError: it is of another model, or its optimizer trained other parameters.
+        """
         path = Path(self.broadcast(str(checkpoint_path)))
-        return self._load_folder(path) if path.is_dir() else self._load_file(path)
+        safely = weights_only is not False
+        try:
+            return self._load_folder(path, safely) if path.is_dir() else self._load_file(path, safely)
+        except (KeyError, ValueError, CheckpointException) as error:
+            raise ValueError(
+                f"{path} does not fit this run ({type(error).__name__}: {error}): go on with the model and the "
+                "optimizer groups it was trained with (model.lora, model.optimization.train_backbone), or begin a new "
+                "run from its weights: `export --format wan`, then model.pretrained"
+            ) from error
 
     def _write_folder(self, checkpoint: dict[str, Any], path: Path) -> None:
         state = {"state_dict": checkpoint.pop("state_dict")}
         state |= {f"optimizer_{index}": each for index, each in enumerate(checkpoint.pop("optimizer_states", []))}
         save_shards(state, checkpoint_id=path)
         if self.global_rank == 0:
-            torch.save(checkpoint, path / _METADATA)
+            torch.save(checkpoint, path / METADATA_FILE)
 
-    def _load_folder(self, path: Path) -> dict[str, Any]:
+    def _load_folder(self, path: Path, weights_only: bool) -> dict[str, Any]:
         state = {"state_dict": get_model_state_dict(self._sharded)}
         load_shards(state, checkpoint_id=path)
-        set_model_state_dict(self._sharded, state["state_dict"])
+        set_model_state_dict(self._sharded, state["state_dict"], options=StateDictOptions(strict=self._strict))
         for index, optimizer in enumerate(self.optimizers):
             named = {f"optimizer_{index}": get_optimizer_state_dict(self._sharded, optimizer)}
             load_shards(named, checkpoint_id=path)
             set_optimizer_state_dict(self._sharded, optimizer, named[f"optimizer_{index}"])
-        checkpoint: dict[str, Any] = torch.load(path / _METADATA, weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(path / METADATA_FILE, map_location="cpu", weights_only=weights_only)
         return checkpoint
 
-    def _load_file(self, path: Path) -> dict[str, Any]:
-        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=True)
-        options = StateDictOptions(full_state_dict=True)
+    def _load_file(self, path: Path, weights_only: bool) -> dict[str, Any]:
+        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        options = StateDictOptions(full_state_dict=True, strict=self._strict)
         set_model_state_dict(self._sharded, checkpoint.pop("state_dict"), options=options)
         for optimizer, numbered in zip(self.optimizers, checkpoint.pop("optimizer_states", []), strict=False):
             names = dict(enumerate(self._names_of_parameters(optimizer)))
@@ -117,10 +137,13 @@ class ShardedCheckpoints(ParallelStrategy):
         return self.model
 
     @property
+    def _strict(self) -> bool:
+        return self.lightning_module is None or self.lightning_module.strict_loading
+
+    @property
     def _options(self) -> StateDictOptions:
-        # On CPU, FSDP1 takes offloading for a reason not to copy, and frees what it has given.
         whole = not self.save_distributed_checkpoint
-        return StateDictOptions(full_state_dict=whole, cpu_offload=self.root_device.type != "cpu")
+        return StateDictOptions(full_state_dict=whole, cpu_offload=self.offloads)
 
     def _names_of_parameters(self, optimizer: Optimizer) -> list[str]:
         """In the order in which an optimizer numbers its parameters."""
@@ -128,6 +151,10 @@ class ShardedCheckpoints(ParallelStrategy):
         assert module is not None
         names = {parameter: name.replace("_fsdp_wrapped_module.", "") for name, parameter in module.named_parameters()}
         return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _temporary(name: str) -> str:
+    return f".{name}-being-written"
 
 
 def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
@@ -138,20 +165,3 @@ def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
             {**group, "params": [names[key] for key in group["params"]]} for group in state["param_groups"]
         ],
     }
-
-
-def _move_into_place(temporary: Path, path: Path) -> None:
-    """Replace what stands at `path`; where folders are involved that takes two steps, so the old one is set aside."""
-    old = path.with_name(f".{path.name}-old")
-    if path.is_dir() or (path.exists() and temporary.is_dir()):
-        _remove(old)
-        os.replace(path, old)
-    os.replace(temporary, path)
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -22,9 +22,9 @@ from lightning_action.strategies.checkpoints import ShardedCheckpoints
 class FSDP1Strategy(ShardedCheckpoints, FSDPStrategy):
     """Lightning's `FSDPStrategy`, also on CPU (gloo), with clipping by norm and with the checkpoints of FSDP2.
 
-    The LightningModule wraps its parts in `configure_model` with `torch.distributed.fsdp.wrap.wrap`, as
-    `ActionVideoModule` does; what it left is wrapped with the module itself. A checkpoint goes on under
-    `FSDP2Strategy`, and in a single file on one device, and theirs go on here.
+    The LightningModule wraps all its parts in `configure_model` with `torch.distributed.fsdp.wrap.wrap`, as
+    `ActionVideoModule` does. A checkpoint goes on under `FSDP2Strategy`, and in a single file on one device, and theirs
+    go on here.
 
     Args:
         save_distributed_checkpoint: each rank writes its own shard into a folder; False gathers everything on rank 0,
@@ -42,6 +42,11 @@ class FSDP1Strategy(ShardedCheckpoints, FSDPStrategy):
         super().__init__(process_group_backend=process_group_backend, timeout=timeout)
         self.save_distributed_checkpoint = save_distributed_checkpoint
 
+    @property
+    def offloads(self) -> bool:
+        # On CPU, FSDP1 takes it for a reason not to copy, and frees what it has given.
+        return bool(self.root_device.type != "cpu")
+
     def setup_environment(self) -> None:
         super().setup_environment()
         # With a mesh, shards are DTensors in state dicts, as those of FSDP2 are.
@@ -56,7 +61,8 @@ class FSDP1Strategy(ShardedCheckpoints, FSDPStrategy):
     def _setup_model(self, model: nn.Module) -> nn.Module:
         # The wrapper moves parameters alone, and a LightningModule would go on saying that it is on the CPU.
         model.to(self.root_device)
-        # Lightning leaves a module alone of which a part is wrapped, and each part would be a root of its own.
+        _require_wrapped(model)
+        # Lightning leaves a module alone of which parts are wrapped, and each part would be a root of its own.
         return super()._setup_model(FullyShardedDataParallel(model, device_id=self.root_device, **self.kwargs))
 
     @FSDPStrategy.precision_plugin.setter  # type: ignore[attr-defined]
@@ -72,6 +78,18 @@ class FSDP1Strategy(ShardedCheckpoints, FSDPStrategy):
                 "and model.sharding.param_dtype says in what is computed"
             )
         self._precision_plugin = None if plugin is None else _Precision(self)
+
+
+def _require_wrapped(model: nn.Module) -> None:
+    """Refuse parameters that the outermost wrapper would flatten: it is another one in each run of the Trainer."""
+    parts = [part for part in model.modules() if isinstance(part, FullyShardedDataParallel)]
+    wrapped = {parameter for part in parts for parameter in part.parameters()}
+    left = [name for name, parameter in model.named_parameters() if parameter not in wrapped]
+    if left:
+        raise MisconfigurationException(
+            f"expected every parameter to be in a part that is wrapped, but {len(left)} are not, {left[0]} first: wrap "
+            "the modules that are called in configure_model, with torch.distributed.fsdp.wrap.wrap"
+        )
 
 
 class _Precision(FSDPPrecision):

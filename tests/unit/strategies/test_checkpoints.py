@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.fsdp.wrap import wrap
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_action.command_line import require_checkpoint
@@ -27,7 +28,8 @@ class TwoParts(L.LightningModule):
 
     def configure_model(self) -> None:
         torch.manual_seed(0)
-        self.wide, self.narrow = nn.Linear(3, 5), nn.Linear(5, 2)
+        # Which wraps them under FSDP1 alone.
+        self.wide, self.narrow = wrap(nn.Linear(3, 5)), wrap(nn.Linear(5, 2))
         if self._device_mesh is not None:
             mesh = self._device_mesh["data_parallel"]
             for part in (self.wide, self.narrow):

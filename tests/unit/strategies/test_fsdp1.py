@@ -19,12 +19,14 @@ from lightning_action.strategies import FSDP1Strategy
 
 
 class Wrapping(BoringModel):
-    """One part is wrapped by the module, another left to the strategy."""
+    """Its parts are wrapped, unless one is forgotten."""
+
+    forgets = False
 
     def configure_model(self) -> None:
         torch.manual_seed(3)
         self.layer = wrap(nn.Linear(32, 7))
-        self.rest = nn.Linear(7, 2)
+        self.rest = nn.Linear(7, 2) if self.forgets else wrap(nn.Linear(7, 2))
 
     def train_dataloader(self) -> Any:
         return DataLoader(torch.linspace(-1, 1, 3 * 2 * 32).view(6, 32), batch_size=2)
@@ -59,3 +61,10 @@ def test_it_trains_as_without_and_clips_by_norm(tmp_path: Path, clipping: dict[s
 def test_other_precisions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match="needs trainer.precision 32-true, got bf16-mixed"):
         trainer(tmp_path, FSDP1Strategy(), precision="bf16-mixed")
+
+
+def test_every_parameter_must_be_wrapped(tmp_path: Path) -> None:
+    module = Wrapping()
+    module.forgets = True
+    with pytest.raises(MisconfigurationException, match=r"2 are not, rest.weight first: .*fsdp.wrap.wrap"):
+        trainer(tmp_path, FSDP1Strategy()).fit(module)
