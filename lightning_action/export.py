@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
 from lightning_action.adapter import write_adapter
 from lightning_action.command_line import load_module
@@ -19,6 +20,7 @@ from lightning_action.generator.model import CausalWanModel
 from lightning_action.lora import base_state_dict, merged_state_dict
 from lightning_action.module import ActionVideoModule
 from lightning_action.pretrained import generator_file
+from lightning_action.strategies.checkpoints import METADATA_FILE
 from lightning_action.weights import (
     LazyTensors,
     add_changes,
@@ -131,10 +133,19 @@ def load_averages(module: nn.Module, ckpt_path: str | Path) -> None:
     Raises:
         ValueError: the checkpoint holds no average, or one of another module.
     """
+    missing = f"{ckpt_path} holds no averaged weights: leave --ema out, or train with the EMA callback"
+    if Path(ckpt_path).is_dir():
+        said = torch.load(Path(ckpt_path) / METADATA_FILE, map_location="cpu", weights_only=True).get("ema")
+        if said is None:
+            raise ValueError(missing)
+        state = module.state_dict()
+        averaged = {name: state[name] for name in said["names"]}
+        load_shards({said["group"]: {"ema": averaged}}, checkpoint_id=ckpt_path, no_dist=True)
+        return
     outer = "ema_state_dict."
     averages = {name.removeprefix(outer): t for name, t in read_tensors(ckpt_path).items() if name.startswith(outer)}
     if not averages:
-        raise ValueError(f"{ckpt_path} holds no averaged weights: leave --ema out, or train with the EMA callback")
+        raise ValueError(missing)
     own = {name: tensor for name, tensor in module.state_dict().items() if name in averages}
     require_same(own, averages, f"the average in {ckpt_path} does not fit", "use the configuration it was trained with")
     for name, tensor in own.items():

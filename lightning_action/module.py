@@ -150,6 +150,7 @@ class ActionVideoModule(L.LightningModule):
         self._fit_started: float | None = None
         self._trained_on: torch.Size | None = None
         self._obedience: ObedienceTest | None = None
+        self._lockstep: Lockstep | None = None
 
     def setup(self, stage: str) -> None:
         """Read the frozen parts, and find or fit what a new run starts from; checkpoints bring their own.
@@ -275,7 +276,7 @@ class ActionVideoModule(L.LightningModule):
         """Quantize, and let ranks make other numbers of passes: see `Lockstep`."""
         if self.acceleration.quantization is not None:
             quantize_layers(self.generator.blocks, self.acceleration.quantization)
-        self._lockstep = Lockstep(self.generator, self.world_model.dtype)
+        self._lockstep = None
         for part in (self.action_projection, self.action_module):
             if part is not None:
                 keep_gathered(part)
@@ -289,14 +290,14 @@ class ActionVideoModule(L.LightningModule):
         check_batch(batch)
         blocks = self.causality.split(num_latents(batch, self.schema))
         num_initial = self.sampling.num_initial_latents if "video" in batch else 0
-        self._lockstep.begin(count_passes(blocks, num_initial, self.sampling.num_steps))
+        self._in_lockstep.begin(count_passes(blocks, num_initial, self.sampling.num_steps))
         prediction = {"sample_id": batch["sample_id"].cpu(), "prompt": batch["prompt"], **self.generation_settings()}
         if has_actions(batch):
             prediction["action"] = batch["action"].cpu()
         if self.sampling.stream_video:
             return {**prediction, "video_blocks": self._stream_video(batch)}
         generated = self.world_model.generate(batch, self.sampling, self.acceleration.overlap_decoding)
-        self._lockstep.end()
+        self._in_lockstep.end()
         prediction |= {"video": generated.video, "latents": generated.latents.cpu(), **generated.seconds}
         if "video" in batch and batch["video"].shape == generated.video.shape:
             prediction["truth"] = to_unit_range(batch["video"]).cpu()
@@ -311,7 +312,7 @@ class ActionVideoModule(L.LightningModule):
             if block is None:
                 break
             yield block
-        self._lockstep.end()
+        self._in_lockstep.end()
 
     def generation_settings(self) -> dict[str, Any]:
         """What predictions depend on besides weights and batch: `seed` and `generation`."""
@@ -319,7 +320,7 @@ class ActionVideoModule(L.LightningModule):
         return {"seed": self.sampling.seed, "generation": settings}
 
     def on_predict_epoch_end(self) -> None:
-        self._lockstep.wait_for_others()
+        self._in_lockstep.wait_for_others()
 
     @torch.no_grad()
     def generate(self, batch: Batch) -> Tensor:
@@ -401,6 +402,12 @@ class ActionVideoModule(L.LightningModule):
             self.device,
             self.sharding.compute_dtype if is_sharded(self.generator) else weight.dtype,
         )
+
+    @property
+    def _in_lockstep(self) -> Lockstep:
+        if self._lockstep is None:
+            self._lockstep = Lockstep(self.generator, self.world_model.dtype)
+        return self._lockstep
 
     def _require_shardable(self, stage: str) -> None:
         if stage == "fit" and self.export_weights and self._factories.lora:

@@ -72,8 +72,8 @@ class Optimization:
         decay_fraction: share of `max_steps` at the end over which both fall linearly to zero.
         weight_decay: decoupled.
         betas: of AdamW.
-        train_backbone: False freezes the generator's own weights for good, which saves their gradients and moments;
-            actions and LoRA layers train.
+        train_backbone: False freezes the generator's own weights for good, which saves their moments, and their
+            gradients too (under FSDP1 not in layers with LoRA); actions and LoRA layers train.
     """
 
     action_learning_rate: float = 1e-3

@@ -96,7 +96,7 @@ def wrap_generator_part(name: str, part: nn.Module, sharding: Sharding) -> nn.Mo
 
 
 def wrap_whole(module: nn.Module, sharding: Sharding) -> nn.Module:
-    """As `wrap_generator_part`, but for small modules that ranks do not use equally often: each rank has all of it."""
+    """As `wrap_generator_part`, but each rank has all of it: for small modules that ranks use unequally often."""
     return _wrap(module, ShardingStrategy.NO_SHARD, sharding, cast_inputs=False)
 
 

@@ -33,6 +33,7 @@ from lightning_action.overlap import decode_behind
 from lightning_action.rollout import BlockModulation, CausalRollout, rollout
 from lightning_action.seeding import generator_for
 from lightning_action.settings import Sampling
+from lightning_action.sharding import is_sharded
 from lightning_action.timing import BlockClock
 
 _TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM = range(3)
@@ -270,6 +271,10 @@ class WorldModel:
             vectors, present = self.schema.encode(batch["action"], latents.shape[1])
         elif "action" not in batch and self.action_module is not None:
             vectors, present = inferred_vectors(for_prompts(self.action_module, text), latents, self.causality)
+        elif is_sharded(self.generator):
+            # Another rank may have actions, and then all have to go through the projection.
+            vectors = latents.new_zeros(*latents.shape[:2], self.schema.action_dim)
+            present = torch.zeros(latents.shape[:2], dtype=torch.bool, device=latents.device)
         else:
             return None
         return self.action_projection(vectors.to(self.dtype), drop_actions(present, action_dropout_prob, randoms))

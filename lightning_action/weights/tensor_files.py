@@ -94,8 +94,8 @@ def find_weights(path: Path) -> Path:
         raise FileNotFoundError(f"no weights at {path}: give the path of a checkpoint file or of a folder with one")
     if any(path.glob("*.distcp")):
         raise ValueError(
-            f"{path} is a sharded checkpoint: make one file of it with `python -m "
-            f"lightning.pytorch.utilities.consolidate_checkpoint {path}`"
+            f"{path} is a sharded checkpoint: make a file of its generator with `python main.py export --config "
+            f"config_fit.yaml --ckpt_path {path} --format wan --output generator.safetensors`; --ema takes averages"
         )
     for patterns in (("*.safetensors.index.json",), ("*.safetensors",), tuple(f"*{suffix}" for suffix in _PICKLES)):
         found = sorted(file for pattern in patterns for file in path.glob(pattern))

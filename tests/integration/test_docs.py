@@ -31,7 +31,10 @@ FEW_SPRITES = [
     "--data.init_args.predict_size=3",
 ]
 # What a CPU cannot do, or not in seconds, in a benchmark.
-ON_A_CPU = {"--device cuda": "--device cpu", "--compile default": "", "fp8_dynamic": "int8_weight_only"}
+ON_A_CPU = {
+    **{"--device cuda": "--device cpu", "fp8_dynamic": "int8_weight_only"},
+    **{"--compile default": "", "--compile reduce-overhead": ""},
+}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

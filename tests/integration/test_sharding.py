@@ -209,6 +209,24 @@ def test_three_states_with_lora_averages_statistics_and_checkpointing(workshop: 
         torch.testing.assert_close(last(workshop, "lora_on")[part], one[part], atol=1e-5, rtol=0)
 
 
+DROPPED = """
+trainer:
+  max_steps: 4
+  callbacks: [tests.integration.dropped_actions.DroppedActions]
+"""
+
+
+def test_a_rank_without_actions_keeps_nobody_waiting(workshop: Path) -> None:
+    (workshop / "dropped.yaml").write_text(DROPPED)
+    dropped = f"--config={workshop / 'dropped.yaml'}"
+    replicated = (f"--config={ROOT / 'configs' / 'ddp.yaml'}",)
+    for name, strategy in (("ddp", replicated), ("fsdp1", (*FSDP1, ONE_FILE)), ("fsdp2", (*FSDP, ONE_FILE))):
+        run_on_two(fit(workshop, f"{name}_dropped", dropped, EACH_HALF, *strategy), strategy=None)
+    expected = last(workshop, "ddp_dropped")["state_dict"]
+    for name in ("fsdp1", "fsdp2"):
+        torch.testing.assert_close(last(workshop, f"{name}_dropped")["state_dict"], expected, atol=1e-5, rtol=0)
+
+
 FROZEN = """
 trainer:
   callbacks: [lightning_action.callbacks.EMA]
@@ -223,6 +241,7 @@ def test_a_frozen_backbone_has_no_state_in_folders_either(workshop: Path) -> Non
     frozen = f"--config={workshop / 'frozen.yaml'}"
     run(fit(workshop, "one_frozen", frozen))
     run_on_two(fit(workshop, "frozen", frozen, EACH_HALF, *FSDP1), strategy=None)
+    assert_average_is_exported(workshop, "frozen", last(workshop, "one_frozen"))
     start = at_step(workshop, "frozen", 12)
     run_on_two(fit(workshop, "frozen_on", start, frozen, EACH_HALF, *FSDP, ONE_FILE), strategy=None)
     one, two = last(workshop, "one_frozen"), last(workshop, "frozen_on")
@@ -231,6 +250,22 @@ def test_a_frozen_backbone_has_no_state_in_folders_either(workshop: Path) -> Non
     torch.testing.assert_close(two["optimizer_states"][0]["state"], one["optimizer_states"][0]["state"])
     trained = [name for name in one["state_dict"] if name.startswith("action_projection") or ".lora_" in name]
     assert len(one["optimizer_states"][0]["state"]) == len(trained) < len(one["state_dict"])
+
+
+def assert_average_is_exported(workshop: Path, name: str, expected: dict[str, Any]) -> None:
+    """With LoRA merged: what a plain `export` writes differs."""
+    (config,) = (workshop / name / "lightning_logs").glob("*/config_fit.yaml")
+    folder = workshop / name / "checkpoints" / "last.ckpt"
+    exported = {}
+    for more in ((), ("--ema",)):
+        output = workshop / name / f"generator{len(more)}.safetensors"
+        main(["export", f"--config={config}", f"--ckpt_path={folder}", "--format=wan", f"--output={output}", *more])
+        exported[more] = load_file(output)["blocks.0.self_attn.q.weight"]
+    layer = "generator.blocks.0.self_attn.q"
+    lora = [expected["ema_state_dict"][f"{layer}.lora_{side}.default.weight"] for side in "BA"]
+    merged = expected["state_dict"][f"{layer}.base_layer.weight"] + lora[0] @ lora[1]
+    torch.testing.assert_close(exported[("--ema",)], merged, atol=1e-5, rtol=0)
+    assert (exported[()] - merged).abs().max() > 1e-6
 
 
 def predict(workshop: Path, name: str, *more: str) -> list[str]:

@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "networks": {"action", "adapter", "generator", "lora", "pretrained", "seeding", "sharding"},
     "world_model": {
         *("action", "batch", "cost", "diffusion", "frozen", "generator", "overlap", "rollout", "seeding", "settings"),
-        "timing",
+        *("sharding", "timing"),
     },
     "pipeline": {
         *("action", "adapter", "command_line", "diffusion", "frozen", "generator", "pretrained", "rollout"),
@@ -64,7 +64,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "command_line": {"checkpoints", "files", "module", "strategies"},
     "check": {"batch", "command_line", "cost", "diffusion", "frozen", "generator", "module", "sharding"},
-    "export": {"adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "weights"},
+    "export": {
+        *("adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "strategies", "weights"),
+    },
     "cli": {"check", "compat", "command_line", "export"},
 }
 WITH_LIGHTNING = {
