@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -169,11 +171,23 @@ def run(args: ArgsType = None) -> ActionVideoCLI:
 
 
 def leave_process_group() -> None:
-    """End the communication between ranks, which aborts some processes if it is left to their exit (gloo)."""
-    if dist.is_available() and dist.is_initialized():
-        # What still uses it is in circles of references.
-        gc.collect()
-        dist.destroy_process_group()
+    """End the communication between ranks, and where that is gloo's the process, for it aborts some as they exit.
+
+    One that aborts takes the others with it, who may still be writing.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    may_abort = dist.get_backend() == "gloo" and dist.get_world_size() > 1
+    if may_abort:
+        dist.barrier()
+    # What still uses it is in circles of references.
+    gc.collect()
+    dist.destroy_process_group()
+    if may_abort:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def load_module(config: str | Path, ckpt_path: str | Path) -> ActionVideoModule:
