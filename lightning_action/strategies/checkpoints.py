@@ -127,6 +127,7 @@ class ShardedCheckpoints(ParallelStrategy):
         options = StateDictOptions(full_state_dict=True, strict=self._strict)
         set_model_state_dict(self._sharded, checkpoint.pop("state_dict"), options=options)
         for optimizer, numbered in zip(self.optimizers, checkpoint.pop("optimizer_states", []), strict=False):
+            _require_same_groups(optimizer, numbered)
             names = dict(enumerate(self._names_of_parameters(optimizer)))
             set_optimizer_state_dict(self._sharded, optimizer, _renamed(numbered, names), options=options)
         return checkpoint
@@ -151,6 +152,14 @@ class ShardedCheckpoints(ParallelStrategy):
         assert module is not None
         names = {parameter: name.replace("_fsdp_wrapped_module.", "") for name, parameter in module.named_parameters()}
         return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _require_same_groups(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    theirs, ours = (
+        [len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups)
+    )
+    if theirs != ours:
+        raise ValueError(f"its optimizer has groups of {theirs} parameters, that of this run of {ours}")
 
 
 def _temporary(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,16 @@ class TwoParts(L.LightningModule):
         return torch.optim.AdamW(groups, lr=0.1)
 
 
-def fit(folder: Path, strategy: Any, steps: int, **changes: Any) -> L.Trainer:
+class OnePart(TwoParts):
+    """Trains less."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.narrow.parameters(), lr=0.1)
+
+
+def fit(
+    folder: Path, strategy: Any, steps: int, build: Callable[[], L.LightningModule] = TwoParts, **changes: Any
+) -> L.Trainer:
     quiet: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
     )
@@ -55,7 +65,7 @@ def fit(folder: Path, strategy: Any, steps: int, **changes: Any) -> L.Trainer:
     )
     # One batch an epoch, so that a fit can go on at any step.
     batches = DataLoader(TensorDataset(torch.arange(6.0).view(2, 3) / 6), batch_size=2)
-    trainer.fit(TwoParts(), batches, **changes)
+    trainer.fit(build(), batches, **changes)
     return trainer
 
 
@@ -84,6 +94,19 @@ def test_a_folder_goes_on_under_the_other(tmp_path: Path, first: type[Sharded], 
     whole, both = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("whole", "both"))
     torch.testing.assert_close(both["state_dict"], whole["state_dict"])
     torch.testing.assert_close(both["optimizer_states"][0]["state"], whole["optimizer_states"][0]["state"])
+
+
+@SHARDED
+@pytest.mark.parametrize(
+    ("first", "second", "distributed"),
+    [(TwoParts, OnePart, False), (OnePart, TwoParts, False), (OnePart, TwoParts, True)],
+)
+def test_an_optimizer_of_other_parameters_is_told(
+    tmp_path: Path, sharded: type[Sharded], first: Any, second: Any, distributed: bool
+) -> None:
+    fit(tmp_path, sharded(distributed), steps=1, build=first).save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"(?s)a.ckpt does not fit this run \(.*\): go on with .*train_backbone"):
+        fit(tmp_path, sharded(distributed), steps=2, build=second, ckpt_path=tmp_path / "a.ckpt")
 
 
 @SHARDED
