@@ -171,19 +171,19 @@ def test_so_is_the_average_beside_the_state_of_our_own_checkpoints(tmp_path: Pat
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
 def test_a_sharded_checkpoint_that_lightning_joined_loads(tmp_path: Path) -> None:
     from lightning.fabric.utilities.load import _load_distributed_checkpoint
-    from lightning.pytorch.utilities.consolidate_checkpoint import _format_checkpoint
     from torch.distributed.checkpoint import save as save_distributed
 
     folder = tmp_path / "last.ckpt"
     tensors = prefixed(OURS, "generator.") | {"action_projection.x": torch.zeros(2)}
-    save_distributed({"model": tensors, "optimizer_0": {"state": {"m": torch.zeros(3)}}}, checkpoint_id=folder)
+    save_distributed({"state_dict": tensors, "optimizer_0": {"state": {"m": torch.zeros(3)}}}, checkpoint_id=folder)
     torch.save({"epoch": 3, "action_schema": {"parts": [{"name": "move"}]}}, folder / "meta.pt")
-    with pytest.raises(ValueError, match="is a sharded checkpoint: make one file of it"):
+    with pytest.raises(ValueError, match="is a sharded checkpoint: make a file of its generator"):
         read_generator(folder)
-    torch.save(_format_checkpoint(_load_distributed_checkpoint(folder)), tmp_path / "last.ckpt.consolidated")
+    # As `python -m lightning.fabric.utilities.consolidate_checkpoint` does.
+    torch.save(_load_distributed_checkpoint(folder), tmp_path / "last.ckpt.consolidated")
     checkpoint = read_generator(tmp_path / "last.ckpt.consolidated")
     assert_same(checkpoint.tensors, OURS)
-    assert checkpoint.ignored == ("state_dict.action_projection",)
+    assert checkpoint.ignored == ("optimizer_0", "state_dict.action_projection")
 
 
 def test_a_fused_projection_that_is_no_whole_number_of_parts_is_not_split(tmp_path: Path) -> None:
