@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
-from lightning_action.files import replacing
+from lightning_action.files import move_into_place, replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -22,5 +22,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with replacing(Path(path)) as temporary:
+        with replacing(Path(path), move_into_place) as temporary:
             torch.save(checkpoint, temporary)

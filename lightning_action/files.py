@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends, and vanishes if it fails."""
+def replacing(path: Path, move: Callable[[Path, Path], None] | None = None) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends, and vanishes if it fails.
+
+    Args:
+        path: of a file; a folder there is an error, and stays.
+        move: from the temporary path to `path`, in place of `os.replace`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not by `tempfile`, whose files nobody else may read.
     temporary = path.with_name(f".{path.name}-{uuid4().hex}")
     try:
         yield temporary
-        move_into_place(temporary, path)
+        (move or os.replace)(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -31,6 +31,15 @@ def test_a_save_that_fails_leaves_the_previous_checkpoint_and_nothing_else(tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_takes_the_place_of_a_folder_of_shards(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    path.mkdir()
+    (path / "meta.pt").touch()
+    AtomicCheckpointIO().save_checkpoint({"global_step": 2}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path)["global_step"] == 2
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_options_of_a_storage_are_refused_as_lightning_does(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="storage_options"):
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "a.ckpt", storage_options={"x": 1})

@@ -27,6 +27,15 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: B
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_in_the_place_of_a_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    path.mkdir()
+    (path / "a.txt").write_text("precious")
+    with pytest.raises(IsADirectoryError), replacing(path) as temporary:
+        temporary.write_text("new")
+    assert (path / "a.txt").read_text() == "precious" and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_folder_appears_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "new"
     with creating_folder(path) as temporary:
