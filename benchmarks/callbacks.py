@@ -22,7 +22,7 @@ import yaml
 from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from benchmarks.cost import Figure, Milliseconds, figure, machine, say, table, write_json
+from benchmarks.cost import Figure, Milliseconds, figure, machine, say, table
 from lightning_action import ActionVideoModule
 from lightning_action.callbacks import (
     EMA,
@@ -37,6 +37,7 @@ from lightning_action.callbacks import (
     ThroughputMonitor,
 )
 from lightning_action.command_line import ActionVideoCLI
+from lightning_action.files import write_json
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 

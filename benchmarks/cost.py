@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from lightning_action import ActionModulationProjection, BlockCausality, CausalR
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import NoiseSource, frame_noise
 from lightning_action.diffusion.samplers import Sampler, few_step
-from lightning_action.files import replacing
+from lightning_action.files import write_json
 from lightning_action.rollout import rollout
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -438,12 +437,6 @@ def table(result: Mapping[str, Any]) -> str:
 def say(line: str) -> None:
     """Progress, beside the table."""
     print(line, file=sys.stderr, flush=True)
-
-
-def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """Write the file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.objectives import per_frame_error, teacher_forcing
 from lightning_action.diffusion.samplers import few_step
-from lightning_action.files import replacing
+from lightning_action.files import write_json
 from lightning_action.frozen.holder import move
 from lightning_action.frozen.interfaces import VideoCodec
 from lightning_action.frozen.tiny_vae import TinyWanVAE
@@ -391,8 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.fsdp or dist.get_rank() == 0:
         print(table(result))
         if chosen.json is not None:
-            with replacing(chosen.json) as temporary:
-                temporary.write_text(json.dumps(result, indent=2) + "\n")
+            write_json(chosen.json, result)
     if options.fsdp:
         dist.destroy_process_group()
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_action import CausalWanModel
-from lightning_action.files import replacing
+from lightning_action.files import write_json
 from lightning_action.pretrained import load_generator
 from lightning_action.weights import to_diffusers_name, write_safetensors
 
@@ -127,11 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.measure is not None:
         print(json.dumps(measure_load(chosen.measure, chosen.sizes, chosen.device)))
         return
-    result = json.dumps(measure(TINY if chosen.tiny else WAN_1_3B, chosen.formats, chosen.folder), indent=2)
-    print(result)
+    result = measure(TINY if chosen.tiny else WAN_1_3B, chosen.formats, chosen.folder)
+    print(json.dumps(result, indent=2))
     if chosen.json is not None:
-        with replacing(chosen.json) as temporary:
-            temporary.write_text(result + "\n")
+        write_json(chosen.json, result)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from torch.distributed.fsdp.wrap import enable_wrap
 
 from benchmarks.loading import TINY, WAN_1_3B, memory_bytes, write
 from lightning_action import ActionSchema, CausalWanModel
-from lightning_action.files import replacing
+from lightning_action.files import write_json
 from lightning_action.networks import Factories, InitialWeights
 from lightning_action.sharding import Sharding, wrap_generator_part
 
@@ -95,11 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         strategy, path, output = chosen.measure
         measure_rank(Path(path), chosen.sizes, strategy, Path(output))
         return
-    result = json.dumps(measure(TINY if chosen.tiny else WAN_1_3B, chosen.ranks, chosen.folder), indent=2)
-    print(result)
+    result = measure(TINY if chosen.tiny else WAN_1_3B, chosen.ranks, chosen.folder)
+    print(json.dumps(result, indent=2))
     if chosen.json is not None:
-        with replacing(chosen.json) as temporary:
-            temporary.write_text(result + "\n")
+        write_json(chosen.json, result)
 
 
 if __name__ == "__main__":

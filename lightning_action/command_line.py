@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from lightning_action.checkpoints import AtomicCheckpointIO
 from lightning_action.files import set_aside
 from lightning_action.module import ActionVideoModule
-from lightning_action.strategies.checkpoints import METADATA_FILE
+from lightning_action.strategies.checkpoints import read_folder_metadata
 
 # In place of a checkpoint's path.
 _CHOSEN_BY_LIGHTNING = ("last", "best", "hpc", "registry")
@@ -225,7 +225,7 @@ def load_module(config: str | Path, ckpt_path: str | Path) -> ActionVideoModule:
     module.configure_model()
     if Path(ckpt_path).is_dir():
         load_shards({"state_dict": module.state_dict()}, checkpoint_id=ckpt_path, no_dist=True)
-        module.on_load_checkpoint(torch.load(Path(ckpt_path) / METADATA_FILE, map_location="cpu", weights_only=True))
+        module.on_load_checkpoint(read_folder_metadata(ckpt_path))
         return module.eval()
     checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
     module.on_load_checkpoint(checkpoint)

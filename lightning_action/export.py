@@ -20,7 +20,7 @@ from lightning_action.generator.model import CausalWanModel
 from lightning_action.lora import base_state_dict, merged_state_dict
 from lightning_action.module import ActionVideoModule
 from lightning_action.pretrained import generator_file
-from lightning_action.strategies.checkpoints import METADATA_FILE
+from lightning_action.strategies.checkpoints import read_folder_metadata
 from lightning_action.weights import (
     LazyTensors,
     add_changes,
@@ -135,7 +135,7 @@ def load_averages(module: nn.Module, ckpt_path: str | Path) -> None:
     """
     missing = f"{ckpt_path} holds no averaged weights: leave --ema out, or train with the EMA callback"
     if Path(ckpt_path).is_dir():
-        said = torch.load(Path(ckpt_path) / METADATA_FILE, map_location="cpu", weights_only=True).get("ema")
+        said = read_folder_metadata(ckpt_path).get("ema")
         if said is None:
             raise ValueError(missing)
         state = module.state_dict()

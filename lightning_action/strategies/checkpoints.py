@@ -25,7 +25,7 @@ from lightning_action.files import move_into_place, remove
 
 Path_ = str | Path
 # What Lightning, too, puts beside the shards of a checkpoint.
-METADATA_FILE = "meta.pt"
+_METADATA_FILE = "meta.pt"
 
 
 class ShardedCheckpoints(ParallelStrategy):
@@ -109,7 +109,7 @@ class ShardedCheckpoints(ParallelStrategy):
         state |= {f"optimizer_{index}": each for index, each in enumerate(checkpoint.pop("optimizer_states", []))}
         save_shards(state, checkpoint_id=path)
         if self.global_rank == 0:
-            torch.save(checkpoint, path / METADATA_FILE)
+            torch.save(checkpoint, path / _METADATA_FILE)
 
     def _load_folder(self, path: Path, weights_only: bool) -> dict[str, Any]:
         state = {"state_dict": get_model_state_dict(self._sharded)}
@@ -119,8 +119,7 @@ class ShardedCheckpoints(ParallelStrategy):
             named = {f"optimizer_{index}": get_optimizer_state_dict(self._sharded, optimizer)}
             load_shards(named, checkpoint_id=path)
             set_optimizer_state_dict(self._sharded, optimizer, named[f"optimizer_{index}"])
-        checkpoint: dict[str, Any] = torch.load(path / METADATA_FILE, map_location="cpu", weights_only=weights_only)
-        return checkpoint
+        return read_folder_metadata(path, weights_only)
 
     def _load_file(self, path: Path, weights_only: bool) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
@@ -152,6 +151,12 @@ class ShardedCheckpoints(ParallelStrategy):
         assert module is not None
         names = {parameter: name.replace("_fsdp_wrapped_module.", "") for name, parameter in module.named_parameters()}
         return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def read_folder_metadata(path: str | Path, weights_only: bool = True) -> dict[str, Any]:
+    """What a folder of shards holds besides them: all of a checkpoint but weights and optimizer states."""
+    metadata: dict[str, Any] = torch.load(Path(path) / _METADATA_FILE, map_location="cpu", weights_only=weights_only)
+    return metadata
 
 
 def _require_same_groups(optimizer: Optimizer, state: dict[str, Any]) -> None:

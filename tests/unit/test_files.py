@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_action.files import creating_folder, replacing, require_new_folder
+from lightning_action.files import creating_folder, replacing, require_new_folder, write_json
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -25,6 +25,14 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: B
         temporary.write_text("half")
         raise error
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert path.read_text() == '{\n  "a": 1\n}\n' and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_in_the_place_of_a_file_stays(tmp_path: Path) -> None:
