@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from . import log_writing
 from .optimizer_groups import BackboneGroup, materialize_state, mixed_group_message, quoted, split_group
 from .part_names import check_parts_exist, is_in, named_modules, named_parameters
-from .probing import drop_gathered_parameters
+from .probing import drop_gathered_parameters, settle_gradient_dtypes
 
 
 class FreezeBackboneFirst(Callback):
@@ -246,6 +246,7 @@ class FreezeBackboneFirst(Callback):
                 rank_zero_info(f"FreezeBackboneFirst: {parts} is frozen until {self._describe_switch()}.")
         elif was_frozen:
             self._unfreeze(pl_module)
+            settle_gradient_dtypes(pl_module)
             drop_gathered_parameters(pl_module)
             rank_zero_info(f"FreezeBackboneFirst: {parts} trains from step {self._unfrozen_at} on.")
 

@@ -43,6 +43,18 @@ def drop_gathered_parameters(module: nn.Module) -> None:
             part._handle.reshard(free_unsharded_flat_param=part._handle.uses_sharded_strategy)
 
 
+def settle_gradient_dtypes(module: nn.Module) -> None:
+    """Makes FSDP2 choose again in which dtypes it sums and keeps gradients; all ranks call it together.
+
+    It chooses at its first pass, and a group of parameters of which none requires gradients then has none.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            # There is no other public way, and it gathers one group at a time.
+            part.unshard()
+            part.reshard()
+
+
 def require_method(pl_module: LightningModule, owner: str, method: str, signature: str) -> None:
     """Refuses a LightningModule that lacks a method.
 
