@@ -14,14 +14,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_action.callbacks import FreezeBackboneFirst
+from lightning_action.callbacks.probing import settle_gradient_dtypes
 
 STEPS_PER_EPOCH, EPOCHS = 3, 4
 PLAN: dict[str, Any] = {"backbone": ["net.backbone"], "warmup_steps": 4, "learning_rate": 0.03}
+# What people shard with, and what `configs/fsdp.yaml` says.
+HALF_PRECISION = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
 # All of them switch at step 6, between epochs 1 and 2.
 STEP: dict[str, Any] = {"unfreeze_at_step": 2 * STEPS_PER_EPOCH}
 PLATEAU: dict[str, Any] = {"monitor": "score", "patience": 1}
@@ -105,8 +109,8 @@ class TwoParts(LightningModule):
             inner, root = (
                 (self.net.backbone[0], self.net) if self.layout.one_root else (self.net.head, self.net.backbone)
             )
-            fully_shard(inner, mesh=self.device_mesh["data_parallel"])
-            fully_shard(root, mesh=self.device_mesh["data_parallel"])
+            fully_shard(inner, mesh=self.device_mesh["data_parallel"], mp_policy=HALF_PRECISION)
+            fully_shard(root, mesh=self.device_mesh["data_parallel"], mp_policy=HALF_PRECISION)
 
     def loss(self, batch: list[Tensor]) -> Tensor:
         assert self.net is not None
@@ -186,6 +190,8 @@ def fit(
         strategy=strategy,
         callbacks=[*freezes, *callbacks],
         max_epochs=EPOCHS,
+        # The first pass of the model is one with a frozen backbone.
+        num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=bool(callbacks),
         enable_progress_bar=False,
@@ -244,6 +250,18 @@ def observe(folder: Path, build: Callable[[], Strategy], switch: dict[str, Any],
     return facts
 
 
+def gradient_after_unfreezing(reduce_dtype: torch.dtype) -> float:
+    """Mean of a gradient of 1 and one of 2 ** -10, of a weight that was frozen at its first pass."""
+    policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype)
+    layer = fully_shard(nn.Linear(1, 2, bias=False), mesh=init_device_mesh("cpu", (2,)), mp_policy=policy)
+    weight = layer.weight.requires_grad_(False)
+    layer(torch.ones(1))
+    weight.requires_grad_(True)
+    settle_gradient_dtypes(layer)
+    layer(torch.tensor([2.0 ** (-10 * torch.distributed.get_rank())])).sum().backward()
+    return float(full(weight.grad)[0])
+
+
 def refusal(folder: Path, strategy: Strategy) -> str:
     try:
         fit(folder, strategy, Layout(), STEP)
@@ -256,6 +274,8 @@ def main(folder: Path) -> None:
     facts: dict[str, Any] = {name: observe(folder / name, *scenario) for name, scenario in SCENARIOS.items()}
     facts["refused_without_find_unused_parameters"] = refusal(folder, DDPStrategy())
     facts["refused_with_static_graph"] = refusal(folder, DDPStrategy(find_unused_parameters=True, static_graph=True))
+    for name in ("float32", "bfloat16"):
+        facts[f"gradient_summed_in_{name}"] = gradient_after_unfreezing(getattr(torch, name))
     if torch.distributed.get_rank() == 0:
         (folder / "facts.json").write_text(json.dumps(facts))
     torch.distributed.destroy_process_group()

@@ -45,6 +45,11 @@ def test_another_switch_gives_other_weights(facts: dict[str, Any], scenario: str
     assert not facts[scenario]["equal_with_another_switch"]
 
 
+def test_gradients_are_summed_in_the_dtype_of_the_policy(facts: dict[str, Any]) -> None:
+    assert facts["gradient_summed_in_float32"] == (1 + 2**-10) / 2
+    assert facts["gradient_summed_in_bfloat16"] == 0.5, "the control: bfloat16 would lose the smaller one"
+
+
 @pytest.mark.parametrize("reason", ["refused_without_find_unused_parameters", "refused_with_static_graph"])
 def test_ddp_that_waits_for_frozen_parameters_is_refused(facts: dict[str, Any], reason: str) -> None:
     assert facts[reason].startswith("MisconfigurationException: ")
