@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from . import log_writing
 from .optimizer_groups import BackboneGroup, materialize_state, mixed_group_message, quoted, split_group
 from .part_names import check_parts_exist, is_in, named_modules, named_parameters
-from .probing import drop_gathered_parameters, settle_gradient_dtypes
+from .probing import drop_gathered_parameters, is_sharded, settle_gradient_dtypes
 
 
 class FreezeBackboneFirst(Callback):
@@ -173,7 +173,7 @@ class FreezeBackboneFirst(Callback):
             holds_backbone = [not self._parameters.isdisjoint(group["params"]) for group in optimizer.param_groups]
             self._groups += [BackboneGroup(optimizer, index) for index in compress(count(), holds_backbone)]
             if any(holds_backbone):
-                materialize_state(optimizer)
+                materialize_state(optimizer, is_sharded(pl_module))
         self._check_something_to_train(pl_module)
         self._remember_initial_learning_rates()
 
@@ -251,11 +251,12 @@ class FreezeBackboneFirst(Callback):
             rank_zero_info(f"FreezeBackboneFirst: {parts} trains from step {self._unfrozen_at} on.")
 
     def _describe_phase(self, trainer: Trainer) -> dict[str, float]:
-        learning_rates = [float(self._learning_rate(trainer, group.options)) for group in self._groups]
-        described = {
-            f"phase/{self.name}_trainable": 0.0 if self._frozen else 1.0,
-            f"phase/{self.name}_learning_rate": 0.0 if self._frozen else max(learning_rates),
-        }
+        described = {f"phase/{self.name}_trainable": 0.0 if self._frozen else 1.0}
+        # Some optimizers compute theirs, and have none that could be shown.
+        known = [group.options for group in self._groups if group.options.get("lr") is not None]
+        if known:
+            largest = max(float(self._learning_rate(trainer, options)) for options in known)
+            described[f"phase/{self.name}_learning_rate"] = 0.0 if self._frozen else largest
         *_, last = callbacks = _all_of(trainer)
         # The others have not all applied theirs before.
         if self is last:
@@ -312,9 +313,17 @@ class FreezeBackboneFirst(Callback):
 
     def _remember_initial_learning_rates(self) -> None:
         """Keeps the initial learning rates where schedulers keep them, which is also where checkpoints hold them."""
-        if self.learning_rate is None:
+        if not self._has_own_learning_rate:
             return
         for group in self._groups:
+            if group.options.get("lr") is None:
+                raise MisconfigurationException(
+                    f"Parameter group {group.index} of {type(group.optimizer).__name__} has no learning rate (lr is"
+                    " None) that FreezeBackboneFirst could warm up or replace: give it one, or leave out warmup_steps"
+                    " and learning_rate."
+                )
+            if self.learning_rate is None:
+                continue
             if group.options.setdefault("initial_lr", group.options["lr"]) == 0:
                 raise MisconfigurationException(
                     f"FreezeBackboneFirst(learning_rate={self.learning_rate}) stands in for the initial learning rate"

@@ -1,18 +1,16 @@
 """What `FreezeBackboneFirst` does to optimizers: groups, fresh state, and a learning rate around a step."""
 
+import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from itertools import compress
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
-from torch.optim import ASGD, LBFGS, Optimizer, Rprop, SparseAdam
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
-
-# What a step with zero gradients and no learning rate leaves behind in these cannot be told from, or turned back
-# into, the state of an optimizer that never stepped.
-_UNSUPPORTED_OPTIMIZERS = (ASGD, LBFGS, Rprop, SparseAdam)
 
 # The entries of an optimizer's state that such a step does change, and their value before the first step.
 _INITIAL_STATE = {"step": 0.0, "mu_product": 1.0}
@@ -59,36 +57,93 @@ class BackboneGroup:
 
 
 @torch.no_grad()
-def materialize_state(optimizer: Optimizer) -> None:
+def materialize_state(optimizer: Optimizer, must_have_state: bool) -> None:
     """Creates the state that the optimizer would create at its first step, for all its parameters, and moves none.
 
-    Parameters that have not trained yet have no state, and checkpoints of sharded parameters can only be restored into
-    an optimizer with the same entries. All of them, because torch creates what is missing in all or in none.
+    Checkpoints of sharded parameters can only be restored into an optimizer with the same entries, and torch creates
+    what is missing in all or in none. An optimizer whose later steps would show that this was done is left alone.
+
+    Args:
+        optimizer: Optimizer as it is before the fit.
+        must_have_state: Whether its parameters are sharded.
+
+    Raises:
+        MisconfigurationException: If its parameters are sharded, and it would have to be left alone.
     """
-    if isinstance(optimizer, _UNSUPPORTED_OPTIMIZERS):
-        raise MisconfigurationException(
-            f"FreezeBackboneFirst cannot prepare the state of {type(optimizer).__name__} for a backbone that trains"
-            " later. Use another optimizer, such as torch.optim.AdamW."
-        )
     groups = optimizer.param_groups
-    fresh = [p for group in groups for p in group["params"] if p.requires_grad and p not in optimizer.state]
-    options: list[dict[str, Any]] = [{key: g[key] for key in ("lr", "weight_decay") if key in g} for g in groups]
-    optimizer.zero_grad(set_to_none=True)
-    for group, kept in zip(groups, options, strict=True):
-        group.update(dict.fromkeys(kept, 0.0))
-    for parameter in fresh:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    for group, kept in zip(groups, options, strict=True):
-        group.update(kept)
-    for parameter in fresh:
-        state = optimizer.state[parameter]
-        for key in state.keys() & _INITIAL_STATE.keys():
-            if isinstance(state[key], Tensor):
-                state[key].fill_(_INITIAL_STATE[key])
+    fresh = [[p for p in group["params"] if p.requires_grad and p not in optimizer.state] for group in groups]
+    if not any(fresh):
+        return
+    if _leaves_no_trace(optimizer):
+        optimizer.state.update(_initial_state(optimizer, fresh))
+    elif must_have_state:
+        raise MisconfigurationException(
+            f"FreezeBackboneFirst cannot prepare the state of {type(optimizer).__name__} for a backbone that is"
+            " sharded and trains later: its steps would not be those of an optimizer that was not prepared. Use"
+            " another one, such as torch.optim.AdamW, or a strategy that does not shard."
+        )
+
+
+def _leaves_no_trace(optimizer: Optimizer) -> bool:
+    """Whether a prepared optimizer takes the same steps, to the bit, as a new one: tried on small weights."""
+    try:
+        prepared, new = (_try_steps(optimizer, prepares) for prepares in (True, False))
+        return all(map(torch.equal, prepared, new))
+    except Exception:
+        # Whatever keeps it from being tried, as it is: hyperparameters in attributes, no step before train().
+        return False
+
+
+def _try_steps(optimizer: Optimizer, prepares: bool) -> list[Tensor]:
+    """Weights and state of a twin of the optimizer after three steps of small weights."""
+    weights = [[_small_weight(ndim, group["params"][0]) for ndim in _ndims(group)] for group in optimizer.param_groups]
+    twin = _twin(optimizer, weights)
+    if prepares:
+        twin.state.update(_initial_state(optimizer, weights))
+    everything = [weight for group in weights for weight in group]
+    for step in range(3):
+        for weight in everything:
+            weight.grad = weight.detach().cos() + step
+        twin.step()
+    state = [value for weight in everything for _, value in sorted(twin.state[weight].items())]
+    return [*everything, *map(torch.as_tensor, state)]
+
+
+def _initial_state(optimizer: Optimizer, parameters: list[list[nn.Parameter]]) -> dict[nn.Parameter, dict[str, Any]]:
+    """What a step with zero gradients, zero learning rate and no decay leaves, in a twin of the optimizer."""
+    twin = _twin(optimizer, parameters)
+    for group in twin.param_groups:
+        group.update({key: 0.0 for key in ("lr", "weight_decay") if key in group})
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    twin.step()
+    state = {parameter: twin.state[parameter] for group in parameters for parameter in group}
+    for parameter, entries in state.items():
+        parameter.grad = None
+        for key in entries.keys() & _INITIAL_STATE.keys():
+            if isinstance(entries[key], Tensor):
+                entries[key].fill_(_INITIAL_STATE[key])
             else:
-                state[key] = type(state[key])(_INITIAL_STATE[key])
+                entries[key] = type(entries[key])(_INITIAL_STATE[key])
+    return state
+
+
+def _twin(optimizer: Optimizer, parameters: list[list[nn.Parameter]]) -> Optimizer:
+    """A new optimizer with the same options and other parameters, without the hooks."""
+    twin = copy.copy(optimizer)
+    twin.state = defaultdict(dict)
+    pairs = zip(optimizer.param_groups, parameters, strict=True)
+    twin.param_groups = [{**group, "params": params} for group, params in pairs]
+    return twin
+
+
+def _ndims(group: dict[str, Any]) -> list[int]:
+    return sorted({parameter.ndim for parameter in group["params"]})
+
+
+def _small_weight(ndim: int, like: Tensor) -> nn.Parameter:
+    values = torch.linspace(-1, 1, 2**ndim, device=like.device).reshape((2,) * ndim)
+    return nn.Parameter(values.to(like.dtype))
 
 
 def split_group(optimizer: Optimizer, group: dict[str, Any], in_backbone: list[bool]) -> None:

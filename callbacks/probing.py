@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 
 Batch: TypeAlias = dict[str, Any]
 """A dict with `action` `[B, rows, columns]`. Tensors and lists in it have one entry for each sample."""
@@ -28,6 +29,12 @@ def leaving_no_trace(pl_module: nn.Module) -> Iterator[None]:
             for module, training in modes.items():
                 module.training = training
             drop_gathered_parameters(pl_module)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether ranks hold parts of parameters, with FSDP1, FSDP2 or tensor parallelism."""
+    wrapped = any(isinstance(part, FullyShardedDataParallel) for part in module.modules())
+    return wrapped or any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def drop_gathered_parameters(module: nn.Module) -> None:

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, TensorDataset
+from transformers.optimization import Adafactor
 
 from lightning_action.callbacks import FreezeBackboneFirst
+from lightning_action.callbacks.optimizer_groups import materialize_state
 
 STEPS_PER_EPOCH = 3
 
@@ -495,28 +497,93 @@ def test_plateau_ignores_the_sanity_check_and_validation_outside_of_the_fit() ->
 # --- The optimizer ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("Adadelta", {}),
-        ("Adafactor", {}),
-        ("Adagrad", {"initial_accumulator_value": 0.1}),
-        ("Adam", {"amsgrad": True, "weight_decay": 0.1}),
-        ("Adamax", {}),
-        ("AdamW", {}),
-        ("NAdam", {}),
-        ("RAdam", {}),
-        ("RMSprop", {"centered": True, "momentum": 0.9}),
-        ("SGD", {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True}),
-    ],
-)
-def test_prepared_optimizer_steps_like_a_new_one(name: str, options: dict[str, Any]) -> None:
-    def build(module: TwoParts) -> Optimizer:
-        optimizer: Optimizer = getattr(torch.optim, name)(named_groups(module), lr=0.01, **options)
-        return optimizer
+class CountsInItsGroup(SGD):
+    """Takes smaller steps from step to step, and counts them beside its options."""
 
-    plain = final_state(fit(TwoParts(build)))
-    assert_equal_states(final_state(fit(TwoParts(build), FreezeBackboneFirst(["backbone"], unfreeze_at_step=0))), plain)
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["count"] = group.get("count", 0) + 1
+            group["lr"] = 0.1 / group["count"]
+        return super().step(closure)
+
+
+class NeedsTrainMode(SGD):
+    """As Schedule-Free optimizers do, it steps in train mode alone, which a hook of the module sets later."""
+
+    is_training = False
+
+    def step(self, closure: Any = None) -> Any:
+        if not self.is_training:
+            raise RuntimeError("call train() first")
+        return super().step(closure)
+
+
+OPTIMIZERS: dict[str, Callable[[TwoParts], Optimizer]] = {
+    "Adadelta": lambda m: torch.optim.Adadelta(named_groups(m)),
+    "Adafactor": lambda m: torch.optim.Adafactor(named_groups(m)),
+    "Adagrad": lambda m: Adagrad(named_groups(m), initial_accumulator_value=0.1),
+    "Adam": lambda m: torch.optim.Adam(named_groups(m), amsgrad=True, weight_decay=0.1),
+    "Adamax": lambda m: torch.optim.Adamax(named_groups(m)),
+    "AdamW": lambda m: AdamW(named_groups(m)),
+    "AdamW-fused": lambda m: AdamW(named_groups(m), fused=True),
+    "AdamW-tensor-lr": lambda m: AdamW(named_groups(m)[:1] + [{"params": m.backbone.parameters()}], torch.tensor(0.01)),
+    "ASGD": lambda m: torch.optim.ASGD(named_groups(m), t0=0),
+    "LBFGS": lambda m: torch.optim.LBFGS(m.parameters(), lr=0.1, max_iter=2),
+    "NAdam": lambda m: torch.optim.NAdam(named_groups(m)),
+    "RAdam": lambda m: torch.optim.RAdam(named_groups(m)),
+    "RMSprop": lambda m: torch.optim.RMSprop(named_groups(m), centered=True, momentum=0.9),
+    "Rprop": lambda m: torch.optim.Rprop(named_groups(m)),
+    "SGD": lambda m: SGD(named_groups(m), lr=0.01, momentum=0.9, weight_decay=0.1, nesterov=True),
+    "SGD-dampened": lambda m: SGD(named_groups(m), lr=0.01, momentum=0.9, dampening=0.5),
+    "transformers.Adafactor": lambda m: Adafactor([{"params": list(m.parameters())}]),
+    "counts": lambda m: CountsInItsGroup(named_groups(m), lr=0.01),
+    "train-mode": lambda m: NeedsTrainMode(named_groups(m), lr=0.01),
+}
+# Their steps show whether they were prepared.
+LEFT_ALONE = {"ASGD", "LBFGS", "Rprop", "SGD-dampened", "train-mode"}
+
+
+class FrozenByHand(Callback):
+    """What people write without the callback."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        for parameter in pl_module.backbone.parameters():
+            parameter.requires_grad_(trainer.global_step >= 2)
+
+
+class SetsTrainMode(Callback):
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.optimizers[0].is_training = True  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_is_that_of_a_freeze_by_hand(name: str, tmp_path: Path) -> None:
+    freeze = FreezeBackboneFirst(["backbone"], unfreeze_at_step=2)
+    ours, by_hand = (
+        fit(TwoParts(OPTIMIZERS[name]), SetsTrainMode(), callback, logger=CSVLogger(tmp_path), log_every_n_steps=1)
+        for callback in (freeze, FrozenByHand())
+    )
+    assert_equal_states(dict(ours.model.state_dict()), dict(by_hand.model.state_dict()))
+    unfrozen = fit(TwoParts(OPTIMIZERS[name]), SetsTrainMode()).model
+    assert any(not torch.equal(p, q) for p, q in zip(unfrozen.parameters(), ours.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_that_sharded_parameters_need(name: str) -> None:
+    optimizer = OPTIMIZERS[name](TwoParts())
+    if name in LEFT_ALONE:
+        with pytest.raises(MisconfigurationException, match=f"cannot prepare the state of {type(optimizer).__name__}"):
+            materialize_state(optimizer, must_have_state=True)
+        return
+    materialize_state(optimizer, must_have_state=True)
+    assert name == "counts" or len(optimizer.state) == 6
+    assert all("count" not in group for group in optimizer.param_groups)
+
+
+def test_a_learning_rate_that_the_optimizer_computes_cannot_be_warmed_up() -> None:
+    freeze = FreezeBackboneFirst(["backbone"], unfreeze_at_step=1, warmup_steps=2)
+    with pytest.raises(MisconfigurationException, match="Parameter group 1 of Adafactor has no learning rate"):
+        fit(TwoParts(lambda m: Adafactor(named_groups(m)[:1] + [{"params": m.backbone.parameters()}])), freeze)
 
 
 class DecaysByAnotherName(SGD):
@@ -640,10 +707,6 @@ def head_only(module: TwoParts) -> Optimizer:
     return AdamW(module.head.parameters())
 
 
-def lbfgs(module: TwoParts) -> Optimizer:
-    return torch.optim.LBFGS(module.parameters())
-
-
 def starts_at_zero(module: TwoParts) -> Optimizer:
     return SGD([*named_groups(module)[:1], {"params": module.backbone.parameters(), "lr": 0.0}], lr=0.1)
 
@@ -655,7 +718,6 @@ def starts_at_zero(module: TwoParts) -> Optimizer:
         (TwoParts(), {"backbone": ["head.norm"]}, r"no part 'head.norm' .* It has: .*head.bias, head.weight$"),
         (TwoParts().requires_grad_(False), {}, r"No parameter of `backbone` requires grad"),
         (TwoParts(head_only), {}, r"No optimizer of TwoParts holds a parameter of `backbone`"),
-        (TwoParts(lbfgs), {}, r"cannot prepare the state of LBFGS"),
         (TwoParts(starts_at_zero), {"learning_rate": 0.1}, r"must not be 0. Parameter group 1 of SGD starts at 0"),
         (TwoParts(mixed_adamw, cosine), {"warmup_steps": 1}, r"(?s)Parameter group 0 of AdamW .*'backbone\.\*'"),
         (ReducesOnPlateau(mixed_adamw), {"learning_rate": 0.1}, r"(?s)Parameter group 0 of AdamW .*'backbone\.\*'"),
