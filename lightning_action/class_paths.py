@@ -15,6 +15,10 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace, _common, _optionals, set_parsing_settings
 
+ALLOW_HELP = (
+    "A configuration may name classes of lightning_action, torch and lightning; others only if you do, by typing them "
+    "(`--data my_videos.MyVideos`), or their module with `--allow my_videos`."
+)
 _PACKAGE = "lightning_action"
 _TRUSTED = ("torch", "lightning")
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -77,10 +81,17 @@ def require_classes(config: Any) -> None:
 
 
 def split_allowed(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is typed: the arguments without `--allow`, and the modules that they name by it or by a class path."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    """What is typed: the arguments without `--allow`, and the modules that they name by it or by a class path.
+
+    Raises:
+        ValueError: `--allow` names nothing.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--allow", action="append", default=[])
-    known, rest = parser.parse_known_args(list(args))
+    try:
+        known, rest = parser.parse_known_args(list(args))
+    except argparse.ArgumentError as error:
+        raise ValueError("--allow takes the name of a module, such as my_videos") from error
     return rest, [*known.allow, *map(_module_to_allow, _typed_paths(rest))]
 
 
@@ -131,9 +142,11 @@ def _typed_paths(args: Sequence[str]) -> Iterator[str]:
             yield value
         elif value[:1] in ("{", "["):
             try:
-                yield from _class_paths(yaml.safe_load(value))
+                typed = yaml.safe_load(value)
             except yaml.YAMLError:
                 continue  # the parser says what is wrong with it
+            yield from _class_paths(typed)
+            yield from (item for item in typed if isinstance(item, str) and _DOTTED.fullmatch(item))
 
 
 def _class_paths(config: Any) -> Iterator[str]:

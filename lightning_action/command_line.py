@@ -22,7 +22,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_action.checkpoints import AtomicCheckpointIO
-from lightning_action.class_paths import loaded, only_importing, require_classes, split_allowed
+from lightning_action.class_paths import ALLOW_HELP, loaded, only_importing, require_classes, split_allowed
 from lightning_action.files import set_aside
 from lightning_action.module import ActionVideoModule
 from lightning_action.strategies.checkpoints import ShardedCheckpoints
@@ -32,9 +32,7 @@ _CHOSEN_BY_LIGHTNING = ("last", "best", "hpc", "registry")
 # Not methods of a Trainer; `cli` runs them.
 _OTHER_VERBS = (
     "Besides: `check`, a dry run of a configuration without weights or GPU, and `export`, which writes a trained "
-    "generator or its actions to files that others read. --help after them says more. A configuration may name classes "
-    "of lightning_action, torch and lightning; others only if you do: by typing them (`--data my_videos.MyVideos`), or "
-    "their module with `--allow my_videos`."
+    "generator or its actions to files that others read. --help after them says more. "
 )
 
 
@@ -179,7 +177,10 @@ def run(args: Sequence[str] | None = None) -> ActionVideoCLI:
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"epilog": _OTHER_VERBS},
+            parser_kwargs={
+                "epilog": _OTHER_VERBS + ALLOW_HELP,
+                **{verb: {"epilog": ALLOW_HELP} for verb in ActionVideoCLI.subcommands()},
+            },
             args=arguments,
         )
 

@@ -42,7 +42,7 @@ def load_module(config: Path_ | Sequence[Path_], ckpt_path: Path_, allow: Sequen
         module.on_load_checkpoint(read_folder_metadata(ckpt_path))
         return module.eval()
     checkpoint = load_pickle(Path(ckpt_path))
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{ckpt_path} is not the checkpoint of a run: it holds no state_dict")
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])

@@ -27,7 +27,7 @@ from lightning_action.check.dry_run import (
     shapes,
 )
 from lightning_action.check.misfits import misfits
-from lightning_action.class_paths import only_importing, split_allowed
+from lightning_action.class_paths import ALLOW_HELP, only_importing, split_allowed
 from lightning_action.command_line import ActionVideoCLI
 from lightning_action.cost import Flops, Parameters
 from lightning_action.module import ActionVideoModule
@@ -75,7 +75,7 @@ def run_check(args: list[str]) -> None:
             run=False,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": "main.py check", "description": run_check.__doc__},
+            parser_kwargs={"prog": "main.py check", "description": run_check.__doc__, "epilog": ALLOW_HELP},
             args=arguments,
         )
     with torch.device("meta"):

@@ -180,6 +180,7 @@ def test_functions_are_refused_where_any_callable_is_taken() -> None:
         (["--model.vae=a.B", "--trainer.callbacks+=c.D", "--trainer.callbacks+", "e.F"], ["a", "c", "e"]),
         (["--data", "{class_path: a.B, init_args: {world: {class_path: c.D}}}"], ["a", "c"]),
         (["--trainer.callbacks", "[{class_path: a.B}, {class_path: c.D}]", "--data={not: [yaml"], ["a", "c"]),
+        (["--trainer.callbacks=[a.B, c.D, 3]", "--data={world: a.B}"], ["a", "c"]),
         (["--data=lightning_action.tests.X"], ["lightning_action.tests"]),
         (["--config", "demo.yaml", "--ckpt_path=last.ckpt", "--data.init_args.actions", "my.csv"], []),
         (["--data.init_args.prompt", "os.system", "--trainer.default_root_dir=runs.v2", "--data", "Mine"], []),
@@ -189,6 +190,11 @@ def test_a_class_path_that_is_typed_names_its_package(args: list[str], allowed: 
     rest, found = split_allowed(["fit", *args])
     assert found == allowed
     assert rest == ["fit", *(arg for arg in args if "allow" not in arg and arg != "mine")]
+
+
+def test_allow_needs_a_name() -> None:
+    with pytest.raises(ValueError, match="--allow takes the name of a module"):
+        split_allowed(["fit", "--allow"])
 
 
 def test_a_file_that_is_typed_names_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 WITH_LIGHTNING = {
     *("data", "module", "strategies", "checkpoints", "command_line", "cli"),
-    *("callbacks", "class_paths", "export", "check", "run"),
+    *("callbacks", "export", "check", "run"),
 }
 WITHOUT_LIGHTNING = MAY_IMPORT.keys() - WITH_LIGHTNING
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
