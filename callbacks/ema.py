@@ -11,7 +11,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from . import flat_parameters
@@ -19,6 +18,7 @@ from .collectives import local
 from .log_writing import current_step
 from .part_names import check_parts_exist, is_in, named_parameters
 from .probing import drop_gathered_parameters
+from .shard_reading import load_shards
 
 Tensors: TypeAlias = dict[str, Tensor]
 
@@ -209,12 +209,12 @@ class EMA(Callback):
         if flat_parameters.are_flat(model):
             state = whole or flat_parameters.shards_of(model, averages)
             if not whole:
-                load_shards({restored["group"]: {"ema": state}}, checkpoint_id=trainer.ckpt_path)
+                load_shards({restored["group"]: {"ema": state}}, str(trainer.ckpt_path))
             _overwrite(averages, flat_parameters.values_of(model, parameters, state, bool(whole)))
         elif whole:
             _overwrite(averages, {name: _shared_out(whole[name], average) for name, average in averages.items()})
         else:
-            load_shards({restored["group"]: {"ema": averages}}, checkpoint_id=trainer.ckpt_path)
+            load_shards({restored["group"]: {"ema": averages}}, str(trainer.ckpt_path))
 
     def _start_when_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._averages and self._step >= self.start_step:

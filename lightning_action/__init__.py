@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lightning_action.module import ActionVideoModule as ActionVideoModule
     from lightning_action.pipeline.inference import ActionCausalInferencePipeline as ActionCausalInferencePipeline
     from lightning_action.rollout import CausalRollout as CausalRollout
+    from lightning_action.run import load_module as load_module
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ _EXPORTS = {
     "UMT5TextEncoder": "lightning_action.frozen.umt5",
     "VisualTextActionModule": "lightning_action.action.modules",
     "WanVideoVAE": "lightning_action.frozen.wan_vae",
+    "load_module": "lightning_action.run",
 }
 __all__ = ["__version__", *_EXPORTS]
 

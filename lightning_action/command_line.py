@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import atexit
 import gc
+import inspect
 import os
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import torch.distributed as dist
-import yaml
+from jsonargparse import Namespace
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
 from lightning_action.checkpoints import AtomicCheckpointIO
+from lightning_action.class_paths import ALLOW_HELP, loaded, only_importing, require_classes, split_allowed
 from lightning_action.files import set_aside
 from lightning_action.module import ActionVideoModule
-from lightning_action.strategies.checkpoints import read_folder_metadata
+from lightning_action.strategies.checkpoints import ShardedCheckpoints
 
 # In place of a checkpoint's path.
 _CHOSEN_BY_LIGHTNING = ("last", "best", "hpc", "registry")
 # Not methods of a Trainer; `cli` runs them.
 _OTHER_VERBS = (
     "Besides: `check`, a dry run of a configuration without weights or GPU, and `export`, which writes a trained "
-    "generator or its actions to files that others read. --help after them says more."
+    "generator or its actions to files that others read. --help after them says more. "
 )
 
 
@@ -60,6 +61,11 @@ class ActionVideoCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.enable_version_counter": False})
         parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Without the warning that there is a command line beside `args`: they are that command line."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        require_classes(self.config)
 
     def before_instantiate_classes(self) -> None:
         """Refuse a run that could not write its results, before anything else happens."""
@@ -142,32 +148,41 @@ def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
 
 
 def require_strategy_for(ckpt_path: str, strategy: Any) -> None:
-    """Refuse a folder of shards where Lightning would only say that it is a directory.
+    """Refuse a folder of shards where Lightning would only say that it is a directory, or run code from it.
 
     Raises:
-        ValueError: the checkpoint is a folder, and the strategy reads files.
+        ValueError: the checkpoint is a folder, and the strategy is none of `lightning_action.strategies`.
     """
-    reads_folders = any(name in str(strategy) for name in ("FSDP", "ModelParallel", "fsdp"))
-    if Path(ckpt_path).is_dir() and not reads_folders:
+    kind = loaded(strategy.class_path) if isinstance(strategy, Namespace) else None
+    if Path(ckpt_path).is_dir() and not (inspect.isclass(kind) and issubclass(kind, ShardedCheckpoints)):
         raise ValueError(
             f"{ckpt_path!r} is a folder of shards: stack configs/fsdp.yaml (with --trainer.devices 1 on one device; "
             "--trainer.strategy.init_args.save_distributed_checkpoint false writes files from there on)"
         )
 
 
-def run(args: ArgsType = None) -> ActionVideoCLI:
-    """Run a verb; `args` replaces `sys.argv[1:]`."""
-    return ActionVideoCLI(
-        ActionVideoModule,
-        L.LightningDataModule,
-        subclass_mode_data=True,
-        save_config_callback=SaveConfigOfVerb,
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        parser_kwargs={"epilog": _OTHER_VERBS},
-        args=args,
-    )
+def run(args: Sequence[str] | None = None) -> ActionVideoCLI:
+    """Run a verb; `args` replaces `sys.argv[1:]`.
+
+    Raises:
+        ValueError: a configuration names classes of a module that `args` do not allow.
+    """
+    arguments, allowed = split_allowed(sys.argv[1:] if args is None else args)
+    with only_importing(allowed):
+        return ActionVideoCLI(
+            ActionVideoModule,
+            L.LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfigOfVerb,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={
+                "epilog": _OTHER_VERBS + ALLOW_HELP,
+                **{verb: {"epilog": ALLOW_HELP} for verb in ActionVideoCLI.subcommands()},
+            },
+            args=arguments,
+        )
 
 
 def leave_process_group() -> None:
@@ -188,46 +203,3 @@ def leave_process_group() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-
-
-def load_module(config: str | Path, ckpt_path: str | Path) -> ActionVideoModule:
-    """A trained module, ready to `generate`, without a Trainer's run.
-
-    Args:
-        config: the configuration it was trained with: the `config_fit.yaml` that `fit` saved, or a shipped one that
-            does not stack on another.
-        ckpt_path: the checkpoint, a file or a folder of shards.
-
-    Raises:
-        FileNotFoundError: the configuration or the checkpoint is not there.
-        ValueError: the checkpoint belongs to another configuration.
-    """
-    require_checkpoint("load_module", str(ckpt_path))
-    if not Path(config).is_file():
-        raise FileNotFoundError(
-            f"no configuration at {str(config)!r}: give the config_fit.yaml that `fit` saved in its logger's folder, "
-            "such as runs/demo/lightning_logs/version_0"
-        )
-    settings = yaml.safe_load(Path(config).read_text())
-    known = {key: value for key, value in settings.items() if key in ("model", "data")}
-    cli = ActionVideoCLI(
-        ActionVideoModule,
-        L.LightningDataModule,
-        subclass_mode_data=True,
-        save_config_callback=None,
-        trainer_defaults={"logger": False, "accelerator": "cpu"},
-        run=False,
-        seed_everything_default=False,
-        auto_configure_optimizers=False,
-        args=known,
-    )
-    module: ActionVideoModule = cli.model
-    module.configure_model()
-    if Path(ckpt_path).is_dir():
-        load_shards({"state_dict": module.state_dict()}, checkpoint_id=ckpt_path, no_dist=True)
-        module.on_load_checkpoint(read_folder_metadata(ckpt_path))
-        return module.eval()
-    checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])
-    return module.eval()

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
 from lightning_action.adapter import write_adapter
-from lightning_action.command_line import load_module
+from lightning_action.callbacks.shard_reading import load_shards
 from lightning_action.files import creating_folder, require_new_folder
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.lora import base_state_dict, merged_state_dict
 from lightning_action.module import ActionVideoModule
 from lightning_action.pretrained import generator_file
+from lightning_action.run import load_module
 from lightning_action.strategies.checkpoints import read_folder_metadata
 from lightning_action.weights import (
     LazyTensors,
@@ -114,7 +114,7 @@ def run_export(args: Sequence[str]) -> None:
         raise ValueError(f"an adapter is a file: give an --output that ends in .safetensors, got {parsed.output!r}")
     if output.suffix != ".safetensors":
         require_new_folder(output)
-    module = load_module(parsed.config, parsed.ckpt_path)
+    module = load_module(parsed.config, parsed.ckpt_path, parsed.allow)
     if parsed.ema:
         load_averages(module, parsed.ckpt_path)
     if parsed.format == "adapter":
@@ -140,7 +140,7 @@ def load_averages(module: nn.Module, ckpt_path: str | Path) -> None:
             raise ValueError(missing)
         state = module.state_dict()
         averaged = {name: state[name] for name in said["names"]}
-        load_shards({said["group"]: {"ema": averaged}}, checkpoint_id=ckpt_path, no_dist=True)
+        load_shards({said["group"]: {"ema": averaged}}, ckpt_path, no_dist=True)
         return
     outer = "ema_state_dict."
     averages = {name.removeprefix(outer): t for name, t in read_tensors(ckpt_path).items() if name.startswith(outer)}
@@ -222,12 +222,19 @@ def _write_folder(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="export", description=__doc__)
     add = partial(parser.add_argument, required=True)
-    add("--config", help="configuration of the run, such as its config_fit.yaml")
+    add("--config", action="append", help="configuration of the run, such as its config_fit.yaml; again to stack")
     add("--ckpt_path", help="checkpoint of the run")
     add("--format", choices=FORMATS, help="names of the tensors, or the small file of what actions added")
     add("--output", help="a .safetensors file (wan, adapter) or a new folder (wan, diffusers)")
     parser.add_argument(
         "--max_shard_gb", type=float, help="size at which a new file begins (folders); default: one file"
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module of yours whose classes the configuration may name; again for more",
     )
     parser.add_argument("--ema", action="store_true", help="the averaged weights, of a run with the EMA callback")
     parser.add_argument("--base", help="checkpoint that an adapter is for; default: `pretrained` of the configuration")

@@ -125,7 +125,8 @@ def generator_file(path: str | Path | None) -> Path:
     try:
         return exported if exported.is_file() else find_weights(Path(path))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}. {_EXPECTED}") from error
+        where = "" if Path(path).is_absolute() else f" (looked for from {str(Path.cwd())!r})"
+        raise FileNotFoundError(f"{error}{where}. {_EXPECTED}") from error
 
 
 def load_action_projection(projection: ActionModulationProjection, path: str | Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import lightning as L
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_action.batch import Batch
@@ -27,6 +27,7 @@ from lightning_action.check.dry_run import (
     shapes,
 )
 from lightning_action.check.misfits import misfits
+from lightning_action.class_paths import ALLOW_HELP, only_importing, split_allowed
 from lightning_action.command_line import ActionVideoCLI
 from lightning_action.cost import Flops, Parameters
 from lightning_action.module import ActionVideoModule
@@ -56,10 +57,6 @@ class CheckCLI(ActionVideoCLI):
         for name, kind in _ARGUMENTS_OF_VERBS.items():
             parser.add_argument(f"--{name}", type=kind | None, default=None, help="Not looked at.")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Without the warning that there is a command line beside `args`: they are that command line."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
-
     def instantiate_classes(self) -> None:
         """Leave the Trainer out: it would ask for the devices of the configuration."""
         parts = self.parser.instantiate(Namespace(model=self.config.model, data=self.config.data))
@@ -68,17 +65,19 @@ class CheckCLI(ActionVideoCLI):
 
 def run_check(args: list[str]) -> None:
     """Print what a configuration asks for, and stop with exit status 1 if its data does not fit its model."""
-    cli = CheckCLI(
-        ActionVideoModule,
-        L.LightningDataModule,
-        subclass_mode_data=True,
-        save_config_callback=None,
-        run=False,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        parser_kwargs={"prog": "main.py check", "description": run_check.__doc__},
-        args=args,
-    )
+    arguments, allowed = split_allowed(args)
+    with only_importing(allowed):
+        cli = CheckCLI(
+            ActionVideoModule,
+            L.LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            run=False,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "main.py check", "description": run_check.__doc__, "epilog": ALLOW_HELP},
+            args=arguments,
+        )
     with torch.device("meta"):
         cli.model.configure_model()
     with torch.compiler.set_stance("force_eager"):  # shapes need no code

@@ -106,11 +106,12 @@ class ActionCausalInferencePipeline(nn.Module):
     def from_checkpoint(
         cls,
         path: str | Path | None = None,
-        config: str | Path | None = None,
+        config: str | Path | Sequence[str | Path] | None = None,
         generator: CausalWanModel | None = None,
         dtype: torch.dtype | None = None,
         adapter: str | Path | None = None,
         any_base: bool = False,
+        allow: Sequence[str] = (),
         **settings: Any,
     ) -> Self:
         """A pipeline with the weights of a run, or of any checkpoint of the family.
@@ -119,11 +120,13 @@ class ActionCausalInferencePipeline(nn.Module):
             path: a file or folder with the generator of any checkpoint of the family; or with `config` the checkpoint
                 of a run. None looks for a released generator in the folder that the environment variable
                 `LIGHTNING_ACTION_WEIGHTS` names.
-            config: configuration of the run, as `fit` saved it; everything comes from the run then.
+            config: configuration of the run, as `fit` saved it, or several that stack; everything comes from the run
+                then.
             generator: takes the weights at `path`; None builds one of the size that they have.
             dtype: precision of such a new generator; None takes that of the file.
             adapter: file of what actions added to this generator, as `export --format adapter` writes it.
             any_base: also use the adapter on a generator that it was not trained on.
+            allow: modules whose classes `config` may name, besides `lightning_action`, `torch` and `lightning`.
             settings: any other argument of the constructor, in place of what was found. Text encoder and VAE are
                 otherwise those of the run, or `UMT5TextEncoder` and `WanVideoVAE` from the folder of the environment
                 variable.
@@ -135,7 +138,7 @@ class ActionCausalInferencePipeline(nn.Module):
         """
         if config is not None and (generator is not None or dtype is not None):
             raise ValueError("a run brings its generator, as it was trained: leave generator and dtype out, or config")
-        found = parts_of_release(path, generator, dtype) if config is None else parts_of_run(config, path)
+        found = parts_of_release(path, generator, dtype) if config is None else parts_of_run(config, path, allow)
         if adapter is not None:
             found |= parts_of_adapter(adapter, found["generator"], any_base)
         elif config is None and "action_projection" not in settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from lightning_action.weights import few, generator_arguments, read_generator
 _GENERATOR_OF_RUN = ("state_dict.generator.", "ema_state_dict.generator.")
 
 
-def parts_of_run(config: str | Path, ckpt_path: str | Path | None) -> dict[str, Any]:
+def parts_of_run(
+    config: str | Path | Sequence[str | Path], ckpt_path: str | Path | None, allow: Sequence[str]
+) -> dict[str, Any]:
     """Everything as it was trained. Raises as `load_module`."""
     if ckpt_path is None:
         raise ValueError(f"{config} is the configuration of a run: give the path of its checkpoint too")
     # Not at the top: a pipeline of released weights needs no lightning.
-    from lightning_action.command_line import load_module
+    from lightning_action.run import load_module
 
-    module = load_module(config, ckpt_path)
+    module = load_module(config, ckpt_path, allow)
     return {
         "generator": module.generator,
         "text_encoder": module.frozen.text_encoder,

@@ -17,11 +17,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.optim import Optimizer
 
+from lightning_action.callbacks.shard_reading import load_shards, read_shard_metadata
 from lightning_action.files import move_into_place, remove
+from lightning_action.weights import load_pickle
 
 Path_ = str | Path
 # What Lightning, too, puts beside the shards of a checkpoint.
@@ -91,18 +92,25 @@ class ShardedCheckpoints(ParallelStrategy):
         """A folder of any number of ranks, or a single file of one device or of this class.
 
         Raises:
-            ValueError: it is of another model, or its optimizer trained other parameters.
+            ValueError: it is of another model, its optimizer trained other parameters, or it would run code.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
-        safely = weights_only is not False
+        is_folder, safely = path.is_dir(), weights_only is not False
+        if is_folder:
+            read_shard_metadata(path)
+        checkpoint = read_folder_metadata(path, safely) if is_folder else _load(path, safely)
         try:
-            return self._load_folder(path, safely) if path.is_dir() else self._load_file(path, safely)
+            if is_folder:
+                self._load_folder(path)
+            else:
+                self._take_from(checkpoint)
         except (KeyError, ValueError, CheckpointException) as error:
             raise ValueError(
                 f"{path} does not fit this run ({type(error).__name__}: {error}): go on with the model and the "
                 "optimizer groups it was trained with (model.lora, model.optimization.train_backbone), or begin a new "
                 "run from its weights: `export --format wan`, then model.pretrained"
             ) from error
+        return checkpoint
 
     def _write_folder(self, checkpoint: dict[str, Any], path: Path) -> None:
         state = {"state_dict": checkpoint.pop("state_dict")}
@@ -111,25 +119,22 @@ class ShardedCheckpoints(ParallelStrategy):
         if self.global_rank == 0:
             torch.save(checkpoint, path / _METADATA_FILE)
 
-    def _load_folder(self, path: Path, weights_only: bool) -> dict[str, Any]:
+    def _load_folder(self, path: Path) -> None:
         state = {"state_dict": get_model_state_dict(self._sharded)}
-        load_shards(state, checkpoint_id=path)
+        load_shards(state, path)
         set_model_state_dict(self._sharded, state["state_dict"], options=StateDictOptions(strict=self._strict))
         for index, optimizer in enumerate(self.optimizers):
             named = {f"optimizer_{index}": get_optimizer_state_dict(self._sharded, optimizer)}
-            load_shards(named, checkpoint_id=path)
+            load_shards(named, path)
             set_optimizer_state_dict(self._sharded, optimizer, named[f"optimizer_{index}"])
-        return read_folder_metadata(path, weights_only)
 
-    def _load_file(self, path: Path, weights_only: bool) -> dict[str, Any]:
-        checkpoint: dict[str, Any] = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+    def _take_from(self, checkpoint: dict[str, Any]) -> None:
         options = StateDictOptions(full_state_dict=True, strict=self._strict)
         set_model_state_dict(self._sharded, checkpoint.pop("state_dict"), options=options)
         for optimizer, numbered in zip(self.optimizers, checkpoint.pop("optimizer_states", []), strict=False):
             _require_same_groups(optimizer, numbered)
             names = dict(enumerate(self._names_of_parameters(optimizer)))
             set_optimizer_state_dict(self._sharded, optimizer, _renamed(numbered, names), options=options)
-        return checkpoint
 
     @property
     def _sharded(self) -> nn.Module:
@@ -155,8 +160,14 @@ class ShardedCheckpoints(ParallelStrategy):
 
 def read_folder_metadata(path: str | Path, weights_only: bool = True) -> dict[str, Any]:
     """What a folder of shards holds besides them: all of a checkpoint but weights and optimizer states."""
-    metadata: dict[str, Any] = torch.load(Path(path) / _METADATA_FILE, map_location="cpu", weights_only=weights_only)
-    return metadata
+    return _load(Path(path) / _METADATA_FILE, weights_only)
+
+
+def _load(path: Path, safely: bool) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = (
+        load_pickle(path) if safely else torch.load(path, mmap=True, map_location="cpu", weights_only=False)
+    )
+    return checkpoint
 
 
 def _require_same_groups(optimizer: Optimizer, state: dict[str, Any]) -> None:

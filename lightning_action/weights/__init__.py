@@ -9,7 +9,14 @@ from lightning_action.weights.release import find_release_file
 from lightning_action.weights.safetensors_files import read_metadata, read_safetensors, write_safetensors
 from lightning_action.weights.shards import write_shards
 from lightning_action.weights.size import detect_size, generator_arguments
-from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, as_lazy, find_weights, read_tensors
+from lightning_action.weights.tensor_files import (
+    LazyTensor,
+    LazyTensors,
+    as_lazy,
+    find_weights,
+    load_pickle,
+    read_tensors,
+)
 
 __all__ = [
     "GeneratorCheckpoint",
@@ -27,6 +34,7 @@ __all__ = [
     "from_diffusers_name",
     "generator_arguments",
     "is_low_rank",
+    "load_pickle",
     "load_strictly",
     "low_rank_changes",
     "read_action_projection",

@@ -142,10 +142,15 @@ def _read_file(path: Path) -> LazyTensors:
     return LazyTensors(entries)
 
 
-def _map_pickle(path: Path) -> dict[str, Tensor]:
+def load_pickle(path: Path) -> Any:
+    """What a file of `torch.save` holds, mapped where it can be, if that is tensors and plain values alone.
+
+    Raises:
+        ValueError: it is not whole, or holds objects that run code when they are loaded.
+    """
     try:
         # Only archives of the present format can be mapped; older files are read as a whole.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         # torch's own message advises to turn its protection off.
         refused = re.search(r"GLOBAL (\S+)", str(error))
@@ -158,6 +163,10 @@ def _map_pickle(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is not a whole checkpoint ({type(error).__name__}: {error}): fetch or write it again"
         ) from error
+
+
+def _map_pickle(path: Path) -> dict[str, Tensor]:
+    content = load_pickle(path)
     return dict(_flatten(content, "")) if isinstance(content, Mapping) else {}
 
 

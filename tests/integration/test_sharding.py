@@ -51,7 +51,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fit(workshop: Path, name: str, *more: str) -> list[str]:
     arguments = small("fit", workshop / name, *more, f"--model.pretrained={workshop / 'backbone'}")
-    return [*arguments[:2], f"--config={workshop / 'short.yaml'}", *arguments[2:]]
+    return [*arguments[:2], f"--config={workshop / 'short.yaml'}", *arguments[2:], "--allow=tests"]
 
 
 def at_step(workshop: Path, name: str, step: int) -> str:
@@ -273,7 +273,7 @@ def predict(workshop: Path, name: str, *more: str) -> list[str]:
     videos = "data: {class_path: tests.integration.uneven_videos.UnevenVideos}"
     (workshop / "uneven.yaml").write_text(videos)
     arguments = [argument for argument in small("predict", workshop / name) if "--data" not in argument]
-    return [*arguments, f"--config={workshop / 'uneven.yaml'}", at_step(workshop, "one", 18), *more]
+    return [*arguments, f"--config={workshop / 'uneven.yaml'}", at_step(workshop, "one", 18), *more, "--allow=tests"]
 
 
 def videos(workshop: Path, name: str) -> dict[str, Tensor]:

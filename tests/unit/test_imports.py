@@ -24,6 +24,8 @@ CALLBACKS = ROOT / "callbacks"
 
 # Part of the package -> the other parts that its files may import, anywhere. A new part is entered here.
 MAY_IMPORT: dict[str, set[str]] = {
+    "callbacks": set(),
+    "class_paths": set(),
     "compat": set(),
     "files": set(),
     "quantization": set(),
@@ -51,27 +53,29 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("sharding", "timing"),
     },
     "pipeline": {
-        *("action", "adapter", "command_line", "diffusion", "frozen", "generator", "pretrained", "rollout"),
+        *("action", "adapter", "diffusion", "frozen", "generator", "pretrained", "rollout", "run"),
         *("settings", "weights"),
     },
     "evaluation": {"batch", "files", "metrics"},
     "data": {"action", "batch", "frozen", "seeding"},
-    "strategies": {"files"},
+    "strategies": {"callbacks", "files", "weights"},
     "checkpoints": {"files"},
     "module": {
         *("action", "batch", "diffusion", "evaluation", "frozen", "generator", "lockstep", "lora", "networks"),
         *("pretrained", "quantization", "rollout", "seeding", "settings", "sharding", "weights", "world_model"),
     },
-    "command_line": {"checkpoints", "files", "module", "strategies"},
-    "check": {"batch", "command_line", "cost", "diffusion", "frozen", "generator", "module", "sharding"},
+    "command_line": {"checkpoints", "class_paths", "files", "module", "strategies"},
+    "run": {"callbacks", "class_paths", "command_line", "module", "strategies", "weights"},
+    "check": {"batch", "class_paths", "command_line", "cost", "diffusion", "frozen", "generator", "module", "sharding"},
     "export": {
-        *("adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "strategies", "weights"),
+        *("adapter", "callbacks", "files", "generator", "lora", "module", "pretrained", "run", "strategies"),
+        "weights",
     },
     "cli": {"check", "compat", "command_line", "export"},
 }
 WITH_LIGHTNING = {
     *("data", "module", "strategies", "checkpoints", "command_line", "cli"),
-    *("export", "check"),
+    *("callbacks", "export", "check", "run"),
 }
 WITHOUT_LIGHTNING = MAY_IMPORT.keys() - WITH_LIGHTNING
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}

@@ -18,10 +18,10 @@ from lightning_action import (
     ActionVideoModule,
     BlockCausality,
     ConvActionModule,
+    load_module,
 )
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.adapter import write_adapter
-from lightning_action.command_line import load_module
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.frozen.codec import LinearVideoCodec
 from lightning_action.frozen.text import HashingTextEncoder
