@@ -86,6 +86,19 @@ def read_tensors(path: str | Path) -> LazyTensors:
     return _read_file(path)
 
 
+def read_values(file: Path) -> dict[str, Any]:
+    """What a file of `find_weights` holds besides tensors: the strings of a header, or the plain values of a pickle.
+
+    Raises:
+        ValueError: it is not whole.
+    """
+    if file.suffix == ".json":
+        file = file.parent / min(_weight_map(file).values())
+    if file.suffix == ".safetensors":
+        return dict(read_metadata(file))
+    return {name: value for name, value in flattened(_load_pickle(file)) if not isinstance(value, Tensor)}
+
+
 def find_weights(path: Path) -> Path:
     """The file that a path means: itself, or the one checkpoint in a folder. Raises as `read_tensors`."""
     if path.is_file():
@@ -143,6 +156,10 @@ def _read_file(path: Path) -> LazyTensors:
 
 
 def _map_pickle(path: Path) -> dict[str, Tensor]:
+    return {name: value for name, value in flattened(_load_pickle(path)) if isinstance(value, Tensor)}
+
+
+def _load_pickle(path: Path) -> Mapping[Any, Any]:
     try:
         # Only archives of the present format can be mapped; older files are read as a whole.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -158,15 +175,16 @@ def _map_pickle(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is not a whole checkpoint ({type(error).__name__}: {error}): fetch or write it again"
         ) from error
-    return dict(_flatten(content, "")) if isinstance(content, Mapping) else {}
+    return content if isinstance(content, Mapping) else {}
 
 
-def _flatten(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Tensor]]:
+def flattened(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested dictionaries hold, under dotted names."""
     for key, value in content.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
             yield f"{prefix}{key}", value
-        elif isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
 
 
 def _read_shards(index: Path) -> LazyTensors:
