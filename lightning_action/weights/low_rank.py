@@ -21,7 +21,7 @@ from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, as_la
 # peft's matrices (with the name of an adapter between, where a whole module was saved), those of kohya and of older
 # diffusers, and differences of whole tensors, which distillation LoRAs add.
 _PART = re.compile(
-    r"(.+?)(?:\.lora_([AB])(?:\.[^.]+)?\.weight|(?:\.lora[._]|_lora\.|\.lora_linear_layer\.)(down|up)\.weight"
+    r"(.+?)(?:\.lora_([AB])(?:(?:\.[^.]+)?\.weight)?|(?:\.lora[._]|_lora\.|\.lora_linear_layer\.)(down|up)\.weight"
     r"|\.(alpha|diff|diff_b|diff_m|w_norm|b_norm))"
 )
 _PARTS = {"A": "down", "B": "up"}
@@ -271,7 +271,8 @@ def _both(product: Change, difference: Change, name: str, source: str) -> Change
 @torch.no_grad()
 def _sum(base: LazyTensor, change: LazyTensor) -> Tensor:
     changed = base.read().clone()
-    changed += change.read().to(changed.device).reshape(changed.shape)
+    added = change.read().to(changed.device)
+    changed += added if added.shape == changed.shape else added.reshape(changed.shape)
     return changed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,27 +105,29 @@ def as_alpha(value: Any, name: str) -> float:
 
 def _is_alpha(name: str) -> bool:
     owner, _, key = name.rpartition(".")
-    return key in _ALPHAS and (key != _COMMON_WORD or owner in _OWNERS)
+    return key in _ALPHAS and not name.startswith(_OTHER_NETWORKS) and (key != _COMMON_WORD or owner in _OWNERS)
 
 
 def _is_special(name: str, value: Any) -> bool:
     last = name.rpartition(".")[2]
+    if name.startswith(_OTHER_NETWORKS):
+        return False
     if last == "init_lora_weights":
         return str(value).lower().startswith(_CHANGES_BASE)
     if last == "peft_type":
-        return str(value).rpartition(".")[2] != "LORA"
+        return "LORA" not in re.split(r"\W+", str(value))
     return any(piece in _SPECIAL for piece in name.split(".")) and str(value).strip().lower() not in _UNSET
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """The values of a file, those that are JSON of a configuration opened, without those of other networks."""
+    """The values of a file, those that are JSON of a configuration opened."""
     settings: dict[str, Any] = {}
     for name, value in read_values(file).items():
         if isinstance(value, str) and name.endswith(_CONFIGURATIONS):
             settings |= _parsed(value, f"{name} in {file}")
         else:
             settings[name] = value
-    return {name: value for name, value in settings.items() if not name.startswith(_OTHER_NETWORKS)}
+    return settings
 
 
 def _configuration(path: Path) -> dict[str, Any]:

@@ -88,7 +88,11 @@ def bare(layer: str) -> tuple[str, str]:
     return f"{layer}.lora_linear_layer.down.weight", f"{layer}.lora_linear_layer.up.weight"
 
 
-ADDED = [fun, half_flat, flat_diffusers, lycoris, dollars, diffsynth, official, older, bare]
+def parameters(layer: str) -> tuple[str, str]:
+    return f"diffusion_model.{layer}.lora_A", f"diffusion_model.{layer}.lora_B"
+
+
+ADDED = [parameters, fun, half_flat, flat_diffusers, lycoris, dollars, diffsynth, official, older, bare]
 
 
 def factors(names: Callable[[str], tuple[str, str]]) -> dict[str, Tensor]:

@@ -49,6 +49,7 @@ HEADERS = [
     ({"network_alpha": "6"}, 2.0),
     ({"alpha": "6"}, 2.0),
     ({"training.alpha": "6"}, 1.0),
+    ({"transformer.lora_alpha": "6", "transformer.alpha_pattern": "{}", "peft_type": "PeftType.LORA"}, 2.0),
     ({"lora_config": json.dumps({"r": RANK, "lora_alpha": 6})}, 2.0),
 ]
 
@@ -144,6 +145,7 @@ def test_integers_are_alphas(tmp_path: Path) -> None:
         ({"lora_alpha": 6}, 2.0),
         ({"lora_alpha": torch.tensor(6.0)}, 2.0),
         ({"lora_config": {"r": RANK, "alpha": 6}}, 2.0),
+        ({"critic_lora": {"lora_alpha": torch.tensor(9.0)}, "lora_alpha": torch.tensor(6.0)}, 2.0),
         ({"step": 7, "config": {"focal": {"alpha": 6}}}, 1.0),
         ({f"transformer.{layer}.alpha": 6 for layer in LAYERS}, 2.0),
     ],
