@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_action.lora import LoRASettings, inject_lora, merged_state_dict, split_parameters
@@ -135,3 +136,47 @@ def test_files_of_the_libraries_merge_as_they_merge_them_or_are_refused(
         torch.testing.assert_close(added[from_diffusers_name(name)], expected)
     assert not torch.allclose(after["blocks.1.ffn.net.2.weight"], before["blocks.1.ffn.net.2.weight"], atol=0.1)
     assert ("convolution" in settings) != torch.equal(after["patch_embedding.weight"], before["patch_embedding.weight"])
+
+
+def of_every_layer(name: str, down: str, up: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Random LoRA for the linear layers of all blocks, called by the pattern `name`."""
+    tensors: dict[str, Tensor] = {}
+    for weight, value in weights.items():
+        dotted = weight.removesuffix(".weight")
+        if dotted.startswith("blocks.") and dotted != weight and value.ndim == 2:
+            layer = name.format(dotted=dotted, flat=dotted.replace(".", "_"))
+            tensors[f"{layer}.{down}.weight"] = torch.randn(3, value.shape[1])
+            tensors[f"{layer}.{up}.weight"] = torch.randn(value.shape[0], 3)
+            tensors[f"{layer}.alpha"] = torch.tensor(12.0 + len(tensors))
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "down", "up", "biases"),
+    [
+        ("diffusion_model.{dotted}", "lora_A", "lora_B", False),
+        ("diffusion_model.{dotted}", "lora_down", "lora_up", True),
+        ("lora_unet_{flat}", "lora_down", "lora_up", False),
+    ],
+)
+def test_files_of_other_trainers_merge_as_diffusers_takes_them(
+    tmp_path: Path, name: str, down: str, up: str, biases: bool
+) -> None:
+    from diffusers import WanPipeline
+
+    model = small_transformer()
+    before = {from_diffusers_name(key): tensor.clone() for key, tensor in model.state_dict().items()}
+    tensors = of_every_layer(name, down, up, before)
+    if biases:
+        layers = [key.removesuffix(".alpha") for key in tensors if key.endswith(".alpha")]
+        tensors |= {f"{layer}.diff_b": torch.randn(tensors[f"{layer}.{up}.weight"].shape[0]) for layer in layers}
+    save_file(tensors, tmp_path / "x.safetensors")
+    changes = read_low_rank(tmp_path)
+    added = dict(add_changes(as_lazy(before), changes, "x"))
+    model.load_lora_adapter(WanPipeline.lora_state_dict(str(tmp_path), weight_name="x.safetensors"))
+    model.fuse_lora()
+    model.unload_lora()
+    assert len(changes) == 2 * 10 * (1 + biases)
+    for key, expected in model.state_dict().items():
+        torch.testing.assert_close(added[from_diffusers_name(key)], expected, rtol=1e-5, atol=1e-4)
+    assert not torch.allclose(added["blocks.1.ffn.2.weight"], before["blocks.1.ffn.2.weight"], atol=0.1)
