@@ -255,7 +255,7 @@ def _product(parts: Mapping[str, LazyTensor], common: Alpha, source: str) -> Cha
         left, right = (factor.read().flatten(1).to(dtype) for factor in (up, down))
         return low_rank_product(left, right, scale).reshape(shape)
 
-    return Change(shape, dtype, read, f"{scale:g} ({common.origin})")
+    return Change(shape, dtype, read, scale=f"{scale:g} ({common.origin})")
 
 
 def _both(product: Change, difference: Change, name: str, source: str) -> Change:
@@ -265,7 +265,7 @@ def _both(product: Change, difference: Change, name: str, source: str) -> Change
             f"{source} changes {name} by matrices for {list(product.shape)} and by a difference of "
             f"{list(difference.shape)}: expected one shape"
         )
-    return Change(product.shape, product.dtype, lambda: product.read() + difference.read(), product.scale)
+    return Change(product.shape, product.dtype, lambda: product.read() + difference.read(), scale=product.scale)
 
 
 @torch.no_grad()

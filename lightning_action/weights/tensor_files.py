@@ -96,7 +96,7 @@ def read_values(file: Path) -> dict[str, Any]:
         file = file.parent / min(_weight_map(file).values())
     if file.suffix == ".safetensors":
         return dict(read_metadata(file))
-    return {name: value for name, value in flattened(_load_pickle(file)) if not isinstance(value, Tensor)}
+    return {name: value for name, value in flattened(load_pickle(file)) if not isinstance(value, Tensor)}
 
 
 def find_weights(path: Path) -> Path:
@@ -155,14 +155,15 @@ def _read_file(path: Path) -> LazyTensors:
     return LazyTensors(entries)
 
 
-def _map_pickle(path: Path) -> dict[str, Tensor]:
-    return {name: value for name, value in flattened(_load_pickle(path)) if isinstance(value, Tensor)}
+def load_pickle(path: Path) -> Any:
+    """What a file of `torch.save` holds, mapped where it can be, if that is tensors and plain values alone.
 
-
-def _load_pickle(path: Path) -> Mapping[Any, Any]:
+    Raises:
+        ValueError: it is not whole, or holds objects that run code when they are loaded.
+    """
     try:
         # Only archives of the present format can be mapped; older files are read as a whole.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         # torch's own message advises to turn its protection off.
         refused = re.search(r"GLOBAL (\S+)", str(error))
@@ -175,11 +176,16 @@ def _load_pickle(path: Path) -> Mapping[Any, Any]:
         raise ValueError(
             f"{path} is not a whole checkpoint ({type(error).__name__}: {error}): fetch or write it again"
         ) from error
-    return content if isinstance(content, Mapping) else {}
 
 
-def flattened(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What nested dictionaries hold, under dotted names."""
+def _map_pickle(path: Path) -> dict[str, Tensor]:
+    return {name: value for name, value in flattened(load_pickle(path)) if isinstance(value, Tensor)}
+
+
+def flattened(content: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested dictionaries hold, under dotted names; nothing of what is no dictionary."""
+    if not isinstance(content, Mapping):
+        return
     for key, value in content.items():
         if isinstance(value, Mapping):
             yield from flattened(value, f"{prefix}{key}.")
