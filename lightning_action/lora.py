@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,7 @@ from lightning_action.weights import (
     is_low_rank,
     load_strictly,
     low_rank_changes,
+    require_numbers,
     require_same,
 )
 
@@ -48,6 +50,8 @@ class LoRASettings:
                 "expected rank >= 1, target_modules and dropout in [0, 1), got "
                 f"{self.rank}, {self.target_modules} and {self.dropout}"
             )
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha of LoRA is {self.alpha}: expected a finite number above 0, or None for the rank")
 
 
 def inject_lora(generator: nn.Module, settings: LoRASettings) -> None:
@@ -103,12 +107,15 @@ def load_lora_state_dict(generator: nn.Module, tensors: Mapping[str, Tensor], so
     """Load what `lora_state_dict` gave into injected layers, every tensor or none.
 
     Raises:
-        ValueError: names or shapes differ, because other layers were injected or with another rank.
+        ValueError: names or shapes differ, because other layers were injected or with another rank; or a tensor is
+            not of finite floating-point numbers.
     """
     own = lora_state_dict(generator)
     require_same(
         own, tensors, f"{source} does not fit the LoRA layers of the generator", "inject those it was made with"
     )
+    for name, entry in as_lazy(tensors).entries.items():
+        require_numbers(name, entry, source)
     for name, tensor in own.items():
         copy_into(tensor, tensors[name])
 

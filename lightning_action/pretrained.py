@@ -25,6 +25,7 @@ from lightning_action.weights import (
     read_low_rank,
     read_metadata,
     read_safetensors,
+    scales,
     write_safetensors,
 )
 
@@ -49,6 +50,7 @@ class LoadReport:
         dropped: tensors of known extra heads that were left out.
         ignored: what else the file holds.
         num_merged: LoRA layers and differences that were added to the weights.
+        scales: of the LoRA layers, each once, with where it comes from.
     """
 
     source: str
@@ -58,11 +60,13 @@ class LoadReport:
     dropped: tuple[str, ...]
     ignored: tuple[str, ...]
     num_merged: int
+    scales: tuple[str, ...]
 
     def __str__(self) -> str:
         told = f"loaded {self.num_tensors} tensors of the generator from {self.source}"
         told += f" ({self.part.rstrip('.')})" if self.part else ""
         told += f", merged {self.num_merged} LoRA layers" if self.num_merged else ""
+        told += f" at scale {few(self.scales)}" if self.scales else ""
         told += f", dropped {len(self.dropped)} of extra heads ({few(self.dropped)})" if self.dropped else ""
         return told + (f", left aside {few(self.ignored)}" if self.ignored else "")
 
@@ -85,8 +89,8 @@ def load_generator(
         path: a file, an index of shards, a folder; None takes the transformer in the folder that the environment
             variable `LIGHTNING_ACTION_WEIGHTS` names.
         ema: which weights to take where the file has both: averaged, or those of the last step.
-        lora: a LoRA file (peft's, kohya's, LongLive's) to be merged into the weights.
-        lora_alpha: numerator of its scale; None takes what the file says, else its rank.
+        lora: a LoRA file (peft's, diffusers', kohya's, LongLive's) to be merged into the weights.
+        lora_alpha: numerator of its scale; None takes what the file says, else its rank. The report says which.
         finish: from a part of the generator that has its weights, and its name, to what is to stand in its place.
 
     Raises:
@@ -95,10 +99,8 @@ def load_generator(
     """
     file = generator_file(path)
     checkpoint = read_generator(file, ema, lora_alpha)
-    tensors, num_merged = checkpoint.tensors, checkpoint.num_merged
-    if lora is not None:
-        changes = read_low_rank(lora, lora_alpha)
-        tensors, num_merged = add_changes(tensors, changes, str(lora)), num_merged + len(changes)
+    changes = {} if lora is None else read_low_rank(lora, lora_alpha)
+    tensors = add_changes(checkpoint.tensors, changes, str(lora))
     _check_size(generator, tensors, str(file))
     check_base_fits(generator, tensors, str(file))
     for name, part in generator.parts():
@@ -113,7 +115,8 @@ def load_generator(
         part=checkpoint.part,
         dropped=checkpoint.dropped,
         ignored=checkpoint.ignored,
-        num_merged=num_merged,
+        num_merged=checkpoint.num_merged + len(changes),
+        scales=(*checkpoint.scales, *scales(changes)),
     )
 
 

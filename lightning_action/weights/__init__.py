@@ -3,7 +3,14 @@
 from lightning_action.weights.checkpoint import GeneratorCheckpoint, read_action_projection, read_generator
 from lightning_action.weights.fingerprint import fingerprint
 from lightning_action.weights.fit import check_fits, copy_into, load_strictly, require_same
-from lightning_action.weights.low_rank import add_changes, is_low_rank, low_rank_changes, read_low_rank
+from lightning_action.weights.low_rank import (
+    add_changes,
+    is_low_rank,
+    low_rank_changes,
+    read_low_rank,
+    require_numbers,
+    scales,
+)
 from lightning_action.weights.names import few, from_diffusers_name, to_diffusers_name
 from lightning_action.weights.release import find_release_file
 from lightning_action.weights.safetensors_files import read_metadata, read_safetensors, write_safetensors
@@ -43,7 +50,9 @@ __all__ = [
     "read_metadata",
     "read_safetensors",
     "read_tensors",
+    "require_numbers",
     "require_same",
+    "scales",
     "to_diffusers_name",
     "write_safetensors",
     "write_shards",

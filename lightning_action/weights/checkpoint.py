@@ -11,9 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_action.weights.low_rank import add_changes, is_low_rank, low_rank_changes
+from lightning_action.weights.low_rank import (
+    add_changes,
+    is_low_rank,
+    low_rank_changes,
+    low_rank_layers,
+    scales,
+    take_told,
+)
 from lightning_action.weights.names import from_diffusers_name, unwrapped
-from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, read_tensors
+from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, find_weights, read_tensors
 
 # First parts of the name under which files hold the generator, the preferred one first; "" is a file of nothing else.
 _OUTER = ("generator", "model", "state_dict", "diffusion_model", "base_model", "")
@@ -41,6 +48,7 @@ class GeneratorCheckpoint:
         dropped: tensors inside that part which belong to known extra heads.
         ignored: what else the file holds, by the name of the outermost part that is not the generator.
         num_merged: LoRA layers that were merged.
+        scales: of these, with where they come from.
     """
 
     tensors: LazyTensors
@@ -48,6 +56,7 @@ class GeneratorCheckpoint:
     dropped: tuple[str, ...]
     ignored: tuple[str, ...]
     num_merged: int
+    scales: tuple[str, ...]
 
 
 def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None = None) -> GeneratorCheckpoint:
@@ -56,33 +65,32 @@ def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None 
     Args:
         path: as `read_tensors` takes it.
         ema: which weights to take where the file has both: averaged, or those of the last step.
-        lora_alpha: of LoRA layers that the file holds un-merged; None takes what the file says in a tensor
-            `lora_alpha`, else their rank.
+        lora_alpha: of LoRA layers that the file holds un-merged; None takes what the file says, else their rank.
 
     Raises:
         FileNotFoundError: there is nothing at that path.
         ValueError: the file is not whole, holds no generator or several, or a quantised one.
     """
-    entries = unwrapped(read_tensors(path).entries, str(path))
+    file = find_weights(Path(path))
+    entries = unwrapped(read_tensors(file).entries, str(path))
     quantised = [name for name in entries if name.endswith(_QUANTISED)]
     if quantised:
         raise ValueError(
             f"{path} is quantised (it holds {quantised[0]}): only plain floating-point weights can be loaded, take the "
             "bf16 or fp32 file of the same model"
         )
-    alpha_entry = entries.pop("lora_alpha", None)
-    if lora_alpha is None and alpha_entry is not None:
-        lora_alpha = alpha_entry.read().item()
+    told = take_told(file, entries) if low_rank_layers(entries) else ()
     part = _choose_part(entries, ema, str(path))
     inside = {name.removeprefix(part): entry for name, entry in entries.items() if name.startswith(part)}
     dropped = tuple(name for name in inside if _EXTRA_HEADS.match(name))
     kept = _in_original_names({name: entry for name, entry in inside.items() if name not in dropped})
-    low_rank = {name: entry for name, entry in kept.items() if is_low_rank(name)}
+    layers = low_rank_layers(kept)
+    low_rank = {n: e for n, e in kept.items() if is_low_rank(n) or n.removesuffix(".alpha") in layers}
     base = LazyTensors(_split_fused({name: entry for name, entry in kept.items() if name not in low_rank}))
-    changes = low_rank_changes(low_rank, lora_alpha, str(path))
+    changes = low_rank_changes(low_rank, lora_alpha, str(path), told)
     ignored = {_outermost(name, part) for name in entries if not name.startswith(part)}
     return GeneratorCheckpoint(
-        add_changes(base, changes, str(path)), part, dropped, tuple(sorted(ignored)), len(changes)
+        add_changes(base, changes, str(path)), part, dropped, tuple(sorted(ignored)), len(changes), scales(changes)
     )
 
 

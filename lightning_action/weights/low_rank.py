@@ -2,81 +2,148 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from lightning_action.weights.names import few, to_diffusers_name, unwrapped
-from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, find_weights, read_tensors
+from lightning_action.weights.scale import Alpha, Told, as_alpha, find_alpha, read_told, require_plain
+from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, as_lazy, find_weights, read_tensors
 
-# peft's matrices (with the name of an adapter between, where a whole module was saved), kohya's, and differences of
-# whole weights and biases, which some distillation LoRAs add.
-_PART = re.compile(r"(.+)\.(?:lora_([AB])(?:\.[^.]+)?\.weight|lora_(down|up)\.weight|(alpha)|(diff|diff_b))")
+# peft's matrices (with the name of an adapter between, where a whole module was saved), those of kohya and of older
+# diffusers, and differences of whole tensors, which distillation LoRAs add.
+_PART = re.compile(
+    r"(.+?)(?:\.lora_([AB])(?:(?:\.[^.]+)?\.weight)?|(?:\.lora[._]|_lora\.|\.lora_linear_layer\.)(down|up)\.weight"
+    r"|\.(alpha|diff|diff_b|diff_m|w_norm|b_norm))"
+)
 _PARTS = {"A": "down", "B": "up"}
+_DIFFERENCES = {"diff": "weight", "diff_b": "bias", "diff_m": "modulation", "w_norm": "weight", "b_norm": "bias"}
+_OTHER_KINDS = (
+    ("DoRA", re.compile(r"\.(dora_scale|lora_magnitude_vector)\b")),
+    ("LoHa", re.compile(r"\.hada_")),
+    ("LoKr", re.compile(r"\.lokr_")),
+    ("LoCon with a core between its matrices", re.compile(r"\.lora_mid\b")),
+    ("OFT", re.compile(r"\.b?oft_")),
+)
 _OUTER = ("generator_lora.", "lora.", "")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# What kohya's way of naming puts before names whose dots became underscores, and ai-toolkit's dollars.
+_FLAT_PREFIX = re.compile(r"^(lora_unet|lora_transformer|lycoris)_+")
+_SEPARATORS = re.compile(r"[._]+")
+
+
+@dataclass(frozen=True)
+class Change(LazyTensor):
+    """What is added to a weight.
+
+    Args:
+        scale: `alpha / rank`, text for a report with where alpha was found; None for a difference that has no scale.
+    """
+
+    scale: str | None = None
 
 
 def is_low_rank(name: str) -> bool:
     """Whether this is the name of one of the two matrices of a LoRA layer."""
-    return ".lora_" in name and _PART.fullmatch(name) is not None
+    if "lora" not in name:
+        return False
+    match = _PART.fullmatch(name)
+    return match is not None and bool(match[2] or match[3])
 
 
-def read_low_rank(path: str | Path, alpha: float | None = None) -> dict[str, LazyTensor]:
+def low_rank_layers(names: Iterable[str]) -> set[str]:
+    """The layers that these names give matrices of LoRA for."""
+    return {match[1] for name in names if is_low_rank(name) and (match := _PART.fullmatch(name))}
+
+
+def read_low_rank(path: str | Path, alpha: float | None = None) -> dict[str, Change]:
     """What a LoRA file adds to which weight, see `low_rank_changes`.
 
     Args:
-        path: a file or folder: peft's (`adapter_model.safetensors` beside `adapter_config.json`), kohya's, or a
-            checkpoint of which the `generator_lora` or `lora` part is taken.
-        alpha: numerator of the scale `alpha / rank`. None takes what the file or `adapter_config.json` says, else the
-            rank, which gives a scale of 1.
+        path: a file or folder: peft's (`adapter_model.safetensors` beside `adapter_config.json`), diffusers', kohya's,
+            or a checkpoint of which the `generator_lora` or `lora` part is taken.
+        alpha: numerator of the scale `alpha / rank`, for every layer. None takes the tensor `alpha` of a layer, else
+            what the header of the file says, else the `adapter_config.json` of peft's own file, else the rank, which
+            gives a scale of 1.
 
     Raises:
         FileNotFoundError: there is nothing at that path.
-        ValueError: the file is not whole, holds no LoRA, or one of a kind that is not plain LoRA.
+        ValueError: the file is not whole, holds no LoRA, one of a kind that is not plain LoRA, or no usable numbers.
     """
     file = find_weights(Path(path))
-    if alpha is None:
-        alpha = _configured_alpha(file.parent / "adapter_config.json")
     entries = unwrapped(read_tensors(file).entries, str(file))
+    told = () if alpha is not None else take_told(file, entries)
     for outer in _OUTER:
         inside = {name.removeprefix(outer): entry for name, entry in entries.items() if name.startswith(outer)}
-        if any(is_low_rank(name) for name in inside):
-            return low_rank_changes(inside, alpha, str(file))
+        if any((match := _PART.fullmatch(name)) and match[4] != "alpha" for name in inside):
+            return low_rank_changes(inside, alpha, str(file), told)
+    for name in entries:
+        if any(pattern.search(name) for _, pattern in _OTHER_KINDS):
+            _refuse(name, str(file))
     raise ValueError(
-        f"{file} holds no LoRA: expected `lora_A`/`lora_B` or `lora_down`/`lora_up` matrices, found "
-        f"{few(list(entries))}"
+        f"{file} holds no LoRA: expected `lora_A`/`lora_B` or `lora_down`/`lora_up` matrices, or differences (`diff`), "
+        f"found {few(list(entries))}"
     )
 
 
-def low_rank_changes(entries: Mapping[str, LazyTensor], alpha: float | None, source: str) -> dict[str, LazyTensor]:
-    """What LoRA tensors add, under the names of the weights as the file has them: `alpha / rank * up @ down`.
+def take_told(file: Path, entries: dict[str, LazyTensor]) -> Told:
+    """What a file says of the scale; a tensor `lora_alpha` is taken out of `entries`, plain numbers are put there.
 
     Raises:
-        ValueError: a name is not that of a LoRA tensor, or a matrix lacks its partner or does not fit it.
+        ValueError: as `read_told`.
     """
-    layers: dict[str, dict[str, LazyTensor]] = defaultdict(dict)
-    for name, entry in entries.items():
-        match = _PART.fullmatch(name)
-        if match is None:
-            raise ValueError(f"{source} is not plain LoRA: do not know what to do with {name}")
-        part = next(filter(None, match.groups()[1:]))
-        part = _PARTS.get(part, part)
-        if part in layers[match[1]]:
-            raise ValueError(f"{source} holds several LoRAs of {match[1]}: expected one")
-        layers[match[1]][part] = entry
-    changes: dict[str, LazyTensor] = {}
+    (place, values), *others = read_told(file)
+    common = {name: entries.pop(name).read() for name in list(entries) if f".{name}".endswith(".lora_alpha")}
+    layers = low_rank_layers(entries)
+    numbers = {
+        name: torch.tensor(as_alpha(value, f"{name} in {file}"))
+        for name, value in values.items()
+        if name.removesuffix(".alpha") in layers
+    }
+    entries |= as_lazy(numbers).entries
+    return [(place, {**values, **common}), *others]
+
+
+def low_rank_changes(
+    entries: Mapping[str, LazyTensor], alpha: float | None, source: str, told: Told = ()
+) -> dict[str, Change]:
+    """What LoRA tensors add, under the names of the weights as the file has them: `alpha / rank * up @ down`.
+
+    Args:
+        entries: matrices, alphas and differences.
+        alpha: for every layer; None takes the layer's own, else what `told` says, else the rank.
+        source: for messages.
+        told: from `take_told`.
+
+    Raises:
+        ValueError: a name is not that of a LoRA tensor, a matrix lacks its partner or does not fit it, or a value is
+            not a finite floating-point number.
+    """
+    layers = _layers(entries, source)
+    if alpha is not None:
+        common = Alpha(as_alpha(alpha, "`lora_alpha`"), "as given")
+        for parts in layers.values():
+            parts.pop("alpha", None)
+    else:
+        require_plain(told)
+        complete = all("alpha" in parts for parts in layers.values() if "down" in parts)
+        common = Alpha(None, "") if complete else find_alpha(told)
+    changes: dict[str, Change] = {}
     for layer, parts in layers.items():
         if parts.keys() & {"down", "up", "alpha"}:
-            changes[f"{layer}.weight"] = _product(parts, alpha, f"{layer} in {source}")
-        for part, attribute in (("diff", "weight"), ("diff_b", "bias")):
-            if part in parts:
-                changes[f"{layer}.{attribute}"] = parts[part]
+            changes[f"{layer}.weight"] = _product(parts, common, f"{layer} in {source}")
+        for part in parts.keys() & _DIFFERENCES.keys():
+            name, difference = f"{layer}.{_DIFFERENCES[part]}", parts[part]
+            change = Change(difference.shape, difference.dtype, difference.read)
+            changes[name] = _both(changes[name], change, name, source) if name in changes else change
     return changes
 
 
@@ -91,10 +158,10 @@ def add_changes(base: LazyTensors, changes: Mapping[str, LazyTensor], source: st
     Raises:
         ValueError: a change is for a weight that the base does not have, or of another shape.
     """
-    known = {alias: name for name in base for alias in _aliases(name)}
+    known = {_flat(alias): name for name in base for alias in _aliases(name)}
     by_name: dict[str, LazyTensor] = {}
     for change, entry in changes.items():
-        name = known.get(_known_suffix(change, known), change)
+        name = _known_name(change, known)
         if name in by_name:
             raise ValueError(f"{source} changes {name} several times, once under {change}: expected one LoRA")
         by_name[name] = entry
@@ -102,7 +169,7 @@ def add_changes(base: LazyTensors, changes: Mapping[str, LazyTensor], source: st
     strangers += [
         f"{name} {list(entry.shape)} (expected {list(base.entries[name].shape)})"
         for name, entry in by_name.items()
-        if name in base.entries and entry.shape != base.entries[name].shape
+        if name in base.entries and _matrix(entry.shape) != _matrix(base.entries[name].shape)
     ]
     if strangers:
         raise ValueError(
@@ -115,6 +182,21 @@ def add_changes(base: LazyTensors, changes: Mapping[str, LazyTensor], source: st
     return LazyTensors(changed)
 
 
+def require_numbers(name: str, entry: LazyTensor, source: str) -> None:
+    """Refuse what cannot be a part of a LoRA.
+
+    Raises:
+        ValueError: the dtype is not one of plain floating-point numbers, or a value is not finite.
+    """
+    if entry.dtype not in _FLOATS:
+        raise ValueError(
+            f"{name} in {source} is of {entry.dtype}: expected float16, bfloat16, float32 or float64; take the file "
+            "that was not cast or quantised"
+        )
+    if not torch.isfinite(entry.read()).all():
+        raise ValueError(f"{name} in {source} holds values that are not finite: the file is damaged, take another")
+
+
 def low_rank_product(up: Tensor, down: Tensor, scale: float) -> Tensor:
     """`scale * up @ down` in the dtype of the factors, through float32 on the CPU as peft computes it."""
     widened = up.device.type == "cpu" and up.dtype in (torch.float16, torch.bfloat16)
@@ -122,51 +204,97 @@ def low_rank_product(up: Tensor, down: Tensor, scale: float) -> Tensor:
     return product.to(up.dtype)
 
 
-def _product(parts: Mapping[str, LazyTensor], alpha: float | None, source: str) -> LazyTensor:
+def scales(changes: Mapping[str, Change]) -> tuple[str, ...]:
+    """The scales that were applied, each once, with where they come from."""
+    return tuple(dict.fromkeys(change.scale for change in changes.values() if change.scale is not None))
+
+
+def _layers(entries: Mapping[str, LazyTensor], source: str) -> dict[str, dict[str, LazyTensor]]:
+    """The tensors of each layer by the part they play."""
+    layers: dict[str, dict[str, LazyTensor]] = defaultdict(dict)
+    for name, entry in entries.items():
+        match = _PART.fullmatch(name)
+        if match is None:
+            _refuse(name, source)
+        part = next(filter(None, match.groups()[1:]))
+        part = _PARTS.get(part, part)
+        if part in layers[match[1]]:
+            raise ValueError(f"{source} holds several LoRAs of {match[1]}: expected one")
+        if part != "alpha":
+            require_numbers(name, entry, source)
+        layers[match[1]][part] = entry
+    return layers
+
+
+def _refuse(name: str, source: str) -> NoReturn:
+    kind = next((f" (a part of {kind})" for kind, pattern in _OTHER_KINDS if pattern.search(name)), "")
+    raise ValueError(
+        f"{source} is not plain LoRA: do not know what to do with {name}{kind}; merge it with the program that wrote "
+        "it, and load the whole generator"
+    )
+
+
+def _product(parts: Mapping[str, LazyTensor], common: Alpha, source: str) -> Change:
     if not {"down", "up"} <= parts.keys():
         raise ValueError(f"the LoRA of {source} has only {', '.join(parts)}: expected two matrices")
     down, up = parts["down"], parts["up"]
-    if len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
+    fits = len(down.shape) >= 2 and len(up.shape) >= 2 and down.shape[0] == up.shape[1] > 0 and prod(up.shape[2:]) == 1
+    if not fits:
         raise ValueError(
-            f"the LoRA of {source} is {list(up.shape)} times {list(down.shape)}: expected [out, rank] and [rank, in]"
+            f"the LoRA of {source} is {list(up.shape)} times {list(down.shape)}: expected [out, rank] and [rank, in], "
+            "for a convolution [out, rank, 1, ...] and [rank, in, ...]"
         )
     rank = down.shape[0]
     if "alpha" in parts:
-        alpha = parts["alpha"].read().item()
-    scale = (rank if alpha is None else alpha) / rank
-    shape = torch.Size((up.shape[0], down.shape[1]))
-    return LazyTensor(shape, up.dtype, lambda: low_rank_product(up.read(), down.read(), scale))
+        common = Alpha(as_alpha(parts["alpha"].read(), f"the alpha of {source}"), "from the alpha of each layer")
+    scale = (rank if common.value is None else common.value) / rank
+    shape = torch.Size((up.shape[0], *down.shape[1:]))
+    dtype = torch.promote_types(up.dtype, down.dtype)
+
+    def read() -> Tensor:
+        left, right = (factor.read().flatten(1).to(dtype) for factor in (up, down))
+        return low_rank_product(left, right, scale).reshape(shape)
+
+    return Change(shape, dtype, read, scale=f"{scale:g} ({common.origin})")
+
+
+def _both(product: Change, difference: Change, name: str, source: str) -> Change:
+    """A layer's matrices and its difference are added one after the other."""
+    if product.shape != difference.shape:
+        raise ValueError(
+            f"{source} changes {name} by matrices for {list(product.shape)} and by a difference of "
+            f"{list(difference.shape)}: expected one shape"
+        )
+    return Change(product.shape, product.dtype, lambda: product.read() + difference.read(), scale=product.scale)
 
 
 @torch.no_grad()
 def _sum(base: LazyTensor, change: LazyTensor) -> Tensor:
     changed = base.read().clone()
-    changed += change.read().to(changed.device)
+    added = change.read().to(changed.device)
+    changed += added if added.shape == changed.shape else added.reshape(changed.shape)
     return changed
 
 
 def _aliases(name: str) -> Iterable[str]:
-    layer, _, attribute = name.rpartition(".")
-    return (name, to_diffusers_name(name), f"lora_unet_{layer.replace('.', '_')}.{attribute}")
+    """The names that files have for a tensor; a parameter on its own is a layer with a weight for some of them."""
+    for alias in (name, to_diffusers_name(name)):
+        yield alias
+        if not alias.endswith((".weight", ".bias")):
+            yield f"{alias}.weight"
 
 
-def _known_suffix(name: str, known: Mapping[str, str]) -> str:
-    """The longest end of a dotted name that is known, so that it does not matter what stands before."""
-    parts = name.split(".")
-    suffixes = (".".join(parts[start:]) for start in range(len(parts)))
-    return next((suffix for suffix in suffixes if suffix in known), name)
+def _matrix(shape: torch.Size) -> tuple[int, int]:
+    """A weight as [out, in], in which a convolution's kernel is a part of what goes in."""
+    return shape[0], prod(shape[1:])
 
 
-def _configured_alpha(path: Path) -> float | None:
-    """`lora_alpha` of an `adapter_config.json`, if there is one."""
-    if not path.is_file():
-        return None
-    try:
-        config = json.loads(path.read_text())
-        alpha = float(config["lora_alpha"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no configuration of a LoRA: expected JSON with `lora_alpha`") from error
-    special = [key for key in ("use_rslora", "use_dora", "alpha_pattern") if config.get(key)]
-    if special:
-        raise ValueError(f"{path} sets {', '.join(special)}: only plain LoRA with one alpha can be merged")
-    return alpha
+def _flat(name: str) -> str:
+    return _SEPARATORS.sub("_", _FLAT_PREFIX.sub("", name, count=1))
+
+
+def _known_name(name: str, known: Mapping[str, str]) -> str:
+    """What the longest end of a dotted name that is known stands for, whatever stands before it; else the name."""
+    parts = name.replace("$$", ".").split(".")
+    ends = (_flat(".".join(parts[start:])) for start in range(len(parts)))
+    return next((known[end] for end in ends if end in known), name)

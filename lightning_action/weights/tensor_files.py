@@ -86,6 +86,19 @@ def read_tensors(path: str | Path) -> LazyTensors:
     return _read_file(path)
 
 
+def read_values(file: Path) -> dict[str, Any]:
+    """What a file of `find_weights` holds besides tensors: the strings of a header, or the plain values of a pickle.
+
+    Raises:
+        ValueError: it is not whole.
+    """
+    if file.suffix == ".json":
+        file = file.parent / min(_weight_map(file).values())
+    if file.suffix == ".safetensors":
+        return dict(read_metadata(file))
+    return {name: value for name, value in flattened(load_pickle(file)) if not isinstance(value, Tensor)}
+
+
 def find_weights(path: Path) -> Path:
     """The file that a path means: itself, or the one checkpoint in a folder. Raises as `read_tensors`."""
     if path.is_file():
@@ -166,16 +179,18 @@ def load_pickle(path: Path) -> Any:
 
 
 def _map_pickle(path: Path) -> dict[str, Tensor]:
-    content = load_pickle(path)
-    return dict(_flatten(content, "")) if isinstance(content, Mapping) else {}
+    return {name: value for name, value in flattened(load_pickle(path)) if isinstance(value, Tensor)}
 
 
-def _flatten(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Tensor]]:
+def flattened(content: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested dictionaries hold, under dotted names; nothing of what is no dictionary."""
+    if not isinstance(content, Mapping):
+        return
     for key, value in content.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
             yield f"{prefix}{key}", value
-        elif isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
 
 
 def _read_shards(index: Path) -> LazyTensors:

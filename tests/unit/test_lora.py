@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,33 @@ def test_layers_that_do_not_fit_are_named_and_none_is_loaded() -> None:
     with pytest.raises(ValueError, match=r"12 of another shape: .*\[3, 36\] \(expected \[4, 36\]\)"):
         load_lora_state_dict(with_lora(1, LoRASettings(4, None, ["q", "ffn.0"])), lora_state_dict(generator), "x")
     assert same(lora_state_dict(other), before)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda tensor: tensor * float("nan"), "blocks.0.ffn.0.lora_B.weight in x holds values that are not finite"),
+        (lambda tensor: tensor.to(torch.float8_e5m2), "blocks.0.ffn.0.lora_B.weight in x is of torch.float8_e5m2"),
+        (lambda tensor: tensor.int(), "blocks.0.ffn.0.lora_B.weight in x is of torch.int32: expected float16"),
+    ],
+)
+def test_layers_without_usable_numbers_are_refused(damage: Callable[[Tensor], Tensor], message: str) -> None:
+    layers, other, plain = lora_state_dict(with_lora()), with_lora(1), small_generator(5)
+    layers["blocks.0.ffn.0.lora_B.weight"] = damage(layers["blocks.0.ffn.0.lora_B.weight"])
+    before = copied(other.state_dict()), copied(plain.state_dict())
+    with pytest.raises(ValueError, match=message):
+        load_lora_state_dict(other, layers, "x")
+    with pytest.raises(ValueError, match=message):
+        merge_into(plain, layers, 1.5, "x")
+    assert same(other.state_dict(), before[0]) and same(plain.state_dict(), before[1])
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_alpha_that_scales_nothing_is_refused(alpha: float) -> None:
+    with pytest.raises(ValueError, match=r"alpha of LoRA is .*: expected a finite number above 0"):
+        LoRASettings(rank=3, alpha=alpha)
+    with pytest.raises(ValueError, match=r"`lora_alpha` is .*: expected the alpha of a LoRA"):
+        merge_into(small_generator(5), lora_state_dict(with_lora()), alpha, "x")
 
 
 def test_merging_leaves_the_generator_as_it_is_and_gives_its_outputs() -> None:

@@ -165,12 +165,32 @@ def test_a_lora_file_is_merged_at_load(tmp_path: Path, alpha: float | None, scal
     torch.save({"generator_lora": lora, "critic_lora": low_rank(2)}, tmp_path / "lora.pt")
     report = load_generator(other, trainer(generator, tmp_path), lora=tmp_path / "lora.pt", lora_alpha=alpha)
     assert report.num_merged == 2
-    assert "merged 2 LoRA layers" in str(report)
+    origin = "the rank, as the file says nothing" if alpha is None else "as given"
+    assert f"merged 2 LoRA layers at scale {scale:g} ({origin})" in str(report)
     expected = dict(generator.state_dict())
     for layer in ("blocks.1.self_attn.q", "blocks.1.ffn.0"):
         down, up = (lora[f"base_model.model.{layer}.lora_{side}.weight"] for side in "AB")
         expected[f"{layer}.weight"] = expected[f"{layer}.weight"] + up @ down * scale
     assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), "is of torch.float8_e4m3fn: expected float16"),
+        (lambda tensor: tensor * float("nan"), "holds values that are not finite"),
+        (lambda tensor: tensor[:-1], r"blocks.1.ffn.0.weight \[43, 36\] \(expected \[44, 36\]\)"),
+    ],
+)
+def test_a_lora_file_that_does_not_serve_leaves_the_generator_as_it_was(
+    tmp_path: Path, damage: Callable[[Tensor], Tensor], message: str
+) -> None:
+    generator, other, lora = small_generator(1), small_generator(2), low_rank()
+    name = "base_model.model.blocks.1.ffn.0.lora_B.weight"
+    torch.save(lora | {name: damage(lora[name])}, tmp_path / "lora.pt")
+    with pytest.raises(ValueError, match=message):
+        load_generator(other, trainer(generator, tmp_path), lora=tmp_path / "lora.pt")
+    assert same_weights(other, small_generator(2))
 
 
 @pytest.mark.parametrize("prefix", ["action_projection.", "model.action_projection.", ""])

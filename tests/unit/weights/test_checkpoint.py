@@ -245,10 +245,16 @@ def test_lora_layers_of_a_module_that_peft_wrapped_are_merged(tmp_path: Path, ne
     halved = read_generator(tmp_path, lora_alpha=1.5).tensors
     name = "blocks.0.ffn.2.weight"
     torch.testing.assert_close(halved[name] - OURS[name], (merged[name] - OURS[name]) / 2)
-    (tmp_path / "told").mkdir()
-    told = read_generator(save({**nest(tensors), "lora_alpha": torch.tensor(1.5)})(tmp_path / "told"))
-    assert_same(told.tensors, halved)
-    assert told.ignored == ()
+    for alpha in (torch.tensor(1.5), 1.5):
+        folder = tmp_path / type(alpha).__name__
+        folder.mkdir()
+        told = read_generator(save({**nest(tensors), "lora_alpha": alpha})(folder))
+        assert_same(told.tensors, halved)
+        assert told.ignored == ()
+        assert [text.partition(" (")[0] for text in told.scales] == ["0.5"]
+    torch.save({**nest(tensors), "lora_alpha": float("nan")}, folder / "x.pt")
+    with pytest.raises(ValueError, match=r"lora_alpha in .*x.pt is nan: expected the alpha of a LoRA"):
+        read_generator(folder / "x.pt")
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,53 @@ def kohya(layer: str) -> tuple[str, str]:
     return f"{flat}.lora_down.weight", f"{flat}.lora_up.weight"
 
 
+def fun(layer: str) -> tuple[str, str]:
+    flat = f"lora_unet__{layer.replace('.', '_')}"
+    return f"{flat}.lora_down.weight", f"{flat}.lora_up.weight"
+
+
+def half_flat(layer: str) -> tuple[str, str]:
+    flat = f"lora_unet_{layer.replace('.', '_', 1)}"
+    return f"{flat}.lora_down.weight", f"{flat}.lora_up.weight"
+
+
+def flat_diffusers(layer: str) -> tuple[str, str]:
+    flat = f"lora_transformer_{to_diffusers_name(f'{layer}.').removesuffix('.').replace('.', '_')}"
+    return f"{flat}.lora_down.weight", f"{flat}.lora_up.weight"
+
+
+def lycoris(layer: str) -> tuple[str, str]:
+    return fun(layer)[0].replace("lora_unet__", "lycoris_"), fun(layer)[1].replace("lora_unet__", "lycoris_")
+
+
+def dollars(layer: str) -> tuple[str, str]:
+    theirs = diffusers(layer)[0].removesuffix(".lora_A.weight").replace(".", "$$")
+    return f"{theirs}.lora_down.weight", f"{theirs}.lora_up.weight"
+
+
+def diffsynth(layer: str) -> tuple[str, str]:
+    return f"pipe.dit.{layer}.lora_A.default.weight", f"pipe.dit.{layer}.lora_B.default.weight"
+
+
+def official(layer: str) -> tuple[str, str]:
+    return f"model.diffusion_model.{layer}.lora.down.weight", f"model.diffusion_model.{layer}.lora.up.weight"
+
+
+def older(layer: str) -> tuple[str, str]:
+    return f"model.{layer}_lora.down.weight", f"model.{layer}_lora.up.weight"
+
+
+def bare(layer: str) -> tuple[str, str]:
+    return f"{layer}.lora_linear_layer.down.weight", f"{layer}.lora_linear_layer.up.weight"
+
+
+def parameters(layer: str) -> tuple[str, str]:
+    return f"diffusion_model.{layer}.lora_A", f"diffusion_model.{layer}.lora_B"
+
+
+ADDED = [parameters, fun, half_flat, flat_diffusers, lycoris, dollars, diffsynth, official, older, bare]
+
+
 def factors(names: Callable[[str], tuple[str, str]]) -> dict[str, Tensor]:
     found = {}
     for layer in LAYERS:
@@ -68,7 +115,7 @@ def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
         assert torch.equal(one[name], tensor), name
 
 
-@pytest.mark.parametrize("names", [peft, peft_default, wrapped, diffusers, comfy, kohya])
+@pytest.mark.parametrize("names", [peft, peft_default, wrapped, diffusers, comfy, kohya, *ADDED])
 def test_every_naming_is_merged(tmp_path: Path, names: Callable[[str], tuple[str, str]]) -> None:
     write_safetensors(tmp_path / "x.safetensors", factors(names), {})
     for alpha, scale in ((None, 1.0), (ALPHA, 0.5)):
@@ -119,9 +166,129 @@ def test_differences_of_weights_and_biases_are_added(tmp_path: Path) -> None:
     assert_same(add_changes(as_lazy(BASE), read_low_rank(tmp_path), "x"), expected)
 
 
+DIFFERENCES = {
+    "diffusion_model.blocks.0.diff_m": "blocks.0.modulation",
+    "diffusion_model.head.diff_m": "head.modulation",
+    "blocks.1.modulation.diff": "blocks.1.modulation",
+    "transformer.proj_out.diff": "head.head.weight",
+    "lora_unet_blocks_0_norm3.w_norm": "blocks.0.norm3.weight",
+    "lora_unet_blocks_0_norm3.b_norm": "blocks.0.norm3.bias",
+    "diffusion_model.blocks.1.self_attn.norm_q.diff": "blocks.1.self_attn.norm_q.weight",
+    "diffusion_model.patch_embedding.diff": "patch_embedding.weight",
+    "diffusion_model.patch_embedding.diff_b": "patch_embedding.bias",
+    "diffusion_model.time_projection.1.diff_b": "time_projection.1.bias",
+}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_differences_need_no_matrices(tmp_path: Path, beside: bool) -> None:
+    changes = {name: torch.randn(BASE[target].shape) for name, target in DIFFERENCES.items()}
+    write_safetensors(tmp_path / "x.safetensors", changes | (factors(comfy) if beside else {}), {})
+    expected = merged(1.0) if beside else dict(BASE)
+    for name, target in DIFFERENCES.items():
+        expected[target] = expected[target] + changes[name]
+    assert_same(add_changes(as_lazy(BASE), read_low_rank(tmp_path), "x"), expected)
+
+
+def test_a_difference_beside_the_matrices_of_a_weight_is_added_too(tmp_path: Path) -> None:
+    difference = torch.randn(BASE["text_embedding.0.weight"].shape)
+    write_safetensors(
+        tmp_path / "x.safetensors", factors(comfy) | {"diffusion_model.text_embedding.0.diff": difference}, {}
+    )
+    added = add_changes(as_lazy(BASE), read_low_rank(tmp_path), "x")["text_embedding.0.weight"]
+    torch.testing.assert_close(added, merged(1.0)["text_embedding.0.weight"] + difference)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_lora_of_a_convolution_is_merged(tmp_path: Path, flat: bool) -> None:
+    weight = BASE["patch_embedding.weight"]
+    down, up = torch.randn(RANK, *weight.shape[1:]), torch.randn(weight.shape[0], RANK)
+    names = comfy("patch_embedding")
+    tensors = dict(zip(names, (down.flatten(1), up) if flat else (down, up[:, :, None, None, None]), strict=True))
+    write_safetensors(tmp_path / "x.safetensors", tensors, {"lora_alpha": "1.5"})
+    added = add_changes(as_lazy(BASE), read_low_rank(tmp_path), "x")
+    assert added.entries["patch_embedding.weight"].shape == weight.shape
+    expected = weight + 0.5 * torch.einsum("or,rijkl->oijkl", up, down)
+    torch.testing.assert_close(added["patch_embedding.weight"], expected)
+
+
+def test_matrices_of_two_dtypes_are_multiplied_in_the_wider(tmp_path: Path) -> None:
+    tensors = {name: t.bfloat16() if ".lora_down." in name else t for name, t in factors(comfy).items()}
+    write_safetensors(tmp_path / "x.safetensors", tensors, {})
+    change = read_low_rank(tmp_path)["diffusion_model.text_embedding.0.weight"]
+    assert torch.equal(change.read(), UP["text_embedding.0"] @ DOWN["text_embedding.0"].bfloat16().float())
+    assert change.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.int64, torch.bool, torch.complex64]
+)
+@pytest.mark.parametrize("name", [*comfy("text_embedding.0"), "diffusion_model.blocks.0.norm3.diff"])
+def test_what_is_no_plain_floating_point_is_refused(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
+    tensors = factors(comfy) | {"diffusion_model.blocks.0.norm3.diff": torch.ones(36)}
+    write_safetensors(tmp_path / "x.safetensors", tensors | {name: tensors[name].to(dtype)}, {})
+    with pytest.raises(ValueError, match=rf"{name} in .*x.safetensors is of {dtype}: expected float16"):
+        read_low_rank(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", [*comfy("text_embedding.0"), "diffusion_model.blocks.0.norm3.diff"])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float, name: str) -> None:
+    tensors = factors(comfy) | {"diffusion_model.blocks.0.norm3.diff": torch.ones(36)}
+    damaged = tensors[name].clone()
+    damaged.view(-1)[-1] = value
+    write_safetensors(tmp_path / "x.safetensors", tensors | {name: damaged}, {})
+    with pytest.raises(ValueError, match=rf"{name} in .*x.safetensors holds values that are not finite"):
+        read_low_rank(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ("dora_scale", "DoRA"),
+        ("hada_w1_a", "LoHa"),
+        ("lokr_w1", "LoKr"),
+        ("lora_mid.weight", "LoCon"),
+        ("oft_blocks", "OFT"),
+        ("lora_A.weight.absmax", ""),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_other_kinds_than_lora_are_named(tmp_path: Path, part: str, kind: str, beside: bool) -> None:
+    name = f"lora_unet_text_embedding_0.{part}"
+    write_safetensors(tmp_path / "x.safetensors", {name: torch.ones(3, 3)} | (factors(kohya) if beside else {}), {})
+    message = rf"is not plain LoRA: .* with {name}.*{kind}" if kind or beside else rf"holds no LoRA: .*found {name}"
+    with pytest.raises(ValueError, match=message):
+        read_low_rank(tmp_path)
+
+
+def test_the_lora_of_another_model_is_not_taken_for_one_of_ours(tmp_path: Path) -> None:
+    layer = to_diffusers_name("blocks.0.self_attn.q.").removesuffix(".")
+    shapes = {"A": (3, 36), "B": (36, 3)}
+    tensors = {f"transformer_{layer}.lora_{side}.weight": torch.ones(shape) for side, shape in shapes.items()}
+    write_safetensors(tmp_path / "x.safetensors", tensors, {})
+    with pytest.raises(ValueError, match=r"x changes 1 weights that the generator does not have: transformer_blocks"):
+        add_changes(as_lazy(BASE), read_low_rank(tmp_path), "x")
+
+
+@pytest.mark.parametrize("scheme", [str, to_diffusers_name])
+def test_names_stay_apart_without_their_dots(scheme: Callable[[str], str]) -> None:
+    names = small_generator(image_dim=13).state_dict()
+    assert len({scheme(name).replace(".", "_") for name in names}) == len(names)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {peft("text_embedding.0")[0]: torch.zeros(0, 9), peft("text_embedding.0")[1]: torch.zeros(36, 0)},
+            r"is \[36, 0\] times \[0, 9\]: expected \[out, rank\]",
+        ),
+        ({"text_embedding.2.diff": torch.zeros(36, 8)}, r"text_embedding.2.weight \[36, 8\] \(expected \[36, 36\]\)"),
+        (
+            {"base_model.model.text_embedding.0.diff": torch.zeros(36, 8)},
+            r"by matrices for \[36, 9\] and by a difference of \[36, 8\]",
+        ),
         ({peft("blocks.9.ffn.0")[0]: torch.zeros(3, 36), peft("blocks.9.ffn.0")[1]: torch.zeros(44, 3)}, "blocks.9"),
         ({peft("text_embedding.0")[0]: torch.zeros(3, 8)}, r"text_embedding.0.weight \[36, 8\] \(expected \[36, 9\]\)"),
         ({peft("text_embedding.0")[0]: torch.zeros(4, 9)}, r"is \[36, 3\] times \[4, 9\]: expected \[out, rank\]"),
