@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 
 import lightning as L
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_action.batch import Batch
@@ -27,7 +26,7 @@ from lightning_action.check.dry_run import (
     shapes,
 )
 from lightning_action.check.misfits import misfits
-from lightning_action.command_line import ActionVideoCLI
+from lightning_action.command_line import ActionVideoCLI, program_name
 from lightning_action.cost import Flops, Parameters
 from lightning_action.module import ActionVideoModule
 from lightning_action.sharding import Sharding
@@ -38,7 +37,7 @@ Units = tuple[tuple[float, str], ...]
 _WEIGHT_DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 _COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # What a configuration that another verb saved holds besides; it says nothing about the model.
-_ARGUMENTS_OF_VERBS = {"ckpt_path": str, "weights_only": bool, "verbose": bool, "return_predictions": bool}
+_ARGUMENTS_OF_VERBS = {"ckpt_path": str, "verbose": bool, "return_predictions": bool}
 _BYTE_UNITS: Units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _FLOP_UNITS: Units = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 _SHOWN_FRAMES = 3
@@ -56,18 +55,14 @@ class CheckCLI(ActionVideoCLI):
         for name, kind in _ARGUMENTS_OF_VERBS.items():
             parser.add_argument(f"--{name}", type=kind | None, default=None, help="Not looked at.")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Without the warning that there is a command line beside `args`: they are that command line."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
-
     def instantiate_classes(self) -> None:
         """Leave the Trainer out: it would ask for the devices of the configuration."""
         parts = self.parser.instantiate(Namespace(model=self.config.model, data=self.config.data))
         self.model, self.datamodule = parts.model, parts.data
 
 
-def run_check(args: list[str]) -> None:
-    """Print what a configuration asks for, and stop with exit status 1 if its data does not fit its model."""
+def run_check(args: list[str]) -> Report:
+    """Print what a configuration asks for, and what of its data does not fit its model: then the exit status is 1."""
     cli = CheckCLI(
         ActionVideoModule,
         L.LightningDataModule,
@@ -76,7 +71,7 @@ def run_check(args: list[str]) -> None:
         run=False,
         seed_everything_default=0,
         auto_configure_optimizers=False,
-        parser_kwargs={"prog": "main.py check", "description": run_check.__doc__},
+        parser_kwargs={"prog": f"{program_name()} check", "description": run_check.__doc__},
         args=args,
     )
     with torch.device("meta"):
@@ -84,8 +79,7 @@ def run_check(args: list[str]) -> None:
     with torch.compiler.set_stance("force_eager"):  # shapes need no code
         report = make_report(cli.model, cli.datamodule, precision_of(cli.config.trainer, cli.model.sharding))
     print(json.dumps(asdict(report)) if cli.config.json else format_report(report))
-    if report.problems:
-        sys.exit(1)
+    return report
 
 
 def precision_of(trainer: Namespace, sharding: Sharding) -> Precision:

@@ -25,6 +25,10 @@ CALLBACKS = ROOT / "callbacks"
 # Part of the package -> the other parts that its files may import, anywhere. A new part is entered here.
 MAY_IMPORT: dict[str, set[str]] = {
     "compat": set(),
+    "mistakes": set(),
+    "usage_messages": set(),
+    "usage": {"mistakes", "usage_messages"},
+    "ckpt_path": {"files"},
     "files": set(),
     "quantization": set(),
     "seeding": set(),
@@ -62,16 +66,18 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("action", "batch", "diffusion", "evaluation", "frozen", "generator", "lockstep", "lora", "networks"),
         *("pretrained", "quantization", "rollout", "seeding", "settings", "sharding", "weights", "world_model"),
     },
-    "command_line": {"checkpoints", "files", "module", "strategies"},
+    "command_line": {"checkpoints", "ckpt_path", "mistakes", "module", "strategies", "usage", "usage_messages"},
     "check": {"batch", "command_line", "cost", "diffusion", "frozen", "generator", "module", "sharding"},
     "export": {
-        *("adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "strategies", "weights"),
+        *("adapter", "command_line", "files", "generator", "lora", "mistakes", "module", "pretrained", "strategies"),
+        *("usage_messages", "weights"),
     },
-    "cli": {"check", "compat", "command_line", "export"},
+    "cli": {"check", "compat", "command_line", "export", "mistakes"},
+    "__main__": {"cli"},
 }
 WITH_LIGHTNING = {
     *("data", "module", "strategies", "checkpoints", "command_line", "cli"),
-    *("export", "check"),
+    *("export", "check", "usage", "ckpt_path", "__main__"),
 }
 WITHOUT_LIGHTNING = MAY_IMPORT.keys() - WITH_LIGHTNING
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
