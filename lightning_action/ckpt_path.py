@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_action.files import set_aside
 
@@ -50,7 +50,7 @@ def choose_checkpoint(verb: str, ckpt_path: str | None, folder: Path, default_ro
         return str(max(last, key=lambda path: path.stat().st_mtime))
     wanted = folder / f"{_LAST}{_SUFFIX}"
     if verb == "fit" and not set_aside(wanted).exists():
-        rank_zero_info(f"There is no {wanted.name} in {str(folder)!r} to go on from: the fit begins.")
+        rank_zero_warn(f"There is no {wanted.name} in {str(folder)!r} to go on from: the fit begins.")
         return None
     return str(wanted)
 

@@ -31,7 +31,7 @@ def main(args: list[str] | None = None) -> None:
         if reported is None:
             raise
         code = reported
-    if "lightning" in sys.modules:
+    if "lightning_action.command_line" in sys.modules:
         from lightning_action.command_line import leave_process_group
 
         leave_process_group(code)

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from argparse import SUPPRESS
+from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
 from lightning_action.checkpoints import AtomicCheckpointIO
@@ -96,7 +96,7 @@ class ActionVideoCLI(LightningCLI):
             require_checkpoint(self.subcommand, config.ckpt_path)
             require_strategy_for(config.ckpt_path, config.trainer.strategy)
             if model.adapter:
-                rank_zero_info("model.adapter is not read: the checkpoint that --ckpt_path names has its own actions.")
+                rank_zero_warn("model.adapter is not read: the checkpoint that --ckpt_path names has its own actions.")
         require_writable(root)
         warn_of_another_place(config.config or [], config.trainer.default_root_dir)
         if self.subcommand == "predict" and config.return_predictions is None:
@@ -203,6 +203,10 @@ def warn_of_another_place(configs: Sequence[Any], default_root_dir: str | None) 
             )
 
 
+class NoChoiceError(ArgumentTypeError, ValueError):
+    """An option has one value alone; argparse passes on the words of the one type, jsonargparse those of the other."""
+
+
 def only_tensors(value: bool | None) -> bool | None:
     """The one value of `weights_only`.
 
@@ -211,7 +215,7 @@ def only_tensors(value: bool | None) -> bool | None:
     """
     if value in (None, True, "true", "null"):
         return None
-    raise ValueError("checkpoints are always read as tensors and plain values alone, so that none can run code")
+    raise NoChoiceError("checkpoints are always read as tensors and plain values alone, so that none can run code")
 
 
 def program_name() -> str:

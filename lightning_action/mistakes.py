@@ -33,7 +33,9 @@ _TORCH_REFUSES = re.compile(
 )
 _IN_A_WORKER = re.compile(r"^Caught .*?Original Traceback.*^[\w.]+: ", re.DOTALL | re.MULTILINE)
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-_SECONDS_FOR_THE_FIRST_RANK = 10.0
+_SECONDS_FOR_THE_FIRST_RANK, _SECONDS_FOR_ANOTHER_RANK = 10.0, 3.0
+# What a rank says when another has gone.
+_CUT_OFF = re.compile(r"connection (closed|reset) by peer", re.IGNORECASE)
 
 
 class UsageError(ValueError):
@@ -61,6 +63,8 @@ def report(error: BaseException, with_traceback: bool) -> int | None:
     code = exit_code(error)
     if code is None or (process_rank() > 0 and _first_rank_ends()):
         return code
+    if process_rank() == 0 and _CUT_OFF.search(str(error)) and (told := _code_of_another_rank()):
+        return told
     if with_traceback:
         traceback.print_exception(error)
     hint = "" if with_traceback else f" ({TRACEBACK_FLAG} or {TRACEBACK_VARIABLE}=1 shows where)"
@@ -96,6 +100,20 @@ def _is_ours(error: BaseException) -> bool:
 def process_rank() -> int:
     """This process's place among those of a run, 0 for the first or only one."""
     return next((int(os.environ[name]) for name in _RANK_VARIABLES if os.environ.get(name, "").isdecimal()), 0)
+
+
+def _code_of_another_rank() -> int:
+    """With which a process that this one started has ended, after it told why; 0 if none has."""
+    until = time.monotonic() + _SECONDS_FOR_ANOTHER_RANK
+    while time.monotonic() < until:
+        try:
+            process, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return 0
+        if process and (code := os.waitstatus_to_exitcode(status)) in (OF_THE_MACHINE, OF_THE_USER):
+            return code
+        time.sleep(0.05)
+    return 0
 
 
 def _first_rank_ends() -> bool:

@@ -26,7 +26,7 @@ def require_seeds(*numbers: int) -> None:
         ValueError: one does not.
     """
     if wrong := [number for number in numbers if not -(2**63) <= number < 2**63]:
-        raise ValueError(f"a seed is a whole number from -2^63 to 2^63 - 1, got {wrong[0]}")
+        raise ValueError(f"a seed, as a sample_id, is a whole number from -2^63 to 2^63 - 1, got {wrong[0]}")
 
 
 def generator_for(*numbers: int) -> torch.Generator:

@@ -17,7 +17,7 @@ from lightning_action.usage_messages import explain
 
 _MODE = "strict_yaml"
 # An argument of a class in a list of classes: --trainer.callbacks.ActionScan.sample=2
-_ITEM = re.compile(r"--(?P<list>[\w.]+)\.(?P<item>[A-Z]\w*)\.(?:init_args\.)?(?P<name>[^=]+)=(?P<value>.*)", re.DOTALL)
+_ITEM = re.compile(r"--(?P<owner>[\w.]+)\.(?P<item>[A-Z]\w*)\.(?:init_args\.)?(?P<name>[^=]+)=(?P<value>.*)", re.DOTALL)
 # An alias repeats what it stands for: a page of them can stand for more than fits into memory.
 _MAX_YAML_NODES = 1_000_000
 
@@ -39,7 +39,7 @@ class RunParser(LightningArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         joined = self._joined(list(sys.argv[1:] if args is None else args))
         known, matches = self._option_string_actions, map(_ITEM.match, joined)
-        of_items = [match for match in matches if match and f"--{match['list']}" in known]
+        of_items = [match for match in matches if match and _lists(known.get(f"--{match['owner']}"))]
         texts = [match.string for match in of_items]
         namespace: Namespace = super().parse_args([arg for arg in joined if arg not in texts], *more, **kwargs)
         for match in of_items:
@@ -74,18 +74,22 @@ class RunParser(LightningArgumentParser):
     def _check_value_key(self, action: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         return super()._check_value_key(action, str(value) if isinstance(value, _Text) else value, *args, **kwargs)
 
-    def _set_in_list(self, namespace: Namespace, list: str, item: str, name: str, value: str) -> None:
+    def _set_in_list(self, namespace: Namespace, owner: str, item: str, name: str, value: str) -> None:
         """Set an argument of the class of that name in a list of classes."""
-        items = namespace.get(list) or []
+        held = namespace.get(owner)
+        items = held if isinstance(held, list) else []
         names = [each.class_path.rpartition(".")[2] for each in items]
         if names.count(item) != 1:
             there = ", ".join(names) or "nothing"
-            self.error(f"--{list}.{item}.{name} needs one {item} in the list, there are {names.count(item)} in {there}")
+            self.error(
+                f"--{owner}.{item}.{name} needs one {item} in the list, there are {names.count(item)} in {there}"
+            )
         chosen = items[names.index(item)]
         chosen["init_args"] = chosen.get("init_args") or Namespace()
         chosen["init_args"][name] = value
         try:
-            namespace[list] = self._check_value_key(self._option_string_actions[f"--{list}"], items, list, Namespace())
+            action = self._option_string_actions[f"--{owner}"]
+            namespace[owner] = self._check_value_key(action, items, owner, Namespace())
         except (TypeError, ValueError, KeyError) as error:
             self.error(str(error), error)
 
@@ -118,6 +122,11 @@ class _Text(str):
 
 def _maps(typehint: Any) -> bool:
     return get_origin(typehint) in (dict, Mapping) or any(map(_maps, get_args(typehint)))
+
+
+def _lists(action: Any) -> bool:
+    typehint = getattr(action, "_typehint", None)
+    return any(get_origin(each) is list for each in (typehint, *get_args(typehint)))
 
 
 def read_yaml(text: str) -> Any:
