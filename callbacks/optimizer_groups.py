@@ -109,7 +109,7 @@ def _try_steps(optimizer: Optimizer, prepares: bool) -> list[Tensor]:
     return [*everything, *map(torch.as_tensor, state)]
 
 
-def _initial_state(optimizer: Optimizer, parameters: list[list[nn.Parameter]]) -> dict[nn.Parameter, dict[str, Any]]:
+def _initial_state(optimizer: Optimizer, parameters: list[list[nn.Parameter]]) -> dict[Tensor, dict[str, Any]]:
     """What a step with zero gradients, zero learning rate and no decay leaves, in a twin of the optimizer."""
     twin = _twin(optimizer, parameters)
     for group in twin.param_groups:
@@ -117,7 +117,7 @@ def _initial_state(optimizer: Optimizer, parameters: list[list[nn.Parameter]]) -
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     twin.step()
-    state = {parameter: twin.state[parameter] for group in parameters for parameter in group}
+    state: dict[Tensor, dict[str, Any]] = {p: twin.state[p] for group in parameters for p in group}
     for parameter, entries in state.items():
         parameter.grad = None
         for key in entries.keys() & _INITIAL_STATE.keys():

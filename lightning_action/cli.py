@@ -6,27 +6,54 @@ import os
 import sys
 
 from lightning_action.compat import require_working_torchvision
+from lightning_action.mistakes import INTERRUPTED, TRACEBACK_FLAG, report, wants_traceback
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a verb; `args` replaces `sys.argv[1:]`."""
+    """Run a verb; `args` replaces `sys.argv[1:]`.
+
+    Raises:
+        SystemExit: after a mistake, a failure of the machine, an interruption or `--help`.
+    """
     # OpenMP threads spin while they wait for each other. On a machine that does anything else beside, the default makes
     # a training step up to 25 times slower; a short spin costs nothing on a calm one. Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    arguments = list(sys.argv[1:] if args is None else args)
+    try:
+        code = run_verb([argument for argument in arguments if argument != TRACEBACK_FLAG])
+    except (KeyboardInterrupt, SystemExit) as stopped:
+        # Lightning turns the one into the other.
+        if not isinstance(stopped, KeyboardInterrupt) and not isinstance(stopped.__context__, KeyboardInterrupt):
+            raise
+        code = INTERRUPTED
+    except BaseException as error:
+        reported = report(error, wants_traceback(arguments))
+        if reported is None:
+            raise
+        code = reported
+    if "lightning_action.command_line" in sys.modules:
+        from lightning_action.command_line import leave_process_group
+
+        leave_process_group(code)
+    if code:
+        sys.exit(code)
+
+
+def run_verb(arguments: list[str]) -> int:
+    """Run a verb, and give its exit code; mistakes are exceptions."""
     require_working_torchvision()
     # Not at the top: lightning itself cannot be imported beside a broken torchvision.
-    arguments = sys.argv[1:] if args is None else args
     verb, rest = arguments[:1], arguments[1:]
     if verb == ["check"]:
         from lightning_action.check.command import run_check
 
-        run_check(rest)
-    elif verb == ["export"]:
+        return 1 if run_check(rest).problems else 0
+    if verb == ["export"]:
         from lightning_action.export import run_export
 
         run_export(rest)
     else:
-        from lightning_action.command_line import leave_process_group, run
+        from lightning_action.command_line import run
 
-        run(args)
-        leave_process_group()
+        run(arguments)
+    return 0

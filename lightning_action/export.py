@@ -7,20 +7,23 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from lightning_action.adapter import write_adapter
 from lightning_action.callbacks.shard_reading import load_shards
+from lightning_action.command_line import program_name
 from lightning_action.files import creating_folder, require_new_folder
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.lora import base_state_dict, merged_state_dict
+from lightning_action.mistakes import UsageError
 from lightning_action.module import ActionVideoModule
 from lightning_action.pretrained import generator_file
 from lightning_action.run import load_module
 from lightning_action.strategies.checkpoints import read_folder_metadata
+from lightning_action.usage_messages import explain
 from lightning_action.weights import (
     LazyTensors,
     add_changes,
@@ -219,8 +222,14 @@ def _write_folder(
         (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        told = explain(message, list(self._option_string_actions))
+        raise UsageError(f"{told} ({self.prog} --help lists what there is)")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="export", description=__doc__)
+    parser = _Parser(prog=f"{program_name()} export", description=__doc__, allow_abbrev=False)
     add = partial(parser.add_argument, required=True)
     add("--config", action="append", help="configuration of the run, such as its config_fit.yaml; again to stack")
     add("--ckpt_path", help="checkpoint of the run")

@@ -12,10 +12,11 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
 from lightning_action.callbacks.shard_reading import load_shards
+from lightning_action.ckpt_path import require_checkpoint
 from lightning_action.class_paths import only_importing, require_classes
-from lightning_action.command_line import require_checkpoint
 from lightning_action.module import ActionVideoModule
 from lightning_action.strategies.checkpoints import read_folder_metadata
+from lightning_action.usage import read_yaml
 from lightning_action.weights import load_pickle
 
 Path_ = str | Path
@@ -42,8 +43,6 @@ def load_module(config: Path_ | Sequence[Path_], ckpt_path: Path_, allow: Sequen
         module.on_load_checkpoint(read_folder_metadata(ckpt_path))
         return module.eval()
     checkpoint = load_pickle(Path(ckpt_path))
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"{ckpt_path} is not the checkpoint of a run: it holds no state_dict")
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     return module.eval()
@@ -78,9 +77,9 @@ def _model_section(path: Path) -> str:
             "such as runs/demo/lightning_logs/version_0"
         )
     try:
-        settings: Any = yaml.safe_load(path.read_text())
+        settings = read_yaml(path.read_text())
         if not isinstance(settings, dict):
-            raise ValueError(f"it holds {type(settings).__name__}, expected sections such as `model`")
+            raise ValueError("it has no sections, such as `model`")
         return json.dumps({"model": _included(settings.get("model") or {}, path.parent)})
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no configuration: {' '.join(str(error).split())}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -28,7 +27,7 @@ from lightning_action.check.dry_run import (
 )
 from lightning_action.check.misfits import misfits
 from lightning_action.class_paths import ALLOW_HELP, only_importing, split_allowed
-from lightning_action.command_line import ActionVideoCLI
+from lightning_action.command_line import ActionVideoCLI, program_name
 from lightning_action.cost import Flops, Parameters
 from lightning_action.module import ActionVideoModule
 from lightning_action.sharding import Sharding
@@ -39,7 +38,7 @@ Units = tuple[tuple[float, str], ...]
 _WEIGHT_DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 _COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # What a configuration that another verb saved holds besides; it says nothing about the model.
-_ARGUMENTS_OF_VERBS = {"ckpt_path": str, "weights_only": bool, "verbose": bool, "return_predictions": bool}
+_ARGUMENTS_OF_VERBS = {"ckpt_path": str, "verbose": bool, "return_predictions": bool}
 _BYTE_UNITS: Units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _FLOP_UNITS: Units = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 _SHOWN_FRAMES = 3
@@ -63,8 +62,8 @@ class CheckCLI(ActionVideoCLI):
         self.model, self.datamodule = parts.model, parts.data
 
 
-def run_check(args: list[str]) -> None:
-    """Print what a configuration asks for, and stop with exit status 1 if its data does not fit its model."""
+def run_check(args: list[str]) -> Report:
+    """Print what a configuration asks for, and what of its data does not fit its model: then the exit status is 1."""
     arguments, allowed = split_allowed(args)
     with only_importing(allowed):
         cli = CheckCLI(
@@ -75,7 +74,11 @@ def run_check(args: list[str]) -> None:
             run=False,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": "main.py check", "description": run_check.__doc__, "epilog": ALLOW_HELP},
+            parser_kwargs={
+                "prog": f"{program_name()} check",
+                "description": run_check.__doc__,
+                "epilog": ALLOW_HELP,
+            },
             args=arguments,
         )
     with torch.device("meta"):
@@ -83,8 +86,7 @@ def run_check(args: list[str]) -> None:
     with torch.compiler.set_stance("force_eager"):  # shapes need no code
         report = make_report(cli.model, cli.datamodule, precision_of(cli.config.trainer, cli.model.sharding))
     print(json.dumps(asdict(report)) if cli.config.json else format_report(report))
-    if report.problems:
-        sys.exit(1)
+    return report
 
 
 def precision_of(trainer: Namespace, sharding: Sharding) -> Precision:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,10 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 from PIL import Image
 
-from lightning_action.command_line import ActionVideoCLI, run
+from lightning_action.check.command import run_check
+from lightning_action.cli import main
+from lightning_action.command_line import ActionVideoCLI, run, warn_of_another_place
+from lightning_action.mistakes import UsageError
 
 ROOT = Path(__file__).parents[2]
 SMALL_MODEL = [
@@ -243,12 +250,9 @@ def test_own_actions_that_fit_no_alignment(trained: Path, tmp_path: Path) -> Non
         (["--trainer.max_stepss=3"], "max_stepss"),
     ],
 )
-def test_unknown_keys_are_refused(
-    more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
+def test_unknown_keys_are_refused(more: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"{message}.*: did you mean '.*{message[:-1]}'"):
         run(small("fit", tmp_path / "out", *more))
-    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -262,6 +266,133 @@ def test_untrained_weights_are_refused(verb: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a whole checkpoint"):
         run(small(verb, tmp_path / "out", f"--ckpt_path={tmp_path / 'cut.ckpt'}"))
     assert not (tmp_path / "out").exists()
+
+
+def listing(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_no_option_lets_a_checkpoint_run_code(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "unsafe.yaml").write_text("weights_only: false\n")
+    (tmp_path / "saved.yaml").write_text("weights_only: null\n")
+    demo = f"--config={ROOT / 'configs' / 'demo.yaml'}"
+    for verb, unsafe in (
+        *(("fit", "--weights_only=false"), ("test", f"--config={tmp_path / 'unsafe.yaml'}")),
+        *(("validate", f"--config={tmp_path / 'unsafe.yaml'}"), ("predict", "--weights_only=0")),
+    ):
+        with pytest.raises(UsageError, match="always read as tensors and plain values alone"):
+            run(small(verb, tmp_path / "out", checkpoint(trained), unsafe))
+        with pytest.raises(UsageError, match="always read as tensors and plain values alone"):
+            run_check([demo, unsafe])
+    assert not run_check([demo, f"--config={tmp_path / 'saved.yaml'}"]).problems
+
+
+@pytest.mark.parametrize(
+    ("there", "arguments"),
+    [
+        (False, ["fit", f"--data.init_args.seed={2**63}"]),
+        (True, ["fit", "--model.pretrained=nowhere"]),
+        (False, ["fit", "--model.schema.alignment=state"]),
+        (True, ["fit", "--model.causality.num_frame_per_block=2"]),
+        (False, ["predict", "--model.generator.init_args.dim=28"]),
+        (True, ["test", "--model.schema.alignment=state"]),
+        (False, ["predict", "--ckpt_path=last"]),
+    ],
+    ids=str,
+)
+def test_a_refused_command_leaves_nothing(there: bool, arguments: list[str], trained: Path, tmp_path: Path) -> None:
+    """Whether the folder is new or has runs already; the mistake may show as late as at the first batch."""
+    if there:
+        (tmp_path / "out" / "lightning_logs" / "version_0").mkdir(parents=True)
+    before = listing(tmp_path)
+    verb, *more = arguments
+    weights = [] if verb == "fit" else [checkpoint(trained)]
+    with pytest.raises((ValueError, OSError)):
+        run(small(verb, trained, f"--trainer.default_root_dir={tmp_path / 'out'}", *weights, *more))
+    assert listing(tmp_path) == before
+
+
+def test_a_checkpoint_wins_over_an_adapter(trained: Path, tmp_path: Path) -> None:
+    more = ("--model.adapter=nowhere.safetensors", "--trainer.callbacks=null", "--trainer.limit_val_batches=1")
+    more = (*more, f"--trainer.default_root_dir={tmp_path}")
+    with pytest.warns(UserWarning, match="model.adapter is not read"):
+        run(small("validate", trained, checkpoint(trained), *more))
+
+
+def test_a_moved_run_says_where_it_writes(trained: Path, tmp_path: Path) -> None:
+    config = tmp_path / "moved" / "lightning_logs" / "version_0" / "config_fit.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text("trainer: {default_root_dir: old}")
+    with pytest.warns(UserWarning, match="a run in '.*moved', and writes to 'old'.*--trainer.default_root_dir .*moved"):
+        warn_of_another_place([config], "old")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_another_place([config], str(tmp_path / "moved"))
+        warn_of_another_place([config], "chosen/on/the/command/line")
+        warn_of_another_place([ROOT / "configs" / "demo.yaml", None], "old")
+
+
+def test_arguments_of_callbacks_are_set_by_name(trained: Path, tmp_path: Path) -> None:
+    more = ("--trainer.callbacks.ActionScan.scales=[0.5]", "--trainer.callbacks.PredictionWriter.init_args.fps", "3")
+    cli = run(small("predict", trained, checkpoint(trained), f"--trainer.default_root_dir={tmp_path}", *more))
+    saved = yaml.safe_load(next(tmp_path.glob("lightning_logs/version_*/config_predict.yaml")).read_text())
+    arguments = {each["class_path"].rpartition(".")[2]: each["init_args"] for each in saved["trainer"]["callbacks"]}
+    assert arguments["ActionScan"]["scales"] == [0.5] and arguments["PredictionWriter"]["fps"] == 3
+    assert arguments["ActionScan"]["sample"] == 1 and len(cli.config["predict"].trainer.callbacks) == 11
+
+
+def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
+    return subprocess.run([sys.executable, *words], env=variables, capture_output=True, text=True, timeout=300)
+
+
+def test_two_ranks_tell_a_mistake_once_and_keep_the_exit_code(trained: Path, tmp_path: Path) -> None:
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp", f"--model.pretrained={tmp_path / 'nowhere'}")
+    arguments = small("fit", trained, f"--trainer.default_root_dir={tmp_path / 'out'}", *two)
+    ended = python("-m", "lightning_action", *arguments)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert [line[:10] for line in ended.stderr.splitlines() if "nowhere" in line] == ["error: no "]
+    assert ended.stderr.splitlines()[-1].startswith("error: ") and not listing(tmp_path)
+
+
+CALLBACKS = """
+import lightning as L
+
+class Interrupted(L.Callback):
+    def on_train_start(self, *_):
+        raise KeyboardInterrupt
+
+class Faulty(L.Callback):
+    def on_train_start(self, *_):
+        raise AttributeError("a fault of the program")
+
+class Full(L.Callback):
+    def on_train_start(self, *_):
+        raise OSError(28, "No space left on device", "/x")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "code", "told"),
+    [("Interrupted", SystemExit, 130, ""), ("Faulty", AttributeError, None, ""), ("Full", SystemExit, 1, "error: ")],
+)
+def test_how_a_fit_ends(
+    name: str,
+    error: type[BaseException],
+    code: int | None,
+    told: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "ending.py").write_text(CALLBACKS)
+    monkeypatch.syspath_prepend(tmp_path)
+    root = f"--trainer.default_root_dir={tmp_path / 'out'}"
+    with pytest.raises(error) as ended:
+        main(small("fit", trained, root, "--trainer.callbacks=null", f"--trainer.callbacks+=ending.{name}"))
+    assert getattr(ended.value, "code", None) == code
+    assert capsys.readouterr().err.startswith(told) and not (tmp_path / "out").exists()
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "callbacks": set(),
     "class_paths": set(),
     "compat": set(),
+    "mistakes": set(),
+    "usage_messages": set(),
+    "usage": {"mistakes", "usage_messages"},
+    "ckpt_path": {"files"},
     "files": set(),
     "quantization": set(),
     "seeding": set(),
@@ -64,18 +68,21 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("action", "batch", "diffusion", "evaluation", "frozen", "generator", "lockstep", "lora", "networks"),
         *("pretrained", "quantization", "rollout", "seeding", "settings", "sharding", "weights", "world_model"),
     },
-    "command_line": {"checkpoints", "class_paths", "files", "module", "strategies"},
-    "run": {"callbacks", "class_paths", "command_line", "module", "strategies", "weights"},
+    "command_line": {
+        *("checkpoints", "ckpt_path", "class_paths", "mistakes", "module", "strategies", "usage", "usage_messages"),
+    },
+    "run": {"callbacks", "ckpt_path", "class_paths", "module", "strategies", "usage", "weights"},
     "check": {"batch", "class_paths", "command_line", "cost", "diffusion", "frozen", "generator", "module", "sharding"},
     "export": {
-        *("adapter", "callbacks", "files", "generator", "lora", "module", "pretrained", "run", "strategies"),
-        "weights",
+        *("adapter", "callbacks", "command_line", "files", "generator", "lora", "mistakes", "module", "pretrained"),
+        *("run", "strategies", "usage_messages", "weights"),
     },
-    "cli": {"check", "compat", "command_line", "export"},
+    "cli": {"check", "compat", "command_line", "export", "mistakes"},
+    "__main__": {"cli"},
 }
 WITH_LIGHTNING = {
     *("data", "module", "strategies", "checkpoints", "command_line", "cli"),
-    *("callbacks", "export", "check", "run"),
+    *("callbacks", "export", "check", "run", "usage", "ckpt_path", "__main__"),
 }
 WITHOUT_LIGHTNING = MAY_IMPORT.keys() - WITH_LIGHTNING
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}

@@ -85,8 +85,8 @@ def test_configurations_stack_and_include_as_on_the_command_line(tmp_path: Path)
     ("text", "message"),
     [
         ("model: [", "is no configuration: while parsing"),
-        ("- 3", "is no configuration: it holds list"),
-        ("", "is no configuration: it holds NoneType"),
+        ("- 3", "is no configuration: it has no sections"),
+        ("", "is no configuration: it has no sections"),
         ("data: {}", "required: model.generator, model.text_encoder, model.vae"),
         ("model: 3", "describes no model"),
         ("model: &a {generator: *a}", "is no configuration"),
@@ -117,7 +117,7 @@ def test_what_is_no_checkpoint_of_a_run_is_told(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     folder = as_folder(path)
     torch.save({"generator": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match=r"last\.ckpt is not the checkpoint of a run: it holds no state_dict"):
+    with pytest.raises(ValueError, match=r"is no checkpoint of a run .it holds generator, no state_dict"):
         load_module(config, path)
     torch.save({"state_dict": {}, "more": Touches(marker)}, path)
     with pytest.raises(ValueError, match=r"last\.ckpt cannot be read as tensors and plain values alone"):

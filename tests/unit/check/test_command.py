@@ -19,6 +19,7 @@ from jsonargparse import Namespace
 from lightning_action.check.command import precision_of, run_check
 from lightning_action.check.dry_run import Precision
 from lightning_action.cli import main
+from lightning_action.mistakes import UsageError
 from lightning_action.sharding import Sharding
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -106,9 +107,7 @@ def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_data_that_does_not_fit_is_told_with_exit_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--model.causality.num_frame_per_block=2", "--model.schema.alignment=state"]
-    with pytest.raises(SystemExit) as stopped:
-        run_check([f"--config={DEMO}", *more])
-    assert stopped.value.code == 1
+    assert run_check([f"--config={DEMO}", *more]).problems
     page = capsys.readouterr().out
     told = page[page.index("THE DATA DOES NOT FIT THE MODEL") :].splitlines()
     assert len(told) == 3 and "not a whole number of blocks" in told[1] and "this schema says state" in told[2]
@@ -118,16 +117,17 @@ def test_data_that_does_not_fit_is_told_with_exit_status_1(capsys: pytest.Captur
 def test_data_that_gives_no_batch(capsys: pytest.CaptureFixture[str]) -> None:
     own = f"--config={ROOT / 'configs' / 'own_actions.yaml'}"
     with pytest.raises(SystemExit) as stopped:
-        run_check([f"--config={DEMO}", own, "--data.init_args.actions=nowhere.csv", "--data.init_args.image=no.png"])
+        main(
+            ["check", f"--config={DEMO}", own, "--data.init_args.actions=nowhere.csv", "--data.init_args.image=no.png"]
+        )
     assert stopped.value.code == 1
     assert "ActionFileDataModule gives no batch: no actions at nowhere.csv" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("unknown", ["--model.nonsense=3", "--trainer.nonsense=3", "--nonsense=3"])
-def test_unknown_keys_are_refused(unknown: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
+def test_unknown_keys_are_refused(unknown: str) -> None:
+    with pytest.raises(UsageError, match="there is no option --.*nonsense"):
         run_check([f"--config={DEMO}", unknown])
-    assert stopped.value.code == 2 and "nonsense" in capsys.readouterr().err
 
 
 def test_devices_that_are_not_there() -> None:
@@ -163,7 +163,7 @@ def test_check_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "`check`, a dry run" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["check", "--help"])
-    assert "usage: main.py check" in capsys.readouterr().out
+    assert " check [-" in capsys.readouterr().out
 
 
 def test_the_14b_model_takes_little_memory() -> None:
