@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -26,6 +27,9 @@ from lightning_action.weights import (
     load_strictly,
     read_metadata,
     read_safetensors,
+    require_fingerprint,
+    require_finite,
+    require_weights,
     write_safetensors,
 )
 
@@ -91,7 +95,7 @@ def write_adapter(
         **({} if alpha is None else {"lora_alpha": str(alpha)}),
     }
     tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
-    write_safetensors(path, tensors, metadata)
+    write_safetensors(path, tensors, {**metadata, "fingerprint": fingerprint(tensors)})
 
 
 def read_adapter(path: str | Path) -> ActionAdapter:
@@ -106,14 +110,21 @@ def read_adapter(path: str | Path) -> ActionAdapter:
         raise ValueError(f"{path} is no action adapter: expected a file of `export --format adapter`")
     parts: dict[str, dict[str, Tensor]] = {"projection": {}, "constants": {}, "lora": {}}
     try:
-        for name, tensor in read_safetensors(path).items():
+        tensors = read_safetensors(path)
+        require_weights(tensors, f"{path} holds no plain adapter")
+        require_fingerprint(tensors, metadata, str(path))
+        require_finite(tensors, str(path), "it was saved after training went wrong")
+        for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor
+        alpha = float(metadata["lora_alpha"]) if "lora_alpha" in metadata else None
+        if alpha is not None and not isfinite(alpha):
+            raise ValueError(f"lora_alpha is {alpha}")
         return ActionAdapter(
             **parts,
             schema=ActionSchema.from_dict(json.loads(metadata["schema"])),
             base=metadata["base"],
-            lora_alpha=float(metadata["lora_alpha"]) if "lora_alpha" in metadata else None,
+            lora_alpha=alpha,
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the adapter {path} is damaged ({type(error).__name__}: {error}): export it again") from error

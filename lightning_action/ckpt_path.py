@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_action.files import set_aside
+from lightning_action.weights import load_pickle
 
 _LAST, _SUFFIX = ModelCheckpoint.CHECKPOINT_NAME_LAST, ModelCheckpoint.FILE_EXTENSION
 # Beside the shards of a folder.
@@ -106,7 +104,7 @@ def _require_file_of_a_run(path: Path, goes_on: bool) -> None:
             f"{str(path)!r} is not a whole checkpoint: was it cut off while it was written or copied, or is it a file "
             "of something else?"
         )
-    held = _read(path)
+    held = load_pickle(path)
     if not isinstance(held, dict) or "state_dict" not in held:
         found = ", ".join(map(str, list(held)[:3])) if isinstance(held, dict) else f"a {type(held).__name__}"
         raise ValueError(f"{str(path)!r} is no checkpoint of a run (it holds {found}, no state_dict): {_ITS_WEIGHTS}")
@@ -116,19 +114,6 @@ def _require_file_of_a_run(path: Path, goes_on: bool) -> None:
             "by another program? Name the folder of shards itself, with configs/fsdp.yaml, or make a file of it with "
             f"`export`, for --model.pretrained; {_ITS_WEIGHTS}"
         )
-
-
-def _read(path: Path) -> Any:
-    """What a file holds; tensors stay in it."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it names {named[1]}" if named else type(error).__name__
-        raise ValueError(
-            f"{str(path)!r} cannot be read as tensors and plain values alone ({reason}): it is cut off, or would run "
-            "code, which is refused"
-        ) from error
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,16 +29,21 @@ from lightning_action.weights import (
     LazyTensors,
     add_changes,
     detect_size,
+    few,
     fingerprint,
     read_generator,
     read_low_rank,
     read_tensors,
+    require_finite,
     require_same,
     to_diffusers_name,
     write_safetensors,
     write_shards,
 )
 
+# In a file, and in a folder of shards that was made a file by others.
+_AVERAGED = re.compile(r"(?:ema_state_dict|optimizer_\d+\.ema)\.(.+)")
+_EXPORTED = re.compile(r"config\.json|diffusion_pytorch_model.*\.(safetensors|json)")
 FORMATS = ("wan", "diffusers", "adapter")
 
 
@@ -46,6 +52,7 @@ def export_wan(
     output: str | Path,
     max_shard_bytes: int | None = None,
     metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write the generator, with LoRA merged, in the original Wan names.
 
@@ -54,16 +61,19 @@ def export_wan(
         output: a `.safetensors` file, or a new folder, which gets the `config.json` of Wan's releases as well.
         max_shard_bytes: size at which a new file begins, in a folder; None writes one file.
         metadata: more strings to store beside the tensors.
+        overwrite: replace what an export wrote there before.
 
     Raises:
-        FileExistsError: the folder is there already.
+        FileExistsError: the file or folder is there already, or something that no export wrote is to be overwritten.
+        ValueError: the weights hold NaN or infinity.
     """
     tensors, output = merged_state_dict(generator), Path(output)
+    _require_free(output, overwrite)
     stored = {"format": "pt", "fingerprint": fingerprint(tensors), **(metadata or {})}
     if output.suffix == ".safetensors":
         write_safetensors(output, tensors, stored)
         return
-    _write_folder(output, tensors, stored, max_shard_bytes, wan_config(generator))
+    _write_folder(output, tensors, stored, max_shard_bytes, wan_config(generator), overwrite)
 
 
 def export_diffusers(
@@ -71,6 +81,7 @@ def export_diffusers(
     output: str | Path,
     max_shard_bytes: int | None = None,
     metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a new folder that diffusers' `WanTransformer3DModel.from_pretrained` opens, with LoRA merged.
 
@@ -79,13 +90,16 @@ def export_diffusers(
     Raises:
         ValueError: the generator is one that diffusers cannot build.
     """
+    _require_free(Path(output), overwrite)
     config, tensors = diffusers_config(generator), merged_state_dict(generator)
     stored = {"format": "pt", "fingerprint": fingerprint(tensors), **(metadata or {})}
     renamed = LazyTensors({to_diffusers_name(name): entry for name, entry in tensors.entries.items()})
-    _write_folder(Path(output), renamed, stored, max_shard_bytes, config)
+    _write_folder(Path(output), renamed, stored, max_shard_bytes, config, overwrite)
 
 
-def export_adapter(module: ActionVideoModule, output: str | Path, base: str | Path | None = None) -> None:
+def export_adapter(
+    module: ActionVideoModule, output: str | Path, base: str | Path | None = None, overwrite: bool = False
+) -> None:
     """Write what actions added to the base model, see `adapter.write_adapter`.
 
     Args:
@@ -93,12 +107,15 @@ def export_adapter(module: ActionVideoModule, output: str | Path, base: str | Pa
         output: a `.safetensors` file.
         base: checkpoint of the base that the adapter is for; None is the configuration's `pretrained`, with its
             `pretrained_lora`. If there is none, the base is the generator as it is.
+        overwrite: replace a file that is there.
 
     Raises:
+        FileExistsError: the file is there already.
         FileNotFoundError: the base is not there.
         ValueError: the module has no action projection, or its backbone was trained too, so that an adapter alone
             would not give what was trained.
     """
+    _require_free(Path(output), overwrite)
     if module.action_projection is None:
         raise ValueError("there is nothing to put into an adapter: the model has no action_projection")
     started = module.initial_weights
@@ -115,17 +132,17 @@ def run_export(args: Sequence[str]) -> None:
     output = Path(parsed.output)
     if parsed.format == "adapter" and output.suffix != ".safetensors":
         raise ValueError(f"an adapter is a file: give an --output that ends in .safetensors, got {parsed.output!r}")
-    if output.suffix != ".safetensors":
-        require_new_folder(output)
+    _require_free(output, parsed.overwrite)
     module = load_module(parsed.config, parsed.ckpt_path, parsed.allow)
     if parsed.ema:
         load_averages(module, parsed.ckpt_path)
     if parsed.format == "adapter":
-        export_adapter(module, output, parsed.base)
+        export_adapter(module, output, parsed.base, parsed.overwrite)
     else:
         write = {"wan": export_wan, "diffusers": export_diffusers}[parsed.format]
         max_shard_bytes = None if parsed.max_shard_gb is None else int(parsed.max_shard_gb * 1e9)
-        write(module.generator, output, max_shard_bytes, {"fit_seconds": str(module.fit_seconds)})
+        metadata = {"fit_seconds": str(module.fit_seconds)}
+        write(module.generator, output, max_shard_bytes, metadata, parsed.overwrite)
     print(f"written to {output}")
 
 
@@ -145,12 +162,15 @@ def load_averages(module: nn.Module, ckpt_path: str | Path) -> None:
         averaged = {name: state[name] for name in said["names"]}
         load_shards({said["group"]: {"ema": averaged}}, ckpt_path, no_dist=True)
         return
-    outer = "ema_state_dict."
-    averages = {name.removeprefix(outer): t for name, t in read_tensors(ckpt_path).items() if name.startswith(outer)}
+    entries = read_tensors(ckpt_path).entries
+    averages = LazyTensors({match[1]: entry for name, entry in entries.items() if (match := _AVERAGED.match(name))})
     if not averages:
         raise ValueError(missing)
     own = {name: tensor for name, tensor in module.state_dict().items() if name in averages}
-    require_same(own, averages, f"the average in {ckpt_path} does not fit", "use the configuration it was trained with")
+    require_same(
+        own, averages.entries, f"the average in {ckpt_path} does not fit", "use the configuration it was trained with"
+    )
+    require_finite(averages, f"the average in {ckpt_path}", "take an earlier checkpoint")
     for name, tensor in own.items():
         tensor.copy_(averages[name])
 
@@ -210,14 +230,30 @@ def _check_is_still(generator: CausalWanModel, base: str | Path | None, lora: st
         )
 
 
+def _require_free(output: Path, overwrite: bool) -> None:
+    """Refuse to replace anything that is not to be overwritten, and folders that hold more than an export."""
+    if not overwrite:
+        if output.suffix == ".safetensors" and output.exists():
+            raise FileExistsError(f"{output} is there already: give another --output, or --overwrite to replace it")
+        require_new_folder(output)
+        return
+    others = [path.name for path in output.iterdir() if not _EXPORTED.fullmatch(path.name)] if output.is_dir() else []
+    if others or output.is_dir() != (output.suffix != ".safetensors") and output.exists():
+        raise FileExistsError(
+            f"{output} is {'a folder' if output.is_dir() else 'a file'} that no export of this kind wrote"
+            f"{f' (it holds {few(others)})' if others else ''}: give another --output"
+        )
+
+
 def _write_folder(
     output: Path,
     tensors: LazyTensors,
     metadata: Mapping[str, str],
     max_shard_bytes: int | None,
     config: Mapping[str, Any],
+    overwrite: bool,
 ) -> None:
-    with creating_folder(output) as folder:
+    with creating_folder(output, overwrite) as folder:
         write_shards(folder, tensors, metadata, max_shard_bytes)
         (folder / "config.json").write_text(json.dumps(config, indent=2))
 
@@ -245,6 +281,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODULE",
         help="a module of yours whose classes the configuration may name; again for more",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace what an export wrote to --output before")
     parser.add_argument("--ema", action="store_true", help="the averaged weights, of a run with the EMA callback")
     parser.add_argument("--base", help="checkpoint that an adapter is for; default: `pretrained` of the configuration")
     return parser

@@ -70,17 +70,18 @@ def require_new_folder(path: Path) -> None:
 
 
 @contextmanager
-def creating_folder(path: Path) -> Iterator[Path]:
+def creating_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `path` that becomes it when the block ends, and vanishes if it fails.
 
     Raises:
-        FileExistsError: as `require_new_folder`.
+        FileExistsError: as `require_new_folder`, unless what is there is to be overwritten.
     """
-    require_new_folder(path)
+    if not overwrite:
+        require_new_folder(path)
     temporary = path.with_name(f".{path.name}-{uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        os.replace(temporary, path)
+        (move_into_place if overwrite else os.replace)(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -16,6 +16,7 @@ from lightning_action.weights import (
     LazyTensors,
     add_changes,
     as_lazy,
+    copy_all,
     copy_into,
     is_low_rank,
     load_strictly,
@@ -141,16 +142,11 @@ def check_base_fits(generator: nn.Module, tensors: LazyTensors, source: str) -> 
 
 
 @torch.no_grad()
-def load_base(part: nn.Module, tensors: LazyTensors, source: str) -> None:
-    """Load the weights of a generator or of a part of one, below its LoRA layers where it has them; all or none.
-
-    Raises:
-        ValueError: names or shapes differ.
-    """
+def load_base(part: nn.Module, tensors: LazyTensors) -> None:
+    """Load what `check_base_fits` let pass into a part of a generator, below its LoRA layers where it has them."""
     if not has_lora(part):
-        load_strictly(part, tensors, source)
+        copy_all(part, tensors)
         return
-    check_base_fits(part, tensors, source)
     for name, tensor in base_state_dict(part).items():
         copy_into(tensor, tensors[name])
 

@@ -19,12 +19,15 @@ from lightning_action.weights import (
     few,
     find_release_file,
     find_weights,
+    fingerprint,
     load_strictly,
     read_action_projection,
     read_generator,
+    read_header,
     read_low_rank,
-    read_metadata,
     read_safetensors,
+    require_fingerprint,
+    require_finite,
     scales,
     write_safetensors,
 )
@@ -35,7 +38,10 @@ _EXPECTED = (
     "`pretrained` is a checkpoint of this family, or a folder that a fit with `export_weights` leaves, for the demo "
     "that of `fit --config configs/demo_backbone.yaml`"
 )
-_RELEASED = ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors", "transformer")
+_RELEASED = (
+    *("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors", "transformer"),
+    *("transformer_2", "high_noise_model", "low_noise_model"),
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def load_generator(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not whole, holds no generator, or one that does not fit.
+        ValueError: it is not whole, holds no generator, one that does not fit, or values that are not finite.
     """
     file = generator_file(path)
     checkpoint = read_generator(file, ema, lora_alpha)
@@ -103,15 +109,16 @@ def load_generator(
     tensors = add_changes(checkpoint.tensors, changes, str(lora))
     _check_size(generator, tensors, str(file))
     check_base_fits(generator, tensors, str(file))
+    header = read_header(file)
+    _check_values(tensors, checkpoint.tensors, header, str(file))
     for name, part in generator.parts():
-        load_base(part, tensors.below(name), str(file))
+        load_base(part, tensors.below(name))
         if finish is not None:
             generator.set_submodule(name, finish(name, part))
-    metadata = read_metadata(file) if file.suffix == ".safetensors" else {}
     return LoadReport(
         source=str(file),
         num_tensors=len(tensors),
-        fit_seconds=float(metadata.get("fit_seconds", 0.0)),
+        fit_seconds=_seconds(header),
         part=checkpoint.part,
         dropped=checkpoint.dropped,
         ignored=checkpoint.ignored,
@@ -123,7 +130,8 @@ def load_generator(
 def generator_file(path: str | Path | None) -> Path:
     """The file that holds the generator. Arguments and errors as in `load_generator`."""
     if path is None:
-        return find_weights(find_release_file(_RELEASED, "the generator"))
+        found = find_release_file(_RELEASED, "the generator")
+        return find_weights(found.parent if found.is_dir() else found)
     exported = Path(path) / GENERATOR_FILE
     try:
         return exported if exported.is_file() else find_weights(Path(path))
@@ -151,7 +159,9 @@ def prepare_codec(codec: FittedCodec, folder: str | None, datamodule: object) ->
     """
     if folder is not None:
         path = _find(folder, VAE_FILE)
-        codec.load_fitted_tensors(read_safetensors(path), str(path))
+        tensors = read_safetensors(path)
+        require_fingerprint(tensors, read_header(path), str(path))
+        codec.load_fitted_tensors(tensors, str(path))
     elif isinstance(datamodule, CodecVideos):
         codec.fit(datamodule.codec_videos())
     else:
@@ -163,9 +173,11 @@ def prepare_codec(codec: FittedCodec, folder: str | None, datamodule: object) ->
 
 def export(folder: str | Path, generator: Mapping[str, Tensor], vae: VideoCodec, fit_seconds: float) -> None:
     """Write the files that `load_generator` and `prepare_codec` read, each in one step; `generator` are its tensors."""
-    write_safetensors(Path(folder) / GENERATOR_FILE, generator, {"fit_seconds": str(fit_seconds)})
+    metadata = {"fit_seconds": str(fit_seconds), "fingerprint": fingerprint(generator)}
+    write_safetensors(Path(folder) / GENERATOR_FILE, generator, metadata)
     if isinstance(vae, FittedCodec):
-        write_safetensors(Path(folder) / VAE_FILE, vae.fitted_tensors(), {})
+        fitted = vae.fitted_tensors()
+        write_safetensors(Path(folder) / VAE_FILE, fitted, {"fingerprint": fingerprint(fitted)})
 
 
 def _check_size(generator: CausalWanModel, tensors: LazyTensors, source: str) -> None:
@@ -180,6 +192,20 @@ def _check_size(generator: CausalWanModel, tensors: LazyTensors, source: str) ->
         raise ValueError(
             f"{source} does not fit {type(generator).__name__}: it holds a model of {', '.join(differing)}"
         )
+
+
+def _check_values(tensors: LazyTensors, held: LazyTensors, header: Mapping[str, str], source: str) -> None:
+    """Refuse values that are not finite, and a file of ours that does not hold what was written into it."""
+    require_finite(tensors, source, "it is damaged, or was saved after training went wrong; take another one")
+    require_fingerprint(held, header, source)
+
+
+def _seconds(header: Mapping[str, str]) -> float:
+    """How long a file says that its weights were trained; 0 where it does not say it as a number."""
+    try:
+        return float(header.get("fit_seconds", 0.0))
+    except ValueError:
+        return 0.0
 
 
 def _find(folder: str, name: str) -> Path:

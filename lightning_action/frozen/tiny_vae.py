@@ -13,10 +13,11 @@ from torch.nn import functional
 from lightning_action.frozen.frozen_pass import frozen_pass
 from lightning_action.frozen.interfaces import StreamingDecoder
 from lightning_action.frozen.wan_codec import WanCodec
-from lightning_action.weights import load_strictly, read_tensors
+from lightning_action.weights import LazyTensors, checkpoints_in, find_weights, inside, load_strictly, read_tensors
 from lightning_action.weights.fit import Shaped
 
 _NUM_STAGES = 3
+_GIVES_CHANNELS = "decoder.1.weight"
 
 
 class TinyWanVAE(WanCodec):
@@ -67,7 +68,9 @@ class TinyWanVAE(WanCodec):
         return decode_next
 
     def _read(self, path: Path) -> nn.Module:
-        tensors = read_tensors(path)
+        if path.is_dir():
+            path = self._file_in(path)
+        tensors = LazyTensors(inside(read_tensors(path).entries, (_GIVES_CHANNELS,), str(path)))
         try:
             with torch.device("meta"):
                 model = TinyAutoencoder(tensors.entries).to(self._dtype)
@@ -76,6 +79,17 @@ class TinyWanVAE(WanCodec):
         self._require_geometry(model.latent_dim, model.spatial_ratio, model.temporal_ratio, path)
         load_strictly(model, tensors, str(path))
         return model
+
+    def _file_in(self, folder: Path) -> Path:
+        """The one decoder of a folder whose latents have the configured channels; else all are left to choose from."""
+        files = checkpoints_in(folder)
+        fitting = [
+            file
+            for file in files
+            for name, entry in read_tensors(file).entries.items()
+            if f".{name}".endswith(f".{_GIVES_CHANNELS}") and entry.shape[1] == self.latent_dim
+        ]
+        return fitting[0] if len(fitting) == 1 else find_weights(folder)
 
 
 class TinyAutoencoder(nn.Module):

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_action.frozen.frozen_pass import frozen_pass
 from lightning_action.frozen.interfaces import TextEncoder
 from lightning_action.frozen.model_files import config_beside, locate, wan_extra
-from lightning_action.frozen.umt5_format import config_of, is_original, to_transformers_name
+from lightning_action.frozen.umt5_format import config_of, encoder_part, is_original, to_transformers_name
 from lightning_action.weights import LazyTensors, load_strictly, read_tensors
 
 _RELEASE_NAMES = ("text_encoder", "models_t5_umt5-xxl-enc-bf16.pth")
@@ -138,7 +138,7 @@ def _read_tokenizer(folders: Sequence[Path]) -> Any:
             "tokenizer of `google/umt5-xxl`, and give its folder as `tokenizer`"
         )
     try:
-        return AutoTokenizer.from_pretrained(found, local_files_only=True)
+        return AutoTokenizer.from_pretrained(found, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers has no narrower one
         raise ValueError(f"the tokenizer in {found} cannot be read ({error}): is a file missing or damaged?") from error
 
@@ -148,7 +148,7 @@ def _read_model(path: Path, dtype: torch.dtype) -> Any:
     with wan_extra():
         from transformers import UMT5Config, UMT5EncoderModel
 
-    stored = read_tensors(path).entries
+    stored = encoder_part(read_tensors(path).entries, str(path))
     original = is_original(stored)
     entries = {to_transformers_name(name) if original else name: entry for name, entry in stored.items()}
     try:

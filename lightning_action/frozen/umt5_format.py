@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning_action.frozen.model_files import renamed
+from lightning_action.weights import inside
 from lightning_action.weights.fit import Shaped
+
+T = TypeVar("T")
 
 # Original names and those of transformers, behind `blocks.N.` and `encoder.block.N.`
 _BLOCK = (
@@ -21,6 +24,22 @@ _BLOCK = (
 )
 # and outside the blocks.
 _OUTSIDE = (("token_embedding.", "shared."), ("norm.", "encoder.final_layer_norm."))
+# What stands beside the encoder, in whole models and in files for other programs.
+_BESIDE = ("decoder.", "lm_head.", "spiece_model", "tokenizer.", "tokenizer_model")
+
+
+def encoder_part(entries: Mapping[str, T], source: str) -> dict[str, T]:
+    """The encoder in a file that may hold more: the decoder of `UMT5ForConditionalGeneration`, the tokenizer's bytes.
+
+    Raises:
+        ValueError: the file holds several encoders.
+    """
+    held = inside(entries, ("token_embedding.weight", "shared.weight", "encoder.embed_tokens.weight"), source)
+    held = {name: entry for name, entry in held.items() if not name.startswith(_BESIDE)}
+    # One tensor under two names, of which files keep either.
+    if "shared.weight" not in held and "encoder.embed_tokens.weight" in held:
+        held["shared.weight"] = held["encoder.embed_tokens.weight"]
+    return held
 
 
 def is_original(names: Iterable[str]) -> bool:

@@ -44,7 +44,8 @@ class WanCodec(VideoCodec):
     @torch.inference_mode(False)
     def load(self) -> None:
         if self._model is None:
-            path = locate(self.path, self.release_names, f"the weights of {type(self).__name__}")
+            names = sorted(self.release_names, key=self._is_of_other_version)
+            path = locate(self.path, names, f"the weights of {type(self).__name__}")
             self._model = self._read(path).eval().requires_grad_(False).to(self._device)
 
     @torch.inference_mode(False)
@@ -64,6 +65,12 @@ class WanCodec(VideoCodec):
         if height % ratio or width % ratio:
             raise ValueError(f"expected frames with sides of multiples of {ratio}, got {height} x {width}")
         return self.latent_dim, height // ratio, width // ratio
+
+    def _is_of_other_version(self, name: str) -> bool:
+        """Whether a name in a release is that of Wan 2.2's file and the latents are Wan 2.1's, or the other way."""
+        versions = {"2.1": 16, "2.2": 48}
+        said = [channels for version, channels in versions.items() if version in name.replace("_", ".")]
+        return bool(said) and said[0] != self.latent_dim
 
     @abstractmethod
     def _read(self, path: Path) -> torch.nn.Module:

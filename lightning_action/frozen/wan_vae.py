@@ -14,7 +14,10 @@ from lightning_action.frozen.interfaces import StreamingDecoder
 from lightning_action.frozen.model_files import config_beside, wan_extra
 from lightning_action.frozen.wan_codec import WanCodec
 from lightning_action.frozen.wan_vae_format import config_of, is_original, original_layout, to_diffusers_name
-from lightning_action.weights import LazyTensors, load_strictly, read_tensors
+from lightning_action.weights import LazyTensors, inside, load_strictly, read_tensors
+
+# The first tensors of diffusers' files and of original ones.
+_FIRST = ("encoder.conv_in.weight", "encoder.conv1.weight")
 
 
 class WanVideoVAE(WanCodec):
@@ -84,7 +87,7 @@ class WanVideoVAE(WanCodec):
         with wan_extra():
             from diffusers import AutoencoderKLWan
 
-        stored = read_tensors(path).entries
+        stored = inside(read_tensors(path).entries, _FIRST, str(path))
         entries = dict(stored)
         if is_original(stored):
             layout = original_layout(stored)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_action.weights.fit import require_weights
 from lightning_action.weights.low_rank import (
     add_changes,
     is_low_rank,
@@ -23,10 +24,15 @@ from lightning_action.weights.names import from_diffusers_name, unwrapped
 from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, find_weights, read_tensors
 
 # First parts of the name under which files hold the generator, the preferred one first; "" is a file of nothing else.
-_OUTER = ("generator", "model", "state_dict", "diffusion_model", "base_model", "")
+_OUTER = (
+    *("generator", "model", "state_dict", "diffusion_model", "base_model", "pipe", "pipeline", "transformer", "dit"),
+    *("net", "network", "backbone", "denoiser", "unet", "student", "transformer_2", "dit2", ""),
+)
 _AVERAGED = ("generator_ema", "ema_state_dict", "ema")
 # Beside averaged weights, which Lightning's own averaging puts in the place of the current ones.
 _CURRENT = ("current_model_state",)
+# What the two experts for high and low noise are called where both are in one file.
+_EXPERTS = {"transformer": ("transformer", "transformer_2"), "dit": ("dit", "dit2")}
 _GENERATOR_HAS = "patch_embedding.weight"
 _PROJECTION_HAS = ("action_embedding.0.weight", "action_projection.weight")
 _FUSED = {"to_qkv": ("q", "k", "v"), "to_kv": ("k", "v"), "to_added_kv": ("k_img", "v_img")}
@@ -86,6 +92,7 @@ def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None 
     kept = _in_original_names({name: entry for name, entry in inside.items() if name not in dropped})
     layers = low_rank_layers(kept)
     low_rank = {n: e for n, e in kept.items() if is_low_rank(n) or n.removesuffix(".alpha") in layers}
+    require_weights({n: e for n, e in kept.items() if n not in low_rank}, f"{path} holds no plain generator")
     base = LazyTensors(_split_fused({name: entry for name, entry in kept.items() if name not in low_rank}))
     changes = low_rank_changes(low_rank, lora_alpha, str(path), told)
     ignored = {_outermost(name, part) for name in entries if not name.startswith(part)}
@@ -129,9 +136,10 @@ def _outermost(name: str, part: str) -> str:
 
 def _choose_part(names: Iterable[str], ema: bool, source: str) -> str:
     names = list(names)
-    parts = _parts_with(names, _GENERATOR_HAS)
+    parts = {part: _outer(part) for part in _parts_with(names, _GENERATOR_HAS)}
     for outer in (*_AVERAGED, *_OUTER) if ema else (*_CURRENT, *_OUTER, *_AVERAGED):
-        found = [part for part in parts if part.split(".")[0] == outer]
+        experts = _EXPERTS.get(outer, (outer,))
+        found = [part for part, of in parts.items() if of in experts]
         if len(found) > 1:
             raise ValueError(f"{source} holds several generators ({', '.join(found)}): save the one you mean alone")
         if found:
@@ -141,6 +149,12 @@ def _choose_part(names: Iterable[str], ema: bool, source: str) -> str:
         f"{source} holds no generator: expected {_GENERATOR_HAS}, at the top or in one of "
         f"{', '.join(filter(None, (*_AVERAGED, *_OUTER)))}; it holds {held}"
     )
+
+
+def _outer(part: str) -> str:
+    """What `part` belongs to: averages wherever they are nested, as in a folder of shards that was made a file."""
+    pieces = part.split(".")
+    return next((piece for piece in pieces if piece in _AVERAGED), pieces[0])
 
 
 def _in_original_names(entries: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

@@ -28,3 +28,17 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {list(values.shape)}\n".encode())
         digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def require_fingerprint(tensors: Mapping[str, Tensor], header: Mapping[str, str], source: str) -> None:
+    """Refuse a file that does not hold what was written into it, as far as its header says what that was.
+
+    Raises:
+        ValueError: `tensors` have another fingerprint than the header says.
+    """
+    expected = header.get("fingerprint")
+    if expected is not None and fingerprint(tensors) != expected:
+        raise ValueError(
+            f"{source} does not hold the weights that were written into it (their fingerprint is {expected[:12]}...): "
+            "it was damaged or changed since; copy or export it again"
+        )

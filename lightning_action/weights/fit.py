@@ -10,14 +10,20 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_action.weights.names import few
-from lightning_action.weights.tensor_files import LazyTensors
+from lightning_action.weights.tensor_files import LazyTensor, LazyTensors
+from lightning_action.weights.values import DTYPES, PLAIN_REMEDY, require_finite
+
+DAMAGED = "it is damaged, or was saved after training went wrong; fetch it again, or take an earlier one"
 
 
 class Shaped(Protocol):
-    """Anything with a shape: a tensor, or one that is not read yet."""
+    """Anything with a shape and a dtype: a tensor, or one that is not read yet."""
 
     @property
     def shape(self) -> torch.Size: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 @torch.no_grad()
@@ -27,9 +33,16 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
     The module keeps its dtypes. Where it is on the meta device its tensors come to be on the CPU.
 
     Raises:
-        ValueError: as `check_fits`.
+        ValueError: as `check_fits`, or a value is not finite.
     """
     check_fits(module, tensors.entries if isinstance(tensors, LazyTensors) else tensors, source)
+    require_finite(tensors, source, DAMAGED)
+    copy_all(module, tensors)
+
+
+@torch.no_grad()
+def copy_all(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """What `load_strictly` does once everything was checked."""
     for name, own in module.state_dict(keep_vars=True).items():
         if own.is_meta:
             _materialise(module, name, own, tensors[name])
@@ -49,7 +62,7 @@ def check_fits(module: nn.Module, tensors: Mapping[str, Shaped], source: str) ->
     """Refuse tensors that are not exactly the module's.
 
     Raises:
-        ValueError: names or shapes differ; lists the first of each kind.
+        ValueError: names or shapes differ, or something is no plain weight; lists the first of each kind.
     """
     require_same(
         module.state_dict(),
@@ -60,11 +73,13 @@ def check_fits(module: nn.Module, tensors: Mapping[str, Shaped], source: str) ->
 
 
 def require_same(own: Mapping[str, Shaped], tensors: Mapping[str, Shaped], complaint: str, remedy: str) -> None:
-    """Refuse tensors that differ from `own` in names or shapes.
+    """Refuse tensors that differ from `own` in names or shapes, or are no plain weights where `own` are.
 
     Raises:
         ValueError: `complaint (the first of each kind): remedy`.
     """
+    weights = {name: t for name, t in tensors.items() if name in own and own[name].dtype.is_floating_point}
+    require_weights(weights, complaint)
     problems = {
         "missing": [name for name in own if name not in tensors],
         "unexpected": [name for name in tensors if name not in own],
@@ -77,6 +92,31 @@ def require_same(own: Mapping[str, Shaped], tensors: Mapping[str, Shaped], compl
     if any(problems.values()):
         told = "; ".join(f"{len(names)} {kind}: {few(names)}" for kind, names in problems.items() if names)
         raise ValueError(f"{complaint} ({told}): {remedy}")
+
+
+def require_weights(tensors: Mapping[str, Shaped], complaint: str) -> None:
+    """Refuse what only looks like weights: casts to float8, integers, packed and quantised values.
+
+    Raises:
+        ValueError: a tensor has such a dtype, or a class of its own.
+    """
+    odd = {name: odd for name, tensor in tensors.items() if (odd := _oddity(tensor))}
+    if odd:
+        found = few(sorted(set(odd.values())))
+        raise ValueError(
+            f"{complaint}: {few(list(odd))} ({len(odd)} of {len(tensors)} tensors) hold {found}, which is quantised or "
+            f"no weights at all; expected {', '.join(map(_dtype_name, DTYPES))}: {PLAIN_REMEDY}"
+        )
+
+
+def _oddity(tensor: Shaped) -> str:
+    """What makes this no plain weight; empty if it is one."""
+    subclass = tensor.subclass if isinstance(tensor, LazyTensor) else ""
+    return subclass or ("" if tensor.dtype in DTYPES else _dtype_name(tensor.dtype))
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _materialise(module: nn.Module, name: str, own: Tensor, value: Tensor) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_action.weights.names import few, to_diffusers_name, unwrapped
 from lightning_action.weights.scale import Alpha, Told, as_alpha, find_alpha, read_told, require_plain
 from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, as_lazy, find_weights, read_tensors
+from lightning_action.weights.values import DTYPES, is_finite
 
 # peft's matrices (with the name of an adapter between, where a whole module was saved), those of kohya and of older
 # diffusers, and differences of whole tensors, which distillation LoRAs add.
@@ -34,7 +35,6 @@ _OTHER_KINDS = (
     ("OFT", re.compile(r"\.b?oft_")),
 )
 _OUTER = ("generator_lora.", "lora.", "")
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What kohya's way of naming puts before names whose dots became underscores, and ai-toolkit's dollars.
 _FLAT_PREFIX = re.compile(r"^(lora_unet|lora_transformer|lycoris)_+")
 _SEPARATORS = re.compile(r"[._]+")
@@ -188,12 +188,12 @@ def require_numbers(name: str, entry: LazyTensor, source: str) -> None:
     Raises:
         ValueError: the dtype is not one of plain floating-point numbers, or a value is not finite.
     """
-    if entry.dtype not in _FLOATS:
+    if entry.dtype not in DTYPES:
         raise ValueError(
             f"{name} in {source} is of {entry.dtype}: expected float16, bfloat16, float32 or float64; take the file "
             "that was not cast or quantised"
         )
-    if not torch.isfinite(entry.read()).all():
+    if not is_finite(entry.read()):
         raise ValueError(f"{name} in {source} holds values that are not finite: the file is damaged, take another")
 
 

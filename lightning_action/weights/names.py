@@ -73,6 +73,21 @@ def unwrapped(entries: Mapping[str, T], source: str) -> dict[str, T]:
     return found
 
 
+def inside(entries: Mapping[str, T], tensors: Sequence[str], source: str) -> dict[str, T]:
+    """What a file holds under the one name before the first of `tensors` that it has; all of it under none.
+
+    Raises:
+        ValueError: it has that tensor under several names.
+    """
+    for tensor in tensors:
+        parts = [name.removesuffix(tensor) for name in entries if f".{name}".endswith(f".{tensor}")]
+        if len(parts) > 1 and "" not in parts:
+            raise ValueError(f"{source} holds several networks ({', '.join(parts)}): save the one you mean alone")
+        if parts and "" not in parts:
+            return {name.removeprefix(parts[0]): entry for name, entry in entries.items() if name.startswith(parts[0])}
+    return dict(entries)
+
+
 def few(names: Sequence[str]) -> str:
     """The first names of a list that may be long."""
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_action.files import replacing
+from lightning_action.weights.file_kinds import FileKind, require_kind
+from lightning_action.weights.values import require_finite
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
@@ -28,7 +30,14 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a file in one step: it is either whole or not there."""
+    """Write a file in one step: it is either whole or not there.
+
+    Raises:
+        ValueError: a tensor holds NaN or infinity.
+    """
+    require_finite(
+        tensors, f"what was to be written to {path}", "nothing was written, go back to an earlier checkpoint"
+    )
     with replacing(Path(path)) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -40,6 +49,7 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: give the path of a .safetensors file")
+    require_kind(path, FileKind.SAFETENSORS)
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())

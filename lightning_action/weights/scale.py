@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_action.weights.tensor_files import flattened, read_values
+from lightning_action.weights.tensor_files import flattened, has_header, read_values
 
 # What trainers call the numerator: peft, diffusers and SimpleTuner; kohya and musubi; lightx2v and others.
 _ALPHAS = ("lora_alpha", "ss_network_alpha", "network_alpha", "alpha")
@@ -51,7 +51,7 @@ def read_told(file: Path) -> Told:
     Raises:
         ValueError: a configuration is not JSON, or `adapter_config.json` gives no `lora_alpha`.
     """
-    told = [(f"the header of {file}" if file.suffix == ".safetensors" else str(file), _settings(file))]
+    told = [(f"the header of {file}" if has_header(file) else str(file), _settings(file))]
     config = file.parent / "adapter_config.json"
     if file.name.startswith("adapter_model.") and config.is_file():
         told.append((str(config), _configuration(config)))

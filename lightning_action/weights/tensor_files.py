@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import re
@@ -9,27 +10,40 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_action.weights.file_kinds import FileKind, kind_of
 from lightning_action.weights.names import few
 from lightning_action.weights.safetensors_files import read_metadata, read_safetensors
+from lightning_action.weights.values import PLAIN_REMEDY
 
 # The pages of a mapped file that were touched stay in memory as long as the mapping does, so it is renewed this often.
 _REMAP_BYTES = 2**26
-_PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+# Which of the files in a folder may be a checkpoint, the preferred kind first.
+_SUFFIXES = ((".safetensors", ".sft"), (".pt", ".pth", ".ckpt", ".bin"), (".gguf",))
+# `model.safetensors.index.json`, with a variant (`fp16`) before the last suffix.
+_INDEX = re.compile(r"(?P<stem>.+)(?P<suffix>\.[^.]+)\.index(\.(?P<variant>[^.]+))?\.json", re.IGNORECASE)
+# Folders of a generator in a release; some releases have two, for high and for low noise.
+_GENERATOR_FOLDERS = ("transformer", "transformer_*", "*high_noise*", "*low_noise*")
+# Whose classes stand in files of quantised weights.
+_QUANTISERS = ("torchao.", "bitsandbytes.", "optimum.", "quanto.")
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor whose shape is known and whose values are read when `read` is called."""
+    """A tensor whose shape is known and whose values are read when `read` is called.
+
+    `subclass` is the class of one that is more than a plain tensor, such as those of torchao; else empty.
+    """
 
     shape: torch.Size
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    subclass: str = ""
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -71,17 +85,17 @@ def read_tensors(path: str | Path) -> LazyTensors:
     """The tensors of a checkpoint under their names in the file, read lazily.
 
     Args:
-        path: a `.safetensors` file; an index of shards (`*.safetensors.index.json`); a file of `torch.save`, which is
-            read without running code from it, and whose nested dictionaries become dotted names
-            (`generator.model.head.modulation`); or a folder with one of these.
+        path: a safetensors file; an index of shards (`*.index.json`); a file of `torch.save`, which is read without
+            running code from it, and whose nested dictionaries become dotted names
+            (`generator.model.head.modulation`); or a folder with one of these. What a file is, its first bytes say.
 
     Raises:
         FileNotFoundError: there is nothing at that path, or a shard is missing.
-        ValueError: a file is not whole or holds more than tensors, shards do not belong together, or a folder leaves
-            open which of its files is meant.
+        ValueError: a file is not whole, is of another kind or holds more than tensors, shards do not belong together or
+            lie outside the folder of their index, or a folder leaves open which of its files is meant.
     """
     path = find_weights(Path(path))
-    if path.suffix == ".json":
+    if kind_of(path) is FileKind.INDEX:
         return _read_shards(path)
     return _read_file(path)
 
@@ -92,11 +106,25 @@ def read_values(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is not whole.
     """
-    if file.suffix == ".json":
-        file = file.parent / min(_weight_map(file).values())
-    if file.suffix == ".safetensors":
-        return dict(read_metadata(file))
+    if has_header(file):
+        return dict(read_header(file))
+    file = _first_shard(file)
     return {name: value for name, value in flattened(load_pickle(file)) if not isinstance(value, Tensor)}
+
+
+def read_header(path: str | Path) -> dict[str, str]:
+    """The strings that a safetensors file, or the shards of an index, say of themselves; none in other files."""
+    path = find_weights(Path(path))
+    return read_metadata(_first_shard(path)) if has_header(path) else {}
+
+
+def has_header(file: Path) -> bool:
+    """Whether it is a safetensors file, or an index of such shards."""
+    return kind_of(_first_shard(file)) is FileKind.SAFETENSORS
+
+
+def _first_shard(file: Path) -> Path:
+    return _shard_path(file, min(_weight_map(file).values())) if kind_of(file) is FileKind.INDEX else file
 
 
 def find_weights(path: Path) -> Path:
@@ -108,24 +136,56 @@ def find_weights(path: Path) -> Path:
     if any(path.glob("*.distcp")):
         raise ValueError(
             f"{path} is a sharded checkpoint: make a file of its generator with `python main.py export --config "
-            f"config_fit.yaml --ckpt_path {path} --format wan --output generator.safetensors`; --ema takes averages"
+            f"config_fit.yaml --ckpt_path {path} --format wan --output generator.safetensors`; --ema takes averages. "
+            "torch's `dcp_to_torch_save` makes one, too"
         )
-    for patterns in (("*.safetensors.index.json",), ("*.safetensors",), tuple(f"*{suffix}" for suffix in _PICKLES)):
-        found = sorted(file for pattern in patterns for file in path.glob(pattern))
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(
-                f"{path} holds {len(found)} checkpoints ({few([file.name for file in found])}) and no single index: "
-                "give the path of one of them"
-            )
-    if (path / "transformer").is_dir():
-        return find_weights(path / "transformer")
+    found = checkpoints_in(path)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"{path} holds {len(found)} checkpoints ({few([file.name for file in found])}) and no single index: "
+            "give the path of one of them"
+        )
+    folders = sorted({folder for name in _GENERATOR_FOLDERS for folder in path.glob(name) if _has_checkpoint(folder)})
+    if len(folders) == 1:
+        return find_weights(folders[0])
+    if folders:
+        raise ValueError(
+            f"{path} holds {len(folders)} generators ({few([folder.name for folder in folders])}), such as experts for "
+            f"high and for low noise: choose one by the path of its folder, for example {folders[0]}"
+        )
     held = few(sorted(child.name for child in path.iterdir()))
     raise FileNotFoundError(
         f"no checkpoint in {path}: expected a .safetensors file, an index of shards, or a .pt file; it holds "
         f"{held or 'nothing'}"
     )
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return folder.is_dir() and bool(checkpoints_in(folder))
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of the preferred kind in a folder: indices, or files that are no shard of one.
+
+    Of a checkpoint that is there in several variants (`model.safetensors` and `model.fp16.safetensors`) it is the one
+    without.
+    """
+    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    indices = {file: match for file in files if (match := _INDEX.fullmatch(file.name))}
+    shards = {shard for index in indices for shard in _weight_map(index).values()}
+    names = {file.name for file in files}
+    for suffixes in _SUFFIXES:
+        whole = [file for file in files if file.suffix.lower() in suffixes and file.name not in shards]
+        whole = [file for file in whole if f"{Path(file.stem).stem}{file.suffix}" not in names - {file.name}]
+        of_kind = {index: match for index, match in indices.items() if match["suffix"].lower() in suffixes}
+        plain = [index for index, match in of_kind.items() if match["variant"] is None]
+        if plain or (of_kind and not any(f"{m['stem']}{m['suffix']}" in names for m in of_kind.values())):
+            return plain or list(of_kind)
+        if whole:
+            return whole
+    return []
 
 
 class _MappedFile:
@@ -135,7 +195,10 @@ class _MappedFile:
 
     @property
     def entries(self) -> dict[str, LazyTensor]:
-        return {name: LazyTensor(t.shape, t.dtype, partial(self._read, name)) for name, t in self._tensors.items()}
+        return {
+            name: LazyTensor(t.shape, t.dtype, partial(self._read, name), _subclass(t))
+            for name, t in self._tensors.items()
+        }
 
     def _read(self, name: str) -> Tensor:
         if self._handed_out > _REMAP_BYTES:
@@ -149,10 +212,20 @@ class _MappedFile:
 
 
 def _read_file(path: Path) -> LazyTensors:
-    entries = _MappedFile(path, read_safetensors if path.suffix == ".safetensors" else _map_pickle).entries
+    entries = _mapped(path)
     if not entries:
         raise ValueError(f"{path} holds no tensors by name: expected a state dict, or dictionaries that hold one")
     return LazyTensors(entries)
+
+
+def _mapped(path: Path) -> dict[str, LazyTensor]:
+    is_safetensors = kind_of(path) is FileKind.SAFETENSORS
+    return _MappedFile(path, read_safetensors if is_safetensors else _map_pickle).entries
+
+
+def _subclass(tensor: Tensor) -> str:
+    plain = type(tensor) in (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    return "" if plain else f"{type(tensor).__module__}.{type(tensor).__qualname__}"
 
 
 def load_pickle(path: Path) -> Any:
@@ -162,11 +235,16 @@ def load_pickle(path: Path) -> Any:
         ValueError: it is not whole, or holds objects that run code when they are loaded.
     """
     try:
+        # torch takes the name's word for what the file is, unless it is given the file itself.
+        if path.suffix.lower() == ".safetensors":
+            return torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
         # Only archives of the present format can be mapped; older files are read as a whole.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         # torch's own message advises to turn its protection off.
         refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused and refused[1].startswith(_QUANTISERS):
+            raise ValueError(f"{path} is quantised (it holds {refused[1]}): {PLAIN_REMEDY}") from error
         asks = f", it asks for {refused[1]}" if refused else ""
         raise ValueError(
             f"{path} cannot be read as tensors and plain values alone{asks}: it is cut off, or holds objects that run "
@@ -199,10 +277,8 @@ def _read_shards(index: Path) -> LazyTensors:
     entries: dict[str, LazyTensor] = {}
     metadata: dict[str, dict[str, str]] = {}
     for shard in sorted(set(weight_map.values())):
-        path = index.parent / shard
-        if not path.is_file():
-            raise FileNotFoundError(f"shard {shard} of {index} is missing: fetch it, or write the checkpoint again")
-        held = _MappedFile(path, read_safetensors).entries
+        path = _shard_path(index, shard)
+        held = _mapped(path)
         listed = {name for name, of in weight_map.items() if of == shard}
         if listed != held.keys():
             odd = sorted(listed ^ held.keys())
@@ -211,7 +287,7 @@ def _read_shards(index: Path) -> LazyTensors:
                 "these shards of one checkpoint?"
             )
         entries |= held
-        metadata[shard] = read_metadata(path)
+        metadata[shard] = read_metadata(path) if kind_of(path) is FileKind.SAFETENSORS else {}
     others = [name for name, told in metadata.items() if told != metadata[shard]]
     if others:
         raise ValueError(
@@ -221,11 +297,37 @@ def _read_shards(index: Path) -> LazyTensors:
     return LazyTensors(entries)
 
 
+def _shard_path(index: Path, shard: str) -> Path:
+    """Where a shard lies: in the folder of its index, or as that in the folder that a link leads to."""
+    path = index.parent / shard
+    if not path.is_file():
+        raise FileNotFoundError(f"shard {shard} of {index} is missing: fetch it, or write the checkpoint again")
+    # In the cache of Hugging Face's hub, index and shards are links into one folder.
+    if not any(path.resolve().is_relative_to(folder) for folder in (index.parent.resolve(), index.resolve().parent)):
+        raise ValueError(
+            f"shard {shard} of {index} is a link to {path.resolve()}, out of the folder of the index: put the shards "
+            "beside their index"
+        )
+    return path
+
+
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        weight_map = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{index} is no index of shards: expected JSON with `weight_map`") from error
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} lists no tensors in its `weight_map`")
+    outside = [shard for shard in weight_map.values() if not isinstance(shard, str) or not _is_inside(shard)]
+    if outside:
+        raise ValueError(
+            f"{index} points to {outside[0]!r}: expected the names of files in its own folder. Files outside are not "
+            "read, correct the index or fetch it again"
+        )
     return weight_map
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name stays below its folder, on any system."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(name) & set("\\:\0")

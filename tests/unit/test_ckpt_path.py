@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
         ("bare.ckpt", "is no checkpoint of a run .it holds x, no state_dict.*--model.pretrained"),
         ("joined.ckpt", "holds a state_dict, but not what Lightning writes besides.*configs/fsdp.yaml.*`export`"),
         ("list.ckpt", "is no checkpoint of a run .it holds a list"),
-        ("code.ckpt", "cannot be read as tensors and plain values alone .it names posix.system"),
+        ("code.ckpt", "cannot be read as tensors and plain values alone, it asks for posix.system"),
         ("cut.ckpt", "is not a whole checkpoint"),
         ("weights.safetensors", "is a safetensors file.*--model.pretrained.*--model.adapter"),
         ("renamed.ckpt", "is a safetensors file"),

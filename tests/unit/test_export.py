@@ -187,13 +187,13 @@ def test_averaged_weights_are_exported_where_asked_for(run_folder: tuple[Path, A
     checkpoint = torch.load(folder / "x.ckpt")
     torch.save({**checkpoint, "ema_state_dict": average}, folder / "x.ckpt")
     for flags, expected in (((), module.generator.head.head.bias), (("--ema",), average[f"generator.{name}"])):
-        run_export(arguments(folder, "wan", "w.safetensors", *flags))
+        run_export(arguments(folder, "wan", "w.safetensors", "--overwrite", *flags))
         written = read_tensors(folder / "w.safetensors")
         assert torch.equal(written[name], expected)
         assert torch.equal(written["head.modulation"], module.generator.head.modulation)
     torch.save({**checkpoint, "ema_state_dict": {"generator.x": torch.zeros(1)}}, folder / "x.ckpt")
     with pytest.raises(ValueError, match=r"the average in .*x.ckpt does not fit \(1 unexpected: generator.x\)"):
-        run_export(arguments(folder, "wan", "w.safetensors", "--ema"))
+        run_export(arguments(folder, "wan", "w.safetensors", "--overwrite", "--ema"))
 
 
 def test_an_adapter_of_a_backbone_that_was_trained_too_is_refused(
@@ -218,13 +218,13 @@ def test_an_adapter_of_a_run_that_started_from_the_release(
     monkeypatch.setenv(RELEASE_VARIABLE, str(folder / "release"))
     export_wan(module.generator, folder / "release" / "diffusion_pytorch_model.safetensors")
     (folder / "config.yaml").write_text(yaml.safe_dump(config("release")))
-    run_export(arguments(folder, "adapter", "a.safetensors"))
+    run_export(arguments(folder, "adapter", "a.safetensors", "--overwrite"))
     assert read_adapter(folder / "a.safetensors").base == fingerprint(module.generator.state_dict())
     with torch.no_grad():
         module.generator.head.modulation.add_(0.5)
     save_run(folder, module)
     with pytest.raises(ValueError, match=r"the generator is not the base .*diffusion_pytorch_model.safetensors"):
-        run_export(arguments(folder, "adapter", "a.safetensors"))
+        run_export(arguments(folder, "adapter", "b.safetensors"))
 
 
 def test_an_adapter_of_a_run_that_started_with_merged_lora(run_folder: tuple[Path, ActionVideoModule]) -> None:
@@ -238,7 +238,7 @@ def test_an_adapter_of_a_run_that_started_with_merged_lora(run_folder: tuple[Pat
     settings = config(folder / "base")
     settings["model"]["pretrained_lora"] = str(folder / "lora.pt")
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    run_export(arguments(folder, "adapter", "a.safetensors"))
+    run_export(arguments(folder, "adapter", "a.safetensors", "--overwrite"))
     assert read_adapter(folder / "a.safetensors").base == fingerprint(module.generator.state_dict())
 
 
@@ -268,3 +268,50 @@ def test_impossible_outputs_are_refused_before_anything_is_read(
 def test_unknown_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="invalid choice: 'onnx'"):
         run_export(arguments(tmp_path, "onnx", "x"))
+
+
+@pytest.mark.parametrize("output", ["out.safetensors", "out"])
+def test_nothing_is_replaced_unasked(tmp_path: Path, output: str) -> None:
+    path, first, second = tmp_path / output, small_generator(1), small_generator(2)
+    export_wan(first, path)
+    with pytest.raises(FileExistsError, match=f"{path} is there already"):
+        export_wan(second, path)
+    assert fingerprint(read_generator(path).tensors) == fingerprint(first.state_dict())
+    export_wan(second, path, overwrite=True)
+    assert fingerprint(read_generator(path).tensors) == fingerprint(second.state_dict())
+    assert [each.name for each in tmp_path.iterdir()] == [output]
+
+
+def test_only_an_export_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    (tmp_path / "x.safetensors").mkdir()
+    for write, output in ((export_wan, "mine"), (export_diffusers, "mine"), (export_wan, "x.safetensors")):
+        with pytest.raises(FileExistsError, match="no export of this kind wrote"):
+            write(small_generator(), tmp_path / output, overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("write", [export_wan, export_diffusers])
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path, write: Write) -> None:
+    generator = small_generator()
+    generator.head.head.bias.data[1] = float("nan")
+    with pytest.raises(ValueError, match=r"NaN or infinity \(in .*bias\): nothing was written"):
+        write(generator, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("output", ["out.safetensors", "out"])
+def test_a_flipped_byte_is_found_by_the_fingerprint(tmp_path: Path, output: str) -> None:
+    path = tmp_path / output
+    export_wan(small_generator(1).bfloat16(), path, max_shard_bytes=30_000)
+    other = small_generator(2)
+    load_generator(other, path)
+    file = max(tmp_path.rglob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    before = fingerprint(other.state_dict())
+    with pytest.raises(ValueError, match="does not hold the weights that were written into it"):
+        load_generator(other, path)
+    assert fingerprint(other.state_dict()) == before

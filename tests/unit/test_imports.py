@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mistakes": set(),
     "usage_messages": set(),
     "usage": {"mistakes", "usage_messages"},
-    "ckpt_path": {"files"},
+    "ckpt_path": {"files", "weights"},
     "files": set(),
     "quantization": set(),
     "seeding": set(),

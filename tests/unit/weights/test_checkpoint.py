@@ -310,3 +310,37 @@ def test_action_projections_are_found(tmp_path: Path, content: Any) -> None:
 def test_no_action_projection_or_several_are_refused(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_action_projection(save(content)(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["pipe.dit.", "transformer.", "dit.", "model.diffusion_model.", "pipe.transformer.", "net.", "module.dit."],
+)
+def test_prefixes_of_other_programs_are_read(tmp_path: Path, prefix: str) -> None:
+    path = save_safetensors(prefixed(OURS, prefix) | {"vae.decoder.weight": torch.ones(3)})(tmp_path)
+    tensors = read_generator(path).tensors
+    assert tensors.keys() == OURS.keys()
+    assert all(torch.equal(tensors[name], OURS[name]) for name in OURS)
+
+
+@pytest.mark.parametrize("pair", [("transformer.", "transformer_2."), ("pipe.dit.", "pipe.dit2."), ("dit.", "dit2.")])
+def test_two_experts_in_one_file_are_refused(tmp_path: Path, pair: tuple[str, str]) -> None:
+    path = save_safetensors(prefixed(OURS, pair[0]) | prefixed(OTHER, pair[1]))(tmp_path)
+    with pytest.raises(ValueError, match=rf"holds several generators \({pair[0]}, {pair[1]}\)"):
+        read_generator(path)
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_folder_of_shards_that_torch_made_a_file_keeps_its_averages(tmp_path: Path, ema: bool) -> None:
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+    from torch.distributed.checkpoint.state_dict_saver import save as save_folder
+
+    state = {
+        "state_dict": prefixed(OURS, "generator."),
+        "optimizer_0": {"state": {"generator.head.head.bias": {"exp_avg": torch.ones(3)}}},
+        "optimizer_1": {"ema": prefixed(OTHER, "generator.")},
+    }
+    save_folder(state, checkpoint_id=tmp_path / "folder", no_dist=True)
+    dcp_to_torch_save(tmp_path / "folder", tmp_path / "x.pt")
+    tensors = read_generator(tmp_path / "x.pt", ema=ema).tensors
+    assert all(torch.equal(tensors[name], (OTHER if ema else OURS)[name]) for name in OURS)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_action.weights import add_changes, as_lazy, read_low_rank, to_diffusers_name, write_safetensors
@@ -237,7 +238,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float, na
     tensors = factors(comfy) | {"diffusion_model.blocks.0.norm3.diff": torch.ones(36)}
     damaged = tensors[name].clone()
     damaged.view(-1)[-1] = value
-    write_safetensors(tmp_path / "x.safetensors", tensors | {name: damaged}, {})
+    save_file(tensors | {name: damaged}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=rf"{name} in .*x.safetensors holds values that are not finite"):
         read_low_rank(tmp_path)
 

@@ -21,7 +21,7 @@ def some_tensors() -> dict[str, Tensor]:
         "exact": torch.randn(4, dtype=torch.float64),
         "transposed": torch.randn(6, 2).T,
         "counts": torch.tensor([3, -1]),
-        "parameter": nn.Parameter(torch.tensor([float("nan"), -0.0, 1e-45])),
+        "parameter": nn.Parameter(torch.tensor([3e38, -0.0, 1e-45])),
         "scalar": torch.tensor(2.5),
         "empty": torch.zeros(0, 3),
     }
@@ -110,12 +110,12 @@ def test_a_truncated_file_is_refused(tmp_path: Path, read: Callable[[Path], Any]
     read(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ValueError, match=r"x.safetensors is not a whole safetensors file .* again"):
+    with pytest.raises(ValueError, match=r"x.safetensors is not a whole (safetensors file|checkpoint).* again"):
         read(path)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     torch.save({"a": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+    with pytest.raises(ValueError, match="is a file of torch.save: expected a safetensors file"):
         read_safetensors(path)

@@ -121,8 +121,8 @@ def test_a_transformer_folder_is_looked_into(tmp_path: Path) -> None:
 def test_nothing_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"no weights at {tmp_path}/none: give the path"):
         read_tensors(tmp_path / "none")
-    (tmp_path / "low_noise_model").mkdir()
-    with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}: expected .*; it holds low_noise_model"):
+    (tmp_path / "vae").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}: expected .*; it holds vae"):
         read_tensors(tmp_path)
 
 
@@ -251,3 +251,90 @@ def test_a_broken_index_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.safetensors.index.json").write_text(text)
     with pytest.raises(ValueError, match=r"x.safetensors.index.json (is no index of shards|lists no tensors)"):
         read_tensors(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../x.safetensors",
+        "a/../../x.safetensors",
+        "/etc/x.safetensors",
+        "..\\x.safetensors",
+        "C:\\x",
+        "",
+        "..",
+        3,
+        None,
+    ],
+)
+def test_an_index_that_points_outside_its_folder_is_refused(tmp_path: Path, shard: object) -> None:
+    folder = tmp_path / "model"
+    write_safetensors(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {})
+    write_safetensors(folder / "y.safetensors", {"b": torch.ones(2)}, {})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"b": "y.safetensors", "a": shard}}))
+    for path in (folder, index):
+        with pytest.raises(ValueError, match="index.json points to .*: expected the names of files in its own folder"):
+            read_tensors(path)
+
+
+def test_a_shard_may_be_a_link_only_where_its_index_is_one_to_the_same_folder(tmp_path: Path) -> None:
+    write_shards(tmp_path / "blobs", two_shards())
+    for folder, linked in (("snapshot", "*"), ("model", "*.safetensors")):
+        (tmp_path / folder).mkdir()
+        for file in (tmp_path / "blobs").glob("*"):
+            if file.match(linked):
+                (tmp_path / folder / file.name).symlink_to(file)
+            else:
+                (tmp_path / folder / file.name).write_bytes(file.read_bytes())
+    assert same(read_tensors(tmp_path / "snapshot"), TENSORS)
+    with pytest.raises(ValueError, match="is a link to .*blobs/.*, out of the folder of the index"):
+        read_tensors(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "pytorch_model.bin.index.json",
+        "pytorch_model.bin.index.fp16.json",
+        "diffusion_pytorch_model.safetensors.index.fp16.json",
+        "Model.SAFETENSORS.index.json",
+    ],
+)
+def test_every_name_of_an_index_is_known(tmp_path: Path, index: str) -> None:
+    suffix = ".bin" if ".bin" in index else ".safetensors"
+    weight_map = {name: f"model-{number}{suffix}" for number, name in enumerate(TENSORS)}
+    for name, file in weight_map.items():
+        if suffix == ".bin":
+            torch.save({name: TENSORS[name]}, tmp_path / file)
+        else:
+            write_safetensors(tmp_path / file, {name: TENSORS[name]}, {})
+    (tmp_path / index).write_text(json.dumps({"weight_map": weight_map}))
+    for path in (tmp_path, tmp_path / index):
+        assert same(read_tensors(path), TENSORS)
+
+
+@pytest.mark.parametrize("plain", ["model.safetensors", "model.safetensors.index.json"])
+@pytest.mark.parametrize("variant", ["model.fp16.safetensors", "model.safetensors.index.fp16.json"])
+def test_of_two_variants_the_plain_one_is_read(tmp_path: Path, plain: str, variant: str) -> None:
+    for name, value in ((plain, 1.0), (variant, 2.0)):
+        tensors = {"a": torch.full((2,), value)}
+        if name.endswith(".json"):
+            write_safetensors(tmp_path / f"shard-{value}.safetensors", tensors, {})
+            (tmp_path / name).write_text(json.dumps({"weight_map": {"a": f"shard-{value}.safetensors"}}))
+        else:
+            write_safetensors(tmp_path / name, tensors, {})
+    assert read_tensors(tmp_path)["a"][0] == 1.0
+    (tmp_path / plain).unlink()
+    (tmp_path / "shard-1.0.safetensors").unlink(missing_ok=True)
+    assert read_tensors(tmp_path)["a"][0] == 2.0
+
+
+@pytest.mark.parametrize("pair", [("transformer", "transformer_2"), ("high_noise_model", "low_noise_model")])
+def test_of_two_experts_one_has_to_be_chosen(tmp_path: Path, pair: tuple[str, str]) -> None:
+    for number, name in enumerate(pair):
+        write_safetensors(tmp_path / name / "model.safetensors", {"a": torch.full((2,), float(number))}, {})
+    with pytest.raises(ValueError, match=rf"holds 2 generators \({', '.join(pair)}\).*the path of its folder"):
+        read_tensors(tmp_path)
+    for number, name in enumerate(pair):
+        assert read_tensors(tmp_path / name)["a"][0] == number

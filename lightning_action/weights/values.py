@@ -1,0 +1,34 @@
+"""What values weights may have: plain floating-point numbers, and finite ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+PLAIN_REMEDY = "only plain floating-point weights can be loaded, take the bf16 or fp32 file of the same model"
+
+
+def require_finite(tensors: Mapping[str, Tensor], source: str, remedy: str) -> None:
+    """Refuse values that are not finite. Tensors are read one by one, and only floating-point ones looked at.
+
+    Raises:
+        ValueError: `source holds NaN or infinity in a tensor: remedy`.
+    """
+    for name in tensors:
+        if not is_finite(tensors[name].detach()):
+            raise ValueError(f"{source} holds NaN or infinity (in {name}): {remedy}")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are. In one pass without a mask as large as the tensor; of a sharded one, this rank's part."""
+    values = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    if not values.numel() or values.is_meta or not (values.is_floating_point() or values.is_complex()):
+        return True
+    if values.dtype not in DTYPES:  # complex and float8 have no order
+        return bool(torch.isfinite(values.to(torch.complex64 if values.is_complex() else torch.float32)).all())
+    low, high = torch.aminmax(values)
+    return bool(low.isfinite() & high.isfinite())
