@@ -9,11 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from numpy import ndarray
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
 
 Batch = dict[str, Any]
+
+_WHOLE = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+# How far pixels may lie outside [-1, 1]: resizing overshoots a little.
+_PIXEL_TOLERANCE = 0.1
 
 
 def check_batch(batch: Batch) -> None:
@@ -25,14 +31,88 @@ def check_batch(batch: Batch) -> None:
     missing = [key for key in ("prompt", "sample_id") if key not in batch]
     if missing:
         raise ValueError(f"the batch has no {' and no '.join(missing)}; it has {', '.join(sorted(batch))}")
-    size = len(batch["sample_id"])
+    samples = batch["sample_id"]
+    if not isinstance(samples, Tensor) or samples.ndim != 1 or samples.dtype not in _WHOLE:
+        found = f"{samples.dtype} of shape {list(samples.shape)}" if isinstance(samples, Tensor) else repr(samples)
+        raise ValueError(f"`sample_id` must be a tensor [B] of whole numbers, to which the noise belongs, got {found}")
+    size = len(samples)
     if not isinstance(batch["prompt"], list | tuple) or len(batch["prompt"]) != size:
         raise ValueError(f"`prompt` must be a list of {size} strings, one for each sample_id, got {batch['prompt']!r}")
+    if "video" in batch and not isinstance(batch["video"], Tensor):
+        raise ValueError(f"`video` must be a tensor [B, T, 3, H, W], got {type(batch['video']).__name__}")
     if "video" in batch and (batch["video"].ndim != 5 or not batch["video"].is_floating_point()):
         raise ValueError(
             "`video` must be floats [B, T, 3, H, W] in [-1, 1], got "
             f"{batch['video'].dtype} of shape {list(batch['video'].shape)}"
         )
+
+
+def check_pixels(batch: Batch) -> None:
+    """Refuse a video whose samples, channels or range are not those of a batch; look once, it waits for the device.
+
+    Raises:
+        ValueError: with what was expected and what came.
+    """
+    if "video" not in batch:
+        return
+    video: Tensor = batch["video"]
+    if len(video) != len(batch["sample_id"]) or video.shape[2] != 3:
+        raise ValueError(f"expected `video` [{len(batch['sample_id'])}, T, 3, H, W], got {list(video.shape)}")
+    low, high = video.aminmax()
+    if not bool((low >= -1 - _PIXEL_TOLERANCE) & (high <= 1 + _PIXEL_TOLERANCE)):
+        raise ValueError(f"pixels are in [-1, 1], those of `video` go from {low.item():g} to {high.item():g}")
+
+
+def check_actions(batch: Batch, schema: ActionSchema, num_frames: int, needed: bool) -> None:
+    """Refuse actions that are not those of `num_frames` latent frames; `needed`: nothing else gives any.
+
+    Raises:
+        ValueError: with what was expected and what came.
+    """
+    if needed and "action" not in batch:
+        raise ValueError(
+            "the batch has no `action` [B, rows, columns], and no action_module infers one; it has "
+            f"{', '.join(sorted(batch))}"
+        )
+    if not has_actions(batch):
+        return
+    action, size = batch["action"], len(batch["sample_id"])
+    if not isinstance(action, Tensor) or len(action) != size:
+        found = list(action.shape) if isinstance(action, Tensor) else type(action).__name__
+        raise ValueError(f"`action` must be a tensor [{size}, rows, columns], got {found}")
+    schema.encode(action, num_frames)
+
+
+def trained_latents(batch: Batch, temporal_compression_ratio: int) -> int:
+    """Latent frames of a video to train on.
+
+    Raises:
+        ValueError: there is none, or its frames are no whole number of latent frames.
+    """
+    if "video" not in batch:
+        raise ValueError("the batch has no `video` [B, T, 3, H, W], which training needs")
+    frames: int = batch["video"].shape[1]
+    if (frames - 1) % temporal_compression_ratio:
+        raise ValueError(
+            f"a video of {frames} frames is no whole number of latent frames: expected 1 + "
+            f"{temporal_compression_ratio} n"
+        )
+    return 1 + (frames - 1) // temporal_compression_ratio
+
+
+def first_samples(batch: Batch, count: int) -> Batch:
+    """The first samples of a batch; what is not a row of values for each sample stays as it is."""
+    size = len(batch["sample_id"])
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cut(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return value[:count] if len(value) == size else value
+        has_rows = isinstance(value, Tensor | ndarray) and value.ndim > 0 and len(value) == size
+        return value[:count] if has_rows else value
+
+    return {key: cut(value) for key, value in batch.items()}
 
 
 def has_actions(batch: Batch) -> bool:

@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import Batch, check_batch, has_actions, num_latents
+from lightning_action.batch import (
+    Batch,
+    check_actions,
+    check_batch,
+    check_pixels,
+    first_samples,
+    has_actions,
+    num_latents,
+    trained_latents,
+)
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.objectives import OBJECTIVES
 from lightning_action.evaluation import ObedienceTest, StateReader, format_table, wins, write_report
@@ -149,6 +158,7 @@ class ActionVideoModule(L.LightningModule):
         self._fit_seconds_before = 0.0
         self._fit_started: float | None = None
         self._trained_on: torch.Size | None = None
+        self._looked_at: dict[str, list[Any]] = {}
         self._obedience: ObedienceTest | None = None
         self._lockstep: Lockstep | None = None
 
@@ -209,9 +219,15 @@ class ActionVideoModule(L.LightningModule):
         Returns:
             `loss`; and for callbacks `loss_per_frame` `[B, F]`, not weighted, at the noise levels `timestep` `[B, F]`.
         """
+        self._require_trainable(batch, "train")
         self._trained_on = batch["video"].shape
         losses = self.world_model.training_loss(batch, self.current_epoch, batch_idx, self.action_dropout_prob)
         loss = losses.per_sample.mean()
+        if not loss.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "nothing that trains takes part in the loss of this batch: it has no actions, and the backbone is "
+                "frozen. Give `action` in every batch, or train the backbone (optimization.train_backbone)"
+            )
         if not bool(torch.isfinite(loss)):
             raise RuntimeError(
                 f"the training loss is {loss.item()} at step {self.global_step}: lower the learning rates, clip "
@@ -219,6 +235,20 @@ class ActionVideoModule(L.LightningModule):
             )
         self.log("train/loss", loss, prog_bar=True)
         return {"loss": loss, "loss_per_frame": losses.per_frame, "timestep": losses.timestep}
+
+    def _require_trainable(self, batch: Batch, stage: str) -> None:
+        """What `check` says of a batch, for the first one of a stage and when its shapes or types change."""
+        kinds = [(key, value.shape[1:], value.dtype) for key, value in batch.items() if isinstance(value, Tensor)]
+        seen = [sorted(batch), kinds]
+        if self._looked_at.get(stage) == seen:
+            return
+        check_batch(batch)
+        num_frames = trained_latents(batch, self.schema.temporal_compression_ratio)
+        check_pixels(batch)
+        self.causality.split(num_frames)
+        if self.action_projection is not None:
+            check_actions(batch, self.schema, num_frames, self.action_module is None)
+        self._looked_at[stage] = seen
 
     @property
     def flops_per_batch(self) -> float:
@@ -232,6 +262,7 @@ class ActionVideoModule(L.LightningModule):
             For callbacks: `loss_per_frame` and `timestep` under the true actions, as `training_step` does, for several
             draws of noise beside each other.
         """
+        self._require_trainable(batch, "validation")
         size = len(batch["video"])
         matched = self.world_model.matched_losses(batch)
         losses = {name: loss.per_sample for name, loss in matched.items()}
@@ -241,7 +272,7 @@ class ActionVideoModule(L.LightningModule):
             self._log_validation("shuffle_relative_gap", gap.mean(), size)
             self._log_validation("shuffle_win_rate", wins(losses["true"], losses["other"]).mean(), size)
         if batch_idx == 0 and has_actions(batch) and self.action_projection is not None:
-            few = {key: value[:_NUM_VALIDATION_ROLLOUTS] for key, value in batch.items()}
+            few = first_samples(batch, _NUM_VALIDATION_ROLLOUTS)
             test = self._new_obedience_test("validation")
             test.step(few)
             for name, value in test.compute("model").items():
@@ -257,6 +288,7 @@ class ActionVideoModule(L.LightningModule):
             raise ValueError(
                 "test measures how a model follows actions: it needs an action_projection and batches with `action`"
             )
+        self._require_trainable(batch, "test")
         if self._obedience is not None:
             self._obedience.step(batch)
 

@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_action.diffusion.flow_matching import FlowMatchSchedule
+from lightning_action.diffusion.flow_matching import FlowMatchSchedule, check_denoising_steps
 from lightning_action.diffusion.samplers import Sampler, euler, few_step
 from lightning_action.quantization import Quantization
+from lightning_action.ranges import require_numbers
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,17 @@ class Sampling:
     stream_video: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_inference_steps < 1 or self.num_initial_latents < 0:
-            raise ValueError(
-                "expected num_inference_steps >= 1 and num_initial_latents >= 0, got "
-                f"{self.num_inference_steps} and {self.num_initial_latents}"
-            )
+        require_numbers({"num_inference_steps": self.num_inference_steps}, 1, whole=True)
+        require_numbers({"num_initial_latents": self.num_initial_latents}, 0, whole=True)
+        require_numbers({"sampling.seed": self.seed}, 0, 2**63 - 1, whole=True)
+        require_numbers({"action_guidance_scale": self.action_guidance_scale})
+        if self.denoising_step_list is not None:
+            check_denoising_steps(self.denoising_step_list)
 
     @property
     def num_steps(self) -> int:
         """Passes that denoise a block."""
-        return len(self.denoising_step_list or ()) or self.num_inference_steps
+        return self.num_inference_steps if self.denoising_step_list is None else len(self.denoising_step_list)
 
     def sampler(self, schedule: FlowMatchSchedule) -> Sampler:
         """The sampler these settings describe."""
@@ -84,6 +86,15 @@ class Optimization:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     train_backbone: bool = True
+
+    def __post_init__(self) -> None:
+        rates = ("action_learning_rate", "backbone_learning_rate", "lora_learning_rate", "weight_decay")
+        require_numbers({name: value for name, value in vars(self).items() if name in rates}, 0)
+        require_numbers({"warmup_steps": self.warmup_steps}, 0, whole=True)
+        require_numbers({"decay_fraction": self.decay_fraction}, 0, 1)
+        if len(self.betas) != 2:
+            raise ValueError(f"betas are two numbers, got {self.betas}")
+        require_numbers({f"betas[{place}]": beta for place, beta in enumerate(self.betas)}, 0, 1, without_high=True)
 
     def build(
         self,

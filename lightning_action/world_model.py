@@ -106,6 +106,7 @@ class WorldModel:
     def encode_video(self, video: Tensor) -> Tensor:
         """Pixels `[B, T, 3, H, W]` in [-1, 1] to latents `[B, F, C, h, w]`."""
         self.frozen.to(self.device)
+        video = video.float() if video.dtype == torch.float64 else video  # as numpy makes it; frozen parts are float32
         return self.frozen.encode_video(video).to(self.dtype)
 
     def encode_text(self, batch: Batch) -> Tensor:

@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_action.ranges import require_numbers
+
 T = TypeVar("T")
 
 
@@ -84,6 +86,13 @@ class ActionModulationProjection(nn.Module):
         layer_rank: int = 32,
     ) -> None:
         super().__init__()
+        sizes = {"action_dim": action_dim, "dim": dim, "hidden_dim": hidden_dim, "num_frames": num_frames}
+        layers = {} if num_layers is None else {"num_layers": num_layers, "layer_rank": layer_rank}
+        require_numbers(sizes | layers, 1, whole=True)
+        require_numbers({"num_fourier_bands": num_fourier_bands}, 0, whole=True)
+        require_numbers({"lowest_band": lowest_band}, 0, without_low=True)
+        require_numbers({"action_modulation_scale": action_modulation_scale})
+        require_numbers({f"slot_scales[{place}]": scale for place, scale in enumerate(slot_scales)})
         if len(slot_scales) != 6:
             raise ValueError(f"slot_scales are six (shift, scale, gate, twice), got {list(slot_scales)}")
         self.action_dim, self.dim, self.num_frames, self.num_layers = action_dim, dim, num_frames, num_layers

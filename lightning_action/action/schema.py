@@ -56,9 +56,12 @@ class ActionPart:
         lengths = [len(bound) for bound in (self.low, self.high) if not isinstance(bound, float | int)]
         if any(length != self.size for length in lengths):
             raise ValueError(f"action part {self.name!r} needs one bound or {self.size}, got {self.low}, {self.high}")
-        low, high = self._bounds(torch.float64)
-        if not bool((low < high).all()):
-            raise ValueError(f"action part {self.name!r} needs low < high in every column, got {self.low}, {self.high}")
+        low, high = self._bounds(torch.float32)
+        if not bool((torch.isfinite(high - low) & (low < high)).all()):
+            raise ValueError(
+                f"action part {self.name!r} needs low < high in every column, finite and apart in float32, got "
+                f"{self.low}, {self.high}"
+            )
 
     @property
     def num_columns(self) -> int:

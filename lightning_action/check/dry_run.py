@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_action.batch import Batch, frame_size, num_latents
+from lightning_action.batch import Batch, frame_size, num_latents, trained_latents
 from lightning_action.cost import (
     Flops,
     Parameters,
@@ -110,12 +110,7 @@ def latent_frames(module: ActionVideoModule, batch: Batch, trains: bool) -> int:
     """
     if not trains:
         return num_latents(batch, module.schema)
-    if "video" not in batch:
-        raise ValueError("the batch has no `video` [B, T, 3, H, W], which training needs")
-    frames, ratio = batch["video"].shape[1], module.frozen.vae.temporal_compression_ratio
-    if (frames - 1) % ratio:
-        raise ValueError(f"a video of {frames} frames is no whole number of latent frames: expected 1 + {ratio} n")
-    return int(1 + (frames - 1) // ratio)
+    return trained_latents(batch, module.frozen.vae.temporal_compression_ratio)
 
 
 def parameters_of(module: ActionVideoModule) -> dict[str, Parameters | None]:

@@ -6,14 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from lightning_action.batch import Batch, check_batch, first_frames, frame_size, has_actions
+from lightning_action.batch import Batch, check_actions, check_batch, check_pixels, first_frames, frame_size
 from lightning_action.check.dry_run import empty_modulation, geometry, latent_frames, reads_files
 from lightning_action.module import ActionVideoModule
-
-# How far pixels may lie outside [-1, 1]: resizing overshoots a little.
-_PIXEL_TOLERANCE = 0.1
 
 
 def misfits(module: ActionVideoModule, batch: Batch, trains: bool) -> list[str]:
@@ -23,7 +19,7 @@ def misfits(module: ActionVideoModule, batch: Batch, trains: bool) -> list[str]:
         return told
     num_frames = latent_frames(module, batch, trains)
     checks: list[Callable[[], object]] = [
-        partial(_check_pixels, batch),
+        partial(check_pixels, batch),
         partial(_check_first_frames, module, batch),
         partial(geometry, module, batch, trains),
         partial(module.causality.split, num_frames),
@@ -41,33 +37,13 @@ def _told(check: Callable[[], object]) -> list[str]:
     return []
 
 
-def _check_pixels(batch: Batch) -> None:
-    if "video" not in batch:
-        return
-    video: Tensor = batch["video"]
-    if len(video) != len(batch["sample_id"]) or video.shape[2] != 3:
-        raise ValueError(f"expected `video` [{len(batch['sample_id'])}, T, 3, H, W], got {list(video.shape)}")
-    low, high = video.aminmax()
-    if not bool((low >= -1 - _PIXEL_TOLERANCE) & (high <= 1 + _PIXEL_TOLERANCE)):
-        raise ValueError(f"pixels are in [-1, 1], those of `video` go from {low.item():g} to {high.item():g}")
-
-
 def _check_first_frames(module: ActionVideoModule, batch: Batch) -> None:
     first_frames(batch, module.sampling.num_initial_latents, module.frozen.vae.temporal_compression_ratio)
 
 
 def _check_actions(module: ActionVideoModule, batch: Batch, num_frames: int, trains: bool) -> None:
-    if module.action_projection is None:
-        return
-    if trains and "action" not in batch and module.action_module is None:
-        raise ValueError("the batch has no `action` [B, rows, columns], and no action_module infers one")
-    if not has_actions(batch):
-        return
-    action, size = batch["action"], len(batch["sample_id"])
-    if not isinstance(action, Tensor) or len(action) != size:
-        found = list(action.shape) if isinstance(action, Tensor) else type(action).__name__
-        raise ValueError(f"`action` must be a tensor [{size}, rows, columns], got {found}")
-    module.schema.encode(action, num_frames)
+    if module.action_projection is not None:
+        check_actions(batch, module.schema, num_frames, trains and module.action_module is None)
 
 
 def _check_networks(module: ActionVideoModule, batch: Batch) -> None:

@@ -13,6 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lightning_action.ranges import require_numbers
+
 NUM_TRAIN_TIMESTEPS = 1000
 
 
@@ -33,8 +35,7 @@ class FlowMatchSchedule:
     shift: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.shift <= 0:
-            raise ValueError(f"timestep_shift must be positive, got {self.shift}")
+        require_numbers({"timestep_shift": self.shift}, 0, without_low=True)
 
     @cached_property
     def sigmas(self) -> Tensor:
@@ -80,13 +81,7 @@ class FlowMatchSchedule:
         Raises:
             ValueError: the list is empty, does not fall, or leaves [1, 1000].
         """
-        steps = list(denoising_step_list)
-        falling = all(a > b for a, b in zip(steps, steps[1:], strict=False))
-        if not steps or not falling or steps[0] > NUM_TRAIN_TIMESTEPS or steps[-1] < 1:
-            raise ValueError(
-                f"denoising_step_list must fall and lie in [1, {NUM_TRAIN_TIMESTEPS}], got {steps}; leave a trailing 0 "
-                "out, the last step always ends at the clean prediction"
-            )
+        steps = check_denoising_steps(denoising_step_list)
         if not warp_denoising_step:
             return tuple(float(step) for step in steps)
         return tuple(float(self.timesteps[NUM_TRAIN_TIMESTEPS - round(step)]) for step in steps)
@@ -97,6 +92,22 @@ class FlowMatchSchedule:
             raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
         linear = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
         return tuple((self.shift * linear / (1 + (self.shift - 1) * linear)).tolist())
+
+
+def check_denoising_steps(denoising_step_list: Sequence[float]) -> list[float]:
+    """The steps of a few-step sampler as a list.
+
+    Raises:
+        ValueError: the list is empty, does not fall, or leaves [1, 1000].
+    """
+    steps = list(denoising_step_list)
+    falling = all(a > b for a, b in zip(steps, steps[1:], strict=False))
+    if not steps or not falling or not 1 <= steps[-1] <= steps[0] <= NUM_TRAIN_TIMESTEPS:
+        raise ValueError(
+            f"denoising_step_list must fall and lie in [1, {NUM_TRAIN_TIMESTEPS}], got {steps}; leave a trailing 0 "
+            "out, the last step always ends at the clean prediction"
+        )
+    return steps
 
 
 def per_frame(values: Tensor, like: Tensor) -> Tensor:

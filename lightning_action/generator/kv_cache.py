@@ -44,7 +44,8 @@ class KVCache:
         self.position = 0
         self._limit = num_frames if causality.local_attn_size is None else None
         slots = causality.local_attn_size or num_frames
-        self._capacity = slots - causality.num_frame_per_block
+        # A first frame that stands alone may be a whole video, and shorter than a block.
+        self._capacity = max(0, slots - causality.num_frame_per_block)
         self._sink = 0 if causality.local_attn_size is None else causality.sink_size
         shape = (num_layers, batch_size, slots * tokens_per_frame, num_heads, head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)

@@ -19,6 +19,7 @@ from lightning_action.generator.image import NO_IMAGE, ImageCondition, ImageEmbe
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.layers import AtLayer, ContextKeysValues, CrossAttention, Head, KeysValues, WanLayer
 from lightning_action.generator.rope import rotation
+from lightning_action.ranges import require_numbers
 
 LayerAttend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 LayerContext = Callable[[int, CrossAttention], tuple[KeysValues, ...]]
@@ -71,6 +72,14 @@ class CausalWanModel(nn.Module):
         num_image_positions: int | None = None,
     ) -> None:
         super().__init__()
+        sizes = {"dim": dim, "ffn_dim": ffn_dim, "num_heads": num_heads, "num_layers": num_layers}
+        channels = {"in_dim": in_dim, "out_dim": out_dim, "text_dim": text_dim, "text_len": text_len}
+        require_numbers(sizes | channels, 1, whole=True)
+        require_numbers({"freq_dim": freq_dim}, 2, whole=True)
+        require_numbers({"eps": eps}, 0, without_low=True)
+        require_numbers({f"patch_size[{place}]": size for place, size in enumerate(patch_size)}, 1, whole=True)
+        if freq_dim % 2:
+            raise ValueError(f"freq_dim must be even, sines and cosines, got {freq_dim}")
         if dim % num_heads or (dim // num_heads) % 2:
             raise ValueError(f"dim / num_heads must be an even whole number, got {dim} / {num_heads}")
         if len(patch_size) != 3 or patch_size[0] != 1:

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import check_batch, first_frames, frame_size, has_actions, num_latents, without_actions
+from lightning_action.batch import (
+    check_batch,
+    first_frames,
+    first_samples,
+    frame_size,
+    has_actions,
+    num_latents,
+    without_actions,
+)
 
 SCHEMA = ActionSchema(temporal_compression_ratio=3)
 
@@ -21,6 +29,20 @@ def test_length_follows_from_actions_then_video_then_number() -> None:
     assert num_latents({"num_latents": 7}, SCHEMA) == 7
     with pytest.raises(ValueError, match="needs `num_latents`"):
         num_latents({}, SCHEMA)
+
+
+def test_the_first_samples_leave_alone_what_is_no_row_of_values_for_each() -> None:
+    others = {"rate": 4, "note": "abc", "none": None, "one": torch.tensor(2.0), "names": ["a", "b"]}
+    batch = {"sample_id": torch.arange(3), "prompt": ("a", "b", "c"), "more": {"x": torch.zeros(3, 5)}, **others}
+    few = first_samples(batch, 2)
+    assert few["sample_id"].tolist() == [0, 1] and few["prompt"] == ("a", "b") and few["more"]["x"].shape == (2, 5)
+    assert {key: few[key] for key in others} == others
+
+
+@pytest.mark.parametrize("samples", [["a", "b"], torch.zeros(2), torch.tensor(1), torch.zeros(2, 1).long()])
+def test_sample_ids_are_whole_numbers(samples: object) -> None:
+    with pytest.raises(ValueError, match="`sample_id` must be a tensor .* of whole numbers"):
+        check_batch({"prompt": ["a", "b"], "sample_id": samples})
 
 
 def test_frame_size() -> None:

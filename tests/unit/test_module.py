@@ -362,3 +362,46 @@ def test_validation_measures_obedience(tmp_path: Path) -> None:
     run.fit(build(), data())
     names = set(run.callback_metrics)
     assert {"validation/loss", "validation/shuffle_win_rate", "validation/rollout/sign_accuracy"} <= names
+
+
+def one_batch() -> dict[str, Any]:
+    datamodule = data()
+    datamodule.setup("fit")
+    batch: dict[str, Any] = next(iter(datamodule.train_dataloader()))
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"video": ...}, "has no `video`"),
+        ({"prompt": ...}, "has no prompt"),
+        ({"sample_id": ...}, "has no sample_id"),
+        ({"action": ...}, "has no `action` .* it has .*actions"),
+        ({"video": lambda video: (video * 127 + 127).to(torch.uint8)}, "must be floats .* got torch.uint8"),
+        ({"video": lambda video: video * 127 + 127}, r"pixels are in \[-1, 1\]"),
+        ({"video": lambda video: video.movedim(2, -1)}, r"expected `video` \[3, T, 3, H, W\]"),
+        ({"video": lambda video: video[:, :-1]}, "no whole number of latent frames"),
+        ({"action": lambda action: action[..., :1]}, "actions for 5 latent frames must be"),
+        ({"action": lambda action: action * torch.nan}, "not finite"),
+        ({"sample_id": lambda samples: samples.float()}, "of whole numbers"),
+    ],
+)
+def test_steps_refuse_what_check_refuses(changes: dict[str, Any], message: str) -> None:
+    module, batch = build(), one_batch()
+    module.configure_model()
+    for key, change in changes.items():
+        value = batch.pop(key)
+        batch |= {"actions": value} if change is ... else {key: change(value)}
+    for step in (module.training_step, module.validation_step):
+        with pytest.raises(ValueError, match=message):
+            step(batch, 0)
+
+
+def test_video_in_double_precision_is_that_in_single() -> None:
+    module, batch = build(), one_batch()
+    module.configure_model()
+    assert isinstance(module.frozen.vae, LinearVideoCodec)
+    module.frozen.vae.fit(batch["video"])
+    single = module.matched_losses(batch)["true"]
+    assert torch.equal(module.matched_losses({**batch, "video": batch["video"].double()})["true"], single)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -27,6 +29,22 @@ def walk(causality: BlockCausality, num_frames: int) -> tuple[KVCache, list[tupl
             cache.write(layer, key, -key)
         cache.advance()
     return cache, seen
+
+
+def test_every_video_that_can_be_cut_into_blocks_is_walked_with_the_past_it_sees() -> None:
+    walked = 0
+    for size, window, sink, alone, length in product((1, 2, 3), (None, 3, 4, 5), (0, 1), (False, True), range(1, 9)):
+        if window is not None and window < size + sink:
+            continue
+        causality = BlockCausality(size, window, sink, alone)
+        try:
+            blocks = causality.split(length)
+        except ValueError:
+            continue
+        _, seen = walk(causality, length)
+        assert seen == [(block, [f for past in causality.past(block) for f in past]) for block in blocks], causality
+        walked += 1
+    assert walked > 150
 
 
 @pytest.mark.parametrize(
