@@ -22,10 +22,14 @@ def world_size() -> int:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds: its shard, which may be empty, of a DTensor, and all of any other."""
+    """What this rank holds: its shard, which may be empty, of a DTensor, and all of any other.
+
+    Complex numbers become their real and imaginary parts, and sparse tensors dense ones.
+    """
     tensor = tensor.detach()
     tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return tensor.to_dense() if tensor.is_sparse else tensor
+    tensor = tensor.to_dense() if tensor.layout is not torch.strided else tensor
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def num_copies(tensor: Tensor) -> int:

@@ -6,8 +6,6 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from . import log_writing
 from .collectives import copies_of_parameters, local
 from .gradient_sums import GradientSums, reduce
-from .part_names import named_modules, named_parameters
+from .part_names import is_named, named_modules, named_parameters
 
 
 class NonFiniteGradientWarning(UserWarning):
@@ -102,7 +100,7 @@ class GradientStatistics(Callback):
         self._hooks: dict[Optimizer, RemovableHandle] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and isinstance(trainer.strategy, DeepSpeedStrategy):
+        if stage == "fit" and is_named(trainer.strategy, "DeepSpeedStrategy"):
             raise MisconfigurationException(
                 f"GradientStatistics cannot read gradients under {type(trainer.strategy).__name__}, which keeps them in"
                 " buffers of its own: use FSDP or DDP, or remove the callback"
@@ -123,6 +121,8 @@ class GradientStatistics(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._remove_hook(optimizer)
+        if not _parameters(optimizer):
+            return
         if self.stop_on_nonfinite and not _has_scaler(trainer):
             self._stop_if_nonfinite(log_writing.current_step(trainer), optimizer)
         if log_writing.is_logging_step(trainer, self.every_n_steps):
@@ -178,11 +178,13 @@ class GradientStatistics(Callback):
 
     def _groups(self, optimizer: Optimizer) -> dict[str, list[int]]:
         """Every group with the places of its parameters in the optimizer."""
-        rows = {parameter: row for row, parameter in enumerate(_parameters(optimizer))}
+        rows = {parameter: row for row, parameter in enumerate(self._sums[optimizer].parameters)}
         groups = {"all": list(rows.values())}
         for index, group in enumerate(optimizer.param_groups):
             if "name" in group or len(optimizer.param_groups) > 1:
-                groups[str(group.get("name", f"group_{index}"))] = [rows[parameter] for parameter in group["params"]]
+                # Others may have come in since the step was taken.
+                known = [rows[parameter] for parameter in group["params"] if parameter in rows]
+                groups[str(group.get("name", f"group_{index}"))] = known
         modules: dict[str, list[int]] = {}
         for parameter, row in rows.items() if self.modules else ():
             for module in self._modules_above(parameter):
@@ -248,12 +250,13 @@ class GradientStatistics(Callback):
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    """Those that could have a gradient."""
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [parameter for parameter in held if not parameter.is_meta]
 
 
 def _has_scaler(trainer: Trainer) -> bool:
-    plugin = trainer.precision_plugin
-    return isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -6,7 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
-from .collectives import largest_over_ranks, local, norm, sum_over_ranks, widened
+from .collectives import largest_over_ranks, local, norm, num_copies, sum_over_ranks, widened
 
 
 class GradientSums:
@@ -24,7 +24,9 @@ class GradientSums:
         self.parameters = parameters
         self.sums: dict[str, Tensor] = {}
         self.maxima: dict[str, Tensor] = {}
-        self._copies = self._column([copies[parameter] for parameter in parameters]).float()
+        # Parameters that are not the module's, or came in later, are in no wrapper.
+        known = [copies[p] if p in copies else num_copies(p) for p in parameters]
+        self._copies = self._column(known).float()
 
     def add_gradients(self) -> None:
         """Adds up the gradients before they are clipped."""
@@ -32,7 +34,7 @@ class GradientSums:
         gradients = self._gradients()
         numel = self._column([gradient.numel() for gradient in gradients])
         # Whole numbers, because float32 would miss a few values among many.
-        self._set("zeros", numel - torch.stack([gradient.count_nonzero() for gradient in gradients]))
+        self._set("zeros", numel - self._stack([gradient.count_nonzero() for gradient in gradients]))
         self._set_norms("", gradients)
 
     def add_nonfinite(self) -> None:
@@ -40,7 +42,7 @@ class GradientSums:
         gradients = self._gradients()
         self._set("numel", self._column([gradient.numel() for gradient in gradients]))
         # Zero times those is NaN, which is not zero; several times as fast as asking what is finite.
-        self._set("nonfinite", torch.stack([(gradient * 0).count_nonzero() for gradient in gradients]))
+        self._set("nonfinite", self._stack([(gradient * 0).count_nonzero() for gradient in gradients]))
 
     def add_clipped_gradients(self) -> None:
         """Adds up the gradients after they have been clipped."""
@@ -49,15 +51,15 @@ class GradientSums:
     def add_products(self, earlier: Mapping[nn.Parameter, Tensor]) -> None:
         """Adds up the products of the gradients with earlier ones, for their cosine; a missing one counts as zero."""
         before, now = self._values(earlier), self._gradients()
-        self._set("products", torch.stack([_product(one, other) for one, other in zip(before, now, strict=True)]))
-        self._set("earlier_squares", torch.stack([norm(gradient) for gradient in before]).square())
+        self._set("products", self._stack([_product(one, other) for one, other in zip(before, now, strict=True)]))
+        self._set("earlier_squares", self._stack([norm(gradient) for gradient in before]).square())
 
     def add_updates(self, before: Mapping[nn.Parameter, Tensor]) -> None:
         """Adds up the squares of the weights before the step, and those of their change."""
         old, new = self._values(before), self._values({p: p for p in before})
         changes = [norm(widened(later) - widened(earlier)) for later, earlier in zip(new, old, strict=True)]
-        self._set("update_squares", torch.stack(changes).square())
-        self._set("weight_squares", torch.stack([norm(weights) for weights in old]).square())
+        self._set("update_squares", self._stack(changes).square())
+        self._set("weight_squares", self._stack([norm(weights) for weights in old]).square())
 
     def figures(self, rows: Sequence[int]) -> dict[str, float]:
         """Statistics of a group of parameters, once its sums are reduced; none that is not defined."""
@@ -80,6 +82,10 @@ class GradientSums:
         # Without waiting for the device, which a tensor that is made there would do.
         return torch.tensor(values).to(local(self.parameters[0]).device, non_blocking=True)
 
+    def _stack(self, values: Sequence[Tensor]) -> Tensor:
+        """Parameters may be on several devices."""
+        return torch.stack([value.to(self._copies.device) for value in values])
+
     def _gradients(self) -> list[Tensor]:
         return self._values({parameter: parameter.grad for parameter in self.parameters})
 
@@ -89,9 +95,9 @@ class GradientSums:
         return [local(parameter).new_empty(0) if tensor is None else local(tensor) for parameter, tensor in known]
 
     def _set_norms(self, prefix: str, gradients: list[Tensor]) -> None:
-        self._set(f"{prefix}absolute", torch.stack([norm(gradient, 1) for gradient in gradients]))
-        self._set(f"{prefix}squares", torch.stack([norm(gradient) for gradient in gradients]).square())
-        self.maxima[f"{prefix}max"] = torch.stack([_largest(gradient) for gradient in gradients])
+        self._set(f"{prefix}absolute", self._stack([norm(gradient, 1) for gradient in gradients]))
+        self._set(f"{prefix}squares", self._stack([norm(gradient) for gradient in gradients]).square())
+        self.maxima[f"{prefix}max"] = self._stack([_largest(gradient) for gradient in gradients])
 
     def _set(self, name: str, column: Tensor) -> None:
         self.sums[name] = column.to(self._copies) / self._copies

@@ -7,7 +7,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from torch import nn
 
-_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+
+
+def is_named(value: object, class_name: str) -> bool:
+    """Whether it is of a class of that name: `lightning` and `pytorch_lightning` have two of each."""
+    return any(parent.__name__ == class_name for parent in type(value).__mro__)
 
 
 def is_in(name: str, parts: Iterable[str]) -> bool:

@@ -249,7 +249,9 @@ def test_sharded_parameters(tmp_path: Path) -> None:
     )
     assert plain.keys() == sharded.keys()
     for tag, values in plain.items():
-        assert sharded[tag] == pytest.approx(values, rel=TOLERANCE), tag
+        # The products of a cosine cancel: what is left of them is no more exact than float32 is at 1.
+        absolute = 2 * torch.finfo(torch.float32).eps if "/cosine/" in tag else 0
+        assert sharded[tag] == pytest.approx(values, rel=TOLERANCE, abs=absolute), tag
 
 
 def test_a_resumed_fit_shows_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
@@ -335,3 +337,36 @@ def test_a_strategy_that_hides_gradients_is_refused() -> None:
 def test_the_interval_must_be_positive() -> None:
     with pytest.raises(ValueError, match="every_n_steps must be at least 1, .* got 0"):
         GradientStatistics(every_n_steps=0)
+
+
+class Odd(LightningModule):
+    """Parameters of nobody, or that come later, of complex numbers, with sparse gradients or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.complex = nn.Parameter(torch.tensor([3 + 4j, 1j]))
+        self.table = nn.Embedding(5, 2, sparse=True)
+        self.bfloat16s = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+        self.elsewhere = [nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(5.0))]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        found = self.table(torch.tensor([batch_idx % 5])).sum() + self.bfloat16s.float().sum()
+        return self.complex.abs().square().sum() / 2 + found + sum(p.square() for p in self.elsewhere)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        optimizer = self.optimizers().optimizer  # type: ignore[union-attr]
+        if self.global_step == 2:
+            optimizer.add_param_group({"params": [self.elsewhere[1]], "name": "late"})
+
+    def configure_optimizers(self) -> Any:
+        here = [self.complex, self.table.weight, nn.Parameter(torch.ones(3, device="meta")), self.bfloat16s]
+        return torch.optim.SGD([{"params": here}, {"params": self.elsewhere[:1], "name": "elsewhere"}], lr=0.0)
+
+
+def test_odd_parameters_do_not_end_the_fit(tmp_path: Path) -> None:
+    shown = fit(tmp_path, Odd(), GradientStatistics(), loaders=(range(8),), log_every_n_steps=1)
+    assert list(shown["grad/norm/elsewhere"].values()) == [4.0] * 4
+    assert shown["grad/norm/late"] == {2: 10.0, 3: 10.0}
+    # Real and imaginary parts, two rows of the table of which one has a gradient, and those in half precision.
+    assert shown["grad/norm/group_0"][0] == pytest.approx((9 + 16 + 1 + 2 + 2) ** 0.5)
+    assert shown["grad/zero_share/group_0"][0] == pytest.approx((1 + 8) / (4 + 10 + 2))

@@ -1,6 +1,7 @@
 """Parts of a module by name."""
 
 import pytest
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
@@ -34,6 +35,16 @@ def test_wrappers_do_not_show_in_names() -> None:
     wrapped[0]._fsdp_wrapped_module.add_module("_checkpoint_wrapped_module", plain[0])  # type: ignore[union-attr, operator]
     assert dict(named_parameters(wrapped)) == dict(plain.named_parameters())
     assert dict(named_modules(wrapped)) == dict(plain.named_modules()) | {"": wrapped}
+
+
+def test_compiled_parts_have_the_names_of_others() -> None:
+    """One configuration serves a module that is compiled and one that is not."""
+    module = BoringModel()
+    plain = dict(named_parameters(module))
+    module.layer = torch.compile(module.layer, backend="eager")
+    assert "layer._orig_mod.weight" in dict(module.named_parameters()), "the control"
+    assert dict(named_parameters(module)) == plain and plain.keys() == {"layer.weight", "layer.bias"}
+    check_parts_exist(module, ["layer", "layer.weight"])
 
 
 def test_part_that_nothing_has() -> None:
