@@ -204,7 +204,7 @@ class ActionModulationMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._sums is None or log_writing.current_step(trainer) == self._step:
+        if self._sums is None or not log_writing.has_stepped(trainer):
             return
         sums, sample = self._sums.reduce()
         found = figures(sums, self._sums.per_layer)

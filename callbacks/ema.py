@@ -6,7 +6,6 @@ from typing import Any, TypeAlias
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -15,8 +14,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from . import flat_parameters
 from .collectives import local
-from .log_writing import current_step
-from .part_names import check_parts_exist, is_in, named_parameters
+from .log_writing import current_step, has_stepped
+from .part_names import check_parts_exist, is_in, is_named, named_parameters
 from .probing import drop_gathered_parameters
 from .shard_reading import load_shards
 
@@ -109,7 +108,7 @@ class EMA(Callback):
         self._num_updates = state_dict["num_updates"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if isinstance(trainer.strategy, DeepSpeedStrategy):
+        if is_named(trainer.strategy, "DeepSpeedStrategy"):
             raise MisconfigurationException(
                 f"EMA cannot read parameters under {type(trainer.strategy).__name__}, which keeps them in buffers of"
                 " its own: use FSDP or DDP, or remove the callback"
@@ -140,9 +139,9 @@ class EMA(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if current_step(trainer) == self._step:
+        if not has_stepped(trainer):
             return
-        self._step = current_step(trainer)
+        self._step = current_step(trainer) + 1
         if not self._averages:
             self._start_when_due(trainer, pl_module)
         elif self._step % self.every_n_steps == 0:

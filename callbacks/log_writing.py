@@ -11,19 +11,27 @@ from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+
+from .part_names import is_named
 
 _warned_of: WeakKeyDictionary[Logger, set[str]] = WeakKeyDictionary()
 
 
 def current_step(trainer: Trainer) -> int:
-    """Number of steps taken so far: the horizontal axis of what Lightning itself logs.
+    """Place on the horizontal axis of what Lightning itself logs: the steps before that of the running batch.
 
-    With several optimizers, `trainer.global_step` counts the steps of each; they are taken to step equally often.
+    A step is a batch, or the batches of one accumulation, however many optimizers step in it: `trainer.global_step`
+    counts each of theirs.
     """
-    return trainer.global_step // max(1, len(trainer.optimizers))
+    # Lightning's own callbacks read it there; it has no public name.
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def has_stepped(trainer: Trainer) -> bool:
+    """Whether the batch that `on_train_batch_end` is called for ends a step, which takes several under accumulation."""
+    return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def check_interval(every_n_steps: int | None) -> None:
@@ -39,14 +47,14 @@ def check_interval(every_n_steps: int | None) -> None:
 def is_logging_step(trainer: Trainer, every_n_steps: int | None = None, steps_ahead: int = 0) -> bool:
     """Whether the step that is about to be taken is one to log, the same ones as `self.log` chooses.
 
-    Ask before the optimizer has stepped, for example in `on_train_batch_start` or `on_before_optimizer_step`. Under
-    gradient accumulation all batches of a step get the same answer.
+    From `on_train_batch_start` to `on_train_batch_end` the answer stays, and under gradient accumulation all batches of
+    a step get the same.
 
     Args:
         trainer: the Trainer.
         every_n_steps: steps from one logging step to the next; None stands for the Trainer's `log_every_n_steps`, of
             which 0 means never.
-        steps_ahead: asks about a later step; -1 about the one just taken, for example in `on_train_batch_end`.
+        steps_ahead: asks about a later step.
     """
     interval = trainer.log_every_n_steps if every_n_steps is None else every_n_steps  # type: ignore[attr-defined]
     return bool(interval) and (current_step(trainer) + steps_ahead + 1) % interval == 0
@@ -106,7 +114,7 @@ def _writers(trainer: Trainer, method: str) -> Iterator[Any]:
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        if isinstance(logger, DummyLogger):  # that of fast_dev_run, which seems to have every method
+        if is_named(logger, "DummyLogger"):  # that of fast_dev_run, which seems to have every method
             continue
         experiment = getattr(logger, "experiment", None)
         if hasattr(experiment, method):

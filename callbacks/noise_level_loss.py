@@ -60,7 +60,6 @@ class NoiseLevelLoss(Callback):
         self._validation = self._training
 
         # Known only during a fit.
-        self._step = 0
         self._has_warned = False
 
     @property
@@ -82,16 +81,12 @@ class NoiseLevelLoss(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._training = _on_device(self._training, pl_module.device)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._step = log_writing.current_step(trainer)
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._training = self._add(self._training, outputs, "training_step")
-        has_stepped = log_writing.current_step(trainer) > self._step
-        if has_stepped and log_writing.is_logging_step(trainer, self.every_n_steps, steps_ahead=-1):
-            self._log(trainer, self._training, "loss/noise_level", self._step)
+        if log_writing.has_stepped(trainer) and log_writing.is_logging_step(trainer, self.every_n_steps):
+            self._log(trainer, self._training, "loss/noise_level", log_writing.current_step(trainer))
             self._training = torch.zeros_like(self._training)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,8 +107,7 @@ class NoiseLevelLoss(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            last_step = max(0, log_writing.current_step(trainer) - 1)
-            self._log(trainer, self._validation, "loss/noise_level_validation", last_step)
+            self._log(trainer, self._validation, "loss/noise_level_validation", log_writing.current_step(trainer))
 
     def _add(self, sums: Tensor, outputs: Any, source: str) -> Tensor:
         """The sums with those of a batch added."""

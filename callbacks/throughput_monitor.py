@@ -96,7 +96,6 @@ class ThroughputMonitor(Callback):
 
         # Known only during a fit.
         self._interval: _Interval | None = None
-        self._step = 0
         self._peak: float | None = None
         self._paused_at = 0.0
 
@@ -111,23 +110,21 @@ class ThroughputMonitor(Callback):
             dtype = _DTYPES.get(str(trainer.precision).split("-")[0])
             self._peak = get_available_flops(pl_module.device, dtype) if dtype else None
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._step = log_writing.current_step(trainer)
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        has_stepped = log_writing.current_step(trainer) > self._step
+        has_stepped = log_writing.has_stepped(trainer)
         if self._interval is None:
             # It begins between two steps, and after everything has been called for the first time.
             self._interval = _Interval(_now(pl_module)) if has_stepped else None
             return
         self._count(self._interval, pl_module, batch)
         self._interval.steps += has_stepped
-        if has_stepped and log_writing.is_logging_step(trainer, self.every_n_steps, steps_ahead=-1):
+        if has_stepped and log_writing.is_logging_step(trainer, self.every_n_steps):
             now = _now(pl_module)
             seconds = now - self._interval.start
-            log_writing.scalars(trainer, _training_figures(self._interval, seconds, self._peak, pl_module), self._step)
+            figures = _training_figures(self._interval, seconds, self._peak, pl_module)
+            log_writing.scalars(trainer, figures, log_writing.current_step(trainer))
             self._interval = _Interval(now)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -131,6 +131,54 @@ class TwoOptimizers(BoringModel):
         return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(2)]
 
 
+class StepsEveryFifth(TwoOptimizers):
+    """As a GAN does: its second optimizer steps in every fifth batch, and in one batch none does."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("loss", 1.0)
+        for optimizer, interval in zip(self.optimizers(), (1, 5), strict=True):  # type: ignore[arg-type]
+            if batch_idx % interval == 0 and batch_idx != 7:
+                optimizer.zero_grad()
+                self.manual_backward(self(batch).sum())
+                optimizer.step()
+
+
+class Shows(Callback):
+    """Logs one number in each of the hooks in which callbacks log."""
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        log_writing.scalars(trainer, {"start": 0.0}, log_writing.current_step(trainer))
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if log_writing.has_stepped(trainer):
+            log_writing.scalars(trainer, {"end": 0.0}, log_writing.current_step(trainer))
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        log_writing.scalars(trainer, {"validation": 0.0}, log_writing.current_step(trainer))
+
+
+class Validates(StepsEveryFifth):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("validation_loss", 1.0)
+
+
+def test_one_axis_with_optimizers_that_step_unequally_often(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    options: dict[str, Any] = {"max_epochs": 1, "limit_train_batches": 10, "val_check_interval": 4}
+    build_trainer(
+        tmp_path,
+        logger,
+        log_every_n_steps=1,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        callbacks=[Shows()],
+        **options,
+    ).fit(Validates())
+    shown = short_fits.scalars(logger)
+    assert list(shown["start"]) == list(shown["end"]) == list(shown["loss"]) == list(range(10))
+    assert list(shown["validation"]) == list(shown["validation_loss"]) == [3, 7]
+
+
 def test_logging_steps_with_several_optimizers_are_those_of_the_trainer(tmp_path: Path) -> None:
     logger, asker = TensorBoardLogger(tmp_path), Asker(None)
     options: dict[str, Any] = {"max_steps": 18, "log_every_n_steps": 4, "callbacks": [asker]}
