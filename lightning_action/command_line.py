@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 import yaml
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
@@ -24,6 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from lightning_action.checkpoints import AtomicCheckpointIO
 from lightning_action.files import set_aside
 from lightning_action.module import ActionVideoModule
+from lightning_action.run_checkpoint import RunCheckpoint
 from lightning_action.strategies.checkpoints import read_folder_metadata
 
 # In place of a checkpoint's path.
@@ -35,20 +35,12 @@ _OTHER_VERBS = (
 )
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """`ModelCheckpoint` whose `last.ckpt` is the end of the fit, also where the last step is not one it saves at."""
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
-        dry_run = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.save_last and self.dirpath is not None and not dry_run:
-            trainer.save_checkpoint(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
-
-
 class SaveConfigOfVerb(SaveConfigCallback):
     """Saves each verb's configuration under its own name, so that `test` does not overwrite that of `fit`."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
         super().setup(trainer, pl_module, stage)
 
@@ -72,7 +64,8 @@ class ActionVideoCLI(LightningCLI):
         if config.ckpt_path not in _CHOSEN_BY_LIGHTNING and (config.ckpt_path is not None or not starts_without):
             require_checkpoint(self.subcommand, config.ckpt_path)
             require_strategy_for(config.ckpt_path, config.trainer.strategy)
-        require_writable(config.trainer.default_root_dir or os.getcwd())
+        if not config.trainer.fast_dev_run:
+            require_writable(config.trainer.default_root_dir or os.getcwd())
         if self.subcommand == "predict" and config.return_predictions is None:
             # Lightning would keep every video in memory until the end; a prediction writer has them on disk.
             config.return_predictions = False

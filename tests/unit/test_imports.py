@@ -25,6 +25,8 @@ CALLBACKS = ROOT / "callbacks"
 # Part of the package -> the other parts that its files may import, anywhere. A new part is entered here.
 MAY_IMPORT: dict[str, set[str]] = {
     "compat": set(),
+    "folder_lock": set(),
+    "stop_signals": set(),
     "files": set(),
     "quantization": set(),
     "seeding": set(),
@@ -58,11 +60,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"action", "batch", "frozen", "seeding"},
     "strategies": {"files"},
     "checkpoints": {"files"},
+    "resuming": {"data"},
+    "run_checkpoint": {"folder_lock", "stop_signals"},
     "module": {
         *("action", "batch", "diffusion", "evaluation", "frozen", "generator", "lockstep", "lora", "networks"),
-        *("pretrained", "quantization", "rollout", "seeding", "settings", "sharding", "weights", "world_model"),
+        *("pretrained", "quantization", "resuming", "rollout", "seeding", "settings", "sharding", "weights"),
+        "world_model",
     },
-    "command_line": {"checkpoints", "files", "module", "strategies"},
+    "command_line": {"checkpoints", "files", "module", "run_checkpoint", "strategies"},
     "check": {"batch", "command_line", "cost", "diffusion", "frozen", "generator", "module", "sharding"},
     "export": {
         *("adapter", "command_line", "files", "generator", "lora", "module", "pretrained", "strategies", "weights"),
@@ -70,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"check", "compat", "command_line", "export"},
 }
 WITH_LIGHTNING = {
-    *("data", "module", "strategies", "checkpoints", "command_line", "cli"),
+    *("data", "module", "strategies", "checkpoints", "resuming", "run_checkpoint", "command_line", "cli"),
     *("export", "check"),
 }
 WITHOUT_LIGHTNING = MAY_IMPORT.keys() - WITH_LIGHTNING

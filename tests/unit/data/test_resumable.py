@@ -38,6 +38,6 @@ def test_the_count_is_of_the_running_epoch() -> None:
     epoch(loaded, 0)
     batches = iter(loaded)
     next(batches)
-    assert loaded.state_dict() == {"num_given": 1}
+    assert loaded.state_dict() == {"epoch": 0, "num_given": 1}
     next(batches)
-    assert loaded.state_dict() == {"num_given": 2}
+    assert loaded.state_dict() == {"epoch": 0, "num_given": 2}
