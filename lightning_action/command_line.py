@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from lightning_action.checkpoints import AtomicCheckpointIO
 from lightning_action.files import set_aside
 from lightning_action.module import ActionVideoModule
-from lightning_action.run_checkpoint import RunCheckpoint
+from lightning_action.run_checkpoint import RunCheckpoint, require_new_or_resumed
 from lightning_action.strategies.checkpoints import read_folder_metadata
 
 # In place of a checkpoint's path.
@@ -65,6 +65,8 @@ class ActionVideoCLI(LightningCLI):
             require_checkpoint(self.subcommand, config.ckpt_path)
             require_strategy_for(config.ckpt_path, config.trainer.strategy)
         if not config.trainer.fast_dev_run:
+            if self.subcommand == "fit" and not config.checkpoint.overwrite and config.ckpt_path != "last":
+                require_new_or_resumed(config.checkpoint.dirpath, config.ckpt_path)
             require_writable(config.trainer.default_root_dir or os.getcwd())
         if self.subcommand == "predict" and config.return_predictions is None:
             # Lightning would keep every video in memory until the end; a prediction writer has them on disk.

@@ -41,7 +41,9 @@ def build_projection(action_dim: int, dim: int) -> ActionModulationProjection:
 
 
 def small_demo(
-    projection: Callable[[int, int], ActionModulationProjection] = build_projection, learning_rate: float = 1e-3
+    projection: Callable[[int, int], ActionModulationProjection] = build_projection,
+    learning_rate: float = 1e-3,
+    optimization: Optimization | None = None,
 ) -> ActionVideoModule:
     return ActionVideoModule(
         build_generator,
@@ -51,5 +53,5 @@ def small_demo(
         schema=small_data().action_schema,
         causality=BlockCausality(1, 4, 1),
         sampling=Sampling(num_inference_steps=2),
-        optimization=Optimization(warmup_steps=0, action_learning_rate=learning_rate),
+        optimization=optimization or Optimization(warmup_steps=0, action_learning_rate=learning_rate),
     )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -22,12 +25,13 @@ from torch import Tensor
 from lightning_action.callbacks import FreezeBackboneFirst
 from lightning_action.checkpoints import AtomicCheckpointIO
 from lightning_action.run_checkpoint import RunCheckpoint
-from lightning_action.settings import Optimization
+from lightning_action.settings import Optimization, Sampling
 from tests.small_demo import small_data, small_demo
 
 # Five batches an epoch; 13 steps end in the middle of the third.
 END = 13
 Options = dict[str, Any]
+ROOT = Path(__file__).parents[2]
 
 
 class Seen(L.Callback):
@@ -71,13 +75,25 @@ class At(L.Callback):
             self.act(trainer)
 
 
+class CountedSaves(AtomicCheckpointIO):
+    """Remembers of which step each save is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        self.steps.append(checkpoint["global_step"])
+        super().save_checkpoint(checkpoint, path, storage_options)
+
+
 @dataclass
 class Leg:
     """What a fit saw, and what it left."""
 
     folder: Path
     seen: Seen = field(default_factory=Seen)
-    num_saved: int = 0
+    saves: CountedSaves = field(default_factory=CountedSaves)
 
     @property
     def last(self) -> Path:
@@ -102,26 +118,38 @@ def fit(
     *,
     workers: int = 0,
     every: int | None = None,
+    overwrite: bool = False,
+    freeze: bool = True,
     decay: float = 0.0,
+    optimization: Options | None = None,
     **options: Any,
 ) -> Leg:
     leg = Leg(folder)
     saver = RunCheckpoint(
-        dirpath=folder, save_last=True, save_top_k=0, enable_version_counter=False, every_n_train_steps=every
+        overwrite,
+        dirpath=folder,
+        save_last=True,
+        save_top_k=0,
+        enable_version_counter=False,
+        every_n_train_steps=every,
     )
-    phases = FreezeBackboneFirst(["generator"], unfreeze_at_step=4, warmup_steps=3, learning_rate=2e-3)
+    first = FreezeBackboneFirst(["generator"], unfreeze_at_step=4, warmup_steps=3, learning_rate=2e-3)
+    callbacks = [*([first] if freeze else []), leg.seen, *options.pop("callbacks", ()), saver]
     defaults: Options = {"max_steps": -1, "max_epochs": -1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
     quiet: Options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = L.Trainer(
         accelerator="cpu",
         default_root_dir=folder,
-        plugins=[AtomicCheckpointIO()],
-        **{**quiet, **defaults, **options, "callbacks": [phases, leg.seen, *options.get("callbacks", ()), saver]},
+        plugins=[leg.saves],
+        callbacks=callbacks,
+        **{**quiet, **defaults, **options},
     )
     data = small_data()
     data.num_workers = workers
-    module = small_demo()
-    module.optimization = Optimization(warmup_steps=3, decay_fraction=decay)
+    module = small_demo(
+        optimization=Optimization(**{"warmup_steps": 3, "decay_fraction": decay, **(optimization or {})})
+    )
+    module.sampling = Sampling(num_inference_steps=1)
     trainer.fit(module, data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     return leg
 
@@ -192,3 +220,175 @@ def test_every_end(end: str, by: str, tmp_path: Path) -> None:
     before = Leg(tmp_path)
     before.seen.batches = whole.seen.batches[:num_steps]
     assert_as_if_uninterrupted(whole, before, rest)
+
+
+# What the data and the steps are, for a whole fit and for its parts.
+SETTINGS: dict[str, Options] = {
+    "accumulation": {"accumulate_grad_batches": 2},
+    "limit_train_batches": {"limit_train_batches": 3},
+    "a limit of half the batches": {"limit_train_batches": 0.5},
+    "overfit_batches": {"overfit_batches": 2, "check_val_every_n_epoch": 99},
+    "workers": {"workers": 2},
+}
+
+
+@pytest.mark.parametrize("stops_at", [3, 6])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_settings(settings: str, stops_at: int, tmp_path: Path) -> None:
+    """An epoch has 3 steps with accumulation and with a limit, so that these are ends of epochs, else middles."""
+    options = {**SETTINGS[settings], "max_steps": 8, "decay": 0.5}
+    whole = uninterrupted(**options)
+    first = fit(tmp_path, **options, callbacks=(At(stops_at, stop),))
+    rest = fit(tmp_path, first.last, **options)
+    num_repeated = len(first.seen.batches) + len(rest.seen.batches) - len(whole.seen.batches)
+    assert num_repeated == 0
+    assert_as_if_uninterrupted(whole, first, rest)
+
+
+def test_gradients_that_were_not_stepped_with_are_made_again(tmp_path: Path) -> None:
+    """After 4 of 5 batches, of which 3 make a step: the fourth is seen twice."""
+    options = {"accumulate_grad_batches": 3, "max_steps": 5}
+    first = fit(
+        tmp_path, **options, callbacks=(At(1, lambda trainer: trainer.fit_loop.batch_idx == 3 and stop(trainer)),)
+    )
+    assert len(first.seen.batches) == 4
+    rest = fit(tmp_path, first.last, **options)
+    assert rest.seen.batches[0][:3] == (0, 3, 1)
+    assert_as_if_uninterrupted(uninterrupted(**options), first, rest, num_repeated=1)
+
+
+@pytest.mark.parametrize("by", LIMITS)
+@pytest.mark.parametrize("stops", [(5, 10), (3, 4), (5, 6), (1, 11)])
+def test_two_resumes_in_a_row(stops: tuple[int, int], by: str, tmp_path: Path) -> None:
+    legs: list[Leg] = []
+    for step in (*stops, 0):
+        legs.append(fit(tmp_path, legs[-1].last if legs else None, **LIMITS[by], callbacks=(At(step, stop),)))
+    assert_as_if_uninterrupted(uninterrupted(**LIMITS[by]), *legs)
+
+
+VALIDATED: Options = {"max_steps": 9, "limit_val_batches": 1, "val_check_interval": 3, "check_val_every_n_epoch": None}
+
+
+@pytest.mark.parametrize(
+    ("hook", "act"),
+    [
+        ("on_train_batch_end", send(signal.SIGTERM)),
+        ("on_validation_batch_start", send(signal.SIGTERM)),
+        ("on_validation_end", send(signal.SIGINT)),
+        ("on_validation_end", stop),
+    ],
+)
+def test_every_validation_is_run_once(hook: str, act: Callable[[L.Trainer], Any], tmp_path: Path) -> None:
+    """One that was due when a signal came is run when the fit goes on; a switch that waits for it comes as it would."""
+    whole = uninterrupted(**VALIDATED)
+    first = Leg(tmp_path)
+    with suppress(SystemExit):
+        fit(tmp_path, **VALIDATED, callbacks=(first.seen, At(6, act, hook)))
+    rest = fit(tmp_path, tmp_path / "last.ckpt", **VALIDATED)
+    assert whole.seen.validations == [3, 6, 9] == first.seen.validations + rest.seen.validations
+    assert_as_if_uninterrupted(whole, first, rest)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"max_steps": 4}, [4]),
+        ({"max_steps": 4, "every": 2}, [2, 4]),
+        ({"max_steps": 4, "every": 3}, [3, 4]),
+        ({"max_epochs": 1, "every": 5}, [5]),
+        ({"max_steps": 3, "fast_dev_run": True}, []),
+        ({"max_steps": 3, "fast_dev_run": 2}, []),
+    ],
+)
+def test_the_end_is_written_once(options: Options, steps: list[int], tmp_path: Path) -> None:
+    assert fit(tmp_path, **options).saves.steps == steps
+    assert [path.name for path in tmp_path.iterdir()] == (["last.ckpt"] if steps else [])
+
+
+@pytest.mark.parametrize("every", [3, 7])
+def test_killed(every: int, tmp_path: Path) -> None:
+    """At the seventh step; what was saved last is what there is, and nobody holds the folder."""
+    options: Options = {"max_steps": 9, "every": every}
+    killed = get_context("fork").Process(
+        target=fit, args=(tmp_path,), kwargs={**options, "callbacks": (At(8, send(signal.SIGKILL)),)}
+    )
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL and (tmp_path / ".lock").exists()
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
+    assert saved == {3: 6, 7: 7}[every]
+    before, rest = Leg(tmp_path), fit(tmp_path, tmp_path / "last.ckpt", **options)
+    before.seen.batches = uninterrupted(max_steps=9).seen.batches[:saved]
+    assert_as_if_uninterrupted(uninterrupted(max_steps=9), before, rest)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    def spoil_weight(trainer: L.Trainer) -> None:
+        next(trainer.lightning_module.action_projection.parameters()).data.view(-1)[1] = float("nan")
+
+    def spoil_moment(trainer: L.Trainer) -> None:
+        next(iter(trainer.optimizers[0].state.values()))["exp_avg_sq"].view(-1)[2] = float("inf")
+
+    fit(tmp_path, max_steps=2)
+    for spoil, what in ((spoil_weight, "action_projection.*"), (spoil_moment, "the optimizer's exp_avg_sq")):
+        spoiling = (At(3, spoil),)
+        with pytest.raises(RuntimeError, match=f"not saved: {what} is not finite after step 3"):
+            fit(tmp_path, tmp_path / "last.ckpt", max_steps=3, callbacks=spoiling)
+        assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_settings_of_the_optimizer_are_those_of_the_configuration(tmp_path: Path) -> None:
+    fit(tmp_path, max_steps=3, decay=0.5)
+    changed = {"action_learning_rate": 7e-3, "betas": (0.8, 0.9), "weight_decay": 0.2}
+    told = r"learning rate of action 0.007 \(before: 0.001\), betas of action .*, weight_decay of backbone 0.2"
+    with pytest.warns(UserWarning, match=told):
+        rest = fit(tmp_path, tmp_path / "last.ckpt", max_steps=9, decay=0.5, optimization=changed)
+    # Whole at step 3, after a warm-up of 3 steps; the first fit has ended with 1 / 3 of the rates.
+    assert [batch[4] for batch in rest.seen.batches[:2]] == [[7e-3, 1e-3], [7e-3, 1e-3]]
+    state = rest.left()["optimizer_states"][0]["param_groups"]
+    assert [(g["initial_lr"], tuple(g["betas"]), g["weight_decay"]) for g in state] == [
+        (7e-3, (0.8, 0.9), 0.2),
+        (1e-3, (0.8, 0.9), 0.2),
+    ]
+    assert rest.left()["lr_schedulers"][0]["base_lrs"] == [7e-3, 1e-3]
+
+
+def test_another_choice_of_what_trains_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path, max_steps=1)
+    with pytest.raises(ValueError, match=r"last.ckpt trained tensors of {'action': \d+, 'backbone': \d+}, the config"):
+        fit(tmp_path, tmp_path / "last.ckpt", max_steps=2, freeze=False, optimization={"train_backbone": False})
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+def test_one_fit_at_a_time_and_none_replaces_another(tmp_path: Path) -> None:
+    def begin_another(trainer: L.Trainer) -> None:
+        with pytest.raises(
+            BlockingIOError, match=f"{tmp_path} is being written to by process {os.getpid()} on .*since"
+        ):
+            fit(tmp_path, max_steps=1, overwrite=True)
+
+    first = fit(tmp_path, max_steps=2, callbacks=(At(1, begin_another),))
+    elsewhere = fit(tmp_path / "elsewhere", max_steps=1)
+    for ckpt_path in (None, elsewhere.last):
+        with pytest.raises(FileExistsError, match="last.ckpt is the end of another fit"):
+            fit(tmp_path, ckpt_path, max_steps=3)
+    assert first.left()["global_step"] == 2
+    assert fit(tmp_path, max_steps=1, overwrite=True).left()["global_step"] == 1
+    assert fit(tmp_path, first.last, max_steps=3).left()["global_step"] == 3
+
+
+def test_a_second_signal_ends_a_process_at_once() -> None:
+    code = """
+import os, signal
+from lightning_action.stop_signals import StopSignals
+signals = StopSignals()
+signals.listen()
+os.kill(os.getpid(), signal.SIGINT)
+assert signals.received is signal.SIGINT
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == -signal.SIGTERM
+    assert result.stderr.strip() == "SIGINT: the fit saves after this batch and leaves; a second one ends it at once"
