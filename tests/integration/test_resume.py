@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,18 +22,21 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from lightning_action.callbacks import FreezeBackboneFirst
 from lightning_action.checkpoints import AtomicCheckpointIO
+from lightning_action.command_line import run
 from lightning_action.run_checkpoint import RunCheckpoint
 from lightning_action.settings import Optimization, Sampling
+from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL
 from tests.small_demo import small_data, small_demo
 
 # Five batches an epoch; 13 steps end in the middle of the third.
 END = 13
 Options = dict[str, Any]
-ROOT = Path(__file__).parents[2]
 
 
 class Seen(L.Callback):
@@ -45,6 +50,10 @@ class Seen(L.Callback):
         axis, rates = trainer.fit_loop.epoch_loop._batches_that_stepped, trainer.optimizers[0].param_groups
         place = (trainer.current_epoch, batch_idx, trainer.global_step, axis, [group["lr"] for group in rates])
         self.batches.append((*place, batch["sample_id"].tolist()))
+
+        if trainer.world_size > 1:
+            with (Path(trainer.default_root_dir) / f"seen_by_{trainer.global_rank}").open("a") as file:
+                file.write(json.dumps(self.batches[-1]) + "\n")
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.validations.append(trainer.global_step)
@@ -83,7 +92,7 @@ class CountedSaves(AtomicCheckpointIO):
         self.steps: list[int] = []
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        self.steps.append(checkpoint["global_step"])
+        self.steps += [checkpoint["global_step"]] if "global_step" in checkpoint else []
         super().save_checkpoint(checkpoint, path, storage_options)
 
 
@@ -392,3 +401,53 @@ os.kill(os.getpid(), signal.SIGTERM)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == -signal.SIGTERM
     assert result.stderr.strip() == "SIGINT: the fit saves after this batch and leaves; a second one ends it at once"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("end", ["max_steps", "a signal to one rank"])
+def test_two_ranks(end: str, tmp_path: Path) -> None:
+    """An epoch has two batches on each: a stop in mid-epoch, and one at an epoch's end."""
+
+    def signal_one(trainer: L.Trainer) -> None:
+        if trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    limit = {"max_steps": 5, "every": 5}
+    fit_on_two(whole, **limit)
+    if end == "max_steps":
+        fit_on_two(parts, max_steps=2)
+        fit_on_two(parts, parts / "last.ckpt", max_steps=3)
+    else:
+        with pytest.raises(ProcessExitedException, match="terminated with exit code 143"):
+            fit_on_two(parts, **limit, callbacks=(At(3, signal_one),))
+        assert torch.load(parts / "last.ckpt", weights_only=True)["global_step"] == 3
+    fit_on_two(parts, parts / "last.ckpt", **limit)
+    for rank in (0, 1):
+        seen = [(folder / f"seen_by_{rank}").read_text() for folder in (whole, parts)]
+        assert seen[0] == seen[1] and len(seen[0].splitlines()) == 5
+    assert same(Leg(parts).left()["state_dict"], Leg(whole).left()["state_dict"])
+
+
+def fit_on_two(folder: Path, ckpt_path: Path | None = None, **options: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo", find_unused_parameters=True)
+    fit(folder, ckpt_path, devices=2, strategy=strategy, **options)
+
+
+def test_the_command_line_saves_on_a_signal_and_goes_on(tmp_path: Path) -> None:
+    config = f"--config={ROOT / 'configs' / 'demo_backbone.yaml'}"
+    arguments = ["fit", config, f"--trainer.default_root_dir={tmp_path}", *SMALL_MODEL, *SMALL_DATA]
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    more = ["--trainer.max_steps=1000000", "--checkpoint.every_n_train_steps=10"]
+    started = subprocess.Popen([sys.executable, "main.py", *arguments, *more], cwd=ROOT, stderr=subprocess.PIPE)
+    while not last.exists() and started.poll() is None:
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    said = started.communicate(timeout=60)[1].decode()
+    assert started.returncode == 128 + signal.SIGTERM, said
+    assert f"saved {last}" in said and "Traceback" not in said
+    assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
+    stopped = torch.load(last, weights_only=True)["global_step"]
+    run([*arguments, f"--trainer.max_steps={stopped + 2}", f"--ckpt_path={last}"])
+    assert torch.load(last, weights_only=True)["global_step"] == stopped + 2
