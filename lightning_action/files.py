@@ -81,7 +81,7 @@ def _write_more(path: Path) -> None:
 def _claimed(temporary: Path) -> Iterator[None]:
     """Marked as being written by a process that lives: the lock ends with it, however it ends."""
     with _opened(temporary) as descriptor:
-        with suppress(OSError):  # where there are no locks, nothing is removed either
+        with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
@@ -89,8 +89,8 @@ def _claimed(temporary: Path) -> Iterator[None]:
 def _remove_abandoned(path: Path) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}-*"):
         if re.fullmatch("[0-9a-f]{32}", left.name.rpartition("-")[2]):
-            # Somebody else may be faster, or still write it.
-            with suppress(FileNotFoundError, BlockingIOError), _opened(left) as descriptor:
+            # Somebody may still write it, or be faster; and where there are no locks, nothing says that nobody does.
+            with suppress(OSError), _opened(left) as descriptor:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 remove(left)
 

@@ -445,7 +445,11 @@ class ActionVideoModule(L.LightningModule):
         return {name: parameters for name, parameters in groups.items() if parameters}
 
     def _require_same_groups(self, optimizer_states: list[dict[str, Any]]) -> None:
-        theirs = [{g.get("name"): len(g["params"]) for g in state["param_groups"]} for state in optimizer_states]
+        theirs = [
+            {g.get("name"): len(g["params"]) for g in s["param_groups"]}
+            for s in optimizer_states
+            if "param_groups" in s
+        ]
         ours = {name: len(parameters) for name, parameters in self._trained_parameters().items()}
         if theirs and set(theirs[0]) <= set(self.optimization.learning_rates) and theirs != [ours]:
             raise ValueError(

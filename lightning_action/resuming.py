@@ -28,10 +28,9 @@ def settle_position(fit_loop: Progress, stops_by_steps: bool, num_unstepped: int
         num_unstepped: as `count_unstepped` gave it when the checkpoint was saved.
     """
     batches, epochs = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_progress"]["current"]
-    is_over = _is_epoch_over(batches)
-    if epochs["started"] < epochs["ready"]:
-        num_epochs, num_batches = epochs["ready"] - 1, 0
-    elif is_over:
+    if epochs["started"] < epochs["ready"] or batches["current"]["processed"] == 0:
+        num_epochs, num_batches = epochs["processed"], 0
+    elif _is_epoch_over(batches):
         num_epochs, num_batches = epochs["ready"], 0
     else:
         num_epochs, num_batches = epochs["ready"] - 1, batches["current"]["processed"] - num_unstepped

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_action.folder_lock import FolderLock
@@ -53,10 +54,12 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if _is_dry_run(trainer):
             return
-        if not self.overwrite:
-            require_new_or_resumed(self.dirpath, trainer.ckpt_path)
+        require_new_or_resumed(self.dirpath, trainer.ckpt_path, self.overwrite)
+        self._warn_if_never_due(trainer)
         if not SLURMEnvironment.detect():
             self._signals.listen()
+        if trainer.ckpt_path is not None:
+            _begin_data(trainer)
         if self._validation_due:
             _validate(trainer)
 
@@ -127,18 +130,28 @@ class RunCheckpoint(ModelCheckpoint):
             raise KeyboardInterrupt
         raise SIGTERMException(128 + signal.SIGTERM)
 
+    def _warn_if_never_due(self, trainer: L.Trainer) -> None:
+        by_steps = self._every_n_train_steps or self._train_time_interval is not None
+        by_epochs = self._should_save_on_train_epoch_end(trainer) or trainer.enable_validation
+        if not by_steps and (self.save_top_k == 0 or not by_epochs):
+            rank_zero_warn(
+                "nothing is saved before this fit ends or gets a signal: a kill would lose all of it. Set "
+                "checkpoint.every_n_train_steps or checkpoint.train_time_interval"
+            )
+
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
 
-def require_new_or_resumed(folder: str | Path | None, ckpt_path: str | Path | None) -> None:
+def require_new_or_resumed(folder: str | Path | None, ckpt_path: str | Path | None, overwrite: bool = False) -> None:
     """Refuse to replace the end of another run.
 
     Args:
         folder: where a fit will write its checkpoints.
         ckpt_path: what it goes on from, if it does.
+        overwrite: say so, instead.
 
     Raises:
         FileExistsError: the folder has a `last.ckpt`, and the fit does not go on from a checkpoint in that folder.
@@ -147,11 +160,28 @@ def require_new_or_resumed(folder: str | Path | None, ckpt_path: str | Path | No
         return
     last = Path(folder) / f"{ModelCheckpoint.CHECKPOINT_NAME_LAST}{ModelCheckpoint.FILE_EXTENSION}"
     goes_on = ckpt_path is not None and Path(ckpt_path).resolve().parent == last.resolve().parent
-    if last.exists() and not goes_on:
-        raise FileExistsError(
-            f"{last} is the end of another fit, which this one would replace: go on from it with --ckpt_path {last}, "
-            "give another folder with --trainer.default_root_dir, or replace it with --checkpoint.overwrite true"
-        )
+    if not last.exists() or goes_on:
+        return
+    if overwrite:
+        rank_zero_warn(f"this fit replaces {last}, the end of another")
+        return
+    raise FileExistsError(
+        f"{last} is the end of another fit, which this one would replace: go on from it with --ckpt_path {last}, "
+        "give another folder with --trainer.default_root_dir, or replace it with --checkpoint.overwrite true"
+    )
+
+
+def _begin_data(trainer: L.Trainer) -> None:
+    """Tell loaders where they go on, and samplers the epoch, where Lightning has begun with them too early.
+
+    It does where `configure_optimizers` asks for the number of steps, and where workers load ahead.
+    """
+    loop = trainer.fit_loop
+    assert loop._combined_loader is not None and loop._data_fetcher is not None
+    loop._load_combined_loader_states()
+    for loader in loop._combined_loader.flattened:
+        _set_sampler_epoch(loader, trainer.current_epoch)
+    iter(loop._data_fetcher)
 
 
 def _validate(trainer: L.Trainer) -> None:

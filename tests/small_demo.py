@@ -44,8 +44,9 @@ def small_demo(
     projection: Callable[[int, int], ActionModulationProjection] = build_projection,
     learning_rate: float = 1e-3,
     optimization: Optimization | None = None,
+    module_class: type[ActionVideoModule] = ActionVideoModule,
 ) -> ActionVideoModule:
-    return ActionVideoModule(
+    return module_class(
         build_generator,
         lambda: HashingTextEncoder(6, 4),
         lambda: LinearVideoCodec(7, patch_size=4),

@@ -22,15 +22,19 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.multiprocessing.spawn import ProcessExitedException
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_action.callbacks import FreezeBackboneFirst
 from lightning_action.checkpoints import AtomicCheckpointIO
 from lightning_action.command_line import run
+from lightning_action.module import ActionVideoModule
 from lightning_action.run_checkpoint import RunCheckpoint
 from lightning_action.settings import Optimization, Sampling
+from lightning_action.strategies import FSDP2Strategy
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL
 from tests.small_demo import small_data, small_demo
 
@@ -51,7 +55,7 @@ class Seen(L.Callback):
         place = (trainer.current_epoch, batch_idx, trainer.global_step, axis, [group["lr"] for group in rates])
         self.batches.append((*place, batch["sample_id"].tolist()))
 
-        if trainer.world_size > 1:
+        if isinstance(trainer.strategy, ParallelStrategy):
             with (Path(trainer.default_root_dir) / f"seen_by_{trainer.global_rank}").open("a") as file:
                 file.write(json.dumps(self.batches[-1]) + "\n")
 
@@ -127,8 +131,11 @@ def fit(
     *,
     workers: int = 0,
     every: int | None = None,
+    top_k: int = 0,
     overwrite: bool = False,
     freeze: bool = True,
+    module: type[ActionVideoModule] = ActionVideoModule,
+    data: L.LightningDataModule | None = None,
     decay: float = 0.0,
     optimization: Options | None = None,
     **options: Any,
@@ -138,7 +145,7 @@ def fit(
         overwrite,
         dirpath=folder,
         save_last=True,
-        save_top_k=0,
+        save_top_k=top_k,
         enable_version_counter=False,
         every_n_train_steps=every,
     )
@@ -153,13 +160,13 @@ def fit(
         callbacks=callbacks,
         **{**quiet, **defaults, **options},
     )
-    data = small_data()
-    data.num_workers = workers
-    module = small_demo(
-        optimization=Optimization(**{"warmup_steps": 3, "decay_fraction": decay, **(optimization or {})})
-    )
-    module.sampling = Sampling(num_inference_steps=1)
-    trainer.fit(module, data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
+    if data is None:
+        data = small_data()
+        data.num_workers = workers
+    settings = Optimization(**{"warmup_steps": 3, "decay_fraction": decay, **(optimization or {})})
+    model = small_demo(optimization=settings, module_class=module)
+    model.sampling = Sampling(num_inference_steps=1)
+    trainer.fit(model, data, ckpt_path=None if ckpt_path is None else str(ckpt_path))
     return leg
 
 
@@ -203,6 +210,8 @@ ENDS: dict[str, tuple[Callable[[], Options], bool]] = {
     "max_steps at the end of an epoch": (lambda: {"max_steps": AT_END}, True),
     "max_steps where it was saved already": (lambda: {"max_steps": MID, "every": MID}, True),
     "max_epochs": (lambda: {"max_epochs": 2}, True),
+    "max_epochs, saved with each": (lambda: {"max_epochs": 2, "top_k": 1}, True),
+    "max_epochs, saved with a validation": (lambda: {"max_epochs": 2, "top_k": 1, "limit_val_batches": 1}, True),
     "max_time": (lambda: {"max_time": timedelta(microseconds=1), "min_steps": 3}, False),
     "told in mid-epoch": (told(MID, stop), False),
     "told at the last batch": (told(AT_END, stop), False),
@@ -273,6 +282,46 @@ def test_two_resumes_in_a_row(stops: tuple[int, int], by: str, tmp_path: Path) -
     for step in (*stops, 0):
         legs.append(fit(tmp_path, legs[-1].last if legs else None, **LIMITS[by], callbacks=(At(step, stop),)))
     assert_as_if_uninterrupted(uninterrupted(**LIMITS[by]), *legs)
+
+
+class AsksForSteps(ActionVideoModule):
+    """As Lightning's documentation says it for schedulers, which begins with the data too early."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=1e-3, momentum=0.5)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@pytest.mark.parametrize("step", [MID, AT_END])
+def test_optimizers_that_ask_for_the_number_of_steps(step: int, tmp_path: Path) -> None:
+    options = {"max_epochs": 3, "module": AsksForSteps, "freeze": False}
+    first = fit(tmp_path, **options, callbacks=(At(step, stop),))
+    rest = fit(tmp_path, first.last, **options)
+    assert_as_if_uninterrupted(uninterrupted(**options), first, rest)
+
+
+class OrdinaryLoader(L.LightningDataModule):
+    """With a sampler that knows the epoch, and workers that load ahead."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        dataset = small_data().dataset("train")
+        return DataLoader(dataset, 3, sampler=DistributedSampler(dataset, 1, 0), num_workers=1, collate_fn=whole_batch)
+
+    def codec_videos(self) -> Tensor:
+        return small_data().codec_videos()
+
+
+def whole_batch(batch: Any) -> Any:
+    return batch
+
+
+def test_an_ordinary_loader_goes_on_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    options: Options = {"max_steps": 7}
+    whole = fit(tmp_path / "whole", **options, data=OrdinaryLoader())
+    first = fit(tmp_path, max_steps=5, data=OrdinaryLoader())
+    rest = fit(tmp_path, first.last, **options, data=OrdinaryLoader())
+    assert_as_if_uninterrupted(whole, first, rest)
 
 
 VALIDATED: Options = {"max_steps": 9, "limit_val_batches": 1, "val_check_interval": 3, "check_val_every_n_epoch": None}
@@ -388,21 +437,6 @@ def test_one_fit_at_a_time_and_none_replaces_another(tmp_path: Path) -> None:
     assert fit(tmp_path, first.last, max_steps=3).left()["global_step"] == 3
 
 
-def test_a_second_signal_ends_a_process_at_once() -> None:
-    code = """
-import os, signal
-from lightning_action.stop_signals import StopSignals
-signals = StopSignals()
-signals.listen()
-os.kill(os.getpid(), signal.SIGINT)
-assert signals.received is signal.SIGINT
-os.kill(os.getpid(), signal.SIGTERM)
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert result.returncode == -signal.SIGTERM
-    assert result.stderr.strip() == "SIGINT: the fit saves after this batch and leaves; a second one ends it at once"
-
-
 @pytest.mark.distributed
 @pytest.mark.parametrize("end", ["max_steps", "a signal to one rank"])
 def test_two_ranks(end: str, tmp_path: Path) -> None:
@@ -433,6 +467,37 @@ def fit_on_two(folder: Path, ckpt_path: Path | None = None, **options: Any) -> N
     folder.mkdir(exist_ok=True)
     strategy = DDPStrategy(start_method="fork", process_group_backend="gloo", find_unused_parameters=True)
     fit(folder, ckpt_path, devices=2, strategy=strategy, **options)
+
+
+@pytest.mark.distributed
+def test_sharded(tmp_path: Path) -> None:
+    """At a signal in mid-epoch, and at an epoch's end."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit_sharded(whole, max_steps=6)
+    fit_sharded(parts, max_steps=6, callbacks=(At(3, send(signal.SIGTERM)),))
+    fit_sharded(parts, parts / "last.ckpt", max_steps=5)
+    fit_sharded(parts, parts / "last.ckpt", max_steps=6)
+    seen = [(folder / "seen_by_0").read_text() for folder in (whole, parts)]
+    assert seen[0] == seen[1] and len(seen[0].splitlines()) == 6
+    left = [read_shards(folder / "last.ckpt") for folder in (whole, parts)]
+    assert left[0] and same(left[0], left[1])
+
+
+def fit_sharded(folder: Path, ckpt_path: Path | None = None, **options: Any) -> None:
+    """In a process of its own, which has the process group."""
+    folder.mkdir(exist_ok=True)
+    options = {"strategy": FSDP2Strategy(), "devices": 1, "inference_mode": False, "freeze": False, **options}
+    process = get_context("fork").Process(target=fit, args=(folder, ckpt_path), kwargs=options)
+    process.start()
+    process.join(60)
+    assert process.exitcode == (128 + signal.SIGTERM if "callbacks" in options else 0)
+
+
+def read_shards(path: Path) -> dict[str, Any]:
+    whole = path.with_suffix(".pt")
+    dcp_to_torch_save(path, whole)
+    read: dict[str, Any] = torch.load(whole, weights_only=False)
+    return read
 
 
 def test_the_command_line_saves_on_a_signal_and_goes_on(tmp_path: Path) -> None:
