@@ -20,9 +20,10 @@ install: $(VENV)/.installed  ## create .venv with what training and generating n
 
 install-dev: $(VENV)/.installed-dev  ## add what tests and lint need
 
+# A second call begins anew, in place of the first.
 demo: install  ## pretrain a toy generator, teach it actions, generate with it, measure it
-	$(MAIN) fit --config configs/demo_backbone.yaml
-	$(MAIN) fit --config $(DEMO)
+	$(MAIN) fit --config configs/demo_backbone.yaml --checkpoint.overwrite true
+	$(MAIN) fit --config $(DEMO) --checkpoint.overwrite true
 	$(MAIN) predict --config $(DEMO) --ckpt_path $(DEMO_CKPT)
 	$(MAIN) test --config $(DEMO) --ckpt_path $(DEMO_CKPT)
 

@@ -99,7 +99,8 @@ class ActionScan(Callback):
             return
         require_method(pl_module, "ActionScan", "generate", "generate(batch) -> video [B, T, 3, H, W] in [0, 1]")
         self._path = Path(self.output or Path(trainer.default_root_dir) / "action_scan.png")
-        make_folder(self._path.parent, "The folder of ActionScan(output=...)")
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            make_folder(self._path.parent, "The folder of ActionScan(output=...)")
 
     def on_predict_batch_end(
         self,
@@ -126,7 +127,7 @@ class ActionScan(Callback):
         with trainer.precision_plugin.predict_step_context():
             videos = pl_module.generate(batch)  # type: ignore[operator]
         check_videos("ActionScan", videos, num_videos=len(self._scaled_rows()))
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             write_png(self._path, self._draw(videos))
             rank_zero_info(f"ActionScan: wrote {self._path}")
 

@@ -1,6 +1,7 @@
 """Write generated videos to files while they are generated."""
 
 import json
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -71,6 +72,8 @@ class PredictionWriter(BasePredictionWriter):
     (path, size and time of change), seed, generation settings and arguments of the writer. A prediction without
     `ckpt_path` does everything anew, as nothing says which weights it has.
 
+    With the Trainer's `fast_dev_run` nothing is written or removed.
+
     Args:
         output_dir: Folder for the files. Default: `predictions` in the Trainer's `default_root_dir`.
         fps: Frames per second of the mp4.
@@ -110,6 +113,7 @@ class PredictionWriter(BasePredictionWriter):
         self.resume = resume
 
         # Known only during a prediction.
+        self._is_dry_run = False
         self._folder = Path()
         self._checkpoint: dict[str, Any] | None = None
         self._written: list[int] = []
@@ -119,7 +123,8 @@ class PredictionWriter(BasePredictionWriter):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage != "predict":
+        self._is_dry_run = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if stage != "predict" or self._is_dry_run:
             return
         self._folder = Path(self.output_dir or Path(trainer.default_root_dir) / "predictions")
         make_folder(self._folder, "PredictionWriter(output_dir=...)")
@@ -135,6 +140,8 @@ class PredictionWriter(BasePredictionWriter):
                 f" dataloader, got {len(trainer.num_predict_batches)}. Predict with one at a time, each with its own"
                 " output_dir."
             )
+        if self._is_dry_run:
+            return
         self._say_what_is_left_out()
         self._checkpoint = trainer.strategy.broadcast(identify_checkpoint(trainer.ckpt_path))
         if trainer.is_global_zero:
@@ -152,14 +159,21 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         if isinstance(prediction, dict) and "video_blocks" in prediction:
+            if self._is_dry_run:
+                deque(prediction["video_blocks"], maxlen=0)
+                return
             self._write_blocks(prediction)
         else:
             _check_prediction(prediction)
+            if self._is_dry_run:
+                return
             for index, sample_id in enumerate(prediction["sample_id"].tolist()):
                 self._write_sample(sample_id, _take_sample(prediction, index))
         self._written += prediction["sample_id"].tolist()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_dry_run:
+            return
         written = {sample_id for of_rank in gather(self._written) for sample_id in of_rank}
         if trainer.is_global_zero:
             self._write_manifest(written.union(self._left_out))

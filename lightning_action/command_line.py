@@ -20,7 +20,6 @@ import torch.distributed as dist
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
@@ -31,6 +30,7 @@ from lightning_action.ckpt_path import choose_checkpoint, require_checkpoint
 from lightning_action.class_paths import ALLOW_HELP, loaded, only_importing, require_classes, split_allowed
 from lightning_action.mistakes import process_rank
 from lightning_action.module import ActionVideoModule
+from lightning_action.run_checkpoint import RunCheckpoint, require_new_or_resumed
 from lightning_action.strategies.checkpoints import ShardedCheckpoints
 from lightning_action.usage import RunParser
 from lightning_action.usage_messages import shipped_configurations
@@ -43,16 +43,6 @@ _EPILOG = (
 )
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """`ModelCheckpoint` whose `last.ckpt` is the end of the fit, also where the last step is not one it saves at."""
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        super().on_train_end(trainer, pl_module)
-        dry_run = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if self.save_last and self.dirpath is not None and not dry_run:
-            trainer.save_checkpoint(Path(self.dirpath) / f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
-
-
 class SaveConfigOfVerb(SaveConfigCallback):
     """Saves each verb's configuration under its own name, so that `test` does not overwrite that of `fit`.
 
@@ -60,6 +50,8 @@ class SaveConfigOfVerb(SaveConfigCallback):
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
@@ -97,7 +89,10 @@ class ActionVideoCLI(LightningCLI):
             require_strategy_for(config.ckpt_path, config.trainer.strategy)
             if model.adapter:
                 rank_zero_warn("model.adapter is not read: the checkpoint that --ckpt_path names has its own actions.")
-        require_writable(root)
+        if not config.trainer.fast_dev_run:
+            if self.subcommand == "fit" and not config.checkpoint.overwrite:
+                require_new_or_resumed(config.checkpoint.dirpath, config.ckpt_path)
+            require_writable(root)
         warn_of_another_place(config.config or [], config.trainer.default_root_dir)
         if self.subcommand == "predict" and config.return_predictions is None:
             # Lightning would keep every video in memory until the end; a prediction writer has them on disk.

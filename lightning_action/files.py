@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,18 +19,89 @@ from uuid import uuid4
 def replacing(path: Path, move: Callable[[Path, Path], None] | None = None) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends, and vanishes if it fails.
 
+    What processes that were killed have left there is removed.
+
     Args:
         path: of a file; a folder there is an error, and stays.
         move: from the temporary path to `path`, in place of `os.replace`.
+
+    Raises:
+        OSError: the disk is full, or no larger file is allowed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     # Not by `tempfile`, whose files nobody else may read.
     temporary = path.with_name(f".{path.name}-{uuid4().hex}")
+    temporary.touch()
     try:
-        yield temporary
-        (move or os.replace)(temporary, path)
+        with _claimed(temporary), naming_the_disk(path, temporary):
+            yield temporary
+            (move or os.replace)(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_the_disk(path: Path, temporary: Path) -> Iterator[None]:
+    """Say which disk is full, where a library only says that a number of bytes is not what it should be.
+
+    Args:
+        path: what is to be written.
+        temporary: where it is written first, a file or a folder.
+
+    Raises:
+        OSError: something failed, and not one byte more can be written there.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not temporary.exists():
+            raise
+        try:
+            _write_more(temporary)
+        except OSError as cause:
+            disk = next(folder for folder in path.resolve().parents if folder.is_mount())
+            free = shutil.disk_usage(disk).free / 2**20
+            raise OSError(
+                f"cannot write {path}: {cause.strerror} ({free:.0f} MiB are free on the disk at {disk}). Nothing was "
+                "replaced; make room, or write elsewhere"
+            ) from error
+        raise
+
+
+def _write_more(path: Path) -> None:
+    """Add a mebibyte to a file, or to a new file in a folder: so much may be left where no more fits."""
+    with (path / ".more" if path.is_dir() else path).open("ab") as file:
+        file.write(bytes(2**20))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _claimed(temporary: Path) -> Iterator[None]:
+    """Marked as being written by a process that lives: the lock ends with it, however it ends."""
+    with _opened(temporary) as descriptor:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _remove_abandoned(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}-*"):
+        if re.fullmatch("[0-9a-f]{32}", left.name.rpartition("-")[2]):
+            # Somebody may still write it, or be faster; and where there are no locks, nothing says that nobody does.
+            with suppress(OSError), _opened(left) as descriptor:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(left)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -75,13 +149,16 @@ def creating_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
     Raises:
         FileExistsError: as `require_new_folder`, unless what is there is to be overwritten.
+        OSError: as `replacing`.
     """
     if not overwrite:
         require_new_folder(path)
+    _remove_abandoned(path)
     temporary = path.with_name(f".{path.name}-{uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        (move_into_place if overwrite else os.replace)(temporary, path)
+        with _claimed(temporary), naming_the_disk(path, temporary):
+            yield temporary
+            (move_into_place if overwrite else os.replace)(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

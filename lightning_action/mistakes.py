@@ -13,7 +13,8 @@ TRACEBACK_FLAG = "--traceback"
 TRACEBACK_VARIABLE = "LIGHTNING_ACTION_TRACEBACK"
 OF_THE_MACHINE, OF_THE_USER, INTERRUPTED = 1, 2, 130
 
-_WRONG_PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+# BlockingIOError: another fit holds the lock of the folder.
+_WRONG_PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, BlockingIOError)
 # Of packages that may not be installed, or that are slow to import.
 _NAMES_OF_MISTAKES = {
     *("MisconfigurationException", "YAMLError", "SafetensorError", "UnpicklingError", "BadZipFile"),

@@ -12,9 +12,13 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
@@ -40,6 +44,7 @@ from lightning_action.lora import LoRASettings, lora_alpha, merged_state_dict, s
 from lightning_action.networks import Factories, InitialWeights, finish_parts
 from lightning_action.pretrained import export, prepare_codec
 from lightning_action.quantization import quantize_layers
+from lightning_action.resuming import count_unstepped, settle_position
 from lightning_action.rollout import count_passes
 from lightning_action.seeding import mix_seed
 from lightning_action.settings import Acceleration, Optimization, Sampling
@@ -157,6 +162,7 @@ class ActionVideoModule(L.LightningModule):
         self._starts_from_weights = False
         self._fit_seconds_before = 0.0
         self._fit_started: float | None = None
+        self._optimized: tuple[AdamW, LambdaLR] | None = None
         self._trained_on: torch.Size | None = None
         self._looked_at: dict[str, list[Any]] = {}
         self._obedience: ObedienceTest | None = None
@@ -202,12 +208,18 @@ class ActionVideoModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the groups `action`, `lora` and `backbone`, whichever of them is frozen at the time."""
-        action = nn.ModuleList(part for part in (self.action_projection, self.action_module) if part is not None)
-        lora, backbone = split_parameters(self.generator)
-        trained = (parameter for parameter in backbone.values() if parameter.requires_grad)
-        num_steps = float(self.trainer.estimated_stepping_batches)
-        optimizer, scheduler = self.optimization.build(action.parameters(), lora.values(), trained, num_steps)
+        # Asked now, the Trainer would begin with the data before it knows where a checkpoint goes on.
+        optimizer, scheduler = self._optimized = self.optimization.build(
+            self._trained_parameters(), lambda: float(self.trainer.estimated_stepping_batches)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """A fit that goes on takes its learning rates, betas and weight decay from the configuration."""
+        if self.trainer.ckpt_path is not None and self._optimized is not None:
+            told = self.optimization.put_back(*self._optimized)
+            if told:
+                rank_zero_warn(f"going on with other settings than the checkpoint's: {', '.join(told)}")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """What draws from the global generator, as dropout does, resumes without changing a bit."""
@@ -301,6 +313,9 @@ class ActionVideoModule(L.LightningModule):
         self.log_dict({f"test/{key}": value for key, value in numbers.items()})
         if self.trainer.is_global_zero:
             path = Path(self.trainer.default_root_dir) / "report.json"
+            if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                print(f"\n{format_table(report)}\n\na dry run, not written to {path}")
+                return
             write_report(path, report)
             print(f"\n{format_table(report)}\n\nwritten to {path}")
 
@@ -386,13 +401,21 @@ class ActionVideoModule(L.LightningModule):
         self._fit_seconds_before, self._fit_started = self.fit_seconds, None
         if not self.export_weights or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        self._require_finite()
         sharded = is_sharded(self.generator)
         tensors = gathered_state_dict(self.generator) if sharded else merged_state_dict(self.generator)
         if self.trainer.is_global_zero:
             export(self.trainer.default_root_dir, tensors, self.frozen.vae, self.fit_seconds)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What weights alone do not say: the schema, a fitted VAE, the scale of LoRA, and the time spent."""
+        """What weights alone do not say: the schema, a fitted VAE, the scale of LoRA, and the time spent.
+
+        Raises:
+            RuntimeError: weights or optimizer states are not finite.
+        """
+        self._require_finite()
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        checkpoint["num_unstepped"] = count_unstepped(fit_loop, self.trainer.accumulate_grad_batches)
         checkpoint["action_schema"] = self.schema.to_dict()
         checkpoint["fit_seconds"] = self.fit_seconds
         if isinstance(self.frozen.vae, FittedCodec):
@@ -412,6 +435,10 @@ class ActionVideoModule(L.LightningModule):
             raise ValueError(
                 f"the checkpoint was trained with the actions {saved}, the configuration says {self.schema}"
             )
+        if self._is_fitting and "loops" in checkpoint:
+            by_steps, unstepped = self.trainer.max_steps != -1, checkpoint.get("num_unstepped", 0)
+            settle_position(checkpoint["loops"]["fit_loop"], by_steps, unstepped)
+            self._require_same_groups(checkpoint.get("optimizer_states", []))
         self._fit_seconds_before = checkpoint["fit_seconds"]
         if isinstance(self.frozen.vae, FittedCodec):
             self.frozen.vae.load_fitted_tensors(checkpoint["vae"], "the checkpoint's VAE")
@@ -440,6 +467,47 @@ class ActionVideoModule(L.LightningModule):
         if self._lockstep is None:
             self._lockstep = Lockstep(self.generator, self.world_model.dtype)
         return self._lockstep
+
+    def _trained_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """By the names of the optimizer's groups, without empty ones."""
+        action = nn.ModuleList(part for part in (self.action_projection, self.action_module) if part is not None)
+        lora, backbone = split_parameters(self.generator)
+        trained = [parameter for parameter in backbone.values() if parameter.requires_grad]
+        groups = {"action": list(action.parameters()), "lora": list(lora.values()), "backbone": trained}
+        return {name: parameters for name, parameters in groups.items() if parameters}
+
+    def _require_same_groups(self, optimizer_states: list[dict[str, Any]]) -> None:
+        theirs = [
+            {g.get("name"): len(g["params"]) for g in s["param_groups"]}
+            for s in optimizer_states
+            if "param_groups" in s
+        ]
+        ours = {name: len(parameters) for name, parameters in self._trained_parameters().items()}
+        if theirs and set(theirs[0]) <= set(self.optimization.learning_rates) and theirs != [ours]:
+            raise ValueError(
+                f"{self.trainer.ckpt_path} trained tensors of {theirs[0]}, the configuration trains {ours}: go on with "
+                "the model.optimization.train_backbone and model.lora it was trained with, or begin a new fit from its "
+                "weights (`export`, then model.pretrained and model.adapter)"
+            )
+
+    def _require_finite(self) -> None:
+        """All ranks find the same, so that none waits for one that has stopped."""
+        named = [(name, parameter.detach()) for name, parameter in self.named_parameters()]
+        for optimizer in self.trainer.optimizers:
+            states = [state for of_one in optimizer.state.values() for state in of_one.items()]
+            named += [(f"the optimizer's {name}", value) for name, value in states if isinstance(value, Tensor)]
+        local = ((name, value.to_local() if isinstance(value, DTensor) else value) for name, value in named)
+        broken = next((name for name, value in local if not bool(torch.isfinite(value).all())), None)
+        if not self.trainer.strategy.reduce_boolean_decision(broken is None, all=True):
+            raise RuntimeError(
+                f"not saved: {broken or 'a weight of another rank'} is not finite after step "
+                f"{self.trainer.global_step}. Go on from an earlier checkpoint with lower learning rates, clipped "
+                "gradients (trainer.gradient_clip_val), or in float32"
+            )
+
+    @property
+    def _is_fitting(self) -> bool:
+        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     def _require_shardable(self, stage: str) -> None:
         if stage == "fit" and self.export_weights and self._factories.lora:

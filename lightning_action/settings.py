@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from torch.optim import AdamW
@@ -97,28 +97,51 @@ class Optimization:
         require_numbers({f"betas[{place}]": beta for place, beta in enumerate(self.betas)}, 0, 1, without_high=True)
 
     def build(
-        self,
-        action: Iterable[nn.Parameter],
-        lora: Iterable[nn.Parameter],
-        backbone: Iterable[nn.Parameter],
-        num_steps: float,
+        self, parameters: Mapping[str, Iterable[nn.Parameter]], num_steps: Callable[[], float]
     ) -> tuple[AdamW, LambdaLR]:
-        """AdamW over the groups `action`, `lora` and `backbone`, those that are not empty, and what schedules it.
+        """AdamW over groups, and what schedules it.
 
         Args:
-            action: of the action projection (and action module).
-            lora: of LoRA layers.
-            backbone: of the generator, without those that never train.
-            num_steps: optimizer steps of the fit, may be infinite.
+            parameters: of the groups `action`, `lora` and `backbone`, whichever there are.
+            num_steps: tells the optimizer steps of the fit, may be infinite; asked from step 1 on.
         """
-        groups: list[dict[str, Any]] = [
-            {"name": "action", "lr": self.action_learning_rate, "params": list(action)},
-            {"name": "lora", "lr": self.lora_learning_rate, "params": list(lora)},
-            {"name": "backbone", "lr": self.backbone_learning_rate, "params": list(backbone)},
-        ]
-        trained = [group for group in groups if group["params"]]
-        optimizer = AdamW(trained, betas=self.betas, weight_decay=self.weight_decay)
-        return optimizer, LambdaLR(optimizer, lambda step: self.learning_rate_factor(step, num_steps))
+        rates = self.learning_rates
+        groups = [{"name": name, "lr": rates[name], "params": list(group)} for name, group in parameters.items()]
+        optimizer = AdamW(groups, betas=self.betas, weight_decay=self.weight_decay)
+
+        def factor(step: int) -> float:
+            # Nothing falls at step 0, which is built here, so that it need not know the end.
+            return self.learning_rate_factor(step, num_steps() if step else float("inf"))
+
+        return optimizer, LambdaLR(optimizer, factor)
+
+    def put_back(self, optimizer: AdamW, scheduler: LambdaLR) -> list[str]:
+        """Give an optimizer that `build` made these settings again, in place of those that a checkpoint brought.
+
+        Returns:
+            What differed.
+        """
+        told = []
+        for index, (group, factor) in enumerate(zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True)):
+            rate = self.learning_rates[group["name"]]
+            settings = {"initial_lr": rate, "betas": tuple(self.betas), "weight_decay": self.weight_decay}
+            for name, value in settings.items():
+                before = tuple(group[name]) if name == "betas" else group[name]
+                if before != value:
+                    what = "learning rate" if name == "initial_lr" else name
+                    told.append(f"{what} of {group['name']} {value} (before: {before})")
+            group.update(settings, lr=rate * factor(scheduler.last_epoch))
+            scheduler.base_lrs[index] = rate
+        return told
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Before warm-up and decay, by the names of groups."""
+        return {
+            "action": self.action_learning_rate,
+            "lora": self.lora_learning_rate,
+            "backbone": self.backbone_learning_rate,
+        }
 
     def learning_rate_factor(self, step: int, num_steps: float) -> float:
         """Warm-up, plateau, linear decay; `num_steps` may be infinite, then there is no decay."""

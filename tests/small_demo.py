@@ -41,9 +41,12 @@ def build_projection(action_dim: int, dim: int) -> ActionModulationProjection:
 
 
 def small_demo(
-    projection: Callable[[int, int], ActionModulationProjection] = build_projection, learning_rate: float = 1e-3
+    projection: Callable[[int, int], ActionModulationProjection] = build_projection,
+    learning_rate: float = 1e-3,
+    optimization: Optimization | None = None,
+    module_class: type[ActionVideoModule] = ActionVideoModule,
 ) -> ActionVideoModule:
-    return ActionVideoModule(
+    return module_class(
         build_generator,
         lambda: HashingTextEncoder(6, 4),
         lambda: LinearVideoCodec(7, patch_size=4),
@@ -51,5 +54,5 @@ def small_demo(
         schema=small_data().action_schema,
         causality=BlockCausality(1, 4, 1),
         sampling=Sampling(num_inference_steps=2),
-        optimization=Optimization(warmup_steps=0, action_learning_rate=learning_rate),
+        optimization=optimization or Optimization(warmup_steps=0, action_learning_rate=learning_rate),
     )

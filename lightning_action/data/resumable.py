@@ -20,27 +20,47 @@ class ResumableSampler(DistributedSampler[Any]):
 
 
 class ResumableDataLoader(DataLoader[Any]):
-    """Remembers how many batches of the epoch it has given out; Lightning saves and restores that with a checkpoint.
+    """Remembers the epoch and how many of its batches it has given out; Lightning saves that with a checkpoint.
 
-    Without it a run resumed in mid-epoch sees the beginning of the epoch again. The sampler is a `ResumableSampler`.
+    Without it a run resumed in mid-epoch sees the beginning of the epoch again. With a `ResumableSampler` it begins
+    there at once; with another sampler, such as the one that `overfit_batches` puts in, it passes over batches.
     """
 
-    sampler: ResumableSampler
     batch_size: int
     _num_given = 0
-    _resume_after = 0
+    _resume_after: dict[str, int | None] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self._num_given, self._resume_after = self._resume_after, 0
-        self.sampler.start = self._num_given * self.batch_size
-        for batch in super().__iter__():
+        resumed, self._resume_after = self._resume_after, None
+        # An epoch that was over, or cut short by a limit, is not gone on with.
+        in_epoch = resumed is not None and resumed.get("epoch", self._epoch) == self._epoch
+        start = self._num_given = (resumed["num_given"] or 0) if resumed is not None and in_epoch else 0
+        if isinstance(self.sampler, ResumableSampler):
+            self.sampler.start = start * self.batch_size
+            batches: Iterator[Any] = super().__iter__()
+        else:
+            batches = islice(super().__iter__(), start, None)
+        for batch in batches:
             self._num_given += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Batches of the running epoch so far."""
-        return {"num_given": self._num_given % max(len(self), 1)}
+    def state_dict(self) -> dict[str, int | None]:
+        """The running epoch, and its batches so far."""
+        return {"epoch": self._epoch, "num_given": self._num_given % max(len(self), 1)}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the next pass begin after that many batches."""
-        self._resume_after = state_dict["num_given"]
+    def load_state_dict(self, state_dict: dict[str, int | None]) -> None:
+        """Let the next pass begin there, if it is one of the same epoch."""
+        self._resume_after = state_dict
+
+    @property
+    def _epoch(self) -> int | None:
+        """None for a sampler that gives every epoch in the same order."""
+        return self.sampler.epoch if isinstance(self.sampler, DistributedSampler) else None
+
+
+def move_to_batch(state: dict[str, Any], epoch: int, num_batches: int) -> None:
+    """Change what a `ResumableDataLoader` has saved, so that it goes on after so many batches of an epoch."""
+    if "num_given" in state:
+        state["num_given"] = num_batches
+        if state.get("epoch") is not None:
+            state["epoch"] = epoch

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.optim import Optimizer
 
 from lightning_action.callbacks.shard_reading import load_shards, read_shard_metadata
-from lightning_action.files import move_into_place, remove
+from lightning_action.files import move_into_place, naming_the_disk, remove
 from lightning_action.weights import load_pickle
 
 Path_ = str | Path
@@ -78,11 +78,12 @@ class ShardedCheckpoints(ParallelStrategy):
             for unfinished in path.parent.glob(_temporary("*")):
                 remove(unfinished)
         self.barrier()
-        if self.save_distributed_checkpoint:
-            self._write_folder(checkpoint, temporary)
-        elif self.global_rank == 0:
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(checkpoint, temporary)
+        with naming_the_disk(path, temporary):
+            if self.save_distributed_checkpoint:
+                self._write_folder(checkpoint, temporary)
+            elif self.global_rank == 0:
+                temporary.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(checkpoint, temporary)
         self.barrier()
         if self.global_rank == 0:
             move_into_place(temporary, path)

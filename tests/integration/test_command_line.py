@@ -444,16 +444,44 @@ def test_every_config_is_listed(path: Path) -> None:
     assert isinstance(settings, dict)
 
 
-def test_a_second_fit_replaces_the_first(tmp_path: Path, trained: Path) -> None:
-    for steps in (2, 3):
-        more = (
-            f"--trainer.max_steps={steps}",
-            "--trainer.limit_val_batches=0",
-            f"--trainer.default_root_dir={tmp_path}",
-        )
-        run(small("fit", trained, *more))
+def test_a_second_fit_replaces_the_first_if_it_may(tmp_path: Path, trained: Path) -> None:
+    root = (f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=0")
+    run(small("fit", trained, "--trainer.max_steps=2", *root))
+    before = tree(tmp_path)
+    for elsewhere in ([], [checkpoint(trained)]):
+        with pytest.raises(FileExistsError, match="last.ckpt is the end of another fit.*--checkpoint.overwrite true"):
+            run(small("fit", trained, "--trainer.max_steps=3", *elsewhere, *root))
+    assert tree(tmp_path) == before
+    run(small("fit", trained, "--trainer.max_steps=3", "--checkpoint.overwrite=true", *root))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """All that is in a folder, and when it was written."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    ("verb", "dry", "folder"),
+    [("fit", "true", "."), ("fit", "2", "new"), ("validate", "1", "new"), ("test", "2", "."), ("predict", "true", ".")],
+)
+def test_a_dry_run_writes_and_removes_nothing(
+    verb: str, dry: str, folder: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = ["report.json", "generator.safetensors", "action_scan.png", "predictions/manifest.jsonl"]
+    for name in (*there, "predictions/000000.json", "predictions/000000.mp4", "checkpoints/last.ckpt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("of an earlier run")
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    more = [f"--trainer.default_root_dir={tmp_path / folder}", f"--trainer.fast_dev_run={dry}"]
+    more += ["--model.export_weights=true", *([] if verb == "fit" else [checkpoint(trained)])]
+    run(small(verb, trained, *more))
+    assert tree(tmp_path) == before
 
 
 def test_a_finished_fit_can_be_continued(tmp_path: Path, trained: Path) -> None:

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import resource
+from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+import torch
 
+from lightning_action.checkpoints import AtomicCheckpointIO
 from lightning_action.files import creating_folder, replacing, require_new_folder, write_json
+from lightning_action.weights.safetensors_files import write_safetensors
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -70,3 +76,53 @@ def test_what_is_there_already_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(FileExistsError), creating_folder(path):
             pass
     assert (tmp_path / "empty" / "a.txt").read_text() == "a"
+
+
+def abandoned(path: Path) -> Path:
+    """What a process that was killed while it wrote `path` has left."""
+    left = path.with_name(f".{path.name}-{uuid4().hex}")
+    left.write_text("half")
+    return left
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    path, others = tmp_path / "a[1].txt", [tmp_path / ".a[1].txt-old", tmp_path / ".b.txt-notes"]
+    for other in others:
+        other.write_text("not a temporary file")
+    of_another = abandoned(tmp_path / "b.txt")
+    abandoned(path)
+    abandoned(path)
+    (tmp_path / f".a[1].txt-{uuid4().hex}").mkdir()
+    with replacing(path) as alive:
+        alive.write_text("first")
+        with replacing(path) as later:
+            later.write_text("second")
+            assert alive.read_text() == "first", "its writer lives"
+    assert sorted(tmp_path.iterdir()) == sorted([path, of_another, *others])
+    with creating_folder(tmp_path / "b.txt") as folder:
+        (folder / "c").touch()
+    assert not of_another.exists()
+
+
+@pytest.mark.parametrize("write", ["json", "checkpoint", "safetensors", "folder"])
+def test_a_full_disk_is_named(tmp_path: Path, write: str) -> None:
+    path, large = tmp_path / "a", torch.zeros(10**5)
+    writers: dict[str, Callable[[], None]] = {
+        "json": lambda: write_json(path, {"a": "x" * 400_000}),
+        "checkpoint": lambda: AtomicCheckpointIO().save_checkpoint({"a": large}, path),
+        "safetensors": lambda: write_safetensors(path, {"a": large}, {}),
+        "folder": lambda: _write_in_folder(path),
+    }
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(OSError, match=rf"cannot write {path}: File too large \(\d+ MiB are free on the disk at /"):
+            writers[write]()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def _write_in_folder(path: Path) -> None:
+    with creating_folder(path) as folder:
+        (folder / "a").write_bytes(bytes(400_000))

@@ -31,6 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "usage_messages": set(),
     "usage": {"mistakes", "usage_messages"},
     "ckpt_path": {"files", "weights"},
+    "folder_lock": set(),
+    "stop_signals": set(),
     "files": set(),
     "quantization": set(),
     "ranges": set(),
@@ -65,12 +67,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"action", "batch", "frozen", "seeding"},
     "strategies": {"callbacks", "files", "weights"},
     "checkpoints": {"files"},
+    "resuming": {"data"},
+    "run_checkpoint": {"folder_lock", "stop_signals"},
     "module": {
         *("action", "batch", "diffusion", "evaluation", "frozen", "generator", "lockstep", "lora", "networks"),
-        *("pretrained", "quantization", "rollout", "seeding", "settings", "sharding", "weights", "world_model"),
+        *("pretrained", "quantization", "resuming", "rollout", "seeding", "settings", "sharding", "weights"),
+        "world_model",
     },
     "command_line": {
-        *("checkpoints", "ckpt_path", "class_paths", "mistakes", "module", "strategies", "usage", "usage_messages"),
+        *("checkpoints", "ckpt_path", "class_paths", "mistakes", "module", "run_checkpoint", "strategies", "usage"),
+        "usage_messages",
     },
     "run": {"callbacks", "ckpt_path", "class_paths", "module", "strategies", "usage", "weights"},
     "check": {"batch", "class_paths", "command_line", "cost", "diffusion", "frozen", "generator", "module", "sharding"},
@@ -82,7 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 WITH_LIGHTNING = {
-    *("data", "module", "strategies", "checkpoints", "command_line", "cli"),
+    *("data", "module", "strategies", "checkpoints", "resuming", "run_checkpoint", "command_line", "cli"),
     *("callbacks", "export", "check", "run", "usage", "ckpt_path", "__main__"),
 }
 WITHOUT_LIGHTNING = MAY_IMPORT.keys() - WITH_LIGHTNING

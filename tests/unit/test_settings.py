@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 
@@ -31,11 +32,31 @@ def told_timesteps(sampling: Sampling) -> list[float]:
 def test_what_trains_has_a_group_with_its_learning_rate() -> None:
     action, backbone = ([nn.Parameter(torch.zeros(size))] for size in (2, 3))
     settings = Optimization(action_learning_rate=0.3, backbone_learning_rate=0.2, warmup_steps=4, betas=(0.5, 0.6))
-    optimizer, scheduler = settings.build(action, [], backbone, float("inf"))
+    optimizer, scheduler = settings.build({"action": action, "backbone": backbone}, lambda: math.inf)
     groups = {group["name"]: (group["initial_lr"], group["params"], group["betas"]) for group in optimizer.param_groups}
     assert groups == {"action": (0.3, action, (0.5, 0.6)), "backbone": (0.2, backbone, (0.5, 0.6))}
     assert scheduler.get_last_lr() == pytest.approx([0.3 / 4, 0.2 / 4])
-    assert [group["name"] for group in settings.build(action, backbone, [], 7)[0].param_groups] == ["action", "lora"]
+
+
+def test_settings_are_put_back_where_a_checkpoint_had_others() -> None:
+    parameters = {"action": [nn.Parameter(torch.zeros(2))], "backbone": [nn.Parameter(torch.zeros(3))]}
+    before = Optimization(action_learning_rate=0.3, backbone_learning_rate=0.2, warmup_steps=4)
+    after = Optimization(action_learning_rate=0.3, backbone_learning_rate=0.1, warmup_steps=8, betas=(0.5, 0.6))
+    optimizer, scheduler = before.build(parameters, lambda: math.inf)
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step()
+    state = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
+    assert before.put_back(optimizer, scheduler) == []
+    assert (optimizer.state_dict(), scheduler.state_dict()) == state
+    told = after.put_back(optimizer, scheduler)
+    assert told == [
+        "betas of action (0.5, 0.6) (before: (0.9, 0.99))",
+        "learning rate of backbone 0.1 (before: 0.2)",
+        "betas of backbone (0.5, 0.6) (before: (0.9, 0.99))",
+    ]
+    # The schedule is that which the optimizer was built with.
+    assert [group["lr"] for group in optimizer.param_groups] == [0.3 * 0.75, 0.1 * 0.75]
 
 
 def test_steps_are_euler_steps() -> None:
