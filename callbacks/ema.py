@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from . import flat_parameters
 from .collectives import local
 from .log_writing import current_step, has_stepped
-from .part_names import check_parts_exist, is_in, is_named, named_parameters
+from .part_names import check_parts_exist, is_in, is_named, named_parameters, names_of_parameters
 from .probing import drop_gathered_parameters
 from .shard_reading import load_shards
 
@@ -152,6 +152,7 @@ class EMA(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
+            self._require_untouched(trainer, pl_module)
             self._swap_out(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -163,6 +164,7 @@ class EMA(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Not before, because other callbacks may use the model once more when the prediction ends.
         self._swap_out(trainer, pl_module)
+        self._parameters = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._swap_out(trainer, pl_module)
@@ -178,9 +180,12 @@ class EMA(Callback):
             checkpoint["ema"] = {"names": list(averages), "group": group}
             checkpoint["optimizer_states"].append({"ema": averages})
         else:
-            checkpoint["ema_state_dict"] = averages
+            checkpoint["ema_state_dict"] = self._under_all_names(trainer, pl_module, averages, checkpoint["state_dict"])
         if self._trained:
-            checkpoint["state_dict"].update(self._as_saved(trainer, pl_module, self._trained, sharded))
+            trained = self._as_saved(trainer, pl_module, self._trained, sharded)
+            checkpoint["state_dict"].update(
+                self._under_all_names(trainer, pl_module, trained, checkpoint["state_dict"])
+            )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._forget()
@@ -188,6 +193,19 @@ class EMA(Callback):
         # A folder that was made a file has the shards, put together, where they lay.
         whole = checkpoint.get("ema_state_dict", checkpoint.get(shards.get("group"), {}).get("ema"))
         self._restored = {"whole": whole} if whole else shards
+
+    def _under_all_names(
+        self, trainer: Trainer, pl_module: LightningModule, values: Tensors, state: Mapping[str, Any]
+    ) -> Tensors:
+        """Values under every name that their parameters have in a state dict: one that is tied has several."""
+        parameters, names = self._current(trainer, pl_module), names_of_parameters(pl_module)
+        known = {name: names.get(parameters[name], set()) & state.keys() or {name} for name in values}
+        return {alias: value for name, value in values.items() for alias in sorted(known[name])}
+
+    def _current(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, nn.Parameter]:
+        """The parameters, during a fit under the names that they had when it started: pruning gives them others."""
+        found = _parameters(trainer, pl_module)
+        return self._parameters or found
 
     def _as_saved(self, trainer: Trainer, pl_module: LightningModule, values: Tensors, sharded: bool) -> Tensors:
         """Averages or weights as a checkpoint holds them: shards, or whole on the rank that writes."""
@@ -201,8 +219,9 @@ class EMA(Callback):
         if not restored:
             return
         whole: Tensors = restored.get("whole", {})
-        names = [*whole, *restored.get("names", [])]
         parameters, model = _parameters(trainer, pl_module), _outermost(trainer, pl_module)
+        whole = _under_first_names(pl_module, parameters, whole)
+        names = [*whole, *restored.get("names", [])]
         _require_parameters(pl_module, parameters, names)
         averages = self._averages = _copies(parameters, names)
         if flat_parameters.are_flat(model):
@@ -238,15 +257,27 @@ class EMA(Callback):
                 "EMA: there is no average to evaluate with, neither from a fit of this module nor in a checkpoint"
                 " (ckpt_path), so it is evaluated with the weights as they are"
             )
-        parameters = _parameters(trainer, pl_module)
+        parameters = self._current(trainer, pl_module)
         self._trained = {name: parameters[name].detach().clone() for name in self._averages}
         _overwrite(parameters, self._averages)
+
+    def _require_untouched(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses to put trained weights back where somebody else has put others in the meantime."""
+        parameters = self._current(trainer, pl_module)
+        for name in self._trained:
+            here, average = local(parameters[name]), local(self._averages[name])
+            if not torch.allclose(here, average.to(here.dtype), rtol=0, atol=0, equal_nan=True):
+                raise MisconfigurationException(
+                    f"EMA: `{name}` is not the average that was put in its place for this validation: an optimizer"
+                    " that swaps weights in hooks of validation (Schedule-Free ones do), or another callback, has"
+                    " changed it. Use one of the two."
+                )
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _swap_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._trained:
-            _overwrite(_parameters(trainer, pl_module), self._trained)
+            _overwrite(self._current(trainer, pl_module), self._trained)
             self._trained = {}
 
     def _forget(self) -> None:
@@ -268,6 +299,13 @@ def _copies(parameters: dict[str, nn.Parameter], names: Iterable[str]) -> Tensor
     """Copies of parameters in float32 or better: smaller types would round the steps of an average away."""
     copies = {name: parameters[name].detach() for name in names}
     return {n: value.to(torch.promote_types(value.dtype, torch.float32), copy=True) for n, value in copies.items()}
+
+
+def _under_first_names(pl_module: LightningModule, parameters: dict[str, nn.Parameter], values: Tensors) -> Tensors:
+    """Values of a file, which has each under all names of its parameter, under the one that is in `parameters`."""
+    names = names_of_parameters(pl_module)
+    first = {alias: name for name, parameter in parameters.items() for alias in names[parameter]}
+    return {first.get(name, name): value for name, value in values.items()}
 
 
 def _require_parameters(pl_module: LightningModule, parameters: dict[str, nn.Parameter], names: Iterable[str]) -> None:

@@ -28,13 +28,21 @@ def is_in(name: str, parts: Iterable[str]) -> bool:
 def named_parameters(module: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
     """As torch's, but with the names that parameters have without wrappers around parts of the module."""
     for name, parameter in module.named_parameters(remove_duplicate=remove_duplicate):
-        yield _without_wrappers(name), parameter
+        yield without_wrappers(name), parameter
 
 
 def named_modules(module: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
     """As torch's, but with the names that modules have without wrappers, which share that of what they wrap."""
     for name, part in module.named_modules(remove_duplicate=remove_duplicate):
-        yield _without_wrappers(name), part
+        yield without_wrappers(name), part
+
+
+def names_of_parameters(module: nn.Module) -> dict[nn.Parameter, set[str]]:
+    """All names of each parameter, of which one that modules share has several, with and without wrappers."""
+    names: dict[nn.Parameter, set[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, set()).update((name, without_wrappers(name)))
+    return names
 
 
 def check_parts_exist(pl_module: LightningModule, parts: Iterable[str]) -> None:
@@ -53,5 +61,6 @@ def check_parts_exist(pl_module: LightningModule, parts: Iterable[str]) -> None:
             )
 
 
-def _without_wrappers(name: str) -> str:
+def without_wrappers(name: str) -> str:
+    """The name that a parameter or module has without wrappers around parts of the module."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_action.callbacks import EMA, FreezeBackboneFirst
@@ -401,3 +402,73 @@ def test_configured_from_yaml() -> None:
     callback = parser.instantiate(parser.parse_object({"callback": config})).callback
     assert isinstance(callback, EMA)
     assert (callback.decay, callback.parts) == (0.9, ["generator.*.lora_*"])
+
+
+class Tied(Regression):
+    """One weight under two names, one of them in a part that is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copy = nn.Linear(5, 4, dtype=torch.float64)
+        self.copy.weight = self.encoder.weight
+        self.head = torch.compile(self.head, backend="eager")
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        inputs = batch[0].double()
+        outputs: Tensor = self.head(self.encoder(inputs) + self.copy(inputs))
+        return outputs.square().mean()
+
+
+class SavesInValidation(Callback):
+    """As a signal may have it."""
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "within.ckpt")
+
+
+def test_every_name_of_a_weight_is_written(tmp_path: Path) -> None:
+    recorder = Recorder()
+    options: dict[str, Any] = {"max_steps": 3, "num_sanity_val_steps": 0}
+    trainer(tmp_path, EMA(0.5), recorder, SavesInValidation(), **options).fit(Tied(), loader(), loader())
+    saved = torch.load(tmp_path / "within.ckpt", weights_only=True)
+    trained, averages = saved["state_dict"], saved["ema_state_dict"]
+    assert trained.keys() == recorder.states[-1].keys() and "head._orig_mod.weight" in trained
+    assert all(torch.equal(trained[name], value) for name, value in recorder.states[-1].items())
+    assert averages.keys() == trained.keys() - {"num_batches"}
+    assert torch.equal(averages["copy.weight"], averages["encoder.weight"])
+    assert not torch.equal(averages["copy.weight"], trained["copy.weight"]), "the control: they are averages"
+
+    module = Tied()
+    trainer(tmp_path, EMA(0.5)).validate(module, loader(), ckpt_path=tmp_path / "within.ckpt", verbose=False)
+    for name, average in averages.items():
+        assert torch.equal(module.evaluated_with[0][name], average)
+
+
+class SwapsItself(Regression):
+    """What Schedule-Free optimizers ask for: other weights during validation."""
+
+    def on_validation_start(self) -> None:
+        self.head.weight.data.mul_(2)
+
+    def on_validation_end(self) -> None:
+        self.head.weight.data.div_(2)
+
+
+def test_somebody_else_who_swaps_weights_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match="EMA: `head.weight` is not the average.*Schedule-Free"):
+        trainer(tmp_path, EMA(), num_sanity_val_steps=0).fit(SwapsItself(), loader(), loader())
+
+
+class Prunes(Callback):
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            prune.l1_unstructured(pl_module.encoder, "weight", 0.5)
+
+
+def test_pruning_which_renames_weights(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, "last")
+    module = Regression()
+    trainer(tmp_path, EMA(0.5), Prunes(), checkpoint, enable_checkpointing=True).fit(module, loader(), loader())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert "encoder.weight_orig" in saved["ema_state_dict"] and "encoder.weight" not in saved["ema_state_dict"]
+    assert torch.equal(saved["state_dict"]["encoder.weight_orig"], module.encoder.weight_orig)
