@@ -60,7 +60,8 @@ class ActionModulationMonitor(Callback):
     The modulation has six slots, `shift_sa`, `scale_sa`, `gate_sa` of self-attention and `shift_ffn`, `scale_ffn`,
     `gate_ffn` of the feed-forward, of D channels each. Norms are L2, averaged over the frames that have an action, over
     all batches of a step, and over all ranks. A frame whose modulation is exactly zero, as it is without an action, is
-    left out of them, and counts in `null_share`. Passes without gradient, such as validation, do not count.
+    left out of them, and counts in `null_share`. Passes without gradient, such as validation, do not count. Where
+    several of these callbacks watch several projections, the name of each stands behind `action/`.
 
     - `action/modulation_norm/<slot>`: norm of a slot, and `.../all` of the six together, averaged over layers;
     - `action/modulation_norm_by_frame/frame_<i>`: norm of the six together, for each latent frame;
@@ -157,6 +158,7 @@ class ActionModulationMonitor(Callback):
         self._tables: dict[nn.Parameter, int] = {}
         self._hooks: list[RemovableHandle] = []
         self._step = 0
+        self._prefix = "action"
         # Not None only during a logged step.
         self._sums: ModulationSums | None = None
 
@@ -180,6 +182,8 @@ class ActionModulationMonitor(Callback):
         if projection is None:
             rank_zero_warn(f"ActionModulationMonitor has nothing to watch: `{self.projection}` is None")
             return
+        monitors = [each for each in trainer.callbacks if isinstance(each, ActionModulationMonitor)]  # type: ignore[attr-defined]
+        self._prefix = "action" if len(monitors) == 1 else f"action/{self.projection}"
         copies = copies_of_parameters(trainer.model or pl_module)
         self._parameters = {parameter: copies[parameter] for parameter in projection.parameters()}
         self._hooks = [projection.register_forward_hook(self._see_modulation, with_kwargs=True)]
@@ -209,8 +213,8 @@ class ActionModulationMonitor(Callback):
         sums, sample = self._sums.reduce()
         found = figures(sums, self._sums.per_layer)
         self._sums = None
-        log_writing.scalars(trainer, {f"action/{name}": value for name, value in found.items()}, self._step)
-        log_writing.histogram(trainer, "action/modulation", sample[sample != 0], self._step)
+        log_writing.scalars(trainer, {f"{self._prefix}/{name}": value for name, value in found.items()}, self._step)
+        log_writing.histogram(trainer, f"{self._prefix}/modulation", sample[sample != 0], self._step)
         self._judge(found, self._is_trained(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

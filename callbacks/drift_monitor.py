@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import log_writing
 from .collectives import gather
-from .probing import check_videos, leaving_no_trace, num_samples, require_method, take_samples
+from .probing import check_videos, first_validation_samples, leaving_no_trace, num_samples, require_method, take_samples
 from .validation_interval import EveryNValidations
 
 FIGURES = ("brightness", "contrast", "high_frequency", "block_seam")
@@ -124,6 +124,11 @@ class DriftMonitor(EveryNValidations):
         if stage in ("fit", "validate") and self.rollout_rows is not None:
             signature = "generate(batch) -> video [B, T, 3, H, W] in [0, 1]"
             require_method(pl_module, "DriftMonitor", "generate", signature)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses batches without actions now, rather than at the first validation that is due."""
+        if self.rollout_rows is not None:
+            first_validation_samples(trainer, 1, "DriftMonitor")
 
     def on_validation_batch_end(
         self,

@@ -31,6 +31,7 @@ from .probing import (
     Batch,
     check_action_width,
     check_videos,
+    first_validation_samples,
     format_row,
     leaving_no_trace,
     num_samples,
@@ -171,6 +172,12 @@ class RolloutLogger(EveryNValidations):
         self._folder = log_folder / "rollouts" if writes else None
         if self._folder is not None and trainer.is_global_zero:
             make_folder(self._folder, "The log folder of RolloutLogger (or set write_files: false)")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses batches without actions, or with others than its own, now rather than at the first validation."""
+        for batch in first_validation_samples(trainer, 1, "RolloutLogger"):
+            if self.actions is not None:
+                check_action_width("RolloutLogger", batch["action"], torch.stack(list(self._actions().values())))
 
     def on_validation_batch_end(
         self,

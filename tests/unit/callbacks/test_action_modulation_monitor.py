@@ -320,6 +320,22 @@ def test_several_conditions_in_a_dict_are_all_actions(tmp_path: Path) -> None:
     assert fit(tmp_path, Two(), monitor())["action/modulation_variation"][3] > 0.1
 
 
+def test_two_projections_have_charts_of_their_own(tmp_path: Path) -> None:
+    class Two(SomeonesDiT):
+        def configure_model(self) -> None:
+            super().configure_model()
+            self.second = ActionEncoder(zero_init=False)
+
+        def forward(self, batch: dict[str, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
+            assert self.transformer is not None and self.action_encoder is not None
+            modulation = self.action_encoder(action) + self.second(action)
+            return self.transformer(batch["latents"], batch["timestep"], modulation), batch["noise"] - batch["latents"]
+
+    shown = fit(tmp_path, Two(), monitor(), monitor(projection="second"), max_steps=1, log_every_n_steps=1)
+    norms = {name: shown[f"action/{name}/modulation_norm/all"][0] for name in ("action_encoder", "second")}
+    assert norms["action_encoder"] == 0 < norms["second"] and "action/modulation_norm/all" not in shown
+
+
 @PER_LAYER
 def test_a_modulation_of_another_shape_is_told_once(tmp_path: Path, per_layer: bool) -> None:
     class Other(SomeonesDiT):

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_action.callbacks import DriftMonitor, DriftWarning
+from lightning_action.callbacks import DriftMonitor, DriftWarning, RolloutLogger
 from lightning_action.callbacks.drift_monitor import FIGURES, STATISTICS
 from tests.short_fits import quiet_trainer, scalars
 
@@ -231,6 +231,21 @@ def test_samples_without_a_name_all_count() -> None:
         for count in (2, 1):
             monitor._add(trainer, torch.stack([video_of(i) for i in range(count)]), {})
         assert torch.cat(monitor._rows)[:, 0].tolist() == [-1 - rank - 2 * index for index in range(3)]
+
+
+@pytest.mark.parametrize("callback", [DriftMonitor(rollout_rows=3), RolloutLogger()])
+def test_batches_without_actions_are_refused_before_the_first_step(callback: Callback, tmp_path: Path) -> None:
+    class Counts(Generator):
+        steps = 0
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.steps += 1
+            return super().training_step(batch, batch_idx)
+
+    module, without = Counts(), DataLoader([{"sample_id": torch.tensor(0)}])  # type: ignore[var-annotated, arg-type]
+    with pytest.raises(MisconfigurationException, match="needs batches that are dicts with 'action'.*sample_id"):
+        trainer_for(tmp_path, callback, num_sanity_val_steps=0).fit(module, loader(), without)
+    assert module.steps == 0
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
