@@ -1,5 +1,6 @@
 """What is known of written predictions: which are whole, and what they were made from."""
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Mapping
@@ -7,12 +8,39 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from .pictures import replacing
 
 Record: TypeAlias = dict[str, Any]
 """The content of a sample's json; see `PredictionWriter`."""
+
+
+class FolderClaim:
+    """The right of one prediction to write into a folder; it ends with the process, however that ends.
+
+    Raises:
+        MisconfigurationException: another prediction has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / ".lock"
+        self._file = self._path.open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise MisconfigurationException(
+                f"another prediction is writing to {folder}: wait for it, or give another folder"
+            ) from error
+        except OSError:
+            pass  # file systems without locks
+
+    def release(self) -> None:
+        """Let others write."""
+        self._path.unlink(missing_ok=True)
+        self._file.close()
 
 
 def whole_records(folder: Path) -> list[Record]:

@@ -16,8 +16,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from .collectives import gather
+from .part_names import is_named
 from .pictures import beside_truth, enlarge, make_folder, mp4_writer, replacing, to_uint8, write_mp4
 from .prediction_records import (
+    FolderClaim,
     as_json,
     digest_sample,
     identify_checkpoint,
@@ -31,6 +33,8 @@ _EXPECTED = {"video": "[B, T, 3, H, W], floats in [0, 1]", "sample_id": "[B], wh
 _PER_SAMPLE = ("latents", "action", "truth", "prompt")
 # A decoder in half precision may miss the ends of the range by a rounding error.
 _TOLERANCE = 0.01
+# Callbacks that evaluate with averages in place of the weights of the checkpoint.
+_AVERAGES = ("EMA", "WeightAveraging", "StochasticWeightAveraging")
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -69,8 +73,10 @@ class PredictionWriter(BasePredictionWriter):
       generated video depends on (tensors, or what JSON can hold); all ranks ask for the same ones.
 
     Then samples are left out whose files are complete and were made from the same sample with the same checkpoint
-    (path, size and time of change), seed, generation settings and arguments of the writer. A prediction without
-    `ckpt_path` does everything anew, as nothing says which weights it has.
+    (path, size and time of change), seed, generation settings, precision, averages of weights and arguments of the
+    writer. A prediction without `ckpt_path` does everything anew, as nothing says which weights it has.
+
+    Two samples of one `sample_id`, and two predictions into one folder at a time, are errors.
 
     With the Trainer's `fast_dev_run` nothing is written or removed.
 
@@ -83,7 +89,8 @@ class PredictionWriter(BasePredictionWriter):
 
     Raises:
         ValueError: If `fps` is below 1.
-        MisconfigurationException: If the folder cannot be written to, or `predict_step` returns something else.
+        MisconfigurationException: If the folder cannot be written to or another prediction writes to it, two samples
+            have one `sample_id`, or `predict_step` returns something else.
 
     Example::
 
@@ -115,8 +122,10 @@ class PredictionWriter(BasePredictionWriter):
         # Known only during a prediction.
         self._is_dry_run = False
         self._folder = Path()
+        self._run: dict[str, Any] = {}
         self._checkpoint: dict[str, Any] | None = None
-        self._written: list[int] = []
+        self._written: dict[int, str] = {}
+        self._claim: FolderClaim | None = None
         self._left_out: list[int] = []
         self._digests: dict[int, str] = {}
         self._complete: dict[int, str] | None = None
@@ -128,7 +137,7 @@ class PredictionWriter(BasePredictionWriter):
             return
         self._folder = Path(self.output_dir or Path(trainer.default_root_dir) / "predictions")
         make_folder(self._folder, "PredictionWriter(output_dir=...)")
-        self._written, self._left_out, self._digests, self._complete = [], [], {}, None
+        self._written, self._left_out, self._digests, self._complete = {}, [], {}, None
         select = getattr(trainer.datamodule, "select_predict_samples", None)  # type: ignore[attr-defined]
         if callable(select) and callable(getattr(pl_module, "generation_settings", None)):
             select(partial(self._is_wanted, trainer, pl_module))
@@ -142,7 +151,10 @@ class PredictionWriter(BasePredictionWriter):
             )
         if self._is_dry_run:
             return
+        if trainer.is_global_zero:
+            self._claim = FolderClaim(self._folder)
         self._say_what_is_left_out()
+        self._run = _describe_run(trainer)
         self._checkpoint = trainer.strategy.broadcast(identify_checkpoint(trainer.ckpt_path))
         if trainer.is_global_zero:
             # That of an earlier prediction says nothing about this one.
@@ -162,21 +174,28 @@ class PredictionWriter(BasePredictionWriter):
             if self._is_dry_run:
                 deque(prediction["video_blocks"], maxlen=0)
                 return
+            self._remember(prediction)
             self._write_blocks(prediction)
         else:
             _check_prediction(prediction)
             if self._is_dry_run:
                 return
+            self._remember(prediction)
             for index, sample_id in enumerate(prediction["sample_id"].tolist()):
                 self._write_sample(sample_id, _take_sample(prediction, index))
-        self._written += prediction["sample_id"].tolist()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_dry_run:
             return
-        written = {sample_id for of_rank in gather(self._written) for sample_id in of_rank}
+        written: dict[int, str] = {}
+        for of_rank in gather(self._written):
+            for sample_id in written.keys() & of_rank.keys():
+                # A distributed sampler gives the same sample to two ranks, to share them out evenly.
+                if written[sample_id] != of_rank[sample_id]:
+                    raise MisconfigurationException(_two_of_one_name(sample_id))
+            written |= of_rank
         if trainer.is_global_zero:
-            self._write_manifest(written.union(self._left_out))
+            self._write_manifest(written.keys() | set(self._left_out))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         nothing_to_do = self._left_out and len(self._left_out) == len(self._digests)
@@ -184,6 +203,10 @@ class PredictionWriter(BasePredictionWriter):
         if stage == "predict" and nothing_to_do and trainer.is_global_zero:
             self._say_what_is_left_out()
             self._write_manifest(self._left_out)
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._release()
 
     @property
     def _manifest(self) -> Path:
@@ -206,11 +229,25 @@ class PredictionWriter(BasePredictionWriter):
         self._left_out.append(sample_id)
         return False
 
+    def _remember(self, prediction: Mapping[str, Any]) -> None:
+        """Refuses samples of one name before the second overwrites the files of the first."""
+        for index, sample_id in enumerate(prediction["sample_id"].tolist()):
+            if sample_id in self._written:
+                raise MisconfigurationException(_two_of_one_name(sample_id))
+            told = {name: prediction[name][index] for name in ("prompt", "action") if prediction.get(name) is not None}
+            self._written[sample_id] = digest_sample(told)
+
+    def _release(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
+
     def _find_complete(self, trainer: Trainer, pl_module: LightningModule) -> dict[int, str]:
         """Digests by sample_id of what is complete and made as this prediction makes it; the same on all ranks."""
         settings: dict[str, Any] = pl_module.generation_settings()  # type: ignore[operator]
         checkpoint = identify_checkpoint(trainer.ckpt_path)
-        wanted = as_json({**settings, "checkpoint": checkpoint, "writer": self._arguments})
+        run = _describe_run(trainer)
+        wanted = as_json({**settings, "run": run, "checkpoint": checkpoint, "writer": self._arguments})
         records = whole_records(self._folder) if self.resume and checkpoint is not None else []
         complete = {r["sample_id"]: r["sample"] for r in records if wanted.items() <= r.items()}
         return trainer.strategy.broadcast(complete)
@@ -268,6 +305,7 @@ class PredictionWriter(BasePredictionWriter):
             "prompt": sample.get("prompt"),
             "seed": sample.get("seed"),
             "generation": sample.get("generation"),
+            "run": self._run,
             "checkpoint": self._checkpoint,
             "sample": self._digests.get(sample_id),
             "writer": self._arguments,
@@ -278,6 +316,19 @@ class PredictionWriter(BasePredictionWriter):
 
     def _draw(self, sample: dict[str, Any]) -> Tensor:
         return beside_truth(sample["video"], sample.get("truth"), sample.get("action") if self.draw_actions else None)
+
+
+def _describe_run(trainer: Trainer) -> dict[str, Any]:
+    """What of a Trainer the videos depend on."""
+    averages = [type(each).__name__ for each in trainer.callbacks if any(is_named(each, name) for name in _AVERAGES)]  # type: ignore[attr-defined]
+    return {"precision": str(trainer.precision), "averages": averages}
+
+
+def _two_of_one_name(sample_id: int) -> str:
+    return (
+        f"PredictionWriter names files by sample_id, and two samples have sample_id {sample_id}: give every sample of"
+        " predict_dataloader a sample_id of its own (the number of an episode is not enough where it has several)"
+    )
 
 
 def _check_prediction(prediction: Any) -> None:

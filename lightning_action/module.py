@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -41,7 +42,7 @@ from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.lockstep import Lockstep
 from lightning_action.lora import LoRASettings, lora_alpha, merged_state_dict, split_parameters
-from lightning_action.networks import Factories, InitialWeights, finish_parts
+from lightning_action.networks import Factories, InitialWeights, describe, finish_parts
 from lightning_action.pretrained import export, prepare_codec
 from lightning_action.quantization import quantize_layers
 from lightning_action.resuming import count_unstepped, settle_position
@@ -167,6 +168,7 @@ class ActionVideoModule(L.LightningModule):
         self._looked_at: dict[str, list[Any]] = {}
         self._obedience: ObedienceTest | None = None
         self._lockstep: Lockstep | None = None
+        self._described: dict[str, str] = {}
 
     def setup(self, stage: str) -> None:
         """Read the frozen parts, and find or fit what a new run starts from; checkpoints bring their own.
@@ -192,6 +194,9 @@ class ActionVideoModule(L.LightningModule):
         self.generator = self._factories.build_generator(mesh, self.sharding, weights_follow)
         self.action_projection = self._factories.build_action_projection(self.generator.dim, mesh, self.sharding)
         self.action_module = self._factories.build_action_module(mesh, self.sharding)
+        parts = {name: getattr(self, name) for name in ("generator", "action_projection", "action_module")}
+        parts |= {"text_encoder": self.frozen.text_encoder, "vae": self.frozen.vae}
+        self._described = {name: describe(part) for name, part in parts.items() if part is not None}
         if self.acceleration.compile_mode is not None:
             self.generator.compile_layers(mode=self.acceleration.compile_mode)
         finish = partial(wrap_generator_part, sharding=self.sharding)
@@ -362,8 +367,17 @@ class ActionVideoModule(L.LightningModule):
         self._in_lockstep.end()
 
     def generation_settings(self) -> dict[str, Any]:
-        """What predictions depend on besides weights and batch: `seed` and `generation`."""
-        settings = {"sampling": asdict(self.sampling), "causality": asdict(self.causality)}
+        """What predictions depend on besides weights, Trainer and batch: `seed` and `generation`."""
+        settings = {
+            "sampling": asdict(self.sampling),
+            "causality": asdict(self.causality),
+            "timestep_shift": self.schedule.shift,
+            "schema": self.schema.to_dict(),
+            "acceleration": asdict(self.acceleration),
+            "compute_dtype": str(self.world_model.dtype),
+            "parts": self._described,
+            "release": os.environ.get("LIGHTNING_ACTION_WEIGHTS"),
+        }
         return {"seed": self.sampling.seed, "generation": settings}
 
     def on_predict_epoch_end(self) -> None:

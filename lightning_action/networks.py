@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -157,3 +159,28 @@ def _seeded(*numbers: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix_seed(*numbers))
         yield
+
+
+def describe(part: object) -> str:
+    """The class of a part, with a digest of what its weights do not say: the settings of it and of all modules in it.
+
+    These are their public attributes that are plain values, and the buffers that checkpoints leave out.
+    """
+    modules = dict(part.named_modules()) if isinstance(part, nn.Module) else {"": part}
+    said = {
+        name: {key: value for key, value in vars(m).items() if _is_setting(key, value)} for name, m in modules.items()
+    }
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
+    if isinstance(part, nn.Module):
+        saved = part.state_dict().keys()
+        for name, buffer in part.named_buffers():
+            if name not in saved and not buffer.is_meta:
+                digest.update(f"{name} {buffer.tolist()}".encode())
+    return f"{type(part).__name__.removeprefix('FSDP')} {digest.hexdigest()[:16]}"
+
+
+def _is_setting(name: str, value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_setting(name, item) for item in value)
+    plain = isinstance(value, bool | int | float | str | torch.dtype | type(None))
+    return plain and not name.startswith("_") and name != "training"

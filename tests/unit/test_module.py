@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_action import ActionModulationProjection, ActionVideoModule, BlockCausality, LinearVideoCodec
+from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.callbacks import FreezeBackboneFirst
 from lightning_action.data import MovingSpriteWorld, SpriteDataModule
 from lightning_action.frozen.text import HashingTextEncoder
@@ -19,7 +20,8 @@ from lightning_action.generator.model import CausalWanModel
 from lightning_action.lora import LoRASettings
 from lightning_action.settings import Acceleration, Optimization, Sampling
 from lightning_action.strategies import FSDP1Strategy, FSDP2Strategy
-from tests.helpers import fill
+from tests.helpers import fill, small_generator
+from tests.small_module import small_module
 
 LATENTS = 5
 
@@ -405,3 +407,29 @@ def test_video_in_double_precision_is_that_in_single() -> None:
     module.frozen.vae.fit(batch["video"])
     single = module.matched_losses(batch)["true"]
     assert torch.equal(module.matched_losses({**batch, "video": batch["video"].double()})["true"], single)
+
+
+def projection(**changes: Any) -> Callable[[int, int], ActionModulationProjection]:
+    return lambda action_dim, dim: ActionModulationProjection(action_dim, dim, 10, **{"num_layers": 2, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timestep_shift": 3.0},
+        {"generator": lambda: small_generator(num_heads=2)},
+        {"action_projection": projection(action_modulation_scale=0.5)},
+        {"action_projection": projection(slot_scales=(1.0, 1.0, 0.5, 1.0, 1.0, 1.0))},
+        {"text_encoder": lambda: HashingTextEncoder(text_dim=9, text_len=6)},
+        {"vae": lambda: LinearVideoCodec(latent_dim=5, patch_size=4)},
+        {"causality": BlockCausality(2, 6)},
+        {"sampling": Sampling(num_inference_steps=3)},
+        {"acceleration": Acceleration(quantization="int8_weight_only")},
+        {"schema": ActionSchema([ActionPart("stick", size=3, high=2.0)], "transition", "concat")},
+    ],
+)
+def test_predictions_are_told_apart_by_all_that_they_depend_on(changes: dict[str, Any]) -> None:
+    """As a record of them says, where the weights and shapes are the same."""
+    settings = small_module().generation_settings()
+    assert settings == small_module().generation_settings()
+    assert settings != small_module(**changes).generation_settings()

@@ -16,8 +16,9 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_action.callbacks import PredictionWriter, prediction_writer
+from lightning_action.callbacks import EMA, PredictionWriter, prediction_writer
 from lightning_action.callbacks.pictures import CAPTION_HEIGHT, GAP
+from lightning_action.callbacks.prediction_records import FolderClaim
 from tests.short_fits import quiet_trainer
 
 NUM_SAMPLES, B, T, H, W = 5, 3, 7, 12, 20
@@ -122,6 +123,7 @@ def test_the_json_says_what_the_sample_was_generated_from(folder: Path) -> None:
         "prompt": "sample 103, größer",
         "seed": 42,
         "generation": GENERATION,
+        "run": {"precision": "32-true", "averages": []},
         "checkpoint": None,
         "sample": None,
         "writer": {"fps": 5, "write_latents": True, "draw_actions": True},
@@ -207,9 +209,31 @@ def test_a_second_prediction_replaces_the_first_and_its_manifest(tmp_path: Path)
 
 def test_samples_of_all_ranks_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predict(tmp_path, PredictionWriter(str(tmp_path)))
-    monkeypatch.setattr(prediction_writer, "gather", lambda written: [written, [103, 100], [104]])
+    monkeypatch.setattr(
+        prediction_writer, "gather", lambda written: [written, {103: "d", 100: written[100]}, {104: "e"}]
+    )
     predict(tmp_path, PredictionWriter(str(tmp_path)), FirstBatchOnly())
     assert [record["sample_id"] for record in manifest_of(tmp_path)] == SAMPLE_IDS
+
+
+def test_samples_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the second takes the place of the first; of two ranks, where they are not the same sample."""
+    same = Predictor(sample_id=torch.tensor([7] * B))
+    with pytest.raises(MisconfigurationException, match="two samples have sample_id 7: give every sample"):
+        predict(tmp_path, PredictionWriter(str(tmp_path)), FirstBatchOnly(), module=same)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(prediction_writer, "gather", lambda written: [written, {100: "another"}])
+    with pytest.raises(MisconfigurationException, match="two samples have sample_id 100"):
+        predict(tmp_path, PredictionWriter(str(tmp_path)), FirstBatchOnly())
+
+
+def test_one_prediction_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
+    claim = FolderClaim(tmp_path)
+    with pytest.raises(MisconfigurationException, match=f"another prediction is writing to {tmp_path}"):
+        predict(tmp_path, PredictionWriter(str(tmp_path)))
+    claim.release()
+    predict(tmp_path, PredictionWriter(str(tmp_path)))
+    assert not (tmp_path / ".lock").exists()
 
 
 class Resumable(Predictor):
@@ -260,7 +284,9 @@ def resume(checkpoint: Path | None, *, step: float = 1.0, stop_after: int = 99, 
     module = Resumable(stop_after, **{k: v for k, v in changes.items() if k in ("seed", "generation")})
     options = {k: v for k, v in changes.items() if k in ("fps", "resume")}
     folder = changes.get("folder") or checkpoint.parent / "predictions"  # type: ignore[union-attr]
-    trainer = quiet_trainer(folder, PredictionWriter(str(folder), **options))
+    averages = [EMA()] if changes.get("averages") else []
+    callbacks = [*averages, PredictionWriter(str(folder), **options)]
+    trainer = quiet_trainer(folder, *callbacks, precision=changes.get("precision", "32-true"))
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         trainer.predict(module, Samples(step), ckpt_path=checkpoint, return_predictions=False, weights_only=True)
     return module.generated
@@ -287,7 +313,10 @@ def test_nothing_is_generated_where_all_is_complete(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 43}, {"generation": GENERATION | {"shift": 3.0}}, {"step": 2.0}, {"fps": 4}, {"resume": False}],
+    [
+        *({"seed": 43}, {"generation": GENERATION | {"shift": 3.0}}, {"step": 2.0}, {"fps": 4}, {"resume": False}),
+        *({"precision": "bf16-true"}, {"averages": True}),
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_what_would_come_out_otherwise_is_generated_again(checkpoint: Path, change: dict[str, Any]) -> None:
@@ -357,7 +386,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "video is no tensor": ({"video": [1, 2, 3]}, "got as video list"),
     "channels last": ({"video": torch.rand(B, T, H, W, 3)}, r"got as video torch.float32 \(3, 7, 12, 20, 3\)"),
     "bytes": ({"video": torch.zeros(B, T, 3, H, W, dtype=torch.uint8)}, "got as video torch.uint8"),
-    "pixels in [-1, 1]": ({"video": -torch.rand(B, T, 3, H, W)}, "values from -0.99.* to -"),
+    "pixels in [-1, 1]": ({"video": torch.full((B, T, 3, H, W), -0.5)}, "values from -0.5 to -0.5"),
     "nan": ({"video": torch.full((B, T, 3, H, W), float("nan"))}, "values from nan"),
     "one sample_id too few": ({"sample_id": torch.arange(B - 1)}, r"for 3 videos as sample_id torch.int64 \(2,\)"),
     "negative sample_id": ({"sample_id": -torch.arange(B)}, "whole numbers from 0 on"),
