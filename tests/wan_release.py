@@ -13,18 +13,20 @@ from tests.wan_parts import GEOMETRY, small_umt5, small_vae
 
 VERSIONS = {"wan2.1_1.3b": "2.1", "wan2.1_14b": "2.1", "wan2.2_5b": "2.2", "longlive_action": "2.1"}
 _IMAGE_SIZES = {"2.1": "[32, 48]", "2.2": "[64, 96]"}
+# Two blocks of each configuration.
+_NUM_LATENTS = {"wan2.1_1.3b": 4, "wan2.1_14b": 4, "wan2.2_5b": 9, "longlive_action": 6}
 _SMALL = [
     "--trainer.accelerator=cpu",
     "--trainer.devices=1",
-    "--trainer.logger=false",
     "--trainer.enable_progress_bar=false",
-    "--trainer.limit_val_batches=0",
     "--model.generator.init_args.dim=24",
     "--model.generator.init_args.ffn_dim=32",
     "--model.generator.init_args.num_heads=2",
     "--model.generator.init_args.num_layers=2",
     "--model.generator.init_args.text_dim=20",
     "--data.init_args.world.init_args.sprite_radius=5",
+    "--data.init_args.validation_size=1",
+    "--data.init_args.test_size=2",
     "--data.init_args.predict_size=1",
 ]
 
@@ -49,4 +51,5 @@ def small_arguments(config: str) -> list[str]:
     is_few_step = config == "longlive_action"
     per_layer = ["--model.action_projection.init_args.num_layers=2", "--model.sampling.num_inference_steps=2"]
     image_size = f"--data.init_args.world.init_args.image_size={_IMAGE_SIZES[VERSIONS[config]]}"
-    return [*_SMALL, image_size, *([] if is_few_step else per_layer)]
+    num_latents = f"--data.init_args.num_latents={_NUM_LATENTS[config]}"
+    return [*_SMALL, image_size, num_latents, *([] if is_few_step else per_layer)]

@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -430,18 +429,6 @@ def test_help_is_readable(arguments: list[str], description: str, capsys: pytest
     assert stopped.value.code == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "usage:" in printed and description in printed
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_every_config_is_listed(path: Path) -> None:
-    """Each is run above, in test_sharding.py, test_overlays.py or test_wan_configs.py; a new one is added there."""
-    demos = {"demo.yaml", "demo_backbone.yaml", "discrete.yaml", "own_actions.yaml"}
-    real = {"wan2.1_1.3b.yaml", "wan2.1_14b.yaml", "wan2.2_5b.yaml", "longlive_action.yaml"}
-    trained = {"lora.yaml", "frozen_backbone.yaml"}
-    overlays = trained | {"ddp.yaml", "fsdp.yaml", "fsdp1.yaml", "compile.yaml", "fp8.yaml"}
-    assert path.name in demos | real | overlays
-    settings: Any = yaml.safe_load(path.read_text())
-    assert isinstance(settings, dict)
 
 
 def test_a_second_fit_replaces_the_first_if_it_may(tmp_path: Path, trained: Path) -> None:

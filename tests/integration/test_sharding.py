@@ -16,8 +16,8 @@ from torch import Tensor
 from lightning_action.cli import main
 from lightning_action.command_line import run
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, small
-from tests.integration.test_distributed import run_on_two, start_on_two
 from tests.integration.uneven_videos import NUM_LATENTS
+from tests.two_ranks import run_on_two, start_on_two
 
 pytestmark = pytest.mark.distributed
 SHORT = """

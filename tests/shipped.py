@@ -1,0 +1,40 @@
+"""Shipped configurations as they are, only shorter and smaller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+# Every number of steps that a configuration sets, wherever it stands.
+_STEPS = {
+    *("max_steps", "val_check_interval", "log_every_n_steps", "every_n_train_steps"),
+    *("unfreeze_at_step", "warmup_steps", "every_n_steps", "warn_after_step"),
+}
+
+
+def shorter(names: tuple[str, ...], factor: int, folder: Path) -> list[str]:
+    """`--config` arguments for copies of shipped configurations in which every number of steps is divided by `factor`.
+
+    Nothing else changes: precision, strategy, callbacks and the order of phases are those that are shipped.
+    """
+    arguments = []
+    for name in names:
+        settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        path = folder / f"{name}_shorter.yaml"
+        path.write_text(yaml.safe_dump(_divided(settings, factor), sort_keys=False))
+        arguments.append(f"--config={path}")
+    return arguments
+
+
+def _divided(settings: Any, factor: int) -> Any:
+    if isinstance(settings, list):
+        return [_divided(item, factor) for item in settings]
+    if not isinstance(settings, dict):
+        return settings
+    return {
+        key: max(1, value // factor) if key in _STEPS and isinstance(value, int) else _divided(value, factor)
+        for key, value in settings.items()
+    }
