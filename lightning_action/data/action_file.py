@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_action.batch import Batch
+from lightning_action.data.pictures import read_image
+from lightning_action.data.tables import read_actions
 
 
 class ActionFileDataModule(L.LightningDataModule):
     """One video from files, for `predict`.
 
     Args:
-        actions: `.npy` of shape [rows, columns], or `.csv` with one row a line; a first line of names is skipped. Rows
-            are as the model's `schema` says.
-        image: picture that the video starts from (PNG, JPEG, ...); None starts from the prompt alone.
+        actions: `.npy` of shape [rows, columns], or `.csv` with one row a line; a first line of names, which
+            have letters, is skipped. Rows are as the model's `schema` says.
+        image: picture that the video starts from (PNG, JPEG, WebP, BMP, TIFF, GIF), of one frame, turned as its EXIF
+            orientation says, on white where it is transparent; None starts from the prompt alone.
         prompt: what the video shows.
         frame_size: height and width; an image of another size is refused, and without an image it is required.
         sample_id: chooses the noise, and names the output files.
@@ -64,69 +63,3 @@ class ActionFileDataModule(L.LightningDataModule):
         """The one sample."""
         samples: Any = [self._batch]  # one item, which is a whole batch
         return DataLoader(samples, collate_fn=itemgetter(0))
-
-
-def read_actions(path: str | Path) -> Tensor:
-    """Action rows `[rows, columns]`, float32, from `.npy` or `.csv`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is of another kind, or not a table of numbers.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no actions at {path}: give the path of a .npy or .csv file")
-    if path.suffix == ".npy":
-        table = np.load(path, allow_pickle=False)
-    elif path.suffix == ".csv":
-        table = _read_csv(path)
-    else:
-        raise ValueError(f"actions are read from .npy or .csv files, got {path.name}")
-    if table.ndim != 2 or not table.size or table.dtype.kind not in "fiub":
-        raise ValueError(f"{path} must hold numbers [rows, columns], got {table.dtype} of shape {list(table.shape)}")
-    return torch.from_numpy(table.astype(np.float32))
-
-
-def read_image(path: str | Path, frame_size: tuple[int, int] | None) -> Tensor:
-    """A picture as pixels `[3, H, W]` in [-1, 1].
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no picture, or not of `frame_size`.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no image at {path}")
-    try:
-        with Image.open(path) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not a picture that can be read") from error
-    if frame_size is not None and tuple(pixels.shape[:2]) != tuple(frame_size):
-        raise ValueError(f"{path} is {pixels.shape[0]} x {pixels.shape[1]}, expected {frame_size[0]} x {frame_size[1]}")
-    return pixels.permute(2, 0, 1).float() / 127.5 - 1
-
-
-def _read_csv(path: Path) -> np.ndarray:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if row]
-    if rows and not any(_is_number(value) for value in rows[0]):
-        rows = rows[1:]
-    if not rows:
-        raise ValueError(f"{path} holds no action rows")
-    widths = {len(row) for row in rows}
-    if len(widths) != 1:
-        raise ValueError(f"{path} has lines of {sorted(widths)} values: expected the same number on each")
-    try:
-        return np.array([[float(value) for value in row] for row in rows])
-    except ValueError as error:
-        raise ValueError(f"{path} holds something that is not a number: {error}") from error
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -1,0 +1,99 @@
+"""The one door for pictures that a user gives."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Pillow would otherwise hand a file to whatever its first bytes ask for, other programs included.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+MAX_PIXELS = 2**26
+
+_COLORS = {"1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+_DEEP = {"I;16", "I;16L", "I;16B", "I;16N"}
+# Pillow turns these into RGB, but not into RGBA.
+_WITHOUT_ALPHA = {"CMYK", "YCbCr", "LAB", "HSV"}
+
+
+def read_image(path: str | Path, frame_size: tuple[int, int] | None) -> Tensor:
+    """A picture as pixels `[3, H, W]` in [-1, 1], as a viewer shows it.
+
+    It is turned and mirrored as its EXIF orientation says; 16-bit grey is scaled; what is transparent lies on white.
+
+    Args:
+        path: one of `FORMATS`, of one frame and at most `MAX_PIXELS` pixels.
+        frame_size: height and width that it must have, after turning; None takes any.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no such picture, cut off, of a mode that has no scale, or not of `frame_size`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no image at {path}")
+    pixels = _decode(Path(path))
+    if frame_size is not None and tuple(pixels.shape[:2]) != tuple(frame_size):
+        raise ValueError(f"{path} is {pixels.shape[0]} x {pixels.shape[1]}, expected {frame_size[0]} x {frame_size[1]}")
+    return torch.from_numpy(pixels).permute(2, 0, 1) * 2 - 1
+
+
+def _decode(path: Path) -> np.ndarray:
+    """float32 `[H, W, 3]` in [0, 1]."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    expected = f"expected one of {', '.join(FORMATS)}"
+    # Opened here, so that an error of the machine is not taken for one of the picture.
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{path} is not a picture that can be read: {expected}") from error
+        except Image.DecompressionBombError as error:
+            raise ValueError(f"{path} has more than {MAX_PIXELS} pixels: make it smaller") from error
+        except Exception as error:  # decoders of broken files raise whatever they meet
+            raise ValueError(f"{path} is broken ({error}): {expected}") from error
+        _require_readable(path, image)
+        try:
+            return _to_unit_rgb(ImageOps.exif_transpose(image))
+        except Exception as error:
+            raise ValueError(f"{path} is cut off or broken ({error}): save it again") from error
+
+
+def _require_readable(path: Path, image: Image.Image) -> None:
+    """Refuse by the header alone, before anything is decoded."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{path} is {height} x {width}, expected at most {MAX_PIXELS} pixels: make it smaller")
+    if image.mode not in _COLORS | _DEEP:
+        raise ValueError(
+            f"{path} is a picture of mode {image.mode}, whose values have no known scale: save it with 8 bits a channel"
+        )
+    frames = getattr(image, "n_frames", 1)  # a plain Image has none
+    # A phone's JPEG may carry previews and depth behind the photo, which Pillow calls MPO.
+    if frames > 1 and image.format != "MPO":
+        raise ValueError(f"{path} holds {frames} frames, expected one: save the frame to start from by itself")
+
+
+def _to_unit_rgb(image: Image.Image) -> np.ndarray:
+    from PIL import Image
+
+    if image.mode in _DEEP:
+        grey = np.asarray(image).astype(np.float32) / 65535
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in _WITHOUT_ALPHA:
+        image = image.convert("RGB")
+    straight = {"La": "LA", "RGBa": "RGBA"}
+    if image.mode in straight:
+        image = image.convert(straight[image.mode])
+    visible = image.convert("RGBA")
+    white = Image.new("RGBA", visible.size, "white")
+    rgb = Image.alpha_composite(white, visible).convert("RGB")
+    return np.asarray(rgb).astype(np.float32) / 255
