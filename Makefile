@@ -7,6 +7,8 @@ DEMO := configs/demo.yaml
 DEMO_CKPT := runs/demo/checkpoints/last.ckpt
 # More arguments for pytest, as in: make test-unit ARGS="-k rope -x"
 ARGS ?=
+# Processes that share the test files; as many as there are calm cores.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -28,7 +30,7 @@ demo: install  ## pretrain a toy generator, teach it actions, generate with it, 
 	$(MAIN) test --config $(DEMO) --ckpt_path $(DEMO_CKPT)
 
 test: install-dev  ## run all tests; those that need a GPU are skipped without one
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 test-unit test-parity test-integration test-gpu: install-dev
 	$(BIN)/python -m pytest -m $(@:test-%=%) $(ARGS)
