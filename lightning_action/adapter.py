@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
+from lightning_action.generator.model import CausalWanModel
 from lightning_action.lora import (
     base_state_dict,
     has_lora,
@@ -29,6 +30,7 @@ from lightning_action.weights import (
     read_safetensors,
     require_fingerprint,
     require_finite,
+    require_num_heads,
     require_weights,
     write_safetensors,
 )
@@ -47,6 +49,7 @@ class ActionAdapter:
         base: the `fingerprint` of the generator that it was trained on.
         lora: LoRA layers on that generator, as `lora_state_dict` gives them; empty without.
         lora_alpha: numerator of their scale.
+        num_heads: of the generator; None in older files.
     """
 
     projection: Mapping[str, Tensor]
@@ -55,6 +58,7 @@ class ActionAdapter:
     base: str
     lora: Mapping[str, Tensor]
     lora_alpha: float | None
+    num_heads: str | None = None
 
     def build_projection(self, dim: int) -> ActionModulationProjection:
         """The action projection itself, for a generator of width `dim`, in float32.
@@ -82,7 +86,7 @@ class ActionAdapter:
 
 
 def write_adapter(
-    path: str | Path, generator: nn.Module, projection: ActionModulationProjection, schema: ActionSchema
+    path: str | Path, generator: CausalWanModel, projection: ActionModulationProjection, schema: ActionSchema
 ) -> None:
     """Write projection, schema, and LoRA layers if there are any, with the fingerprint of the weights below them."""
     parts = {"projection": projection.state_dict(), "constants": _constants(projection)}
@@ -92,6 +96,7 @@ def write_adapter(
         "format": FORMAT,
         "schema": json.dumps(schema.to_dict()),
         "base": fingerprint(base_state_dict(generator)),
+        "num_heads": str(generator.num_heads),
         **({} if alpha is None else {"lora_alpha": str(alpha)}),
     }
     tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
@@ -125,6 +130,7 @@ def read_adapter(path: str | Path) -> ActionAdapter:
             schema=ActionSchema.from_dict(json.loads(metadata["schema"])),
             base=metadata["base"],
             lora_alpha=alpha,
+            num_heads=metadata.get("num_heads"),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the adapter {path} is damaged ({type(error).__name__}: {error}): export it again") from error
@@ -132,7 +138,7 @@ def read_adapter(path: str | Path) -> ActionAdapter:
 
 def load_adapter(
     path: str | Path,
-    generator: nn.Module,
+    generator: CausalWanModel,
     projection: ActionModulationProjection,
     schema: ActionSchema,
     any_base: bool = False,
@@ -160,6 +166,7 @@ def load_adapter(
     _check_constants(projection, adapter.constants, source)
     if not any_base:
         _check_base(generator, adapter.base, source)
+        require_num_heads(adapter.num_heads, generator.num_heads, source)
     if has_lora(generator):
         if adapter.lora and lora_alpha(generator) != adapter.lora_alpha:
             raise ValueError(

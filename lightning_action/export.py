@@ -69,7 +69,7 @@ def export_wan(
     """
     tensors, output = merged_state_dict(generator), Path(output)
     _require_free(output, overwrite)
-    stored = {"format": "pt", "fingerprint": fingerprint(tensors), **(metadata or {})}
+    stored = _stored(generator, tensors, metadata)
     if output.suffix == ".safetensors":
         write_safetensors(output, tensors, stored)
         return
@@ -92,7 +92,7 @@ def export_diffusers(
     """
     _require_free(Path(output), overwrite)
     config, tensors = diffusers_config(generator), merged_state_dict(generator)
-    stored = {"format": "pt", "fingerprint": fingerprint(tensors), **(metadata or {})}
+    stored = _stored(generator, tensors, metadata)
     renamed = LazyTensors({to_diffusers_name(name): entry for name, entry in tensors.entries.items()})
     _write_folder(Path(output), renamed, stored, max_shard_bytes, config, overwrite)
 
@@ -216,6 +216,11 @@ def diffusers_config(generator: CausalWanModel) -> dict[str, Any]:
         "added_kv_proj_dim": None if image_dim is None else size["dim"],
         "pos_embed_seq_len": size.get("num_image_positions"),
     }
+
+
+def _stored(generator: CausalWanModel, tensors: LazyTensors, metadata: Mapping[str, str] | None) -> dict[str, str]:
+    own = {"fingerprint": fingerprint(tensors), "num_heads": str(generator.num_heads)}
+    return {"format": "pt", **own, **(metadata or {})}
 
 
 def _check_is_still(generator: CausalWanModel, base: str | Path | None, lora: str | None = None) -> None:

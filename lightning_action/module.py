@@ -45,6 +45,7 @@ from lightning_action.lora import LoRASettings, lora_alpha, merged_state_dict, s
 from lightning_action.networks import Factories, InitialWeights, describe, finish_parts
 from lightning_action.pretrained import export, prepare_codec
 from lightning_action.quantization import quantize_layers
+from lightning_action.ranges import require_numbers
 from lightning_action.resuming import count_unstepped, settle_position
 from lightning_action.rollout import count_passes
 from lightning_action.seeding import mix_seed
@@ -57,7 +58,7 @@ from lightning_action.sharding import (
     wrap_generator_part,
     wrap_whole,
 )
-from lightning_action.weights import check_fits
+from lightning_action.weights import check_fits, require_num_heads
 from lightning_action.world_model import WorldModel
 
 _DROPOUT_STREAM = 3
@@ -130,11 +131,10 @@ class ActionVideoModule(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 <= action_dropout_prob <= 1 or loss_weighting not in ("bell", "uniform"):
-            raise ValueError(
-                "expected action_dropout_prob in [0, 1] and loss_weighting bell or uniform, got "
-                f"{action_dropout_prob} and {loss_weighting!r}"
-            )
+        require_numbers({"action_dropout_prob": action_dropout_prob}, 0, 1)
+        require_numbers({"seed": seed}, 0, 2**63 - 1, whole=True)
+        if loss_weighting not in ("bell", "uniform"):
+            raise ValueError(f"expected loss_weighting bell or uniform, got {loss_weighting!r}")
         trains = optimization.train_backbone
         if not (trains or action_projection or action_module or lora):
             raise ValueError("nothing would train: optimization.train_backbone is false, and there is no projection")
@@ -192,7 +192,7 @@ class ActionVideoModule(L.LightningModule):
         mesh = None if self._device_mesh is None else self._device_mesh["data_parallel"]
         weights_follow = self._resumes or self._starts_from_weights
         self.generator = self._factories.build_generator(mesh, self.sharding, weights_follow)
-        self.action_projection = self._factories.build_action_projection(self.generator.dim, mesh, self.sharding)
+        self.action_projection = self._factories.build_action_projection(self.generator, mesh, self.sharding)
         self.action_module = self._factories.build_action_module(mesh, self.sharding)
         parts = {name: getattr(self, name) for name in ("generator", "action_projection", "action_module")}
         parts |= {"text_encoder": self.frozen.text_encoder, "vae": self.frozen.vae}
@@ -419,18 +419,20 @@ class ActionVideoModule(L.LightningModule):
         sharded = is_sharded(self.generator)
         tensors = gathered_state_dict(self.generator) if sharded else merged_state_dict(self.generator)
         if self.trainer.is_global_zero:
-            export(self.trainer.default_root_dir, tensors, self.frozen.vae, self.fit_seconds)
+            export(self.trainer.default_root_dir, tensors, self.frozen.vae, self.fit_seconds, self.generator.num_heads)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What weights alone do not say: the schema, a fitted VAE, the scale of LoRA, and the time spent.
+        """What weights alone do not say: schema, heads, a fitted VAE, scale of LoRA, time spent, and the position.
 
         Raises:
             RuntimeError: weights or optimizer states are not finite.
         """
-        self._require_finite()
-        fit_loop = checkpoint["loops"]["fit_loop"]
-        checkpoint["num_unstepped"] = count_unstepped(fit_loop, self.trainer.accumulate_grad_batches)
+        if self._trainer is not None:
+            self._require_finite()
+            fit_loop = checkpoint["loops"]["fit_loop"]
+            checkpoint["num_unstepped"] = count_unstepped(fit_loop, self.trainer.accumulate_grad_batches)
         checkpoint["action_schema"] = self.schema.to_dict()
+        checkpoint["num_heads"] = self.generator.num_heads
         checkpoint["fit_seconds"] = self.fit_seconds
         if isinstance(self.frozen.vae, FittedCodec):
             checkpoint["vae"] = self.frozen.vae.fitted_tensors()
@@ -449,6 +451,7 @@ class ActionVideoModule(L.LightningModule):
             raise ValueError(
                 f"the checkpoint was trained with the actions {saved}, the configuration says {self.schema}"
             )
+        require_num_heads(checkpoint.get("num_heads"), self.generator.num_heads, "the checkpoint")
         if self._is_fitting and "loops" in checkpoint:
             by_steps, unstepped = self.trainer.max_steps != -1, checkpoint.get("num_unstepped", 0)
             settle_position(checkpoint["loops"]["fit_loop"], by_steps, unstepped)

@@ -74,13 +74,22 @@ class Factories:
         return generator
 
     def build_action_projection(
-        self, dim: int, mesh: DeviceMesh | None, sharding: Sharding
+        self, generator: CausalWanModel, mesh: DeviceMesh | None, sharding: Sharding
     ) -> ActionModulationProjection | None:
-        """The action projection for a generator of width `dim`."""
+        """The action projection for a generator.
+
+        Raises:
+            ValueError: it is for another number of layers.
+        """
         if self.action_projection is None:
             return None
         with _seeded(self.seed, _PROJECTION):
-            projection = self.action_projection(self.schema.action_dim, dim)
+            projection = self.action_projection(self.schema.action_dim, generator.dim)
+        if projection.num_layers not in (None, generator.num_layers):
+            raise ValueError(
+                f"the action_projection has num_layers {projection.num_layers}, the generator has num_layers "
+                f"{generator.num_layers}: give both the same, or the projection none, to share one modulation"
+            )
         if mesh is not None:
             shard(projection, (), mesh, sharding)
         return projection

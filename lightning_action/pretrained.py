@@ -28,6 +28,7 @@ from lightning_action.weights import (
     read_safetensors,
     require_fingerprint,
     require_finite,
+    require_num_heads,
     scales,
     write_safetensors,
 )
@@ -107,9 +108,10 @@ def load_generator(
     checkpoint = read_generator(file, ema, lora_alpha)
     changes = {} if lora is None else read_low_rank(lora, lora_alpha)
     tensors = add_changes(checkpoint.tensors, changes, str(lora))
+    header = read_header(file)
     _check_size(generator, tensors, str(file))
     check_base_fits(generator, tensors, str(file))
-    header = read_header(file)
+    require_num_heads(header.get("num_heads"), generator.num_heads, str(file))
     _check_values(tensors, checkpoint.tensors, header, str(file))
     for name, part in generator.parts():
         load_base(part, tensors.below(name))
@@ -171,10 +173,12 @@ def prepare_codec(codec: FittedCodec, folder: str | None, datamodule: object) ->
         )
 
 
-def export(folder: str | Path, generator: Mapping[str, Tensor], vae: VideoCodec, fit_seconds: float) -> None:
+def export(
+    folder: str | Path, generator: Mapping[str, Tensor], vae: VideoCodec, fit_seconds: float, num_heads: int
+) -> None:
     """Write the files that `load_generator` and `prepare_codec` read, each in one step; `generator` are its tensors."""
-    metadata = {"fit_seconds": str(fit_seconds), "fingerprint": fingerprint(generator)}
-    write_safetensors(Path(folder) / GENERATOR_FILE, generator, metadata)
+    said = {"fit_seconds": str(fit_seconds), "num_heads": str(num_heads)}
+    write_safetensors(Path(folder) / GENERATOR_FILE, generator, {**said, "fingerprint": fingerprint(generator)})
     if isinstance(vae, FittedCodec):
         fitted = vae.fitted_tensors()
         write_safetensors(Path(folder) / VAE_FILE, fitted, {"fingerprint": fingerprint(fitted)})

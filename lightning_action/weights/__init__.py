@@ -15,7 +15,7 @@ from lightning_action.weights.names import few, from_diffusers_name, inside, to_
 from lightning_action.weights.release import find_release_file
 from lightning_action.weights.safetensors_files import read_metadata, read_safetensors, write_safetensors
 from lightning_action.weights.shards import write_shards
-from lightning_action.weights.size import detect_size, generator_arguments
+from lightning_action.weights.size import detect_size, generator_arguments, require_num_heads
 from lightning_action.weights.tensor_files import (
     LazyTensor,
     LazyTensors,
@@ -59,6 +59,7 @@ __all__ = [
     "read_tensors",
     "require_fingerprint",
     "require_finite",
+    "require_num_heads",
     "require_numbers",
     "require_same",
     "require_weights",

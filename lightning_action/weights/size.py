@@ -53,6 +53,19 @@ def detect_size(tensors: Mapping[str, Shaped]) -> dict[str, Any]:
     return size
 
 
+def require_num_heads(said: object, num_heads: int, source: str) -> None:
+    """Refuse weights of another number of heads, which no shape tells; None, as in older files, says nothing.
+
+    Raises:
+        ValueError: names both numbers.
+    """
+    if said is not None and str(said) != str(num_heads):
+        raise ValueError(
+            f"{source} was trained with num_heads {said}, the generator has num_heads {num_heads}: their weights have "
+            "the same shapes and mean something else; use the configuration it was trained with"
+        )
+
+
 def generator_arguments(tensors: Mapping[str, Shaped], num_heads: int | None = None) -> dict[str, Any]:
     """What `CausalWanModel` takes to hold tensors in the original Wan names.
 

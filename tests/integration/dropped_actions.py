@@ -15,4 +15,4 @@ class DroppedActions(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_rank == 1:
-            del batch["action"]
+            batch["action"] = None

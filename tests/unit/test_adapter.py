@@ -45,6 +45,18 @@ def velocity(model: CausalWanModel, action: ActionModulationProjection) -> Tenso
     return model(inputs["noisy"], inputs["timestep"], inputs["text"], action(vectors))
 
 
+def test_an_adapter_of_another_number_of_heads_is_refused_unless_told(tmp_path: Path) -> None:
+    path, other = tmp_path / "adapter.safetensors", small_generator(num_heads=2)
+    write_adapter(path, generator(), projection(1), SCHEMA)
+    with pytest.raises(ValueError, match="was trained with num_heads 3, the generator has num_heads 2"):
+        load_adapter(path, other, projection(2), SCHEMA)
+    load_adapter(path, other, projection(2), SCHEMA, any_base=True)
+    metadata = read_metadata(path)
+    del metadata["num_heads"]
+    write_safetensors(path, read_safetensors(path), metadata)
+    load_adapter(path, other, projection(2), SCHEMA)
+
+
 def snapshot(*modules: torch.nn.Module) -> list[Tensor]:
     return [tensor.clone() for module in modules for tensor in module.state_dict().values()]
 

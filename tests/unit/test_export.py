@@ -148,7 +148,7 @@ def arguments(folder: Path, kind: str, output: str, *more: str) -> list[str]:
 def run_folder(tmp_path: Path) -> tuple[Path, ActionVideoModule]:
     """Configuration and checkpoint of a run that started from `base`."""
     module = trained_module()
-    export(tmp_path / "base", module.generator.state_dict(), module.frozen.vae, 0.0)
+    export(tmp_path / "base", module.generator.state_dict(), module.frozen.vae, 0.0, 2)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(tmp_path / "base")))
     save_run(tmp_path, module)
     return tmp_path, module
@@ -176,6 +176,14 @@ def test_a_run_is_exported_in_every_format(
     load_adapter(folder / "a.safetensors", module.generator, action, module.schema)
     assert module.action_projection is not None
     assert same_weights(module.action_projection, action)
+
+
+@pytest.mark.parametrize("kind", ["wan", "diffusers"])
+def test_exports_say_how_many_heads_they_have(run_folder: tuple[Path, ActionVideoModule], kind: str) -> None:
+    folder, _ = run_folder
+    run_export(arguments(folder, kind, "x"))
+    with pytest.raises(ValueError, match="was trained with num_heads 2, the generator has num_heads 4"):
+        load_generator(CausalWanModel(**{**GENERATOR, "num_heads": 4}), folder / "x")
 
 
 def test_averaged_weights_are_exported_where_asked_for(run_folder: tuple[Path, ActionVideoModule]) -> None:

@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sharding": {"generator"},
     "lockstep": {"generator", "sharding"},
     "lora": {"weights"},
-    "adapter": {"action", "files", "lora", "weights"},
+    "adapter": {"action", "files", "generator", "lora", "weights"},
     "pretrained": {"action", "frozen", "generator", "lora", "weights"},
     "networks": {"action", "adapter", "generator", "lora", "pretrained", "seeding", "sharding"},
     "world_model": {
@@ -71,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run_checkpoint": {"folder_lock", "stop_signals"},
     "module": {
         *("action", "batch", "diffusion", "evaluation", "frozen", "generator", "lockstep", "lora", "networks"),
-        *("pretrained", "quantization", "resuming", "rollout", "seeding", "settings", "sharding", "weights"),
+        *("pretrained", "quantization", "ranges", "resuming", "rollout", "seeding", "settings", "sharding", "weights"),
         "world_model",
     },
     "command_line": {

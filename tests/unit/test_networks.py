@@ -110,12 +110,20 @@ def test_a_backbone_that_never_trains(weights: str, mesh: DeviceMesh, lora: LoRA
 def test_no_network_depends_on_how_another_was_built() -> None:
     def projection(generator: Any) -> dict[str, torch.Tensor]:
         made = factories(generator=generator)
-        dim = made.build_generator(None, SHARDING, False).dim
-        built = made.build_action_projection(dim, None, SHARDING)
+        built = made.build_action_projection(made.build_generator(None, SHARDING, False), None, SHARDING)
         assert built is not None
         return built.state_dict()
 
     assert_same(projection(small_generator), projection(lambda: small_generator(num_layers=3)))
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_a_projection_for_other_layers_is_refused(num_layers: int) -> None:
+    made = factories(action_projection=lambda *sizes: ActionModulationProjection(*sizes, 20, num_layers=num_layers))
+    message = f"action_projection has num_layers {num_layers}, the generator has num_layers 2: give both the same"
+    with pytest.raises(ValueError, match=message):
+        made.build_action_projection(small_generator(), None, SHARDING)
+    assert made.build_action_projection(small_generator(num_layers=num_layers), None, SHARDING) is not None
 
 
 def test_the_global_generator_is_left_as_it_was() -> None:
@@ -123,21 +131,20 @@ def test_the_global_generator_is_left_as_it_was() -> None:
     expected = torch.rand(3)
     torch.manual_seed(0)
     made = factories(lora=LORA)
-    made.build_generator(None, SHARDING, False)
-    made.build_action_projection(36, None, SHARDING)
+    made.build_action_projection(made.build_generator(None, SHARDING, False), None, SHARDING)
     made.build_action_module(None, SHARDING)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_parts_that_are_not_asked_for_are_not_built(mesh: DeviceMesh) -> None:
     made = factories(action_projection=None, action_module=None)
-    assert made.build_action_projection(36, mesh, SHARDING) is None
+    assert made.build_action_projection(small_generator(), mesh, SHARDING) is None
     assert made.build_action_module(mesh, SHARDING) is None
 
 
 def test_all_that_trains_is_sharded(mesh: DeviceMesh) -> None:
     for part in (
-        factories().build_action_projection(36, mesh, SHARDING),
+        factories().build_action_projection(small_generator(), mesh, SHARDING),
         factories().build_action_module(mesh, SHARDING),
     ):
         assert part is not None and all(isinstance(parameter, DTensor) for parameter in part.parameters())
@@ -173,7 +180,7 @@ def test_an_adapter_goes_on_top_of_its_base(
     write_adapter(tmp_path / "adapter.safetensors", small_generator(seed=5), trained, SCHEMA)
     mesh = request.getfixturevalue("mesh") if sharded else None
     generator = factories().build_generator(mesh, SHARDING, True)
-    projection = factories().build_action_projection(36, mesh, SHARDING)
+    projection = factories().build_action_projection(small_generator(), mesh, SHARDING)
     assert projection is not None
     start = initial(generator=weights, adapter=str(tmp_path / "adapter.safetensors"))
     seen: list[str] = []

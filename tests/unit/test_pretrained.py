@@ -13,7 +13,7 @@ from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.frozen.codec import LinearVideoCodec
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.lora import LoRASettings, inject_lora, merged_state_dict, split_parameters
-from lightning_action.pretrained import export, load_action_projection, load_generator, prepare_codec
+from lightning_action.pretrained import GENERATOR_FILE, export, load_action_projection, load_generator, prepare_codec
 from lightning_action.weights import to_diffusers_name, write_safetensors
 from tests.helpers import fill, small_generator
 
@@ -36,7 +36,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 def test_round_trip(tmp_path: Path) -> None:
     generator, codec = small_generator(1), fitted()
-    export(tmp_path, generator.state_dict(), codec, 12.5)
+    export(tmp_path, generator.state_dict(), codec, 12.5, 3)
     other, loaded = small_generator(2), LinearVideoCodec(latent_dim=7, patch_size=4)
     assert not same_weights(generator, other)
     report = load_generator(other, str(tmp_path))
@@ -47,12 +47,23 @@ def test_round_trip(tmp_path: Path) -> None:
     assert same_weights(codec, loaded)
 
 
+def test_another_number_of_heads_is_refused_although_all_shapes_fit(tmp_path: Path) -> None:
+    export(tmp_path, small_generator(1).state_dict(), fitted(), 0.0, 3)
+    other = small_generator(2, num_heads=2)
+    with pytest.raises(ValueError, match="generator.safetensors was trained with num_heads 3, the generator has .* 2"):
+        load_generator(other, tmp_path)
+    assert same_weights(other, small_generator(2))
+    write_safetensors(tmp_path / GENERATOR_FILE, small_generator(1).state_dict(), {})
+    load_generator(other, tmp_path)
+    assert same_weights(other, small_generator(1))
+
+
 def test_what_is_left_may_be_read_lazily_such_as_merged_lora(tmp_path: Path) -> None:
     generator, other = small_generator(1), small_generator(2)
     inject_lora(generator, LoRASettings(rank=3, alpha=1.5))
     for parameter in split_parameters(generator)[0].values():
         torch.nn.init.normal_(parameter)
-    export(tmp_path, merged_state_dict(generator), fitted(), 0.0)
+    export(tmp_path, merged_state_dict(generator), fitted(), 0.0, 3)
     load_generator(other, tmp_path)
     merged = merged_state_dict(generator)
     assert all(torch.equal(tensor, merged[name]) for name, tensor in other.state_dict().items())
@@ -65,7 +76,7 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
             load_generator(small_generator(), str(path))
     with pytest.raises(FileNotFoundError, match="no vae.safetensors in"):
         prepare_codec(LinearVideoCodec(7, 4), str(tmp_path), Videos())
-    export(tmp_path, small_generator().state_dict(), fitted(), 0.0)
+    export(tmp_path, small_generator().state_dict(), fitted(), 0.0, 3)
     with pytest.raises(ValueError, match="does not fit LinearVideoCodec"):
         prepare_codec(LinearVideoCodec(6, 4), str(tmp_path), None)
     with pytest.raises(ValueError, match="LinearVideoCodec is fitted to training videos"):
@@ -73,7 +84,7 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
 
 
 def test_another_size_is_told_in_the_words_of_the_configuration(tmp_path: Path) -> None:
-    export(tmp_path, small_generator().state_dict(), fitted(), 0.0)
+    export(tmp_path, small_generator().state_dict(), fitted(), 0.0, 3)
     other = small_generator(1, ffn_dim=50, num_layers=3)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     message = (

@@ -9,6 +9,7 @@ from lightning_action.action.schema import ActionPart
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.settings import Optimization, Sampling
 from tests.helpers import small_generator
+from tests.small_module import small_module
 
 NAN, INF = float("nan"), float("inf")
 
@@ -38,6 +39,8 @@ def project(**sizes: object) -> ActionModulationProjection:
         (small_generator, "num_heads", [0], [1]),
         (small_generator, "num_layers", [0], [1]),
         (small_generator, "patch_size", [(1, 0, 2), (1, 2)], [(1, 1, 2)]),
+        (small_module, "seed", [-1, 2**63, 0.5, True], [0, 2**63 - 1]),
+        (small_module, "action_dropout_prob", [-0.1, 1.1, NAN, True], [0, 1.0]),
         (project, "hidden_dim", [0, -1], [5]),
         (project, "num_layers", [0], [3]),
         (project, "action_modulation_scale", [NAN, INF], [0.0]),

@@ -128,3 +128,20 @@ def test_what_is_no_checkpoint_of_a_run_is_told(tmp_path: Path) -> None:
     assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists(), "the control: without care it runs"
+
+
+def test_a_checkpoint_of_another_number_of_heads_is_refused(tmp_path: Path) -> None:
+    """Although all shapes fit; one that does not say it, as older ones, loads."""
+    config, path = write_run(tmp_path)
+    settings = deepcopy(CONFIG)
+    generator = settings["model"]["generator"]["init_args"]
+    heads, generator["num_heads"] = generator["num_heads"], 1
+    other = write(tmp_path / "other.yaml", settings)
+    for checkpoint in (path, as_folder(path)):
+        with pytest.raises(ValueError, match=f"checkpoint was trained with num_heads {heads}, the generator has .* 1"):
+            load_module(other, checkpoint)
+        load_module(config, checkpoint)
+    saved = torch.load(path, weights_only=True)
+    del saved["num_heads"]
+    torch.save(saved, path)
+    load_module(other, path)
