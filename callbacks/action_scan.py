@@ -42,8 +42,8 @@ class ActionScan(Callback):
     PredictionWriter leaves samples out, because they are written already, has only the others to start from.
 
     It works with any LightningModule that has a method `generate(batch)`, which returns videos `[B, T, 3, H, W]` in
-    [0, 1], and whose predict batches are dicts with an `action` `[B, rows, columns]`. Tensors and lists in the batch
-    must have one entry for each sample; anything else is handed on as it is.
+    [0, 1], and whose predict batches are dicts with an `action` `[B, rows, columns]`. What else in the batch has B
+    entries has one for each sample; all the rest is handed on as it is.
 
     Args:
         actions: Name of each action and its row, for example `{"right": [1.0, 0.0]}`. The row is held throughout.

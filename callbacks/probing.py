@@ -1,7 +1,8 @@
 """Samples to look at a model with, and how to look without leaving a trace in its training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -14,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 Batch: TypeAlias = dict[str, Any]
-"""A dict with `action` `[B, rows, columns]`. Tensors and lists in it have one entry for each sample."""
+"""A dict with `action` `[B, rows, columns]`. What else in it has B entries has one for each sample."""
 
 
 @contextmanager
@@ -89,9 +90,13 @@ def take_samples(batch: Any, indices: slice, owner: str) -> Batch:
         MisconfigurationException: if it is no `Batch`.
     """
     _check_batch(batch, owner)
-    samples = {name: value[indices] if _is_per_sample(value) else value for name, value in batch.items()}
-    # Copies, or all of the batch would stay in memory.
-    return {name: v.detach().cpu().clone() if isinstance(v, Tensor) else v for name, v in samples.items()}
+
+    def take(value: Any) -> Any:
+        # Copies, or all of the batch would stay in memory.
+        return value[indices].detach().cpu().clone() if isinstance(value, Tensor) else value[indices]
+
+    samples: Batch = _with_rows(batch, num_samples(batch), take)
+    return samples
 
 
 def take_sample(batch: Any, index: int, owner: str) -> Batch:
@@ -103,7 +108,7 @@ def take_sample(batch: Any, index: int, owner: str) -> Batch:
 
 def with_actions(sample: Batch, actions: Tensor) -> Batch:
     """A batch of one sample as often as there are actions `[N, rows, columns]`, which take the place of its own."""
-    batch = {name: _repeat(value, len(actions)) for name, value in sample.items()}
+    batch = _with_rows(sample, 1, partial(_repeat, count=len(actions)))
     return batch | {"action": actions.to(sample["action"].dtype)}
 
 
@@ -175,19 +180,18 @@ def _check_batch(batch: Any, owner: str) -> None:
         raise MisconfigurationException(
             f"{owner} needs batches that are dicts with 'action' [B, rows, columns], got {got}"
         )
-    for name, value in batch.items():
-        if _is_per_sample(value) and len(value) != num_samples(batch):
-            raise MisconfigurationException(
-                f"{owner} needs batches with one entry for each sample: 'action' has {num_samples(batch)}"
-                f" and '{name}' has {len(value)}"
-            )
 
 
-def _is_per_sample(value: Any) -> bool:
-    return isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.ndim > 0)
+def _with_rows(value: Any, size: int, change: Callable[[Any], Any]) -> Any:
+    """A batch, with what has one entry for each of `size` samples changed, in dicts too, and all else as it is."""
+    if isinstance(value, dict):
+        return {name: _with_rows(item, size, change) for name, item in value.items()}
+    # Arrays have a number of dimensions, as tensors do.
+    has_rows = isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
+    return change(value) if has_rows and len(value) == size else value
 
 
 def _repeat(value: Any, count: int) -> Any:
-    if isinstance(value, Tensor) and value.ndim > 0:
-        return value.repeat_interleave(count, dim=0)
-    return value * count if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return value * count
+    return value.repeat_interleave(count, dim=0) if isinstance(value, Tensor) else value.repeat(count, axis=0)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -49,7 +50,6 @@ def test_samples_are_copies_of_what_belongs_to_them() -> None:
         ([1, 2], "Someone needs batches that are dicts .* got list"),
         ({"action": torch.zeros(2, 3)}, r"got \['action'\]"),
         ({"action": None}, r"got \['action'\]"),
-        ({"action": torch.zeros(2, 3, 1), "prompt": ["a"]}, "'action' has 2 and 'prompt' has 1"),
     ],
 )
 def test_what_is_no_batch_is_refused(wrong: Any, message: str) -> None:
@@ -64,6 +64,35 @@ def test_a_sample_is_repeated_for_every_action() -> None:
     many = with_actions(one, actions)
     assert torch.equal(many["action"], actions.float())
     assert (many["prompt"], many["sample_id"].tolist(), many["fps"]) == (["b"] * 4, [8] * 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("value", "cut", "repeated"),
+    [
+        (None, None, None),
+        (8, 8, 8),
+        ("abc", "abc", "abc"),
+        (torch.tensor(0.5), torch.tensor(0.5), torch.tensor(0.5)),
+        (torch.arange(4), torch.arange(4), torch.arange(4)),
+        (("front", "top"), ("front", "top"), ("front", "top")),
+        ([[1], [2], [3]], [[2]], [[2], [2]]),
+        ({"task": ["a", "b", "c"], "fps": 30}, {"task": ["b"], "fps": 30}, {"task": ["b", "b"], "fps": 30}),
+        (np.arange(3), np.array([1]), np.array([1, 1])),
+        (object, object, object),
+    ],
+)
+def test_other_entries_of_a_batch_are_cut_where_they_are_of_samples(value: Any, cut: Any, repeated: Any) -> None:
+    one = take_sample({**batch(), "extra": value}, 1, "Someone")
+    assert_same(one["extra"], cut)
+    many = with_actions(one, torch.randn(2, ROWS, COLUMNS))
+    assert_same(many["extra"], repeated)
+
+
+def assert_same(value: Any, expected: Any) -> None:
+    if isinstance(expected, Tensor):
+        torch.testing.assert_close(value, expected)
+    else:
+        np.testing.assert_equal(value, expected)
 
 
 def test_other_actions_are_those_of_another_sample() -> None:
