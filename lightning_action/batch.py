@@ -7,6 +7,8 @@ start, or be missing; then `frame_size` `[B, 2]` gives height and width.
 
 from __future__ import annotations
 
+import warnings
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ def check_batch(batch: Batch) -> None:
     """
     missing = [key for key in ("prompt", "sample_id") if key not in batch]
     if missing:
-        raise ValueError(f"the batch has no {' and no '.join(missing)}; it has {', '.join(sorted(batch))}")
+        raise ValueError(f"the batch has no {' and no '.join(missing)}; {_what_it_has(batch, missing)}")
     samples = batch["sample_id"]
     if not isinstance(samples, Tensor) or samples.ndim != 1 or samples.dtype not in _WHOLE:
         found = f"{samples.dtype} of shape {list(samples.shape)}" if isinstance(samples, Tensor) else repr(samples)
@@ -61,6 +63,13 @@ def check_pixels(batch: Batch) -> None:
     low, high = video.aminmax()
     if not bool((low >= -1 - _PIXEL_TOLERANCE) & (high <= 1 + _PIXEL_TOLERANCE)):
         raise ValueError(f"pixels are in [-1, 1], those of `video` go from {low.item():g} to {high.item():g}")
+    if bool((low >= 0) & (high > 0.5)):
+        # A dark or a bright video may be right.
+        warnings.warn(
+            f"pixels are in [-1, 1], and those of `video` go from {low.item():g} to {high.item():g}: if they are in "
+            "[0, 1], give 2 x - 1",
+            stacklevel=2,
+        )
 
 
 def check_actions(batch: Batch, schema: ActionSchema, num_frames: int, needed: bool) -> None:
@@ -71,8 +80,8 @@ def check_actions(batch: Batch, schema: ActionSchema, num_frames: int, needed: b
     """
     if needed and "action" not in batch:
         raise ValueError(
-            "the batch has no `action` [B, rows, columns], and no action_module infers one; it has "
-            f"{', '.join(sorted(batch))}"
+            "the batch has no `action` [B, rows, columns], and no action_module infers one; "
+            f"{_what_it_has(batch, ['action'])}"
         )
     if not has_actions(batch):
         return
@@ -90,7 +99,9 @@ def trained_latents(batch: Batch, temporal_compression_ratio: int) -> int:
         ValueError: there is none, or its frames are no whole number of latent frames.
     """
     if "video" not in batch:
-        raise ValueError("the batch has no `video` [B, T, 3, H, W], which training needs")
+        raise ValueError(
+            f"the batch has no `video` [B, T, 3, H, W], which training needs; {_what_it_has(batch, ['video'])}"
+        )
     frames: int = batch["video"].shape[1]
     if (frames - 1) % temporal_compression_ratio:
         raise ValueError(
@@ -98,6 +109,11 @@ def trained_latents(batch: Batch, temporal_compression_ratio: int) -> int:
             f"{temporal_compression_ratio} n"
         )
     return 1 + (frames - 1) // temporal_compression_ratio
+
+
+def _what_it_has(batch: Batch, missing: list[str]) -> str:
+    close = [name for key in missing for name in get_close_matches(key, map(str, batch), 1)]
+    return f"it has {', '.join(sorted(map(str, batch)))}" + "".join(f"; did you mean `{name}`?" for name in close)
 
 
 def first_samples(batch: Batch, count: int) -> Batch:
@@ -162,14 +178,21 @@ def num_latents(batch: Batch, schema: ActionSchema) -> int:
     return int(batch["num_latents"])
 
 
-def first_frames(batch: Batch, num_initial_latents: int, temporal_compression_ratio: int) -> Tensor | None:
-    """The pixel frames `[B, T0, 3, H, W]` of the first latent frames of `video`; None for none.
+def first_frames(
+    batch: Batch, num_initial_latents: int, num_latents: int, temporal_compression_ratio: int
+) -> Tensor | None:
+    """The pixel frames `[B, T0, 3, H, W]` of the first of `num_latents` latent frames of `video`; None for none.
 
     Raises:
-        ValueError: the video is shorter.
+        ValueError: the video is shorter, or nothing is left to generate.
     """
     if "video" not in batch or num_initial_latents == 0:
         return None
+    if num_initial_latents >= num_latents:
+        raise ValueError(
+            f"num_initial_latents {num_initial_latents} leaves nothing to generate of a video of {num_latents} latent "
+            "frames: lower sampling.num_initial_latents, or give more actions"
+        )
     count = 1 + temporal_compression_ratio * (num_initial_latents - 1)
     video: Tensor = batch["video"]
     if video.shape[1] < count:

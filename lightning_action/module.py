@@ -340,7 +340,11 @@ class ActionVideoModule(L.LightningModule):
         With `sampling.stream_video` there is `video_blocks` in place of video and latents: an iterator that generates.
         """
         check_batch(batch)
-        blocks = self.causality.split(num_latents(batch, self.schema))
+        check_pixels(batch)
+        num_frames = num_latents(batch, self.schema)
+        if self.action_projection is not None:
+            check_actions(batch, self.schema, num_frames, needed=False)
+        blocks = self.causality.split(num_frames)
         num_initial = self.sampling.num_initial_latents if "video" in batch else 0
         self._in_lockstep.begin(count_passes(blocks, num_initial, self.sampling.num_steps))
         prediction = {"sample_id": batch["sample_id"].cpu(), "prompt": batch["prompt"], **self.generation_settings()}

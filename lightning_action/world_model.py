@@ -241,9 +241,9 @@ class WorldModel:
     def stream_latents(self, batch: Batch, sampling: Sampling) -> Iterator[Tensor]:
         """Generate the clean latents of each block, `[B, block, C, h, w]`, and yield them as soon as they exist."""
         check_batch(batch)
-        start = first_frames(batch, sampling.num_initial_latents, self.schema.temporal_compression_ratio)
-        initial = None if start is None else self.encode_video(start)
         length = num_latents(batch, self.schema)
+        start = first_frames(batch, sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
+        initial = None if start is None else self.encode_video(start)
         text = self.encode_text(batch)
         shape = self.frozen.vae.latent_shape(*frame_size(batch))
         session = CausalRollout(

@@ -1,4 +1,4 @@
-"""A small module on the meta device, and batches for it."""
+"""A small module, on the meta device if nothing else is said, and batches for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_action.module import ActionVideoModule
 from tests.helpers import small_generator
 
 
-def small_module(**changes: Any) -> ActionVideoModule:
+def small_module(device: str = "meta", **changes: Any) -> ActionVideoModule:
     """5 latent channels, patches of 8 x 8 pixels, blocks of 2 latent frames, actions of 3 columns."""
     arguments: dict[str, Any] = {
         "generator": small_generator,
@@ -28,7 +28,7 @@ def small_module(**changes: Any) -> ActionVideoModule:
     }
     module = ActionVideoModule(**{**arguments, **changes})
     module.configure_model()
-    module.to("meta")
+    module.to(device)
     return module
 
 

@@ -20,7 +20,7 @@ def misfits(module: ActionVideoModule, batch: Batch, trains: bool) -> list[str]:
     num_frames = latent_frames(module, batch, trains)
     checks: list[Callable[[], object]] = [
         partial(check_pixels, batch),
-        partial(_check_first_frames, module, batch),
+        partial(_check_first_frames, module, batch, num_frames),
         partial(geometry, module, batch, trains),
         partial(module.causality.split, num_frames),
         partial(_check_actions, module, batch, num_frames, trains),
@@ -37,8 +37,9 @@ def _told(check: Callable[[], object]) -> list[str]:
     return []
 
 
-def _check_first_frames(module: ActionVideoModule, batch: Batch) -> None:
-    first_frames(batch, module.sampling.num_initial_latents, module.frozen.vae.temporal_compression_ratio)
+def _check_first_frames(module: ActionVideoModule, batch: Batch, num_frames: int) -> None:
+    ratio = module.frozen.vae.temporal_compression_ratio
+    first_frames(batch, module.sampling.num_initial_latents, num_frames, ratio)
 
 
 def _check_actions(module: ActionVideoModule, batch: Batch, num_frames: int, trains: bool) -> None:

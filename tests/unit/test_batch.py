@@ -55,14 +55,14 @@ def test_frame_size() -> None:
 @pytest.mark.parametrize(("count", "frames"), [(1, 1), (2, 4), (3, 7)])
 def test_first_frames(count: int, frames: int) -> None:
     video = torch.rand(2, 7, 3, 5, 4)
-    first = first_frames({"video": video}, count, 3)
+    first = first_frames({"video": video}, count, 4, 3)
     assert first is not None and torch.equal(first, video[:, :frames])
 
 
 def test_no_first_frames() -> None:
-    assert first_frames({}, 2, 3) is None and first_frames({"video": torch.rand(1, 1, 3, 5, 4)}, 0, 3) is None
+    assert first_frames({}, 2, 5, 3) is None and first_frames({"video": torch.rand(1, 1, 3, 5, 4)}, 0, 5, 3) is None
     with pytest.raises(ValueError, match="num_initial_latents 4 needs 10 frames, got 7"):
-        first_frames({"video": torch.rand(2, 7, 3, 5, 4)}, 4, 3)
+        first_frames({"video": torch.rand(2, 7, 3, 5, 4)}, 4, 5, 3)
 
 
 @pytest.mark.parametrize(

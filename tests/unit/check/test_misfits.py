@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lightning_action.check.misfits import misfits
 from lightning_action.frozen.codec import LinearVideoCodec
 from lightning_action.frozen.text import HashingTextEncoder
 from lightning_action.frozen.umt5 import UMT5TextEncoder
+from lightning_action.module import ActionVideoModule
 from lightning_action.settings import Sampling
 from tests.helpers import small_generator
 from tests.small_module import batch_of, small_module
@@ -39,6 +41,9 @@ def test_a_batch_that_fits(trains: bool) -> None:
         ({"video": torch.full((3, 13, 3, 16, 24), 255.0)}, r"pixels are in \[-1, 1\], .* from 255 to 255"),
         ({"video": torch.full((3, 13, 3, 16, 24), torch.nan)}, r"pixels are in \[-1, 1\], .* nan"),
         ({"action": ...}, "no `action` .* no action_module infers one"),
+        ({"action": ..., "actions": torch.zeros(3, 12, 3)}, "no `action` .* did you mean `actions`"),
+        ({"video": ..., "videos": torch.zeros(3, 13, 3, 16, 24)}, "no `video` .* did you mean `videos`"),
+        ({"prompt": ..., "prompts": ["a", "b", "c"]}, "no prompt; .* did you mean `prompts`"),
         ({"action": torch.zeros(3, 12, 2)}, r"must be \[B, 12, 3\] .* got \[3, 12, 2\]"),
         ({"action": torch.zeros(3, 13, 3)}, r"must be \[B, 12, 3\] .* got \[3, 13, 3\].*state 13"),
         ({"action": torch.zeros(2, 12, 3)}, r"must be a tensor \[3, rows, columns\], got \[2, 12, 3\]"),
@@ -48,10 +53,41 @@ def test_a_batch_that_fits(trains: bool) -> None:
     ],
 )
 def test_a_training_batch_that_does_not_fit(changes: dict[str, Any], message: str) -> None:
-    told = misfits(small_module(), batch_of(**changes), trains=True)
+    batch = batch_of(**changes)
+    told = misfits(small_module(), batch, trains=True)
     assert told
     with pytest.raises(AssertionError, match=message):
         raise AssertionError("\n".join(told))
+    with pytest.raises((ValueError, RuntimeError)):
+        trainable().training_step(batch, 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"video": torch.zeros(3, 13, 3, 16, 24, dtype=torch.float64)},
+        {"video": torch.zeros(3, 13, 3, 16, 24, dtype=torch.float16)},
+        {"action": None},
+        {"action": torch.zeros(3, 12, 3, dtype=torch.float64)},
+        {"action": torch.zeros(3, 12, 3, dtype=torch.int64)},
+        {"prompt": ("a", "b", "")},
+        {"sample_id": torch.arange(3, dtype=torch.int32)},
+        {"fps": 8, "task": None, "camera": {"name": ["a", "b"]}, "dt": torch.tensor(0.1)},
+    ],
+)
+def test_what_fits_trains(changes: dict[str, Any]) -> None:
+    batch = batch_of(**changes)
+    assert misfits(small_module(), batch, trains=True) == []
+    assert bool(trainable().training_step(batch, 0)["loss"].isfinite())
+
+
+def trainable() -> ActionVideoModule:
+    module = small_module("cpu")
+    codec = module.frozen.vae
+    assert isinstance(codec, LinearVideoCodec)
+    codec.fit(batch_of()["video"])
+    return module
 
 
 def test_several_problems_are_told_together_and_each_once() -> None:
@@ -65,6 +101,21 @@ def test_a_batch_to_predict_from_needs_its_first_frames_only() -> None:
     more = small_module(sampling=Sampling(num_initial_latents=2))
     (told,) = misfits(more, start, trains=False)
     assert "num_initial_latents 2 needs 5 frames, got 1" in told
+
+
+def test_nothing_is_left_to_generate() -> None:
+    module = small_module(sampling=Sampling(num_initial_latents=4))
+    for trains in (True, False):
+        (told,) = misfits(module, batch_of(), trains)
+        assert "num_initial_latents 4 leaves nothing to generate of a video of 4 latent frames" in told
+
+
+def test_pixels_that_look_like_those_of_another_range_are_told() -> None:
+    with pytest.warns(UserWarning, match=r"those of `video` go from 0.5 to 1: if they are in \[0, 1\], give 2 x - 1"):
+        assert misfits(small_module(), batch_of(video=torch.rand(3, 13, 3, 16, 24).round() / 2 + 0.5), True) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert misfits(small_module(), batch_of(video=torch.zeros(3, 13, 3, 16, 24)), True) == [], "a dark one"
 
 
 @pytest.mark.parametrize(
