@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from . import log_writing
 from .collectives import copies_of_parameters, local
 from .gradient_sums import GradientSums, reduce
+from .optimizer_groups import calls_hooks
 from .part_names import is_named, named_modules, named_parameters
 
 
@@ -39,6 +40,7 @@ class GradientStatistics(Callback):
 
     It works with any LightningModule, with automatic and manual optimization, and with replicated (DDP) and sharded
     (FSDP1, FSDP2) parameters; in manual optimization, clipping is seen where it happens inside of `optimizer.step`.
+    An optimizer that calls no step hooks shows neither what is clipped nor updates.
     Nothing is computed at steps that are not logged, except that the step before a logged one copies the gradients for
     `cosine`; that copy is not in checkpoints, so that a fit resumed between the two shows no cosine at the first logged
     step.
@@ -164,7 +166,8 @@ class GradientStatistics(Callback):
                 sums.add_updates(before)
 
         self._sums[optimizer] = sums
-        self._hooks[optimizer] = optimizer.register_step_post_hook(after_step)
+        if calls_hooks(optimizer):
+            self._hooks[optimizer] = optimizer.register_step_post_hook(after_step)
 
     def _figures(self, trainer: Trainer) -> dict[str, float]:
         figures: dict[str, float] = {}

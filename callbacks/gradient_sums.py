@@ -80,7 +80,7 @@ class GradientSums:
 
     def _column(self, values: list[int]) -> Tensor:
         # Without waiting for the device, which a tensor that is made there would do.
-        return torch.tensor(values).to(local(self.parameters[0]).device, non_blocking=True)
+        return torch.tensor(values).to(self.parameters[0].device, non_blocking=True)
 
     def _stack(self, values: Sequence[Tensor]) -> Tensor:
         """Parameters may be on several devices."""
@@ -91,8 +91,9 @@ class GradientSums:
 
     def _values(self, tensors: Mapping[nn.Parameter, Tensor | None]) -> list[Tensor]:
         """What this rank holds of a tensor for each parameter, nothing where there is none."""
-        known = [(parameter, tensors.get(parameter)) for parameter in self.parameters]
-        return [local(parameter).new_empty(0) if tensor is None else local(tensor) for parameter, tensor in known]
+        # Never like the parameter, which may be of integers, of eight bits, or have no shape yet.
+        nothing = torch.empty(0, device=self._copies.device)
+        return [nothing if tensor is None else local(tensor) for tensor in map(tensors.get, self.parameters)]
 
     def _set_norms(self, prefix: str, gradients: list[Tensor]) -> None:
         self._set(f"{prefix}absolute", self._stack([norm(gradient, 1) for gradient in gradients]))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -30,7 +31,17 @@ class BackboneGroup:
         return self.optimizer.param_groups[self.index]
 
     def replace_learning_rate(self, learning_rate: Callable[[dict[str, Any]], float | Tensor]) -> None:
-        """Gives the group another learning rate during each step, and only then: schedulers never see it."""
+        """Gives the group another learning rate during each step, and only then: schedulers never see it.
+
+        Raises:
+            MisconfigurationException: If the optimizer calls no hooks around its steps.
+        """
+        if not calls_hooks(self.optimizer):
+            raise MisconfigurationException(
+                f"{type(self.optimizer).__name__} calls no hooks around its steps (it does not call the __init__ of"
+                " torch.optim.Optimizer), so that FreezeBackboneFirst cannot warm up or replace its learning rate:"
+                " leave out warmup_steps and learning_rate."
+            )
 
         def before_step(*_: Any) -> None:
             self._put_back()
@@ -56,6 +67,12 @@ class BackboneGroup:
             self.options["lr"], self._scheduled = self._scheduled, None
 
 
+def calls_hooks(optimizer: Optimizer) -> bool:
+    """Whether torch has prepared the optimizer to call hooks around its steps, unlike some that wrap another."""
+    return hasattr(optimizer, "_optimizer_step_post_hooks")
+
+
+@isolate_rng()
 @torch.no_grad()
 def materialize_state(optimizer: Optimizer, must_have_state: bool) -> None:
     """Creates the state that the optimizer would create at its first step, for all its parameters, and moves none.
@@ -74,7 +91,8 @@ def materialize_state(optimizer: Optimizer, must_have_state: bool) -> None:
     fresh = [[p for p in group["params"] if p.requires_grad and p not in optimizer.state] for group in groups]
     if not any(fresh):
         return
-    if _leaves_no_trace(optimizer):
+    # A copy of one without hooks would bring them to its class, whose instances have none to call.
+    if calls_hooks(optimizer) and _leaves_no_trace(optimizer):
         optimizer.state.update(_initial_state(optimizer, fresh))
     elif must_have_state:
         raise MisconfigurationException(

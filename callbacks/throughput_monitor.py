@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
@@ -58,8 +58,9 @@ class ThroughputMonitor(Callback):
     `[B, F, ...]`, of which latents count where there are both; otherwise only steps are counted. `predict_step` returns
     a dict with `video` `[B, T, ...]` and, if they are measured, `block_seconds` (a list with the seconds of each block
     of latents) and `decode_seconds`; if not, the whole step counts as with VAE. For the utilization, `flops_per_batch`
-    is an attribute or property of the module: operations of forward and backward pass on one rank. The device is waited
-    for at logged steps, at both ends of validation, and after each step of a prediction that measures no blocks.
+    is an attribute or property of the module (None where it is not known): operations of forward and backward pass on
+    one rank. The device is waited for at logged steps, at both ends of validation, and after each step of a prediction
+    that measures no blocks.
 
     Args:
         video: Name of the video in a training batch.
@@ -155,7 +156,7 @@ class ThroughputMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not isinstance(outputs, dict) or not isinstance(outputs.get("video"), Tensor):
+        if not isinstance(outputs, dict) or not _has_frames(outputs.get("video")):
             return
         batch_size, num_frames = outputs["video"].shape[:2]
         self._generated.frames += batch_size * num_frames
@@ -170,15 +171,21 @@ class ThroughputMonitor(Callback):
         log_writing.scalars(trainer, figures, log_writing.current_step(trainer))
 
     def _count(self, interval: _Interval, pl_module: LightningModule, batch: Any) -> None:
-        if self._peak is not None and hasattr(pl_module, "flops_per_batch"):
-            interval.flops += float(pl_module.flops_per_batch)  # type: ignore[arg-type]
+        flops = getattr(pl_module, "flops_per_batch", None)
+        if self._peak is not None and flops is not None:
+            interval.flops += float(flops)
         tensors = batch if isinstance(batch, dict) else {}
         latents, video = tensors.get(self.latents), tensors.get(self.video)
-        interval.with_vae = not isinstance(latents, Tensor)
-        if isinstance(latents, Tensor):
+        interval.with_vae = not _has_frames(latents)
+        if _has_frames(latents):
             interval.frames += len(latents) * (1 + self.temporal_compression_ratio * (latents.shape[1] - 1))
-        elif isinstance(video, Tensor):
+        elif _has_frames(video):
             interval.frames += video.shape[0] * video.shape[1]
+
+
+def _has_frames(value: Any) -> TypeGuard[Tensor]:
+    """Whether it may be a batch of videos or latents, `[B, T, ...]`."""
+    return isinstance(value, Tensor) and value.ndim >= 2
 
 
 def _now(pl_module: LightningModule) -> float:

@@ -24,6 +24,7 @@ from transformers.optimization import Adafactor
 
 from lightning_action.callbacks import FreezeBackboneFirst
 from lightning_action.callbacks.optimizer_groups import materialize_state
+from tests.foreign_optimizers import WithoutHooks
 
 STEPS_PER_EPOCH = 3
 
@@ -518,6 +519,18 @@ class NeedsTrainMode(SGD):
         return super().step(closure)
 
 
+class Draws(SGD):
+    """Adds noise to its steps."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.data.add_(torch.randn_like(parameter), alpha=0.01)
+        return loss
+
+
 OPTIMIZERS: dict[str, Callable[[TwoParts], Optimizer]] = {
     "Adadelta": lambda m: torch.optim.Adadelta(named_groups(m)),
     "Adafactor": lambda m: torch.optim.Adafactor(named_groups(m)),
@@ -538,9 +551,11 @@ OPTIMIZERS: dict[str, Callable[[TwoParts], Optimizer]] = {
     "transformers.Adafactor": lambda m: Adafactor([{"params": list(m.parameters())}]),
     "counts": lambda m: CountsInItsGroup(named_groups(m), lr=0.01),
     "train-mode": lambda m: NeedsTrainMode(named_groups(m), lr=0.01),
+    "draws": lambda m: Draws(named_groups(m), lr=0.01),
+    "without-hooks": lambda m: WithoutHooks(AdamW(named_groups(m))),
 }
 # Their steps show whether they were prepared.
-LEFT_ALONE = {"ASGD", "LBFGS", "Rprop", "SGD-dampened", "train-mode"}
+LEFT_ALONE = {"ASGD", "LBFGS", "Rprop", "SGD-dampened", "train-mode", "draws", "without-hooks"}
 
 
 class FrozenByHand(Callback):
@@ -578,6 +593,12 @@ def test_state_that_sharded_parameters_need(name: str) -> None:
     materialize_state(optimizer, must_have_state=True)
     assert name == "counts" or len(optimizer.state) == 6
     assert all("count" not in group for group in optimizer.param_groups)
+
+
+def test_an_optimizer_without_hooks_cannot_be_warmed_up() -> None:
+    freeze = FreezeBackboneFirst(["backbone"], unfreeze_at_step=1, warmup_steps=2)
+    with pytest.raises(MisconfigurationException, match="WithoutHooks calls no hooks around its steps"):
+        fit(TwoParts(OPTIMIZERS["without-hooks"]), freeze)
 
 
 def test_a_learning_rate_that_the_optimizer_computes_cannot_be_warmed_up() -> None:

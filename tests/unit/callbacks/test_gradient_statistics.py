@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_action.callbacks import GradientStatistics, NonFiniteGradientWarning
 from tests import short_fits
+from tests.foreign_optimizers import WithoutHooks
 from tests.someones_dit import SomeonesDiT, moving_spots
 
 TOLERANCE = 1e-6
@@ -359,7 +360,15 @@ class Odd(LightningModule):
             optimizer.add_param_group({"params": [self.elsewhere[1]], "name": "late"})
 
     def configure_optimizers(self) -> Any:
-        here = [self.complex, self.table.weight, nn.Parameter(torch.ones(3, device="meta")), self.bfloat16s]
+        eight_bits = nn.Parameter(torch.ones(3, dtype=torch.float8_e4m3fn), requires_grad=False)
+        integers = nn.Parameter(torch.ones(3, dtype=torch.int64), requires_grad=False)
+        without_gradient = [
+            nn.Parameter(torch.ones(3, device="meta")),
+            nn.UninitializedParameter(),
+            eight_bits,
+            integers,
+        ]
+        here = [*without_gradient, self.complex, self.table.weight, self.bfloat16s]
         return torch.optim.SGD([{"params": here}, {"params": self.elsewhere[:1], "name": "elsewhere"}], lr=0.0)
 
 
@@ -370,3 +379,13 @@ def test_odd_parameters_do_not_end_the_fit(tmp_path: Path) -> None:
     # Real and imaginary parts, two rows of the table of which one has a gradient, and those in half precision.
     assert shown["grad/norm/group_0"][0] == pytest.approx((9 + 16 + 1 + 2 + 2) ** 0.5)
     assert shown["grad/zero_share/group_0"][0] == pytest.approx((1 + 8) / (4 + 10 + 2))
+
+
+def test_an_optimizer_without_hooks_shows_what_it_is_given(tmp_path: Path) -> None:
+    class Wrapping(BoringModel):
+        def configure_optimizers(self) -> Any:
+            return WithoutHooks(torch.optim.SGD(self.parameters(), lr=0.1))
+
+    shown = fit(tmp_path, Wrapping(), GradientStatistics())
+    statistics = {tag.split("/")[1] for tag in shown if tag.startswith("grad/")}
+    assert statistics == {"norm", "max", "mean", "zero_share", "nonfinite_share", "cosine"}

@@ -188,3 +188,25 @@ def test_csv_and_no_logger(tmp_path: Path) -> None:
 def test_numbers_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
         ThroughputMonitor(**options)
+
+
+class Anything(BoringModel):
+    """Batches that say nothing about frames, and operations that nobody knows."""
+
+    flops_per_batch = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(torch.ones(1, 32), batch_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        return batch
+
+
+@pytest.mark.parametrize("kind", ["video", "latents"])
+@pytest.mark.parametrize("value", [torch.ones(3), torch.ones(()), [1, 2, 3], None])
+def test_batches_without_frames_are_steps(tmp_path: Path, kind: str, value: Any) -> None:
+    loader: Any = DataLoader([{kind: value}] * 4, batch_size=None)
+    monitor, options = ThroughputMonitor(peak_flops=1.0), {"max_steps": 4, "log_every_n_steps": 2}
+    shown = short_fits.fit(tmp_path, Anything(), monitor, loaders=(loader,), **options)
+    assert [tag for tag in shown if tag.startswith("throughput")] == ["throughput/train/steps_per_second"]
+    short_fits.quiet_trainer(tmp_path, monitor).predict(Anything(), loader)
