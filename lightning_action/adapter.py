@@ -25,6 +25,7 @@ from lightning_action.lora import (
 from lightning_action.weights import (
     check_fits,
     fingerprint,
+    identity,
     load_strictly,
     read_metadata,
     read_safetensors,
@@ -100,7 +101,7 @@ def write_adapter(
         **({} if alpha is None else {"lora_alpha": str(alpha)}),
     }
     tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
-    write_safetensors(path, tensors, {**metadata, "fingerprint": fingerprint(tensors)})
+    write_safetensors(path, tensors, {**metadata, **identity(tensors)})
 
 
 def read_adapter(path: str | Path) -> ActionAdapter:

@@ -31,6 +31,7 @@ from lightning_action.weights import (
     detect_size,
     few,
     fingerprint,
+    identity,
     read_generator,
     read_low_rank,
     read_tensors,
@@ -219,7 +220,7 @@ def diffusers_config(generator: CausalWanModel) -> dict[str, Any]:
 
 
 def _stored(generator: CausalWanModel, tensors: LazyTensors, metadata: Mapping[str, str] | None) -> dict[str, str]:
-    own = {"fingerprint": fingerprint(tensors), "num_heads": str(generator.num_heads)}
+    own = {**identity(tensors), "num_heads": str(generator.num_heads)}
     return {"format": "pt", **own, **(metadata or {})}
 
 

@@ -19,7 +19,7 @@ from lightning_action.weights import (
     few,
     find_release_file,
     find_weights,
-    fingerprint,
+    identity,
     load_strictly,
     read_action_projection,
     read_generator,
@@ -178,10 +178,10 @@ def export(
 ) -> None:
     """Write the files that `load_generator` and `prepare_codec` read, each in one step; `generator` are its tensors."""
     said = {"fit_seconds": str(fit_seconds), "num_heads": str(num_heads)}
-    write_safetensors(Path(folder) / GENERATOR_FILE, generator, {**said, "fingerprint": fingerprint(generator)})
+    write_safetensors(Path(folder) / GENERATOR_FILE, generator, {**said, **identity(generator)})
     if isinstance(vae, FittedCodec):
         fitted = vae.fitted_tensors()
-        write_safetensors(Path(folder) / VAE_FILE, fitted, {"fingerprint": fingerprint(fitted)})
+        write_safetensors(Path(folder) / VAE_FILE, fitted, identity(fitted))
 
 
 def _check_size(generator: CausalWanModel, tensors: LazyTensors, source: str) -> None:

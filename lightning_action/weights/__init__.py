@@ -1,7 +1,7 @@
 """Weights in and out of files: every format that checkpoints of this family come in."""
 
 from lightning_action.weights.checkpoint import GeneratorCheckpoint, read_action_projection, read_generator
-from lightning_action.weights.fingerprint import fingerprint, require_fingerprint
+from lightning_action.weights.fingerprint import fingerprint, identity, require_fingerprint
 from lightning_action.weights.fit import check_fits, copy_all, copy_into, load_strictly, require_same, require_weights
 from lightning_action.weights.low_rank import (
     add_changes,
@@ -45,6 +45,7 @@ __all__ = [
     "fingerprint",
     "from_diffusers_name",
     "generator_arguments",
+    "identity",
     "inside",
     "is_low_rank",
     "load_pickle",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -21,24 +21,45 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         tensors: in the original Wan names, as `read_generator` and `CausalWanModel.state_dict` give them.
     """
     digest = hashlib.sha256()
+    for name, values in _whole(tensors):
+        _add(digest, f"{name} {list(values.shape)}", values.to(torch.bfloat16))
+    return digest.hexdigest()
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and every bit of the values: what tells a damaged copy of a file."""
+    digest = hashlib.sha256()
+    for name, values in _whole(tensors):
+        _add(digest, f"{name} {values.dtype} {list(values.shape)}", values)
+    return digest.hexdigest()
+
+
+def identity(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """What a file says of the tensors in it, and `require_fingerprint` looks at when they are loaded."""
+    return {"fingerprint": fingerprint(tensors), "checksum": checksum(tensors)}
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name in sorted(tensors):
         tensor = tensors[name].detach()
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        values = whole.cpu().to(torch.bfloat16).contiguous()
-        digest.update(f"{name} {list(values.shape)}\n".encode())
-        digest.update(values.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        yield name, (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+
+
+def _add(digest: hashlib._Hash, head: str, values: Tensor) -> None:
+    digest.update(f"{head}\n".encode())
+    digest.update(values.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def require_fingerprint(tensors: Mapping[str, Tensor], header: Mapping[str, str], source: str) -> None:
     """Refuse a file that does not hold what was written into it, as far as its header says what that was.
 
     Raises:
-        ValueError: `tensors` have another fingerprint than the header says.
+        ValueError: `tensors` have another checksum than the header says, or, in older files, another fingerprint.
     """
-    expected = header.get("fingerprint")
-    if expected is not None and fingerprint(tensors) != expected:
+    compute = checksum if "checksum" in header else fingerprint
+    expected = header.get(compute.__name__)
+    if expected is not None and compute(tensors) != expected:
         raise ValueError(
-            f"{source} does not hold the weights that were written into it (their fingerprint is {expected[:12]}...): "
-            "it was damaged or changed since; copy or export it again"
+            f"{source} does not hold the weights that were written into it (their {compute.__name__} is "
+            f"{expected[:12]}...): it was damaged or changed since; copy or export it again"
         )
