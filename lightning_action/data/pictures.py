@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,14 +63,28 @@ def _decode(path: Path) -> np.ndarray:
         except Exception as error:  # decoders of broken files raise whatever they meet
             raise ValueError(f"{path} is broken ({error}): {expected}") from error
         _require_readable(path, image)
-        try:
+        with _blaming(path):
+            frames = getattr(image, "n_frames", 1)  # a plain Image has none
+        # A phone's JPEG may carry previews and depth behind the photo, which Pillow calls MPO.
+        if frames > 1 and image.format != "MPO":
+            raise ValueError(f"{path} holds {frames} frames, expected one: save the frame to start from by itself")
+        with _blaming(path):
             return _to_unit_rgb(ImageOps.exif_transpose(image))
-        except Exception as error:
-            raise ValueError(f"{path} is cut off or broken ({error}): save it again") from error
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Decoders of broken files raise whatever they meet."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} is cut off or broken ({error}): save it again") from error
 
 
 def _require_readable(path: Path, image: Image.Image) -> None:
     """Refuse by the header alone, before anything is decoded."""
+    from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
+
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"{path} is {height} x {width}, expected at most {MAX_PIXELS} pixels: make it smaller")
@@ -76,10 +92,11 @@ def _require_readable(path: Path, image: Image.Image) -> None:
         raise ValueError(
             f"{path} is a picture of mode {image.mode}, whose values have no known scale: save it with 8 bits a channel"
         )
-    frames = getattr(image, "n_frames", 1)  # a plain Image has none
-    # A phone's JPEG may carry previews and depth behind the photo, which Pillow calls MPO.
-    if frames > 1 and image.format != "MPO":
-        raise ValueError(f"{path} holds {frames} frames, expected one: save the frame to start from by itself")
+    # Pillow gives grey of 12 bits, and grey whose zero is white, as if it were usual 16-bit grey.
+    if isinstance(image, TiffImageFile) and image.mode in _DEEP:
+        bits, zero_is_black = image.tag_v2.get(BITSPERSAMPLE), image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 1
+        if bits != (16,) or not zero_is_black:
+            raise ValueError(f"{path} is grey of other than 16 bits, or with white as 0: save it with 8 bits a channel")
 
 
 def _to_unit_rgb(image: Image.Image) -> np.ndarray:

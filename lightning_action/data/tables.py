@@ -21,7 +21,10 @@ _MARKS = {
 }
 _NUMBER = re.compile(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)([eE][+-]?[0-9]+)?")
 # What programs write where a value is missing or is no name.
-_NO_NAME = re.compile(r"[+-]?(nan|inf|infinity|na|n/a|null|none|true|false|0x[0-9a-f]+|[0-9._,e+-]+)", re.IGNORECASE)
+_NO_NAME = re.compile(
+    r"[+-]?(nan|inf|infinity|na|n/a|null|none|true|false|0x[0-9a-f]+|[.,]?[0-9][0-9._,e+-]*)", re.IGNORECASE
+)
+_WHOLE = re.compile(r"[+-]?[0-9]+")
 _NPY, _ZIP = b"\x93NUMPY", b"PK"
 
 _Row = tuple[int, list[str]]
@@ -55,7 +58,7 @@ def _read_npy(path: Path) -> np.ndarray:
         file.seek(0)
         try:
             table = np.load(file, allow_pickle=False)
-        except (ValueError, EOFError, OSError, MemoryError) as error:
+        except Exception as error:  # broken headers raise whatever their parser meets
             raise ValueError(f"{path} is cut off, broken, or holds objects ({error}): save numbers again") from error
     if table.ndim != 2 or not table.size or table.dtype.kind not in "fiub":
         raise ValueError(f"{path} must hold numbers [rows, columns], got {table.dtype} of shape {list(table.shape)}")
@@ -68,15 +71,17 @@ def _read_npy(path: Path) -> np.ndarray:
 
 def _read_csv(path: Path) -> np.ndarray:
     rows, separator = _split(path)
-    if rows and all(map(_is_name, rows[0][1])):
-        rows = rows[1:]
-    if not rows:
+    named = bool(rows) and all(map(_is_name, rows[0][1]))
+    if not rows[named:]:
         raise ValueError(f"{path} holds no action rows")
     width = len(rows[0][1])
     for line, cells in rows:
         if len(cells) != width:
             raise ValueError(f"{path}, line {line}: {len(cells)} values, expected {width} as on line {rows[0][0]}")
-    _refuse_numbered_names(path, rows)
+    if named:
+        rows = rows[1:]
+    else:
+        _refuse_numbered_names(path, rows)
     numbers = [[_number(path, line, i, cell, separator) for i, cell in enumerate(cells, 1)] for line, cells in rows]
     marks = {mark for _, cells in rows for cell in cells for mark in ".," if mark in cell}
     if len(marks) > 1:
@@ -116,7 +121,7 @@ def _refuse_numbered_names(path: Path, rows: list[_Row]) -> None:
     """
     (line, first), others = rows[0], [cell for _, cells in rows[1:] for cell in cells]
     numbered = bool(others) and first == [str(index) for index in range(len(first))]
-    if numbered and (len(first) > 1 or not all(map(str.isdigit, others))):
+    if numbered and (len(first) > 1 or not all(map(_WHOLE.fullmatch, others))):
         raise ValueError(
             f"{path}, line {line}: {','.join(first)} may be numbers of columns or an action: leave out the former"
             " (pandas: to_csv(header=False, index=False)), or write the latter with decimals (0.0)"
@@ -130,6 +135,6 @@ def _number(path: Path, line: int, column: int, cell: str, separator: str) -> fl
     if not _NUMBER.fullmatch(cell) or (separator == "," and "," in cell):
         raise ValueError(f"{where}: {cell!r} is not a number; a first line of names has letters in every cell")
     value = float(cell.replace(",", "."))
-    if abs(value) > np.finfo(np.float32).max:
+    if abs(value) > torch.finfo(torch.float32).max:
         raise ValueError(f"{where}: {cell} is no finite float32")
     return value

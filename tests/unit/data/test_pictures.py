@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,32 @@ def test_pictures_that_are_refused(tmp_path: Path) -> None:
     for name, message in messages.items():
         with pytest.raises(ValueError, match=f"{name} .*{message}"):
             read_image(tmp_path / name, None)
+
+
+@pytest.mark.parametrize(("tag", "usual", "other"), [(258, 16, 12), (262, 1, 0)], ids=["12_bits", "white_is_0"])
+def test_deep_grey_of_another_scale_is_refused(tmp_path: Path, tag: int, usual: int, other: int) -> None:
+    path = tmp_path / "a.tiff"
+    Image.new("I;16", (7, 5), 4000).save(path)
+    entry = struct.pack("<HHIH", tag, 3, 1, usual)
+    assert path.read_bytes().count(entry) == 1
+    read_image(path, (5, 7))
+    path.write_bytes(path.read_bytes().replace(entry, struct.pack("<HHIH", tag, 3, 1, other)))
+    with pytest.raises(ValueError, match="a.tiff is grey of other than 16 bits, or with white as 0"):
+        read_image(path, None)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tiff"])
+def test_files_broken_anywhere_are_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    first, second = Image.new("RGB", (7, 5), "red"), Image.new("RGB", (7, 5), "blue")
+    first.save(path, save_all=True, append_images=[second])
+    whole = path.read_bytes()
+    refused = 0
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length] + (b"\0" * (len(whole) - length) if suffix == "tiff" else b""))
+        try:
+            read_image(path, None)  # whole where only the second frame is gone
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > len(whole) / 2

@@ -74,6 +74,8 @@ def test_what_spreadsheets_write(tmp_path: Path, text: str, encoding: str) -> No
     ("text", "message"),
     [
         (",\n1,2\n", "line 1, column 1: empty"),
+        ("a,b,c\n1,2\n3,4\n", "line 2: 2 values, expected 3"),
+        ("x;y,z\n1,2\n3,4\n", "line 2: 1 values, expected 2"),
         (",dx\n0,2\n", "line 1, column 1: empty"),
         ("x,1\n1,2\n", "line 1, column 1: 'x' is not a number"),
         ("nan,NaN\n1,2\n", "line 1, column 1: 'nan' is not"),
@@ -101,9 +103,19 @@ def test_cells_are_refused_where_they_stand(tmp_path: Path, text: str, message: 
     assert str(path) in str(refused.value)
 
 
-def test_classes_may_begin_with_zero(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("0\n1\n2\n")
-    assert read_actions(tmp_path / "a.csv").tolist() == [[0], [1], [2]]
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("0\n1\n2\n", [[0], [1], [2]]),
+        ("0\n-1\n1\n", [[0], [-1], [1]]),
+        ("dx,dy\n0,1\n0.5,2\n", [[0, 1], [0.5, 2]]),
+        ("n,e1\n0,1\n", [[0, 1]]),
+    ],
+    ids=["classes", "signed", "after_names", "odd_names"],
+)
+def test_a_first_action_may_count_from_zero(tmp_path: Path, text: str, rows: list[list[float]]) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    assert read_actions(tmp_path / "a.csv").tolist() == rows
 
 
 @pytest.mark.parametrize("dtype", [">f8", ">i2", "<f2"])
@@ -141,6 +153,7 @@ def test_cut_and_renamed_files(tmp_path: Path) -> None:
         "empty.npy": (b"", "empty"),
         "cut.npy": (whole[:-5], "cut off"),
         "header.npy": (whole[:20], "cut off"),
+        "bracket.npy": (whole.replace(b"}", b" ", 1), "broken"),
         "many.npy": (many, "npz archive"),
         "text.npy": (b"1,2\n", "another kind"),
         "array.csv": (whole, "is no text"),
