@@ -23,16 +23,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import (
-    Batch,
-    check_actions,
-    check_batch,
-    check_pixels,
-    first_samples,
-    has_actions,
-    num_latents,
-    trained_latents,
-)
+from lightning_action.batch import Batch, first_samples, has_actions, num_latents
+from lightning_action.batch_checks import batch_checks
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.objectives import OBJECTIVES
 from lightning_action.evaluation import ObedienceTest, StateReader, format_table, wins, write_report
@@ -259,13 +251,12 @@ class ActionVideoModule(L.LightningModule):
         seen = [sorted(batch), kinds]
         if self._looked_at.get(stage) == seen:
             return
-        check_batch(batch)
-        num_frames = trained_latents(batch, self.schema.temporal_compression_ratio)
-        check_pixels(batch)
-        self.causality.split(num_frames)
-        if self.action_projection is not None:
-            check_actions(batch, self.schema, num_frames, self.action_module is None)
+        self._require_fits(batch, trains=True)
         self._looked_at[stage] = seen
+
+    def _require_fits(self, batch: Batch, trains: bool) -> None:
+        for check in batch_checks(self.world_model, batch, self.sampling.num_initial_latents, trains):
+            check()
 
     @property
     def flops_per_batch(self) -> float:
@@ -339,12 +330,8 @@ class ActionVideoModule(L.LightningModule):
 
         With `sampling.stream_video` there is `video_blocks` in place of video and latents: an iterator that generates.
         """
-        check_batch(batch)
-        check_pixels(batch)
-        num_frames = num_latents(batch, self.schema)
-        if self.action_projection is not None:
-            check_actions(batch, self.schema, num_frames, needed=False)
-        blocks = self.causality.split(num_frames)
+        self._require_fits(batch, trains=False)
+        blocks = self.causality.split(num_latents(batch, self.schema))
         num_initial = self.sampling.num_initial_latents if "video" in batch else 0
         self._in_lockstep.begin(count_passes(blocks, num_initial, self.sampling.num_steps))
         prediction = {"sample_id": batch["sample_id"].cpu(), "prompt": batch["prompt"], **self.generation_settings()}

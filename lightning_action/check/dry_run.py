@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_action.batch import Batch, frame_size, num_latents, trained_latents
+from lightning_action.batch import Batch, frame_size
+from lightning_action.batch_checks import latent_frames
 from lightning_action.cost import (
     Flops,
     Parameters,
@@ -99,18 +100,7 @@ def geometry(module: ActionVideoModule, batch: Batch, trains: bool) -> Geometry:
     pixels = frame_size(batch)
     shape = module.frozen.vae.latent_shape(*pixels)
     tokens = module.generator.tokens_per_frame(*shape[1:])
-    return Geometry(len(batch["sample_id"]), latent_frames(module, batch, trains), pixels, shape, tokens)
-
-
-def latent_frames(module: ActionVideoModule, batch: Batch, trains: bool) -> int:
-    """Those of the video of a training batch; those that are generated from another.
-
-    Raises:
-        ValueError: nothing says how many, or it is no whole number.
-    """
-    if not trains:
-        return num_latents(batch, module.schema)
-    return trained_latents(batch, module.frozen.vae.temporal_compression_ratio)
+    return Geometry(len(batch["sample_id"]), latent_frames(module.world_model, batch, trains), pixels, shape, tokens)
 
 
 def parameters_of(module: ActionVideoModule) -> dict[str, Parameters | None]:

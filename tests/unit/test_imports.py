@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("action", "batch", "cost", "diffusion", "frozen", "generator", "overlap", "rollout", "seeding", "settings"),
         *("sharding", "timing"),
     },
+    "batch_checks": {"batch", "world_model"},
     "pipeline": {
         *("action", "adapter", "diffusion", "frozen", "generator", "pretrained", "rollout", "run"),
         *("settings", "weights"),
@@ -70,16 +71,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resuming": {"data"},
     "run_checkpoint": {"folder_lock", "stop_signals"},
     "module": {
-        *("action", "batch", "diffusion", "evaluation", "frozen", "generator", "lockstep", "lora", "networks"),
-        *("pretrained", "quantization", "ranges", "resuming", "rollout", "seeding", "settings", "sharding", "weights"),
-        "world_model",
+        *("action", "batch", "batch_checks", "diffusion", "evaluation", "frozen", "generator", "lockstep", "lora"),
+        *("networks", "pretrained", "quantization", "ranges", "resuming", "rollout", "seeding", "settings", "sharding"),
+        *("weights", "world_model"),
     },
     "command_line": {
         *("checkpoints", "ckpt_path", "class_paths", "mistakes", "module", "run_checkpoint", "strategies", "usage"),
         "usage_messages",
     },
     "run": {"callbacks", "ckpt_path", "class_paths", "module", "strategies", "usage", "weights"},
-    "check": {"batch", "class_paths", "command_line", "cost", "diffusion", "frozen", "generator", "module", "sharding"},
+    "check": {
+        *("batch", "batch_checks", "class_paths", "command_line", "cost", "diffusion", "frozen", "generator", "module"),
+        "sharding",
+    },
     "export": {
         *("adapter", "callbacks", "command_line", "files", "generator", "lora", "mistakes", "module", "pretrained"),
         *("run", "strategies", "usage_messages", "weights"),

@@ -1,0 +1,79 @@
+"""Whether a batch fits a model: one set of checks, for what trains, what generates and `check`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from lightning_action.batch import (
+    Batch,
+    check_actions,
+    check_batch,
+    check_pixels,
+    first_frames,
+    frame_size,
+    has_actions,
+    num_latents,
+    trained_latents,
+)
+from lightning_action.world_model import WorldModel
+
+
+def batch_checks(model: WorldModel, batch: Batch, num_initial_latents: int, trains: bool) -> list[Callable[[], object]]:
+    """What is to be asked of a batch; each raises a ValueError that says what was expected and what came.
+
+    Args:
+        model: that the batch is for; nothing of it runs.
+        batch: of any origin.
+        num_initial_latents: latent frames that a generated video begins with.
+        trains: whether the batch is one to train on and to measure with, and not one to generate from.
+
+    Raises:
+        ValueError: there are no samples, or no length, of which anything could be asked.
+    """
+    check_batch(batch)
+    num_frames = latent_frames(model, batch, trains)
+    checks = [
+        partial(check_pixels, batch),
+        partial(model.causality.split, num_frames),
+        partial(_check_generator, model, batch),
+    ]
+    if model.action_projection is not None:
+        needed = trains and model.action_module is None
+        checks.append(partial(check_actions, batch, model.schema, num_frames, needed))
+    if not trains or (model.action_projection is not None and has_actions(batch)):
+        ratio = model.frozen.vae.temporal_compression_ratio
+        checks.append(partial(first_frames, batch, num_initial_latents, num_frames, ratio))
+    return checks
+
+
+def latent_frames(model: WorldModel, batch: Batch, trains: bool) -> int:
+    """Those of the video of a training batch; those that are generated from another.
+
+    Raises:
+        ValueError: nothing says how many, or it is no whole number.
+    """
+    if not trains:
+        return num_latents(batch, model.schema)
+    return trained_latents(batch, model.frozen.vae.temporal_compression_ratio)
+
+
+def _check_generator(model: WorldModel, batch: Batch) -> None:
+    """Frames are whole patches, and latents have the channels that the generator takes and gives."""
+    generator, latent_shape = model.generator, model.frozen.vae.latent_shape(*frame_size(batch))
+    generator.tokens_per_frame(*latent_shape[1:])
+    takes_channels = generator.in_dim > generator.out_dim == latent_shape[0]
+    if generator.image_dim is not None or takes_channels:
+        raise ValueError(
+            "the generator wants an image condition, which no batch carries (in_dim "
+            f"{generator.in_dim}, out_dim {generator.out_dim}, image_dim {generator.image_dim}): generate with "
+            "ActionCausalInferencePipeline, which takes it as `image`"
+        )
+    if generator.in_dim != latent_shape[0]:
+        raise ValueError(
+            f"the generator takes in_dim = {generator.in_dim} channels, the VAE's latents have {latent_shape[0]}"
+        )
+    if generator.out_dim != latent_shape[0]:
+        raise ValueError(
+            f"the generator gives out_dim = {generator.out_dim} channels, the VAE's latents have {latent_shape[0]}"
+        )
