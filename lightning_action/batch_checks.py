@@ -33,7 +33,7 @@ def batch_checks(model: WorldModel, batch: Batch, num_initial_latents: int, trai
     """
     check_batch(batch)
     num_frames = latent_frames(model, batch, trains)
-    checks = [
+    checks: list[Callable[[], object]] = [
         partial(check_pixels, batch),
         partial(model.causality.split, num_frames),
         partial(_check_generator, model, batch),

@@ -1,31 +1,118 @@
-"""The command line on two gloo processes."""
+"""The command line on two gloo processes: started once, they wait for the commands of all tests of this process."""
 
 from __future__ import annotations
 
+import atexit
 import os
-import subprocess
+import random
 import sys
+import traceback
+from contextlib import suppress
+from functools import cache
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tests.integration.test_command_line import ROOT
 
-
-def run_on_two(arguments: list[str], strategy: str | None = "ddp_find_unused_parameters_true") -> str:
-    """The output of a command on two processes; a strategy of None is the configuration's own."""
-    done = start_on_two(arguments, strategy)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+NUM_RANKS = 2
+_TIMEOUT_SECONDS = 300
 
 
-def start_on_two(arguments: list[str], strategy: str | None) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "main.py",
-        *arguments,
-    ]
-    more = ["--trainer.devices=2", *([] if strategy is None else [f"--trainer.strategy={strategy}"])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+class RankFailed(AssertionError):
+    """A command failed on a rank, or the rank died; both ranks are gone."""
+
+
+def run_on_two(*commands: list[str]) -> str:
+    """What both ranks print while they run commands one after another.
+
+    Raises:
+        RankFailed: with what they said.
+    """
+    return _ranks().run([[*command, f"--trainer.devices={NUM_RANKS}"] for command in commands])
+
+
+class _Ranks:
+    def __init__(self) -> None:
+        context = get_context("spawn")  # a fork of a process with threads may hang
+        self._folder = TemporaryDirectory(prefix="two_ranks")
+        # Below the ports that the system hands out, so that nobody takes it before the ranks do.
+        port = random.SystemRandom().randrange(20000, 30000)
+        pairs = [context.Pipe() for _ in range(NUM_RANKS)]
+        self._connections = [ours for ours, _ in pairs]
+        self._outputs = [Path(self._folder.name) / f"rank_{rank}" for rank in range(NUM_RANKS)]
+        self._processes = [
+            context.Process(target=_serve, args=(rank, port, theirs, self._outputs[rank]))
+            for rank, (_, theirs) in enumerate(pairs)
+        ]
+        for process in self._processes:
+            process.start()
+        for _, theirs in pairs:
+            theirs.close()  # so that a rank that dies is an end of file
+        atexit.register(self.end)
+
+    def run(self, commands: list[list[str]]) -> str:
+        for connection in self._connections:
+            connection.send((commands, dict(os.environ)))
+        waiting = list(self._connections)
+        while waiting:
+            ready = wait(waiting, _TIMEOUT_SECONDS)
+            for connection in ready:
+                waiting.remove(connection)
+            failures = [_failure(connection) for connection in ready] or ["no answer"]
+            if any(failures):
+                self.end()
+                raise RankFailed("\n".join([*failures, self._said()[-6000:]]))
+        return self._said()
+
+    def end(self) -> None:
+        _ranks.cache_clear()
+        atexit.unregister(self.end)
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+    def _said(self) -> str:
+        return "\n".join(output.read_text() for output in self._outputs)
+
+
+@cache
+def _ranks() -> _Ranks:
+    return _Ranks()
+
+
+def _failure(connection: Connection) -> str:
+    try:
+        said: str = connection.recv()
+    except EOFError:
+        return "a rank died"
+    return said
+
+
+def _serve(rank: int, port: int, connection: Connection, output: Path) -> None:
+    os.chdir(ROOT)
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM_RANKS), "OMP_NUM_THREADS": "1"}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= place
+    # Only now, for it asks which rank it is.
+    from lightning_action.command_line import run
+
+    with suppress(EOFError):  # the tests are over
+        while True:
+            commands, environment = connection.recv()
+            os.environ.clear()
+            os.environ |= environment | place
+            with output.open("w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            failure = ""
+            try:
+                for command in commands:
+                    run(command)
+            except BaseException:
+                failure = traceback.format_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            connection.send(failure)
+    os._exit(0)  # gloo may abort a process that ends in the ordinary way

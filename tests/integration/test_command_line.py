@@ -348,7 +348,8 @@ def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_two_ranks_tell_a_mistake_once_and_keep_the_exit_code(trained: Path, tmp_path: Path) -> None:
     two = ("--trainer.devices=2", "--trainer.strategy=ddp", f"--model.pretrained={tmp_path / 'nowhere'}")
     arguments = small("fit", trained, f"--trainer.default_root_dir={tmp_path / 'out'}", *two)
-    ended = python("-m", "lightning_action", *arguments)
+    # Below the ports that the system hands out, so that nobody takes it before the ranks do.
+    ended = python("-m", "lightning_action", *arguments, MASTER_PORT=str(20000 + os.getpid() % 10000))
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert [line[:10] for line in ended.stderr.splitlines() if "nowhere" in line] == ["error: no "]
     assert ended.stderr.splitlines()[-1].startswith("error: ") and not listing(tmp_path)

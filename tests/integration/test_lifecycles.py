@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +14,9 @@ from torch import Tensor
 from lightning_action import load_module
 from lightning_action.cli import main
 from lightning_action.command_line import run
-from tests.integration.test_command_line import ACTION, ROOT, SMALL_DATA, SMALL_MODEL
+from tests.integration.test_command_line import ACTION, SMALL_DATA, SMALL_MODEL
 from tests.shipped import CONFIGS, shorter
+from tests.two_ranks import run_on_two
 from tests.wan_release import VERSIONS, small_arguments, write_release
 
 
@@ -77,7 +75,7 @@ def test_whole_life(life: Life, tmp_path: Path, backbone: Path, monkeypatch: pyt
     resumed = f"--ckpt_path={checkpoint}"
     stop, end = (f"--trainer.max_steps={steps}" for steps in (life.stop, life.end))
     verbs = [[verb, *common, resumed] for verb in ("validate", "test", "predict")]
-    _run(life, ["fit", *common, stop], ["fit", *common, end, resumed], *verbs, folder=tmp_path)
+    _run(life, ["fit", *common, stop], ["fit", *common, end, resumed], *verbs)
 
     assert _global_step(checkpoint) == life.end
     report = json.loads((folder / "report.json").read_text())
@@ -119,18 +117,12 @@ def _smaller(life: Life, backbone: Path) -> list[str]:
     return [f"--model.pretrained={backbone}", *SMALL_MODEL, *SMALL_DATA, *ACTION, *lora, *devices]
 
 
-def _run(life: Life, *commands: list[str], folder: Path) -> None:
+def _run(life: Life, *commands: list[str]) -> None:
     if life.devices == 1:
         for command in commands:
             run(command)
         return
-    (folder / "commands.json").write_text(json.dumps(commands))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={life.devices}"]
-    script = [str(Path(__file__).with_name("verbs_script.py")), str(folder / "commands.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*launch, *script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert done.stdout.count("sign accuracy") == 1, "one rank tells"
+    assert run_on_two(*commands).count("sign accuracy") == 1, "one rank tells"
 
 
 def _global_step(checkpoint: Path) -> int:

@@ -17,7 +17,7 @@ from lightning_action.cli import main
 from lightning_action.command_line import run
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, small
 from tests.integration.uneven_videos import NUM_LATENTS
-from tests.two_ranks import run_on_two, start_on_two
+from tests.two_ranks import RankFailed, run_on_two
 
 pytestmark = pytest.mark.distributed
 SHORT = """
@@ -86,33 +86,33 @@ def test_the_fit_on_one_process_moves_both_parts_and_clips(workshop: Path) -> No
 
 
 def test_replicated(workshop: Path) -> None:
-    run_on_two(fit(workshop, "ddp", EACH_HALF, f"--config={ROOT / 'configs' / 'ddp.yaml'}"), strategy=None)
+    run_on_two(fit(workshop, "ddp", EACH_HALF, f"--config={ROOT / 'configs' / 'ddp.yaml'}"))
     assert_same_run(workshop, "ddp")
 
 
 @pytest.mark.parametrize("sharded", [FSDP1, FSDP], ids=["fsdp1", "fsdp2"])
 def test_sharded_with_one_file_goes_on_unsharded_and_back(workshop: Path, sharded: tuple[str, ...]) -> None:
     name = Path(sharded[0]).stem
-    run_on_two(fit(workshop, f"{name}_file", EACH_HALF, *sharded, ONE_FILE), strategy=None)
+    run_on_two(fit(workshop, f"{name}_file", EACH_HALF, *sharded, ONE_FILE))
     assert_same_run(workshop, f"{name}_file")
     run(fit(workshop, f"{name}_file_to_one", at_step(workshop, f"{name}_file", 12)))
     assert_same_run(workshop, f"{name}_file_to_one")
     start = at_step(workshop, "one", 6)
-    run_on_two(fit(workshop, f"one_to_{name}_file", start, EACH_HALF, *sharded, ONE_FILE), strategy=None)
+    run_on_two(fit(workshop, f"one_to_{name}_file", start, EACH_HALF, *sharded, ONE_FILE))
     assert_same_run(workshop, f"one_to_{name}_file")
 
 
 @pytest.mark.parametrize("sharded", [FSDP1, FSDP], ids=["fsdp1", "fsdp2"])
 def test_sharded_folder_goes_on_with_another_number_of_ranks(workshop: Path, sharded: tuple[str, ...]) -> None:
     folder = f"{Path(sharded[0]).stem}_folder"
-    run_on_two(fit(workshop, folder, EACH_HALF, *sharded), strategy=None)
+    run_on_two(fit(workshop, folder, EACH_HALF, *sharded))
     run(fit(workshop, f"{folder}_to_one", at_step(workshop, folder, 6), *sharded, ONE_FILE, "--trainer.devices=1"))
     assert_same_run(workshop, f"{folder}_to_one")
 
 
 def test_a_sharded_folder_is_exported_and_refused_where_files_are_read(workshop: Path) -> None:
     if not (workshop / "fsdp_folder").exists():
-        run_on_two(fit(workshop, "fsdp_folder", EACH_HALF, *FSDP), strategy=None)
+        run_on_two(fit(workshop, "fsdp_folder", EACH_HALF, *FSDP))
     folder = workshop / "fsdp_folder" / "checkpoints" / "last.ckpt"
     (config,) = (workshop / "fsdp_folder" / "lightning_logs").glob("*/config_fit.yaml")
     output = workshop / "exported.safetensors"
@@ -133,11 +133,12 @@ trainer:
       init_args: {{folder: {checkpoints}, step: 11}}
 """)
     command = fit(workshop, "killed", EACH_HALF, *FSDP, f"--config={workshop / 'killer.yaml'}")
-    assert start_on_two(command, strategy=None).returncode != 0
+    with pytest.raises(RankFailed, match="a rank died"):
+        run_on_two(command)
     assert {path.name.split("-")[-1] for path in checkpoints.glob("[!.]*.ckpt")} == {"step=6.ckpt", "last.ckpt"}
     assert list(checkpoints.glob(".*step=12.ckpt-being-written")), "the control: it died while it wrote"
     command = fit(workshop, "killed", at_step(workshop, "killed", 6), EACH_HALF, *FSDP, ONE_FILE)
-    run_on_two(command, strategy=None)
+    run_on_two(command)
     assert_same_run(workshop, "killed")
 
 
@@ -181,8 +182,8 @@ def test_three_states_with_lora_averages_statistics_and_checkpointing(workshop: 
     (workshop / "lora.yaml").write_text(LORA)
     lora = f"--config={workshop / 'lora.yaml'}"
     run(fit(workshop, "one_lora", lora))
-    run_on_two(fit(workshop, "ddp_lora", lora, EACH_HALF, f"--config={ROOT / 'configs' / 'ddp.yaml'}"), strategy=None)
-    run_on_two(fit(workshop, "lora", lora, EACH_HALF, *FSDP, ONE_FILE), strategy=None)
+    run_on_two(fit(workshop, "ddp_lora", lora, EACH_HALF, f"--config={ROOT / 'configs' / 'ddp.yaml'}"))
+    run_on_two(fit(workshop, "lora", lora, EACH_HALF, *FSDP, ONE_FILE))
     statistics = gradient_statistics(workshop, "one_lora")
     assert len(statistics["grad/norm/action"]) == 4 and "grad/clipped_norm/lora" in statistics
     for name in ("ddp_lora", "lora"):
@@ -192,10 +193,10 @@ def test_three_states_with_lora_averages_statistics_and_checkpointing(workshop: 
         torch.testing.assert_close(two[part], one[part], atol=1e-5, rtol=0)
         torch.testing.assert_close(last(workshop, "ddp_lora")[part], one[part], atol=1e-5, rtol=0)
     assert [group["name"] for group in two["optimizer_states"][0]["param_groups"]] == ["action", "lora", "backbone"]
-    run_on_two(fit(workshop, "fsdp1_lora", lora, EACH_HALF, *FSDP1, *GATHERED), strategy=None)
+    run_on_two(fit(workshop, "fsdp1_lora", lora, EACH_HALF, *FSDP1, *GATHERED))
     assert_same_statistics(gradient_statistics(workshop, "fsdp1_lora"), statistics)
     start = at_step(workshop, "fsdp1_lora", 12)
-    run_on_two(fit(workshop, "fsdp1_to_fsdp2_lora", start, lora, EACH_HALF, *FSDP, ONE_FILE), strategy=None)
+    run_on_two(fit(workshop, "fsdp1_to_fsdp2_lora", start, lora, EACH_HALF, *FSDP, ONE_FILE))
     for part in ("state_dict", "ema_state_dict"):
         torch.testing.assert_close(last(workshop, "fsdp1_to_fsdp2_lora")[part], one[part], atol=1e-5, rtol=0)
     first = torch.load(at_step(workshop, "one_lora", 6)[12:], weights_only=True)["state_dict"]
@@ -204,7 +205,7 @@ def test_three_states_with_lora_averages_statistics_and_checkpointing(workshop: 
     assert moved["generator.blocks.0.self_attn.q.base_layer.weight"]
     before = load_file(workshop / "backbone" / "generator.safetensors")["blocks.0.self_attn.q.weight"]
     assert torch.equal(first["generator.blocks.0.self_attn.q.base_layer.weight"], before), "frozen until step 10"
-    run_on_two(fit(workshop, "lora_on", at_step(workshop, "one_lora", 6), lora, EACH_HALF, *FSDP, ONE_FILE), None)
+    run_on_two(fit(workshop, "lora_on", at_step(workshop, "one_lora", 6), lora, EACH_HALF, *FSDP, ONE_FILE))
     for part in ("state_dict", "ema_state_dict"):
         torch.testing.assert_close(last(workshop, "lora_on")[part], one[part], atol=1e-5, rtol=0)
 
@@ -221,7 +222,7 @@ def test_a_rank_without_actions_keeps_nobody_waiting(workshop: Path) -> None:
     dropped = f"--config={workshop / 'dropped.yaml'}"
     replicated = (f"--config={ROOT / 'configs' / 'ddp.yaml'}",)
     for name, strategy in (("ddp", replicated), ("fsdp1", (*FSDP1, ONE_FILE)), ("fsdp2", (*FSDP, ONE_FILE))):
-        run_on_two(fit(workshop, f"{name}_dropped", dropped, EACH_HALF, *strategy), strategy=None)
+        run_on_two(fit(workshop, f"{name}_dropped", dropped, EACH_HALF, *strategy))
     expected = last(workshop, "ddp_dropped")["state_dict"]
     for name in ("fsdp1", "fsdp2"):
         torch.testing.assert_close(last(workshop, f"{name}_dropped")["state_dict"], expected, atol=1e-5, rtol=0)
@@ -240,10 +241,10 @@ def test_a_frozen_backbone_has_no_state_in_folders_either(workshop: Path) -> Non
     (workshop / "frozen.yaml").write_text(FROZEN)
     frozen = f"--config={workshop / 'frozen.yaml'}"
     run(fit(workshop, "one_frozen", frozen))
-    run_on_two(fit(workshop, "frozen", frozen, EACH_HALF, *FSDP1), strategy=None)
+    run_on_two(fit(workshop, "frozen", frozen, EACH_HALF, *FSDP1))
     assert_average_is_exported(workshop, "frozen", last(workshop, "one_frozen"))
     start = at_step(workshop, "frozen", 12)
-    run_on_two(fit(workshop, "frozen_on", start, frozen, EACH_HALF, *FSDP, ONE_FILE), strategy=None)
+    run_on_two(fit(workshop, "frozen_on", start, frozen, EACH_HALF, *FSDP, ONE_FILE))
     one, two = last(workshop, "one_frozen"), last(workshop, "frozen_on")
     for part in ("state_dict", "ema_state_dict"):
         torch.testing.assert_close(two[part], one[part], atol=1e-5, rtol=0)
@@ -287,7 +288,7 @@ def test_ranks_with_other_numbers_and_lengths_of_videos_finish(
 ) -> None:
     name = f"{Path(sharded[0]).stem}_{reshard}"
     run(predict(workshop, "alone", WRITER))
-    run_on_two(predict(workshop, name, *sharded, WRITER, f"--model.sharding.reshard_after_forward={reshard}"), None)
+    run_on_two(predict(workshop, name, *sharded, WRITER, f"--model.sharding.reshard_after_forward={reshard}"))
     alone, shared = videos(workshop, "alone"), videos(workshop, name)
     assert [len(alone[name]) for name in sorted(alone)] == list(NUM_LATENTS)
     # Gathered parameters lie elsewhere in memory, which decides how a product of matrices is summed up.
@@ -297,7 +298,7 @@ def test_ranks_with_other_numbers_and_lengths_of_videos_finish(
 @pytest.mark.parametrize("sharded", [FSDP1, FSDP], ids=["fsdp1", "fsdp2"])
 def test_streamed_videos_of_other_lengths_finish_too(workshop: Path, sharded: tuple[str, ...]) -> None:
     name = f"{Path(sharded[0]).stem}_streamed"
-    run_on_two(predict(workshop, name, *sharded, WRITER, "--model.sampling.stream_video=true"), strategy=None)
+    run_on_two(predict(workshop, name, *sharded, WRITER, "--model.sampling.stream_video=true"))
     run(predict(workshop, "streamed", WRITER, "--model.sampling.stream_video=true"))
     for sample, number in enumerate(NUM_LATENTS):
         alone, shared = (frames_of(workshop / each / "predictions" / f"{sample:06}.mp4") for each in ("streamed", name))
