@@ -46,6 +46,7 @@ class Life:
 
 LIVES = (
     Life(("demo",), factor=100, stop=3, end=4),
+    Life(("demo", "compile"), factor=100, stop=3, end=4, formats=("wan",)),
     Life(("demo", "discrete"), factor=100, stop=2, end=3, formats=("wan",)),
     Life(("demo", "lora"), factor=5000, stop=3, end=4, trains=("action", "lora", "backbone")),
     Life(("demo", "frozen_backbone"), factor=100, stop=1, end=2, formats=("adapter",), trains=("action",)),
@@ -59,7 +60,7 @@ LIVES = (
     Life(("wan2.2_5b", "fsdp"), factor=2000, stop=2, end=3),
 )
 # Run elsewhere, or (own_actions) no life of its own.
-ELSEWHERE = {"demo_backbone", "compile", "fp8", "fsdp1", "own_actions"}
+ELSEWHERE = {"demo_backbone", "fp8", "fsdp1", "own_actions"}
 
 
 @pytest.mark.parametrize("life", LIVES, ids=str)

@@ -12,7 +12,6 @@ import yaml
 
 from lightning_action.cli import main
 from lightning_action.command_line import run
-from lightning_action.generator.model import CausalWanModel
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, small
 
 CONFIGS = ROOT / "configs"
@@ -93,23 +92,6 @@ def pairs(states: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, 
 
 def pretrained(folder: Path) -> tuple[str]:
     return (f"--model.pretrained={folder / 'backbone'}",)
-
-
-def test_compiled_layers_train_and_generate(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As configured, but for the code that is generated at the end: that takes a minute on a CPU."""
-    modes = []
-
-    def compile_layers(generator: CausalWanModel, mode: str) -> None:
-        modes.append(mode)
-        for layer in generator.blocks:
-            layer.compile(backend="eager")
-
-    monkeypatch.setattr(CausalWanModel, "compile_layers", compile_layers)
-    more = (f"--trainer.default_root_dir={tmp_path}", *pretrained(backbone))
-    fit = ("--trainer.max_steps=1", "--trainer.limit_val_batches=0")
-    run(stacked("fit", tmp_path, [CONFIGS / "compile.yaml"], *fit, *more))
-    run(stacked("predict", tmp_path, [CONFIGS / "compile.yaml"], WRITER, checkpoint(tmp_path), *more))
-    assert modes == ["default", "default"] and (tmp_path / "predictions" / "000002.mp4").is_file()
 
 
 def test_float8_generates(backbone: Path, tmp_path: Path) -> None:
