@@ -75,7 +75,7 @@ def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
     if path.is_dir():
         _require_shards(path)
     else:
-        _require_file_of_a_run(path, goes_on=verb != "load_module")
+        _require_file_of_a_run(path, goes_on=verb != "load_run")
 
 
 def _raise_missing(path: Path) -> None:

@@ -80,6 +80,20 @@ def require_classes(config: Any) -> None:
             raise ValueError(f"the class_path {path!r} is a {type(found).__name__}, expected a class")
 
 
+def with_exported_names(value: Any) -> Any:
+    """With the class paths of exported names, wherever a saved configuration says that they are defined."""
+    if isinstance(value, list):
+        return [with_exported_names(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    named = {key: with_exported_names(item) for key, item in value.items()}
+    path = named.get("class_path")
+    if isinstance(path, str) and path.startswith(f"{_PACKAGE}."):
+        name = path.rpartition(".")[2]
+        named["class_path"] = f"{_PACKAGE}.{name}" if name in _exported() else path
+    return named
+
+
 def split_allowed(args: Sequence[str]) -> tuple[list[str], list[str]]:
     """What is typed: the arguments without `--allow`, and the modules that they name by it or by a class path.
 
@@ -127,8 +141,12 @@ def _own_names() -> list[str]:
     """
     folder = Path(__file__).parent
     parts = {path.stem for path in folder.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    exported: list[str] = import_module(_PACKAGE).__all__
-    return [f"{_PACKAGE}.{name}" for name in {*parts, *exported, "callbacks"} if not name.startswith("__")]
+    return [f"{_PACKAGE}.{name}" for name in {*parts, *_exported(), "callbacks"} if not name.startswith("__")]
+
+
+def _exported() -> list[str]:
+    names: list[str] = import_module(_PACKAGE).__all__
+    return names
 
 
 def _typed_paths(args: Sequence[str]) -> Iterator[str]:

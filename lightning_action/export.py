@@ -22,7 +22,7 @@ from lightning_action.lora import base_state_dict, merged_state_dict
 from lightning_action.mistakes import UsageError
 from lightning_action.module import ActionVideoModule
 from lightning_action.pretrained import generator_file
-from lightning_action.run import load_module
+from lightning_action.run import load_run
 from lightning_action.strategies.checkpoints import read_folder_metadata
 from lightning_action.usage_messages import explain
 from lightning_action.weights import (
@@ -134,7 +134,7 @@ def run_export(args: Sequence[str]) -> None:
     if parsed.format == "adapter" and output.suffix != ".safetensors":
         raise ValueError(f"an adapter is a file: give an --output that ends in .safetensors, got {parsed.output!r}")
     _require_free(output, parsed.overwrite)
-    module = load_module(parsed.config, parsed.ckpt_path, parsed.allow)
+    module = load_run(parsed.config, parsed.ckpt_path, parsed.allow)
     if parsed.ema:
         load_averages(module, parsed.ckpt_path)
     if parsed.format == "adapter":

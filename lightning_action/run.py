@@ -22,7 +22,7 @@ from lightning_action.weights import load_pickle
 Path_ = str | Path
 
 
-def load_module(config: Path_ | Sequence[Path_], ckpt_path: Path_, allow: Sequence[str] = ()) -> ActionVideoModule:
+def load_run(config: Path_ | Sequence[Path_], ckpt_path: Path_, allow: Sequence[str] = ()) -> ActionVideoModule:
     """A trained module, ready to `generate`, without a Trainer and without its data.
 
     Args:
@@ -35,7 +35,7 @@ def load_module(config: Path_ | Sequence[Path_], ckpt_path: Path_, allow: Sequen
         ValueError: a configuration names other classes or is none, or the checkpoint belongs to another one, is not
             whole, or holds objects that would run code.
     """
-    require_checkpoint("load_module", str(ckpt_path))
+    require_checkpoint("load_run", str(ckpt_path))
     module = build_module(config, allow)
     module.configure_model()
     if Path(ckpt_path).is_dir():
@@ -51,7 +51,7 @@ def load_module(config: Path_ | Sequence[Path_], ckpt_path: Path_, allow: Sequen
 def build_module(config: Path_ | Sequence[Path_], allow: Sequence[str] = ()) -> ActionVideoModule:
     """The module of a configuration, of which only the section `model` is looked at.
 
-    Arguments and errors as in `load_module`.
+    Arguments and errors as in `load_run`.
     """
     paths = [config] if isinstance(config, str | Path) else list(config)
     sections = [_model_section(Path(path)) for path in paths]

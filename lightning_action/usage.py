@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import Namespace, get_loader, set_dumper, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_action.class_paths import with_exported_names
 from lightning_action.mistakes import UsageError
 from lightning_action.usage_messages import explain
 
@@ -138,7 +139,7 @@ def read_yaml(text: str) -> Any:
     node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if node is not None:
         _count(node, {})
-    value = get_loader("yaml")(text)
+    value = with_exported_names(get_loader("yaml")(text))
     return text if value is None else value
 
 

@@ -23,13 +23,13 @@ _GENERATOR_OF_RUN = ("state_dict.generator.", "ema_state_dict.generator.")
 def parts_of_run(
     config: str | Path | Sequence[str | Path], ckpt_path: str | Path | None, allow: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything as it was trained. Raises as `load_module`."""
+    """Everything as it was trained. Raises as `load_run`."""
     if ckpt_path is None:
         raise ValueError(f"{config} is the configuration of a run: give the path of its checkpoint too")
     # Not at the top: a pipeline of released weights needs no lightning.
-    from lightning_action.run import load_module
+    from lightning_action.run import load_run
 
-    module = load_module(config, ckpt_path, allow)
+    module = load_run(config, ckpt_path, allow)
     return {
         "generator": module.generator,
         "text_encoder": module.frozen.text_encoder,

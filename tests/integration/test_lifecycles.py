@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lightning_action import load_module
+from lightning_action import load_run
 from lightning_action.cli import main
 from lightning_action.command_line import run
 from tests.integration.test_command_line import ACTION, SMALL_DATA, SMALL_MODEL
@@ -25,7 +25,7 @@ class Life:
     """What is run: `configs` stacked, on `devices` processes, all numbers of steps divided by `factor`.
 
     The fit stops after `stop` steps, behind every switch of phases, and goes on from `last.ckpt` to `end`. Then come
-    validate, test and predict, export in `formats`, and `load_module`. `trains` says which parts have moved by then.
+    validate, test and predict, export in `formats`, and `load_run`. `trains` says which parts have moved by then.
     """
 
     configs: tuple[str, ...]
@@ -89,7 +89,7 @@ def test_whole_life(life: Life, tmp_path: Path, backbone: Path, monkeypatch: pyt
         output = tmp_path / (f"exported_{number}" if form == "diffusers" else f"exported_{number}.safetensors")
         main(["export", f"--config={config}", resumed, f"--format={form}", f"--output={output}"])
         assert output.exists()
-    module = load_module(config, checkpoint)
+    module = load_run(config, checkpoint)
     assert _moved(dict(module.state_dict()), began) == set(life.trains) and not module.training
 
 

@@ -17,7 +17,7 @@ import yaml
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_action import ActionCausalInferencePipeline, load_module
+from lightning_action import ActionCausalInferencePipeline, load_run
 from lightning_action.adapter import read_adapter
 from lightning_action.callbacks import EMA
 from lightning_action.check.command import run_check
@@ -74,7 +74,7 @@ def test_a_file_of_weights(tmp_path: Path, marker: Path, suffix: str, inside: bo
             with pytest.raises(ValueError, match=str(path)):
                 read(path)
         with pytest.raises(ValueError, match=str(path)):
-            load_module(config, path)
+            load_run(config, path)
         with pytest.raises(ValueError, match=str(path)):
             ActionCausalInferencePipeline.from_checkpoint(path)
         assert not marker.exists()
@@ -88,7 +88,7 @@ def test_a_folder_of_shards(tmp_path: Path, marker: Path, poison: Poison) -> Non
     folder = as_folder(path)
     poison(folder, marker)
     with pytest.raises(ValueError, match=str(folder)):
-        load_module(config, folder)
+        load_run(config, folder)
     with pytest.raises(ValueError, match=str(folder)):
         ActionCausalInferencePipeline.from_checkpoint(folder, config=config)
     with pytest.raises(ValueError, match=str(folder)):
@@ -136,7 +136,7 @@ def test_averages_in_a_folder_of_shards(tmp_path: Path, marker: Path) -> None:
     checkpoint = torch.load(path, weights_only=True)
     name = "generator.head.head.bias"
     torch.save({**checkpoint, "ema": {"names": [name], "group": "state_dict"}}, path)
-    module, folder = load_module(config, path), as_folder(path)
+    module, folder = load_run(config, path), as_folder(path)
     poison_tensors(folder, marker)
     with pytest.raises(ValueError, match=str(folder)):
         load_averages(module, folder)
@@ -159,7 +159,7 @@ READERS: dict[str, Callable[[Path, Path], Any]] = {
     "export": lambda config, path: run_export(
         [f"--config={config}", f"--ckpt_path={path}", "--format=wan", f"--output={config.parent / 'a.safetensors'}"]
     ),
-    "load_module": load_module,
+    "load_run": load_run,
     "from_checkpoint": lambda config, path: ActionCausalInferencePipeline.from_checkpoint(path, config=config),
 }
 

@@ -59,7 +59,7 @@ def test_what_is_no_checkpoint_is_named(name: str, message: str, folder: Path) -
 def test_what_is_one_passes(folder: Path) -> None:
     for name in ("whole.ckpt", "shards"):
         require_checkpoint("predict", str(folder / name))
-    require_checkpoint("load_module", str(folder / "joined.ckpt"))
+    require_checkpoint("load_run", str(folder / "joined.ckpt"))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compat": set(),
     "mistakes": set(),
     "usage_messages": set(),
-    "usage": {"mistakes", "usage_messages"},
+    "usage": {"class_paths", "mistakes", "usage_messages"},
     "ckpt_path": {"files", "weights"},
     "folder_lock": set(),
     "stop_signals": set(),

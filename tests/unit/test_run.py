@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch.distributed.checkpoint import save
 
-from lightning_action import ActionCausalInferencePipeline, load_module
+from lightning_action import ActionCausalInferencePipeline, load_run
 from lightning_action.export import run_export
 from lightning_action.run import build_module
 from tests.malice import Touches
@@ -37,7 +37,7 @@ def as_folder(path: Path) -> Path:
 def test_the_model_alone_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither data nor Trainer nor pretrained weights are looked for, and a checkpoint may be a folder."""
     config, path = write_run(tmp_path)
-    expected = load_module(config, path).state_dict()
+    expected = load_run(config, path).state_dict()
     settings = deepcopy(CONFIG) | {"data": GONE, "ckpt_path": None, "seed_everything": 3, "unknown": {"a": GONE}}
     settings["trainer"] = {"accelerator": "tpu", "devices": 64, "callbacks": [GONE], "strategy": "none_such"}
     settings["model"]["pretrained"] = "runs/gone/backbone"
@@ -45,7 +45,7 @@ def test_the_model_alone_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path / "elsewhere")
     write(config, settings)
     for checkpoint in (path, as_folder(path)):
-        module = load_module(config, checkpoint)
+        module = load_run(config, checkpoint)
         torch.testing.assert_close(module.state_dict(), expected, rtol=0, atol=0)
         made = ActionCausalInferencePipeline.from_checkpoint(checkpoint, config=config)
         assert torch.equal(made.generator.head.head.bias, module.generator.head.head.bias)
@@ -118,13 +118,13 @@ def test_what_is_no_checkpoint_of_a_run_is_told(tmp_path: Path) -> None:
     folder = as_folder(path)
     torch.save({"generator": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match=r"is no checkpoint of a run .it holds generator, no state_dict"):
-        load_module(config, path)
+        load_run(config, path)
     torch.save({"state_dict": {}, "more": Touches(marker)}, path)
     with pytest.raises(ValueError, match=r"last\.ckpt cannot be read as tensors and plain values alone"):
-        load_module(config, path)
+        load_run(config, path)
     torch.save(Touches(marker), folder / "meta.pt")
     with pytest.raises(ValueError, match=r"meta\.pt cannot be read as tensors and plain values alone"):
-        load_module(config, folder)
+        load_run(config, folder)
     assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists(), "the control: without care it runs"
@@ -139,9 +139,9 @@ def test_a_checkpoint_of_another_number_of_heads_is_refused(tmp_path: Path) -> N
     other = write(tmp_path / "other.yaml", settings)
     for checkpoint in (path, as_folder(path)):
         with pytest.raises(ValueError, match=f"checkpoint was trained with num_heads {heads}, the generator has .* 1"):
-            load_module(other, checkpoint)
-        load_module(config, checkpoint)
+            load_run(other, checkpoint)
+        load_run(config, checkpoint)
     saved = torch.load(path, weights_only=True)
     del saved["num_heads"]
     torch.save(saved, path)
-    load_module(other, path)
+    load_run(other, path)

@@ -206,3 +206,14 @@ def test_words() -> None:
     assert explain("argument subcommand: invalid choice: 'chek' (choose from 'fit', 'test')") == (
         "there is no verb 'chek': did you mean 'check'?"
     )
+
+
+def test_exported_classes_are_found_wherever_a_saved_configuration_says_they_are() -> None:
+    old = (
+        "a: [{class_path: lightning_action.somewhere.else.CausalWanModel}]\nb: {class_path: lightning_action.x.Unknown}"
+    )
+    read = read_yaml(old)
+    assert read["a"] == [{"class_path": "lightning_action.CausalWanModel"}]
+    assert read["b"] == {"class_path": "lightning_action.x.Unknown"}, "the parser says what is wrong with it"
+    callback = {"class_path": "lightning_action.callbacks.EMA"}
+    assert read_yaml(write_yaml(callback)) == callback

@@ -18,7 +18,7 @@ from lightning_action import (
     ActionVideoModule,
     BlockCausality,
     ConvActionModule,
-    load_module,
+    load_run,
 )
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.adapter import write_adapter
@@ -243,7 +243,7 @@ def test_a_run_without_its_configuration_is_told(tmp_path: Path) -> None:
 def test_a_run_brings_everything(tmp_path: Path) -> None:
     config, path = write_run(tmp_path)
     made = ActionCausalInferencePipeline.from_checkpoint(path, config=config)
-    module = load_module(config, path)
+    module = load_run(config, path)
     rows = torch.rand(2, 12, 2, generator=torch.Generator().manual_seed(8)) * 2 - 1
     batch = {
         "action": rows,

@@ -1,0 +1,42 @@
+"""What README, docs and configurations name is exported, so that everything else may move."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import lightning_action
+import lightning_action.callbacks
+
+ROOT = Path(__file__).resolve().parents[2]
+READ = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/examples/*.py"), *ROOT.glob("configs/[!f]*.yaml")]
+_NAMED = re.compile(r"\blightning_action\.([\w.]*\w)|from lightning_action([\w.]*) import (\([^)]*\)|[^\n]*)")
+
+
+def named_in(text: str) -> set[str]:
+    """What is named of the package, from it on: `CausalWanModel`, `callbacks.EMA`."""
+    found = set()
+    for path, package, imported in _NAMED.findall(text):
+        names = re.findall(r"\w+", imported)
+        found |= {path} if path else {f"{package}.{name}".lstrip(".") for name in names}
+    return found
+
+
+def exported(name: str) -> bool:
+    package, _, last = name.rpartition(".")
+    holder = {"": lightning_action, "callbacks": lightning_action.callbacks}.get(package)
+    return name == "callbacks" or (holder is not None and last in holder.__all__)
+
+
+@pytest.mark.parametrize("path", READ, ids=lambda path: path.name)
+def test_only_exported_names_are_told(path: Path) -> None:
+    assert [name for name in sorted(named_in(path.read_text())) if not exported(name)] == []
+
+
+def test_deeper_names_would_be_seen() -> None:
+    text = "`lightning_action.run.load_run`\nfrom lightning_action.data import (\n    A,\n)\n"
+    text += "from lightning_action import B, C"
+    assert named_in(text) == {"run.load_run", "data.A", "B", "C"}
+    assert not any(map(exported, ("run.load_run", "data.A", "B"))) and exported("callbacks.EMA")
