@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.fsdp.wrap import enable_wrap
 
 from benchmarks.loading import TINY, WAN_1_3B, memory_bytes, write
 from lightning_action import ActionSchema, CausalWanModel
 from lightning_action.files import write_json
 from lightning_action.networks import Factories, InitialWeights
-from lightning_action.sharding import Sharding, wrap_generator_part
+from lightning_action.sharding import Sharding
 
-STRATEGIES = ("whole", "fsdp1", "fsdp2")
+STRATEGIES = ("whole", "fsdp2")
 
 
 def build_from(path: Path, generator: Callable[[], CausalWanModel], strategy: str) -> CausalWanModel:
@@ -37,15 +34,8 @@ def build_from(path: Path, generator: Callable[[], CausalWanModel], strategy: st
     schema, sharding = ActionSchema(), Sharding(param_dtype="float32")
     factories = Factories(generator, None, None, lora=None, schema=schema, train_backbone=True, seed=0)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    wrapping: Any = nullcontext()
-    if strategy == "fsdp1":
-        wrapping = enable_wrap(
-            wrapper_cls=FullyShardedDataParallel, device_id=torch.device("cpu"), device_mesh=mesh, use_orig_params=True
-        )
-    with wrapping:
-        built = factories.build_generator(mesh if strategy == "fsdp2" else None, sharding, weights_follow=True)
-        weights = InitialWeights(str(path), lora=None, adapter=None, any_base=False)
-        weights.load(built, None, schema, partial(wrap_generator_part, sharding=sharding))
+    built = factories.build_generator(mesh if strategy == "fsdp2" else None, sharding, weights_follow=True)
+    InitialWeights(str(path), lora=None, adapter=None, any_base=False).load(built, None, schema)
     return built
 
 

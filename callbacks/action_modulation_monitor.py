@@ -1,6 +1,5 @@
 """Whether the actions reach the network, where, and how strongly."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +11,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from . import log_writing
-from .collectives import copies_of_parameters, num_copies
+from .collectives import num_copies
 from .modulation_sums import SLOTS, ModulationSums, figures
+from .probing import refuse_hidden_parameters
 
 
 class ActionModulationWarning(UserWarning):
@@ -176,6 +176,8 @@ class ActionModulationMonitor(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Here, because a checkpoint is restored later.
         self._said, self._fault, self._fault_since = [], "", 0
+        if stage == "fit":
+            refuse_hidden_parameters(trainer.strategy, "ActionModulationMonitor")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         projection = _find(pl_module, self.projection)
@@ -184,13 +186,12 @@ class ActionModulationMonitor(Callback):
             return
         monitors = [each for each in trainer.callbacks if isinstance(each, ActionModulationMonitor)]  # type: ignore[attr-defined]
         self._prefix = "action" if len(monitors) == 1 else f"action/{self.projection}"
-        copies = copies_of_parameters(trainer.model or pl_module)
-        self._parameters = {parameter: copies[parameter] for parameter in projection.parameters()}
+        self._parameters = {parameter: num_copies(parameter) for parameter in projection.parameters()}
         self._hooks = [projection.register_forward_hook(self._see_modulation, with_kwargs=True)]
         if self.time_projection is not None:
             self._hooks.append(_require(pl_module, self.time_projection).register_forward_hook(self._see_time))
         if self.layers is not None:
-            self._tables = _tables(_require(pl_module, self.layers), self.layers, self.table, copies)
+            self._tables = _tables(_require(pl_module, self.layers), self.layers, self.table)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step = log_writing.current_step(trainer)
@@ -314,19 +315,16 @@ def _require(pl_module: LightningModule, name: str) -> nn.Module:
     return found
 
 
-def _tables(layers: nn.Module, name: str, table: str, copies: Mapping[nn.Parameter, int]) -> dict[nn.Parameter, int]:
+def _tables(layers: nn.Module, name: str, table: str) -> dict[nn.Parameter, int]:
     tables: dict[nn.Parameter, int] = {}
     for index, layer in layers.named_children():
         parameter = getattr(layer, table, None)
-        # The size of what FSDP1 leaves a rank, which holds less than a parameter of its kind would, says nothing.
-        if not isinstance(parameter, nn.Parameter) or (
-            parameter.numel() % len(SLOTS) and copies[parameter] == num_copies(parameter)
-        ):
+        if not isinstance(parameter, nn.Parameter) or parameter.numel() % len(SLOTS):
             raise MisconfigurationException(
                 f"ActionModulationMonitor: expected a parameter of 6 D values, `{name}.{index}.{table}`, got"
                 f" {type(parameter).__name__}. Give the name of the table as table=..., or layers: null"
             )
-        tables[parameter] = copies[parameter]
+        tables[parameter] = num_copies(parameter)
     return tables
 
 

@@ -1,4 +1,4 @@
-"""Sums over tensors of which every rank may hold a shard (FSDP1, FSDP2) or a copy (DDP).
+"""Sums over tensors of which every rank may hold a shard (FSDP2) or a copy (DDP).
 
 Every rank adds up what it holds, divided by the number of ranks that hold the same; one all-reduce then gives what a
 single process would have computed. Whether a rank takes part must never depend on its rank or on what it holds.
@@ -9,8 +9,7 @@ from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
@@ -38,22 +37,6 @@ def num_copies(tensor: Tensor) -> int:
         return world_size()
     sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
     return world_size() // prod(size for size, placement in sizes if placement.is_shard())
-
-
-def copies_of_parameters(module: nn.Module) -> dict[nn.Parameter, int]:
-    """For every parameter, the number of ranks that hold the same values of it, or of its shard, as this one.
-
-    Args:
-        module: the outermost, as the strategy has wrapped it.
-    """
-    copies = {parameter: num_copies(parameter) for parameter in module.parameters()}
-    # From the outside in, because parameters belong to the wrapper that is nearest to them.
-    for part in module.modules():
-        if isinstance(part, FullyShardedDataParallel):
-            is_sharded = part.sharding_strategy != ShardingStrategy.NO_SHARD
-            num_shards = dist.get_world_size(part.process_group) if is_sharded else 1
-            copies |= dict.fromkeys(part.parameters(), world_size() // num_shards)
-    return copies
 
 
 def widened(values: Tensor) -> Tensor:

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from . import flat_parameters
 from .collectives import local
 from .log_writing import current_step, has_stepped
-from .part_names import check_parts_exist, is_in, is_named, named_parameters, names_of_parameters
-from .probing import drop_gathered_parameters
+from .part_names import check_parts_exist, is_in, named_parameters, names_of_parameters
+from .probing import drop_gathered_parameters, refuse_hidden_parameters
 from .shard_reading import load_shards
 
 Tensors: TypeAlias = dict[str, Tensor]
@@ -108,11 +107,7 @@ class EMA(Callback):
         self._num_updates = state_dict["num_updates"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if is_named(trainer.strategy, "DeepSpeedStrategy"):
-            raise MisconfigurationException(
-                f"EMA cannot read parameters under {type(trainer.strategy).__name__}, which keeps them in buffers of"
-                " its own: use FSDP or DDP, or remove the callback"
-            )
+        refuse_hidden_parameters(trainer.strategy, "EMA")
         if pl_module is not self._module or trainer.ckpt_path is not None:
             self._forget()
         self._module = pl_module
@@ -209,8 +204,6 @@ class EMA(Callback):
 
     def _as_saved(self, trainer: Trainer, pl_module: LightningModule, values: Tensors, sharded: bool) -> Tensors:
         """Averages or weights as a checkpoint holds them: shards, or whole on the rank that writes."""
-        if flat_parameters.are_flat(_outermost(trainer, pl_module)):
-            return flat_parameters.state_of(trainer.strategy, _parameters(trainer, pl_module), values)
         return values if sharded else _whole(values, trainer.is_global_zero)
 
     def _take_over(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -219,17 +212,12 @@ class EMA(Callback):
         if not restored:
             return
         whole: Tensors = restored.get("whole", {})
-        parameters, model = _parameters(trainer, pl_module), _outermost(trainer, pl_module)
+        parameters = _parameters(trainer, pl_module)
         whole = _under_first_names(pl_module, parameters, whole)
         names = [*whole, *restored.get("names", [])]
         _require_parameters(pl_module, parameters, names)
         averages = self._averages = _copies(parameters, names)
-        if flat_parameters.are_flat(model):
-            state = whole or flat_parameters.shards_of(model, averages)
-            if not whole:
-                load_shards({restored["group"]: {"ema": state}}, str(trainer.ckpt_path))
-            _overwrite(averages, flat_parameters.values_of(model, parameters, state, bool(whole)))
-        elif whole:
+        if whole:
             _overwrite(averages, {name: _shared_out(whole[name], average) for name, average in averages.items()})
         else:
             load_shards({restored["group"]: {"ema": averages}}, str(trainer.ckpt_path))

@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from . import log_writing
-from .collectives import copies_of_parameters, local
+from .collectives import local, num_copies
 from .gradient_sums import GradientSums, reduce
 from .optimizer_groups import calls_hooks
-from .part_names import is_named, named_modules, named_parameters
+from .part_names import named_modules, named_parameters
+from .probing import refuse_hidden_parameters
 
 
 class NonFiniteGradientWarning(UserWarning):
@@ -39,7 +40,7 @@ class GradientStatistics(Callback):
     nothing else is left out.
 
     It works with any LightningModule, with automatic and manual optimization, and with replicated (DDP) and sharded
-    (FSDP1, FSDP2) parameters; in manual optimization, clipping is seen where it happens inside of `optimizer.step`.
+    (FSDP2) parameters; in manual optimization, clipping is seen where it happens inside of `optimizer.step`.
     An optimizer that calls no step hooks shows neither what is clipped nor updates.
     Nothing is computed at steps that are not logged, except that the step before a logged one copies the gradients for
     `cosine`; that copy is not in checkpoints, so that a fit resumed between the two shows no cosine at the first logged
@@ -102,16 +103,13 @@ class GradientStatistics(Callback):
         self._hooks: dict[Optimizer, RemovableHandle] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and is_named(trainer.strategy, "DeepSpeedStrategy"):
-            raise MisconfigurationException(
-                f"GradientStatistics cannot read gradients under {type(trainer.strategy).__name__}, which keeps them in"
-                " buffers of its own: use FSDP or DDP, or remove the callback"
-            )
+        if stage == "fit":
+            refuse_hidden_parameters(trainer.strategy, "GradientStatistics")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Here, because later FSDP2 may show gathered copies in place of the parameters that the optimizers hold.
         self._names = {parameter: name for name, parameter in named_parameters(pl_module)}
-        self._copies = copies_of_parameters(trainer.model or pl_module)
+        self._copies = {parameter: num_copies(parameter) for parameter in pl_module.parameters()}
         self._has_warned = False
         for pattern in self.modules:
             if not any(_matches(name, pattern) for name, _ in named_modules(pl_module)):

@@ -8,11 +8,14 @@ from typing import Any, TypeAlias
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+from .part_names import is_named
 
 Batch: TypeAlias = dict[str, Any]
 """A dict with `action` `[B, rows, columns]`. What else in it has B entries has one for each sample."""
@@ -33,9 +36,21 @@ def leaving_no_trace(pl_module: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether ranks hold parts of parameters, with FSDP1, FSDP2 or tensor parallelism."""
-    wrapped = any(isinstance(part, FullyShardedDataParallel) for part in module.modules())
-    return wrapped or any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    """Whether ranks hold parts of parameters, with FSDP2 or tensor parallelism."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def refuse_hidden_parameters(strategy: Strategy, owner: str) -> None:
+    """Refuses strategies that keep parameters, or their gradients, in buffers of their own.
+
+    Raises:
+        MisconfigurationException: names the strategy and what to use.
+    """
+    if any(is_named(strategy, name) for name in ("DeepSpeedStrategy", "FSDPStrategy")):
+        raise MisconfigurationException(
+            f"{owner} cannot read parameters under {type(strategy).__name__}, which keeps them in buffers of its own:"
+            " use ModelParallelStrategy (FSDP2) or DDP, or remove the callback"
+        )
 
 
 def drop_gathered_parameters(module: nn.Module) -> None:
@@ -46,9 +61,6 @@ def drop_gathered_parameters(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
-        # FSDP1 has no public way, and nothing to drop before its first pass, which tells it whether it is the root.
-        elif isinstance(part, FullyShardedDataParallel) and part._handle is not None and part._is_root is not None:
-            part._handle.reshard(free_unsharded_flat_param=part._handle.uses_sharded_strategy)
 
 
 def settle_gradient_dtypes(module: nn.Module) -> None:

@@ -31,6 +31,7 @@ from lightning_action.class_paths import ALLOW_HELP, loaded, only_importing, req
 from lightning_action.mistakes import process_rank
 from lightning_action.module import ActionVideoModule
 from lightning_action.run_checkpoint import RunCheckpoint, require_new_or_resumed
+from lightning_action.strategies import require_supported
 from lightning_action.strategies.checkpoints import ShardedCheckpoints
 from lightning_action.usage import RunParser
 from lightning_action.usage_messages import shipped_configurations
@@ -79,6 +80,8 @@ class ActionVideoCLI(LightningCLI):
         if not self.subcommand:
             return
         config, model = self.config[self.subcommand], self.config[self.subcommand].model
+        strategy = config.trainer.strategy
+        require_supported(strategy.class_path if isinstance(strategy, Namespace) else strategy)
         root = Path(config.trainer.default_root_dir or os.getcwd())
         config.ckpt_path = choose_checkpoint(
             self.subcommand, config.ckpt_path, Path(config.checkpoint.dirpath or root), root
@@ -86,7 +89,7 @@ class ActionVideoCLI(LightningCLI):
         has_weights = model.pretrained is not None and (model.adapter or model.action_projection is None)
         if config.ckpt_path is not None or not (has_weights or self.subcommand == "fit"):
             require_checkpoint(self.subcommand, config.ckpt_path)
-            require_strategy_for(config.ckpt_path, config.trainer.strategy)
+            require_strategy_for(config.ckpt_path, strategy)
             if model.adapter:
                 rank_zero_warn("model.adapter is not read: the checkpoint that --ckpt_path names has its own actions.")
         if not config.trainer.fast_dev_run:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -34,7 +33,7 @@ from lightning_action.generator.blocks import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.lockstep import Lockstep
 from lightning_action.lora import LoRASettings, lora_alpha, merged_state_dict, split_parameters
-from lightning_action.networks import Factories, InitialWeights, describe, finish_parts
+from lightning_action.networks import Factories, InitialWeights, describe
 from lightning_action.pretrained import export, prepare_codec
 from lightning_action.quantization import quantize_layers
 from lightning_action.ranges import require_numbers
@@ -47,9 +46,8 @@ from lightning_action.sharding import (
     gathered_state_dict,
     is_sharded,
     keep_gathered,
-    wrap_generator_part,
-    wrap_whole,
 )
+from lightning_action.strategies import require_supported
 from lightning_action.weights import check_fits, require_num_heads
 from lightning_action.world_model import WorldModel
 
@@ -89,7 +87,7 @@ class ActionVideoModule(L.LightningModule):
         lora: LoRA layers on the generator, which train as a parameter group of their own.
         export_weights: write the generator, and a fitted VAE, to the trainer's `default_root_dir` when fit ends.
         acceleration: compilation, quantization and overlapped decoding.
-        sharding: how parameters are spread over devices, under `FSDP2Strategy` and `FSDP1Strategy`.
+        sharding: how parameters are spread over devices, under `FSDP2Strategy`.
         seed: of initial weights, training noise and validation noise.
     """
 
@@ -168,7 +166,8 @@ class ActionVideoModule(L.LightningModule):
         Raises:
             ValueError: sharded weights should be quantized, or exported with LoRA.
         """
-        if self._device_mesh is not None or isinstance(self.trainer.strategy, FSDPStrategy):
+        require_supported(self.trainer.strategy)
+        if self._device_mesh is not None:
             self._require_shardable(stage)
         self.frozen.load()
         self._resumes = self.trainer.ckpt_path is not None
@@ -191,16 +190,10 @@ class ActionVideoModule(L.LightningModule):
         self._described = {name: describe(part) for name, part in parts.items() if part is not None}
         if self.acceleration.compile_mode is not None:
             self.generator.compile_layers(mode=self.acceleration.compile_mode)
-        finish = partial(wrap_generator_part, sharding=self.sharding)
         if self._starts_from_weights:
-            report = self.initial_weights.load(self.generator, self.action_projection, self.schema, finish)
+            report = self.initial_weights.load(self.generator, self.action_projection, self.schema)
             self._fit_seconds_before = report.fit_seconds
             rank_zero_info(str(report))
-        else:
-            finish_parts(self.generator, finish)
-        for name in ("action_projection", "action_module"):
-            if (part := getattr(self, name)) is not None:
-                setattr(self, name, wrap_whole(part, self.sharding))
         self._built = True
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -22,7 +22,6 @@ from lightning_action.seeding import generator_for, mix_seed
 from lightning_action.sharding import Sharding, shard, shard_generator
 
 RELEASE = "release"
-Finish = Callable[[str, nn.Module], nn.Module]
 _GENERATOR, _PROJECTION, _ACTION_MODULE, _LORA = range(4)
 
 
@@ -137,29 +136,20 @@ class InitialWeights:
         generator: CausalWanModel,
         projection: ActionModulationProjection | None,
         schema: ActionSchema,
-        finish: Finish | None = None,
     ) -> LoadReport:
-        """Load them, and put what `finish` makes of each part of the generator in its place as soon as it has its own.
+        """Load them.
 
         Raises:
             FileNotFoundError: a file is missing.
             ValueError: a file is damaged or does not fit, or there is no projection to load an adapter into.
         """
         if self.adapter is None:
-            return load_generator(generator, self.path, lora=self.lora, finish=finish)
+            return load_generator(generator, self.path, lora=self.lora)
         if projection is None:
             raise ValueError(f"the adapter {self.adapter} needs an action_projection to be loaded into")
         report = load_generator(generator, self.path, lora=self.lora)
         load_adapter(self.adapter, generator, projection, schema, self.any_base)
-        if finish is not None:
-            finish_parts(generator, finish)
         return report
-
-
-def finish_parts(generator: CausalWanModel, finish: Finish) -> None:
-    """Put what `finish` makes of each part of a generator, and of its name, in its place."""
-    for name, part in generator.parts():
-        generator.set_submodule(name, finish(name, part))
 
 
 @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.frozen.interfaces import CodecVideos, FittedCodec, VideoCodec
@@ -84,7 +84,6 @@ def load_generator(
     ema: bool = True,
     lora: str | Path | None = None,
     lora_alpha: float | None = None,
-    finish: Callable[[str, nn.Module], nn.Module] | None = None,
 ) -> LoadReport:
     """Load the generator of any checkpoint of the family, or of a folder that a fit with `export_weights` left.
 
@@ -98,7 +97,6 @@ def load_generator(
         ema: which weights to take where the file has both: averaged, or those of the last step.
         lora: a LoRA file (peft's, diffusers', kohya's, LongLive's) to be merged into the weights.
         lora_alpha: numerator of its scale; None takes what the file says, else its rank. The report says which.
-        finish: from a part of the generator that has its weights, and its name, to what is to stand in its place.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -115,8 +113,6 @@ def load_generator(
     _check_values(tensors, checkpoint.tensors, header, str(file))
     for name, part in generator.parts():
         load_base(part, tensors.below(name))
-        if finish is not None:
-            generator.set_submodule(name, finish(name, part))
     return LoadReport(
         source=str(file),
         num_tensors=len(tensors),

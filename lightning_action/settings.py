@@ -75,7 +75,7 @@ class Optimization:
         weight_decay: decoupled.
         betas: of AdamW.
         train_backbone: False freezes the generator's own weights for good, which saves their moments, and their
-            gradients too (under FSDP1 not in layers with LoRA); actions and LoRA layers train.
+            gradients too; actions and LoRA layers train.
     """
 
     action_learning_rate: float = 1e-3

@@ -12,14 +12,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     FSDPModule,
-    FullyShardedDataParallel,
-    MixedPrecision,
     MixedPrecisionPolicy,
-    ShardingStrategy,
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.fsdp.wrap import wrap
 
 from lightning_action.generator.model import CausalWanModel
 
@@ -30,7 +26,7 @@ _GENERATOR_METHODS = ("block_causal", "teacher_forcing", "text_cache", "denoise"
 
 @dataclass(frozen=True)
 class Sharding:
-    """How parameters are sharded, under `FSDP2Strategy` and `FSDP1Strategy`.
+    """How parameters are sharded, under `FSDP2Strategy`.
 
     Master weights and optimizer states are what they were built in, float32.
 
@@ -79,27 +75,6 @@ def shard(module: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, shar
         fully_shard(part, mesh=mesh, mp_policy=sharding.policy, reshard_after_forward=sharding.reshard_after_forward)
 
 
-def wrap_generator_part(name: str, part: nn.Module, sharding: Sharding) -> nn.Module:
-    """Shard a part of a generator under `FSDP1Strategy`, by a wrapper of which only `forward` is used.
-
-    Args:
-        name: one of `CausalWanModel.parts`.
-        part: on a device, with its weights or to be given them by a checkpoint.
-        sharding: dtypes, and when to give gathered parameters back.
-
-    Returns:
-        The part in its wrapper; without that strategy, the part.
-    """
-    keep = ShardingStrategy.FULL_SHARD if sharding.reshard_after_forward else ShardingStrategy.SHARD_GRAD_OP
-    # The generator asks a parameter for the dtype of this input, and under FSDP1 it is not gathered then.
-    return _wrap(part, keep, sharding, cast_inputs=name == "time_embedding")
-
-
-def wrap_whole(module: nn.Module, sharding: Sharding) -> nn.Module:
-    """As `wrap_generator_part`, but each rank has all of it: for small modules that ranks use unequally often."""
-    return _wrap(module, ShardingStrategy.NO_SHARD, sharding, cast_inputs=False)
-
-
 def keep_gathered(module: nn.Module) -> None:
     """Gather a small module's parameters on all ranks now, for ranks that will not use it equally often."""
     if isinstance(module, FSDPModule):
@@ -109,24 +84,11 @@ def keep_gathered(module: nn.Module) -> None:
 
 def gathered_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The whole tensors of a sharded module, on the CPU of rank 0 at least; called by all ranks."""
-    # On CPU, FSDP1 takes offloading for a reason not to copy, and frees what it has given.
-    offload = any(parameter.device.type != "cpu" for parameter in module.parameters())
-    options = StateDictOptions(full_state_dict=True, cpu_offload=offload)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     whole: dict[str, Any] = get_model_state_dict(module, options=options)
     return whole
 
 
 def is_sharded(generator: CausalWanModel) -> bool:
-    """Whether the layers are sharded, with FSDP1 or FSDP2."""
-    return all(isinstance(layer, FSDPModule | FullyShardedDataParallel) for layer in generator.blocks)
-
-
-def _wrap(part: nn.Module, keep: ShardingStrategy, sharding: Sharding, cast_inputs: bool) -> nn.Module:
-    dtypes = MixedPrecision(
-        sharding.compute_dtype,
-        _DTYPES[sharding.reduce_dtype],
-        cast_forward_inputs=cast_inputs,
-        cast_root_forward_inputs=cast_inputs,
-    )
-    wrapped: nn.Module = wrap(part, sharding_strategy=keep, mixed_precision=dtypes)
-    return wrapped
+    """Whether the layers are sharded."""
+    return all(isinstance(layer, FSDPModule) for layer in generator.blocks)

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.distributed.fsdp import ShardingStrategy, fully_shard
-from torch.distributed.fsdp.wrap import wrap
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Dataset
 
 NUM_FRAMES, TOKENS, CHANNELS, ACTION_DIM = 3, 5, 4, 2
@@ -97,10 +96,6 @@ class SomeonesDiT(LightningModule):
             mesh = self.device_mesh["data_parallel"]
             for part in (*self.transformer.layers, self.transformer, self.action_encoder):
                 fully_shard(part, mesh=mesh)
-        # These do nothing unless FSDP1 is used.
-        self.transformer.layers = nn.ModuleList(wrap(layer) for layer in self.transformer.layers)
-        self.transformer = wrap(self.transformer)
-        self.action_encoder = wrap(self.action_encoder, sharding_strategy=ShardingStrategy.NO_SHARD)
 
     def forward(self, batch: dict[str, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted and true velocity."""

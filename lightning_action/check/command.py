@@ -93,7 +93,7 @@ def precision_of(trainer: Namespace, sharding: Sharding) -> Precision:
     """What a Trainer of this configuration computes in."""
     precision, strategy = str(trainer.precision), trainer.strategy
     weights = _WEIGHT_DTYPES.get(precision, torch.float32)
-    if isinstance(strategy, Namespace) and strategy.class_path.endswith((".FSDP1Strategy", ".FSDP2Strategy")):
+    if isinstance(strategy, Namespace) and strategy.class_path.endswith(".FSDP2Strategy"):
         return Precision(weights, sharding.compute_dtype, sharding.compute_dtype)
     return Precision(weights, weights, _COMPUTE_DTYPES.get(precision, weights))
 

@@ -30,18 +30,13 @@ _METADATA_FILE = "meta.pt"
 
 
 class ShardedCheckpoints(ParallelStrategy):
-    """Reads and writes checkpoints of parameters that FSDP1 or FSDP2 has sharded; the first base of a strategy.
+    """Reads and writes checkpoints of parameters that FSDP2 has sharded; the first base of a strategy.
 
     A checkpoint is written beside its place and moved there when it is whole. A folder is of torch's distributed
     checkpoint format, laid out as Lightning's `ModelParallelStrategy` does; a file is what one device would write.
     """
 
     save_distributed_checkpoint: bool
-
-    @property
-    def offloads(self) -> bool:
-        """Whether what is gathered is moved to the CPU, of rank 0 alone, tensor by tensor."""
-        return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Shards, or the whole on rank 0."""
@@ -149,13 +144,13 @@ class ShardedCheckpoints(ParallelStrategy):
     @property
     def _options(self) -> StateDictOptions:
         whole = not self.save_distributed_checkpoint
-        return StateDictOptions(full_state_dict=whole, cpu_offload=self.offloads)
+        return StateDictOptions(full_state_dict=whole, cpu_offload=True)
 
     def _names_of_parameters(self, optimizer: Optimizer) -> list[str]:
         """In the order in which an optimizer numbers its parameters."""
         module = self.lightning_module
         assert module is not None
-        names = {parameter: name.replace("_fsdp_wrapped_module.", "") for name, parameter in module.named_parameters()}
+        names = {parameter: name for name, parameter in module.named_parameters()}
         return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 

@@ -32,7 +32,6 @@ trainer:
 checkpoint: {every_n_train_steps: 6, save_top_k: -1}
 """
 FSDP = (f"--config={ROOT / 'configs' / 'fsdp.yaml'}", "--model.sharding.param_dtype=float32")
-FSDP1 = (f"--config={ROOT / 'configs' / 'fsdp1.yaml'}", "--model.sharding.param_dtype=float32")
 ONE_FILE = "--trainer.strategy.init_args.save_distributed_checkpoint=false"
 WRITER = "--trainer.callbacks=lightning_action.callbacks.PredictionWriter"
 EACH_HALF = "--data.init_args.batch_size=2"
@@ -90,29 +89,19 @@ def test_replicated(workshop: Path) -> None:
     assert_same_run(workshop, "ddp")
 
 
-@pytest.mark.parametrize("sharded", [FSDP1, FSDP], ids=["fsdp1", "fsdp2"])
-def test_sharded_with_one_file_goes_on_unsharded_and_back(workshop: Path, sharded: tuple[str, ...]) -> None:
-    name = Path(sharded[0]).stem
-    run_on_two(fit(workshop, f"{name}_file", EACH_HALF, *sharded, ONE_FILE))
-    assert_same_run(workshop, f"{name}_file")
-    run(fit(workshop, f"{name}_file_to_one", at_step(workshop, f"{name}_file", 12)))
-    assert_same_run(workshop, f"{name}_file_to_one")
-    start = at_step(workshop, "one", 6)
-    run_on_two(fit(workshop, f"one_to_{name}_file", start, EACH_HALF, *sharded, ONE_FILE))
-    assert_same_run(workshop, f"one_to_{name}_file")
+def test_sharded_with_one_file_goes_on_unsharded_and_back(workshop: Path) -> None:
+    run_on_two(fit(workshop, "file", EACH_HALF, *FSDP, ONE_FILE))
+    assert_same_run(workshop, "file")
+    run(fit(workshop, "file_to_one", at_step(workshop, "file", 12)))
+    assert_same_run(workshop, "file_to_one")
+    run_on_two(fit(workshop, "one_to_file", at_step(workshop, "one", 6), EACH_HALF, *FSDP, ONE_FILE))
+    assert_same_run(workshop, "one_to_file")
 
 
-@pytest.mark.parametrize("sharded", [FSDP1, FSDP], ids=["fsdp1", "fsdp2"])
-def test_sharded_folder_goes_on_with_another_number_of_ranks(workshop: Path, sharded: tuple[str, ...]) -> None:
-    folder = f"{Path(sharded[0]).stem}_folder"
-    run_on_two(fit(workshop, folder, EACH_HALF, *sharded))
-    run(fit(workshop, f"{folder}_to_one", at_step(workshop, folder, 6), *sharded, ONE_FILE, "--trainer.devices=1"))
-    assert_same_run(workshop, f"{folder}_to_one")
-
-
-def test_a_sharded_folder_is_exported_and_refused_where_files_are_read(workshop: Path) -> None:
-    if not (workshop / "fsdp_folder").exists():
-        run_on_two(fit(workshop, "fsdp_folder", EACH_HALF, *FSDP))
+def test_a_folder_goes_on_with_another_number_of_ranks_and_is_exported(workshop: Path) -> None:
+    run_on_two(fit(workshop, "fsdp_folder", EACH_HALF, *FSDP))
+    run(fit(workshop, "folder_to_one", at_step(workshop, "fsdp_folder", 6), *FSDP, ONE_FILE, "--trainer.devices=1"))
+    assert_same_run(workshop, "folder_to_one")
     folder = workshop / "fsdp_folder" / "checkpoints" / "last.ckpt"
     (config,) = (workshop / "fsdp_folder" / "lightning_logs").glob("*/config_fit.yaml")
     output = workshop / "exported.safetensors"
@@ -158,13 +147,6 @@ model:
 """
 
 
-# FSDP1 keeps what it gathered after a validation, and must not go on training with the average that it saw there.
-GATHERED = (
-    *("--model.sharding.reshard_after_forward=false", "--trainer.limit_val_batches=1"),
-    *("--trainer.val_check_interval=3", "--trainer.check_val_every_n_epoch=null"),
-)
-
-
 def gradient_statistics(workshop: Path, name: str) -> dict[str, list[float]]:
     (log,) = (workshop / name / "lightning_logs").glob("*/events.out.*")
     events = EventAccumulator(str(log)).Reload()
@@ -193,12 +175,6 @@ def test_three_states_with_lora_averages_statistics_and_checkpointing(workshop: 
         torch.testing.assert_close(two[part], one[part], atol=1e-5, rtol=0)
         torch.testing.assert_close(last(workshop, "ddp_lora")[part], one[part], atol=1e-5, rtol=0)
     assert [group["name"] for group in two["optimizer_states"][0]["param_groups"]] == ["action", "lora", "backbone"]
-    run_on_two(fit(workshop, "fsdp1_lora", lora, EACH_HALF, *FSDP1, *GATHERED))
-    assert_same_statistics(gradient_statistics(workshop, "fsdp1_lora"), statistics)
-    start = at_step(workshop, "fsdp1_lora", 12)
-    run_on_two(fit(workshop, "fsdp1_to_fsdp2_lora", start, lora, EACH_HALF, *FSDP, ONE_FILE))
-    for part in ("state_dict", "ema_state_dict"):
-        torch.testing.assert_close(last(workshop, "fsdp1_to_fsdp2_lora")[part], one[part], atol=1e-5, rtol=0)
     first = torch.load(at_step(workshop, "one_lora", 6)[12:], weights_only=True)["state_dict"]
     moved = {name: bool((value != first[name]).any()) for name, value in one["state_dict"].items()}
     assert moved["generator.blocks.0.self_attn.q.lora_B.default.weight"]
@@ -221,11 +197,10 @@ def test_a_rank_without_actions_keeps_nobody_waiting(workshop: Path) -> None:
     (workshop / "dropped.yaml").write_text(DROPPED)
     dropped = f"--config={workshop / 'dropped.yaml'}"
     replicated = (f"--config={ROOT / 'configs' / 'ddp.yaml'}",)
-    for name, strategy in (("ddp", replicated), ("fsdp1", (*FSDP1, ONE_FILE)), ("fsdp2", (*FSDP, ONE_FILE))):
+    for name, strategy in (("ddp", replicated), ("fsdp", (*FSDP, ONE_FILE))):
         run_on_two(fit(workshop, f"{name}_dropped", dropped, EACH_HALF, *strategy))
-    expected = last(workshop, "ddp_dropped")["state_dict"]
-    for name in ("fsdp1", "fsdp2"):
-        torch.testing.assert_close(last(workshop, f"{name}_dropped")["state_dict"], expected, atol=1e-5, rtol=0)
+    replicated_state, sharded_state = (last(workshop, f"{name}_dropped")["state_dict"] for name in ("ddp", "fsdp"))
+    torch.testing.assert_close(sharded_state, replicated_state, atol=1e-5, rtol=0)
 
 
 FROZEN = """
@@ -241,7 +216,7 @@ def test_a_frozen_backbone_has_no_state_in_folders_either(workshop: Path) -> Non
     (workshop / "frozen.yaml").write_text(FROZEN)
     frozen = f"--config={workshop / 'frozen.yaml'}"
     run(fit(workshop, "one_frozen", frozen))
-    run_on_two(fit(workshop, "frozen", frozen, EACH_HALF, *FSDP1))
+    run_on_two(fit(workshop, "frozen", frozen, EACH_HALF, *FSDP))
     assert_average_is_exported(workshop, "frozen", last(workshop, "one_frozen"))
     start = at_step(workshop, "frozen", 12)
     run_on_two(fit(workshop, "frozen_on", start, frozen, EACH_HALF, *FSDP, ONE_FILE))
@@ -282,23 +257,20 @@ def videos(workshop: Path, name: str) -> dict[str, Tensor]:
     return {path.stem: torch.load(path, weights_only=True)["latents"] for path in paths}
 
 
-@pytest.mark.parametrize(("sharded", "reshard"), [(FSDP1, "true"), (FSDP, "true"), (FSDP, "false")])
-def test_ranks_with_other_numbers_and_lengths_of_videos_finish(
-    workshop: Path, sharded: tuple[str, ...], reshard: str
-) -> None:
-    name = f"{Path(sharded[0]).stem}_{reshard}"
+@pytest.mark.parametrize("reshard", ["true", "false"])
+def test_ranks_with_other_numbers_and_lengths_of_videos_finish(workshop: Path, reshard: str) -> None:
+    name = f"reshard_{reshard}"
     run(predict(workshop, "alone", WRITER))
-    run_on_two(predict(workshop, name, *sharded, WRITER, f"--model.sharding.reshard_after_forward={reshard}"))
+    run_on_two(predict(workshop, name, *FSDP, WRITER, f"--model.sharding.reshard_after_forward={reshard}"))
     alone, shared = videos(workshop, "alone"), videos(workshop, name)
     assert [len(alone[name]) for name in sorted(alone)] == list(NUM_LATENTS)
     # Gathered parameters lie elsewhere in memory, which decides how a product of matrices is summed up.
     torch.testing.assert_close(shared, alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("sharded", [FSDP1, FSDP], ids=["fsdp1", "fsdp2"])
-def test_streamed_videos_of_other_lengths_finish_too(workshop: Path, sharded: tuple[str, ...]) -> None:
-    name = f"{Path(sharded[0]).stem}_streamed"
-    run_on_two(predict(workshop, name, *sharded, WRITER, "--model.sampling.stream_video=true"))
+def test_streamed_videos_of_other_lengths_finish_too(workshop: Path) -> None:
+    name = "fsdp_streamed"
+    run_on_two(predict(workshop, name, *FSDP, WRITER, "--model.sampling.stream_video=true"))
     run(predict(workshop, "streamed", WRITER, "--model.sampling.stream_video=true"))
     for sample, number in enumerate(NUM_LATENTS):
         alone, shared = (frames_of(workshop / each / "predictions" / f"{sample:06}.mp4") for each in ("streamed", name))

@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "module": {
         *("action", "batch", "batch_checks", "diffusion", "evaluation", "frozen", "generator", "lockstep", "lora"),
         *("networks", "pretrained", "quantization", "ranges", "resuming", "rollout", "seeding", "settings", "sharding"),
-        *("weights", "world_model"),
+        *("strategies", "weights", "world_model"),
     },
     "command_line": {
         *("checkpoints", "ckpt_path", "class_paths", "mistakes", "module", "run_checkpoint", "strategies", "usage"),

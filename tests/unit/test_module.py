@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,7 +20,7 @@ from lightning_action.frozen.text import HashingTextEncoder
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.lora import LoRASettings
 from lightning_action.settings import Acceleration, Optimization, Sampling
-from lightning_action.strategies import FSDP1Strategy, FSDP2Strategy
+from lightning_action.strategies import FSDP2Strategy, require_supported
 from tests.helpers import fill, small_generator
 from tests.small_module import small_module
 
@@ -80,14 +81,21 @@ def ready(**changes: Any) -> tuple[ActionVideoModule, dict[str, Any]]:
     return module.eval(), source.dataset("test").batch([0, 4])
 
 
-@pytest.mark.parametrize("strategy", [FSDP1Strategy, FSDP2Strategy])
-def test_what_sharded_weights_do_not_allow_is_refused_before_the_run(tmp_path: Path, strategy: Any) -> None:
+def test_the_first_generation_of_fsdp_is_refused_with_what_to_use() -> None:
+    for named in ("fsdp", "fsdp_cpu_offload", "lightning.pytorch.strategies.FSDPStrategy", FSDPStrategy()):
+        with pytest.raises(ValueError, match="--config configs/fsdp.yaml"):
+            require_supported(named)
+    for named in ("ddp", "auto", "lightning_action.FSDP2Strategy", FSDP2Strategy()):
+        require_supported(named)
+
+
+def test_what_sharded_weights_do_not_allow_is_refused_before_the_run(tmp_path: Path) -> None:
     module = build(lora=LoRASettings(rank=2, target_modules=["q"]), export_weights=True)
     with pytest.raises(ValueError, match="export_weights cannot merge sharded LoRA"):
-        trainer(tmp_path, strategy=strategy()).fit(module, data())
+        trainer(tmp_path, strategy=FSDP2Strategy()).fit(module, data())
     module = build(acceleration=Acceleration(quantization="int8_weight_only"))
     with pytest.raises(ValueError, match="quantization needs whole weights: predict with `--trainer.strategy ddp`"):
-        trainer(tmp_path, strategy=strategy()).predict(module, data())
+        trainer(tmp_path, strategy=FSDP2Strategy()).predict(module, data())
 
 
 def test_something_must_train() -> None:

@@ -11,7 +11,8 @@ import lightning_action
 import lightning_action.callbacks
 
 ROOT = Path(__file__).resolve().parents[2]
-READ = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/examples/*.py"), *ROOT.glob("configs/[!f]*.yaml")]
+READ = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("docs/examples/*.py")]
+READ += ROOT.glob("configs/*.yaml")
 _NAMED = re.compile(r"\blightning_action\.([\w.]*\w)|from lightning_action([\w.]*) import (\([^)]*\)|[^\n]*)")
 
 

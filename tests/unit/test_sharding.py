@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, ShardingStrategy
-from torch.distributed.fsdp.wrap import enable_wrap
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from lightning_action.generator.blocks import BlockCausality
@@ -21,8 +20,6 @@ from lightning_action.sharding import (
     keep_gathered,
     shard,
     shard_generator,
-    wrap_generator_part,
-    wrap_whole,
 )
 from tests.helpers import small_generator, small_inputs
 
@@ -43,7 +40,7 @@ def test_a_sharded_generator_computes_and_learns_the_same(mesh: DeviceMesh, chec
     x = small_inputs(4)
     arguments = (x["clean"], x["noisy"], x["timestep"], x["text"], BlockCausality(2), x["modulation"])
     outputs = [generator.teacher_forcing(*arguments) for generator in (plain, sharded)]
-    assert torch.equal(*outputs)
+    assert torch.equal(*outputs) and is_sharded(sharded) and not is_sharded(plain)
     for output in outputs:
         output.square().mean().backward()
     for (name, theirs), ours in zip(plain.named_parameters(), sharded.parameters(), strict=True):
@@ -67,30 +64,6 @@ def test_a_generator_may_be_on_the_meta_device(mesh: DeviceMesh) -> None:
         generator = small_generator()
     shard_generator(generator, mesh, Sharding())
     assert all(isinstance(p, DTensor) and p.is_meta for p in generator.parameters())
-
-
-def test_without_fsdp1_nothing_is_wrapped() -> None:
-    generator, projection = small_generator(), nn.Linear(3, 2)
-    assert all(wrap_generator_part(name, part, Sharding()) is part for name, part in generator.parts())
-    assert wrap_whole(projection, Sharding()) is projection
-    assert not is_sharded(generator)
-
-
-def test_a_wrapped_generator_computes_in_bfloat16_and_learns_in_float32(mesh: DeviceMesh) -> None:
-    plain, wrapped, x = small_generator(), small_generator(), small_inputs(4)
-    with enable_wrap(wrapper_cls=FullyShardedDataParallel, device_id=torch.device("cpu"), use_orig_params=True):
-        for name, part in wrapped.parts():
-            wrapped.set_submodule(name, wrap_generator_part(name, part, Sharding()))
-        whole = wrap_whole(nn.Linear(3, 2), Sharding())
-    assert isinstance(whole, FullyShardedDataParallel) and whole.sharding_strategy == ShardingStrategy.NO_SHARD
-    assert is_sharded(wrapped) and all(isinstance(part, FullyShardedDataParallel) for _, part in wrapped.parts())
-    plain.bfloat16()
-    latents, text = x["noisy"].bfloat16(), x["text"].bfloat16()
-    velocities = [each.block_causal(latents, x["timestep"], text, BlockCausality(2)) for each in (plain, wrapped)]
-    assert torch.equal(*velocities) and velocities[1].dtype == torch.bfloat16
-    velocities[1].square().mean().backward()
-    assert {parameter.dtype for parameter in wrapped.parameters()} == {torch.float32}
-    assert {parameter.grad.dtype for parameter in wrapped.parameters()} == {torch.float32}  # type: ignore[union-attr]
 
 
 def test_small_parts_can_stay_gathered(mesh: DeviceMesh) -> None:

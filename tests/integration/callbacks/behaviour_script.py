@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from lightning_action.callbacks import ActionSensitivity, DriftMonitor, PredictionWriter, RolloutLogger
-from lightning_action.strategies import FSDP1Strategy
 from tests import short_fits
 from tests.someones_dit import NUM_FRAMES, MovingSpots, SomeonesDiT
 
@@ -31,7 +30,6 @@ BLOCKS: dict[str, Any] = {"temporal_compression_ratio": 1, "num_frame_per_block"
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "ddp": DDPStrategy,
-    "fsdp1": FSDP1Strategy,
     "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
 }
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from lightning_action.callbacks import EMA
-from lightning_action.strategies import FSDP1Strategy
 from tests.short_fits import quiet_trainer
 from tests.someones_dit import SomeonesDiT, moving_spots
 
@@ -34,8 +33,6 @@ def fsdp2(save_distributed_checkpoint: bool) -> Strategy:
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "ddp": DDPStrategy,
-    "fsdp1_sharded": FSDP1Strategy,
-    "fsdp1_full": lambda: FSDP1Strategy(save_distributed_checkpoint=False),
     "fsdp2_sharded": lambda: fsdp2(True),
     "fsdp2_full": lambda: fsdp2(False),
 }

@@ -29,7 +29,6 @@ from lightning_action.callbacks import (
 )
 from lightning_action.callbacks.collectives import num_copies
 from lightning_action.callbacks.gradient_sums import GradientSums, reduce
-from lightning_action.strategies import FSDP1Strategy
 from tests import short_fits
 from tests.someones_dit import MovingSpots, SomeonesDiT
 
@@ -40,12 +39,8 @@ NAN_FROM_STEP = 2
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "ddp": DDPStrategy,
-    "fsdp1": FSDP1Strategy,
     "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
 }
-
-# The norm that FSDP1 clips by is that of float32.
-CLIPPING: dict[str, dict[str, Any]] = {"fsdp1": {"gradient_clip_algorithm": "value", "gradient_clip_val": 0.001}}
 
 
 def loader(num_samples: int, num_ranks: int, rank: int) -> DataLoader[dict[str, Tensor]]:
@@ -136,7 +131,7 @@ def main(folder: Path, rank: int) -> None:
     for name, build in STRATEGIES.items():
         for per_layer in (False, True):
             watching = callbacks()
-            options = {"strategy": build(), "devices": 2, **CLIPPING.get(name, {})}
+            options = {"strategy": build(), "devices": 2}
             shown = fit(folder / name, build_module(per_layer), watching, 2, rank, **options)
             facts[f"{name} {per_layer}"] = {"shown": shown, "pending": watching[2].state_dict()}
         facts[name] = {"stopped": on_all_ranks(stop(folder / "stopped", rank, build()))}

@@ -9,7 +9,7 @@ from tests.two_processes import facts_of
 
 pytestmark = pytest.mark.distributed
 
-STRATEGIES = pytest.mark.parametrize("strategy", ["ddp", "fsdp1", "fsdp2"])
+STRATEGIES = pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 TOLERANCE = 1e-6
 
 

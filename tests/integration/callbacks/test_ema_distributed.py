@@ -1,4 +1,4 @@
-"""EMA on two processes: replicated (DDP) and sharded (FSDP1, FSDP2) parameters, and their checkpoints on one."""
+"""EMA on two processes: replicated (DDP) and sharded (FSDP2) parameters, and their checkpoints on one."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

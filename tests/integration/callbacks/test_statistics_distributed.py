@@ -1,4 +1,4 @@
-"""The callbacks that log statistics, on two processes (DDP, FSDP1, FSDP2) against one with the same global batch."""
+"""The callbacks that log statistics, on two processes (DDP, FSDP2) against one with the same global batch."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from tests.two_processes import facts_of
 
 pytestmark = pytest.mark.distributed
 
-STRATEGIES = pytest.mark.parametrize("strategy", ["ddp", "fsdp1", "fsdp2"])
+STRATEGIES = pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 PER_LAYER = pytest.mark.parametrize("per_layer", [False, True])
 TOLERANCE = 1e-6
 
@@ -27,8 +27,7 @@ def test_figures_are_those_of_one_process(
     facts: dict[str, Any], tmp_path: Path, strategy: str, per_layer: bool
 ) -> None:
     watching = statistics_script.callbacks()
-    clipping = statistics_script.CLIPPING.get(strategy, {})
-    alone = statistics_script.fit(tmp_path, statistics_script.build_module(per_layer), watching, **clipping)
+    alone = statistics_script.fit(tmp_path, statistics_script.build_module(per_layer), watching)
     together = facts[f"{strategy} {per_layer}"]
     assert together["shown"].keys() == alone.keys()
     for tag, values in alone.items():

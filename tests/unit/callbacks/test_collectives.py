@@ -4,7 +4,6 @@ from typing import Literal
 
 import pytest
 import torch
-from torch import nn
 
 from lightning_action.callbacks import collectives
 
@@ -14,8 +13,6 @@ def test_a_single_process_holds_everything_once() -> None:
     assert collectives.world_size() == collectives.num_copies(values) == 1
     assert collectives.sum_of_squares(values, copies=1) == 25
     assert collectives.sum_of_squares(values, copies=2) == 12.5
-    layer = nn.Linear(2, 3)
-    assert collectives.copies_of_parameters(layer) == {layer.weight: 1, layer.bias: 1}
     assert torch.equal(collectives.sum_over_ranks(values), values)
     assert torch.equal(collectives.largest_over_ranks(values), values)
     assert collectives.gather("mine") == ["mine"]

@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
@@ -384,14 +384,15 @@ def test_average_of_a_parameter_that_the_module_does_not_have(tmp_path: Path) ->
         trainer(tmp_path, EMA()).predict(module, loader(), ckpt_path=tmp_path / "last.ckpt")
 
 
-def test_strategy_that_hides_parameters() -> None:
-    class Hidden(DeepSpeedStrategy):
+@pytest.mark.parametrize("hides", [DeepSpeedStrategy, FSDPStrategy])
+def test_strategy_that_hides_parameters(hides: type) -> None:
+    class Hidden(hides):  # type: ignore[misc]
         def __init__(self) -> None:
             """Without the library."""
 
-    hides: Any = SimpleNamespace(strategy=Hidden())
-    with pytest.raises(MisconfigurationException, match=r"under Hidden.* use FSDP or DDP"):
-        EMA().setup(hides, Regression(), "fit")
+    trainer: Any = SimpleNamespace(strategy=Hidden())
+    with pytest.raises(MisconfigurationException, match=r"under Hidden.* use ModelParallelStrategy \(FSDP2\) or DDP"):
+        EMA().setup(trainer, Regression(), "fit")
 
 
 def test_configured_from_yaml() -> None:

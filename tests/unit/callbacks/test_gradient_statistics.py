@@ -331,7 +331,7 @@ def test_a_strategy_that_hides_gradients_is_refused() -> None:
             pass
 
     trainer: Any = type("", (), {"strategy": Hidden()})
-    with pytest.raises(MisconfigurationException, match="cannot read gradients under Hidden"):
+    with pytest.raises(MisconfigurationException, match="cannot read parameters under Hidden"):
         GradientStatistics().setup(trainer, BoringModel(), "fit")
 
 

@@ -12,15 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.fsdp.wrap import wrap
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_action.command_line import require_checkpoint
 from lightning_action.sharding import Sharding, shard
-from lightning_action.strategies import FSDP1Strategy, FSDP2Strategy
+from lightning_action.strategies import FSDP2Strategy
 
-Sharded = FSDP1Strategy | FSDP2Strategy
-SHARDED = pytest.mark.parametrize("sharded", [FSDP1Strategy, FSDP2Strategy])
 SHARDING = Sharding(param_dtype="float32")
 
 
@@ -29,8 +26,7 @@ class TwoParts(L.LightningModule):
 
     def configure_model(self) -> None:
         torch.manual_seed(0)
-        # Which wraps them under FSDP1 alone.
-        self.wide, self.narrow = wrap(nn.Linear(3, 5)), wrap(nn.Linear(5, 2))
+        self.wide, self.narrow = nn.Linear(3, 5), nn.Linear(5, 2)
         if self._device_mesh is not None:
             mesh = self._device_mesh["data_parallel"]
             for part in (self.wide, self.narrow):
@@ -69,11 +65,10 @@ def fit(
     return trainer
 
 
-@SHARDED
 @pytest.mark.parametrize("is_first", [False, True])
-def test_a_file_goes_on_sharded_or_not(tmp_path: Path, sharded: type[Sharded], is_first: bool) -> None:
+def test_a_file_goes_on_sharded_or_not(tmp_path: Path, is_first: bool) -> None:
     """With both kinds of optimizer state where they belong, although the groups are in another order."""
-    strategies: list[Any] = [sharded(False), "auto"] if is_first else ["auto", sharded(False)]
+    strategies: list[Any] = [FSDP2Strategy(False), "auto"] if is_first else ["auto", FSDP2Strategy(False)]
     fit(tmp_path, "auto", steps=4).save_checkpoint(tmp_path / "whole.ckpt")
     fit(tmp_path, strategies[0], steps=2).save_checkpoint(tmp_path / "half.ckpt")
     fit(tmp_path, strategies[1], steps=4, ckpt_path=tmp_path / "half.ckpt").save_checkpoint(tmp_path / "both.ckpt")
@@ -85,47 +80,40 @@ def test_a_file_goes_on_sharded_or_not(tmp_path: Path, sharded: type[Sharded], i
     assert states[1]["state"][0]["exp_avg"].shape == (2, 5), "the control: the first parameter is the narrow one"
 
 
-@pytest.mark.parametrize(("first", "second"), [(FSDP1Strategy, FSDP2Strategy), (FSDP2Strategy, FSDP1Strategy)])
-def test_a_folder_goes_on_under_the_other(tmp_path: Path, first: type[Sharded], second: type[Sharded]) -> None:
+def test_a_folder_goes_on_and_ends_in_a_file(tmp_path: Path) -> None:
     fit(tmp_path, "auto", steps=4).save_checkpoint(tmp_path / "whole.ckpt")
-    fit(tmp_path, first(), steps=2).save_checkpoint(tmp_path / "half.ckpt")
+    fit(tmp_path, FSDP2Strategy(), steps=2).save_checkpoint(tmp_path / "half.ckpt")
     assert (tmp_path / "half.ckpt").is_dir()
-    fit(tmp_path, second(False), steps=4, ckpt_path=tmp_path / "half.ckpt").save_checkpoint(tmp_path / "both.ckpt")
+    resumed = fit(tmp_path, FSDP2Strategy(False), steps=4, ckpt_path=tmp_path / "half.ckpt")
+    resumed.save_checkpoint(tmp_path / "both.ckpt")
     whole, both = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("whole", "both"))
     torch.testing.assert_close(both["state_dict"], whole["state_dict"])
     torch.testing.assert_close(both["optimizer_states"][0]["state"], whole["optimizer_states"][0]["state"])
 
 
-@SHARDED
 @pytest.mark.parametrize(
     ("first", "second", "distributed"),
     [(TwoParts, OnePart, False), (OnePart, TwoParts, False), (OnePart, TwoParts, True)],
 )
-def test_an_optimizer_of_other_parameters_is_told(
-    tmp_path: Path, sharded: type[Sharded], first: Any, second: Any, distributed: bool
-) -> None:
-    fit(tmp_path, sharded(distributed), steps=1, build=first).save_checkpoint(tmp_path / "a.ckpt")
+def test_an_optimizer_of_other_parameters_is_told(tmp_path: Path, first: Any, second: Any, distributed: bool) -> None:
+    fit(tmp_path, FSDP2Strategy(distributed), steps=1, build=first).save_checkpoint(tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match=r"(?s)a.ckpt does not fit this run \(.*\): go on with .*train_backbone"):
-        fit(tmp_path, sharded(distributed), steps=2, build=second, ckpt_path=tmp_path / "a.ckpt")
+        fit(tmp_path, FSDP2Strategy(distributed), steps=2, build=second, ckpt_path=tmp_path / "a.ckpt")
 
 
-@SHARDED
-def test_a_folder_replaces_a_file_and_a_folder(tmp_path: Path, sharded: type[Sharded]) -> None:
+def test_a_folder_replaces_a_file_and_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     for distributed in (False, True, True, False):
-        fit(tmp_path, sharded(distributed), steps=1).save_checkpoint(path)
+        fit(tmp_path, FSDP2Strategy(distributed), steps=1).save_checkpoint(path)
         assert path.is_dir() == distributed
         assert [item.name for item in tmp_path.iterdir()] == ["a.ckpt"]
 
 
-@SHARDED
-def test_a_save_that_fails_leaves_the_previous_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharded: type[Sharded]
-) -> None:
+def test_a_save_that_fails_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.ckpt"
-    fit(tmp_path, sharded(), steps=1).save_checkpoint(path)
+    fit(tmp_path, FSDP2Strategy(), steps=1).save_checkpoint(path)
     before = sorted(item.name for item in path.iterdir())
-    trainer = fit(tmp_path, sharded(), steps=2)
+    trainer = fit(tmp_path, FSDP2Strategy(), steps=2)
     monkeypatch.setattr(torch, "save", lambda *_: 1 / 0)
     with pytest.raises(CheckpointException, match="ZeroDivisionError"):
         trainer.save_checkpoint(path)
@@ -157,9 +145,8 @@ def test_killed_between_two_renames_the_previous_checkpoint_is_there_and_found(
     assert [item.name for item in tmp_path.iterdir()] == ["a.ckpt"]
 
 
-@SHARDED
-def test_storage_options_are_refused(tmp_path: Path, sharded: type[Sharded]) -> None:
-    trainer = fit(tmp_path, sharded(), steps=1)
+def test_storage_options_are_refused(tmp_path: Path) -> None:
+    trainer = fit(tmp_path, FSDP2Strategy(), steps=1)
     with pytest.raises(TypeError, match="takes no storage_options, got 'x'"):
         trainer.save_checkpoint(tmp_path / "a.ckpt", storage_options="x")
     assert not list(tmp_path.iterdir())
