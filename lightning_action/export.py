@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -264,6 +265,16 @@ def _write_folder(
         (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text!r}")
+    return number
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         told = explain(message, list(self._option_string_actions))
@@ -278,7 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--format", choices=FORMATS, help="names of the tensors, or the small file of what actions added")
     add("--output", help="a .safetensors file (wan, adapter) or a new folder (wan, diffusers)")
     parser.add_argument(
-        "--max_shard_gb", type=float, help="size at which a new file begins (folders); default: one file"
+        "--max_shard_gb", type=_above_zero, help="size at which a new file begins (folders); default: one file"
     )
     parser.add_argument(
         "--allow",

@@ -48,7 +48,7 @@ from lightning_action.sharding import (
     keep_gathered,
 )
 from lightning_action.strategies import require_supported
-from lightning_action.weights import check_fits, require_num_heads
+from lightning_action.weights import check_fits, require_finite, require_num_heads
 from lightning_action.world_model import WorldModel
 
 _DROPOUT_STREAM = 3
@@ -428,8 +428,11 @@ class ActionVideoModule(L.LightningModule):
         """Refuse a checkpoint of another model, action schema or codec, before anything is loaded."""
         if "state_dict" in checkpoint:  # sharded ones were loaded by the strategy, which checks them itself
             check_fits(self, checkpoint["state_dict"], "the checkpoint")
-        if "action_schema" not in checkpoint:
-            raise ValueError("the checkpoint holds no action schema: it was not written by ActionVideoModule")
+            require_finite(checkpoint["state_dict"], "the checkpoint", "take an earlier one")
+        for key in ("action_schema", "fit_seconds"):
+            if key not in checkpoint:
+                told = key.replace("_", " ")
+                raise ValueError(f"the checkpoint holds no {told}: it was not written by ActionVideoModule")
         saved = ActionSchema.from_dict(checkpoint["action_schema"])
         if self.action_projection is not None and saved != self.schema:
             raise ValueError(
@@ -442,6 +445,8 @@ class ActionVideoModule(L.LightningModule):
             self._require_same_groups(checkpoint.get("optimizer_states", []))
         self._fit_seconds_before = checkpoint["fit_seconds"]
         if isinstance(self.frozen.vae, FittedCodec):
+            if "vae" not in checkpoint:
+                raise ValueError("the checkpoint holds no fitted VAE: use the configuration it was trained with")
             self.frozen.vae.load_fitted_tensors(checkpoint["vae"], "the checkpoint's VAE")
 
     @property

@@ -17,7 +17,7 @@ from lightning_action.class_paths import only_importing, require_classes
 from lightning_action.module import ActionVideoModule
 from lightning_action.strategies.checkpoints import read_folder_metadata
 from lightning_action.usage import read_yaml
-from lightning_action.weights import load_pickle
+from lightning_action.weights import load_pickle, require_finite
 
 Path_ = str | Path
 
@@ -40,6 +40,7 @@ def load_run(config: Path_ | Sequence[Path_], ckpt_path: Path_, allow: Sequence[
     module.configure_model()
     if Path(ckpt_path).is_dir():
         load_shards({"state_dict": module.state_dict()}, ckpt_path, no_dist=True)
+        require_finite(module.state_dict(), str(ckpt_path), "take an earlier checkpoint")
         module.on_load_checkpoint(read_folder_metadata(ckpt_path))
         return module.eval()
     checkpoint = load_pickle(Path(ckpt_path))

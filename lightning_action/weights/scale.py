@@ -120,11 +120,13 @@ def _is_special(name: str, value: Any) -> bool:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """The values of a file, those that are JSON of a configuration opened."""
+    """The values of a file, those that are JSON opened: of a known configuration as such, others below their name."""
     settings: dict[str, Any] = {}
     for name, value in read_values(file).items():
         if isinstance(value, str) and name.endswith(_CONFIGURATIONS):
             settings |= _parsed(value, f"{name} in {file}")
+        elif isinstance(value, str) and (opened := _object(value)) is not None:
+            settings |= flattened(opened, f"{name}.")
         else:
             settings[name] = value
     return settings
@@ -138,10 +140,16 @@ def _configuration(path: Path) -> dict[str, Any]:
 
 
 def _parsed(text: str | bytes, place: str) -> dict[str, Any]:
+    settings = _object(text)
+    if settings is None:
+        raise ValueError(f"{place} is no configuration of a LoRA: expected JSON with `lora_alpha`")
+    return dict(flattened(settings))
+
+
+def _object(text: str | bytes) -> dict[str, Any] | None:
+    """The object that a text is the JSON of; None if it is not."""
     try:
         settings = json.loads(text)
     except (ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{place} is no configuration of a LoRA: expected JSON with `lora_alpha`")
-    return dict(flattened(settings))
+        return None
+    return settings if isinstance(settings, dict) else None

@@ -257,7 +257,12 @@ def load_pickle(path: Path) -> Any:
 
 
 def _map_pickle(path: Path) -> dict[str, Tensor]:
-    return {name: value for name, value in flattened(load_pickle(path)) if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in flattened(load_pickle(path)) if isinstance(value, Tensor)}
+    for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
+            kind = "without values, on the meta device" if tensor.is_meta else "sparse or nested"
+            raise ValueError(f"{name} in {path} is a tensor {kind}: save it as an ordinary one, with its values")
+    return tensors
 
 
 def flattened(content: object, prefix: str = "") -> Iterator[tuple[str, Any]]:

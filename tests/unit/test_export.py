@@ -325,3 +325,10 @@ def test_a_flipped_bit_is_found(tmp_path: Path, output: str, dtype: torch.dtype)
     with pytest.raises(ValueError, match="does not hold the weights that were written into it"):
         load_generator(other, path)
     assert fingerprint(other.state_dict()) == before
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf", "big"])
+def test_a_size_of_shards_that_is_none_is_refused(size: str) -> None:
+    arguments = ["--config=c.yaml", "--ckpt_path=x.ckpt", "--format=wan", "--output=out", f"--max_shard_gb={size}"]
+    with pytest.raises(UsageError, match=f"max_shard_gb: expected a finite number above 0, got '{size}'"):
+        run_export(arguments)

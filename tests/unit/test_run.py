@@ -145,3 +145,22 @@ def test_a_checkpoint_of_another_number_of_heads_is_refused(tmp_path: Path) -> N
     del saved["num_heads"]
     torch.save(saved, path)
     load_run(other, path)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_checkpoint_with_values_that_are_not_finite_is_refused(tmp_path: Path, folder: bool) -> None:
+    config, path = write_run(tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).fill_(float("nan"))
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="holds NaN or infinity .in generator.*: take an earlier"):
+        load_run(config, as_folder(path) if folder else path)
+
+
+@pytest.mark.parametrize(("key", "told"), [("fit_seconds", "not written by"), ("vae", "no fitted VAE: use the config")])
+def test_a_checkpoint_without_what_a_run_saves_is_refused(tmp_path: Path, key: str, told: str) -> None:
+    config, path = write_run(tmp_path)
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({name: value for name, value in checkpoint.items() if name != key}, path)
+    with pytest.raises(ValueError, match=told):
+        load_run(config, path)

@@ -51,6 +51,8 @@ HEADERS = [
     ({"training.alpha": "6"}, 1.0),
     ({"transformer.lora_alpha": "6", "transformer.alpha_pattern": "{}", "peft_type": "PeftType.LORA"}, 2.0),
     ({"lora_config": json.dumps({"r": RANK, "lora_alpha": 6})}, 2.0),
+    ({"config": json.dumps({"network": {"r": RANK, "lora_alpha": 6}})}, 2.0),
+    ({"training": json.dumps({"alpha": 6}), "modelspec.title": "{", "tags": "[6]"}, 1.0),
 ]
 
 
@@ -84,6 +86,7 @@ def test_the_header_is_read(tmp_path: Path, header: dict[str, str], scale: float
             }.items()
         ),
         ({"transformer.lora_alpha": "12", "transformer.use_rslora": "True"}, "sets transformer.use_rslora: only"),
+        ({"ss_network_args": json.dumps({"use_rslora": "True"})}, "sets ss_network_args.use_rslora: only"),
         ({"lora_adapter_metadata": "{"}, "lora_adapter_metadata in .* is no configuration of a LoRA: expected JSON"),
         ({"lora_adapter_metadata": "[3]"}, "lora_adapter_metadata in .* is no configuration of a LoRA: expected JSON"),
         (

@@ -206,6 +206,22 @@ def test_a_file_without_named_tensors_is_refused(tmp_path: Path, content: object
         read_tensors(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        (lambda tensor: tensor.to("meta"), "without values, on the meta device"),
+        (lambda tensor: tensor.to_sparse(), "sparse or nested"),
+        (lambda tensor: torch.nested.nested_tensor([tensor], layout=torch.jagged), "sparse or nested"),
+    ],
+)
+def test_a_tensor_that_is_no_ordinary_one_is_refused(
+    tmp_path: Path, odd: Callable[[torch.Tensor], torch.Tensor], told: str
+) -> None:
+    torch.save({"state_dict": {"a": torch.ones(2, 2), "b": odd(torch.ones(2, 2))}}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=rf"state_dict.b in {tmp_path}/x.pt is a tensor {told}"):
+        read_tensors(tmp_path / "x.pt")
+
+
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     index = shards(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
