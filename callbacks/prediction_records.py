@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from .pictures import replacing
+from .pictures import TEMPORARY, replacing
 
 Record: TypeAlias = dict[str, Any]
 """The content of a sample's json; see `PredictionWriter`."""
@@ -19,6 +19,8 @@ Record: TypeAlias = dict[str, Any]
 
 class FolderClaim:
     """The right of one prediction to write into a folder; it ends with the process, however that ends.
+
+    What predictions that were killed have left half written there is removed.
 
     Raises:
         MisconfigurationException: another prediction has it.
@@ -35,7 +37,9 @@ class FolderClaim:
                 f"another prediction is writing to {folder}: wait for it, or give another folder"
             ) from error
         except OSError:
-            pass  # file systems without locks
+            return  # file systems without locks: nothing says that nobody else writes there
+        for left in folder.glob(TEMPORARY):
+            left.unlink()
 
     def release(self) -> None:
         """Let others write."""
