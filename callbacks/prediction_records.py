@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -49,7 +50,11 @@ class FolderClaim:
 
 def whole_records(folder: Path) -> list[Record]:
     """The records of all samples in a folder whose files are there and have the sizes that the record says."""
-    records = map(read_record, sorted(folder.glob("[0-9]*.json")))
+    records = []
+    for path in sorted(folder.glob("[0-9]*.json")):
+        # What a machine that failed has cut off is no record.
+        with suppress(ValueError):
+            records.append(read_record(path))
     return [record for record in records if _is_whole(folder, record)]
 
 

@@ -353,12 +353,14 @@ def test_without_a_checkpoint_nothing_says_that_the_weights_are_the_same(tmp_pat
     assert resume(None, folder=tmp_path) == resume(None, folder=tmp_path) == SAMPLE_IDS
 
 
-@pytest.mark.parametrize("damage", ["cut off", "missing", "no json"])
+@pytest.mark.parametrize("damage", ["cut off", "missing", "no json", "empty json"])
 def test_a_sample_that_is_not_complete_is_generated_again(checkpoint: Path, damage: str) -> None:
     resume(checkpoint)
-    path = checkpoint.parent / "predictions" / f"{NAMES[1]}.{'json' if damage == 'no json' else 'pt'}"
+    path = checkpoint.parent / "predictions" / f"{NAMES[1]}.{'json' if 'json' in damage else 'pt'}"
     if damage == "cut off":
         path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "empty json":
+        path.write_bytes(b"")
     else:
         path.unlink()
     assert resume(checkpoint) == [SAMPLE_IDS[1]]
