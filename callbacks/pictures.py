@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Badge: TypeAlias = "Callable[[Tensor | None], Image.Image]"
 """Draws an action row, or that there is none, on a small picture of a constant size."""
 
+TEMPORARY = ".*-" + "[0-9a-f]" * 32 + ".*"
+"""Matches the names of what `replacing` gives, which a process that is killed leaves behind."""
+
 CAPTION_HEIGHT = 24
 GAP = 8
 

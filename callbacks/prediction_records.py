@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,7 +12,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from .pictures import replacing
+from .pictures import TEMPORARY, replacing
 
 Record: TypeAlias = dict[str, Any]
 """The content of a sample's json; see `PredictionWriter`."""
@@ -19,6 +20,8 @@ Record: TypeAlias = dict[str, Any]
 
 class FolderClaim:
     """The right of one prediction to write into a folder; it ends with the process, however that ends.
+
+    What predictions that were killed have left half written there is removed.
 
     Raises:
         MisconfigurationException: another prediction has it.
@@ -35,7 +38,9 @@ class FolderClaim:
                 f"another prediction is writing to {folder}: wait for it, or give another folder"
             ) from error
         except OSError:
-            pass  # file systems without locks
+            return  # file systems without locks: nothing says that nobody else writes there
+        for left in folder.glob(TEMPORARY):
+            left.unlink()
 
     def release(self) -> None:
         """Let others write."""
@@ -45,7 +50,11 @@ class FolderClaim:
 
 def whole_records(folder: Path) -> list[Record]:
     """The records of all samples in a folder whose files are there and have the sizes that the record says."""
-    records = map(read_record, sorted(folder.glob("[0-9]*.json")))
+    records = []
+    for path in sorted(folder.glob("[0-9]*.json")):
+        # What a machine that failed has cut off is no record.
+        with suppress(ValueError):
+            records.append(read_record(path))
     return [record for record in records if _is_whole(folder, record)]
 
 

@@ -201,6 +201,7 @@ class PredictionWriter(BasePredictionWriter):
         nothing_to_do = self._left_out and len(self._left_out) == len(self._digests)
         # The Trainer skips a prediction of no samples, with all of its hooks.
         if stage == "predict" and nothing_to_do and trainer.is_global_zero:
+            self._claim = FolderClaim(self._folder)
             self._say_what_is_left_out()
             self._write_manifest(self._left_out)
         self._release()

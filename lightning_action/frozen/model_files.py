@@ -37,6 +37,15 @@ def locate(path: str | None, names: Sequence[str], what: str) -> Path:
     return next((Path(path) / name for name in names if (Path(path) / name).exists()), Path(path))
 
 
+def stamp(path: Path) -> list[list[str | int]]:
+    """What tells a file, or the files of a folder, from others of the same names, without reading them.
+
+    Each has its name, size in bytes and time of change in ns.
+    """
+    files = [file for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
 def config_beside(weights: Path, key: str, value: str) -> dict[str, Any] | None:
     """What `config.json` in the folder of `weights` says; None without one, or if its `key` is not `value`.
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightning_action.frozen.frozen_pass import frozen_pass
 from lightning_action.frozen.interfaces import TextEncoder
-from lightning_action.frozen.model_files import config_beside, locate, wan_extra
+from lightning_action.frozen.model_files import config_beside, locate, stamp, wan_extra
 from lightning_action.frozen.umt5_format import config_of, encoder_part, is_original, to_transformers_name
 from lightning_action.weights import LazyTensors, load_strictly, read_tensors
 
@@ -58,6 +58,8 @@ class UMT5TextEncoder(TextEncoder):
         self._device = torch.device("cpu")
         self._tokenize: Any = None
         self._model: Any = None
+        # Public, as records of predictions say it.
+        self.files: list[list[str | int]] = []
         self._remembered: dict[str, Tensor] = {}
 
     @property
@@ -74,6 +76,7 @@ class UMT5TextEncoder(TextEncoder):
         self._tokenize = _read_tokenizer(
             [beside / name for name in _TOKENIZER_FOLDERS] if self.tokenizer is None else [Path(self.tokenizer)]
         )
+        self.files = stamp(path)
         model = _read_model(path, self._dtype)
         if len(self._tokenize) > model.config.vocab_size:
             raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.frozen.interfaces import VideoCodec
-from lightning_action.frozen.model_files import locate
+from lightning_action.frozen.model_files import locate, stamp
 
 
 class WanCodec(VideoCodec):
@@ -40,12 +40,15 @@ class WanCodec(VideoCodec):
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._device = torch.device("cpu")
         self._model: Any = None
+        # Public, as records of predictions say it.
+        self.files: list[list[str | int]] = []
 
     @torch.inference_mode(False)
     def load(self) -> None:
         if self._model is None:
             names = sorted(self.release_names, key=self._is_of_other_version)
             path = locate(self.path, names, f"the weights of {type(self).__name__}")
+            self.files = stamp(path)
             self._model = self._read(path).eval().requires_grad_(False).to(self._device)
 
     @torch.inference_mode(False)

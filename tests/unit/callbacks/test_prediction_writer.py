@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import EMA, PredictionWriter, prediction_writer
-from lightning_action.callbacks.pictures import CAPTION_HEIGHT, GAP
+from lightning_action.callbacks.pictures import CAPTION_HEIGHT, GAP, replacing
 from lightning_action.callbacks.prediction_records import FolderClaim
 from tests.short_fits import quiet_trainer
 
@@ -236,6 +236,19 @@ def test_one_prediction_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
     assert not (tmp_path / ".lock").exists()
 
 
+def test_what_a_killed_prediction_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    predict(tmp_path, PredictionWriter(str(tmp_path)))
+    (tmp_path / ".own-notes.txt").touch()
+    expected = set(tmp_path.iterdir())
+    for name in ("000999.mp4", "000100.pt", "manifest.jsonl"):
+        with replacing(tmp_path / name) as temporary:
+            temporary.touch()
+        temporary.touch()  # as if it had been killed within the block
+    (tmp_path / "000999.mp4").unlink()
+    predict(tmp_path, PredictionWriter(str(tmp_path)))
+    assert set(tmp_path.iterdir()) == expected
+
+
 class Resumable(Predictor):
     """A module with weights and known settings that counts what it generates, and may be stopped."""
 
@@ -306,9 +319,11 @@ def test_nothing_is_generated_where_all_is_complete(checkpoint: Path) -> None:
     folder = checkpoint.parent / "predictions"
     resume(checkpoint)
     expected = manifest_of(folder)
-    (folder / "manifest.jsonl").unlink()  # as if stopped just before
+    (folder / "manifest.jsonl").unlink()  # as if killed while it was written
+    (folder / f".manifest-{'0a' * 16}.jsonl").touch()
     assert resume(checkpoint) == []
     assert manifest_of(folder) == expected
+    assert not list(folder.glob(".*"))
 
 
 @pytest.mark.parametrize(
@@ -338,12 +353,14 @@ def test_without_a_checkpoint_nothing_says_that_the_weights_are_the_same(tmp_pat
     assert resume(None, folder=tmp_path) == resume(None, folder=tmp_path) == SAMPLE_IDS
 
 
-@pytest.mark.parametrize("damage", ["cut off", "missing", "no json"])
+@pytest.mark.parametrize("damage", ["cut off", "missing", "no json", "empty json"])
 def test_a_sample_that_is_not_complete_is_generated_again(checkpoint: Path, damage: str) -> None:
     resume(checkpoint)
-    path = checkpoint.parent / "predictions" / f"{NAMES[1]}.{'json' if damage == 'no json' else 'pt'}"
+    path = checkpoint.parent / "predictions" / f"{NAMES[1]}.{'json' if 'json' in damage else 'pt'}"
     if damage == "cut off":
         path.write_bytes(path.read_bytes()[:-1])
+    elif damage == "empty json":
+        path.write_bytes(b"")
     else:
         path.unlink()
     assert resume(checkpoint) == [SAMPLE_IDS[1]]

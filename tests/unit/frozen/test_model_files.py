@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from lightning_action.frozen.model_files import config_beside, locate, renamed, wan_extra
+from lightning_action.frozen.model_files import config_beside, locate, renamed, stamp, wan_extra
 
 NAMES = ("vae", "Wan2.1_VAE.pth")
 
@@ -44,3 +45,19 @@ def test_beginnings_are_replaced_once() -> None:
 def test_a_missing_package_is_told_with_its_extra() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"'diffusers_of_tomorrow': .*lightning_action\[wan\]"), wan_extra():
         import diffusers_of_tomorrow  # type: ignore[import-not-found]  # noqa: F401
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Alone and in folders, by size and by time of change."""
+    file = tmp_path / "part" / "weights.pth"
+    file.parent.mkdir()
+    file.write_bytes(b"four")
+    stamps = [(stamp(file), stamp(tmp_path))]
+    assert (stamp(file), stamp(tmp_path)) == stamps[0]
+    os.utime(file, ns=(5, 5))
+    stamps.append((stamp(file), stamp(tmp_path)))
+    file.write_bytes(b"seven..")
+    os.utime(file, ns=(5, 5))
+    stamps.append((stamp(file), stamp(tmp_path)))
+    for of_one in zip(*stamps, strict=True):
+        assert len(set(map(str, of_one))) == 3

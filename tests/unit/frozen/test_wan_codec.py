@@ -15,6 +15,7 @@ from lightning_action.frozen.text import HashingTextEncoder
 from lightning_action.frozen.tiny_vae import TinyWanVAE
 from lightning_action.frozen.wan_codec import WanCodec
 from lightning_action.frozen.wan_vae import WanVideoVAE
+from lightning_action.networks import describe
 
 
 class Codec(WanCodec):
@@ -131,3 +132,13 @@ def test_weights_read_in_inference_mode_can_be_moved_and_used_outside(tmp_path: 
         codec.to(torch.device("cpu"))
     assert not codec._model.weight.is_inference()
     codec.to(torch.device("meta"))
+
+
+def test_records_of_predictions_tell_files_of_one_name_apart(tmp_path: Path) -> None:
+    described = set()
+    for number in ("2", "3", "3.0"):
+        (tmp_path / "preferred.txt").write_text(number)
+        codec = Codec(str(tmp_path))
+        codec.load()
+        described.add(describe(codec))
+    assert len(described) == 3
