@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def _exported() -> list[str]:
 
 
 def _typed_paths(args: Sequence[str]) -> Iterator[str]:
-    for argument, following in zip(args, [*args[1:], ""], strict=True):
+    for argument, following in zip_longest(args, args[1:], fillvalue=""):
         option, is_joined, value = argument.partition("=")
         if not option.startswith("--") or option.rstrip("+").rpartition(".")[2].lstrip("-") not in _TAKE_CLASSES:
             continue

@@ -59,6 +59,19 @@ class RunParser(LightningArgumentParser):
         except UsageError as error:
             raise UsageError(f"in {os.fspath(path)}: {error}") from error
 
+    def instantiate(self, *args: Any, **kwargs: Any) -> Namespace:
+        """What a constructor refuses in its own words, not among those about the types that the value might have."""
+        try:
+            made: Namespace = super().instantiate(*args, **kwargs)
+            return made
+        except ValueError as error:
+            told: BaseException = error
+            while str(told).startswith("Does not validate against any") and told.__cause__ is not None:
+                told = told.__cause__
+            if told is error:
+                raise
+            raise ValueError(str(told)) from told
+
     def link_arguments(self, source: str, target: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         self._linked[target] = source
         return super().link_arguments(source, target, *args, **kwargs)

@@ -105,7 +105,7 @@ def _in_plain_words(text: str, given: str | None) -> str:
     text = re.sub(r'^expected "subcommand" to be one of .*', f"name a verb: {', '.join(VERBS)}", text)
     text = re.sub(r"^argument subcommand: invalid choice: ('.*?') .*", r"there is no verb \1", text)
     text = re.sub(r"Problems parsing config: ", "", text)
-    text = re.sub(r"^Unexpected config: .*", "expected a mapping of settings, as in `trainer: {max_steps: 10}`", text)
+    text = re.sub(r"^Unexpected config\b.*", "expected a mapping of settings, as in `trainer: {max_steps: 10}`", text)
     if given is not None and ", got " not in text and "expected " in text:
         text = f"{text}, got {_quoted(given)}"
     hint = " (YAML reads that as something other than text: put it into quotes)" if is_text else ""

@@ -103,7 +103,9 @@ def _to_unit_rgb(image: Image.Image) -> np.ndarray:
     from PIL import Image
 
     if image.mode in _DEEP:
-        grey = np.asarray(image).astype(np.float32) / 65535
+        values = np.asarray(image)
+        # PNG may name one grey value that is transparent.
+        grey = np.where(values == image.info.get("transparency"), 1, values / np.float32(65535)).astype(np.float32)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode in _WITHOUT_ALPHA:
         image = image.convert("RGB")

@@ -192,6 +192,10 @@ def test_a_class_path_that_is_typed_names_its_package(args: list[str], allowed: 
     assert rest == ["fit", *(arg for arg in args if "allow" not in arg and arg != "mine")]
 
 
+def test_an_empty_command_line_allows_nothing() -> None:
+    assert split_allowed([]) == ([], [])
+
+
 def test_allow_needs_a_name() -> None:
     with pytest.raises(ValueError, match="--allow takes the name of a module"):
         split_allowed(["fit", "--allow"])

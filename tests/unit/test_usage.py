@@ -17,6 +17,8 @@ from lightning_action.usage_messages import explain, nearest, shipped_configurat
 
 class Part:
     def __init__(self, size: int = 1, name: str = "part", scales: dict[str, list[float]] | None = None) -> None:
+        if size < 0:
+            raise ValueError(f"size must not be negative, got {size}")
         self.size = size
 
 
@@ -154,6 +156,12 @@ def test_messages(args: list[str], message: str) -> None:
     assert str(caught.value).endswith("(run --help lists what there is)") and "\n" not in str(caught.value)
 
 
+def test_a_constructor_refuses_in_its_own_words() -> None:
+    part = f"{{class_path: {__name__}.Part, init_args: {{size: -7}}}}"
+    with pytest.raises(ValueError, match="^size must not be negative, got -7$"):
+        new_parser().instantiate(parse("--data.prompt=x", f"--data.part={part}"))
+
+
 BOMB = "a0: &a0 [1, 1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(20))
 
 
@@ -166,6 +174,7 @@ BOMB = "a0: &a0 [1, 1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for 
         ("root:\n\tx\n", "line 2"),
         ("# nothing\n", "expected a mapping of settings"),
         ("- a\n", "expected a mapping of settings"),
+        ("", "expected a mapping of settings"),
         ("rot: a\n", "there is no argument 'rot': did you mean '--root'"),
         ("data: {init_args: {prompt: yes}}\n", "data.prompt: .*expected str, got 'True' .*put it into quotes"),
         ("root: 3\n", "root: expected str, got '3' .*put it into quotes"),

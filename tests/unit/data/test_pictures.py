@@ -121,6 +121,15 @@ def test_deep_grey_of_another_scale_is_refused(tmp_path: Path, tag: int, usual: 
         read_image(path, None)
 
 
+def test_a_transparent_value_of_deep_grey_lies_on_white(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    picture = Image.new("I;16", (7, 5), 13107)
+    picture.putpixel((3, 2), 300)
+    picture.save(path, transparency=300)
+    pixels = ((read_image(path, None) + 1) * 127.5).round()
+    assert pixels[:, 2, 3].tolist() == [255] * 3 and pixels[:, 0, 0].tolist() == [51] * 3
+
+
 @pytest.mark.parametrize("suffix", ["gif", "tiff"])
 def test_files_broken_anywhere_are_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
