@@ -19,7 +19,10 @@ from lightning_action.action.schema import ActionSchema
 
 Batch = dict[str, Any]
 
-_WHOLE = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_WHOLE = {
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+}
 # How far pixels may lie outside [-1, 1]: resizing overshoots a little.
 _PIXEL_TOLERANCE = 0.1
 
@@ -30,6 +33,8 @@ def check_batch(batch: Batch) -> None:
     Raises:
         ValueError: names what is missing, or does not fit the number of samples.
     """
+    if not isinstance(batch, dict):
+        raise ValueError(f"a batch is a dict with `prompt` and `sample_id`, got a {type(batch).__name__}")
     missing = [key for key in ("prompt", "sample_id") if key not in batch]
     if missing:
         raise ValueError(f"the batch has no {' and no '.join(missing)}; {_what_it_has(batch, missing)}")
@@ -38,8 +43,12 @@ def check_batch(batch: Batch) -> None:
         found = f"{samples.dtype} of shape {list(samples.shape)}" if isinstance(samples, Tensor) else repr(samples)
         raise ValueError(f"`sample_id` must be a tensor [B] of whole numbers, to which the noise belongs, got {found}")
     size = len(samples)
-    if not isinstance(batch["prompt"], list | tuple) or len(batch["prompt"]) != size:
-        raise ValueError(f"`prompt` must be a list of {size} strings, one for each sample_id, got {batch['prompt']!r}")
+    prompts = batch["prompt"]
+    is_list = isinstance(prompts, list | tuple) and len(prompts) == size
+    if not is_list or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"`prompt` must be a list of {size} strings, one for each sample_id, got {prompts!r}")
+    if has_actions(batch):
+        _check_rows(batch["action"], size)
     if "video" in batch and not isinstance(batch["video"], Tensor):
         raise ValueError(f"`video` must be a tensor [B, T, 3, H, W], got {type(batch['video']).__name__}")
     if "video" in batch and (batch["video"].ndim != 5 or not batch["video"].is_floating_point()):
@@ -83,13 +92,14 @@ def check_actions(batch: Batch, schema: ActionSchema, num_frames: int, needed: b
             "the batch has no `action` [B, rows, columns], and no action_module infers one; "
             f"{_what_it_has(batch, ['action'])}"
         )
-    if not has_actions(batch):
-        return
-    action, size = batch["action"], len(batch["sample_id"])
-    if not isinstance(action, Tensor) or len(action) != size:
-        found = list(action.shape) if isinstance(action, Tensor) else type(action).__name__
-        raise ValueError(f"`action` must be a tensor [{size}, rows, columns], got {found}")
-    schema.encode(action, num_frames)
+    if has_actions(batch):
+        schema.encode(batch["action"], num_frames)
+
+
+def _check_rows(action: object, size: int) -> None:
+    if not isinstance(action, Tensor) or action.ndim != 3 or len(action) != size or action.is_complex():
+        found = f"{action.dtype} {list(action.shape)}" if isinstance(action, Tensor) else type(action).__name__
+        raise ValueError(f"`action` must be a tensor of real numbers [{size}, rows, columns], got {found}")
 
 
 def trained_latents(batch: Batch, temporal_compression_ratio: int) -> int:

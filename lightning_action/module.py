@@ -240,12 +240,10 @@ class ActionVideoModule(L.LightningModule):
 
     def _require_trainable(self, batch: Batch, stage: str) -> None:
         """What `check` says of a batch, for the first one of a stage and when its shapes or types change."""
-        kinds = [(key, value.shape[1:], value.dtype) for key, value in batch.items() if isinstance(value, Tensor)]
-        seen = [sorted(batch), kinds]
-        if self._looked_at.get(stage) == seen:
-            return
-        self._require_fits(batch, trains=True)
-        self._looked_at[stage] = seen
+        seen = _kinds(batch)
+        if self._looked_at.get(stage) != seen:
+            self._require_fits(batch, trains=True)
+            self._looked_at[stage] = seen
 
     def _require_fits(self, batch: Batch, trains: bool) -> None:
         for check in batch_checks(self.world_model, batch, self.sampling.num_initial_latents, trains):
@@ -532,3 +530,11 @@ class ActionVideoModule(L.LightningModule):
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
         self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)
+
+
+def _kinds(batch: Any) -> list[Any]:
+    """What a batch consists of, by which another one differs that must be looked at again."""
+    if not isinstance(batch, dict):
+        return [type(batch)]
+    tensors = [(key, value.shape[1:], value.dtype) for key, value in batch.items() if isinstance(value, Tensor)]
+    return [sorted(map(str, batch)), tensors]

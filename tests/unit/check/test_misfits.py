@@ -31,6 +31,12 @@ def test_a_batch_that_fits(trains: bool) -> None:
         ({"video": ...}, r"no `video` \[B, T, 3, H, W\], which training needs"),
         ({"prompt": ["a", "b"]}, "`prompt` must be a list of 3 strings"),
         ({"prompt": "a b"}, "`prompt` must be a list of 3 strings"),
+        ({"prompt": ["a", None, "b"]}, "`prompt` must be a list of 3 strings"),
+        ({"prompt": [b"a", b"b", b"c"]}, "`prompt` must be a list of 3 strings"),
+        ({"prompt": [["a"], ["b"], ["c"]]}, "`prompt` must be a list of 3 strings"),
+        ({"action": torch.zeros(3, 12, 3, dtype=torch.complex64)}, r"real numbers .* got torch.complex64 \[3, 12, 3\]"),
+        ({"action": torch.zeros(3, 36)}, r"real numbers \[3, rows, columns\], got torch.float32 \[3, 36\]"),
+        ({"action": torch.zeros(3, 12, 3).tolist()}, r"\[3, rows, columns\], got list"),
         ({"sample_id": ...}, "the batch has no sample_id"),
         ({"video": torch.zeros(3, 13, 3, 16, 24, dtype=torch.uint8)}, r"floats .* got torch.uint8"),
         ({"video": torch.zeros(3, 12, 3, 16, 24)}, r"12 frames is no whole number of latent frames: expected 1 \+ 4 n"),
@@ -46,8 +52,7 @@ def test_a_batch_that_fits(trains: bool) -> None:
         ({"prompt": ..., "prompts": ["a", "b", "c"]}, "no prompt; .* did you mean `prompts`"),
         ({"action": torch.zeros(3, 12, 2)}, r"must be \[B, 12, 3\] .* got \[3, 12, 2\]"),
         ({"action": torch.zeros(3, 13, 3)}, r"must be \[B, 12, 3\] .* got \[3, 13, 3\].*state 13"),
-        ({"action": torch.zeros(2, 12, 3)}, r"must be a tensor \[3, rows, columns\], got \[2, 12, 3\]"),
-        ({"action": [0.0]}, r"must be a tensor \[3, rows, columns\], got list"),
+        ({"action": torch.zeros(2, 12, 3)}, r"real numbers \[3, rows, columns\], got torch.float32 \[2, 12, 3\]"),
         ({"action": torch.full((3, 12, 3), torch.inf)}, "not finite"),
         ({"prompt": ["a b c d e f g h", "a", "b"]}, "prompt has 8 words"),
     ],
@@ -74,6 +79,7 @@ def test_a_training_batch_that_does_not_fit(changes: dict[str, Any], message: st
         {"action": torch.zeros(3, 12, 3, dtype=torch.int64)},
         {"prompt": ("a", "b", "")},
         {"sample_id": torch.arange(3, dtype=torch.int32)},
+        {"sample_id": torch.tensor([1, 2, 65535], dtype=torch.uint16)},
         {"fps": 8, "task": None, "camera": {"name": ["a", "b"]}, "dt": torch.tensor(0.1)},
     ],
 )
@@ -81,6 +87,21 @@ def test_what_fits_trains(changes: dict[str, Any]) -> None:
     batch = batch_of(**changes)
     assert misfits(small_module(), batch, trains=True) == []
     assert bool(trainable().training_step(batch, 0)["loss"].isfinite())
+
+
+@pytest.mark.parametrize("batch", [[torch.zeros(3)], torch.zeros(3), None])
+def test_what_is_no_dict_is_no_batch(batch: Any) -> None:
+    (told,) = misfits(small_module(), batch, trains=True)
+    assert told == f"a batch is a dict with `prompt` and `sample_id`, got a {type(batch).__name__}"
+    for step in (trainable().training_step, trainable().predict_step):
+        with pytest.raises(ValueError, match="a batch is a dict"):
+            step(batch, 0)
+
+
+@pytest.mark.parametrize("action", [torch.zeros(3, 12, 3).tolist(), torch.zeros(3, 12, 3, dtype=torch.complex64)])
+def test_what_is_no_table_of_actions_is_not_predicted_from(action: Any) -> None:
+    with pytest.raises(ValueError, match="must be a tensor of real numbers"):
+        trainable().predict_step(batch_of(action=action), 0)
 
 
 def trainable(**changes: Any) -> ActionVideoModule:
