@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from benchmarks.cost import Figure, Milliseconds, figure, machine, say, table
 from lightning_action import ActionVideoModule
+from lightning_action.atomic import write_json
 from lightning_action.callbacks import (
     EMA,
     ActionModulationMonitor,
@@ -36,8 +37,7 @@ from lightning_action.callbacks import (
     TensorBoardLayout,
     ThroughputMonitor,
 )
-from lightning_action.command_line import ActionVideoCLI
-from lightning_action.files import write_json
+from lightning_action.cli.trainer_verbs import ActionVideoCLI
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_action import ActionModulationProjection, BlockCausality, CausalRollout, CausalWanModel
+from lightning_action.atomic import write_json
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import NoiseSource, frame_noise
 from lightning_action.diffusion.samplers import Sampler, few_step
-from lightning_action.files import write_json
-from lightning_action.rollout import rollout
+from lightning_action.generation.rollout import rollout
 
 Network = TypeVar("Network", bound=nn.Module)
 Milliseconds = dict[str, list[float]]

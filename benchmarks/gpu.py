@@ -27,22 +27,22 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from lightning_action import ActionModulationProjection, BlockCausality, CausalRollout, CausalWanModel
-from lightning_action.cost import video_flops
+from lightning_action.atomic import write_json
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.objectives import per_frame_error, teacher_forcing
 from lightning_action.diffusion.samplers import few_step
-from lightning_action.files import write_json
+from lightning_action.distributed.sharding import Sharding, shard, shard_generator
 from lightning_action.frozen.holder import move
 from lightning_action.frozen.interfaces import VideoCodec
 from lightning_action.frozen.tiny_vae import TinyWanVAE
 from lightning_action.frozen.wan_vae import WanVideoVAE
-from lightning_action.generator.blocks import Visibility
-from lightning_action.overlap import decode_behind
-from lightning_action.quantization import Quantization, quantize_layers
-from lightning_action.rollout import rollout
-from lightning_action.sharding import Sharding, shard, shard_generator
-from lightning_action.weights import write_safetensors
+from lightning_action.generation.overlap import decode_behind
+from lightning_action.generation.rollout import rollout
+from lightning_action.generator.acceleration import Quantization, quantize_layers
+from lightning_action.generator.causality import Visibility
+from lightning_action.generator.cost import video_flops
+from lightning_action.weights.safetensors_files import write_safetensors
 
 SCHEDULE = FlowMatchSchedule(5.0)
 TIMESTEPS = SCHEDULE.denoising_timesteps([1000, 750, 500, 250], warp_denoising_step=True)

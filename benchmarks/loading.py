@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from lightning_action import CausalWanModel
-from lightning_action.files import write_json
-from lightning_action.pretrained import load_generator
-from lightning_action.weights import to_diffusers_name, write_safetensors
+from lightning_action.atomic import write_json
+from lightning_action.checkpoints.pretrained import load_generator
+from lightning_action.weights.names import to_diffusers_name
+from lightning_action.weights.safetensors_files import write_safetensors
 
 WAN_1_3B = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}
 TINY = {"dim": 768, "ffn_dim": 3072, "num_heads": 6, "num_layers": 10}

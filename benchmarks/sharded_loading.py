@@ -22,9 +22,9 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from benchmarks.loading import TINY, WAN_1_3B, memory_bytes, write
 from lightning_action import ActionSchema, CausalWanModel
-from lightning_action.files import write_json
-from lightning_action.networks import Factories, InitialWeights
-from lightning_action.sharding import Sharding
+from lightning_action.assembly import Factories, InitialWeights
+from lightning_action.atomic import write_json
+from lightning_action.distributed.sharding import Sharding
 
 STRATEGIES = ("whole", "fsdp2")
 

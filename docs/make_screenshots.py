@@ -27,9 +27,9 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from lightning_action import ActionModulationProjection, command_line
-from lightning_action.data import MovingSpriteWorld
-from lightning_action.data.sprite_world import WorldStart
+from lightning_action import ActionModulationProjection
+from lightning_action.cli import trainer_verbs
+from lightning_action.data.sprite_world import MovingSpriteWorld, WorldStart
 
 Ask = Callable[..., Any]
 
@@ -125,7 +125,7 @@ def fit(name: str, folder: Path, settings: Sequence[str] = ()) -> list[str]:
         file.flush()
         steps = (f"--trainer.max_steps={run.steps}", f"--trainer.val_check_interval={run.steps // 3}")
         goes_to = f"--trainer.default_root_dir={folder / name}"
-        command_line.run(
+        trainer_verbs.run(
             ["fit", f"--config={DEMO}", f"--config={file.name}", goes_to, *steps, *run.settings, *settings]
         )
     return [str(warning.message) for warning in caught if _is_of_a_callback(warning.category)]

@@ -18,59 +18,59 @@ if TYPE_CHECKING:
     from lightning_action.action.projection import SummedModulation as SummedModulation
     from lightning_action.action.schema import ActionPart as ActionPart
     from lightning_action.action.schema import ActionSchema as ActionSchema
-    from lightning_action.adapter import load_adapter as load_adapter
+    from lightning_action.checkpoints.adapter import load_adapter as load_adapter
+    from lightning_action.checkpoints.lora import LoRASettings as LoRASettings
+    from lightning_action.checkpoints.pretrained import load_action_projection as load_action_projection
     from lightning_action.data.action_file import ActionFileDataModule as ActionFileDataModule
     from lightning_action.data.resumable import ResumableDataLoader as ResumableDataLoader
     from lightning_action.data.resumable import ResumableSampler as ResumableSampler
     from lightning_action.data.sprite_data import SpriteDataModule as SpriteDataModule
     from lightning_action.data.sprite_world import MovingSpriteWorld as MovingSpriteWorld
-    from lightning_action.frozen.codec import LinearVideoCodec as LinearVideoCodec
-    from lightning_action.frozen.text import HashingTextEncoder as HashingTextEncoder
+    from lightning_action.distributed.fsdp2 import FSDP2Strategy as FSDP2Strategy
+    from lightning_action.distributed.sharding import Sharding as Sharding
+    from lightning_action.frozen.hashing_text import HashingTextEncoder as HashingTextEncoder
+    from lightning_action.frozen.linear_codec import LinearVideoCodec as LinearVideoCodec
     from lightning_action.frozen.tiny_vae import TinyWanVAE as TinyWanVAE
     from lightning_action.frozen.umt5 import UMT5TextEncoder as UMT5TextEncoder
     from lightning_action.frozen.wan_vae import WanVideoVAE as WanVideoVAE
-    from lightning_action.generator.blocks import BlockCausality as BlockCausality
+    from lightning_action.generation.rollout import CausalRollout as CausalRollout
+    from lightning_action.generation.sampling import Sampling as Sampling
+    from lightning_action.generator.acceleration import Acceleration as Acceleration
+    from lightning_action.generator.causality import BlockCausality as BlockCausality
     from lightning_action.generator.kv_cache import KVCache as KVCache
     from lightning_action.generator.model import CausalWanModel as CausalWanModel
-    from lightning_action.lora import LoRASettings as LoRASettings
     from lightning_action.module import ActionVideoModule as ActionVideoModule
+    from lightning_action.optimization import Optimization as Optimization
     from lightning_action.pipeline.inference import ActionCausalInferencePipeline as ActionCausalInferencePipeline
-    from lightning_action.pretrained import load_action_projection as load_action_projection
-    from lightning_action.rollout import CausalRollout as CausalRollout
     from lightning_action.run import load_run as load_run
-    from lightning_action.settings import Acceleration as Acceleration
-    from lightning_action.settings import Optimization as Optimization
-    from lightning_action.settings import Sampling as Sampling
-    from lightning_action.sharding import Sharding as Sharding
-    from lightning_action.strategies.fsdp2 import FSDP2Strategy as FSDP2Strategy
 
 __version__ = "0.1.0"
 
 # Exported name -> where it is defined. A new one is added here and above; it must not be the name of a submodule.
 _EXPORTS = {
-    "Acceleration": "lightning_action.settings",
+    "Acceleration": "lightning_action.generator.acceleration",
     "ActionCausalInferencePipeline": "lightning_action.pipeline.inference",
     "ActionFileDataModule": "lightning_action.data.action_file",
     "ActionModulationProjection": "lightning_action.action.projection",
     "ActionPart": "lightning_action.action.schema",
     "ActionSchema": "lightning_action.action.schema",
     "ActionVideoModule": "lightning_action.module",
-    "BlockCausality": "lightning_action.generator.blocks",
-    "CausalRollout": "lightning_action.rollout",
+    "BlockCausality": "lightning_action.generator.causality",
+    "CausalRollout": "lightning_action.generation.rollout",
     "CausalWanModel": "lightning_action.generator.model",
     "ConvActionModule": "lightning_action.action.modules",
     "DiscreteActionModule": "lightning_action.action.modules",
-    "FSDP2Strategy": "lightning_action.strategies.fsdp2",
-    "HashingTextEncoder": "lightning_action.frozen.text",
+    "FSDP2Strategy": "lightning_action.distributed.fsdp2",
+    "HashingTextEncoder": "lightning_action.frozen.hashing_text",
     "KVCache": "lightning_action.generator.kv_cache",
-    "LinearVideoCodec": "lightning_action.frozen.codec",
-    "LoRASettings": "lightning_action.lora",
+    "LinearVideoCodec": "lightning_action.frozen.linear_codec",
+    "LoRASettings": "lightning_action.checkpoints.lora",
     "MovingSpriteWorld": "lightning_action.data.sprite_world",
-    "Optimization": "lightning_action.settings",
+    "Optimization": "lightning_action.optimization",
     "ResumableDataLoader": "lightning_action.data.resumable",
     "ResumableSampler": "lightning_action.data.resumable",
-    "Sampling": "lightning_action.settings",
-    "Sharding": "lightning_action.sharding",
+    "Sampling": "lightning_action.generation.sampling",
+    "Sharding": "lightning_action.distributed.sharding",
     "SpriteDataModule": "lightning_action.data.sprite_data",
     "SummedModulation": "lightning_action.action.projection",
     "TinyWanVAE": "lightning_action.frozen.tiny_vae",
@@ -78,8 +78,8 @@ _EXPORTS = {
     "VisualTextActionModule": "lightning_action.action.modules",
     "WanVideoVAE": "lightning_action.frozen.wan_vae",
     "inferred_vectors": "lightning_action.action.inferred",
-    "load_action_projection": "lightning_action.pretrained",
-    "load_adapter": "lightning_action.adapter",
+    "load_action_projection": "lightning_action.checkpoints.pretrained",
+    "load_adapter": "lightning_action.checkpoints.adapter",
     "load_run": "lightning_action.run",
 }
 __all__ = ["__version__", *_EXPORTS]

@@ -22,33 +22,32 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
+from lightning_action.assembly import Factories, InitialWeights, describe
 from lightning_action.batch import Batch, first_samples, has_actions, num_latents
 from lightning_action.batch_checks import batch_checks
+from lightning_action.checkpoints.lora import LoRASettings, lora_alpha, merged_state_dict, split_parameters
+from lightning_action.checkpoints.pretrained import export, prepare_codec
+from lightning_action.data.resuming import count_unstepped, settle_position
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.objectives import OBJECTIVES
-from lightning_action.evaluation import ObedienceTest, StateReader, format_table, wins, write_report
+from lightning_action.distributed.fsdp2 import require_supported
+from lightning_action.distributed.lockstep import Lockstep
+from lightning_action.distributed.sharding import Sharding, gathered_state_dict, is_sharded, keep_gathered
+from lightning_action.evaluation.obedience import ObedienceTest, StateReader, wins
+from lightning_action.evaluation.report import format_table, write_report
 from lightning_action.frozen.holder import FrozenParts, to_unit_range
 from lightning_action.frozen.interfaces import FittedCodec, TextEncoder, VideoCodec
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generation.rollout import count_passes
+from lightning_action.generation.sampling import Sampling
+from lightning_action.generator.acceleration import Acceleration, quantize_layers
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.lockstep import Lockstep
-from lightning_action.lora import LoRASettings, lora_alpha, merged_state_dict, split_parameters
-from lightning_action.networks import Factories, InitialWeights, describe
-from lightning_action.pretrained import export, prepare_codec
-from lightning_action.quantization import quantize_layers
+from lightning_action.optimization import Optimization
 from lightning_action.ranges import require_numbers
-from lightning_action.resuming import count_unstepped, settle_position
-from lightning_action.rollout import count_passes
 from lightning_action.seeding import mix_seed
-from lightning_action.settings import Acceleration, Optimization, Sampling
-from lightning_action.sharding import (
-    Sharding,
-    gathered_state_dict,
-    is_sharded,
-    keep_gathered,
-)
-from lightning_action.strategies import require_supported
-from lightning_action.weights import check_fits, require_finite, require_num_heads
+from lightning_action.weights.fit import check_fits
+from lightning_action.weights.size import require_num_heads
+from lightning_action.weights.values import require_finite
 from lightning_action.world_model import WorldModel
 
 _DROPOUT_STREAM = 3

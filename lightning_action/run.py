@@ -12,12 +12,13 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
 from lightning_action.callbacks.shard_reading import load_shards
-from lightning_action.ckpt_path import require_checkpoint
-from lightning_action.class_paths import only_importing, require_classes
+from lightning_action.configuration.ckpt_path import require_checkpoint
+from lightning_action.configuration.class_paths import only_importing, require_classes
+from lightning_action.configuration.strict_yaml import MODE, read_yaml
+from lightning_action.distributed.sharded_checkpoints import read_folder_metadata
 from lightning_action.module import ActionVideoModule
-from lightning_action.strategies.checkpoints import read_folder_metadata
-from lightning_action.usage import read_yaml
-from lightning_action.weights import load_pickle, require_finite
+from lightning_action.weights.tensor_files import load_pickle
+from lightning_action.weights.values import require_finite
 
 Path_ = str | Path
 
@@ -56,7 +57,7 @@ def build_module(config: Path_ | Sequence[Path_], allow: Sequence[str] = ()) -> 
     """
     paths = [config] if isinstance(config, str | Path) else list(config)
     sections = [_model_section(Path(path)) for path in paths]
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False, parser_mode=MODE)
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_class_arguments(ActionVideoModule, "model", fail_untyped=False, sub_configs=True)
     told = ", ".join(str(path) for path in paths)

@@ -22,19 +22,19 @@ from lightning_action.batch import (
     other_actions,
     without_actions,
 )
-from lightning_action.cost import training_flops
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.objectives import Objective, draw_block_timesteps, per_frame_error, training_visibility
+from lightning_action.distributed.sharding import is_sharded
 from lightning_action.frozen.holder import FrozenParts, to_unit_range
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generation.clock import BlockClock
+from lightning_action.generation.overlap import decode_behind
+from lightning_action.generation.rollout import BlockModulation, CausalRollout, rollout
+from lightning_action.generation.sampling import Sampling
+from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.cost import training_flops
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.overlap import decode_behind
-from lightning_action.rollout import BlockModulation, CausalRollout, rollout
 from lightning_action.seeding import generator_for
-from lightning_action.settings import Sampling
-from lightning_action.sharding import is_sharded
-from lightning_action.timing import BlockClock
 
 _TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM = range(3)
 _NUM_LOSS_DRAWS = 4

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from torch import nn
 
 from lightning_action import ActionModulationProjection, ActionVideoModule, BlockCausality, LinearVideoCodec
-from lightning_action.data import MovingSpriteWorld, SpriteDataModule
-from lightning_action.frozen.text import HashingTextEncoder
+from lightning_action.data.sprite_data import SpriteDataModule
+from lightning_action.data.sprite_world import MovingSpriteWorld
+from lightning_action.frozen.hashing_text import HashingTextEncoder
+from lightning_action.generation.sampling import Sampling
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.settings import Optimization, Sampling
+from lightning_action.optimization import Optimization
 from tests.helpers import fill
 
 

@@ -9,9 +9,9 @@ import torch
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.batch import Batch
-from lightning_action.frozen.codec import LinearVideoCodec
-from lightning_action.frozen.text import HashingTextEncoder
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.frozen.hashing_text import HashingTextEncoder
+from lightning_action.frozen.linear_codec import LinearVideoCodec
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.module import ActionVideoModule
 from tests.helpers import small_generator
 

@@ -96,7 +96,7 @@ def _serve(rank: int, port: int, connection: Connection, output: Path) -> None:
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
     os.environ |= place
     # Only now, for it asks which rank it is.
-    from lightning_action.command_line import run
+    from lightning_action.cli.trainer_verbs import run
 
     with suppress(EOFError):  # the tests are over
         while True:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.weights import write_safetensors
+from lightning_action.weights.safetensors_files import write_safetensors
 from tests.helpers import fill
 from tests.wan_parts import GEOMETRY, small_umt5, small_vae
 

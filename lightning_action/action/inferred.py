@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.causality import BlockCausality
 
 InferActions = Callable[[Tensor], Tensor]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, FlowMatchSchedule, add_noise
-from lightning_action.generator import blocks
-from lightning_action.generator.blocks import BlockCausality, Visibility
+from lightning_action.generator import causality as seen_in
+from lightning_action.generator.causality import BlockCausality, Visibility
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
 
@@ -65,7 +65,7 @@ def diffusion_forcing(
 
 def training_visibility(objective: Objective, num_frames: int, causality: BlockCausality) -> tuple[Visibility, ...]:
     """Which frame sees which in the pass of an objective over `num_frames` latent frames."""
-    sees = blocks.teacher_forcing if objective is teacher_forcing else blocks.block_causal
+    sees = seen_in.teacher_forcing if objective is teacher_forcing else seen_in.block_causal
     return sees(num_frames, causality)
 
 

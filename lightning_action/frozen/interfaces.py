@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -96,3 +97,10 @@ class Movable(Protocol):
     def to(self, device: torch.device, /) -> object:
         """Compute on `device` from now on."""
         ...
+
+
+@contextmanager
+def frozen_pass(device: torch.device) -> Iterator[None]:
+    """Without gradient, and in the network's own precision also where the trainer's autocast is on."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning_action.weights import find_release_file
+from lightning_action.weights.release import find_release_file
 
 
 @contextmanager

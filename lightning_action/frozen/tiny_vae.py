@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_action.frozen.frozen_pass import frozen_pass
-from lightning_action.frozen.interfaces import StreamingDecoder
+from lightning_action.frozen.interfaces import StreamingDecoder, frozen_pass
 from lightning_action.frozen.wan_codec import WanCodec
-from lightning_action.weights import LazyTensors, checkpoints_in, find_weights, inside, load_strictly, read_tensors
-from lightning_action.weights.fit import Shaped
+from lightning_action.weights.fit import Shaped, load_strictly
+from lightning_action.weights.names import inside
+from lightning_action.weights.tensor_files import LazyTensors, checkpoints_in, find_weights, read_tensors
 
 _NUM_STAGES = 3
 _GIVES_CHANNELS = "decoder.1.weight"

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lightning_action.frozen.frozen_pass import frozen_pass
-from lightning_action.frozen.interfaces import TextEncoder
+from lightning_action.frozen.interfaces import TextEncoder, frozen_pass
 from lightning_action.frozen.model_files import config_beside, locate, stamp, wan_extra
 from lightning_action.frozen.umt5_format import config_of, encoder_part, is_original, to_transformers_name
-from lightning_action.weights import LazyTensors, load_strictly, read_tensors
+from lightning_action.weights.fit import load_strictly
+from lightning_action.weights.tensor_files import LazyTensors, read_tensors
 
 _RELEASE_NAMES = ("text_encoder", "models_t5_umt5-xxl-enc-bf16.pth")
 _TOKENIZER_FOLDERS = ("tokenizer", "google/umt5-xxl", ".", "../tokenizer")

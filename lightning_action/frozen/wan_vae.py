@@ -9,12 +9,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from lightning_action.frozen.frozen_pass import frozen_pass
-from lightning_action.frozen.interfaces import StreamingDecoder
+from lightning_action.frozen.interfaces import StreamingDecoder, frozen_pass
 from lightning_action.frozen.model_files import config_beside, wan_extra
 from lightning_action.frozen.wan_codec import WanCodec
 from lightning_action.frozen.wan_vae_format import config_of, is_original, original_layout, to_diffusers_name
-from lightning_action.weights import LazyTensors, inside, load_strictly, read_tensors
+from lightning_action.weights.fit import load_strictly
+from lightning_action.weights.names import inside
+from lightning_action.weights.tensor_files import LazyTensors, read_tensors
 
 # The first tensors of diffusers' files and of original ones.
 _FIRST = ("encoder.conv_in.weight", "encoder.conv1.weight")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_action.generator.blocks import Visibility
+from lightning_action.generator.causality import Visibility
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.causality import BlockCausality
 
 
 class KVCache:

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_action.generator.attention import Attend, attend_dense, choose_attention
-from lightning_action.generator.blocks import BlockCausality, Visibility, bidirectional, block_causal, teacher_forcing
+from lightning_action.generator.causality import (
+    BlockCausality,
+    Visibility,
+    bidirectional,
+    block_causal,
+    teacher_forcing,
+)
 from lightning_action.generator.image import NO_IMAGE, ImageCondition, ImageEmbedding
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.layers import AtLayer, ContextKeysValues, CrossAttention, Head, KeysValues, WanLayer

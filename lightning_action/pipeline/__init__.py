@@ -1,5 +1,1 @@
-"""Generation without a Trainer."""
-
-from lightning_action.pipeline.inference import ActionCausalInferencePipeline
-
-__all__ = ["ActionCausalInferencePipeline"]
+"""Generation without a Trainer: from a run, or from released weights."""

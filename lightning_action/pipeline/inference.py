@@ -19,14 +19,19 @@ from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise, starting_from
 from lightning_action.frozen.holder import FrozenParts, move, to_unit_range
 from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generation.clock import StageSeconds, Stopwatch
+from lightning_action.generation.rollout import BlockModulation, CausalRollout, rollout
+from lightning_action.generation.sampling import Sampling
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.pipeline.arguments import check_batch, check_latents
-from lightning_action.pipeline.parts import parts_of_adapter, parts_of_release, parts_of_run, warn_of_unused_actions
-from lightning_action.pipeline.stages import StageSeconds, Stopwatch
-from lightning_action.rollout import BlockModulation, CausalRollout, rollout
-from lightning_action.settings import Sampling
+from lightning_action.pipeline.parts import (
+    parts_of_adapter,
+    parts_of_release,
+    parts_of_run,
+    warn_of_unused_actions,
+)
 
 ProcessAction = Callable[[Tensor, int, ActionInputs | None], Action | None]
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from lightning_action.adapter import load_adapter, read_adapter
+from lightning_action.checkpoints.adapter import load_adapter, read_adapter
+from lightning_action.checkpoints.pretrained import generator_file, load_generator
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.pretrained import generator_file, load_generator
-from lightning_action.weights import few, generator_arguments, read_generator
+from lightning_action.weights.checkpoint import read_generator
+from lightning_action.weights.names import few
+from lightning_action.weights.size import generator_arguments
 
 # Where the checkpoint of a run has it, a LightningModule's attribute: as it is, or averaged by the EMA callback.
 _GENERATOR_OF_RUN = ("state_dict.generator.", "ema_state_dict.generator.")
@@ -82,7 +84,7 @@ def warn_of_unused_actions(path: str | Path | None) -> None:
     if unused:
         warnings.warn(
             f"only the generator was taken from {path}, not its action projection ({few(unused)}): load that with "
-            "lightning_action.pretrained.load_action_projection, and give it as action_projection",
+            "lightning_action.load_action_projection, and give it as action_projection",
             stacklevel=3,
         )
 

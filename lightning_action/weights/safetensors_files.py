@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_action.files import replacing
+from lightning_action.atomic import replacing
 from lightning_action.weights.file_kinds import FileKind, require_kind
 from lightning_action.weights.values import require_finite
 

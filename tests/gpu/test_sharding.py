@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_action.callbacks import EMA, GradientStatistics
-from lightning_action.sharding import Sharding
-from lightning_action.strategies import FSDP2Strategy
+from lightning_action.distributed.fsdp2 import FSDP2Strategy
+from lightning_action.distributed.sharding import Sharding
 from tests.unit.test_module import build, data, trainer
 
 

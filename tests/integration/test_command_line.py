@@ -18,10 +18,10 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 from PIL import Image
 
-from lightning_action.check.command import run_check
 from lightning_action.cli import main
-from lightning_action.command_line import ActionVideoCLI, run, warn_of_another_place
-from lightning_action.mistakes import UsageError
+from lightning_action.cli.check import run_check
+from lightning_action.cli.mistakes import UsageError
+from lightning_action.cli.trainer_verbs import ActionVideoCLI, run, warn_of_another_place
 
 ROOT = Path(__file__).parents[2]
 SMALL_MODEL = [

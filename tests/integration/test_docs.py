@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks import gpu
 from lightning_action.cli import main
-from lightning_action.weights import write_safetensors
+from lightning_action.weights.safetensors_files import write_safetensors
 from tests.wan_release import VERSIONS, small_arguments, write_release
 
 ROOT = Path(__file__).parents[2]

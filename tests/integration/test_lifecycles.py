@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_action import load_run
 from lightning_action.cli import main
-from lightning_action.command_line import run
+from lightning_action.cli.trainer_verbs import run
 from tests.integration.test_command_line import ACTION, SMALL_DATA, SMALL_MODEL
 from tests.shipped import CONFIGS, shorter
 from tests.two_ranks import run_on_two

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from lightning_action.cli import main
-from lightning_action.command_line import run
+from lightning_action.cli.trainer_verbs import run
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, small
 
 CONFIGS = ROOT / "configs"

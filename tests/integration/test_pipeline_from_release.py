@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lightning_action import ActionCausalInferencePipeline, ActionModulationProjection, CausalWanModel
-from lightning_action.weights import to_diffusers_name, write_safetensors
+from lightning_action.weights.names import to_diffusers_name
 from lightning_action.weights.release import RELEASE_VARIABLE
+from lightning_action.weights.safetensors_files import write_safetensors
 from tests.helpers import fill
 from tests.wan_parts import small_umt5, small_vae, write_word_tokenizer
 

@@ -29,12 +29,12 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_action.callbacks import FreezeBackboneFirst
-from lightning_action.checkpoints import AtomicCheckpointIO
-from lightning_action.command_line import run
+from lightning_action.cli.run_checkpoint import AtomicCheckpointIO, RunCheckpoint
+from lightning_action.cli.trainer_verbs import run
+from lightning_action.distributed.fsdp2 import FSDP2Strategy
+from lightning_action.generation.sampling import Sampling
 from lightning_action.module import ActionVideoModule
-from lightning_action.run_checkpoint import RunCheckpoint
-from lightning_action.settings import Optimization, Sampling
-from lightning_action.strategies import FSDP2Strategy
+from lightning_action.optimization import Optimization
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL
 from tests.small_demo import small_data, small_demo
 

@@ -18,17 +18,19 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_action import ActionCausalInferencePipeline, load_run
-from lightning_action.adapter import read_adapter
 from lightning_action.callbacks import EMA
-from lightning_action.check.command import run_check
-from lightning_action.command_line import require_strategy_for, run
+from lightning_action.checkpoints.adapter import read_adapter
+from lightning_action.cli.check import run_check
+from lightning_action.cli.export import load_averages, run_export
+from lightning_action.cli.trainer_verbs import require_strategy_for, run
 from lightning_action.data.action_file import read_actions
-from lightning_action.export import load_averages, run_export
-from lightning_action.strategies import FSDP2Strategy
-from lightning_action.weights import read_generator, read_low_rank, read_tensors
+from lightning_action.distributed.fsdp2 import FSDP2Strategy
+from lightning_action.weights.checkpoint import read_generator
+from lightning_action.weights.low_rank import read_low_rank
+from lightning_action.weights.tensor_files import read_tensors
 from tests.malice import POISONS, Touches, poison_tensors
+from tests.unit.distributed.test_sharded_checkpoints import TwoParts
 from tests.unit.pipeline.test_parts import CONFIG, write_run
-from tests.unit.strategies.test_checkpoints import TwoParts
 from tests.unit.test_run import as_folder
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from lightning_action.cli import main
-from lightning_action.command_line import run
+from lightning_action.cli.trainer_verbs import run
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, small
 from tests.integration.uneven_videos import NUM_LATENTS
 from tests.two_ranks import RankFailed, run_on_two

@@ -22,10 +22,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from lightning_action import callbacks, command_line
+from lightning_action import callbacks
 from lightning_action.callbacks.tensorboard_layout import DEFAULT_LAYOUT
-from lightning_action.data import MovingSpriteWorld
+from lightning_action.cli import trainer_verbs
 from lightning_action.data.sprite_data import SpriteDataset
+from lightning_action.data.sprite_world import MovingSpriteWorld
 from tests.short_fits import quiet_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +119,7 @@ def runs(make_screenshots: ModuleType, tmp_path_factory: pytest.TempPathFactory)
     small = callbacks_at_every_step(folder / "predict.yaml", 0)
     root = f"--trainer.default_root_dir={folder / 'prediction'}"
     checkpoint = f"--ckpt_path={folder / 'healthy' / 'checkpoints' / 'last.ckpt'}"
-    command_line.run(["predict", f"--config={DEMO}", small, *TINY, root, checkpoint])
+    trainer_verbs.run(["predict", f"--config={DEMO}", small, *TINY, root, checkpoint])
     return folder
 
 

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_action.batch import Batch
-from lightning_action.data import MovingSpriteWorld, SpriteDataModule
+from lightning_action.data.sprite_data import SpriteDataModule
+from lightning_action.data.sprite_world import MovingSpriteWorld
 
 NUM_LATENTS = (3, 6, 4, 2, 5)
 

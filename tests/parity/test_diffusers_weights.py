@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_action.export import export_diffusers
+from lightning_action.checkpoints.lora import LoRASettings, inject_lora, split_parameters
+from lightning_action.checkpoints.pretrained import load_generator
+from lightning_action.cli.export import export_diffusers
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.lora import LoRASettings, inject_lora, split_parameters
-from lightning_action.pretrained import load_generator
-from lightning_action.weights import generator_arguments, read_generator, to_diffusers_name
+from lightning_action.weights.checkpoint import read_generator
+from lightning_action.weights.names import to_diffusers_name
+from lightning_action.weights.size import generator_arguments
 from tests.helpers import fill
 
 MAX_SHARD_SIZE = [None, "60KB"]

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_action.lora import LoRASettings, inject_lora, merged_state_dict, split_parameters
-from lightning_action.weights import add_changes, as_lazy, from_diffusers_name, read_low_rank, scales
+from lightning_action.checkpoints.lora import LoRASettings, inject_lora, merged_state_dict, split_parameters
+from lightning_action.weights.low_rank import add_changes, read_low_rank, scales
+from lightning_action.weights.names import from_diffusers_name
+from lightning_action.weights.tensor_files import as_lazy
 from tests.helpers import fill, small_generator
 
 TARGETS = ["q", "o", "ffn.2"]

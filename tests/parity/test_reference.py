@@ -21,7 +21,7 @@ from torch import Tensor
 from lightning_action import ActionModulationProjection, BlockCausality, CausalRollout, CausalWanModel
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.samplers import few_step
-from lightning_action.rollout import rollout
+from lightning_action.generation.rollout import rollout
 
 FOLDER = Path(os.environ.get("LIGHTNING_ACTION_REFERENCE_DIR", Path(__file__).parents[1] / "data"))
 TOLERANCE = 1e-5

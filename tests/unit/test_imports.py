@@ -22,80 +22,28 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "lightning_action"
 CALLBACKS = ROOT / "callbacks"
 
-# Part of the package -> the other parts that its files may import, anywhere. A new part is entered here.
-MAY_IMPORT: dict[str, set[str]] = {
-    "callbacks": set(),
-    "class_paths": set(),
-    "compat": set(),
-    "mistakes": set(),
-    "usage_messages": set(),
-    "usage": {"class_paths", "mistakes", "usage_messages"},
-    "ckpt_path": {"files", "weights"},
-    "folder_lock": set(),
-    "stop_signals": set(),
-    "files": set(),
-    "quantization": set(),
-    "ranges": set(),
-    "seeding": set(),
-    "timing": set(),
-    "generator": {"ranges"},
-    "metrics": set(),
-    "weights": {"files"},
-    "action": {"generator", "ranges"},
-    "frozen": {"weights"},
-    "overlap": {"frozen"},
-    "diffusion": {"generator", "ranges", "seeding"},
-    "rollout": {"generator", "diffusion"},
-    "settings": {"diffusion", "quantization", "ranges"},
-    "batch": {"action"},
-    "cost": {"generator"},
-    "sharding": {"generator"},
-    "lockstep": {"generator", "sharding"},
-    "lora": {"weights"},
-    "adapter": {"action", "files", "generator", "lora", "weights"},
-    "pretrained": {"action", "frozen", "generator", "lora", "weights"},
-    "networks": {"action", "adapter", "generator", "lora", "pretrained", "seeding", "sharding"},
-    "world_model": {
-        *("action", "batch", "cost", "diffusion", "frozen", "generator", "overlap", "rollout", "seeding", "settings"),
-        *("sharding", "timing"),
-    },
-    "batch_checks": {"batch", "world_model"},
-    "pipeline": {
-        *("action", "adapter", "diffusion", "frozen", "generator", "pretrained", "rollout", "run"),
-        *("settings", "weights"),
-    },
-    "evaluation": {"batch", "files", "metrics"},
-    "data": {"action", "batch", "frozen", "seeding"},
-    "strategies": {"callbacks", "files", "weights"},
-    "checkpoints": {"files"},
-    "resuming": {"data"},
-    "run_checkpoint": {"folder_lock", "stop_signals"},
-    "module": {
-        *("action", "batch", "batch_checks", "diffusion", "evaluation", "frozen", "generator", "lockstep", "lora"),
-        *("networks", "pretrained", "quantization", "ranges", "resuming", "rollout", "seeding", "settings", "sharding"),
-        *("strategies", "weights", "world_model"),
-    },
-    "command_line": {
-        *("checkpoints", "ckpt_path", "class_paths", "mistakes", "module", "run_checkpoint", "strategies", "usage"),
-        "usage_messages",
-    },
-    "run": {"callbacks", "ckpt_path", "class_paths", "module", "strategies", "usage", "weights"},
-    "check": {
-        *("batch", "batch_checks", "class_paths", "command_line", "cost", "diffusion", "frozen", "generator", "module"),
-        "sharding",
-    },
-    "export": {
-        *("adapter", "callbacks", "command_line", "files", "generator", "lora", "mistakes", "module", "pretrained"),
-        *("run", "strategies", "usage_messages", "weights"),
-    },
-    "cli": {"check", "compat", "command_line", "export", "mistakes"},
-    "__main__": {"cli"},
-}
-WITH_LIGHTNING = {
-    *("data", "module", "strategies", "checkpoints", "resuming", "run_checkpoint", "command_line", "cli"),
-    *("callbacks", "export", "check", "run", "usage", "ckpt_path", "__main__"),
-}
-WITHOUT_LIGHTNING = MAY_IMPORT.keys() - WITH_LIGHTNING
+# Rooms are the folders and files at the top of the package. What stands to the right of a `<` may import what stands to
+# the left of it, and what that may import. Each room is in a rule, and each step of a rule is taken by some import.
+RULES = (
+    "ranges < generator < action, diffusion",
+    "seeding < diffusion, data, assembly",
+    "atomic < weights < frozen, checkpoints, configuration, distributed",
+    "generator < distributed",
+    "action, frozen < checkpoints",
+    "action < batch < data, evaluation",
+    "atomic < evaluation",
+    "diffusion, frozen < generation",
+    "batch, generation, distributed < world_model < batch_checks < module",
+    "checkpoints, distributed < assembly < module",
+    "ranges < optimization < module",
+    "data, evaluation < module",
+    "module, configuration < run < pipeline",
+    "run, batch_checks < cli < __main__",
+)
+# Reading a stranger's shards is the one thing that callbacks, which must stand alone, and the package both do.
+SHARED_WITH_CALLBACKS = {"callbacks.shard_reading"}
+# Below the module, only what adapts to Lightning knows it.
+WITH_LIGHTNING = {"data", "distributed", "configuration", "module", "run", "pipeline", "cli", "__main__"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.
 DEFERRED = {"diffusers", "transformers", "ftfy", "peft", "pyarrow", "torchao", "torchvision"}
@@ -171,26 +119,62 @@ except ImportError:
     assert set(imports_of(ast.parse(source))) == expected
 
 
-def test_every_part_has_its_rule_and_the_rules_have_no_cycle() -> None:
-    assert {part_of(path) for path in package_files()} - MAY_IMPORT.keys() == set()
-    TopologicalSorter(MAY_IMPORT).prepare()
+def steps() -> list[tuple[set[str], set[str]]]:
+    """What is below and what is above in each step of the rules."""
+    groups = [[set(group.replace(" ", "").split(",")) for group in rule.split("<")] for rule in RULES]
+    return [step for rule in groups for step in zip(rule, rule[1:], strict=False)]
 
 
-def test_parts_import_only_what_they_may() -> None:
-    found = []
+def may_import() -> dict[str, set[str]]:
+    """What each room may import, of its own accord and by what it stands on."""
+    below: dict[str, set[str]] = {}
+    for lower, upper in steps():
+        for room in lower:
+            below.setdefault(room, set())
+        for room in upper:
+            below.setdefault(room, set()).update(lower)
+    for room in TopologicalSorter(below).static_order():
+        below[room] |= {deeper for other in below[room] for deeper in below[other]}
+    return below
+
+
+def imported_rooms() -> dict[str, dict[str, set[str]]]:
+    """Room -> rooms that its files import -> by which names."""
+    found: dict[str, dict[str, set[str]]] = {}
     for path in package_files():
-        allowed = {part_of(path), "__version__", *MAY_IMPORT.get(part_of(path), set())}
+        rooms = found.setdefault(part_of(path), {})
         for item in imports_in(path):
             root, _, rest = resolve_name(item.name, package_of(path)).partition(".")
-            if root == "lightning_action" and rest.split(".")[0] not in allowed:
-                found += violations(path, {item})
-    assert found == []
+            if root == PACKAGE.name and rest != "__version__" and rest.split(".")[0] != part_of(path):
+                rooms.setdefault(rest.split(".")[0], set()).add(rest)
+    return found
 
 
-def test_parts_below_the_module_do_not_import_lightning() -> None:
-    files = [path for path in package_files() if part_of(path) in WITHOUT_LIGHTNING]
-    assert files
-    assert [v for path in files for v in violations(path, {i for i in imports_in(path) if i.root in LIGHTNING})] == []
+def test_rooms_import_only_what_is_below_them() -> None:
+    allowed, found = may_import(), imported_rooms()
+    print("\n".join(f"{room} -> {', '.join(sorted(below)) or 'nothing'}" for room, below in sorted(found.items())))
+    assert found.keys() == allowed.keys() and len(found) <= 30
+    for room, rooms in found.items():
+        assert rooms.keys() - {"callbacks"} <= allowed[room], room
+        shared = {".".join(name.split(".")[:-1]) for name in rooms.get("callbacks", set())}
+        assert shared <= SHARED_WITH_CALLBACKS, room
+
+
+def test_each_step_of_a_rule_is_taken() -> None:
+    found = imported_rooms()
+    for lower, upper in steps():
+        taken = {(below, above) for below in lower for above in upper if below in found[above]}
+        assert {below for below, _ in taken} == lower and {above for _, above in taken} == upper, (lower, upper)
+    assert {
+        ".".join(n.split(".")[:-1]) for r in found.values() for n in r.get("callbacks", ())
+    } == SHARED_WITH_CALLBACKS
+
+
+def test_rooms_below_the_module_do_not_import_lightning() -> None:
+    with_lightning = {
+        part_of(path) for path in package_files() if any(item.root in LIGHTNING for item in imports_in(path))
+    }
+    assert with_lightning <= WITH_LIGHTNING
 
 
 def test_slow_and_optional_packages_are_imported_only_where_they_are_used() -> None:

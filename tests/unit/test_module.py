@@ -15,12 +15,15 @@ from torch.utils.data import DataLoader
 from lightning_action import ActionModulationProjection, ActionVideoModule, BlockCausality, LinearVideoCodec
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.callbacks import FreezeBackboneFirst
-from lightning_action.data import MovingSpriteWorld, SpriteDataModule
-from lightning_action.frozen.text import HashingTextEncoder
+from lightning_action.checkpoints.lora import LoRASettings
+from lightning_action.data.sprite_data import SpriteDataModule
+from lightning_action.data.sprite_world import MovingSpriteWorld
+from lightning_action.distributed.fsdp2 import FSDP2Strategy, require_supported
+from lightning_action.frozen.hashing_text import HashingTextEncoder
+from lightning_action.generation.sampling import Sampling
+from lightning_action.generator.acceleration import Acceleration
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.lora import LoRASettings
-from lightning_action.settings import Acceleration, Optimization, Sampling
-from lightning_action.strategies import FSDP2Strategy, require_supported
+from lightning_action.optimization import Optimization
 from tests.helpers import fill, small_generator
 from tests.small_module import small_module
 

@@ -7,7 +7,8 @@ import pytest
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionPart
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
-from lightning_action.settings import Optimization, Sampling
+from lightning_action.generation.sampling import Sampling
+from lightning_action.optimization import Optimization
 from tests.helpers import small_generator
 from tests.small_module import small_module
 

@@ -13,7 +13,7 @@ import yaml
 from torch.distributed.checkpoint import save
 
 from lightning_action import ActionCausalInferencePipeline, load_run
-from lightning_action.export import run_export
+from lightning_action.cli.export import run_export
 from lightning_action.run import build_module
 from tests.malice import Touches
 from tests.unit.pipeline.test_parts import CONFIG, write_run

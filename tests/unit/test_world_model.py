@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_action.cost import training_flops
-from lightning_action.generator import blocks
-from lightning_action.settings import Sampling
+from lightning_action.generation.sampling import Sampling
+from lightning_action.generator import causality
+from lightning_action.generator.cost import training_flops
 from lightning_action.world_model import WorldModel
 from tests.unit.test_module import LATENTS, data, ready
 
@@ -83,7 +83,7 @@ def test_values_that_are_not_finite_are_refused() -> None:
 def test_operations_of_a_training_step(objective: str) -> None:
     """Of two videos of five latent frames of four tokens; what one of them costs is shown in test_cost.py."""
     model, batch = model_and_batch(objective=objective)
-    sees = blocks.teacher_forcing if objective == "teacher_forcing" else blocks.block_causal
+    sees = causality.teacher_forcing if objective == "teacher_forcing" else causality.block_causal
     one = training_flops(model.generator, sees(LATENTS, model.causality), 4)
     assert model.training_flops(batch["video"].shape) == 2 * one.total
     module, _ = ready(objective=objective)

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import gpu
-from lightning_action.cost import video_flops
-from lightning_action.generator.blocks import Visibility
+from lightning_action.generator.causality import Visibility
+from lightning_action.generator.cost import video_flops
 from lightning_action.generator.model import CausalWanModel
 
 ROOT = Path(__file__).resolve().parents[3]

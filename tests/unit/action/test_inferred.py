@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_action.action.inferred import InferActions, for_prompts, inferred_vectors
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.causality import BlockCausality
 
 LATENTS = (2, 7, 3, 4, 5)
 

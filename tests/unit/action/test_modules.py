@@ -13,8 +13,8 @@ from lightning_action import ActionModulationProjection, ActionVideoModule, Line
 from lightning_action.action.inferred import for_prompts, inferred_vectors
 from lightning_action.action.modules import ConvActionModule, DiscreteActionModule, VisualTextActionModule
 from lightning_action.action.schema import ActionPart, ActionSchema
-from lightning_action.frozen.text import HashingTextEncoder
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.frozen.hashing_text import HashingTextEncoder
+from lightning_action.generator.causality import BlockCausality
 from tests.helpers import fill, small_generator
 
 BATCH, LATENT, TEXT, ACTION, HIDDEN = 3, 5, 7, 2, 8

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lightning_action.data.resumable import ResumableDataLoader
 from lightning_action.data.sprite_data import Batch, Split, SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
-from lightning_action.evaluation import StateReader
+from lightning_action.evaluation.obedience import StateReader
 from lightning_action.frozen.interfaces import CodecVideos
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "predict")

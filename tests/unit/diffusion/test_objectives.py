@@ -14,7 +14,7 @@ from lightning_action.diffusion.objectives import (
     per_frame_error,
     teacher_forcing,
 )
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import ImageCondition
 from lightning_action.seeding import generator_for
 from tests.helpers import small_generator, small_inputs

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
-from lightning_action.diffusion.guidance import guide
-from lightning_action.diffusion.samplers import euler, few_step
+from lightning_action.diffusion.samplers import euler, few_step, guide
 
 SHAPE = (2, 3, 4, 1, 5)
 SCHEDULE = FlowMatchSchedule(5.0)

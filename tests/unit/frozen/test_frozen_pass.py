@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lightning_action.frozen.frozen_pass import frozen_pass
+from lightning_action.frozen.interfaces import frozen_pass
 
 
 def test_neither_gradient_nor_autocast() -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_action.frozen.codec import LinearVideoCodec
+from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.holder import FrozenParts, to_unit_range
 from lightning_action.frozen.interfaces import StreamingDecoder, TextEncoder, VideoCodec
-from lightning_action.frozen.text import HashingTextEncoder
+from lightning_action.frozen.linear_codec import LinearVideoCodec
 
 
 class Text(nn.Module, TextEncoder):

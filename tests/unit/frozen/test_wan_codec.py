@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_action.assembly import describe
+from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import StreamingDecoder
-from lightning_action.frozen.text import HashingTextEncoder
 from lightning_action.frozen.tiny_vae import TinyWanVAE
 from lightning_action.frozen.wan_codec import WanCodec
 from lightning_action.frozen.wan_vae import WanVideoVAE
-from lightning_action.networks import describe
 
 
 class Codec(WanCodec):

@@ -5,7 +5,13 @@ import torch
 from torch import Tensor
 
 from lightning_action.generator import attention
-from lightning_action.generator.blocks import BlockCausality, Visibility, bidirectional, block_causal, teacher_forcing
+from lightning_action.generator.causality import (
+    BlockCausality,
+    Visibility,
+    bidirectional,
+    block_causal,
+    teacher_forcing,
+)
 
 PLANS = {
     "bidirectional": bidirectional(5),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import ImageCondition, ImageEmbedding, mask_and_latents
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel

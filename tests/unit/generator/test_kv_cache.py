@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.kv_cache import KVCache
 
 TOKENS = 2

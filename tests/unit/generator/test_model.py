@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.generator import attention
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from tests.helpers import small_generator, small_inputs
 

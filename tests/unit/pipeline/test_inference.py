@@ -19,13 +19,13 @@ from lightning_action.action.modules import VisualTextActionModule
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise, starting_from
-from lightning_action.frozen.codec import LinearVideoCodec
-from lightning_action.frozen.text import HashingTextEncoder
-from lightning_action.generator.blocks import BlockCausality
+from lightning_action.frozen.hashing_text import HashingTextEncoder
+from lightning_action.frozen.linear_codec import LinearVideoCodec
+from lightning_action.generation.rollout import CausalRollout, rollout
+from lightning_action.generation.sampling import Sampling
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import ImageCondition
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.rollout import CausalRollout, rollout
-from lightning_action.settings import Sampling
 from tests.helpers import fill, small_generator
 
 SHAPE = (5, 4, 3)

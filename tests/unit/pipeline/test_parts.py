@@ -21,14 +21,14 @@ from lightning_action import (
     load_run,
 )
 from lightning_action.action.schema import ActionPart, ActionSchema
-from lightning_action.adapter import write_adapter
+from lightning_action.checkpoints.adapter import write_adapter
+from lightning_action.checkpoints.lora import LoRASettings, inject_lora, split_parameters
 from lightning_action.diffusion.noise import frame_noise
-from lightning_action.frozen.codec import LinearVideoCodec
-from lightning_action.frozen.text import HashingTextEncoder
+from lightning_action.frozen.hashing_text import HashingTextEncoder
+from lightning_action.frozen.linear_codec import LinearVideoCodec
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.lora import LoRASettings, inject_lora, split_parameters
 from lightning_action.weights.release import RELEASE_VARIABLE
 from tests.helpers import fill, small_generator
 

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.weights import read_action_projection, read_generator, to_diffusers_name, write_safetensors
+from lightning_action.weights.checkpoint import read_action_projection, read_generator
+from lightning_action.weights.names import to_diffusers_name
+from lightning_action.weights.safetensors_files import write_safetensors
 from tests.helpers import small_generator
 
 OURS: dict[str, Tensor] = dict(small_generator(1).state_dict())

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_action.weights import read_tensors, write_safetensors
+from lightning_action.weights.safetensors_files import write_safetensors
+from lightning_action.weights.tensor_files import read_tensors
 
 TENSORS = {"weight": torch.arange(6.0).view(2, 3)}
 

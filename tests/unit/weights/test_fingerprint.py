@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.weights import as_lazy, fingerprint
+from lightning_action.weights.fingerprint import fingerprint
+from lightning_action.weights.tensor_files import as_lazy
 
 TENSORS = {"a": torch.randn(3, 5), "b": torch.randn(7), "c": torch.tensor(2.5)}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_action.weights import check_fits, load_strictly
+from lightning_action.weights.fit import check_fits, load_strictly
 
 
 def small_module() -> nn.Module:

@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_action.weights import add_changes, as_lazy, read_low_rank, to_diffusers_name, write_safetensors
+from lightning_action.weights.low_rank import add_changes, read_low_rank
+from lightning_action.weights.names import to_diffusers_name
+from lightning_action.weights.safetensors_files import write_safetensors
+from lightning_action.weights.tensor_files import as_lazy
 from tests.helpers import small_generator
 
 RANK, ALPHA = 3, 1.5

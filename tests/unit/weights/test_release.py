@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_action.weights import find_release_file
+from lightning_action.weights.release import find_release_file
 
 NAMES = ("Wan2.1_VAE.pth", "vae")
 

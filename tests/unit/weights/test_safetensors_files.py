@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_action.weights import read_metadata, read_safetensors, write_safetensors
+from lightning_action.weights.safetensors_files import read_metadata, read_safetensors, write_safetensors
 
 
 def some_tensors() -> dict[str, Tensor]:

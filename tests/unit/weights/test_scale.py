@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_action.weights import read_low_rank, scales
+from lightning_action.weights.low_rank import read_low_rank, scales
 
 RANK, LAYERS = 3, ("blocks.0.self_attn.q", "blocks.1.ffn.0")
 PLAIN = {"transformer.r": RANK, "transformer.lora_alpha": 12}

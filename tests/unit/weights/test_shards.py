@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_action.weights import as_lazy, read_metadata, read_tensors, write_shards
+from lightning_action.weights.safetensors_files import read_metadata
+from lightning_action.weights.shards import write_shards
+from lightning_action.weights.tensor_files import as_lazy, read_tensors
 
 TENSORS = {"a": torch.randn(10), "b": torch.randn(5).bfloat16(), "c": torch.randn(3, 4), "d": torch.randn(2)}
 

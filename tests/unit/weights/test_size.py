@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.weights import detect_size, generator_arguments
+from lightning_action.weights.size import detect_size, generator_arguments
 from tests.helpers import small_generator
 
 SIZES: dict[str, dict[str, Any]] = {

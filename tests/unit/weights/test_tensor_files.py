@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.weights import LazyTensors, read_tensors, tensor_files, write_safetensors
+from lightning_action.weights import tensor_files
+from lightning_action.weights.safetensors_files import write_safetensors
+from lightning_action.weights.tensor_files import LazyTensors, read_tensors
 
 TENSORS = {"head.weight": torch.arange(6.0).view(2, 3), "head.bias": torch.ones(5).bfloat16(), "step": torch.tensor(7)}
 

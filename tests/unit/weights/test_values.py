@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_action.pretrained import load_generator
-from lightning_action.weights import load_strictly, require_finite, write_safetensors
-from lightning_action.weights.values import DTYPES, is_finite
+from lightning_action.checkpoints.pretrained import load_generator
+from lightning_action.weights.fit import load_strictly
+from lightning_action.weights.safetensors_files import write_safetensors
+from lightning_action.weights.values import DTYPES, is_finite, require_finite
 from tests.helpers import small_generator
 
 OURS: dict[str, Tensor] = dict(small_generator(1).state_dict())

@@ -1,0 +1,185 @@
+"""The networks of a run: built, given LoRA layers, sharded and filled with weights, in that order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from lightning_action.action.projection import ActionModulationProjection
+from lightning_action.action.schema import ActionSchema
+from lightning_action.checkpoints.adapter import load_adapter
+from lightning_action.checkpoints.lora import LoRASettings, init_lora, inject_lora, split_parameters
+from lightning_action.checkpoints.pretrained import LoadReport, load_generator
+from lightning_action.distributed.sharding import Sharding, shard, shard_generator
+from lightning_action.generator.model import CausalWanModel
+from lightning_action.seeding import generator_for, mix_seed
+
+RELEASE = "release"
+_GENERATOR, _PROJECTION, _ACTION_MODULE, _LORA = range(4)
+
+
+@dataclass(frozen=True)
+class Factories:
+    """What builds the networks.
+
+    Args:
+        generator: the network.
+        action_projection: from (action_dim, dim); None trains a backbone without actions.
+        action_module: infers actions; None for none.
+        lora: LoRA layers on the generator; None for none.
+        schema: what an action is.
+        train_backbone: False freezes the generator's own weights.
+        seed: of initial weights; each network has its own, so that none depends on how another was built.
+    """
+
+    generator: Callable[[], CausalWanModel]
+    action_projection: Callable[[int, int], ActionModulationProjection] | None
+    action_module: Callable[[], nn.Module] | None
+    lora: LoRASettings | None
+    schema: ActionSchema
+    train_backbone: bool
+    seed: int
+
+    def build_generator(self, mesh: DeviceMesh | None, sharding: Sharding, weights_follow: bool) -> CausalWanModel:
+        """The generator with its LoRA layers, sharded over `mesh` if there is one.
+
+        Args:
+            mesh: of the data-parallel ranks; None for no sharding.
+            sharding: how.
+            weights_follow: weights will be loaded, so no initial ones are made, and no rank holds more than its shard.
+        """
+        on_meta: AbstractContextManager[object] = torch.device("meta") if weights_follow else nullcontext()
+        with _seeded(self.seed, _GENERATOR), on_meta:
+            generator = self.generator()
+        if self.lora is not None:
+            with _seeded(self.seed, _LORA):
+                inject_lora(generator, self.lora)
+        if not self.train_backbone:
+            for parameter in split_parameters(generator)[1].values():
+                parameter.requires_grad_(False)
+        if mesh is not None:
+            shard_generator(generator, mesh, sharding)
+        if weights_follow:
+            generator.to_empty(device="cpu" if mesh is None else mesh.device_type)
+        if self.lora is not None:
+            init_lora(generator, generator_for(self.seed, _LORA))
+        return generator
+
+    def build_action_projection(
+        self, generator: CausalWanModel, mesh: DeviceMesh | None, sharding: Sharding
+    ) -> ActionModulationProjection | None:
+        """The action projection for a generator.
+
+        Raises:
+            ValueError: it is for another number of layers.
+        """
+        if self.action_projection is None:
+            return None
+        with _seeded(self.seed, _PROJECTION):
+            projection = self.action_projection(self.schema.action_dim, generator.dim)
+        if projection.num_layers not in (None, generator.num_layers):
+            raise ValueError(
+                f"the action_projection has num_layers {projection.num_layers}, the generator has num_layers "
+                f"{generator.num_layers}: give both the same, or the projection none, to share one modulation"
+            )
+        if mesh is not None:
+            shard(projection, (), mesh, sharding)
+        return projection
+
+    def build_action_module(self, mesh: DeviceMesh | None, sharding: Sharding) -> nn.Module | None:
+        """The network that infers actions."""
+        if self.action_module is None:
+            return None
+        with _seeded(self.seed, _ACTION_MODULE):
+            module = self.action_module()
+        if mesh is not None:
+            shard(module, (), mesh, sharding)
+        return module
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Where the weights of a new run come from.
+
+    Args:
+        generator: file or folder, or `release`; None starts from nothing.
+        lora: a LoRA file that is merged into them.
+        adapter: an action adapter that goes on top of them.
+        any_base: take the adapter also where it was trained on another generator.
+    """
+
+    generator: str | None
+    lora: str | None
+    adapter: str | None
+    any_base: bool
+
+    def __post_init__(self) -> None:
+        if self.generator is None and (self.lora or self.adapter):
+            raise ValueError(
+                "pretrained_lora and adapter belong to a pretrained generator: name its weights with `pretrained`"
+            )
+
+    @property
+    def path(self) -> str | None:
+        """Of the generator, as `load_generator` takes it."""
+        return None if self.generator == RELEASE else self.generator
+
+    def load(
+        self,
+        generator: CausalWanModel,
+        projection: ActionModulationProjection | None,
+        schema: ActionSchema,
+    ) -> LoadReport:
+        """Load them.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged or does not fit, or there is no projection to load an adapter into.
+        """
+        if self.adapter is None:
+            return load_generator(generator, self.path, lora=self.lora)
+        if projection is None:
+            raise ValueError(f"the adapter {self.adapter} needs an action_projection to be loaded into")
+        report = load_generator(generator, self.path, lora=self.lora)
+        load_adapter(self.adapter, generator, projection, schema, self.any_base)
+        return report
+
+
+@contextmanager
+def _seeded(*numbers: int) -> Iterator[None]:
+    """The global generator starts from the numbers inside the block, and is as it was after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix_seed(*numbers))
+        yield
+
+
+def describe(part: object) -> str:
+    """The class of a part, with a digest of what its weights do not say: the settings of it and of all modules in it.
+
+    These are their public attributes that are plain values, and the buffers that checkpoints leave out.
+    """
+    modules = dict(part.named_modules()) if isinstance(part, nn.Module) else {"": part}
+    said = {
+        name: {key: value for key, value in vars(m).items() if _is_setting(key, value)} for name, m in modules.items()
+    }
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
+    if isinstance(part, nn.Module):
+        saved = part.state_dict().keys()
+        for name, buffer in part.named_buffers():
+            if name not in saved and not buffer.is_meta:
+                digest.update(f"{name} {buffer.tolist()}".encode())
+    return f"{type(part).__name__.removeprefix('FSDP')} {digest.hexdigest()[:16]}"
+
+
+def _is_setting(name: str, value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_setting(name, item) for item in value)
+    plain = isinstance(value, bool | int | float | str | torch.dtype | type(None))
+    return plain and not name.startswith("_") and name != "training"

@@ -1,0 +1,1 @@
+"""Our objects in and out of files: generators, LoRA layers, adapters."""

@@ -1,0 +1,205 @@
+"""The folder that one fit leaves and the next one starts from: a generator, and a codec if it was fitted to data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from lightning_action.action.projection import ActionModulationProjection
+from lightning_action.checkpoints.lora import base_state_dict, check_base_fits, load_base
+from lightning_action.frozen.interfaces import CodecVideos, FittedCodec, VideoCodec
+from lightning_action.generator.model import CausalWanModel
+from lightning_action.weights.checkpoint import read_action_projection, read_generator
+from lightning_action.weights.fingerprint import identity, require_fingerprint
+from lightning_action.weights.fit import load_strictly
+from lightning_action.weights.low_rank import add_changes, read_low_rank, scales
+from lightning_action.weights.names import few
+from lightning_action.weights.release import find_release_file
+from lightning_action.weights.safetensors_files import read_safetensors, write_safetensors
+from lightning_action.weights.size import detect_size, require_num_heads
+from lightning_action.weights.tensor_files import LazyTensors, find_weights, read_header
+from lightning_action.weights.values import require_finite
+
+GENERATOR_FILE = "generator.safetensors"
+VAE_FILE = "vae.safetensors"
+_EXPECTED = (
+    "`pretrained` is a checkpoint of this family, or a folder that a fit with `export_weights` leaves, for the demo "
+    "that of `fit --config configs/demo_backbone.yaml`"
+)
+_RELEASED = (
+    *("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors", "transformer"),
+    *("transformer_2", "high_noise_model", "low_noise_model"),
+)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was loaded into a generator.
+
+    Args:
+        source: the file.
+        num_tensors: tensors loaded.
+        fit_seconds: seconds it was trained for, 0 if unknown.
+        part: under what the file holds the generator (`generator_ema.model.`), empty if under nothing.
+        dropped: tensors of known extra heads that were left out.
+        ignored: what else the file holds.
+        num_merged: LoRA layers and differences that were added to the weights.
+        scales: of the LoRA layers, each once, with where it comes from.
+    """
+
+    source: str
+    num_tensors: int
+    fit_seconds: float
+    part: str
+    dropped: tuple[str, ...]
+    ignored: tuple[str, ...]
+    num_merged: int
+    scales: tuple[str, ...]
+
+    def __str__(self) -> str:
+        told = f"loaded {self.num_tensors} tensors of the generator from {self.source}"
+        told += f" ({self.part.rstrip('.')})" if self.part else ""
+        told += f", merged {self.num_merged} LoRA layers" if self.num_merged else ""
+        told += f" at scale {few(self.scales)}" if self.scales else ""
+        told += f", dropped {len(self.dropped)} of extra heads ({few(self.dropped)})" if self.dropped else ""
+        return told + (f", left aside {few(self.ignored)}" if self.ignored else "")
+
+
+def load_generator(
+    generator: CausalWanModel,
+    path: str | Path | None,
+    ema: bool = True,
+    lora: str | Path | None = None,
+    lora_alpha: float | None = None,
+) -> LoadReport:
+    """Load the generator of any checkpoint of the family, or of a folder that a fit with `export_weights` left.
+
+    The tensors go in one by one, after all of them were found to fit; the generator keeps its dtype. It may be sharded,
+    have LoRA layers, or be on the meta device, which it leaves.
+
+    Args:
+        generator: is given the weights.
+        path: a file, an index of shards, a folder; None takes the transformer in the folder that the environment
+            variable `LIGHTNING_ACTION_WEIGHTS` names.
+        ema: which weights to take where the file has both: averaged, or those of the last step.
+        lora: a LoRA file (peft's, diffusers', kohya's, LongLive's) to be merged into the weights.
+        lora_alpha: numerator of its scale; None takes what the file says, else its rank. The report says which.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not whole, holds no generator, one that does not fit, or values that are not finite.
+    """
+    file = generator_file(path)
+    checkpoint = read_generator(file, ema, lora_alpha)
+    changes = {} if lora is None else read_low_rank(lora, lora_alpha)
+    tensors = add_changes(checkpoint.tensors, changes, str(lora))
+    header = read_header(file)
+    _check_size(generator, tensors, str(file))
+    check_base_fits(generator, tensors, str(file))
+    require_num_heads(header.get("num_heads"), generator.num_heads, str(file))
+    _check_values(tensors, checkpoint.tensors, header, str(file))
+    for name, part in generator.parts():
+        load_base(part, tensors.below(name))
+    return LoadReport(
+        source=str(file),
+        num_tensors=len(tensors),
+        fit_seconds=_seconds(header),
+        part=checkpoint.part,
+        dropped=checkpoint.dropped,
+        ignored=checkpoint.ignored,
+        num_merged=checkpoint.num_merged + len(changes),
+        scales=(*checkpoint.scales, *scales(changes)),
+    )
+
+
+def generator_file(path: str | Path | None) -> Path:
+    """The file that holds the generator. Arguments and errors as in `load_generator`."""
+    if path is None:
+        found = find_release_file(_RELEASED, "the generator")
+        return find_weights(found.parent if found.is_dir() else found)
+    exported = Path(path) / GENERATOR_FILE
+    try:
+        return exported if exported.is_file() else find_weights(Path(path))
+    except FileNotFoundError as error:
+        where = "" if Path(path).is_absolute() else f" (looked for from {str(Path.cwd())!r})"
+        raise FileNotFoundError(f"{error}{where}. {_EXPECTED}") from error
+
+
+def load_action_projection(projection: ActionModulationProjection, path: str | Path) -> None:
+    """Load the action projection that a checkpoint of this family, or one of ours, holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not whole, holds no projection or several, or one that does not fit.
+    """
+    load_strictly(projection, read_action_projection(path), str(path))
+
+
+def prepare_codec(codec: FittedCodec, folder: str | None, datamodule: object) -> None:
+    """Load `vae.safetensors` from the folder, or without a folder fit the codec to the training videos.
+
+    Raises:
+        FileNotFoundError: the folder has no such file.
+        ValueError: the file does not fit, or the DataModule offers no videos.
+    """
+    if folder is not None:
+        path = _find(folder, VAE_FILE)
+        tensors = read_safetensors(path)
+        require_fingerprint(tensors, read_header(path), str(path))
+        codec.load_fitted_tensors(tensors, str(path))
+    elif isinstance(datamodule, CodecVideos):
+        codec.fit(datamodule.codec_videos())
+    else:
+        raise ValueError(
+            f"{type(codec).__name__} is fitted to training videos: give a DataModule with codec_videos() -> [N, T, "
+            "3, H, W] in [-1, 1], or `pretrained` weights that bring the fitted codec"
+        )
+
+
+def export(
+    folder: str | Path, generator: Mapping[str, Tensor], vae: VideoCodec, fit_seconds: float, num_heads: int
+) -> None:
+    """Write the files that `load_generator` and `prepare_codec` read, each in one step; `generator` are its tensors."""
+    said = {"fit_seconds": str(fit_seconds), "num_heads": str(num_heads)}
+    write_safetensors(Path(folder) / GENERATOR_FILE, generator, {**said, **identity(generator)})
+    if isinstance(vae, FittedCodec):
+        fitted = vae.fitted_tensors()
+        write_safetensors(Path(folder) / VAE_FILE, fitted, identity(fitted))
+
+
+def _check_size(generator: CausalWanModel, tensors: LazyTensors, source: str) -> None:
+    """Say in the words of the configuration what differs, where that is the size."""
+    theirs, ours = detect_size(tensors.entries), detect_size(base_state_dict(generator))
+    differing = [
+        f"{name} {theirs.get(name)} (the configuration says {ours.get(name)})"
+        for name in {**theirs, **ours}
+        if theirs.get(name) != ours.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{source} does not fit {type(generator).__name__}: it holds a model of {', '.join(differing)}"
+        )
+
+
+def _check_values(tensors: LazyTensors, held: LazyTensors, header: Mapping[str, str], source: str) -> None:
+    """Refuse values that are not finite, and a file of ours that does not hold what was written into it."""
+    require_finite(tensors, source, "it is damaged, or was saved after training went wrong; take another one")
+    require_fingerprint(held, header, source)
+
+
+def _seconds(header: Mapping[str, str]) -> float:
+    """How long a file says that its weights were trained; 0 where it does not say it as a number."""
+    try:
+        return float(header.get("fit_seconds", 0.0))
+    except ValueError:
+        return 0.0
+
+
+def _find(folder: str, name: str) -> Path:
+    path = Path(folder) / name
+    if not path.is_file():
+        raise FileNotFoundError(f"no {name} in {folder!r}. {_EXPECTED}")
+    return path

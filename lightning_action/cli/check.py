@@ -1,0 +1,198 @@
+"""`check`: a dry run of a configuration, without weights and without the devices that it asks for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+
+import lightning as L
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_action.batch import Batch
+from lightning_action.cli.dry_run import (
+    ActionTime,
+    Precision,
+    Report,
+    action_times,
+    blocks,
+    flops,
+    geometry,
+    memory,
+    parameters_of,
+    shapes,
+)
+from lightning_action.cli.misfits import misfits
+from lightning_action.cli.trainer_verbs import ActionVideoCLI, program_name
+from lightning_action.configuration.class_paths import ALLOW_HELP, only_importing, split_allowed
+from lightning_action.distributed.sharding import Sharding
+from lightning_action.generator.cost import Flops, Parameters
+from lightning_action.module import ActionVideoModule
+
+Row = tuple[str, ...]
+Units = tuple[tuple[float, str], ...]
+
+_WEIGHT_DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+_COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+# What a configuration that another verb saved holds besides; it says nothing about the model.
+_ARGUMENTS_OF_VERBS = {"ckpt_path": str, "verbose": bool, "return_predictions": bool}
+_BYTE_UNITS: Units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+_FLOP_UNITS: Units = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
+_SHOWN_FRAMES = 3
+
+
+class CheckCLI(ActionVideoCLI):
+    """Parses what the other verbs parse, and builds the model and the data, but no Trainer."""
+
+    model: ActionVideoModule
+    datamodule: L.LightningDataModule
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
+        for name, kind in _ARGUMENTS_OF_VERBS.items():
+            parser.add_argument(f"--{name}", type=kind | None, default=None, help="Not looked at.")
+
+    def instantiate_classes(self) -> None:
+        """Leave the Trainer out: it would ask for the devices of the configuration."""
+        parts = self.parser.instantiate(Namespace(model=self.config.model, data=self.config.data))
+        self.model, self.datamodule = parts.model, parts.data
+
+
+def run_check(args: list[str]) -> Report:
+    """Print what a configuration asks for, and what of its data does not fit its model: then the exit status is 1."""
+    arguments, allowed = split_allowed(args)
+    with only_importing(allowed):
+        cli = CheckCLI(
+            ActionVideoModule,
+            L.LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            run=False,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={
+                "prog": f"{program_name()} check",
+                "description": run_check.__doc__,
+                "epilog": ALLOW_HELP,
+            },
+            args=arguments,
+        )
+    with torch.device("meta"):
+        cli.model.configure_model()
+    with torch.compiler.set_stance("force_eager"):  # shapes need no code
+        report = make_report(cli.model, cli.datamodule, precision_of(cli.config.trainer, cli.model.sharding))
+    print(json.dumps(asdict(report)) if cli.config.json else format_report(report))
+    return report
+
+
+def precision_of(trainer: Namespace, sharding: Sharding) -> Precision:
+    """What a Trainer of this configuration computes in."""
+    precision, strategy = str(trainer.precision), trainer.strategy
+    weights = _WEIGHT_DTYPES.get(precision, torch.float32)
+    if isinstance(strategy, Namespace) and strategy.class_path.endswith(".FSDP2Strategy"):
+        return Precision(weights, sharding.compute_dtype, sharding.compute_dtype)
+    return Precision(weights, weights, _COMPUTE_DTYPES.get(precision, weights))
+
+
+def make_report(module: ActionVideoModule, datamodule: L.LightningDataModule, precision: Precision) -> Report:
+    """Look at the model, which is on the meta device, and at one batch of the data."""
+    parameters = parameters_of(module)
+    try:
+        batch, trains = take_batch(datamodule)
+    except (OSError, ValueError) as error:
+        return Report(parameters, [f"{type(datamodule).__name__} gives no batch: {error}"])
+    problems = misfits(module, batch, trains)
+    if problems:
+        return Report(parameters, problems)
+    sizes = geometry(module, batch, trains)
+    return Report(
+        parameters,
+        problems,
+        shapes(module, sizes),
+        blocks(module, sizes),
+        memory(module, sizes, precision),
+        flops(module, sizes),
+        action_times(module, sizes.num_latents),
+    )
+
+
+def take_batch(datamodule: L.LightningDataModule) -> tuple[Batch, bool]:
+    """A training batch, else one to predict from; and which of them it is.
+
+    Raises:
+        ValueError: there is none, or it is no dict.
+    """
+    trains = is_overridden("train_dataloader", datamodule)
+    datamodule.prepare_data()
+    datamodule.setup("fit" if trains else "predict")
+    loader = datamodule.train_dataloader() if trains else datamodule.predict_dataloader()
+    batch = next(iter(loader), None)
+    if not isinstance(batch, dict):
+        found = "nothing" if batch is None else f"a {type(batch).__name__}"
+        raise ValueError(f"its {'train' if trains else 'predict'}_dataloader gives {found}, expected a dict")
+    return batch, trains
+
+
+def format_report(report: Report) -> str:
+    """The report as a page of tables."""
+    parts = [
+        _table("PARAMETERS", ("", "trained", "frozen"), map(_parameter_row, report.parameters.items())),
+        _table("SHAPES", ("", ""), ((name, str(shape)) for name, shape in report.shapes.items())),
+        _table("BLOCKS", ("", ""), ((name, f"{number:,}") for name, number in report.blocks.items())),
+        _table(
+            "MEMORY", ("one device, without sharding", ""), ((k, _bytes(size)) for k, size in report.memory.items())
+        ),
+        _table("OPERATIONS", ("", "linear", "attention", "both"), map(_flops_row, report.flops.items())),
+        _table("ACTIONS IN TIME", ("latent frame", "pixel frames", "action rows"), _time_rows(report.action_times)),
+    ]
+    problems = "".join(f"\n- {problem}" for problem in report.problems)
+    verdict = f"THE DATA DOES NOT FIT THE MODEL{problems}" if problems else "The data fits the model."
+    return "\n\n".join([*filter(None, parts), verdict])
+
+
+def _parameter_row(item: tuple[str, Parameters | None]) -> Row:
+    name, numbers = item
+    name = name.replace("generator/", "  ")
+    return (name, "", "in its files") if numbers is None else (name, f"{numbers.trainable:,}", f"{numbers.frozen:,}")
+
+
+def _time_rows(times: list[ActionTime]) -> list[Row]:
+    rows: list[Row] = [(str(item.latent), _span(item.pixel_frames), _span(item.action_rows)) for item in times]
+    return rows if len(rows) <= _SHOWN_FRAMES + 2 else [*rows[:_SHOWN_FRAMES], ("...", "...", "..."), rows[-1]]
+
+
+def _span(numbers: list[int]) -> str:
+    return "none" if not numbers else str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} - {numbers[-1]}"
+
+
+def _bytes(size: int) -> str:
+    return _with_unit(size, _BYTE_UNITS)
+
+
+def _flops_row(item: tuple[str, Flops]) -> Row:
+    name, cost = item
+    return name, *map(_flops, (cost.linear, cost.attention, cost.total))
+
+
+def _flops(number: float) -> str:
+    return _with_unit(number, _FLOP_UNITS) if number else "-"
+
+
+def _with_unit(number: float, units: Units) -> str:
+    size, unit = next((item for item in units if number >= item[0]), units[-1])
+    return f"{number / size:.2f} {unit}"
+
+
+def _table(title: str, header: Row, rows: Iterable[Row]) -> str:
+    """Rows under a title and a header, the first column to the left, the others to the right; nothing without rows."""
+    rows = list(rows)
+    if not rows:
+        return ""
+    shown = [header, *rows] if any(header) else rows
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in shown]
+    return "\n".join([title, *("  " + "   ".join(line).rstrip() for line in lines)])

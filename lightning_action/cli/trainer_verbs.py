@@ -1,0 +1,288 @@
+"""`fit`, `validate`, `test` and `predict` through LightningCLI."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import inspect
+import os
+import shutil
+import sys
+import tempfile
+from argparse import SUPPRESS, ArgumentTypeError
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_action.cli.mistakes import process_rank
+from lightning_action.cli.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, require_new_or_resumed
+from lightning_action.cli.usage import RunParser
+from lightning_action.cli.usage_messages import shipped_configurations
+from lightning_action.configuration.ckpt_path import choose_checkpoint, require_checkpoint
+from lightning_action.configuration.class_paths import (
+    ALLOW_HELP,
+    loaded,
+    only_importing,
+    require_classes,
+    split_allowed,
+)
+from lightning_action.distributed.fsdp2 import require_supported
+from lightning_action.distributed.sharded_checkpoints import ShardedCheckpoints
+from lightning_action.module import ActionVideoModule
+
+# `check` and `export` are not methods of a Trainer; `cli` runs them.
+_EPILOG = (
+    "Besides: `check`, a dry run of a configuration without weights or GPU, and `export`, which writes a trained "
+    "generator or its actions to files that others read. --help after them says more. --traceback, after any verb, "
+    f"shows where an error was raised. Configurations to begin with are in {shipped_configurations()}. {ALLOW_HELP}"
+)
+
+
+class SaveConfigOfVerb(SaveConfigCallback):
+    """Saves each verb's configuration under its own name, so that `test` does not overwrite that of `fit`.
+
+    Once the first batch went through: what is refused before leaves no files.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self.config_filename = f"config_{TrainerFn(stage).value}.yaml"
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> None:
+        if not trainer.sanity_checking:
+            super().setup(trainer, pl_module, str(trainer.state.fn))
+
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end
+
+
+class ActionVideoCLI(LightningCLI):
+    """LightningCLI for `ActionVideoModule` and any DataModule; checkpoints land in `<default_root_dir>/checkpoints`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"parser_class": RunParser, **kwargs})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # Configurations that earlier versions saved have it.
+        parser.add_argument("--weights_only", type=only_tensors, default=None, help=SUPPRESS)
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.enable_version_counter": False})
+        parser.link_arguments("trainer.default_root_dir", "checkpoint.dirpath", compute_fn=checkpoint_folder)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a run that could not write its results, before anything else happens."""
+        if not self.subcommand:
+            return
+        config, model = self.config[self.subcommand], self.config[self.subcommand].model
+        strategy = config.trainer.strategy
+        require_supported(strategy.class_path if isinstance(strategy, Namespace) else strategy)
+        root = Path(config.trainer.default_root_dir or os.getcwd())
+        config.ckpt_path = choose_checkpoint(
+            self.subcommand, config.ckpt_path, Path(config.checkpoint.dirpath or root), root
+        )
+        has_weights = model.pretrained is not None and (model.adapter or model.action_projection is None)
+        if config.ckpt_path is not None or not (has_weights or self.subcommand == "fit"):
+            require_checkpoint(self.subcommand, config.ckpt_path)
+            require_strategy_for(config.ckpt_path, strategy)
+            if model.adapter:
+                rank_zero_warn("model.adapter is not read: the checkpoint that --ckpt_path names has its own actions.")
+        if not config.trainer.fast_dev_run:
+            if self.subcommand == "fit" and not config.checkpoint.overwrite:
+                require_new_or_resumed(config.checkpoint.dirpath, config.ckpt_path)
+            require_writable(root)
+        warn_of_another_place(config.config or [], config.trainer.default_root_dir)
+        if self.subcommand == "predict" and config.return_predictions is None:
+            # Lightning would keep every video in memory until the end; a prediction writer has them on disk.
+            config.return_predictions = False
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
+    def announce_checkpoint(self) -> None:
+        """Name it to the Trainer beforehand, so that the module knows in `setup` that its weights will come from it."""
+        config = self.config_init[self.subcommand]
+        if config.ckpt_path is not None and Path(config.ckpt_path).exists():
+            self.trainer.ckpt_path, config.ckpt_path = config.ckpt_path, None
+
+    before_fit = before_validate = before_test = before_predict = announce_checkpoint
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Without the warning that there is a command line beside `args`: they are that command line."""
+        parse = parser.parse_object if isinstance(args, dict | Namespace) else parser.parse_args
+        self.config = parse(args)  # type: ignore[arg-type]
+        require_classes(self.config)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Whether a checkpoint may run code is not for a configuration to say."""
+        return {verb: {*skipped, "weights_only"} for verb, skipped in LightningCLI.subcommands().items()}
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with undoing_a_refusal(self.trainer):
+            super()._run_subcommand(subcommand)
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's saved hyper-parameters do not overrule the command line: the configuration is what it says."""
+
+
+def checkpoint_folder(default_root_dir: str | None) -> str | None:
+    """Where checkpoints go; None leaves it to the logger's folder."""
+    return None if default_root_dir is None else str(Path(default_root_dir) / "checkpoints")
+
+
+@contextmanager
+def undoing_a_refusal(trainer: L.Trainer) -> Iterator[None]:
+    """Remove what a run leaves whose first batch did not go through: loggers' files, and folders that are empty."""
+    root, callbacks = Path(trainer.default_root_dir), trainer.callbacks  # type: ignore[attr-defined]
+    saver = next((callback for callback in callbacks if isinstance(callback, SaveConfigOfVerb)), None)
+    if saver is None or process_rank() > 0:
+        yield
+        return
+    logged = [Path(each.log_dir) for each in trainer.loggers if isinstance(each, TensorBoardLogger | CSVLogger)]
+    logged = [folder for folder in logged if not folder.exists()]
+    before = set(root.iterdir()) if root.is_dir() else set()
+    try:
+        yield
+    except BaseException:
+        if not saver.already_saved:
+            for folder in logged:
+                shutil.rmtree(folder, ignore_errors=True)
+            made = set(root.iterdir()) - before if root.is_dir() else set()
+            for folder in (*(folder.parent for folder in logged), *made, root):
+                remove_if_empty(folder)
+        raise
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def require_writable(folder: Path) -> None:
+    """See that a file can be written in a folder, or where it would be made; nothing is left.
+
+    Raises:
+        OSError: it cannot.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"cannot write to {str(folder)!r} ({error.strerror}): give a folder that you may write to with "
+            "--trainer.default_root_dir"
+        ) from error
+
+
+def warn_of_another_place(configs: Sequence[Any], default_root_dir: str | None) -> None:
+    """Say that a run which was moved still writes to the place that its own configuration names."""
+    for path in (Path(str(config)).absolute() for config in configs if config is not None):
+        root = next((folder.parent for folder in path.parents if folder.name == "lightning_logs"), None)
+        if root is None or default_root_dir is None or root.resolve() == Path(default_root_dir).resolve():
+            continue
+        trainer = yaml.safe_load(path.read_text()).get("trainer") or {}
+        if trainer.get("default_root_dir") == default_root_dir:
+            rank_zero_warn(
+                f"The configuration is that of a run in {str(root)!r}, and writes to {default_root_dir!r}, where the "
+                f"run was: to write beside it, add --trainer.default_root_dir {root}"
+            )
+
+
+class NoChoiceError(ArgumentTypeError, ValueError):
+    """An option has one value alone; argparse passes on the words of the one type, jsonargparse those of the other."""
+
+
+def only_tensors(value: bool | None) -> bool | None:
+    """The one value of `weights_only`.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if value in (None, True, "true", "null"):
+        return None
+    raise NoChoiceError("checkpoints are always read as tensors and plain values alone, so that none can run code")
+
+
+def program_name() -> str:
+    """How the command line was started, as usage shows it."""
+    path = Path(sys.argv[0])
+    return "python -m lightning_action" if path.parts[-2:] == ("lightning_action", "__main__.py") else path.name
+
+
+def require_strategy_for(ckpt_path: str, strategy: Any) -> None:
+    """Refuse a folder of shards where Lightning would only say that it is a directory, or run code from it.
+
+    Raises:
+        ValueError: the checkpoint is a folder, and the strategy is not `FSDP2Strategy`.
+    """
+    kind = loaded(strategy.class_path) if isinstance(strategy, Namespace) else None
+    if Path(ckpt_path).is_dir() and not (inspect.isclass(kind) and issubclass(kind, ShardedCheckpoints)):
+        raise ValueError(
+            f"{ckpt_path!r} is a folder of shards: stack configs/fsdp.yaml (with --trainer.devices 1 on one device; "
+            "--trainer.strategy.init_args.save_distributed_checkpoint false writes files from there on)"
+        )
+
+
+def run(args: Sequence[str] | None = None) -> ActionVideoCLI:
+    """Run a verb; `args` replaces `sys.argv[1:]`.
+
+    Raises:
+        ValueError: a configuration names classes of a module that `args` do not allow.
+    """
+    arguments, allowed = split_allowed(sys.argv[1:] if args is None else args)
+    with only_importing(allowed):
+        return ActionVideoCLI(
+            ActionVideoModule,
+            L.LightningDataModule,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfigOfVerb,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={
+                "epilog": _EPILOG,
+                "prog": program_name(),
+                **{verb: {"epilog": ALLOW_HELP} for verb in ActionVideoCLI.subcommands()},
+            },
+            args=arguments,
+        )
+
+
+def leave_process_group(exit_code: int = 0) -> None:
+    """End the communication between ranks, and where that is gloo's the process, for it aborts some as they exit.
+
+    One that aborts takes the others with it, who may still be writing. After a failure nobody waits for the others.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    may_abort = dist.get_world_size() > 1 and (dist.get_backend() == "gloo" or exit_code != 0)
+    if exit_code == 0:
+        if may_abort:
+            dist.barrier()
+        # What still uses it is in circles of references.
+        gc.collect()
+        dist.destroy_process_group()
+    if may_abort:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)

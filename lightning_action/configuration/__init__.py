@@ -1,0 +1,1 @@
+"""What a configuration and its paths may name."""

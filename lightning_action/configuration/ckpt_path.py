@@ -1,0 +1,131 @@
+"""What `--ckpt_path` may name: a checkpoint of a run, there, whole, and on this machine."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_action.atomic import set_aside
+from lightning_action.weights.tensor_files import load_pickle
+
+_LAST, _SUFFIX = ModelCheckpoint.CHECKPOINT_NAME_LAST, ModelCheckpoint.FILE_EXTENSION
+# Beside the shards of a folder.
+_INDEX_OF_SHARDS = ".metadata"
+_ITS_WEIGHTS = "give weights alone as --model.pretrained, or those of an action adapter as --model.adapter"
+
+
+def choose_checkpoint(verb: str, ckpt_path: str | None, folder: Path, default_root_dir: Path) -> str | None:
+    """The path that one of Lightning's words stands for; other paths stay as they are.
+
+    Args:
+        verb: what is run.
+        ckpt_path: a path, None, or `last`, `best`, `hpc`.
+        folder: where the run keeps its checkpoints.
+        default_root_dir: of the run.
+
+    Returns:
+        None where a `fit` was asked to go on from a `last` that is not there: it begins.
+
+    Raises:
+        ValueError: it is `best`, which only the process that trained knows.
+        FileNotFoundError: there is no `hpc` checkpoint.
+    """
+    if ckpt_path == "best":
+        raise ValueError(f"only the process that trained knows which checkpoint is best: name it; {_there_is(folder)}")
+    if ckpt_path == "hpc":
+        found = {int(m[1]): path for path in default_root_dir.glob("*") if (m := _HPC.fullmatch(path.name))}
+        if not found:
+            raise FileNotFoundError(f"no hpc_ckpt_<number>.ckpt in {str(default_root_dir)!r}: name a checkpoint")
+        return str(found[max(found)])
+    if ckpt_path != "last":
+        return ckpt_path
+    last = [path for path in folder.glob(f"{_LAST}*{_SUFFIX}") if _NUMBERED_LAST.fullmatch(path.name)]
+    if last:
+        return str(max(last, key=lambda path: path.stat().st_mtime))
+    wanted = folder / f"{_LAST}{_SUFFIX}"
+    if verb == "fit" and not set_aside(wanted).exists():
+        rank_zero_warn(f"There is no {wanted.name} in {str(folder)!r} to go on from: the fit begins.")
+        return None
+    return str(wanted)
+
+
+def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
+    """Refuse to measure or generate with untrained weights, and what is not a checkpoint of a run.
+
+    Raises:
+        ValueError: no checkpoint was named, it is not on this machine, or not a whole one of a run.
+        FileNotFoundError: there is none at that path.
+    """
+    if ckpt_path is None:
+        raise ValueError(
+            f"{verb} needs trained weights: name them with --ckpt_path, for example runs/demo/checkpoints/last.ckpt, "
+            "or with --model.pretrained and --model.adapter"
+        )
+    if not ckpt_path.strip():
+        raise ValueError("--ckpt_path is empty: name a checkpoint, for example runs/demo/checkpoints/last.ckpt")
+    if "://" in ckpt_path or ckpt_path.partition(":")[0].lower() == "registry":
+        raise ValueError(f"{ckpt_path!r} is not on this machine: download it, and give the path of the file")
+    path = Path(ckpt_path)
+    if not path.exists():
+        _raise_missing(path)
+    if path.is_dir():
+        _require_shards(path)
+    else:
+        _require_file_of_a_run(path, goes_on=verb != "load_run")
+
+
+def _raise_missing(path: Path) -> None:
+    if (left := set_aside(path)).exists():
+        raise FileNotFoundError(
+            f"no checkpoint at {str(path)!r}: a run that was killed while it replaced it left it as {str(left)!r}; "
+            "give it its name back"
+        )
+    there = _there_is(path.parent) if path.parent.is_dir() else f"there is no folder {str(path.parent)!r}"
+    raise FileNotFoundError(f"no checkpoint at {str(path)!r}: {there}; train one with `fit`, or correct --ckpt_path")
+
+
+def _require_shards(folder: Path) -> None:
+    if (folder / _INDEX_OF_SHARDS).is_file():
+        return
+    inside = [path for place in (folder, folder / "checkpoints") for path in sorted(place.glob(f"*{_SUFFIX}"))]
+    meant = f": did you mean {str(inside[-1])!r}?" if inside else ": name a checkpoint of the run"
+    raise ValueError(f"{str(folder)!r} is a folder, and not one of shards, which hold {_INDEX_OF_SHARDS}{meant}")
+
+
+def _require_file_of_a_run(path: Path, goes_on: bool) -> None:
+    if _is_safetensors(path):
+        raise ValueError(f"{str(path)!r} is a safetensors file, which is no checkpoint of a run: {_ITS_WEIGHTS}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{str(path)!r} is not a whole checkpoint: was it cut off while it was written or copied, or is it a file "
+            "of something else?"
+        )
+    held = load_pickle(path)
+    if not isinstance(held, dict) or "state_dict" not in held:
+        found = ", ".join(map(str, list(held)[:3])) if isinstance(held, dict) else f"a {type(held).__name__}"
+        raise ValueError(f"{str(path)!r} is no checkpoint of a run (it holds {found}, no state_dict): {_ITS_WEIGHTS}")
+    if goes_on and "pytorch-lightning_version" not in held:
+        raise ValueError(
+            f"{str(path)!r} holds a state_dict, but not what Lightning writes besides: was it put together from shards "
+            "by another program? Name the folder of shards itself, with configs/fsdp.yaml, or make a file of it with "
+            f"`export`, for --model.pretrained; {_ITS_WEIGHTS}"
+        )
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(9)
+    return path.suffix == ".safetensors" or (start[8:] == b"{" and int.from_bytes(start[:8], "little") < 2**27)
+
+
+def _there_is(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob(f"*{_SUFFIX}") if not path.name.startswith("."))
+    return f"in {str(folder)!r} there is {', '.join(names) or f'no *{_SUFFIX}'}"
+
+
+_HPC = re.compile(r"hpc_ckpt_(\d+)\.ckpt")
+_NUMBERED_LAST = re.compile(rf"{_LAST}(-v?\d+)?{re.escape(_SUFFIX)}")

@@ -1,0 +1,1 @@
+"""Many devices, from outside: the networks know nothing of it."""

@@ -1,0 +1,76 @@
+"""Fully sharded data parallel (FSDP2) for Lightning's Trainer, with what its own strategy leaves to the user."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.tensor import DTensor
+
+from lightning_action.distributed.sharded_checkpoints import ShardedCheckpoints
+
+
+class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
+    """Shards parameters, gradients and optimizer states over all devices; works on CPU (gloo) as on GPU (NCCL).
+
+    The LightningModule shards itself in `configure_model`, as `ActionVideoModule` does. A checkpoint is written beside
+    its place and moved there when it is whole, so that a fit that is killed leaves the last one usable. One of a single
+    file holds what a fit on one device would write: a run goes on with any number of devices, sharded or not.
+
+    Args:
+        save_distributed_checkpoint: each rank writes its own shard into a folder; False gathers everything on rank 0,
+            which writes one file.
+        process_group_backend: None takes the device's own.
+        timeout: how long a rank waits for another.
+    """
+
+    def __init__(
+        self,
+        save_distributed_checkpoint: bool = True,
+        process_group_backend: str | None = None,
+        timeout: timedelta = timedelta(minutes=30),
+    ) -> None:
+        super().__init__("auto", 1, save_distributed_checkpoint, process_group_backend, timeout)
+        self.save_distributed_checkpoint = save_distributed_checkpoint
+
+    def setup_environment(self) -> None:
+        # Lightning's "auto" is the number of nodes: on a single one it shards nothing and feeds all ranks the same.
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """Refuse a module that would silently train apart.
+
+        Raises:
+            MisconfigurationException: a parameter that trains is not sharded.
+        """
+        super().setup(trainer)
+        module = self.lightning_module
+        assert module is not None
+        parameters = module.named_parameters()
+        whole = [name for name, value in parameters if value.requires_grad and not isinstance(value, DTensor)]
+        if whole:
+            raise MisconfigurationException(
+                f"expected every parameter that trains to be sharded, but {len(whole)} are not, {whole[0]} first: "
+                "their gradients would not be summed over the ranks; shard them in configure_model with "
+                "lightning_action.distributed.sharding.shard"
+            )
+
+
+def require_supported(strategy: Strategy | str) -> None:
+    """Refuse the first generation of FSDP, which torch gives up.
+
+    Args:
+        strategy: of a Trainer, or its name or class path.
+
+    Raises:
+        ValueError: names what to use.
+    """
+    is_first = isinstance(strategy, FSDPStrategy) or strategy in ("fsdp", "fsdp_cpu_offload")
+    if is_first or (isinstance(strategy, str) and strategy.endswith(".FSDPStrategy")):
+        raise ValueError(
+            "trainer.strategy is FSDP of the first generation, which torch gives up: shard with --config "
+            "configs/fsdp.yaml in its place, or in Python with lightning_action.FSDP2Strategy"
+        )

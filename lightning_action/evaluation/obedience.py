@@ -1,0 +1,170 @@
+"""Does the model obey? Rollouts and matched losses under true, other and no actions, put into one report.
+
+Rollouts are fully autoregressive: every past latent frame after the initial ones is generated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lightning_action.batch import Batch, other_actions, without_actions
+from lightning_action.evaluation.action_following import ActionFollowing, psnr
+from lightning_action.evaluation.report import Report
+
+BASELINES = ("copy_first_frame", "ignore_actions")
+
+
+@runtime_checkable
+class StateReader(Protocol):
+    """A DataModule that knows where its object is: simulators do, recorded data does not."""
+
+    def read_positions(self, video: Tensor, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
+        """Positions in pixels `[B, T, 2]` of a video in [-1, 1], and whether the object is there, `[B, T]` bool."""
+        ...
+
+
+class Evaluator(nn.Module):
+    """Gathers the figures of one way of predicting videos, over batches and ranks.
+
+    Args:
+        temporal_compression_ratio: pixel frames of a latent frame.
+        num_initial_frames: pixel frames that were given, not generated.
+    """
+
+    def __init__(self, temporal_compression_ratio: int, num_initial_frames: int) -> None:
+        super().__init__()
+        self.first_block_end = num_initial_frames - 1 + temporal_compression_ratio
+        self.num_initial_frames = num_initial_frames
+        self.following = ActionFollowing(temporal_compression_ratio, num_initial_frames)
+        self.psnr = MeanMetric()
+        self.delta_psnr = MeanMetric()
+        self.delta_psnr_all_frames = MeanMetric()
+        self.wins = MeanMetric()
+        self.relative_gap = MeanMetric()
+
+    def update_videos(self, truth: Tensor, video: Tensor, video_other: Tensor) -> None:
+        """Compare videos `[B, T, 3, H, W]` in [0, 1]: generated under the true and under other actions, same noise."""
+        quality = psnr(video, truth)[:, self.num_initial_frames :]
+        delta = quality - psnr(video_other, truth)[:, self.num_initial_frames :]
+        self.psnr.update(quality)
+        self.delta_psnr_all_frames.update(delta)
+        self.delta_psnr.update(delta[:, self.first_block_end - self.num_initial_frames])
+
+    def update_losses(self, true: Tensor, other: Tensor) -> None:
+        """Compare matched losses `[B]`; a tie counts half."""
+        self.wins.update(wins(true, other))
+        self.relative_gap.update((other - true) / true)
+
+    def compute(self) -> Report:
+        """The figures, by the names of the report."""
+        report: Report = {
+            "delta_psnr_db": self.delta_psnr.compute().item(),
+            "delta_psnr_all_frames_db": self.delta_psnr_all_frames.compute().item(),
+            "psnr_db": self.psnr.compute().item(),
+            "shuffle_win_rate": self.wins.compute().item(),
+            "shuffle_relative_gap": self.relative_gap.compute().item(),
+        }
+        if self.following.predicted:
+            report.update(self.following.compute())
+        return report
+
+
+class ObedienceTest:
+    """Runs a model under true, other and no actions, beside the baselines, and makes the report.
+
+    Args:
+        generate: a batch to its video, `[B, T, 3, H, W]` in [0, 1].
+        matched_losses: a batch to its losses `[B]` named `true`, `other` and `null`.
+        read_positions: (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found `[B, T]`; None
+            where the state is unknown.
+        temporal_compression_ratio: pixel frames of a latent frame.
+        num_initial_latents: latent frames that were given; with none, motion is measured from the generated frame 0.
+    """
+
+    def __init__(
+        self,
+        generate: Callable[[Batch], Tensor],
+        matched_losses: Callable[[Batch], dict[str, Tensor]],
+        read_positions: Callable[[Tensor, Batch], tuple[Tensor, Tensor]] | None,
+        temporal_compression_ratio: int,
+        num_initial_latents: int,
+    ) -> None:
+        self._generate = generate
+        self._matched_losses = matched_losses
+        self._read_positions = read_positions
+        self._num_initial_frames = 1 + temporal_compression_ratio * max(num_initial_latents - 1, 0)
+        self._predict_seconds = 0.0
+        self._num_frames = 0
+        self._evaluators = {
+            name: Evaluator(temporal_compression_ratio, self._num_initial_frames) for name in ("model", *BASELINES)
+        }
+
+    @torch.no_grad()
+    def step(self, batch: Batch) -> None:
+        """Add a batch: three rollouts (true, other, no actions; the same noise) and the matched losses."""
+        truth = batch["video"] * 0.5 + 0.5
+        if truth.shape[1] <= self._num_initial_frames:
+            raise ValueError(
+                f"nothing to measure: of {truth.shape[1]} frames {self._num_initial_frames} are given, so none is "
+                "generated; use longer videos or fewer num_initial_latents"
+            )
+        started = time.monotonic()
+        true, other = self._generate(batch), self._generate(other_actions(batch))
+        null = self._generate(without_actions(batch))
+        self._predict_seconds += time.monotonic() - started
+        self._num_frames = true.shape[1]
+        copy = copy_of_first_frames(truth, self._num_initial_frames)
+        losses = self._matched_losses(batch)
+        self._add("model", batch, truth, true, other, losses["true"], losses["other"])
+        self._add("copy_first_frame", batch, truth, copy, copy, losses["null"], losses["null"])
+        self._add("ignore_actions", batch, truth, null, null, losses["null"], losses["null"])
+
+    def compute(self, name: str) -> Report:
+        """The figures of `model` or of a baseline so far."""
+        return self._evaluators[name].compute()
+
+    def report(self) -> Report:
+        """The model's figures, with those of the baselines under `baselines`."""
+        return {
+            **self.compute("model"),
+            "predict_seconds": self._predict_seconds,
+            "num_frames": self._num_frames,
+            "num_initial_frames": self._num_initial_frames,
+            "rollout": "fully autoregressive",
+            "baselines": {name: self.compute(name) for name in BASELINES},
+        }
+
+    def _add(
+        self,
+        name: str,
+        batch: Batch,
+        truth: Tensor,
+        video: Tensor,
+        video_other: Tensor,
+        loss: Tensor,
+        loss_other: Tensor,
+    ) -> None:
+        evaluator = self._evaluators[name].to(video.device)
+        evaluator.update_videos(truth, video, video_other)
+        evaluator.update_losses(loss, loss_other)
+        if self._read_positions is not None:
+            positions, found = self._read_positions(video * 2 - 1, batch)
+            target = batch["position"]
+            evaluator.following.update(positions.to(target), target, found.to(target.device))
+
+
+def wins(true: Tensor, other: Tensor) -> Tensor:
+    """1 where the loss under the true actions is the lower one, 0.5 at a tie, else 0; `[B]`."""
+    return (true < other).float() + 0.5 * (true == other).float()
+
+
+def copy_of_first_frames(truth: Tensor, num_initial_frames: int) -> Tensor:
+    """The prediction that the last given frame stays for ever."""
+    index = torch.arange(truth.shape[1], device=truth.device).clamp_max(num_initial_frames - 1)
+    return truth[:, index]

@@ -1,0 +1,194 @@
+"""Causal generation, block by block: the loop that owns the cache.
+
+`CausalRollout` is a session: `append` what is known, then `next_block` for as long as one likes, each time with the
+actions of that block. `rollout` is the loop over it for a video of known length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightning_action.diffusion.noise import NoiseSource
+from lightning_action.diffusion.samplers import Sampler, guide
+from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.image import NO_IMAGE, ImageCondition
+from lightning_action.generator.kv_cache import KVCache
+from lightning_action.generator.model import CausalWanModel
+
+BlockModulation = Callable[[range, list[Tensor]], Tensor | None]
+
+
+class CausalRollout:
+    """One batch of videos while they are being generated.
+
+    With an action guidance scale other than 0 and 1 the null branch (no action, the past included) runs beside the
+    action branch as a second half of the batch, with its own half of the cache.
+
+    Args:
+        generator: the network.
+        text: encoded prompts, `[B, L, text_dim]`; keys and values are computed once.
+        causality: block size, window and sink.
+        sampler: from noise to a clean block, see `diffusion.samplers`.
+        noise: fresh noise of some frames at some step, see `diffusion.noise.frame_noise`.
+        latent_shape: of one latent frame, (C, H, W).
+        num_frames: longest video, in latent frames; only matters where the window is unlimited.
+        action_guidance_scale: w in `v_null + w (v_action - v_null)`; 1 is plain conditioning and costs one pass.
+        image: what an image-to-video model sees besides, its channels for the whole video.
+    """
+
+    def __init__(
+        self,
+        generator: CausalWanModel,
+        text: Tensor,
+        causality: BlockCausality,
+        sampler: Sampler,
+        noise: NoiseSource,
+        latent_shape: tuple[int, int, int],
+        num_frames: int,
+        action_guidance_scale: float = 1.0,
+        image: ImageCondition = NO_IMAGE,
+    ) -> None:
+        self.generator = generator
+        self.sampler = sampler
+        self.noise = noise
+        self.action_guidance_scale = action_guidance_scale
+        self._guided = action_guidance_scale not in (0.0, 1.0)
+        self._image = image.twice_in_batch() if self._guided else image
+        self._text = generator.text_cache(self._both_branches(text), self._image.embeds)
+        self.cache = KVCache(
+            num_layers=generator.num_layers,
+            batch_size=text.shape[0] * (2 if self._guided else 1),
+            num_heads=generator.num_heads,
+            head_dim=generator.dim // generator.num_heads,
+            tokens_per_frame=generator.tokens_per_frame(*latent_shape[1:]),
+            num_frames=num_frames,
+            causality=causality,
+            device=text.device,
+            dtype=text.dtype,
+        )
+
+    @property
+    def block(self) -> range:
+        """The latent frames that come next."""
+        return self.cache.block
+
+    def append(self, latents: Tensor, action_modulation: Tensor | None = None) -> None:
+        """Take the next block of a known video, `[B, block, C, H, W]`, with its modulation `[B, block, ..., 6, D]`."""
+        self.generator.write(
+            self._both_branches(latents),
+            self._text,
+            self.cache,
+            self._branch_modulation(action_modulation),
+            self._image.of_frames(self.block),
+        )
+
+    def next_block(self, action_modulation: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+        """Generate the next block and append it.
+
+        Args:
+            action_modulation: of the block, `[B, block, ..., 6, D]`.
+            known: clean latents of its first frames, `[B, fewer than block, C, H, W]`. They are held, at timestep 0, in
+                every step in which the others are generated: image to video as Wan 2.2 does it.
+
+        Returns:
+            Clean latents, `[B, block, C, H, W]`, the known ones included.
+        """
+        modulation = self._branch_modulation(action_modulation)
+        clean = self.sampler(partial(self._velocity, modulation, known), partial(self.noise, self.block))
+        clean = hold(clean, known)
+        self.append(clean, action_modulation)
+        return clean
+
+    def _velocity(self, modulation: Tensor | None, known: Tensor | None, noisy: Tensor, timestep: float) -> Tensor:
+        both = self._both_branches(hold(noisy, known))
+        timesteps = torch.full(both.shape[:2], timestep, device=noisy.device)
+        if known is not None:
+            timesteps[:, : known.shape[1]] = 0
+        image_channels = self._image.of_frames(self.block)
+        velocity = self.generator.denoise(both, timesteps, self._text, self.cache, modulation, image_channels)
+        if not self._guided:
+            return velocity
+        with_action, without_action = velocity.chunk(2)
+        return guide(with_action, without_action, self.action_guidance_scale)
+
+    def _both_branches(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x]) if self._guided else x
+
+    def _branch_modulation(self, action_modulation: Tensor | None) -> Tensor | None:
+        if action_modulation is None or self.action_guidance_scale == 0:
+            return None
+        if self._guided:
+            return torch.cat([action_modulation, torch.zeros_like(action_modulation)])
+        return action_modulation
+
+
+def hold(latents: Tensor, known: Tensor | None) -> Tensor:
+    """The latents with their first frames replaced by the known ones."""
+    return latents if known is None else torch.cat([known, latents[:, known.shape[1] :]], dim=1)
+
+
+def rollout(
+    session: CausalRollout,
+    num_frames: int,
+    action_modulation: Tensor | BlockModulation | None = None,
+    initial_latents: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Generate a video block by block and yield each block as soon as it is clean, the initial ones first.
+
+    Args:
+        session: fresh, or standing after an earlier call, in which case frame 0 of this call is its next frame.
+        num_frames: latent frames of this call, the initial ones included.
+        action_modulation: of all frames of this call, `[B, F, 6, D]` or `[B, F, num_layers, 6, D]`; or a function of
+            (the block's frames in the video, the blocks of this call so far) that gives the block's; or None.
+        initial_latents: clean frames the video starts with, `[B, F0, C, H, W]`: one latent frame of a single image, or
+            a video to go on from. Where F0 ends inside a block, its known frames are held while the rest of the block
+            is generated, see `CausalRollout.next_block`.
+
+    Yields:
+        Clean latents of one block, `[B, block, C, H, W]`.
+
+    Raises:
+        ValueError: the frames are not a whole number of blocks, or the initial ones are too many or not finite.
+    """
+    start = session.block.start
+    blocks = session.cache.causality.split(num_frames, start)
+    if initial_latents is not None:
+        _check_initial(initial_latents, num_frames)
+    if isinstance(action_modulation, Tensor) and action_modulation.shape[1] != num_frames:
+        raise ValueError(
+            f"action_modulation is for {action_modulation.shape[1]} latent frames, the video has {num_frames}"
+        )
+    history: list[Tensor] = []
+    for block in blocks:
+        here = slice(block.start - start, block.stop - start)
+        modulation = (
+            action_modulation[:, here]
+            if isinstance(action_modulation, Tensor)
+            else action_modulation(block, history)
+            if action_modulation is not None
+            else None
+        )
+        known = None if initial_latents is None else initial_latents[:, here]
+        if known is not None and known.shape[1] == len(block):
+            latents = known
+            session.append(known, modulation)
+        else:
+            latents = session.next_block(modulation, known)
+        history.append(latents)
+        yield latents
+
+
+def count_passes(blocks: list[range], num_initial: int, num_steps: int) -> int:
+    """Passes through the generator that a rollout makes: one for a known block, one more than steps for another."""
+    return sum(1 if block.stop <= num_initial else num_steps + 1 for block in blocks)
+
+
+def _check_initial(latents: Tensor, num_frames: int) -> None:
+    if latents.shape[1] > num_frames:
+        raise ValueError(f"{latents.shape[1]} initial latent frames are more than the video has, {num_frames}")
+    if not bool(torch.isfinite(latents).all()):
+        raise ValueError("initial_latents hold NaN or infinity: check what they were encoded from")

@@ -1,0 +1,56 @@
+"""Faster passes: compiled layers, and fewer bits for the generator's weights (through torchao, for generation)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+Quantization = Literal["fp8_dynamic", "fp8_weight_only", "int8_weight_only"]
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """What makes passes faster; none of it is needed.
+
+    Args:
+        compile_mode: compile the layers with this mode of `torch.compile`; None leaves them as they are.
+        quantization: of the layers' weights, in `predict`; None keeps them as they are.
+        overlap_decoding: in `predict` on CUDA, decode a block while the next one is denoised.
+    """
+
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"] | None = None
+    quantization: Quantization | None = None
+    overlap_decoding: bool = False
+
+
+def quantize_layers(layers: nn.ModuleList, quantization: Quantization) -> None:
+    """Quantize the linear maps of transformer layers in place; embeddings, norms and head stay as they are.
+
+    Args:
+        layers: of the generator, with their final weights.
+        quantization: `fp8_dynamic` also quantizes what goes into each linear map, row by row, and needs a GPU that
+            multiplies in float8 (compute capability 8.9 or newer). The others only store weights in 8 bits, which saves
+            memory rather than time.
+
+    Raises:
+        ImportError: torchao is not installed.
+        RuntimeError: this device does not multiply in float8.
+    """
+    try:
+        from torchao import quantization as torchao
+    except ImportError as error:
+        raise ImportError("quantization needs torchao: pip install 'lightning_action[quantization]'") from error
+    configs: dict[Quantization, Any] = {
+        "fp8_dynamic": lambda: torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow()),
+        "fp8_weight_only": torchao.Float8WeightOnlyConfig,
+        "int8_weight_only": torchao.Int8WeightOnlyConfig,
+    }
+    try:
+        torchao.quantize_(layers, configs[quantization]())
+    except AssertionError as error:
+        raise RuntimeError(
+            f"{quantization} does not work on this device ({error}): use fp8_weight_only or int8_weight_only, which "
+            "save memory, or no quantization"
+        ) from error

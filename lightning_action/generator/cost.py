@@ -1,0 +1,165 @@
+"""What a generator costs, from its shapes alone: parameters, floating-point operations, memory.
+
+Everything works for a network on the meta device. N tokens, D the width, S tokens of a latent frame.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lightning_action.generator.causality import BlockCausality, Visibility
+from lightning_action.generator.kv_cache import KVCache
+from lightning_action.generator.model import CausalWanModel
+
+_TOKENS_OF_AN_IMAGE = 257
+# The first that a name begins with.
+_PARTS = {
+    part: re.compile(pattern)
+    for part, pattern in {
+        "LoRA layers": r".*\.lora_",
+        "patch embedding": r"patch_embedding\.",
+        "text embedding": r"text_embedding\.",
+        "image embedding": r"img_emb\.",
+        "time embedding": r"time_(embedding|projection)\.",
+        "self-attention": r"blocks\.\d+\.self_attn\.",
+        "cross-attention": r"blocks\.\d+\.(cross_attn|norm3)\.",
+        "feed-forward": r"blocks\.\d+\.ffn\.",
+        "modulation tables": r"blocks\.\d+\.modulation",
+        "head": r"head\.",
+    }.items()
+}
+_OF_TEXT = re.compile(r"text_embedding\.|.*cross_attn\.[kv]\.")
+_OF_IMAGE = re.compile(r"img_emb\.|.*cross_attn\.[kv]_img\.")
+_OF_FRAME = re.compile(r"time_embedding\.|time_projection\.")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters."""
+
+    trainable: int
+    frozen: int
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.trainable + self.frozen
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations, a multiplication and an addition counted as two."""
+
+    linear: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.linear + self.attention
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(self.linear + other.linear, self.attention + other.attention)
+
+    def __mul__(self, times: float) -> Flops:
+        return Flops(self.linear * times, self.attention * times)
+
+
+def count(parameters: Iterable[nn.Parameter]) -> Parameters:
+    """How many numbers are trained, and how many are not."""
+    numbers = [(parameter.numel(), parameter.requires_grad) for parameter in parameters]
+    trainable = sum(number for number, trained in numbers if trained)
+    return Parameters(trainable, sum(number for number, _ in numbers) - trainable)
+
+
+def parameters_by_part(generator: CausalWanModel) -> dict[str, Parameters]:
+    """The parameters of every part that the generator has; each is counted once."""
+    parts: dict[str, list[nn.Parameter]] = {part: [] for part in _PARTS}
+    for name, parameter in generator.named_parameters():
+        parts[next(part for part, pattern in _PARTS.items() if pattern.match(name))].append(parameter)
+    return {part: count(parameters) for part, parameters in parts.items() if parameters}
+
+
+def num_image_tokens(generator: CausalWanModel) -> int:
+    """Tokens of CLIP's hidden states that an image-to-video model takes; 0 for others."""
+    if generator.img_emb is None:
+        return 0
+    positions = generator.img_emb.emb_pos
+    return _TOKENS_OF_AN_IMAGE if positions is None else positions.shape[1]
+
+
+def video_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...], tokens_per_frame: int) -> Flops:
+    """Of one forward pass of one video's tokens.
+
+    Linear: 2 for every weight and token that it is applied to. Attention: 4 D for every pair of a query and a key (the
+    score, and the weighted sum), in every layer; text and image tokens are keys too.
+    """
+    frames = sum(len(item.query) for item in visibility)
+    tokens = frames * tokens_per_frame
+    pairs = sum(len(item.query) * sum(map(len, item.keys)) for item in visibility) * tokens_per_frame**2
+    pairs += tokens * (generator.text_len + num_image_tokens(generator))
+    weights = _weights_by_input(generator)
+    linear = 2 * (tokens * weights["token"] + frames * weights["frame"])
+    return Flops(linear, 4 * generator.dim * pairs * generator.num_layers)
+
+
+def context_flops(generator: CausalWanModel) -> Flops:
+    """Of a prompt (and an image): embedding, and keys and values of all layers, once for a video."""
+    weights = _weights_by_input(generator)
+    return Flops(2 * (generator.text_len * weights["text"] + num_image_tokens(generator) * weights["image"]), 0)
+
+
+def num_passes_of_training(generator: CausalWanModel) -> int:
+    """Forward passes that a training step costs: a backward pass is two, activation checkpointing repeats the first."""
+    return 4 if generator.activation_checkpointing else 3
+
+
+def training_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...], tokens_per_frame: int) -> Flops:
+    """Of a training step of one video, if all weights train."""
+    forward = video_flops(generator, visibility, tokens_per_frame) + context_flops(generator)
+    return forward * num_passes_of_training(generator)
+
+
+def kv_cache_bytes(
+    generator: CausalWanModel, causality: BlockCausality, num_frames: int, tokens_per_frame: int, dtype: torch.dtype
+) -> int:
+    """Of the `KVCache` of one video of `num_frames` latent frames."""
+    head_dim = generator.dim // generator.num_heads
+    heads = (generator.num_heads, head_dim)
+    return KVCache(generator.num_layers, 1, *heads, tokens_per_frame, num_frames, causality, "meta", dtype).num_bytes
+
+
+def context_cache_bytes(generator: CausalWanModel, dtype: torch.dtype) -> int:
+    """Of the keys and values of one prompt (and image) in all layers."""
+    tokens = generator.text_len + num_image_tokens(generator)
+    return 2 * generator.num_layers * tokens * generator.dim * dtype.itemsize
+
+
+def activation_bytes(generator: CausalWanModel, num_tokens: int, dtype: torch.dtype) -> int:
+    """What a training step keeps of `num_tokens` tokens for the backward pass.
+
+    A layer keeps of each token 19 vectors of width D and two of the feed-forward's width, in `dtype`, and the three
+    inputs of the RMS norms in float32; attention itself keeps nothing that grows with the square of the length. With
+    activation checkpointing every layer keeps its input alone, and one layer at a time is recomputed.
+    """
+    layer = (19 * generator.dim + 2 * generator.ffn_dim) * dtype.itemsize + 3 * generator.dim * 4
+    if generator.activation_checkpointing:
+        return num_tokens * (layer + generator.num_layers * generator.dim * dtype.itemsize)
+    return num_tokens * layer * generator.num_layers
+
+
+def _weights_by_input(generator: CausalWanModel) -> dict[str, int]:
+    """Weights of the linear maps, by what each is applied to: a video token, a latent frame, a text or image token."""
+    weights = {"token": 0, "frame": 0, "text": 0, "image": 0}
+    for name, parameter in generator.named_parameters():
+        if not name.endswith("weight") or parameter.ndim < 2:
+            continue
+        kinds = {"text": _OF_TEXT, "image": _OF_IMAGE, "frame": _OF_FRAME}
+        kind = next((kind for kind, pattern in kinds.items() if pattern.match(name)), "token")
+        weights[kind] += parameter.numel()
+    return weights

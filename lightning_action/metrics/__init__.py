@@ -1,1 +1,0 @@
-"""Metrics for action following and video quality."""

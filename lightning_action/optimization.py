@@ -1,0 +1,101 @@
+"""The optimizer's settings, as LightningCLI shows them, and the schedule of its learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from lightning_action.ranges import require_numbers
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW with a learning rate for the action side, one for the backbone and one for its LoRA layers.
+
+    Args:
+        action_learning_rate: of the action projection (and action module).
+        backbone_learning_rate: of the generator.
+        lora_learning_rate: of its LoRA layers.
+        warmup_steps: linear rise at the start, for both.
+        decay_fraction: share of `max_steps` at the end over which both fall linearly to zero.
+        weight_decay: decoupled.
+        betas: of AdamW.
+        train_backbone: False freezes the generator's own weights for good, which saves their moments, and their
+            gradients too; actions and LoRA layers train.
+    """
+
+    action_learning_rate: float = 1e-3
+    backbone_learning_rate: float = 1e-3
+    lora_learning_rate: float = 1e-4
+    warmup_steps: int = 50
+    decay_fraction: float = 0.3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    train_backbone: bool = True
+
+    def __post_init__(self) -> None:
+        rates = ("action_learning_rate", "backbone_learning_rate", "lora_learning_rate", "weight_decay")
+        require_numbers({name: value for name, value in vars(self).items() if name in rates}, 0)
+        require_numbers({"warmup_steps": self.warmup_steps}, 0, whole=True)
+        require_numbers({"decay_fraction": self.decay_fraction}, 0, 1)
+        if len(self.betas) != 2:
+            raise ValueError(f"betas are two numbers, got {self.betas}")
+        require_numbers({f"betas[{place}]": beta for place, beta in enumerate(self.betas)}, 0, 1, without_high=True)
+
+    def build(
+        self, parameters: Mapping[str, Iterable[nn.Parameter]], num_steps: Callable[[], float]
+    ) -> tuple[AdamW, LambdaLR]:
+        """AdamW over groups, and what schedules it.
+
+        Args:
+            parameters: of the groups `action`, `lora` and `backbone`, whichever there are.
+            num_steps: tells the optimizer steps of the fit, may be infinite; asked from step 1 on.
+        """
+        rates = self.learning_rates
+        groups = [{"name": name, "lr": rates[name], "params": list(group)} for name, group in parameters.items()]
+        optimizer = AdamW(groups, betas=self.betas, weight_decay=self.weight_decay)
+
+        def factor(step: int) -> float:
+            # Nothing falls at step 0, which is built here, so that it need not know the end.
+            return self.learning_rate_factor(step, num_steps() if step else float("inf"))
+
+        return optimizer, LambdaLR(optimizer, factor)
+
+    def put_back(self, optimizer: AdamW, scheduler: LambdaLR) -> list[str]:
+        """Give an optimizer that `build` made these settings again, in place of those that a checkpoint brought.
+
+        Returns:
+            What differed.
+        """
+        told = []
+        for index, (group, factor) in enumerate(zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True)):
+            rate = self.learning_rates[group["name"]]
+            settings = {"initial_lr": rate, "betas": tuple(self.betas), "weight_decay": self.weight_decay}
+            for name, value in settings.items():
+                before = tuple(group[name]) if name == "betas" else group[name]
+                if before != value:
+                    what = "learning rate" if name == "initial_lr" else name
+                    told.append(f"{what} of {group['name']} {value} (before: {before})")
+            group.update(settings, lr=rate * factor(scheduler.last_epoch))
+            scheduler.base_lrs[index] = rate
+        return told
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Before warm-up and decay, by the names of groups."""
+        return {
+            "action": self.action_learning_rate,
+            "lora": self.lora_learning_rate,
+            "backbone": self.backbone_learning_rate,
+        }
+
+    def learning_rate_factor(self, step: int, num_steps: float) -> float:
+        """Warm-up, plateau, linear decay; `num_steps` may be infinite, then there is no decay."""
+        rise = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        decay_steps = self.decay_fraction * num_steps
+        fall = min(1.0, (num_steps - step) / decay_steps) if 0 < decay_steps < float("inf") else 1.0
+        return rise * max(fall, 0.0)

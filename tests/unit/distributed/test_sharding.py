@@ -1,0 +1,83 @@
+"""One process is a mesh of one; several are in tests/integration/test_sharding.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from lightning_action.distributed.lockstep import Lockstep
+from lightning_action.distributed.sharding import Sharding, is_sharded, keep_gathered, shard, shard_generator
+from lightning_action.generator.causality import BlockCausality
+from tests.helpers import small_generator, small_inputs
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    if dist.is_initialized():  # by the fit of another test
+        dist.destroy_process_group()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_sharded_generator_computes_and_learns_the_same(mesh: DeviceMesh, checkpointing: bool) -> None:
+    plain, sharded = small_generator(), small_generator(activation_checkpointing=checkpointing)
+    shard_generator(sharded, mesh, Sharding(param_dtype="float32"))
+    x = small_inputs(4)
+    arguments = (x["clean"], x["noisy"], x["timestep"], x["text"], BlockCausality(2), x["modulation"])
+    outputs = [generator.teacher_forcing(*arguments) for generator in (plain, sharded)]
+    assert torch.equal(*outputs) and is_sharded(sharded) and not is_sharded(plain)
+    for output in outputs:
+        output.square().mean().backward()
+    for (name, theirs), ours in zip(plain.named_parameters(), sharded.parameters(), strict=True):
+        assert isinstance(ours, DTensor) and isinstance(ours.grad, DTensor), name
+        assert theirs.grad is not None and torch.equal(theirs.grad, ours.grad.full_tensor()), name
+
+
+def test_master_weights_stay_float32_while_it_computes_in_bfloat16(mesh: DeviceMesh) -> None:
+    generator, x = small_generator(), small_inputs(4)
+    shard_generator(generator, mesh, Sharding())
+    latents, text = x["noisy"].bfloat16(), x["text"].bfloat16()
+    velocity = generator.block_causal(latents, x["timestep"], text, BlockCausality(2))
+    velocity.square().mean().backward()
+    assert velocity.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in generator.parameters()} == {torch.float32}
+    assert {parameter.grad.dtype for parameter in generator.parameters()} == {torch.float32}  # type: ignore[union-attr]
+
+
+def test_a_generator_may_be_on_the_meta_device(mesh: DeviceMesh) -> None:
+    with torch.device("meta"):
+        generator = small_generator()
+    shard_generator(generator, mesh, Sharding())
+    assert all(isinstance(p, DTensor) and p.is_meta for p in generator.parameters())
+
+
+def test_small_parts_can_stay_gathered(mesh: DeviceMesh) -> None:
+    part = nn.Linear(3, 2)
+    shard(part, (), mesh, Sharding(param_dtype="float32"))
+    part(torch.ones(1, 3))
+    assert isinstance(part.weight, DTensor)
+    keep_gathered(part)
+    with torch.no_grad():
+        part(torch.ones(1, 3))
+    assert not isinstance(part.weight, DTensor)
+    keep_gathered(nn.Linear(3, 2))  # not sharded: nothing to do
+
+
+@torch.no_grad()
+def test_lockstep_of_a_single_rank_ends(mesh: DeviceMesh) -> None:
+    generator = small_generator()
+    shard_generator(generator, mesh, Sharding(param_dtype="float32"))
+    assert isinstance(generator, FSDPModule)
+    lockstep = Lockstep(generator, torch.float32)
+    assert lockstep.begin(4)
+    lockstep.end()
+    lockstep.wait_for_others()

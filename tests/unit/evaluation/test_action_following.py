@@ -1,0 +1,248 @@
+"""Figures of obedience, against motions whose figures are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_action.evaluation.action_following import (
+    MAX_LAG,
+    ActionFollowing,
+    correlation,
+    gain_and_r2,
+    hold_last_found,
+    identity_r2,
+    lag_frames,
+    psnr,
+    sign_accuracy,
+)
+
+BATCH, RATIO, NUM_LATENTS = 3, 4, 8
+NUM_FRAMES = 1 + RATIO * (NUM_LATENTS - 1)
+
+
+def motion(seed: int = 0, num_frames: int = NUM_FRAMES, batch_size: int = BATCH) -> Tensor:
+    """A random walk `[B, T, 2]` in eighths of a pixel, so that sums are exact."""
+    random = torch.Generator().manual_seed(seed)
+    steps = torch.randint(-12, 13, (batch_size, num_frames, 2), generator=random, dtype=torch.float64) / 8
+    return 16 + steps.cumsum(1)
+
+
+def everywhere(positions: Tensor) -> Tensor:
+    return torch.ones(positions.shape[:2], dtype=torch.bool)
+
+
+def figures(predicted: Tensor, target: Tensor, found: Tensor | None = None, **arguments: float) -> dict[str, float]:
+    metric = ActionFollowing(**{"temporal_compression_ratio": RATIO, **arguments})  # type: ignore[arg-type]
+    metric.update(predicted, target, everywhere(target) if found is None else found)
+    result: dict[str, float] = metric.compute()
+    return result
+
+
+def test_a_perfect_prediction() -> None:
+    result = figures(motion(), motion())
+    ones = {f"{name}_{axis}": 1.0 for name in ("gain", "r2", "identity_r2", "sign_accuracy") for axis in "xy"}
+    zeros = {"ade_px": 0.0, "fde_px": 0.0, "lag_frames": 0.0, "missing_rate": 0.0}
+    assert result == {**ones, **zeros, "sign_accuracy": 1.0, "episodes": 3.0}
+
+
+def test_half_the_motion() -> None:
+    target = motion()
+    result = figures(target[:, :1] + 0.5 * (target - target[:, :1]), target)
+    for axis, name in enumerate("xy"):
+        assert result[f"gain_{name}"] == pytest.approx(0.5, abs=1e-12)
+        assert result[f"r2_{name}"] == pytest.approx(1.0, abs=1e-12)
+        true = target[:, ::RATIO, axis].diff(dim=1)
+        expected = 1 - 0.25 * true.square().sum() / (true - true.mean()).square().sum()
+        assert result[f"identity_r2_{name}"] == pytest.approx(expected.item(), abs=1e-12)
+    assert result["sign_accuracy"] == 1
+    assert result["lag_frames"] == 0
+
+
+def test_the_opposite_motion() -> None:
+    target = motion()
+    result = figures(2 * target[:, :1] - target, target)
+    assert result["sign_accuracy"] == result["sign_accuracy_x"] == result["sign_accuracy_y"] == 0
+    assert result["gain_x"] == result["gain_y"] == -1
+    assert result["r2_x"] == result["r2_y"] == 1
+    assert result["identity_r2_x"] < -2
+
+
+def test_no_motion_at_all() -> None:
+    target = motion()
+    result = figures(target[:, :1].expand_as(target), target)
+    for name in ("sign_accuracy", "gain_x", "gain_y", "r2_x", "r2_y", "lag_frames"):
+        assert result[name] == 0
+    error = (target - target[:, :1])[:, 1:].norm(dim=-1)
+    assert result["ade_px"] == pytest.approx(error.mean().item())
+    assert result["fde_px"] == pytest.approx(error[:, -1].mean().item())
+
+
+def test_axes_are_told_apart() -> None:
+    target = motion()
+    predicted = target.clone()
+    predicted[..., 1] = target[:, :1, 1] - 0.25 * (target[..., 1] - target[:, :1, 1])
+    result = figures(predicted, target)
+    assert result["gain_x"] == 1
+    assert result["gain_y"] == pytest.approx(-0.25, abs=1e-12)
+    assert (result["sign_accuracy_x"], result["sign_accuracy_y"]) == (1, 0)
+    assert 0 < result["sign_accuracy"] < 1
+
+
+@pytest.mark.parametrize("lag", [-7, -2, -1, 0, 1, 3, 8])
+def test_motion_that_comes_late_or_early(lag: int) -> None:
+    whole = motion(num_frames=NUM_FRAMES + 20)
+    target, predicted = (whole[:, 10 - shift : 10 - shift + NUM_FRAMES] for shift in (0, lag))
+    assert figures(predicted, target)["lag_frames"] == lag
+    assert lag_frames(predicted.diff(dim=1), target.diff(dim=1)) == lag
+
+
+def test_a_lag_beyond_reach_is_not_reported() -> None:
+    whole = motion(num_frames=NUM_FRAMES + 20)
+    late, target = whole[:, : NUM_FRAMES - 1], whole[:, 9 : NUM_FRAMES + 8]
+    steps = late.diff(dim=1), target.diff(dim=1)
+    assert lag_frames(*steps, max_lag=9) == 9
+    assert abs(lag_frames(*steps)) <= MAX_LAG == 8
+    assert lag_frames(*steps, max_lag=0) == 0
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+def test_videos_too_short_for_a_lag_have_none(num_steps: int) -> None:
+    steps = motion().diff(dim=1)[:, :num_steps]
+    assert lag_frames(steps, steps) == 0
+
+
+def test_no_lag_is_the_answer_when_all_are_equally_good() -> None:
+    assert lag_frames(torch.zeros(BATCH, 12, 2), motion().diff(dim=1)[:, :12]) == 0
+
+
+def test_by_hand() -> None:
+    """Two videos of 5 frames, two pixel frames in a latent frame, threshold 1 px."""
+    target = torch.tensor([[[0, 0], [1, 0], [2, 0], [3, 1], [4, 2]], [[9, 9], [9, 8], [9, 7], [8, 7], [7.5, 7]]])
+    predicted = torch.tensor([[[0, 0], [1, 0], [1, 0], [1, 1], [0, 3]], [[9, 9], [9, 9], [9, 9], [9, 9], [6, 9]]])
+    result = figures(predicted, target, temporal_compression_ratio=2)
+    # True displacements x: 2, 2, 0, -1.5; y: 0, 2, -2, 0. Generated x: 1, -1, 0, -3; y: 0, 3, 0, 0.
+    assert result["sign_accuracy_x"] == pytest.approx(2 / 3)  # 2 -> 1 and -1.5 -> -3 are right, 2 -> -1 is wrong
+    assert result["sign_accuracy_y"] == 1 / 2
+    assert result["sign_accuracy"] == pytest.approx(3 / 5)
+    # x: mean true 0.625, mean generated -0.75; sum xy = 2 - 2 + 4.5 - 4 * 0.625 * -0.75, sum xx = 10.25 - 4 * 0.625^2.
+    assert result["gain_x"] == pytest.approx(6.375 / 8.6875)
+    # y: means 0 and 0.75; sum xy = 6, sum xx = 8, sum yy = 9 - 4 * 0.75^2.
+    assert result["gain_y"] == pytest.approx(6 / 8)
+    assert result["r2_y"] == pytest.approx(6**2 / (8 * 6.75))
+    assert result["identity_r2_y"] == pytest.approx(1 - (1 + 4) / 8)
+    errors = [0, 1, 2, 17**0.5, 1, 2, 5**0.5, 6.25**0.5]
+    assert result["ade_px"] == pytest.approx(sum(errors) / 8)
+    assert result["fde_px"] == pytest.approx((17**0.5 + 6.25**0.5) / 2)
+    assert (result["missing_rate"], result["episodes"]) == (0, 2)
+
+
+def test_gain_and_r2_are_those_of_a_fitted_line() -> None:
+    random = torch.Generator().manual_seed(0)
+    target = torch.randn(200, generator=random, dtype=torch.float64)
+    predicted = 0.7 * target + 0.4 * torch.randn(200, generator=random, dtype=torch.float64) + 3
+    gain, r2 = gain_and_r2(predicted, target)
+    assert gain == pytest.approx(np.polyfit(target.numpy(), predicted.numpy(), 1)[0], rel=1e-10)
+    assert r2 == pytest.approx(np.corrcoef(target.numpy(), predicted.numpy())[0, 1] ** 2, rel=1e-10)
+    assert correlation(target, predicted) == pytest.approx(np.corrcoef(target.numpy(), predicted.numpy())[0, 1])
+    assert 0.5 < gain < 0.9 and 0.5 < r2 < 0.95
+    error = (predicted - target).square().sum() / (target - target.mean()).square().sum()
+    assert identity_r2(predicted, target) == pytest.approx(1 - error.item())
+
+
+def test_displacements_up_to_the_threshold_are_left_out_of_the_sign() -> None:
+    target = torch.tensor([1.0, -1.0, 1.5, -2.0, 0.0])
+    wrong_but_small = torch.tensor([-1.0, 1.0, 1.0, -1.0, 5.0])
+    assert sign_accuracy(wrong_but_small, target, threshold=1.0) == 1.0
+    assert sign_accuracy(wrong_but_small, target, threshold=0.99) == 0.5
+    assert sign_accuracy(torch.zeros(5), target, threshold=1.0) == 0.0
+
+
+def test_where_nothing_should_move_there_is_no_sign() -> None:
+    still = torch.full((BATCH, NUM_FRAMES, 2), 5.0)
+    result = figures(still, still)
+    assert np.isnan(result["sign_accuracy"]) and np.isnan(result["gain_x"]) and np.isnan(result["identity_r2_y"])
+    assert result["ade_px"] == result["lag_frames"] == result["r2_x"] == 0
+
+
+def test_missing_positions_stay_where_the_object_was_last_seen() -> None:
+    positions = torch.arange(2 * 6 * 2, dtype=torch.float64).reshape(2, 6, 2)
+    found = torch.tensor([[True, True, False, False, True, False], [False, False, True, True, True, False]])
+    held = hold_last_found(positions, found)
+    for sample, frames in enumerate([[0, 1, 1, 1, 4, 4], [0, 0, 2, 3, 4, 4]]):
+        assert torch.equal(held[sample], positions[sample, frames])
+
+
+def test_a_vanished_object_counts_as_one_that_stands_still() -> None:
+    target = motion()
+    found = everywhere(target)
+    found[:, 10:] = False
+    lost = target.clone()
+    lost[:, 10:] = float("nan")  # whatever was read there does not matter
+    stopped = target.clone()
+    stopped[:, 10:] = target[:, 9:10]
+    result = figures(lost, target, found)
+    assert {**result, "missing_rate": 0.0} == figures(stopped, target)
+    assert result["missing_rate"] == pytest.approx((NUM_FRAMES - 10) / (NUM_FRAMES - 1))
+    assert result["sign_accuracy"] < 1
+
+
+def test_given_frames_do_not_count() -> None:
+    target = motion()
+    predicted = 0.5 * target
+    found = everywhere(target)
+    whole = figures(predicted, target, found)
+    wrong = predicted.clone()
+    wrong[:, :4] = 1000.0
+    found[:, :5] = False
+    found[:, 4] = True  # the last given frame is where motion is measured from
+    later = figures(wrong, target, found, num_initial_frames=5)
+    assert later["missing_rate"] == 0
+    assert later == figures(predicted[:, 4:], target[:, 4:], num_initial_frames=1)
+    assert later["ade_px"] != whole["ade_px"]
+
+
+def test_two_batches_are_one_batch() -> None:
+    target, predicted = motion(batch_size=5), motion(seed=1, batch_size=5)
+    found = torch.rand(5, NUM_FRAMES, generator=torch.Generator().manual_seed(2)) > 0.2
+    metric = ActionFollowing(RATIO)
+    for part in (slice(0, 2), slice(2, 5)):
+        metric.update(predicted[part], target[part], found[part])
+    assert metric.compute() == figures(predicted, target, found)
+    assert 0 < metric.compute()["missing_rate"] < 1
+    metric.reset()
+    metric.update(target, target, everywhere(target))
+    assert metric.compute()["ade_px"] == 0
+
+
+def test_correlation_needs_variation() -> None:
+    steps = torch.tensor([1.0, 2.0, 4.0])
+    assert correlation(steps, 3 - 2 * steps) == pytest.approx(-1)
+    assert correlation(steps, torch.ones(3)) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (lambda shape: torch.full(shape, 0.1), 20.0),
+        (lambda shape: torch.full(shape, -0.01), 40.0),
+        (torch.zeros, 100.0),
+    ],
+)
+def test_psnr_of_an_even_error(error: Callable[[tuple[int, ...]], Tensor], expected: float) -> None:
+    target = torch.full((2, 5, 3, 4, 6), 0.5)
+    result = psnr(target + error(tuple(target.shape)), target)
+    torch.testing.assert_close(result, torch.full((2, 5), expected), atol=1e-4, rtol=0)
+
+
+def test_psnr_is_of_each_frame_alone() -> None:
+    target = torch.zeros(2, 5, 3, 4, 6)
+    predicted = target.clone()
+    predicted[1, 3, 2, 0, 5] = 1.0  # one of 72 values
+    expected = torch.full((2, 5), 100.0)
+    expected[1, 3] = 10 * np.log10(72)
+    torch.testing.assert_close(psnr(predicted, target), expected, atol=1e-4, rtol=0)

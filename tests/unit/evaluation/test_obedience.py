@@ -1,0 +1,347 @@
+"""The test of obedience, put to models whose obedience is known."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_action.batch import Batch, other_actions, without_actions
+from lightning_action.data.sprite_data import SpriteDataModule
+from lightning_action.data.sprite_world import MovingSpriteWorld
+from lightning_action.evaluation.obedience import BASELINES, Evaluator, ObedienceTest, copy_of_first_frames
+from lightning_action.evaluation.report import Report, format_table, write_report
+from lightning_action.seeding import generator_for
+
+QUALITY = {
+    *("sign_accuracy", "gain_x", "gain_y", "r2_x", "r2_y", "lag_frames", "ade_px", "episodes"),
+    *("delta_psnr_db", "shuffle_win_rate"),
+}
+Generate = Callable[[Batch], Tensor]
+# 5 latent frames at ratio 3; two batches, of 4 and 3 videos.
+DATA = SpriteDataModule(
+    MovingSpriteWorld(image_size=24, sprite_radius=3.5, hold_probability=0.9),
+    num_latents=5,
+    temporal_compression_ratio=3,
+    test_size=7,
+    eval_batch_size=4,
+)
+BATCHES = list(DATA.test_dataloader())
+
+
+def render(batch: Batch, actions: Tensor) -> Tensor:
+    """What the simulator shows under some actions, in [0, 1]."""
+    start = DATA.world.start(DATA.dataset("test").seeds(batch["sample_id"].tolist()))
+    return DATA.world.render(start, DATA.world.simulate(start, actions)) * 0.5 + 0.5
+
+
+def obeys(batch: Batch) -> Tensor:
+    """Nothing moves when no action is given."""
+    null = torch.zeros(len(batch["prompt"]), DATA.num_frames - 1, 2)
+    return render(batch, null if batch["action"] is None else batch["action"])
+
+
+def ignores(batch: Batch) -> Tensor:
+    return render(batch, 0.5 * torch.ones(len(batch["prompt"]), DATA.num_frames - 1, 2))
+
+
+def losses_of_an_obedient_model(batch: Batch) -> dict[str, Tensor]:
+    true = 0.5 + torch.stack(
+        [torch.rand((), generator=generator_for(sample)) for sample in batch["sample_id"].tolist()]
+    )
+    return {"true": true, "other": 1.25 * true, "null": 1.125 * true}
+
+
+def losses_of_a_model_without_actions(batch: Batch) -> dict[str, Tensor]:
+    return dict.fromkeys(("true", "other", "null"), losses_of_an_obedient_model(batch)["true"])
+
+
+def measured(
+    generate: Generate,
+    losses: Callable[[Batch], dict[str, Tensor]] = losses_of_an_obedient_model,
+    batches: list[Batch] = BATCHES,
+    with_positions: bool = True,
+    num_initial_latents: int = 1,
+) -> ObedienceTest:
+    reader = partial(DATA.read_positions, split="test") if with_positions else None
+    test = ObedienceTest(generate, losses, reader, 3, num_initial_latents)
+    for batch in batches:
+        test.step(batch)
+    return test
+
+
+def test_a_model_that_obeys() -> None:
+    report = measured(obeys).report()
+    assert report["sign_accuracy"] == 1
+    for name in ("gain_x", "gain_y", "r2_x", "r2_y"):
+        # The position is read off pictures to 0.13 px.
+        assert report[name] == pytest.approx(1, abs=0.02)
+    assert report["lag_frames"] == 0
+    assert report["ade_px"] < 0.1
+    assert report["missing_rate"] == 0
+    assert report["psnr_db"] == pytest.approx(100)  # the cap: not one pixel is wrong
+    assert report["delta_psnr_db"] > 10
+    assert report["delta_psnr_all_frames_db"] > 10
+    assert report["shuffle_win_rate"] == 1
+    assert report["shuffle_relative_gap"] == pytest.approx(0.25)
+    assert report["episodes"] == 7
+
+
+def test_a_model_that_ignores_actions() -> None:
+    report = measured(ignores, losses_of_a_model_without_actions).report()
+    assert report["delta_psnr_db"] == report["delta_psnr_all_frames_db"] == 0
+    assert report["shuffle_win_rate"] == 0.5
+    assert report["shuffle_relative_gap"] == 0
+    assert 0.2 < report["sign_accuracy"] < 0.8
+    assert abs(report["gain_x"]) < 0.3
+    assert report["ade_px"] > 3
+
+
+def test_baselines_stand_beside_the_model() -> None:
+    report = measured(obeys).report()
+    assert set(report["baselines"]) == set(BASELINES) == {"copy_first_frame", "ignore_actions"}
+    for baseline in report["baselines"].values():
+        assert baseline["sign_accuracy"] == baseline["delta_psnr_db"] == baseline["shuffle_relative_gap"] == 0
+        assert baseline["shuffle_win_rate"] == 0.5
+        assert baseline["gain_x"] == pytest.approx(0, abs=1e-6)
+        assert baseline["ade_px"] > 1
+    # This model stands still without actions, so here the two baselines are one.
+    copy, ignore = (measured(obeys).report()["baselines"][name] for name in BASELINES)
+    assert copy["psnr_db"] == pytest.approx(ignore["psnr_db"])
+    moving = measured(ignores).report()["baselines"]
+    assert moving["copy_first_frame"]["psnr_db"] == copy["psnr_db"]
+    assert moving["ignore_actions"]["psnr_db"] != copy["psnr_db"]
+
+
+def test_the_report_has_all_its_keys() -> None:
+    report = measured(obeys).report()
+    assert report.keys() >= {*QUALITY, "predict_seconds", "baselines", "num_frames", "num_initial_frames", "rollout"}
+    for baseline in report["baselines"].values():
+        assert baseline.keys() >= QUALITY
+        assert baseline.keys() == report.keys() & baseline.keys()
+    assert (report["num_frames"], report["num_initial_frames"]) == (13, 1)
+    assert all(isinstance(report[key], float) for key in QUALITY)
+
+
+def test_a_batch_more_is_counted() -> None:
+    first, both = measured(obeys, batches=BATCHES[:1]), measured(obeys)
+    assert (first.compute("model")["episodes"], both.compute("model")["episodes"]) == (4, 7)
+    assert first.compute("copy_first_frame")["psnr_db"] != both.compute("copy_first_frame")["psnr_db"]
+
+
+def test_the_model_is_run_with_true_other_and_no_actions() -> None:
+    seen: list[Tensor | None] = []
+
+    def generate(batch: Batch) -> Tensor:
+        seen.append(batch.get("action"))
+        return obeys(batch)
+
+    measured(generate)
+    for batch, (true, other, none) in zip(BATCHES, (seen[:3], seen[3:]), strict=True):
+        action: Tensor = batch["action"]
+        assert true is action
+        assert other is not None and torch.equal(other, action.roll(1, 0))
+        assert none is None
+
+
+def test_seconds_are_those_of_the_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = count(start=100, step=2.5)
+    monkeypatch.setattr("lightning_action.evaluation.obedience.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert measured(obeys).report()["predict_seconds"] == 5  # one interval for each of two batches
+
+
+def test_a_model_that_does_the_opposite() -> None:
+    def perverse(batch: Batch) -> Tensor:
+        return obeys({**batch, "action": -batch["action"]} if batch["action"] is not None else batch)
+
+    report = measured(perverse).report()
+    assert report["sign_accuracy"] < 0.2
+    assert report["gain_x"] < 0 and report["gain_y"] < 0  # not -1: the walls stop one and not the other
+
+
+def test_without_positions_the_rest_is_measured() -> None:
+    report = measured(obeys, with_positions=False).report()
+    assert report["delta_psnr_db"] > 10
+    assert "sign_accuracy" not in report
+    assert "sign accuracy" not in format_table(report)
+    assert "PSNR" in format_table(report)
+
+
+def psnr_of_frames(*decibels: float) -> tuple[Tensor, Tensor]:
+    """Truth and a video `[1, T, 3, 2, 5]` that misses it by so many decibels in each frame."""
+    errors = torch.tensor([10 ** (-value / 20) for value in decibels])
+    return torch.zeros(1, len(errors), 3, 2, 5), errors[None, :, None, None, None].expand(1, -1, 3, 2, 5)
+
+
+@pytest.mark.parametrize(("num_initial_frames", "first_block_end"), [(1, 3), (4, 6)])
+def test_delta_psnr_is_taken_at_the_end_of_the_first_generated_block(
+    num_initial_frames: int, first_block_end: int
+) -> None:
+    truth, video = psnr_of_frames(*range(30, 37))
+    _, other = psnr_of_frames(*[value - 2 * index for index, value in enumerate(range(30, 37))])
+    evaluator = Evaluator(3, num_initial_frames)
+    evaluator.update_videos(truth, video, other)
+    evaluator.update_losses(torch.ones(1), torch.ones(1))
+    result = evaluator.compute()
+    generated = range(num_initial_frames, 7)
+    assert result["delta_psnr_db"] == pytest.approx(2 * first_block_end, abs=1e-4)
+    assert result["psnr_db"] == pytest.approx(30 + sum(generated) / len(generated), abs=1e-4)
+    assert result["delta_psnr_all_frames_db"] == pytest.approx(2 * sum(generated) / len(generated), abs=1e-4)
+
+
+def test_a_tie_counts_half() -> None:
+    evaluator = Evaluator(3, 1)
+    evaluator.update_videos(*psnr_of_frames(20, 20, 20, 20), psnr_of_frames(20, 20, 20, 20)[1])
+    evaluator.update_losses(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.0]))
+    evaluator.update_losses(torch.tensor([4.0, 1.0, 1.0]), torch.tensor([3.0, 2.0, 5.0]))
+    result = evaluator.compute()
+    assert result["shuffle_win_rate"] == pytest.approx((1 + 0.5 + 0 + 1 + 1) / 5)
+    assert result["shuffle_relative_gap"] == pytest.approx((0.5 + 0 - 0.25 + 1 + 4) / 5)
+
+
+@pytest.mark.parametrize("num_initial_latents", [0, 1, 2, 3])
+def test_frames_that_were_given_do_not_count(num_initial_latents: int) -> None:
+    given = max(1, 3 * num_initial_latents - 2)
+
+    def wrong_start(batch: Batch) -> Tensor:
+        video = obeys(batch).clone()
+        video[:, : given - 1] = 0.5
+        return video
+
+    report = measured(wrong_start, num_initial_latents=num_initial_latents).report()
+    assert report["num_initial_frames"] == given
+    assert report["sign_accuracy"] == 1
+    assert report["missing_rate"] == 0
+    assert report["psnr_db"] == pytest.approx(100)
+    # The baseline copies the last given frame.
+    copy = report["baselines"]["copy_first_frame"]
+    truth = torch.cat([batch["video"] for batch in BATCHES]) * 0.5 + 0.5
+    error = (truth[:, given:] - truth[:, given - 1 : given]).square().mean((2, 3, 4)).clamp_min(1e-10)
+    assert copy["psnr_db"] == pytest.approx(-10 * error.log10().mean().item(), rel=1e-5)
+
+
+def test_a_test_without_generated_frames_is_refused() -> None:
+    with pytest.raises(ValueError, match="of 13 frames 13 are given"):
+        measured(obeys, num_initial_latents=5)
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_other_actions_are_never_a_samples_own(size: int) -> None:
+    batch: Batch = {"action": torch.arange(size * 4 * 2).reshape(size, 4, 2), "prompt": ["a"] * size}
+    other = other_actions(batch)
+    owners = [row[0, 0].item() // 8 for row in other["action"]]
+    assert sorted(owners) == list(range(size))
+    assert all(owner != own for own, owner in enumerate(owners))
+    assert all(torch.equal(row, batch["action"][owner]) for row, owner in zip(other["action"], owners, strict=True))
+    assert other["prompt"] is batch["prompt"]
+    assert batch["action"][0, 0, 0] == 0  # the batch itself stays as it is
+
+
+def test_a_sample_alone_is_run_backwards() -> None:
+    batch = {"action": torch.arange(8).reshape(1, 4, 2)}
+    assert other_actions(batch)["action"].tolist() == [[[6, 7], [4, 5], [2, 3], [0, 1]]]
+
+
+def test_a_batch_without_actions() -> None:
+    batch = {"action": torch.zeros(2, 4, 1), "prompt": ["a", "b"]}
+    assert without_actions(batch) == {"action": None, "prompt": ["a", "b"]}
+    assert batch["action"] is not None
+
+
+@pytest.mark.parametrize(
+    ("num_initial_frames", "frames"), [(1, [0, 0, 0, 0, 0, 0]), (4, [0, 1, 2, 3, 3, 3]), (6, [0, 1, 2, 3, 4, 5])]
+)
+def test_the_last_given_frame_stays_for_ever(num_initial_frames: int, frames: list[int]) -> None:
+    truth = torch.rand(2, 6, 3, 4, 5)
+    assert torch.equal(copy_of_first_frames(truth, num_initial_frames), truth[:, frames])
+
+
+def no_constant(text: str) -> Any:
+    raise AssertionError(f"{text} is not JSON")
+
+
+def read_strictly(path: Path) -> Report:
+    report: Report = json.loads(path.read_text(), parse_constant=no_constant)
+    return report
+
+
+def test_a_report_survives_the_file(tmp_path: Path) -> None:
+    report = measured(obeys).report()
+    path = tmp_path / "runs" / "1" / "report.json"
+    write_report(path, report)
+    assert read_strictly(path) == report
+    assert os.listdir(path.parent) == ["report.json"]
+
+
+def test_figures_that_are_undefined_are_null(tmp_path: Path) -> None:
+    still = [{**batch, "action": 0 * batch["action"]} for batch in BATCHES]
+    for batch in still:
+        batch["video"] = obeys(batch) * 2 - 1
+        batch["position"] = batch["position"][:, :1].expand_as(batch["position"])
+    report = measured(obeys, batches=still).report()
+    write_report(tmp_path / "report.json", {**report, "endless": float("inf")})
+    read = read_strictly(tmp_path / "report.json")
+    for figures in (read, read["baselines"]["copy_first_frame"]):
+        assert figures.keys() >= QUALITY
+        assert figures["sign_accuracy"] is figures["gain_x"] is figures["identity_r2_y"] is None
+        assert figures["r2_x"] == figures["lag_frames"] == 0
+        assert figures["delta_psnr_db"] == 0
+    assert read["endless"] is None
+    for given in (report, read):
+        table = format_table(given)
+        assert "nan" not in table
+        assert next(line for line in table.splitlines() if line.startswith("gain x")).split()[-3:] == ["-", "-", "-"]
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
+def test_a_report_is_whole_or_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    path = tmp_path / "report.json"
+    write_report(path, {"sign_accuracy": 0.5})
+    old = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lightning_action.atomic.os.replace", fail)
+        with pytest.raises(type(error)):
+            write_report(path, {"sign_accuracy": 0.75})
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_report(path, {"sign_accuracy": object()})
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["report.json"]
+    write_report(path, {"sign_accuracy": 0.75})
+    assert read_strictly(path) == {"sign_accuracy": 0.75}
+
+
+def test_others_may_read_a_report_as_they_may_any_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    write_report(tmp_path / "report.json", {})
+    assert (tmp_path / "report.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_the_table_shows_the_model_beside_the_baselines() -> None:
+    report: Report = {
+        "sign_accuracy": 0.9375,
+        "gain_x": None,
+        "baselines": {
+            "copy_first_frame": {"sign_accuracy": 0.0, "gain_x": float("nan")},
+            "ignore_actions": {"sign_accuracy": 0.5, "gain_x": 0.25},
+        },
+    }
+    head, sign, gain = (line.split() for line in format_table(report).splitlines())
+    assert head == ["model", "copy_first_frame", "ignore_actions"]
+    assert sign == ["sign", "accuracy", "(chance", "0.5)", "0.938", "0.000", "0.500"]
+    assert gain == ["gain", "x", "(ideal", "1)", "-", "-", "0.250"]
+    assert len({len(line) for line in format_table(report).splitlines()}) == 1

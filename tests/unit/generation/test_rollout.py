@@ -1,0 +1,324 @@
+"""The cached loop against the slow one that recomputes the past in every pass."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_action.diffusion.flow_matching import FlowMatchSchedule
+from lightning_action.diffusion.noise import frame_noise
+from lightning_action.diffusion.samplers import Sampler, euler, few_step
+from lightning_action.generation.rollout import CausalRollout, rollout
+from lightning_action.generator import attention
+from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.image import NO_IMAGE, ImageCondition
+from lightning_action.generator.model import CausalWanModel
+from tests.helpers import small_generator, small_inputs
+
+SCHEDULE = FlowMatchSchedule(5.0)
+FEW = partial(few_step, timesteps=(1000.0, 750.0, 400.0), schedule=SCHEDULE)
+EULER = partial(euler, sigmas=SCHEDULE.euler_sigmas(4))
+SHAPE = (5, 4, 3)
+
+
+def session(
+    generator: CausalWanModel,
+    text: Tensor,
+    causality: BlockCausality,
+    num_frames: int,
+    sampler: Sampler = FEW,
+    samples: tuple[int, ...] = (4, 9),
+    guidance: float = 1.0,
+    image: ImageCondition = NO_IMAGE,
+) -> CausalRollout:
+    noise = frame_noise(7, samples, SHAPE)
+    return CausalRollout(generator, text, causality, sampler, noise, SHAPE, num_frames, guidance, image)
+
+
+def video(run: CausalRollout, num_frames: int, *rest: Tensor | None) -> Tensor:
+    return torch.cat(list(rollout(run, num_frames, *rest)), dim=1)
+
+
+def recomputing_rollout(
+    generator: CausalWanModel,
+    text: Tensor,
+    causality: BlockCausality,
+    num_frames: int,
+    sampler: Sampler,
+    modulation: Tensor | None,
+    initial: Tensor | None,
+    image: ImageCondition = NO_IMAGE,
+) -> Tensor:
+    """The oracle: no cache; in every pass the whole clean past at timestep 0 under the block-causal mask.
+
+    What is known of a block is put in its place, at timestep 0, before every pass.
+    """
+    noise = frame_noise(7, (4, 9), SHAPE)
+    known = torch.zeros(2, 0, *SHAPE) if initial is None else initial
+    done = torch.zeros(2, 0, *SHAPE)
+    for block in causality.split(num_frames):
+        if block.stop <= known.shape[1]:
+            done = torch.cat([done, known[:, block.start : block.stop]], dim=1)
+            continue
+        num_clean = max(block.start, known.shape[1])
+        clean = torch.cat([done, known[:, block.start :]], dim=1)
+
+        def velocity(
+            noisy: Tensor, timestep: float, clean: Tensor = clean, num_clean: int = num_clean, block: range = block
+        ) -> Tensor:
+            latents = torch.cat([clean, noisy[:, num_clean - block.start :]], dim=1)
+            times = torch.zeros(latents.shape[:2])
+            times[:, num_clean:] = timestep
+            here = None if modulation is None else modulation[:, : block.stop]
+            seen = ImageCondition(image.of_frames(range(block.stop)), image.embeds)
+            return generator.block_causal(latents, times, text, causality, here, seen)[:, block.start :]
+
+        generated = sampler(velocity, partial(noise, block))
+        done = torch.cat([clean, generated[:, num_clean - block.start :]], dim=1)
+    return done
+
+
+CASES = [
+    BlockCausality(1),
+    BlockCausality(3),
+    BlockCausality(1, 4),
+    BlockCausality(3, 6),
+    BlockCausality(3, 6, 3),
+    BlockCausality(1, 5, 2),
+    BlockCausality(3, 7, 1),
+]
+
+
+@pytest.mark.parametrize("small_block", [0, 32], ids=["by_block", "masked"])
+@pytest.mark.parametrize("causality", CASES)
+@pytest.mark.parametrize("acts", [False, True])
+@torch.no_grad()
+def test_cached_rollout_equals_recomputing_the_past(
+    causality: BlockCausality, acts: bool, small_block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_SMALL_BLOCK", small_block)
+    generator, x = small_generator(), small_inputs(12)
+    modulation = x["modulation"] if acts else None
+    cached = video(session(generator, x["text"], causality, 12), 12, modulation)
+    slow = recomputing_rollout(generator, x["text"], causality, 12, FEW, modulation, None)
+    torch.testing.assert_close(cached, slow, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_window_sink_and_actions_change_the_video() -> None:
+    """The positive control of the test above: the cases differ by far more than its tolerance."""
+    generator, x = small_generator(), small_inputs(12)
+    videos = [video(session(generator, x["text"], c, 12), 12, None) for c in (CASES[1], CASES[3], CASES[4])]
+    videos.append(video(session(generator, x["text"], CASES[1], 12), 12, x["modulation"]))
+    for i, a in enumerate(videos):
+        for b in videos[:i]:
+            assert (a - b).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("causality", [BlockCausality(3, 5, 1, independent_first_frame=True), BlockCausality(1, 4)])
+@torch.no_grad()
+def test_euler_from_initial_latents(causality: BlockCausality) -> None:
+    generator, x = small_generator(), small_inputs(10)
+    initial = x["clean"][:, :4] if causality.num_frame_per_block == 3 else x["clean"][:, :2]
+    run = session(generator, x["text"], causality, 10, EULER)
+    cached = video(run, 10, x["modulation"], initial)
+    slow = recomputing_rollout(generator, x["text"], causality, 10, EULER, x["modulation"], initial)
+    torch.testing.assert_close(cached, slow, atol=1e-5, rtol=0)
+    assert torch.equal(cached[:, : initial.shape[1]], initial)
+
+
+@torch.no_grad()
+def test_single_image_with_independent_first_frame() -> None:
+    generator, x = small_generator(), small_inputs(7)
+    causality = BlockCausality(3, independent_first_frame=True)
+    blocks = list(rollout(session(generator, x["text"], causality, 7), 7, None, x["clean"][:, :1]))
+    assert [block.shape[1] for block in blocks] == [1, 3, 3]
+    assert torch.equal(blocks[0], x["clean"][:, :1])
+
+
+@pytest.mark.parametrize("sampler", [FEW, EULER], ids=["few_step", "euler"])
+@pytest.mark.parametrize(
+    ("causality", "num_initial"),
+    [
+        (BlockCausality(3), 1),
+        (BlockCausality(3, 6, 3), 2),
+        (BlockCausality(3, 6, 3), 5),
+        (BlockCausality(4, 5, 1), 7),
+        (BlockCausality(2, independent_first_frame=True), 2),
+    ],
+)
+@torch.no_grad()
+def test_known_frames_inside_a_block_are_held(causality: BlockCausality, num_initial: int, sampler: Sampler) -> None:
+    generator, x = small_generator(), small_inputs(12)
+    length = 11 if causality.independent_first_frame else 12
+    modulation, initial = x["modulation"][:, :length], x["clean"][:, :num_initial]
+    cached = video(session(generator, x["text"], causality, length, sampler), length, modulation, initial)
+    slow = recomputing_rollout(generator, x["text"], causality, length, sampler, modulation, initial)
+    torch.testing.assert_close(cached, slow, atol=1e-5, rtol=0)
+    assert torch.equal(cached[:, :num_initial], initial)
+
+
+@torch.no_grad()
+def test_a_held_frame_acts_on_its_own_block_and_is_told_to_be_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, x = small_generator(), small_inputs(6)
+    told: list[Tensor] = []
+    denoise = generator.denoise
+
+    def spy(latents: Tensor, timesteps: Tensor, *rest: Any) -> Tensor:
+        told.append(timesteps)
+        return denoise(latents, timesteps, *rest)
+
+    monkeypatch.setattr(generator, "denoise", spy)
+
+    def rest_of_first_block(initial: Tensor | None) -> Tensor:
+        return video(session(generator, x["text"], BlockCausality(3), 6), 6, None, initial)[:, 1:3]
+
+    image = x["clean"][:, :1]
+    held = rest_of_first_block(image)
+    expected = [[0.0, t, t] for t in (1000.0, 750.0, 400.0)] + [[t, t, t] for t in (1000.0, 750.0, 400.0)]
+    assert [timesteps[1].tolist() for timesteps in told] == expected
+    for other in (rest_of_first_block(None), rest_of_first_block(-image)):
+        assert (held - other).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_held_frames_under_guidance() -> None:
+    generator, x = small_generator(), small_inputs(6)
+    causality, initial = BlockCausality(3), x["clean"][:, :1]
+
+    def guided(scale: float, modulation: Tensor | None) -> Tensor:
+        return video(session(generator, x["text"], causality, 6, guidance=scale), 6, modulation, initial)
+
+    plain = guided(1.0, x["modulation"])
+    torch.testing.assert_close(guided(1.0 + 1e-9, x["modulation"]), plain, atol=1e-5, rtol=0)
+    strong = guided(3.0, x["modulation"])
+    assert torch.equal(strong[:, :1], initial) and (strong - plain)[:, 1:].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.0 + 1e-9])
+@torch.no_grad()
+def test_image_to_video_model(guidance: float) -> None:
+    generator, x = small_generator(in_dim=9, image_dim=10), small_inputs(9)
+    image = ImageCondition(small_inputs(9, seed=2)["clean"][:, :, :4], torch.randn(2, 8, 10))
+    causality = BlockCausality(3, 6, 3)
+
+    def of_image(image: ImageCondition) -> Tensor:
+        run = session(generator, x["text"], causality, 9, guidance=guidance, image=image)
+        return video(run, 9, x["modulation"], x["clean"][:, :1])
+
+    slow = recomputing_rollout(generator, x["text"], causality, 9, FEW, x["modulation"], x["clean"][:, :1], image)
+    cached = of_image(image)
+    torch.testing.assert_close(cached, slow, atol=1e-5, rtol=0)
+    assert image.channels is not None and image.embeds is not None
+    assert (cached - of_image(ImageCondition(image.channels, image.embeds.flip(2)))).abs().max() > 1e-2
+    later = image.channels.clone()
+    later[:, 6:] += 1
+    changed = of_image(ImageCondition(later, image.embeds))
+    assert torch.equal(changed[:, :6], cached[:, :6]) and (changed - cached)[:, 6:].abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_split_into_calls_of_any_size() -> None:
+    generator, x = small_generator(), small_inputs(12)
+    whole = video(session(generator, x["text"], CASES[4], 12), 12, x["modulation"])
+    run = session(generator, x["text"], CASES[4], 12)
+    parts, start = [], 0
+    for size in (3, 6, 3):
+        parts.append(video(run, size, x["modulation"][:, start : start + size]))
+        start += size
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+@torch.no_grad()
+def test_any_batch_split() -> None:
+    generator, x = small_generator(), small_inputs(6)
+    together = video(session(generator, x["text"], CASES[1], 6), 6, x["modulation"])
+    for row, sample in enumerate((4, 9)):
+        alone = session(generator, x["text"][row : row + 1], CASES[1], 6, samples=(sample,))
+        out = video(alone, 6, x["modulation"][row : row + 1])
+        torch.testing.assert_close(out, together[row : row + 1], atol=1e-5, rtol=0)
+    assert (together[0] - together[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("changed_frame", [0, 4, 8])
+@torch.no_grad()
+def test_no_future_action_leaks_through_the_cache(changed_frame: int) -> None:
+    generator, x = small_generator(), small_inputs(9)
+    before = video(session(generator, x["text"], CASES[3], 9), 9, x["modulation"])
+    other = x["modulation"].clone()
+    other[:, changed_frame:] += 0.5
+    after = video(session(generator, x["text"], CASES[3], 9), 9, other)
+    start = changed_frame // 3 * 3
+    assert torch.equal(before[:, :start], after[:, :start])
+    assert not torch.equal(before[:, start : start + 3], after[:, start : start + 3])
+
+
+@torch.no_grad()
+def test_guidance() -> None:
+    generator, x = small_generator(), small_inputs(6)
+    causality = BlockCausality(2, 4)
+
+    def guided(scale: float, modulation: Tensor | None) -> Tensor:
+        return video(session(generator, x["text"], causality, 6, guidance=scale), 6, modulation)
+
+    plain, null = guided(1.0, x["modulation"]), guided(1.0, None)
+    assert torch.equal(guided(0.0, x["modulation"]), null), "w = 0 ignores the action"
+    assert torch.equal(guided(0.0, -x["modulation"]), null)
+    torch.testing.assert_close(guided(1.0 + 1e-9, x["modulation"]), plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(guided(1e-9, x["modulation"]), null, atol=1e-5, rtol=0)
+    distances = [(guided(w, x["modulation"]) - null).abs().mean().item() for w in (0.5, 1.0, 2.0)]
+    assert distances == sorted(distances) and distances[0] > 1e-3
+
+
+@torch.no_grad()
+def test_modulation_may_follow_from_what_was_generated() -> None:
+    generator, x = small_generator(), small_inputs(6)
+    asked: list[tuple[range, int]] = []
+
+    def infer(block: range, history: list[Tensor]) -> Tensor | None:
+        asked.append((block, sum(part.shape[1] for part in history)))
+        return x["modulation"][:, block.start : block.stop] if history else None
+
+    run = session(generator, x["text"], BlockCausality(2), 6)
+    inferred = torch.cat(list(rollout(run, 6, infer)), dim=1)
+    assert asked == [(range(0, 2), 0), (range(2, 4), 2), (range(4, 6), 4)]
+    first_null = x["modulation"].clone()
+    first_null[:, :2] = 0
+    assert torch.equal(inferred, video(session(generator, x["text"], BlockCausality(2), 6), 6, first_null))
+
+
+def test_bad_initial_latents_are_refused() -> None:
+    generator, x = small_generator(), small_inputs(6)
+    with pytest.raises(ValueError, match="initial_latents hold NaN"):
+        video(session(generator, x["text"], BlockCausality(3), 6), 6, None, x["clean"][:, :3] * torch.nan)
+    with pytest.raises(ValueError, match="6 initial latent frames are more than the video has, 3"):
+        video(session(generator, x["text"], BlockCausality(3), 6), 3, None, x["clean"])
+
+
+def test_parts_of_blocks_are_refused() -> None:
+    generator, x = small_generator(), small_inputs(6)
+    with pytest.raises(ValueError, match="7 latent frames .* not a whole number of blocks"):
+        video(session(generator, x["text"], BlockCausality(3), 9), 7)
+    with pytest.raises(ValueError, match="action_modulation is for 6 latent frames, the video has 3"):
+        video(session(generator, x["text"], BlockCausality(3), 6), 3, x["modulation"])
+
+
+@torch.no_grad()
+def test_compiled_layers_serve_every_block_with_one_code() -> None:
+    """Compiled at the first blocks; at none of the later ones, while the window fills and when it is full."""
+    generator, x = small_generator(num_layers=3), small_inputs(14)
+    causality = BlockCausality(2, 6, 2)
+    expected = video(session(generator, x["text"], causality, 14), 14, x["modulation"])
+    torch.compiler.reset()  # what other tests compiled may serve other shapes, too
+    generator.compile_layers(backend="aot_eager", dynamic=False)
+    assert all("_orig_mod" not in name for name in generator.state_dict())
+    video(session(generator, x["text"], causality, 2), 2, x["modulation"][:, :2])
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compiled = video(session(generator, x["text"], causality, 14), 14, x["modulation"])
+    assert torch.equal(compiled, expected)
+    with pytest.raises(RuntimeError, match="recompile"), torch.compiler.set_stance("fail_on_recompile"):
+        video(session(generator, x["text"], BlockCausality(1), 2), 2, x["modulation"][:, :2])
