@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from . import log_writing
-from .collectives import num_copies
-from .modulation_sums import SLOTS, ModulationSums, figures
-from .probing import refuse_hidden_parameters
+from .support import log_writing
+from .support.collectives import num_copies
+from .support.modulation_sums import SLOTS, ModulationSums, figures
+from .support.probing import refuse_hidden_parameters
 
 
 class ActionModulationWarning(UserWarning):

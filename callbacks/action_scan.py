@@ -12,8 +12,17 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from .pictures import enlarge, font, from_image, make_folder, shrink, to_image, to_uint8, write_png
-from .probing import Batch, check_action_width, check_videos, format_row, require_method, take_sample, with_actions
+from .support.files import make_folder
+from .support.pictures import enlarge, font, from_image, shrink, to_image, to_uint8, write_png
+from .support.probing import (
+    Batch,
+    check_action_width,
+    check_videos,
+    format_row,
+    require_method,
+    take_sample,
+    with_actions,
+)
 
 if TYPE_CHECKING:
     from PIL import ImageDraw

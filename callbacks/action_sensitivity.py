@@ -14,9 +14,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from . import log_writing
-from .part_names import named_modules
-from .probing import Batch, first_validation_samples, leaving_no_trace, other_actions, require_method, take_samples
+from .support import log_writing
+from .support.part_names import named_modules
+from .support.probing import (
+    Batch,
+    first_validation_samples,
+    leaving_no_trace,
+    other_actions,
+    require_method,
+    take_samples,
+)
 
 _OWN_LOSS, _OTHER_LOSS, _CHANGE, _FIRST_LAYER = range(4)
 # The step of an early probe, so that one does not have to wait for `every_n_steps` to see whether actions act.

@@ -11,10 +11,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from . import log_writing
-from .collectives import gather
-from .probing import check_videos, first_validation_samples, leaving_no_trace, num_samples, require_method, take_samples
-from .validation_interval import EveryNValidations
+from .support import log_writing
+from .support.collectives import gather
+from .support.probing import (
+    check_videos,
+    first_validation_samples,
+    leaving_no_trace,
+    num_samples,
+    require_method,
+    take_samples,
+)
+from .support.validation_interval import EveryNValidations
 
 FIGURES = ("brightness", "contrast", "high_frequency", "block_seam")
 STATISTICS = ("start", "end", "slope", "change")

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .collectives import local
-from .log_writing import current_step, has_stepped
-from .part_names import check_parts_exist, is_in, named_parameters, names_of_parameters
-from .probing import drop_gathered_parameters, refuse_hidden_parameters
-from .shard_reading import load_shards
+from .support.collectives import local
+from .support.log_writing import current_step, has_stepped
+from .support.part_names import check_parts_exist, is_in, named_parameters, names_of_parameters
+from .support.probing import drop_gathered_parameters, refuse_hidden_parameters
+from .support.shard_reading import load_shards
 
 Tensors: TypeAlias = dict[str, Tensor]
 

@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from . import log_writing
-from .optimizer_groups import BackboneGroup, materialize_state, mixed_group_message, quoted, split_group
-from .part_names import check_parts_exist, is_in, named_modules, named_parameters
-from .probing import drop_gathered_parameters, is_sharded, settle_gradient_dtypes
+from .support import log_writing
+from .support.optimizer_groups import BackboneGroup, materialize_state, mixed_group_message, quoted, split_group
+from .support.part_names import check_parts_exist, is_in, named_modules, named_parameters
+from .support.probing import drop_gathered_parameters, is_sharded, settle_gradient_dtypes
 
 
 class FreezeBackboneFirst(Callback):

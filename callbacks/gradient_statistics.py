@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from . import log_writing
-from .collectives import local, num_copies
-from .gradient_sums import GradientSums, reduce
-from .optimizer_groups import calls_hooks
-from .part_names import named_modules, named_parameters
-from .probing import refuse_hidden_parameters
+from .support import log_writing
+from .support.collectives import local, num_copies
+from .support.gradient_sums import GradientSums, reduce
+from .support.optimizer_groups import calls_hooks
+from .support.part_names import named_modules, named_parameters
+from .support.probing import refuse_hidden_parameters
 
 
 class NonFiniteGradientWarning(UserWarning):

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from . import log_writing
-from .collectives import sum_over_ranks, world_size
+from .support import log_writing
+from .support.collectives import sum_over_ranks, world_size
 
 
 class NoiseLevelLoss(Callback):

@@ -15,10 +15,11 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from .collectives import gather
-from .part_names import is_named
-from .pictures import beside_truth, enlarge, make_folder, mp4_writer, replacing, to_uint8, write_mp4
-from .prediction_records import (
+from .support.collectives import gather
+from .support.files import make_folder, replacing
+from .support.part_names import is_named
+from .support.pictures import beside_truth, enlarge, mp4_writer, to_uint8, write_mp4
+from .support.prediction_records import (
     FolderClaim,
     as_json,
     digest_sample,

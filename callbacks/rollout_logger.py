@@ -12,22 +12,21 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from . import log_writing
 from .action_scan import draw_scan, strip_frames
-from .pictures import (
+from .support import log_writing
+from .support.files import make_folder, write_bytes
+from .support.pictures import (
     beside_truth,
     draw_actions,
     encode_gif,
     enlarge,
     first_frames,
     in_grid,
-    make_folder,
     shrink,
     to_uint8,
-    write_bytes,
     write_png,
 )
-from .probing import (
+from .support.probing import (
     Batch,
     check_action_width,
     check_videos,
@@ -41,7 +40,7 @@ from .probing import (
     take_samples,
     with_actions,
 )
-from .validation_interval import EveryNValidations
+from .support.validation_interval import EveryNValidations
 
 # What an action can be drawn on, and still be looked past.
 _MIN_SIDE = 200

@@ -2,7 +2,7 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from . import log_writing
+from .support import log_writing
 
 Layout = dict[str, dict[str, list[str]]]
 """Title of a group -> title of a chart in it -> regular expressions of the tags that it shows as lines."""

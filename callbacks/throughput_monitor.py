@@ -9,8 +9,8 @@ from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from . import log_writing
-from .collectives import gather, sum_over_ranks, world_size
+from .support import log_writing
+from .support.collectives import gather, sum_over_ranks, world_size
 
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
 

@@ -9,7 +9,7 @@ import av
 import torch
 from torch import Tensor
 
-from lightning_action.callbacks.pictures import shrink, write_gif
+from lightning_action.callbacks.support.pictures import shrink, write_gif
 
 ROOT = Path(__file__).parents[1]
 NUM_VIDEOS = 3

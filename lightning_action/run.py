@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
-from lightning_action.callbacks.shard_reading import load_shards
+from lightning_action.callbacks.support.shard_reading import load_shards
 from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.configuration.class_paths import only_importing, require_classes
 from lightning_action.configuration.strict_yaml import MODE, read_yaml

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lightning_action.atomic import creating_folder, require_new_folder
-from lightning_action.callbacks.shard_reading import load_shards
+from lightning_action.callbacks.support.shard_reading import load_shards
 from lightning_action.checkpoints.adapter import write_adapter
 from lightning_action.checkpoints.lora import base_state_dict, merged_state_dict
 from lightning_action.checkpoints.pretrained import generator_file

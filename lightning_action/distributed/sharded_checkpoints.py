@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.optim import Optimizer
 
 from lightning_action.atomic import move_into_place, naming_the_disk, remove
-from lightning_action.callbacks.shard_reading import load_shards, read_shard_metadata
+from lightning_action.callbacks.support.shard_reading import load_shards, read_shard_metadata
 from lightning_action.weights.tensor_files import load_pickle
 
 Path_ = str | Path

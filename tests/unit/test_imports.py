@@ -41,7 +41,7 @@ RULES = (
     "run, batch_checks < cli < __main__",
 )
 # Reading a stranger's shards is the one thing that callbacks, which must stand alone, and the package both do.
-SHARED_WITH_CALLBACKS = {"callbacks.shard_reading"}
+SHARED_WITH_CALLBACKS = {"callbacks.support.shard_reading"}
 # Below the module, only what adapts to Lightning knows it.
 WITH_LIGHTNING = {"data", "distributed", "configuration", "module", "run", "pipeline", "cli", "__main__"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
@@ -214,7 +214,7 @@ def test_every_package_is_installed() -> None:
     config.read(ROOT / "setup.cfg")
     listed = set(config["options"]["packages"].split())
     on_disk = {package_of(path) for path in PACKAGE.rglob("__init__.py")}
-    assert listed == on_disk | {"lightning_action.callbacks", "lightning_action.configs"}
+    assert listed == on_disk | {f"lightning_action.{each}" for each in ("callbacks", "callbacks.support", "configs")}
 
 
 @pytest.mark.parametrize("name", sorted(lightning_action._EXPORTS))

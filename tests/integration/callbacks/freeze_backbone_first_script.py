@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_action.callbacks import FreezeBackboneFirst
-from lightning_action.callbacks.probing import settle_gradient_dtypes
+from lightning_action.callbacks.support.probing import settle_gradient_dtypes
 
 STEPS_PER_EPOCH, EPOCHS = 3, 4
 PLAN: dict[str, Any] = {"backbone": ["net.backbone"], "warmup_steps": 4, "learning_rate": 0.03}

@@ -27,8 +27,8 @@ from lightning_action.callbacks import (
     NoiseLevelLoss,
     ThroughputMonitor,
 )
-from lightning_action.callbacks.collectives import num_copies
-from lightning_action.callbacks.gradient_sums import GradientSums, reduce
+from lightning_action.callbacks.support.collectives import num_copies
+from lightning_action.callbacks.support.gradient_sums import GradientSums, reduce
 from tests import short_fits
 from tests.someones_dit import MovingSpots, SomeonesDiT
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import ActionScan
 from lightning_action.callbacks.action_scan import ScanLayout, strip_frames
-from lightning_action.callbacks.pictures import from_image
+from lightning_action.callbacks.support.pictures import from_image
 
 B, T, H, W = 3, 9, 12, 20
 FRAME_SIZE = (72, 120)  # enlarged

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers.optimization import Adafactor
 
 from lightning_action.callbacks import FreezeBackboneFirst
-from lightning_action.callbacks.optimizer_groups import materialize_state
+from lightning_action.callbacks.support.optimizer_groups import materialize_state
 from tests.foreign_optimizers import WithoutHooks
 
 STEPS_PER_EPOCH = 3

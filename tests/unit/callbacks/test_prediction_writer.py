@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import EMA, PredictionWriter, prediction_writer
-from lightning_action.callbacks.pictures import CAPTION_HEIGHT, GAP, replacing
-from lightning_action.callbacks.prediction_records import FolderClaim
+from lightning_action.callbacks.support.files import replacing
+from lightning_action.callbacks.support.pictures import CAPTION_HEIGHT, GAP
+from lightning_action.callbacks.support.prediction_records import FolderClaim
 from tests.short_fits import quiet_trainer
 
 NUM_SAMPLES, B, T, H, W = 5, 3, 7, 12, 20

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 import torch
 
-from lightning_action.callbacks import collectives
+from lightning_action.callbacks.support import collectives
 
 
 def test_a_single_process_holds_everything_once() -> None:

@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from lightning_action.callbacks import pictures
-from lightning_action.callbacks.pictures import (
+from lightning_action.callbacks.support import files
+from lightning_action.callbacks.support.pictures import (
     CAPTION_HEIGHT,
     GAP,
     action_of_frame,
@@ -20,7 +20,6 @@ from lightning_action.callbacks.pictures import (
     first_frames,
     from_image,
     in_grid,
-    replacing,
     shrink,
     side_by_side,
     to_image,
@@ -275,7 +274,7 @@ def test_writing_that_fails_leaves_what_was_there(kind: str, tmp_path: Path, mon
     def fail(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(pictures.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="No space left"):
         WRITERS[kind](path)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(path.name, "before")]
@@ -295,13 +294,3 @@ def test_an_mp4_that_breaks_off_is_not_there(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(RuntimeError, match="the encoder stopped"):
         write_mp4(tmp_path / "a.mp4", enlarge(grey()), fps=8)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_replacing_keeps_the_kind_of_file_and_the_usual_permissions(tmp_path: Path) -> None:
-    (tmp_path / "usual").touch()
-    with replacing(tmp_path / "a.mp4") as temporary:
-        assert (temporary.parent, temporary.suffix) == (tmp_path, ".mp4")
-        temporary.touch()
-        assert not (tmp_path / "a.mp4").exists()
-    assert (tmp_path / "a.mp4").stat().st_mode == (tmp_path / "usual").stat().st_mode
-    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "usual"}

@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lightning_action.callbacks.validation_interval import EveryNValidations
+from lightning_action.callbacks.support.validation_interval import EveryNValidations
 from tests.short_fits import quiet_trainer
 
 

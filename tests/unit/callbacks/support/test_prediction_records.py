@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_action.callbacks.prediction_records import (
+from lightning_action.callbacks.support.prediction_records import (
     as_json,
     digest_sample,
     identify_checkpoint,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_action.callbacks.gradient_sums import GradientSums, reduce
+from lightning_action.callbacks.support.gradient_sums import GradientSums, reduce
 
 NAN, INF = float("nan"), float("inf")
 

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from .pictures import TEMPORARY, replacing
+from .files import TEMPORARY, replacing
 
 Record: TypeAlias = dict[str, Any]
 """The content of a sample's json; see `PredictionWriter`."""

@@ -13,8 +13,8 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 
-from lightning_action.callbacks import log_writing
-from lightning_action.callbacks.pictures import encode_gif
+from lightning_action.callbacks.support import log_writing
+from lightning_action.callbacks.support.pictures import encode_gif
 from tests import short_fits
 
 

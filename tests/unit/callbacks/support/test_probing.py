@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor, nn
 
-from lightning_action.callbacks.probing import (
+from lightning_action.callbacks.support.probing import (
     check_action_width,
     check_videos,
     format_row,

@@ -6,7 +6,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
-from lightning_action.callbacks.part_names import check_parts_exist, is_in, named_modules, named_parameters
+from lightning_action.callbacks.support.part_names import check_parts_exist, is_in, named_modules, named_parameters
 
 
 @pytest.mark.parametrize(

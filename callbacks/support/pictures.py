@@ -5,28 +5,24 @@ A video is `[T, 3, H, W]`, floats in [0, 1] or uint8; what comes out of a functi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
-from uuid import uuid4
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+
+from .files import replacing, write_bytes
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
 
 Badge: TypeAlias = "Callable[[Tensor | None], Image.Image]"
 """Draws an action row, or that there is none, on a small picture of a constant size."""
-
-TEMPORARY = ".*-" + "[0-9a-f]" * 32 + ".*"
-"""Matches the names of what `replacing` gives, which a process that is killed leaves behind."""
 
 CAPTION_HEIGHT = 24
 GAP = 8
@@ -180,37 +176,6 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def make_folder(folder: Path, owner: str) -> None:
-    """Creates a folder, if needed, and makes sure that files can be written into it.
-
-    Args:
-        folder: where files will be written.
-        owner: who wants to write there, and which argument says so, for the message.
-
-    Raises:
-        MisconfigurationException: if that is impossible; it says why.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{uuid4().hex}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise MisconfigurationException(f"{owner} must be a folder that can be written to: {error}") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, which takes the place of `path` if all goes well and vanishes if not."""
-    # In the same folder, or the replacement would not be atomic; not by `tempfile`, whose files nobody else may read.
-    temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_mp4(path: Path, frames: Tensor, fps: int) -> None:
     """Writes a video as H.264 that browsers play.
 
@@ -262,12 +227,6 @@ def write_png(path: Path, image: Tensor) -> None:
 def write_gif(path: Path, frames: Tensor, fps: int) -> None:
     """Writes a video as `encode_gif` makes it; the file is replaced as a whole."""
     write_bytes(path, encode_gif(frames, fps))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file, which is replaced as a whole."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def encode_gif(frames: Tensor, fps: int) -> bytes:

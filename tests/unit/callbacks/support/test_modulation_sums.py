@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_action.callbacks.modulation_sums import SLOTS, ModulationSums, figures
+from lightning_action.callbacks.support.modulation_sums import SLOTS, ModulationSums, figures
 
 D = 4
 

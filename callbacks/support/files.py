@@ -1,0 +1,49 @@
+"""Files that are whole or absent, and the folders they go into."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+TEMPORARY = ".*-" + "[0-9a-f]" * 32 + ".*"
+"""Matches the names of what `replacing` gives, which a process that is killed leaves behind."""
+
+
+def make_folder(folder: Path, owner: str) -> None:
+    """Creates a folder, if needed, and makes sure that files can be written into it.
+
+    Args:
+        folder: where files will be written.
+        owner: who wants to write there, and which argument says so, for the message.
+
+    Raises:
+        MisconfigurationException: if that is impossible; it says why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MisconfigurationException(f"{owner} must be a folder that can be written to: {error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to, which takes the place of `path` if all goes well and vanishes if not."""
+    # In the same folder, or the replacement would not be atomic; not by `tempfile`, whose files nobody else may read.
+    temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file, which is replaced as a whole."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
