@@ -26,7 +26,7 @@ from lightning_action.weights.tensor_files import (
     read_header,
     read_tensors,
 )
-from lightning_action.weights.values import require_finite
+from lightning_action.weights.values import is_finite, require_finite
 
 __all__ = [
     "GeneratorCheckpoint",
@@ -47,6 +47,7 @@ __all__ = [
     "generator_arguments",
     "identity",
     "inside",
+    "is_finite",
     "is_low_rank",
     "load_pickle",
     "load_strictly",
