@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
     "weights": {"files"},
     "action": {"generator", "ranges"},
-    "frozen": {"weights"},
+    "frozen": {"ranges", "weights"},
     "overlap": {"frozen"},
     "diffusion": {"generator", "ranges", "seeding"},
     "rollout": {"generator", "diffusion"},
