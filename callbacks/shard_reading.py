@@ -57,7 +57,8 @@ def load_shards(state: dict[str, Any], folder: str | Path, no_dist: bool = False
         if isinstance(cause, pickle.UnpicklingError):
             # torch's own message advises to turn its protection off.
             raise ValueError(
-                f"{folder} holds no plain tensor where one is expected: it is damaged, or would run code when it is loaded"
+                f"{folder} holds no plain tensor where one is expected: it is damaged, or would run code when it is "
+                "loaded"
             ) from error
         raise ValueError(f"{folder} cannot be read ({type(cause).__name__}: {cause})") from error
 

@@ -152,8 +152,8 @@ def _read_tokenizer(folders: Sequence[Path]) -> Any:
         told = " ".join(str(error).split())
         if "trust_remote_code" in told:  # which transformers advises to turn on
             raise ValueError(
-                f"the tokenizer in {found} brings code of its own, which is not run: give the folder of another, such as "
-                "that of `google/umt5-xxl`, as `tokenizer`"
+                f"the tokenizer in {found} brings code of its own, which is not run: give the folder of another, such "
+                "as that of `google/umt5-xxl`, as `tokenizer`"
             ) from error
         raise ValueError(f"the tokenizer in {found} cannot be read ({told}): is a file missing or damaged?") from error
 

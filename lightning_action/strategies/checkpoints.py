@@ -88,8 +88,8 @@ class ShardedCheckpoints(ParallelStrategy):
         """A folder of any number of ranks, or a single file of one device or of this class.
 
         Raises:
-            ValueError: it is of another model, its optimizer trained other parameters, weights of it are not finite, or it
-            would run code.
+            ValueError: it is of another model, its optimizer trained other parameters, its weights are not finite, or
+                it would run code.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
         is_folder, safely = path.is_dir(), weights_only is not False
