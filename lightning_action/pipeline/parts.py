@@ -15,6 +15,7 @@ from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.pretrained import generator_file, load_generator
 from lightning_action.weights import few, generator_arguments, read_generator
+from lightning_action.weights.values import DTYPES
 
 # Where the checkpoint of a run has it, a LightningModule's attribute: as it is, or averaged by the EMA callback.
 _GENERATOR_OF_RUN = ("state_dict.generator.", "ema_state_dict.generator.")
@@ -52,6 +53,10 @@ def parts_of_release(
 
     Arguments and errors as in `ActionCausalInferencePipeline.from_checkpoint`.
     """
+    if generator is not None and dtype is not None:
+        raise ValueError("a generator that is given keeps its dtype: leave dtype out, or give generator.to(dtype)")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"a generator computes in one of {', '.join(map(str, DTYPES))}, got dtype {dtype!r}")
     if generator is None:
         generator = _empty_generator(generator_file(path), dtype)
     load_generator(generator, path)
