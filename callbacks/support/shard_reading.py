@@ -54,6 +54,12 @@ def load_shards(state: dict[str, Any], folder: str | Path, no_dist: bool = False
         load_distributed(state, storage_reader=reader, planner=_Planner(), no_dist=no_dist)
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
+        if isinstance(cause, pickle.UnpicklingError):
+            # torch's own message advises to turn its protection off.
+            raise ValueError(
+                f"{folder} holds no plain tensor where one is expected: it is damaged, or would run code when it is "
+                "loaded"
+            ) from error
         raise ValueError(f"{folder} cannot be read ({type(cause).__name__}: {cause})") from error
 
 

@@ -108,11 +108,11 @@ def _require_file_of_a_run(path: Path, goes_on: bool) -> None:
     if not isinstance(held, dict) or "state_dict" not in held:
         found = ", ".join(map(str, list(held)[:3])) if isinstance(held, dict) else f"a {type(held).__name__}"
         raise ValueError(f"{str(path)!r} is no checkpoint of a run (it holds {found}, no state_dict): {_ITS_WEIGHTS}")
-    if goes_on and "pytorch-lightning_version" not in held:
+    if "pytorch-lightning_version" not in held and (goes_on or "action_schema" not in held):
         raise ValueError(
             f"{str(path)!r} holds a state_dict, but not what Lightning writes besides: was it put together from shards "
-            "by another program? Name the folder of shards itself, with configs/fsdp.yaml, or make a file of it with "
-            f"`export`, for --model.pretrained; {_ITS_WEIGHTS}"
+            "by another program? Name the folder of shards itself (fit and its like with configs/fsdp.yaml), or make a "
+            f"file of it with `export`, for --model.pretrained; {_ITS_WEIGHTS}"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from lightning_action.atomic import move_into_place, naming_the_disk, remove
 from lightning_action.callbacks.support.shard_reading import load_shards, read_shard_metadata
 from lightning_action.weights.tensor_files import load_pickle
+from lightning_action.weights.values import is_finite
 
 Path_ = str | Path
 # What Lightning, too, puts beside the shards of a checkpoint.
@@ -88,7 +89,8 @@ class ShardedCheckpoints(ParallelStrategy):
         """A folder of any number of ranks, or a single file of one device or of this class.
 
         Raises:
-            ValueError: it is of another model, its optimizer trained other parameters, or it would run code.
+            ValueError: it is of another model, its optimizer trained other parameters, its weights are not finite, or
+                it would run code.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
         is_folder, safely = path.is_dir(), weights_only is not False
@@ -106,7 +108,14 @@ class ShardedCheckpoints(ParallelStrategy):
                 "optimizer groups it was trained with (model.lora, model.optimization.train_backbone), or begin a new "
                 "run from its weights: `export --format wan`, then model.pretrained"
             ) from error
+        self._require_finite(path)
         return checkpoint
+
+    def _require_finite(self, path: Path) -> None:
+        """All ranks refuse together, lest some wait for those that did."""
+        shards = (value for value in self._sharded.state_dict().values() if isinstance(value, Tensor))
+        if not self.reduce_boolean_decision(all(map(is_finite, shards))):
+            raise ValueError(f"{path} holds weights that are NaN or infinite: take an earlier checkpoint")
 
     def _write_folder(self, checkpoint: dict[str, Any], path: Path) -> None:
         state = {"state_dict": checkpoint.pop("state_dict")}

@@ -50,15 +50,17 @@ def config_beside(weights: Path, key: str, value: str) -> dict[str, Any] | None:
     """What `config.json` in the folder of `weights` says; None without one, or if its `key` is not `value`.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: it is no JSON object.
     """
     path = (weights if weights.is_dir() else weights.parent) / "config.json"
     if not path.is_file():
         return None
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): fetch it again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds {config!r} where a network's sizes are expected: fetch it again")
     return config if config.get(key) == value else None
 
 

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_action.frozen.interfaces import TextEncoder, frozen_pass
 from lightning_action.frozen.model_files import config_beside, locate, stamp, wan_extra
 from lightning_action.frozen.umt5_format import config_of, encoder_part, is_original, to_transformers_name
+from lightning_action.ranges import require_numbers
 from lightning_action.weights.fit import load_strictly
 from lightning_action.weights.tensor_files import LazyTensors, read_tensors
 
@@ -38,6 +39,9 @@ class UMT5TextEncoder(TextEncoder):
         dtype: precision of weights, computation and result.
         low_memory: keep the weights in main memory, and move them to the device only while new prompts are encoded.
         num_remembered: most prompts remembered, of at most 4 MB each; those not asked for the longest are forgotten.
+
+    Raises:
+        ValueError: `text_len` is not at least 1, or `num_remembered` not at least 0.
     """
 
     def __init__(
@@ -49,6 +53,8 @@ class UMT5TextEncoder(TextEncoder):
         low_memory: bool = False,
         num_remembered: int = 1024,
     ) -> None:
+        require_numbers({"text_len": text_len}, 1, whole=True)
+        require_numbers({"num_remembered": num_remembered}, 0, whole=True)
         self.path = path
         self.tokenizer = tokenizer
         self.text_len = text_len
@@ -143,7 +149,13 @@ def _read_tokenizer(folders: Sequence[Path]) -> Any:
     try:
         return AutoTokenizer.from_pretrained(found, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers has no narrower one
-        raise ValueError(f"the tokenizer in {found} cannot be read ({error}): is a file missing or damaged?") from error
+        told = " ".join(str(error).split())
+        if "trust_remote_code" in told:  # which transformers advises to turn on
+            raise ValueError(
+                f"the tokenizer in {found} brings code of its own, which is not run: give the folder of another, such "
+                "as that of `google/umt5-xxl`, as `tokenizer`"
+            ) from error
+        raise ValueError(f"the tokenizer in {found} cannot be read ({told}): is a file missing or damaged?") from error
 
 
 def _read_model(path: Path, dtype: torch.dtype) -> Any:

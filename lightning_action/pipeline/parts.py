@@ -17,6 +17,7 @@ from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.checkpoint import read_generator
 from lightning_action.weights.names import few
 from lightning_action.weights.size import generator_arguments
+from lightning_action.weights.values import DTYPES
 
 # Where the checkpoint of a run has it, a LightningModule's attribute: as it is, or averaged by the EMA callback.
 _GENERATOR_OF_RUN = ("state_dict.generator.", "ema_state_dict.generator.")
@@ -54,6 +55,10 @@ def parts_of_release(
 
     Arguments and errors as in `ActionCausalInferencePipeline.from_checkpoint`.
     """
+    if generator is not None and dtype is not None:
+        raise ValueError("a generator that is given keeps its dtype: leave dtype out, or give generator.to(dtype)")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"a generator computes in one of {', '.join(map(str, DTYPES))}, got dtype {dtype!r}")
     if generator is None:
         generator = _empty_generator(generator_file(path), dtype)
     load_generator(generator, path)

@@ -26,6 +26,7 @@ CALLBACKS = ROOT / "callbacks"
 # the left of it, and what that may import. Each room is in a rule, and each step of a rule is taken by some import.
 RULES = (
     "ranges < generator < action, diffusion",
+    "ranges < frozen",
     "seeding < diffusion, data, assembly",
     "atomic < weights < frozen, checkpoints, configuration, distributed",
     "generator < distributed",

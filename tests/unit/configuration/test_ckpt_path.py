@@ -56,9 +56,16 @@ def test_what_is_no_checkpoint_is_named(name: str, message: str, folder: Path) -
         require_checkpoint("fit", str(folder / name))
 
 
+@pytest.mark.parametrize("verb", ["fit", "load_run"])
+def test_what_was_put_together_from_shards_is_told(verb: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match="Name the folder of shards itself"):
+        require_checkpoint(verb, str(folder / "joined.ckpt"))
+
+
 def test_what_is_one_passes(folder: Path) -> None:
     for name in ("whole.ckpt", "shards"):
         require_checkpoint("predict", str(folder / name))
+    torch.save({"state_dict": RUN["state_dict"], "action_schema": {}}, folder / "joined.ckpt")
     require_checkpoint("load_run", str(folder / "joined.ckpt"))
 
 

@@ -101,6 +101,19 @@ def test_an_optimizer_of_other_parameters_is_told(tmp_path: Path, first: Any, se
         fit(tmp_path, FSDP2Strategy(distributed), steps=2, build=second, ckpt_path=tmp_path / "a.ckpt")
 
 
+class GoesWrong(TwoParts):
+    def on_train_end(self) -> None:
+        with torch.no_grad():
+            self.wide.weight.mul_(torch.nan)
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, distributed: bool) -> None:
+    fit(tmp_path, FSDP2Strategy(distributed), steps=1, build=GoesWrong).save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="a.ckpt holds weights that are NaN or infinite: take an earlier checkpoint"):
+        fit(tmp_path, FSDP2Strategy(distributed), steps=2, ckpt_path=tmp_path / "a.ckpt")
+
+
 def test_a_folder_replaces_a_file_and_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     for distributed in (False, True, True, False):

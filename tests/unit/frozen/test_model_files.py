@@ -37,6 +37,13 @@ def test_the_configuration_beside_is_the_one_of_the_network(tmp_path: Path) -> N
     assert config_beside(weights, "_class_name", "umt5") is None
 
 
+@pytest.mark.parametrize("content", ["[1]", '"umt5"', "null", "{"])
+def test_a_configuration_that_is_none_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="config.json .*fetch it again"):
+        config_beside(tmp_path, "model_type", "umt5")
+
+
 def test_beginnings_are_replaced_once() -> None:
     rows = [("a.", "b."), ("b.", "c.")]
     assert [renamed(name, rows) for name in ("a.b.a.", "b.a.", "ab.a.", "")] == ["b.b.a.", "c.a.", "ab.a.", ""]

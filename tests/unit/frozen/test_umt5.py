@@ -232,6 +232,12 @@ def test_a_damaged_tokenizer_is_told(folder: Path) -> None:
         UMT5TextEncoder(str(folder)).load()
 
 
+@pytest.mark.parametrize("changes", [{"text_len": 0}, {"text_len": -1}, {"text_len": 2.5}, {"num_remembered": -1}])
+def test_numbers_that_cannot_be_meant_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} must be a whole number"):
+        UMT5TextEncoder(**changes)
+
+
 def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:
     in_folder(small_umt5(vocab_size=10), tmp_path)
     with pytest.raises(ValueError, match="knows 10 tokens, the tokenizer has 14"):

@@ -82,6 +82,18 @@ def test_precision_is_that_of_the_file_unless_said(released: Path) -> None:
     assert {p.dtype for p in full.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.complex64, "bfloat16"])
+def test_a_precision_that_nothing_is_computed_in_is_refused(released: Path, dtype: Any) -> None:
+    with pytest.raises(ValueError, match=r"one of torch.float32, .*got dtype"):
+        ActionCausalInferencePipeline.from_checkpoint(released, dtype=dtype, **frozen_parts())
+
+
+def test_a_generator_that_is_given_keeps_its_precision(released: Path) -> None:
+    generator = ActionCausalInferencePipeline.from_checkpoint(released, **frozen_parts()).generator
+    with pytest.raises(ValueError, match="keeps its dtype"):
+        ActionCausalInferencePipeline.from_checkpoint(released, generator=generator, dtype=torch.bfloat16)
+
+
 def test_the_environment_names_a_release(released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RELEASE_VARIABLE, str(released))
     made = ActionCausalInferencePipeline.from_checkpoint(None, **frozen_parts())

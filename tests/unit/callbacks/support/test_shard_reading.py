@@ -67,6 +67,16 @@ def test_code_is_refused_that_torch_would_run(folder: Path, poison: Callable[[Pa
     assert marker.exists(), "the control: without care it runs"
 
 
+def test_a_tensor_that_is_none_is_told_in_other_words_than_torchs(folder: Path) -> None:
+    metadata = FileSystemReader(folder).read_metadata()
+    for info in metadata.storage_data.values():
+        info.offset += 1
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match="no plain tensor where one is expected") as refusal:
+        load_shards(tensors(2), folder, no_dist=True)
+    assert "weights_only" not in str(refusal.value)
+
+
 def test_values_are_plain(tmp_path: Path) -> None:
     marker, folder = tmp_path / "marker", tmp_path / "last.ckpt"
     save({"lr": Touches(marker)}, checkpoint_id=folder, no_dist=True)
