@@ -75,7 +75,7 @@ def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
     if path.is_dir():
         _require_shards(path)
     else:
-        _require_file_of_a_run(path, goes_on=verb != "load_run")
+        _require_file_of_a_run(verb, path)
 
 
 def _raise_missing(path: Path) -> None:
@@ -96,7 +96,7 @@ def _require_shards(folder: Path) -> None:
     raise ValueError(f"{str(folder)!r} is a folder, and not one of shards, which hold {_INDEX_OF_SHARDS}{meant}")
 
 
-def _require_file_of_a_run(path: Path, goes_on: bool) -> None:
+def _require_file_of_a_run(verb: str, path: Path) -> None:
     if _is_safetensors(path):
         raise ValueError(f"{str(path)!r} is a safetensors file, which is no checkpoint of a run: {_ITS_WEIGHTS}")
     if not zipfile.is_zipfile(path):
@@ -108,11 +108,17 @@ def _require_file_of_a_run(path: Path, goes_on: bool) -> None:
     if not isinstance(held, dict) or "state_dict" not in held:
         found = ", ".join(map(str, list(held)[:3])) if isinstance(held, dict) else f"a {type(held).__name__}"
         raise ValueError(f"{str(path)!r} is no checkpoint of a run (it holds {found}, no state_dict): {_ITS_WEIGHTS}")
-    if "pytorch-lightning_version" not in held and (goes_on or "action_schema" not in held):
+    if "pytorch-lightning_version" not in held and (verb != "load_run" or "action_schema" not in held):
         raise ValueError(
             f"{str(path)!r} holds a state_dict, but not what Lightning writes besides: was it put together from shards "
             "by another program? Name the folder of shards itself (fit and its like with configs/fsdp.yaml), or make a "
             f"file of it with `export`, for --model.pretrained; {_ITS_WEIGHTS}"
+        )
+    if verb == "fit" and "optimizer_states" not in held:
+        raise ValueError(
+            f"{str(path)!r} holds weights and no states of optimizers, so that no fit can go on from it: name the "
+            "checkpoint or the folder of shards that it was made from, or begin a new fit from its weights, which "
+            "`export` makes a file of, with --model.pretrained"
         )
 
 

@@ -56,6 +56,16 @@ def test_what_is_no_checkpoint_is_named(name: str, message: str, folder: Path) -
         require_checkpoint("fit", str(folder / name))
 
 
+def test_a_fit_does_not_go_on_from_weights_alone(folder: Path) -> None:
+    """Lightning's consolidate_checkpoint and `save_weights_only` write such files, which can be predicted with."""
+    torch.save({**RUN, "optimizer_states": []}, folder / "all.ckpt")
+    require_checkpoint("fit", str(folder / "all.ckpt"))
+    torch.save({name: value for name, value in RUN.items() if name != "optimizer_states"}, folder / "weights.ckpt")
+    require_checkpoint("predict", str(folder / "weights.ckpt"))
+    with pytest.raises(ValueError, match="weights.ckpt' holds weights and no states of optimizers"):
+        require_checkpoint("fit", str(folder / "weights.ckpt"))
+
+
 @pytest.mark.parametrize("verb", ["fit", "load_run"])
 def test_what_was_put_together_from_shards_is_told(verb: str, folder: Path) -> None:
     with pytest.raises(ValueError, match="Name the folder of shards itself"):
