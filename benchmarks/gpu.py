@@ -37,8 +37,8 @@ from lightning_action.frozen.holder import move
 from lightning_action.frozen.interfaces import VideoCodec
 from lightning_action.frozen.tiny_vae import TinyWanVAE
 from lightning_action.frozen.wan_vae import WanVideoVAE
-from lightning_action.generation.overlap import decode_behind
 from lightning_action.generation.rollout import rollout
+from lightning_action.generation.video import decode_behind
 from lightning_action.generator.acceleration import Quantization, quantize_layers
 from lightning_action.generator.causality import Visibility
 from lightning_action.generator.cost import video_flops
@@ -264,7 +264,7 @@ def training(sizes: Sizes, options: Options) -> dict[str, float]:
         with nullcontext() if options.fsdp else torch.autocast(bench.device.type, compute):
             modulation = bench.modulation(sizes.training_frames)
             velocities = teacher_forcing(bench.generator, clean, noise, timestep, text, CAUSALITY, modulation)
-        per_frame_error(*velocities).mean().backward()
+        per_frame_error(velocities).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

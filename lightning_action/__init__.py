@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_action.action.inferred import inferred_vectors as inferred_vectors
+    from lightning_action.action.conditioning import inferred_vectors as inferred_vectors
     from lightning_action.action.modules import ConvActionModule as ConvActionModule
     from lightning_action.action.modules import DiscreteActionModule as DiscreteActionModule
     from lightning_action.action.modules import VisualTextActionModule as VisualTextActionModule
@@ -77,7 +77,7 @@ _EXPORTS = {
     "UMT5TextEncoder": "lightning_action.frozen.umt5",
     "VisualTextActionModule": "lightning_action.action.modules",
     "WanVideoVAE": "lightning_action.frozen.wan_vae",
-    "inferred_vectors": "lightning_action.action.inferred",
+    "inferred_vectors": "lightning_action.action.conditioning",
     "load_action_projection": "lightning_action.checkpoints.pretrained",
     "load_adapter": "lightning_action.checkpoints.adapter",
     "load_run": "lightning_action.run",

@@ -146,6 +146,11 @@ def has_actions(batch: Batch) -> bool:
     return batch.get("action") is not None
 
 
+def infers_actions(batch: Batch) -> bool:
+    """Whether a batch says nothing of actions, not even that there are none: an action module may infer them."""
+    return "action" not in batch
+
+
 def without_actions(batch: Batch) -> Batch:
     """The batch with the null action, which an action module does not replace by one of its own."""
     return {**batch, "action": None}

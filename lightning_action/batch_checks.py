@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from lightning_action.action.conditioning import ActionConditioning
+from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import (
     Batch,
     check_actions,
@@ -16,51 +18,61 @@ from lightning_action.batch import (
     num_latents,
     trained_latents,
 )
-from lightning_action.world_model import WorldModel
+from lightning_action.frozen.interfaces import VideoCodec
+from lightning_action.generator.model import CausalWanModel
 
 
-def batch_checks(model: WorldModel, batch: Batch, num_initial_latents: int, trains: bool) -> list[Callable[[], object]]:
+def batch_checks(
+    generator: CausalWanModel,
+    conditioning: ActionConditioning,
+    vae: VideoCodec,
+    batch: Batch,
+    num_initial_latents: int,
+    trains: bool,
+) -> list[Callable[[], object]]:
     """What is to be asked of a batch; each raises a ValueError that says what was expected and what came.
 
     Args:
-        model: that the batch is for; nothing of it runs.
-        batch: of any origin.
-        num_initial_latents: latent frames that a generated video begins with.
-        trains: whether the batch is one to train on and to measure with, and not one to generate from.
+        generator: Network that the batch is for; it does not run.
+        conditioning: Meaning of its actions.
+        vae: Codec of its video; it does not run.
+        batch: Batch of any origin.
+        num_initial_latents: Latent frames that a generated video begins with.
+        trains: Whether the batch is one to train on and to measure with, and not one to generate from.
 
     Raises:
-        ValueError: there are no samples, or no length, of which anything could be asked.
+        ValueError: There are no samples, or no length, of which anything could be asked.
     """
     check_batch(batch)
-    num_frames = latent_frames(model, batch, trains)
+    num_frames = latent_frames(conditioning.schema, batch, trains)
     checks: list[Callable[[], object]] = [
         partial(check_pixels, batch),
-        partial(model.causality.split, num_frames),
-        partial(_check_generator, model, batch),
+        partial(conditioning.causality.split, num_frames),
+        partial(_check_generator, generator, vae, batch),
     ]
-    if model.action_projection is not None:
-        needed = trains and model.action_module is None
-        checks.append(partial(check_actions, batch, model.schema, num_frames, needed))
-    if not trains or (model.action_projection is not None and has_actions(batch)):
-        ratio = model.frozen.vae.temporal_compression_ratio
+    if conditioning.projection is not None:
+        needed = trains and conditioning.action_module is None
+        checks.append(partial(check_actions, batch, conditioning.schema, num_frames, needed))
+    if not trains or (conditioning.projection is not None and has_actions(batch)):
+        ratio = vae.temporal_compression_ratio
         checks.append(partial(first_frames, batch, num_initial_latents, num_frames, ratio))
     return checks
 
 
-def latent_frames(model: WorldModel, batch: Batch, trains: bool) -> int:
+def latent_frames(schema: ActionSchema, batch: Batch, trains: bool) -> int:
     """Those of the video of a training batch; those that are generated from another.
 
     Raises:
         ValueError: nothing says how many, or it is no whole number.
     """
     if not trains:
-        return num_latents(batch, model.schema)
-    return trained_latents(batch, model.frozen.vae.temporal_compression_ratio)
+        return num_latents(batch, schema)
+    return trained_latents(batch, schema.temporal_compression_ratio)
 
 
-def _check_generator(model: WorldModel, batch: Batch) -> None:
+def _check_generator(generator: CausalWanModel, vae: VideoCodec, batch: Batch) -> None:
     """Frames are whole patches, and latents have the channels that the generator takes and gives."""
-    generator, latent_shape = model.generator, model.frozen.vae.latent_shape(*frame_size(batch))
+    latent_shape = vae.latent_shape(*frame_size(batch))
     generator.tokens_per_frame(*latent_shape[1:])
     takes_channels = generator.in_dim > generator.out_dim == latent_shape[0]
     if generator.image_dim is not None or takes_channels:

@@ -20,16 +20,27 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_action.action.conditioning import ActionConditioning
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
 from lightning_action.assembly import Factories, InitialWeights, describe
-from lightning_action.batch import Batch, first_samples, has_actions, num_latents
+from lightning_action.batch import (
+    Batch,
+    check_batch,
+    first_frames,
+    first_samples,
+    frame_size,
+    has_actions,
+    infers_actions,
+    num_latents,
+)
 from lightning_action.batch_checks import batch_checks
 from lightning_action.checkpoints.lora import LoRASettings, lora_alpha, merged_state_dict, split_parameters
 from lightning_action.checkpoints.pretrained import export, prepare_codec
 from lightning_action.data.resuming import count_unstepped, settle_position
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
-from lightning_action.diffusion.objectives import OBJECTIVES
+from lightning_action.diffusion.noise import frame_noise
+from lightning_action.diffusion.objectives import OBJECTIVES, training_visibility
 from lightning_action.distributed.fsdp2 import require_supported
 from lightning_action.distributed.lockstep import Lockstep
 from lightning_action.distributed.sharding import Sharding, gathered_state_dict, is_sharded, keep_gathered
@@ -37,18 +48,20 @@ from lightning_action.evaluation.obedience import ObedienceTest, StateReader, wi
 from lightning_action.evaluation.report import format_table, write_report
 from lightning_action.frozen.holder import FrozenParts, to_unit_range
 from lightning_action.frozen.interfaces import FittedCodec, TextEncoder, VideoCodec
-from lightning_action.generation.rollout import count_passes
+from lightning_action.generation.rollout import CausalRollout, count_passes, rollout
 from lightning_action.generation.sampling import Sampling
+from lightning_action.generation.video import Generated, streamed_video, whole_video
 from lightning_action.generator.acceleration import Acceleration, quantize_layers
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.cost import training_flops
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.losses import Encoded, FlowMatchingLosses
 from lightning_action.optimization import Optimization
 from lightning_action.ranges import require_numbers
 from lightning_action.seeding import mix_seed
 from lightning_action.weights.fit import check_fits
 from lightning_action.weights.size import require_num_heads
 from lightning_action.weights.values import require_finite
-from lightning_action.world_model import WorldModel
 
 _DROPOUT_STREAM = 3
 _NUM_VALIDATION_ROLLOUTS = 16
@@ -91,6 +104,8 @@ class ActionVideoModule(L.LightningModule):
     """
 
     generator: CausalWanModel
+    conditioning: ActionConditioning
+    losses: FlowMatchingLosses
     action_projection: ActionModulationProjection | None
     action_module: nn.Module | None
 
@@ -193,6 +208,22 @@ class ActionVideoModule(L.LightningModule):
             report = self.initial_weights.load(self.generator, self.action_projection, self.schema)
             self._fit_seconds_before = report.fit_seconds
             rank_zero_info(str(report))
+        self.conditioning = ActionConditioning(
+            schema=self.schema,
+            projection=self.action_projection,
+            action_module=self.action_module,
+            causality=self.causality,
+            on_all_ranks=is_sharded(self.generator),
+        )
+        self.losses = FlowMatchingLosses(
+            generator=self.generator,
+            conditioning=self.conditioning,
+            causality=self.causality,
+            schedule=self.schedule,
+            objective=self.objective,
+            weighting=self.loss_weighting,
+            seed=self.seed,
+        )
         self._built = True
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -222,7 +253,7 @@ class ActionVideoModule(L.LightningModule):
         """
         self._require_trainable(batch, "train")
         self._trained_on = batch["video"].shape
-        losses = self.world_model.training_loss(batch, self.current_epoch, batch_idx, self.action_dropout_prob)
+        losses = self.losses.of_training(self._encoded(batch), self.current_epoch, batch_idx, self.action_dropout_prob)
         loss = losses.per_sample.mean()
         if not loss.requires_grad and torch.is_grad_enabled():
             raise ValueError(
@@ -245,13 +276,21 @@ class ActionVideoModule(L.LightningModule):
             self._looked_at[stage] = seen
 
     def _require_fits(self, batch: Batch, trains: bool) -> None:
-        for check in batch_checks(self.world_model, batch, self.sampling.num_initial_latents, trains):
+        for check in batch_checks(
+            self.generator, self.conditioning, self.frozen.vae, batch, self.sampling.num_initial_latents, trains
+        ):
             check()
 
     @property
     def flops_per_batch(self) -> float:
         """Floating-point operations of the last training step on this device, if all weights train; 0 before it."""
-        return 0.0 if self._trained_on is None else self.world_model.training_flops(self._trained_on)
+        if self._trained_on is None:
+            return 0.0
+        batch_size, num_frames, _, height, width = self._trained_on
+        tokens = self.generator.tokens_per_frame(*self.frozen.vae.latent_shape(height, width)[1:])
+        num_latents = 1 + (num_frames - 1) // self.schema.temporal_compression_ratio
+        visibility = training_visibility(self.objective, num_latents, self.causality)
+        return batch_size * training_flops(self.generator, visibility, tokens).total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Loss at fixed noise, its gap to the loss under other actions, and on the first batch a rollout.
@@ -262,7 +301,7 @@ class ActionVideoModule(L.LightningModule):
         """
         self._require_trainable(batch, "validation")
         size = len(batch["video"])
-        matched = self.world_model.matched_losses(batch)
+        matched = self.losses.matched(self._encoded(batch))
         losses = {name: loss.per_sample for name, loss in matched.items()}
         self._log_validation("loss", losses["true"].mean(), size, prog_bar=True)
         if "other" in losses:
@@ -329,7 +368,7 @@ class ActionVideoModule(L.LightningModule):
             prediction["action"] = batch["action"].cpu()
         if self.sampling.stream_video:
             return {**prediction, "video_blocks": self._stream_video(batch)}
-        generated = self.world_model.generate(batch, self.sampling, self.acceleration.overlap_decoding)
+        generated = self._generated(batch, self.acceleration.overlap_decoding)
         self._in_lockstep.end()
         prediction |= {"video": generated.video, "latents": generated.latents.cpu(), **generated.seconds}
         if "video" in batch and batch["video"].shape == generated.video.shape:
@@ -338,7 +377,7 @@ class ActionVideoModule(L.LightningModule):
 
     def _stream_video(self, batch: Batch) -> Iterator[Tensor]:
         """Pixels of each block, in the Trainer's precision although `predict_step` is over when they are asked for."""
-        pixels = self.world_model.stream_video(batch, self.sampling, self.acceleration.overlap_decoding)
+        pixels = streamed_video(self.stream_latents(batch), self.frozen.vae, self.acceleration.overlap_decoding)
         while True:
             with torch.no_grad(), self.trainer.precision_plugin.predict_step_context():
                 block = next(pixels, None)
@@ -355,7 +394,7 @@ class ActionVideoModule(L.LightningModule):
             "timestep_shift": self.schedule.shift,
             "schema": self.schema.to_dict(),
             "acceleration": asdict(self.acceleration),
-            "compute_dtype": str(self.world_model.dtype),
+            "compute_dtype": str(self.compute_dtype),
             "parts": self._described,
             "release": os.environ.get("LIGHTNING_ACTION_WEIGHTS"),
         }
@@ -366,21 +405,79 @@ class ActionVideoModule(L.LightningModule):
 
     @torch.no_grad()
     def generate(self, batch: Batch) -> Tensor:
-        """Generate the videos of a batch, `[B, T, 3, H, W]` in [0, 1]; arguments as in `WorldModel.generate`."""
-        return self.world_model.generate(batch, self.sampling).video.to(self.device)
+        """Generate the videos of a batch; each block is decoded as soon as it exists.
+
+        Args:
+            batch: `prompt` (list of B strings), `sample_id` `[B]` (noise belongs to the sample), `action` (None is the
+                null action; where the key is missing the action module infers it, if there is one), and `video`
+                `[B, T, 3, H, W]` in [-1, 1], of which the first `sampling.num_initial_latents` latent frames are kept.
+                Without `video`: `frame_size` `[B, 2]` (H, W). The length follows from the action rows, else from
+                `video`, else from `num_latents`.
+
+        Returns:
+            Videos `[B, T, 3, H, W]` in [0, 1], on the module's device.
+
+        Raises:
+            ValueError: The batch does not say what to generate.
+            RuntimeError: The model gave values that are not finite.
+        """
+        return self._generated(batch).video.to(self.device)
 
     @torch.no_grad()
     def stream_latents(self, batch: Batch) -> Iterator[Tensor]:
-        """As `generate`, but yields the clean latents of each block, `[B, block, C, h, w]`, as soon as they exist."""
-        yield from self.world_model.stream_latents(batch, self.sampling)
+        """Generate as `generate`, but yield the clean latents of each block, `[B, block, C, h, w]`, once they exist."""
+        check_batch(batch)
+        length = num_latents(batch, self.schema)
+        ratio = self.schema.temporal_compression_ratio
+        start = first_frames(batch, self.sampling.num_initial_latents, length, ratio)
+        initial = None if start is None else self._encoded_video(start)
+        text = self._encoded_text(batch)
+        shape = self.frozen.vae.latent_shape(*frame_size(batch))
+        session = CausalRollout(
+            self.generator,
+            text,
+            self.causality,
+            self.sampling.sampler(self.schedule),
+            frame_noise(self.sampling.seed, batch["sample_id"].tolist(), shape, self.device, text.dtype),
+            shape,
+            length,
+            self.sampling.action_guidance_scale,
+        )
+        modulation = self.conditioning.of_rollout(batch.get("action"), infers_actions(batch), length, text)
+        yield from rollout(session, length, modulation, initial)
+
+    def _generated(self, batch: Batch, overlap_decoding: bool = False) -> Generated:
+        return whole_video(self.stream_latents(batch), self.frozen.vae, self.device, overlap_decoding)
 
     def matched_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses `[B]` by name, see `WorldModel.matched_losses`."""
-        return {name: loss.per_sample for name, loss in self.world_model.matched_losses(batch).items()}
+        """Return losses `[B]` at the same noise under the actions `true`, `other` and `null`."""
+        return {name: loss.per_sample for name, loss in self.losses.matched(self._encoded(batch)).items()}
 
+    @torch.no_grad()
     def predict_velocity(self, batch: Batch, timestep: float, seed: int) -> tuple[Tensor, Tensor]:
-        """See `WorldModel.predict_velocity`."""
-        return self.world_model.predict_velocity(batch, timestep, seed)
+        """Predict the velocity of a batch at one noise level.
+
+        Args:
+            batch: `video`, `prompt` and `action`, which may be anything of its shape, or None for the null action.
+            timestep: Noise level of all frames, in [0, 1000].
+            seed: Random seed of the noise; each sample has its own.
+
+        Returns:
+            Predicted and true velocity, `[B, F, C, h, w]`.
+        """
+        return self.losses.velocities_at(self._encoded(batch), timestep, seed)
+
+    def _encoded(self, batch: Batch) -> Encoded:
+        return Encoded(batch, self._encoded_video(batch["video"]), self._encoded_text(batch))
+
+    def _encoded_video(self, video: Tensor) -> Tensor:
+        self.frozen.to(self.device)
+        video = video.float() if video.dtype == torch.float64 else video  # as numpy makes it; frozen parts are float32
+        return self.frozen.encode_video(video).to(self.compute_dtype)
+
+    def _encoded_text(self, batch: Batch) -> Tensor:
+        self.frozen.to(self.device)
+        return self.frozen.encode_text(batch["prompt"]).to(self.compute_dtype)
 
     def on_fit_start(self) -> None:
         self._fit_started = time.monotonic()
@@ -447,28 +544,15 @@ class ActionVideoModule(L.LightningModule):
             self.frozen.vae.load_fitted_tensors(checkpoint["vae"], "the checkpoint's VAE")
 
     @property
-    def world_model(self) -> WorldModel:
-        """The networks with all that tells them what a batch means."""
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype that the networks compute in."""
         weight = self.generator.patch_embedding.weight
-        return WorldModel(
-            self.generator,
-            self.action_projection,
-            self.action_module,
-            self.frozen,
-            self.schema,
-            self.causality,
-            self.schedule,
-            self.objective,
-            self.loss_weighting,
-            self.seed,
-            self.device,
-            self.sharding.compute_dtype if is_sharded(self.generator) else weight.dtype,
-        )
+        return self.sharding.compute_dtype if is_sharded(self.generator) else weight.dtype
 
     @property
     def _in_lockstep(self) -> Lockstep:
         if self._lockstep is None:
-            self._lockstep = Lockstep(self.generator, self.world_model.dtype)
+            self._lockstep = Lockstep(self.generator, self.compute_dtype)
         return self._lockstep
 
     def _trained_parameters(self) -> dict[str, list[nn.Parameter]]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_action.action.inferred import InferActions
+from lightning_action.action.conditioning import InferActions
 
 
 class ConvActionModule(nn.Module):

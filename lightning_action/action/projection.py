@@ -201,17 +201,3 @@ def null_where_absent(modulation: Tensor, present: Tensor) -> Tensor:
     """Exactly zero modulation for the frames without an action; `present` is `[B, F]` bool."""
     mask = present.reshape(*present.shape, *(1,) * (modulation.ndim - 2))
     return torch.where(mask, modulation, torch.zeros_like(modulation))
-
-
-def drop_actions(present: Tensor, probability: float, randoms: Sequence[torch.Generator]) -> Tensor:
-    """Action dropout: take the actions of a whole sample away with the given probability.
-
-    Guidance and the null action need a model that has seen videos without actions.
-
-    Args:
-        present: `[B, F]` bool, which frames have an action.
-        probability: in [0, 1].
-        randoms: a CPU generator for each of B samples.
-    """
-    kept = torch.stack([torch.rand(1, generator=random) for random in randoms]) >= probability
-    return present & kept.to(present.device)

@@ -100,7 +100,7 @@ def geometry(module: ActionVideoModule, batch: Batch, trains: bool) -> Geometry:
     pixels = frame_size(batch)
     shape = module.frozen.vae.latent_shape(*pixels)
     tokens = module.generator.tokens_per_frame(*shape[1:])
-    return Geometry(len(batch["sample_id"]), latent_frames(module.world_model, batch, trains), pixels, shape, tokens)
+    return Geometry(len(batch["sample_id"]), latent_frames(module.schema, batch, trains), pixels, shape, tokens)
 
 
 def parameters_of(module: ActionVideoModule) -> dict[str, Parameters | None]:

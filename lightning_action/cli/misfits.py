@@ -16,7 +16,9 @@ from lightning_action.module import ActionVideoModule
 def misfits(module: ActionVideoModule, batch: Batch, trains: bool) -> list[str]:
     """What about a batch does not fit the model, each with what was expected; `trains`: it is one to train on."""
     try:
-        checks = batch_checks(module.world_model, batch, module.sampling.num_initial_latents, trains)
+        checks = batch_checks(
+            module.generator, module.conditioning, module.frozen.vae, batch, module.sampling.num_initial_latents, trains
+        )
     except ValueError as error:
         return [str(error)]
     told = [message for check in checks for message in _told(check)]

@@ -6,6 +6,7 @@ Each returns the predicted and the true velocity, `[B, F, C, H, W]`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,14 @@ from lightning_action.generator.causality import BlockCausality, Visibility
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
 
-Velocities = tuple[Tensor, Tensor]
+
+class Velocities(NamedTuple):
+    """What a model predicts, and what is true: `noise - clean`; `[B, F, C, H, W]`."""
+
+    predicted: Tensor
+    true: Tensor
+
+
 Objective = Callable[[CausalWanModel, Tensor, Tensor, Tensor, Tensor, BlockCausality, Tensor | None], Velocities]
 
 
@@ -44,7 +52,7 @@ def teacher_forcing(
     """
     noisy = add_noise(clean, noise, timestep / NUM_TRAIN_TIMESTEPS)
     velocity = generator.teacher_forcing(clean, noisy, timestep, text, causality, action_modulation, image)
-    return velocity, noise - clean
+    return Velocities(velocity, noise - clean)
 
 
 def diffusion_forcing(
@@ -60,7 +68,7 @@ def diffusion_forcing(
     """Each noisy block sees the noisy past, every block at a noise level of its own; see `teacher_forcing`."""
     noisy = add_noise(clean, noise, timestep / NUM_TRAIN_TIMESTEPS)
     velocity = generator.block_causal(noisy, timestep, text, causality, action_modulation, image)
-    return velocity, noise - clean
+    return Velocities(velocity, noise - clean)
 
 
 def training_visibility(objective: Objective, num_frames: int, causality: BlockCausality) -> tuple[Visibility, ...]:
@@ -72,25 +80,26 @@ def training_visibility(objective: Objective, num_frames: int, causality: BlockC
 OBJECTIVES: dict[str, Objective] = {"teacher_forcing": teacher_forcing, "diffusion_forcing": diffusion_forcing}
 
 
-def per_frame_error(predicted: Tensor, target: Tensor) -> Tensor:
+def per_frame_error(velocities: Velocities) -> Tensor:
     """Mean squared error of each latent frame, `[B, F]`, in float32."""
-    return (predicted.float() - target.float()).square().mean(dim=(2, 3, 4))
+    return (velocities.predicted.float() - velocities.true.float()).square().mean(dim=(2, 3, 4))
 
 
-def draw_block_timesteps(
+def draw_block_levels(
     schedule: FlowMatchSchedule, num_frames: int, causality: BlockCausality, randoms: Sequence[torch.Generator]
-) -> Tensor:
-    """A timestep of the schedule's table per block, uniformly; the frames of a block share it.
+) -> tuple[Tensor, Tensor]:
+    """Draw an entry of the schedule's table for each block, uniformly; the frames of a block share it.
 
     Args:
-        schedule: holds the table.
-        num_frames: latent frames F.
-        causality: cuts them into blocks.
-        randoms: a CPU generator for each of B samples.
+        schedule: Table of noise levels.
+        num_frames: Latent frames F.
+        causality: Cut into blocks.
+        randoms: CPU generator of each of B samples.
 
     Returns:
-        `[B, F]`, on the CPU.
+        Timesteps in [0, 1000] and loss weights, `[B, F]` each, on the CPU.
     """
     sizes = torch.tensor([len(block) for block in causality.split(num_frames)])
     entries = [torch.randint(len(schedule.timesteps), sizes.shape, generator=random) for random in randoms]
-    return schedule.timesteps[torch.stack(entries).repeat_interleave(sizes, dim=1)]
+    chosen = torch.stack(entries).repeat_interleave(sizes, dim=1)
+    return schedule.timesteps[chosen], schedule.weights[chosen]

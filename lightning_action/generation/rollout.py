@@ -6,20 +6,19 @@ actions of that block. `rollout` is the loop over it for a video of known length
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from lightning_action.action.conditioning import BlockModulation
 from lightning_action.diffusion.noise import NoiseSource
 from lightning_action.diffusion.samplers import Sampler, guide
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
-
-BlockModulation = Callable[[range, list[Tensor]], Tensor | None]
 
 
 class CausalRollout:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from lightning_action.action.inferred import InferActions, for_prompts
+from lightning_action.action.conditioning import BlockModulation, InferActions, for_prompts
 from lightning_action.action.inputs import Action, ActionInputs, ActionToModulation
 from lightning_action.action.projection import ActionModulationProjection, SummedModulation
 from lightning_action.action.schema import ActionSchema
@@ -20,8 +20,9 @@ from lightning_action.diffusion.noise import frame_noise, starting_from
 from lightning_action.frozen.holder import FrozenParts, move, to_unit_range
 from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
 from lightning_action.generation.clock import StageSeconds, Stopwatch
-from lightning_action.generation.rollout import BlockModulation, CausalRollout, rollout
+from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generation.sampling import Sampling
+from lightning_action.generation.video import joined
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
@@ -285,11 +286,7 @@ class ActionCausalInferencePipeline(nn.Module):
         for block in self._stream(start, text, causality, modulation, initial.shape[1], samples, image):
             blocks.append(block)
             block_seconds.append(stopwatch.lap())
-        latents = torch.cat(blocks, dim=1)
-        if not bool(torch.isfinite(latents).all()):
-            raise RuntimeError(
-                "generated latents hold NaN or infinity: check weights and actions, or generate in float32"
-            )
+        latents = joined(blocks)
         video = self._decode(blocks, low_memory)
         seconds = StageSeconds(text=text_seconds, blocks=block_seconds, vae=stopwatch.lap())
         extras = [part for part, asked in ((latents, return_latents), (seconds, profile)) if asked]

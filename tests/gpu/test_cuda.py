@@ -13,8 +13,8 @@ from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import few_step
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.frozen.wan_vae import WanVideoVAE
-from lightning_action.generation.overlap import decode_behind
 from lightning_action.generation.rollout import CausalRollout, rollout
+from lightning_action.generation.video import decode_behind
 from lightning_action.generator.attention import attend_flex, attend_masked, frame_mask
 from lightning_action.generator.causality import BlockCausality, teacher_forcing
 from tests.helpers import small_generator, small_inputs

@@ -362,7 +362,7 @@ def test_a_checkpoint_brings_everything_and_refuses_another_model(tmp_path: Path
 
 def test_validation_says_at_which_noise_it_measured() -> None:
     module, batch = ready(loss_weighting="uniform")
-    matched = module.world_model.matched_losses(batch)
+    matched = module.losses.matched(module._encoded(batch))
     for loss in matched.values():
         assert loss.per_frame.shape == loss.timestep.shape and len(loss.per_frame[0]) % LATENTS == 0
         torch.testing.assert_close(loss.per_frame.mean(dim=1), loss.per_sample)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_action import ActionModulationProjection, ActionVideoModule, LinearVideoCodec
-from lightning_action.action.inferred import for_prompts, inferred_vectors
+from lightning_action.action.conditioning import for_prompts, inferred_vectors
 from lightning_action.action.modules import ConvActionModule, DiscreteActionModule, VisualTextActionModule
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.frozen.hashing_text import HashingTextEncoder

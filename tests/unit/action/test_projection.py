@@ -13,10 +13,8 @@ from lightning_action.action.projection import (
     ActionModulationProjection,
     FourierFeatures,
     SummedModulation,
-    drop_actions,
     null_where_absent,
 )
-from lightning_action.seeding import generator_for
 from tests.helpers import fill
 
 BATCH, FRAMES, WIDTH, DIM, HIDDEN, LAYERS, RANK = 2, 5, 3, 8, 7, 4, 6
@@ -237,44 +235,6 @@ def test_the_per_layer_form_adds_only_the_bottleneck() -> None:
     assert per_layer.keys() - shared.keys() == {"layer_bottleneck.weight", "layer_bottleneck.bias"}
     assert tuple(per_layer["layer_bottleneck.weight"].shape) == (RANK, HIDDEN)
     assert tuple(per_layer["action_projection.weight"].shape) == (LAYERS * 6 * DIM, RANK)
-
-
-def some_present(samples: int) -> Tensor:
-    """Frame 0 never has an action, as with the `transition` alignment."""
-    present = torch.ones(samples, FRAMES, dtype=torch.bool)
-    present[:, 0] = False
-    return present
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_dropout_of_nothing_and_of_everything_is_exact(seed: int) -> None:
-    present = some_present(1000)
-    randoms = [generator_for(seed, sample) for sample in range(len(present))]
-    assert torch.equal(drop_actions(present, 0.0, randoms), present)
-    assert not drop_actions(present, 1.0, randoms).any()
-
-
-def test_dropout_takes_whole_samples_at_its_rate() -> None:
-    present = some_present(20_000)
-    kept = drop_actions(present, 0.3, [generator_for(0, sample) for sample in range(len(present))])
-    whole = kept.all(1, keepdim=True) | (kept == present).all(1, keepdim=True)
-    assert torch.equal(kept, present & whole)
-    # Four standard deviations: sqrt(0.3 * 0.7 / 20000) = 0.0032.
-    assert abs(1 - whole.float().mean().item() - 0.3) < 0.013
-
-
-def test_dropout_of_a_sample_follows_from_its_own_generator() -> None:
-    def dropped(seed: int, samples: range) -> Tensor:
-        return drop_actions(some_present(64)[samples], 0.5, [generator_for(seed, sample) for sample in samples])
-
-    assert torch.equal(dropped(1, range(64)), dropped(1, range(64)))
-    assert torch.equal(dropped(1, range(64))[20:44], dropped(1, range(20, 44)))
-    assert not torch.equal(dropped(1, range(64)), dropped(2, range(64)))
-
-
-def test_dropout_never_adds_an_action() -> None:
-    nothing = torch.zeros(50, FRAMES, dtype=torch.bool)
-    assert not drop_actions(nothing, 0.0, [generator_for(0, sample) for sample in range(50)]).any()
 
 
 def several() -> SummedModulation:

@@ -10,7 +10,7 @@ from lightning_action.diffusion.objectives import (
     OBJECTIVES,
     Velocities,
     diffusion_forcing,
-    draw_block_timesteps,
+    draw_block_levels,
     per_frame_error,
     teacher_forcing,
 )
@@ -55,7 +55,7 @@ def test_an_image_condition_reaches_the_generator(objective: Callable[..., Veloc
 
 def test_error_is_the_mean_square_over_each_frame() -> None:
     predicted, true = torch.randn(2, 3, 5, 4, 6, dtype=torch.bfloat16), torch.randn(2, 3, 5, 4, 6)
-    error = per_frame_error(predicted, true)
+    error = per_frame_error(Velocities(predicted, true))
     assert error.shape == (2, 3) and error.dtype == torch.float32
     torch.testing.assert_close(error[1, 2], ((predicted[1, 2].float() - true[1, 2]) ** 2).mean())
 
@@ -79,19 +79,21 @@ def test_only_teacher_forcing_shows_the_clean_past() -> None:
 
 def test_timesteps_are_drawn_per_block_from_the_table() -> None:
     schedule, causality = FlowMatchSchedule(5.0), BlockCausality(3, independent_first_frame=True)
-    drawn = draw_block_timesteps(schedule, 7, causality, [generator_for(0, sample) for sample in range(5)])
+    drawn, weights = draw_block_levels(schedule, 7, causality, [generator_for(0, sample) for sample in range(5)])
+    assert torch.equal(weights, schedule.weight_at(drawn))
     assert drawn.shape == (5, 7)
     assert torch.isin(drawn, schedule.timesteps).all()
     for block in causality.split(7):
         assert (drawn[:, block.start : block.stop] == drawn[:, block.start : block.start + 1]).all()
     assert len(drawn.unique()) > 10
-    some = draw_block_timesteps(schedule, 7, causality, [generator_for(0, sample) for sample in (4, 1)])
+    some, _ = draw_block_levels(schedule, 7, causality, [generator_for(0, sample) for sample in (4, 1)])
     assert torch.equal(drawn[[4, 1]], some)
 
 
 def test_timesteps_are_uniform_over_the_table() -> None:
     schedule = FlowMatchSchedule(5.0)
-    drawn = draw_block_timesteps(schedule, 2, BlockCausality(1), [generator_for(1, sample) for sample in range(4000)])
+    randoms = [generator_for(1, sample) for sample in range(4000)]
+    drawn, _ = draw_block_levels(schedule, 2, BlockCausality(1), randoms)
     index = schedule.nearest(drawn).float()
     assert abs(index.mean() - 499.5) < 15
     assert index.min() < 5 and index.max() > 994

@@ -1,0 +1,147 @@
+"""Losses of a batch: of a training step, matched under several actions, and at one noise level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_action.action.conditioning import ActionConditioning, draw_dropped
+from lightning_action.batch import Batch, has_actions, infers_actions, other_actions, without_actions
+from lightning_action.diffusion.flow_matching import FlowMatchSchedule
+from lightning_action.diffusion.objectives import Objective, Velocities, draw_block_levels, per_frame_error
+from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.model import CausalWanModel
+from lightning_action.seeding import generator_for
+
+_TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM = range(3)
+_NUM_DRAWS = 4
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch, and where it comes from.
+
+    Args:
+        per_sample: Weighted loss, `[B]`.
+        per_frame: Squared error of the velocity, not weighted and without gradient, `[B, F]`.
+        timestep: Noise level that it was measured at, `[B, F]` in [0, 1000].
+    """
+
+    per_sample: Tensor
+    per_frame: Tensor
+    timestep: Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch as the frozen parts see it.
+
+    Args:
+        batch: The batch itself, for its actions and `sample_id`.
+        latents: Encoded video, `[B, F, C, h, w]`.
+        text: Encoded prompts, `[B, L, text_dim]`.
+    """
+
+    batch: Batch
+    latents: Tensor
+    text: Tensor
+
+
+@dataclass(frozen=True)
+class FlowMatchingLosses:
+    """Flow-matching losses of a model under actions.
+
+    A sample's noise follows from the seed, its `sample_id` and the place of the batch alone, whatever batch it sits in
+    and whatever rank it runs on.
+
+    Args:
+        generator: Network that predicts the velocity.
+        conditioning: Way from actions to modulation.
+        causality: Block size, window and sink.
+        schedule: Noise levels and their weights.
+        objective: What is noised, and what is seen.
+        weighting: `bell` weighs noise levels as this family does, `uniform` all alike.
+        seed: Random seed of noise and noise levels.
+    """
+
+    generator: CausalWanModel
+    conditioning: ActionConditioning
+    causality: BlockCausality
+    schedule: FlowMatchSchedule
+    objective: Objective
+    weighting: Literal["bell", "uniform"]
+    seed: int
+
+    def of_training(self, encoded: Encoded, epoch: int, batch_idx: int, action_dropout_prob: float) -> Loss:
+        """Return the loss of a training step, in which samples lose their actions with the given probability."""
+        randoms = self._randoms(encoded, _TRAINING_STREAM, epoch, batch_idx)
+        draw = self._draw(encoded.latents, randoms)
+        return self._loss(encoded, draw, draw_dropped(action_dropout_prob, randoms))
+
+    @torch.no_grad()
+    def matched(self, encoded: Encoded) -> dict[str, Loss]:
+        """Return losses at the same noise and timesteps: `true` actions, those of the `other` sample, and `null`.
+
+        Each is the mean of several draws; it has as many frames as the video has in all draws.
+        """
+        batch = encoded.batch
+        variants = {"true": batch}
+        if has_actions(batch) and self.conditioning.projection is not None:
+            variants |= {"other": other_actions(batch), "null": without_actions(batch)}
+        randoms = (self._randoms(encoded, _VALIDATION_STREAM, number) for number in range(_NUM_DRAWS))
+        draws = [self._draw(encoded.latents, each) for each in randoms]
+        return {
+            name: _mean([self._loss(Encoded(variant, encoded.latents, encoded.text), draw) for draw in draws])
+            for name, variant in variants.items()
+        }
+
+    @torch.no_grad()
+    def velocities_at(self, encoded: Encoded, timestep: float, seed: int) -> Velocities:
+        """Return what the model predicts with all frames at one noise level in [0, 1000], beside what is true."""
+        latents = encoded.latents
+        timesteps = torch.full(latents.shape[:2], timestep, device=latents.device)
+        noise = _noise(latents, self._randoms(encoded, _PROBE_STREAM, seed))
+        return self._velocities(encoded, noise, timesteps, None)
+
+    def _loss(self, encoded: Encoded, draw: _Draw, dropped: Tensor | None = None) -> Loss:
+        error = per_frame_error(self._velocities(encoded, draw.noise, draw.timestep, dropped))
+        return Loss((draw.weight * error).mean(dim=1), error.detach(), draw.timestep)
+
+    def _velocities(self, encoded: Encoded, noise: Tensor, timestep: Tensor, dropped: Tensor | None) -> Velocities:
+        batch, latents, text = encoded.batch, encoded.latents, encoded.text
+        modulation = self.conditioning.of_known_video(
+            batch.get("action"), infers_actions(batch), latents, text, dropped
+        )
+        return self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation)
+
+    def _draw(self, latents: Tensor, randoms: Sequence[torch.Generator]) -> _Draw:
+        timestep, weight = draw_block_levels(self.schedule, latents.shape[1], self.causality, randoms)
+        weight = weight if self.weighting == "bell" else torch.ones_like(weight)
+        return _Draw(_noise(latents, randoms), timestep.to(latents.device), weight.to(latents.device))
+
+    def _randoms(self, encoded: Encoded, *numbers: int) -> list[torch.Generator]:
+        return [generator_for(self.seed, *numbers, sample) for sample in encoded.batch["sample_id"].tolist()]
+
+
+@dataclass(frozen=True)
+class _Draw:
+    noise: Tensor
+    timestep: Tensor
+    weight: Tensor
+
+
+def _noise(latents: Tensor, randoms: Sequence[torch.Generator]) -> Tensor:
+    """Draw on the CPU, so that it is the same on every device."""
+    return torch.stack([torch.randn(latents.shape[1:], generator=random) for random in randoms]).to(latents)
+
+
+def _mean(losses: list[Loss]) -> Loss:
+    return Loss(
+        torch.stack([loss.per_sample for loss in losses]).mean(dim=0),
+        torch.cat([loss.per_frame for loss in losses], dim=1),
+        torch.cat([loss.timestep for loss in losses], dim=1),
+    )

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_action.generation.sampling import Sampling
+from lightning_action.generation.video import decode_behind, streamed_video, whole_video
+from tests.unit.test_module import LATENTS, ready
+
+SAMPLING = Sampling(num_inference_steps=2)
+
+
+def test_pixels_come_in_order_and_one_block_late() -> None:
+    events: list[str] = []
+
+    def blocks() -> list[Tensor]:
+        for number in range(3):
+            events.append(f"denoised {number}")
+            yield torch.full((2, 1), float(number))
+
+    def decode(latents: Tensor) -> Tensor:
+        events.append(f"decoded {latents[0, 0]:.0f}")
+        return latents + 10
+
+    received = []
+    for pixels in decode_behind(blocks(), decode):
+        events.append(f"received {pixels[0, 0]:.0f}")
+        received.append(pixels)
+    assert torch.equal(torch.cat(received, dim=1), torch.tensor([[10.0, 11.0, 12.0]] * 2))
+    assert events.index("denoised 1") < events.index("received 10") < events.index("decoded 1")
+    assert events[-3:] == ["received 11", "decoded 2", "received 12"]
+
+
+def test_a_video_of_one_block_and_of_none() -> None:
+    assert [pixels.item() for pixels in decode_behind([torch.tensor(4.0)], lambda latents: latents + 1)] == [5.0]
+    assert list(decode_behind([], lambda latents: latents)) == []
+
+
+@torch.no_grad()
+def test_video_is_the_same_at_once_overlapped_or_streamed() -> None:
+    module, batch = ready(sampling=SAMPLING)
+    vae, device = module.frozen.vae, torch.device("cpu")
+    generated = whole_video(module.stream_latents(batch), vae, device)
+    overlapped = whole_video(module.stream_latents(batch), vae, device, overlaps=True)
+    assert torch.equal(generated.video, overlapped.video) and torch.equal(generated.latents, overlapped.latents)
+    blocks = list(streamed_video(module.stream_latents(batch), vae))
+    assert [block.shape[1] for block in blocks] == [1, 4, 4, 4, 4]
+    assert torch.equal(generated.video, torch.cat(blocks, dim=1))
+    assert len(generated.seconds["block_seconds"]) == LATENTS and generated.seconds["decode_seconds"] > 0
+    module.sampling = replace(SAMPLING, seed=1)
+    assert not torch.equal(generated.video, module.generate(batch))
+
+
+@torch.no_grad()
+def test_values_that_are_not_finite_are_refused() -> None:
+    module, batch = ready(sampling=SAMPLING)
+    module.generator.head.head.bias.fill_(torch.nan)
+    vae = module.frozen.vae
+    for generate in (lambda: module.generate(batch), lambda: list(streamed_video(module.stream_latents(batch), vae))):
+        with pytest.raises(RuntimeError, match="NaN or infinity: check the checkpoint"):
+            generate()

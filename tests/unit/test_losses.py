@@ -1,0 +1,73 @@
+"""Losses of our module's batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_action.generator import causality
+from lightning_action.generator.cost import training_flops
+from lightning_action.losses import Encoded, Loss
+from lightning_action.module import ActionVideoModule
+from tests.unit.test_module import LATENTS, data, ready
+
+
+def training_loss(
+    module: ActionVideoModule, batch: dict[str, Any], epoch: int = 0, batch_idx: int = 0, dropout: float = 0.0
+) -> Loss:
+    return module.losses.of_training(encoded(module, batch), epoch, batch_idx, dropout)
+
+
+def encoded(module: ActionVideoModule, batch: dict[str, Any]) -> Encoded:
+    latents = module.frozen.encode_video(batch["video"])
+    return Encoded(batch, latents, module.frozen.encode_text(batch["prompt"]))
+
+
+def test_noise_and_dropout_of_a_sample_do_not_depend_on_its_batch() -> None:
+    module, both = ready()
+    together = training_loss(module, both, 3, 5, 0.5)
+    for index, sample in enumerate([0, 4]):
+        alone = training_loss(module, data().dataset("test").batch([sample]), 3, 5, 0.5)
+        assert torch.equal(alone.timestep[0], together.timestep[index])
+        torch.testing.assert_close(alone.per_frame[0], together.per_frame[index])
+    for epoch, batch_idx in ((4, 5), (3, 6)):
+        assert not torch.equal(together.timestep, training_loss(module, both, epoch, batch_idx, 0.5).timestep)
+
+
+@pytest.mark.parametrize("weighting", ["bell", "uniform"])
+def test_a_loss_tells_where_it_comes_from(weighting: str) -> None:
+    module, batch = ready(loss_weighting=weighting)
+    loss = training_loss(module, batch)
+    assert loss.per_frame.shape == loss.timestep.shape == (2, LATENTS) and loss.per_sample.shape == (2,)
+    assert loss.per_sample.requires_grad and not loss.per_frame.requires_grad
+    weight = module.schedule.weight_at(loss.timestep) if weighting == "bell" else torch.ones(2, LATENTS)
+    torch.testing.assert_close(loss.per_sample.detach(), (weight * loss.per_frame).mean(1))
+
+
+def test_velocity_of_a_probe_follows_from_batch_timestep_and_seed() -> None:
+    module, batch = ready()
+    predicted, true = module.predict_velocity(batch, 600.0, 3)
+    assert predicted.shape == true.shape == (2, LATENTS, 7, 4, 4) and not predicted.requires_grad
+    torch.manual_seed(99)
+    assert torch.equal(predicted, module.predict_velocity(batch, 600.0, 3)[0])
+    changes: list[tuple[dict[str, Any], float, int]] = [
+        ({**batch, "action": -batch["action"]}, 600.0, 3),
+        ({**batch, "action": None}, 600.0, 3),
+        (batch, 500.0, 3),
+        (batch, 600.0, 4),
+    ]
+    assert all(not torch.equal(predicted, module.predict_velocity(*change)[0]) for change in changes)
+    assert torch.equal(true, module.predict_velocity(*changes[0])[1])
+
+
+@pytest.mark.parametrize("objective", ["teacher_forcing", "diffusion_forcing"])
+def test_operations_of_a_training_step(objective: str) -> None:
+    """Of two videos of five latent frames of four tokens; what one of them costs is shown in test_cost.py."""
+    module, batch = ready(objective=objective)
+    sees = causality.teacher_forcing if objective == "teacher_forcing" else causality.block_causal
+    one = training_flops(module.generator, sees(LATENTS, module.causality), 4)
+    assert module.flops_per_batch == 0, "before the first step"
+    module.training_step(batch, 0)
+    assert module.flops_per_batch == 2 * one.total
