@@ -311,7 +311,7 @@ class ActionVideoModule(L.LightningModule):
         if batch_idx == 0 and has_actions(batch) and self.action_projection is not None:
             few = first_samples(batch, _NUM_VALIDATION_ROLLOUTS)
             test = self._new_obedience_test("validation")
-            test.step(few)
+            test.add_model(few, {name: loss[: len(few["video"])] for name, loss in losses.items()})
             for name, value in test.compute("model").items():
                 self._log_validation(f"rollout/{name}", value, size)
         return {"loss_per_frame": matched["true"].per_frame, "timestep": matched["true"].timestep}
@@ -327,7 +327,9 @@ class ActionVideoModule(L.LightningModule):
             )
         self._require_trainable(batch, "test")
         if self._obedience is not None:
-            self._obedience.step(batch)
+            losses = self.matched_losses(batch)
+            self._obedience.add_model(batch, losses)
+            self._obedience.add_baselines(batch, losses)
 
     def on_test_epoch_end(self) -> None:
         """Write `report.json` to the trainer's `default_root_dir`, and print it as a table."""
@@ -609,7 +611,7 @@ class ActionVideoModule(L.LightningModule):
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         ratio = self.frozen.vae.temporal_compression_ratio
         reader = partial(datamodule.read_positions, split=split) if isinstance(datamodule, StateReader) else None
-        return ObedienceTest(self.generate, self.matched_losses, reader, ratio, self.sampling.num_initial_latents)
+        return ObedienceTest(self.generate, reader, ratio, self.sampling.num_initial_latents)
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
         self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)

@@ -160,6 +160,8 @@ class SpriteDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         dataset = self.dataset("predict")
+        if self._is_wanted is _is_anything:
+            return self._loader(dataset, self.eval_batch_size)
         wanted = [index for index in range(len(dataset)) if self._is_wanted(dataset[index])]
         return self._loader(Subset(dataset, wanted), self.eval_batch_size)
 

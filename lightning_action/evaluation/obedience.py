@@ -6,7 +6,7 @@ Rollouts are fully autoregressive: every past latent frame after the initial one
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -80,7 +80,6 @@ class ObedienceTest:
 
     Args:
         generate: a batch to its video, `[B, T, 3, H, W]` in [0, 1].
-        matched_losses: a batch to its losses `[B]` named `true`, `other` and `null`.
         read_positions: (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found `[B, T]`; None
             where the state is unknown.
         temporal_compression_ratio: pixel frames of a latent frame.
@@ -90,13 +89,11 @@ class ObedienceTest:
     def __init__(
         self,
         generate: Callable[[Batch], Tensor],
-        matched_losses: Callable[[Batch], dict[str, Tensor]],
         read_positions: Callable[[Tensor, Batch], tuple[Tensor, Tensor]] | None,
         temporal_compression_ratio: int,
         num_initial_latents: int,
     ) -> None:
         self._generate = generate
-        self._matched_losses = matched_losses
         self._read_positions = read_positions
         self._num_initial_frames = 1 + temporal_compression_ratio * max(num_initial_latents - 1, 0)
         self._predict_seconds = 0.0
@@ -106,24 +103,47 @@ class ObedienceTest:
         }
 
     @torch.no_grad()
-    def step(self, batch: Batch) -> None:
-        """Add a batch: three rollouts (true, other, no actions; the same noise) and the matched losses."""
-        truth = batch["video"] * 0.5 + 0.5
+    def add_model(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
+        """Add two rollouts of a batch, under its own and under other actions and with the same noise.
+
+        Args:
+            batch: Videos, `[B, T, 3, H, W]` in [-1, 1], with actions.
+            losses: Matched losses `[B]` named `true` and `other`.
+
+        Raises:
+            ValueError: None of the frames is generated.
+        """
+        truth = self._truth(batch)
+        started = time.monotonic()
+        true, other = self._generate(batch), self._generate(other_actions(batch))
+        self._predict_seconds += time.monotonic() - started
+        self._num_frames = true.shape[1]
+        self._add("model", batch, truth, true, other, losses["true"], losses["other"])
+
+    @torch.no_grad()
+    def add_baselines(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
+        """Add what a model scores that copies the last given frame, and one that ignores actions, by a third rollout.
+
+        Args:
+            batch: The batch that was given to `add_model`.
+            losses: Matched losses `[B]` named `null`.
+        """
+        truth = self._truth(batch)
+        started = time.monotonic()
+        null = self._generate(without_actions(batch))
+        self._predict_seconds += time.monotonic() - started
+        copy = copy_of_first_frames(truth, self._num_initial_frames)
+        self._add("copy_first_frame", batch, truth, copy, copy, losses["null"], losses["null"])
+        self._add("ignore_actions", batch, truth, null, null, losses["null"], losses["null"])
+
+    def _truth(self, batch: Batch) -> Tensor:
+        truth: Tensor = batch["video"] * 0.5 + 0.5
         if truth.shape[1] <= self._num_initial_frames:
             raise ValueError(
                 f"nothing to measure: of {truth.shape[1]} frames {self._num_initial_frames} are given, so none is "
                 "generated; use longer videos or fewer num_initial_latents"
             )
-        started = time.monotonic()
-        true, other = self._generate(batch), self._generate(other_actions(batch))
-        null = self._generate(without_actions(batch))
-        self._predict_seconds += time.monotonic() - started
-        self._num_frames = true.shape[1]
-        copy = copy_of_first_frames(truth, self._num_initial_frames)
-        losses = self._matched_losses(batch)
-        self._add("model", batch, truth, true, other, losses["true"], losses["other"])
-        self._add("copy_first_frame", batch, truth, copy, copy, losses["null"], losses["null"])
-        self._add("ignore_actions", batch, truth, null, null, losses["null"], losses["null"])
+        return truth
 
     def compute(self, name: str) -> Report:
         """The figures of `model` or of a baseline so far."""

@@ -20,7 +20,7 @@ class Acceleration:
         overlap_decoding: in `predict` on CUDA, decode a block while the next one is denoised.
     """
 
-    compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs"] | None = None
+    compile_mode: Literal["default", "max-autotune-no-cudagraphs"] | None = None
     quantization: Quantization | None = None
     overlap_decoding: bool = False
 

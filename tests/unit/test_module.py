@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -444,3 +444,21 @@ def test_predictions_are_told_apart_by_all_that_they_depend_on(changes: dict[str
     settings = small_module().generation_settings()
     assert settings == small_module().generation_settings()
     assert settings != small_module(**changes).generation_settings()
+
+
+@pytest.mark.parametrize(("verb", "rollouts"), [("validate", [True, True]), ("test", [True, True, False])])
+def test_measuring_makes_the_rollouts_that_it_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, rollouts: list[bool]
+) -> None:
+    """Validation reports the model alone, `test` also what it does without actions."""
+    made: list[bool] = []
+    stream_latents = ActionVideoModule.stream_latents
+
+    def counted(module: ActionVideoModule, batch: dict[str, Any]) -> Iterator[Tensor]:
+        made.append(batch["action"] is not None)
+        return stream_latents(module, batch)
+
+    monkeypatch.setattr(ActionVideoModule, "stream_latents", counted)
+    module, _ = ready()
+    getattr(trainer(tmp_path, limit_val_batches=1, limit_test_batches=1), verb)(module, data(), verbose=False)
+    assert made == rollouts

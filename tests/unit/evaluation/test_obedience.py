@@ -73,9 +73,10 @@ def measured(
     num_initial_latents: int = 1,
 ) -> ObedienceTest:
     reader = partial(DATA.read_positions, split="test") if with_positions else None
-    test = ObedienceTest(generate, losses, reader, 3, num_initial_latents)
+    test = ObedienceTest(generate, reader, 3, num_initial_latents)
     for batch in batches:
-        test.step(batch)
+        test.add_model(batch, losses(batch))
+        test.add_baselines(batch, losses(batch))
     return test
 
 
@@ -156,7 +157,7 @@ def test_the_model_is_run_with_true_other_and_no_actions() -> None:
 def test_seconds_are_those_of_the_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = count(start=100, step=2.5)
     monkeypatch.setattr("lightning_action.evaluation.obedience.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    assert measured(obeys).report()["predict_seconds"] == 5  # one interval for each of two batches
+    assert measured(obeys).report()["predict_seconds"] == 10  # two intervals for each of two batches
 
 
 def test_a_model_that_does_the_opposite() -> None:
