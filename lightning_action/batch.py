@@ -151,6 +151,14 @@ def infers_actions(batch: Batch) -> bool:
     return "action" not in batch
 
 
+def kinds_in(batch: object) -> list[Any]:
+    """What a batch consists of, by which another one differs that must be looked at again."""
+    if not isinstance(batch, dict):
+        return [type(batch)]
+    tensors = [(key, value.shape[1:], value.dtype) for key, value in batch.items() if isinstance(value, Tensor)]
+    return [sorted(map(str, batch)), tensors]
+
+
 def without_actions(batch: Batch) -> Batch:
     """The batch with the null action, which an action module does not replace by one of its own."""
     return {**batch, "action": None}

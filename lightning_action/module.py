@@ -16,7 +16,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -32,11 +31,13 @@ from lightning_action.batch import (
     frame_size,
     has_actions,
     infers_actions,
+    kinds_in,
     num_latents,
 )
 from lightning_action.batch_checks import batch_checks
 from lightning_action.checkpoints.lora import LoRASettings, lora_alpha, merged_state_dict, split_parameters
 from lightning_action.checkpoints.pretrained import export, prepare_codec
+from lightning_action.checkpoints.run_format import RunEntries
 from lightning_action.data.resuming import count_unstepped, settle_position
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
@@ -61,7 +62,7 @@ from lightning_action.ranges import require_numbers
 from lightning_action.seeding import mix_seed
 from lightning_action.weights.fit import check_fits
 from lightning_action.weights.size import require_num_heads
-from lightning_action.weights.values import require_finite
+from lightning_action.weights.values import is_finite, require_finite
 
 _DROPOUT_STREAM = 3
 _NUM_VALIDATION_ROLLOUTS = 16
@@ -270,7 +271,7 @@ class ActionVideoModule(L.LightningModule):
 
     def _require_trainable(self, batch: Batch, stage: str) -> None:
         """What `check` says of a batch, for the first one of a stage and when its shapes or types change."""
-        seen = _kinds(batch)
+        seen = kinds_in(batch)
         if self._looked_at.get(stage) != seen:
             self._require_fits(batch, trains=True)
             self._looked_at[stage] = seen
@@ -507,43 +508,40 @@ class ActionVideoModule(L.LightningModule):
         Raises:
             RuntimeError: weights or optimizer states are not finite.
         """
+        num_unstepped = 0
         if self._trainer is not None:
             self._require_finite()
-            fit_loop = checkpoint["loops"]["fit_loop"]
-            checkpoint["num_unstepped"] = count_unstepped(fit_loop, self.trainer.accumulate_grad_batches)
-        checkpoint["action_schema"] = self.schema.to_dict()
-        checkpoint["num_heads"] = self.generator.num_heads
-        checkpoint["fit_seconds"] = self.fit_seconds
-        if isinstance(self.frozen.vae, FittedCodec):
-            checkpoint["vae"] = self.frozen.vae.fitted_tensors()
-        alpha = lora_alpha(self.generator)
-        if alpha is not None:
-            checkpoint["lora_alpha"] = torch.tensor(alpha)
+            num_unstepped = count_unstepped(checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches)
+        vae = self.frozen.vae
+        RunEntries(
+            schema=self.schema,
+            num_heads=self.generator.num_heads,
+            fit_seconds=self.fit_seconds,
+            vae=vae.fitted_tensors() if isinstance(vae, FittedCodec) else None,
+            lora_alpha=lora_alpha(self.generator),
+            num_unstepped=num_unstepped,
+        ).write(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, action schema or codec, before anything is loaded."""
         if "state_dict" in checkpoint:  # sharded ones were loaded by the strategy, which checks them itself
             check_fits(self, checkpoint["state_dict"], "the checkpoint")
             require_finite(checkpoint["state_dict"], "the checkpoint", "take an earlier one")
-        for key in ("action_schema", "fit_seconds"):
-            if key not in checkpoint:
-                told = key.replace("_", " ")
-                raise ValueError(f"the checkpoint holds no {told}: it was not written by ActionVideoModule")
-        saved = ActionSchema.from_dict(checkpoint["action_schema"])
-        if self.action_projection is not None and saved != self.schema:
+        saved = RunEntries.read(checkpoint)
+        if self.action_projection is not None and saved.schema != self.schema:
             raise ValueError(
-                f"the checkpoint was trained with the actions {saved}, the configuration says {self.schema}"
+                f"the checkpoint was trained with the actions {saved.schema}, the configuration says {self.schema}"
             )
-        require_num_heads(checkpoint.get("num_heads"), self.generator.num_heads, "the checkpoint")
+        require_num_heads(saved.num_heads, self.generator.num_heads, "the checkpoint")
         if self._is_fitting and "loops" in checkpoint:
-            by_steps, unstepped = self.trainer.max_steps != -1, checkpoint.get("num_unstepped", 0)
-            settle_position(checkpoint["loops"]["fit_loop"], by_steps, unstepped)
-            self._require_same_groups(checkpoint.get("optimizer_states", []))
-        self._fit_seconds_before = checkpoint["fit_seconds"]
+            settle_position(checkpoint["loops"]["fit_loop"], self.trainer.max_steps != -1, saved.num_unstepped)
+            states = checkpoint.get("optimizer_states", [])
+            self.optimization.require_same_groups(states, self._trained_parameters(), str(self.trainer.ckpt_path))
+        self._fit_seconds_before = saved.fit_seconds
         if isinstance(self.frozen.vae, FittedCodec):
-            if "vae" not in checkpoint:
+            if saved.vae is None:
                 raise ValueError("the checkpoint holds no fitted VAE: use the configuration it was trained with")
-            self.frozen.vae.load_fitted_tensors(checkpoint["vae"], "the checkpoint's VAE")
+            self.frozen.vae.load_fitted_tensors(saved.vae, "the checkpoint's VAE")
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -565,28 +563,13 @@ class ActionVideoModule(L.LightningModule):
         groups = {"action": list(action.parameters()), "lora": list(lora.values()), "backbone": trained}
         return {name: parameters for name, parameters in groups.items() if parameters}
 
-    def _require_same_groups(self, optimizer_states: list[dict[str, Any]]) -> None:
-        theirs = [
-            {g.get("name"): len(g["params"]) for g in s["param_groups"]}
-            for s in optimizer_states
-            if "param_groups" in s
-        ]
-        ours = {name: len(parameters) for name, parameters in self._trained_parameters().items()}
-        if theirs and set(theirs[0]) <= set(self.optimization.learning_rates) and theirs != [ours]:
-            raise ValueError(
-                f"{self.trainer.ckpt_path} trained tensors of {theirs[0]}, the configuration trains {ours}: go on with "
-                "the model.optimization.train_backbone and model.lora it was trained with, or begin a new fit from its "
-                "weights (`export`, then model.pretrained and model.adapter)"
-            )
-
     def _require_finite(self) -> None:
         """All ranks find the same, so that none waits for one that has stopped."""
         named = [(name, parameter.detach()) for name, parameter in self.named_parameters()]
         for optimizer in self.trainer.optimizers:
             states = [state for of_one in optimizer.state.values() for state in of_one.items()]
             named += [(f"the optimizer's {name}", value) for name, value in states if isinstance(value, Tensor)]
-        local = ((name, value.to_local() if isinstance(value, DTensor) else value) for name, value in named)
-        broken = next((name for name, value in local if not bool(torch.isfinite(value).all())), None)
+        broken = next((name for name, value in named if not is_finite(value)), None)
         if not self.trainer.strategy.reduce_boolean_decision(broken is None, all=True):
             raise RuntimeError(
                 f"not saved: {broken or 'a weight of another rank'} is not finite after step "
@@ -615,11 +598,3 @@ class ActionVideoModule(L.LightningModule):
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
         self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)
-
-
-def _kinds(batch: Any) -> list[Any]:
-    """What a batch consists of, by which another one differs that must be looked at again."""
-    if not isinstance(batch, dict):
-        return [type(batch)]
-    tensors = [(key, value.shape[1:], value.dtype) for key, value in batch.items() if isinstance(value, Tensor)]
-    return [sorted(map(str, batch)), tensors]

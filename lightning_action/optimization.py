@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
@@ -83,6 +84,35 @@ class Optimization:
             group.update(settings, lr=rate * factor(scheduler.last_epoch))
             scheduler.base_lrs[index] = rate
         return told
+
+    def require_same_groups(
+        self,
+        optimizer_states: Iterable[Mapping[str, Any]],
+        parameters: Mapping[str, Collection[nn.Parameter]],
+        source: str,
+    ) -> None:
+        """Refuse optimizer states of other groups than these settings build.
+
+        Args:
+            optimizer_states: States in a checkpoint; those of other kinds of optimizers are left to the Trainer.
+            parameters: Parameters of each group.
+            source: The checkpoint, for the message.
+
+        Raises:
+            ValueError: The groups differ; it names both.
+        """
+        theirs = [
+            {group.get("name"): len(group["params"]) for group in state["param_groups"]}
+            for state in optimizer_states
+            if "param_groups" in state
+        ]
+        ours = {name: len(group) for name, group in parameters.items()}
+        if theirs and set(theirs[0]) <= set(self.learning_rates) and theirs != [ours]:
+            raise ValueError(
+                f"{source} trained tensors of {theirs[0]}, the configuration trains {ours}: go on with "
+                "the model.optimization.train_backbone and model.lora it was trained with, or begin a new fit from its "
+                "weights (`export`, then model.pretrained and model.adapter)"
+            )
 
     @property
     def learning_rates(self) -> dict[str, float]:

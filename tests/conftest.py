@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 TESTS = Path(__file__).resolve().parent
 FOLDERS = ("unit", "parity", "integration", "gpu")
@@ -30,3 +33,13 @@ def seed() -> int:
     """Every test starts from the same random state, whatever ran before it."""
     torch.manual_seed(0)
     return 0
+
+
+@pytest.fixture(autouse=True)
+def no_ranks_left() -> Iterator[None]:
+    """A sharded fit leaves its process group and says in the environment which rank it is: others would wait for it."""
+    yield
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)

@@ -1,0 +1,69 @@
+"""The entries that a run adds to Lightning's checkpoints, named in this one place.
+
+The callback `EMA`, which stands alone, adds `ema_state_dict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_action.action.schema import ActionSchema
+
+SCHEMA, NUM_HEADS, FIT_SECONDS, VAE = "action_schema", "num_heads", "fit_seconds", "vae"
+LORA_ALPHA, NUM_UNSTEPPED = "lora_alpha", "num_unstepped"
+
+
+@dataclass(frozen=True)
+class RunEntries:
+    """What weights alone do not say of a run.
+
+    Args:
+        schema: Meaning of an action.
+        num_heads: Attention heads of the generator, which shapes do not tell; None in early checkpoints.
+        fit_seconds: Wall-clock seconds of training.
+        vae: Tensors of a VAE that was fitted to the data; None for one that was not.
+        lora_alpha: Numerator of the scale of LoRA; None without LoRA.
+        num_unstepped: Batches since the last optimizer step.
+    """
+
+    schema: ActionSchema
+    num_heads: int | None
+    fit_seconds: float
+    vae: dict[str, Tensor] | None = None
+    lora_alpha: float | None = None
+    num_unstepped: int = 0
+
+    def write(self, checkpoint: dict[str, Any]) -> None:
+        """Add the entries to a checkpoint."""
+        checkpoint[SCHEMA] = self.schema.to_dict()
+        checkpoint |= {NUM_HEADS: self.num_heads, FIT_SECONDS: self.fit_seconds, NUM_UNSTEPPED: self.num_unstepped}
+        if self.vae is not None:
+            checkpoint[VAE] = self.vae
+        if self.lora_alpha is not None:
+            checkpoint[LORA_ALPHA] = torch.tensor(self.lora_alpha)
+
+    @classmethod
+    def read(cls, checkpoint: Mapping[str, Any]) -> RunEntries:
+        """Read the entries of a checkpoint, of this or an earlier version.
+
+        Raises:
+            ValueError: One that every run writes is not there.
+        """
+        for key in (SCHEMA, FIT_SECONDS):
+            if key not in checkpoint:
+                told = key.replace("_", " ")
+                raise ValueError(f"the checkpoint holds no {told}: it was not written by ActionVideoModule")
+        alpha = checkpoint.get(LORA_ALPHA)
+        return cls(
+            ActionSchema.from_dict(checkpoint[SCHEMA]),
+            checkpoint.get(NUM_HEADS),
+            checkpoint[FIT_SECONDS],
+            checkpoint.get(VAE),
+            None if alpha is None else float(alpha),
+            checkpoint.get(NUM_UNSTEPPED, 0),
+        )
