@@ -25,7 +25,7 @@ _UNKNOWN = re.compile(
     r"accept option '(?P<inside>[^']+)'|Option '(?P<name>[^']+)' is not accepted)"
 )
 _MISSING_FILE = re.compile(r"File does not exist: '(.+)'")
-VERBS = ("fit", "validate", "test", "predict", "check", "export")
+VERBS = ("fit", "validate", "test", "predict", "selfcheck", "check", "export")
 
 
 def explain(message: str, options: Iterable[str] = ()) -> str:

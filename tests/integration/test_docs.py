@@ -16,6 +16,7 @@ from PIL import Image
 
 from benchmarks import gpu
 from lightning_action.cli import main
+from lightning_action.cli.selfcheck import run_selfcheck
 from lightning_action.weights.safetensors_files import write_safetensors
 from tests.wan_release import VERSIONS, small_arguments, write_release
 
@@ -73,7 +74,9 @@ def run_page(page: Path, folder: Path) -> None:
 
 def run_command(words: list[str], folder: Path, patched: pytest.MonkeyPatch) -> None:
     words = [word.replace("/path/to", str(folder / "path_to")) for word in words]
-    if words[:2] == ["python", "main.py"]:
+    if words[:3] == ["python", "main.py", "selfcheck"]:
+        assert run_selfcheck(words[3:], steps=2) == []
+    elif words[:2] == ["python", "main.py"]:
         try:
             main(small(*words[2:]))
         except SystemExit as stopped:  # after --help
@@ -146,7 +149,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_readme_commands_leave_what_it_says(workshop: Path) -> None:
     verbs = [command[2] for command in commands(README) if command[0] == "python"]
-    assert verbs == ["fit", "fit", "predict", "test"]
+    assert verbs == ["selfcheck", "fit", "fit", "predict", "test"]
     for result in ("checkpoints/last.ckpt", "report.json", "action_scan.png", "predictions/000000.mp4"):
         assert (workshop / "runs" / "demo" / result).is_file()
 
@@ -183,7 +186,8 @@ def test_make_demo_runs_the_commands_of_the_readme() -> None:
     run_by_make = [shlex.split(line.split("python ", 1)[1]) for line in expanded.splitlines()]
     shown = [command[1:] for command in commands(README) if command[:2] == ["python", "main.py"]]
     begin_anew = ["--checkpoint.overwrite", "true"]
-    assert run_by_make == [[*words, *(begin_anew if words[1] == "fit" else [])] for words in shown[:4]]
+    assert shown[0][1] == "selfcheck"
+    assert run_by_make == [[*words, *(begin_anew if words[1] == "fit" else [])] for words in shown[1:5]]
 
 
 def test_links_lead_somewhere() -> None:
