@@ -36,7 +36,7 @@ def settle_position(fit_loop: Progress, stops_by_steps: bool, num_unstepped: int
         num_epochs, num_batches = epochs["ready"] - 1, batches["current"]["processed"] - num_unstepped
     in_epoch = num_batches > 0
     total = batches["total"]["processed"] - num_unstepped
-    if total <= 0:
+    if batches["total"]["processed"] == 0:
         return
     begun = num_epochs + in_epoch
     fit_loop["epoch_progress"] = {
@@ -53,7 +53,7 @@ def settle_position(fit_loop: Progress, stops_by_steps: bool, num_unstepped: int
     validation["current"] = _counted(0, 0)
     validation["total"] = _counted(validation["total"]["completed"], validation["total"]["completed"])
     num_steps = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
-    if num_steps:
+    if num_steps or total == 0:
         # The axis of what the module logs; Lightning adds the last step when it goes on.
         adds_one = in_epoch or stops_by_steps
         fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = num_steps - adds_one

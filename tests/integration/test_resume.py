@@ -276,6 +276,17 @@ def test_gradients_that_were_not_stepped_with_are_made_again(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("by", LIMITS)
+def test_a_fit_that_stopped_before_its_first_step_begins_anew(by: str, tmp_path: Path) -> None:
+    options = {"accumulate_grad_batches": 3, **LIMITS[by]}
+    first = fit(
+        tmp_path, **options, callbacks=(At(0, lambda trainer: trainer.fit_loop.batch_idx == 1 and stop(trainer)),)
+    )
+    assert len(first.seen.batches) == 2 and first.left()["global_step"] == 0
+    rest = fit(tmp_path, first.last, **options)
+    assert_as_if_uninterrupted(uninterrupted(**options), first, rest, num_repeated=2)
+
+
+@pytest.mark.parametrize("by", LIMITS)
 @pytest.mark.parametrize("stops", [(5, 10), (3, 11)])
 def test_two_resumes_in_a_row(stops: tuple[int, int], by: str, tmp_path: Path) -> None:
     legs: list[Leg] = []
