@@ -22,7 +22,7 @@ def make_folder(folder: Path, owner: str) -> None:
         owner: Name, for the message, of the callback that wants to write there and of its argument.
 
     Raises:
-        MisconfigurationException: That is impossible; the message says why.
+        MisconfigurationException: The folder cannot be made or written into; the message says why.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ def refuse_hidden_parameters(strategy: Strategy, owner: str) -> None:
     """Refuse strategies that keep parameters, or their gradients, in buffers of their own.
 
     Raises:
-        MisconfigurationException: The strategy is such a one; the message names it and what to use.
+        MisconfigurationException: The strategy is one of them; the message names it and what to use.
     """
     if any(is_named(strategy, name) for name in ("DeepSpeedStrategy", "FSDPStrategy")):
         raise MisconfigurationException(
@@ -101,7 +101,7 @@ def take_samples(batch: Any, indices: slice, owner: str) -> Batch:
         owner: Name of the callback that wants them, for the message.
 
     Raises:
-        MisconfigurationException: It is no `Batch`.
+        MisconfigurationException: The batch is no dict with `action` `[B, rows, columns]`.
     """
     _check_batch(batch, owner)
 
