@@ -284,6 +284,7 @@ class CausalWanModel(nn.Module):
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             attended = attend_dense(query, *cache.attend_to(layer, key, value))
+            # Only now, since it may take the place of a frame that this block still sees.
             cache.write(layer, key, value)
             return attended
 
