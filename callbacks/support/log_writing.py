@@ -40,7 +40,7 @@ def check_interval(every_n_steps: int | None) -> None:
     """Refuse a value that no callback can take as its `every_n_steps`.
 
     Raises:
-        ValueError: It is below 1.
+        ValueError: The value is below 1.
     """
     if every_n_steps is not None and every_n_steps < 1:
         raise ValueError(f"every_n_steps must be at least 1, or null for the Trainer's own, got {every_n_steps}")

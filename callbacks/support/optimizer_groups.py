@@ -87,7 +87,7 @@ def materialize_state(optimizer: Optimizer, must_have_state: bool) -> None:
         must_have_state: Whether its parameters are sharded.
 
     Raises:
-        MisconfigurationException: Its parameters are sharded, and it would have to be left alone.
+        MisconfigurationException: The parameters are sharded, and it would have to be left alone.
     """
     groups = optimizer.param_groups
     fresh = [[p for p in group["params"] if p.requires_grad and p not in optimizer.state] for group in groups]

@@ -154,7 +154,7 @@ def check_action_width(owner: str, action: Tensor, rows: Tensor) -> None:
     """Refuse action rows `[N, columns]` that a batch's `action` cannot hold.
 
     Raises:
-        MisconfigurationException: Their width differs, or fractions were to become whole numbers.
+        MisconfigurationException: The widths differ, or fractions were to become whole numbers.
     """
     if action.shape[-1] != rows.shape[-1]:
         raise MisconfigurationException(

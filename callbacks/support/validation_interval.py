@@ -14,7 +14,7 @@ class EveryNValidations(Callback):
         every_n_validations: Validations from one that is due to the next.
 
     Raises:
-        ValueError: It is below 1.
+        ValueError: `every_n_validations` is below 1.
     """
 
     def __init__(self, every_n_validations: int) -> None:

@@ -57,7 +57,7 @@ class ActionAdapter:
         """Build the action projection itself, for a generator of width `dim`, in float32.
 
         Raises:
-            ValueError: It was trained with a generator of another width.
+            ValueError: The projection was trained with a generator of another width.
         """
         hidden_dim, num_features = self.projection["action_embedding.0.weight"].shape
         bands, rows = self.constants["features.bands"], self.projection["action_projection.weight"].shape[0]
@@ -101,7 +101,7 @@ def read_adapter(path: str | Path) -> ActionAdapter:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not whole, or no adapter.
+        ValueError: The file is not whole, or no adapter.
     """
     metadata = read_metadata(path)
     if metadata.get("format") != FORMAT:
@@ -150,7 +150,7 @@ def load_adapter(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not whole, no adapter, of another base, of other actions, or does not fit.
+        ValueError: The file is not whole, no adapter, of another base, of other actions, or does not fit.
     """
     adapter, source = read_adapter(path), str(path)
     if schema != adapter.schema:

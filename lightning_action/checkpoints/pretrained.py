@@ -91,7 +91,7 @@ def load_generator(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not whole, holds no generator, one that does not fit, or values that are not finite.
+        ValueError: The file is not whole, holds no generator, one that does not fit, or values that are not finite.
     """
     file = generator_file(path)
     checkpoint = read_generator(file, ema, lora_alpha)
@@ -134,7 +134,7 @@ def load_action_projection(projection: ActionModulationProjection, path: str | P
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not whole, holds no projection or several, or one that does not fit.
+        ValueError: The file is not whole, holds no projection or several, or one that does not fit.
     """
     load_strictly(projection, read_action_projection(path), str(path))
 

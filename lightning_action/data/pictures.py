@@ -36,7 +36,7 @@ def read_image(path: str | Path, frame_size: tuple[int, int] | None) -> Tensor:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no such picture, cut off, of a mode that has no scale, or not of `frame_size`.
+        ValueError: The file is no such picture, cut off, of a mode that has no scale, or not of `frame_size`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no image at {path}")

@@ -70,7 +70,7 @@ def require_supported(strategy: Strategy | str) -> None:
         strategy: Strategy of a Trainer, or its name or class path.
 
     Raises:
-        ValueError: It is FSDP of the first generation; the message names what to use.
+        ValueError: The strategy is FSDP of the first generation; the message names what to use.
     """
     is_first = isinstance(strategy, FSDPStrategy) or strategy in ("fsdp", "fsdp_cpu_offload")
     if is_first or (isinstance(strategy, str) and strategy.endswith(".FSDPStrategy")):

@@ -50,7 +50,7 @@ def config_beside(weights: Path, key: str, value: str) -> dict[str, Any] | None:
     """Read `config.json` in the folder of `weights`; None without one, or if its `key` is not `value`.
 
     Raises:
-        ValueError: It is no JSON object.
+        ValueError: The file is no JSON object.
     """
     path = (weights if weights.is_dir() else weights.parent) / "config.json"
     if not path.is_file():

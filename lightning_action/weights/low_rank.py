@@ -229,8 +229,8 @@ def _layers(entries: Mapping[str, LazyTensor], source: str) -> dict[str, dict[st
 def _refuse(name: str, source: str) -> NoReturn:
     kind = next((f" (a part of {kind})" for kind, pattern in _OTHER_KINDS if pattern.search(name)), "")
     raise ValueError(
-        f"{source} is not plain LoRA: do not know what to do with {name}{kind}; merge it with the program that wrote "
-        "it, and load the whole generator"
+        f"{source} is not plain LoRA: it holds {name}{kind}, which has no meaning here; merge it with the program that "
+        "wrote it, and load the whole generator"
     )
 
 

@@ -77,7 +77,7 @@ def inside(entries: Mapping[str, T], tensors: Sequence[str], source: str) -> dic
     """Find what a file holds under the one name before the first of `tensors` that it has; all of it under none.
 
     Raises:
-        ValueError: It has that tensor under several names.
+        ValueError: The file has that tensor under several names.
     """
     for tensor in tensors:
         parts = [name.removesuffix(tensor) for name in entries if f".{name}".endswith(f".{tensor}")]

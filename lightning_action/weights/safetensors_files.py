@@ -19,7 +19,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not a whole safetensors file.
+        ValueError: The file is not a whole safetensors file.
     """
     return _read(path)[0]
 

@@ -77,7 +77,7 @@ def find_alpha(told: Told) -> Alpha:
     """Return the alpha of the first place that gives one, else the rank.
 
     Raises:
-        ValueError: It is not a finite number above 0, or one place gives several.
+        ValueError: The alpha is not a finite number above 0, or one place gives several.
     """
     for place, settings in told:
         alphas = {name: settings[name] for name in sorted(settings) if _is_alpha(name)}

@@ -104,7 +104,7 @@ def read_values(file: Path) -> dict[str, Any]:
     """Read what a file of `find_weights` holds besides tensors: strings of a header, or plain values of a pickle.
 
     Raises:
-        ValueError: It is not whole.
+        ValueError: The file is not whole.
     """
     if has_header(file):
         return dict(read_header(file))
@@ -232,7 +232,7 @@ def load_pickle(path: Path) -> Any:
     """Read what a file of `torch.save` holds, mapped where it can be, if that is tensors and plain values alone.
 
     Raises:
-        ValueError: It is not whole, or holds objects that run code when they are loaded.
+        ValueError: The file is not whole, or holds objects that run code when they are loaded.
     """
     try:
         # torch takes the name's word for what the file is, unless it is given the file itself.
