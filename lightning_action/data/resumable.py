@@ -54,7 +54,7 @@ class ResumableDataLoader(DataLoader[Any]):
 
     @property
     def _epoch(self) -> int | None:
-        """Return the epoch of the sampler, None for one that gives every epoch in the same order."""
+        """Epoch of the sampler, None for one that gives every epoch in the same order."""
         return self.sampler.epoch if isinstance(self.sampler, DistributedSampler) else None
 
 

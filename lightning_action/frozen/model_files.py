@@ -38,9 +38,9 @@ def locate(path: str | None, names: Sequence[str], what: str) -> Path:
 
 
 def stamp(path: Path) -> list[list[str | int]]:
-    """Collect marks that tell a file, or the files of a folder, from others of the same names, without reading them.
+    """Describe a file, or the files of a folder, so that changed ones are told from them without reading any.
 
-    Each has its name, size in bytes and time of change in ns.
+    A description is name, size in bytes and time of change in ns.
     """
     files = [file for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
@@ -65,7 +65,7 @@ def config_beside(weights: Path, key: str, value: str) -> dict[str, Any] | None:
 
 
 def renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:
-    """Replace the beginning of a name by the second of the row whose first it is; without such a row, keep the name."""
+    """Rename what begins with the first of a row, so that it begins with the second; keep all other names."""
     for old, new in rows:
         if name.startswith(old):
             return new + name[len(old) :]

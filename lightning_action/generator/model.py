@@ -37,9 +37,10 @@ LayerContext = Callable[[int, CrossAttention], tuple[KeysValues, ...]]
 class CausalWanModel(nn.Module):
     """A Wan video transformer with per-frame timesteps, in four modes that share every weight.
 
-    `bidirectional` (teacher, critic), `block_causal` (diffusion forcing), `teacher_forcing` (clean and noisy frames in
-    one pass), and `denoise` / `write` under a `KVCache`. `forward` is `bidirectional`. The defaults are those shared
-    by all released models; width and depth differ from model to model and have none.
+    The modes are `bidirectional` (teacher and critic of distribution matching distillation, Yin et al. 2023,
+    arXiv:2311.18828), `block_causal` (diffusion forcing), `teacher_forcing` (clean and noisy frames in one pass), and
+    `denoise` / `write` under a `KVCache`. `forward` is `bidirectional`. The defaults are those shared by all released
+    models; width and depth differ from model to model and have none.
 
     Args:
         dim: Width D of the tokens.
