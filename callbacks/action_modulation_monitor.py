@@ -150,18 +150,18 @@ class ActionModulationMonitor(Callback):
         self.saturation_limit = saturation_limit
         self.max_frames = max_frames
 
-        # Kept in checkpoints: what has been said, and the fault last seen with the step from which on it was.
+        # Checkpoints keep these: what has been said, and the fault last seen with the step from which on it was.
         self._said: list[str] = []
         self._fault = ""
         self._fault_since = 0
 
-        # Known only during a fit; parameters with the number of ranks that hold the same of each.
+        # These are known only during a fit; parameters with the number of ranks that hold the same of each.
         self._parameters: dict[nn.Parameter, int] = {}
         self._tables: dict[nn.Parameter, int] = {}
         self._hooks: list[RemovableHandle] = []
         self._step = 0
         self._prefix = "action"
-        # Not None only during a logged step.
+        # It is None except during a logged step.
         self._sums: ModulationSums | None = None
 
     @property
@@ -176,7 +176,7 @@ class ActionModulationMonitor(Callback):
         self._fault, self._fault_since = state_dict["fault"], state_dict["fault_since"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Here, because a checkpoint is restored later.
+        # This happens here because a checkpoint is restored later.
         self._said, self._fault, self._fault_since = [], "", 0
         if stage == "fit":
             refuse_hidden_parameters(trainer.strategy, "ActionModulationMonitor")
@@ -205,7 +205,7 @@ class ActionModulationMonitor(Callback):
         if self._sums is not None:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
             self._sums.add_gradient({p: copies for p, copies in self._parameters.items() if p in held})
-            # As they were in the forward pass.
+            # The tables are still as they were in the forward pass.
             self._sums.set_tables(self._tables)
 
     def on_train_batch_end(

@@ -29,7 +29,7 @@ from .support.probing import (
 if TYPE_CHECKING:
     from PIL import ImageDraw
 
-# Small enough that a picture of 20 frames side by side can be looked at as a whole.
+# Frames are small enough that a picture of 20 side by side can be looked at as a whole.
 _FRAME_MIN_SIDE = 72
 _FRAME_MAX_SIDE = 192
 _FRAME_GAP = 3
@@ -101,7 +101,7 @@ class ActionScan(Callback):
         self.num_strip_frames = num_strip_frames
         self.sample = sample
 
-        # Known only during a prediction.
+        # These are known only during a prediction.
         self._path = Path()
         self._sample: Batch | None = None
 

@@ -30,7 +30,7 @@ from .support.probing import (
 _OWN_LOSS, _OTHER_LOSS, _CHANGE, _FIRST_LAYER = range(4)
 # The step of an early probe, so that one does not have to wait for `every_n_steps` to see whether actions act.
 _EARLY_STEP = 99
-# What of a layer's output is compared: all of a small one, some tokens of one that would fill the memory.
+# Part of a layer's output that is compared: all of a small one, some tokens of one that would fill the memory.
 _MAX_VALUES_PER_SAMPLE = 2**20
 
 
@@ -124,10 +124,10 @@ class ActionSensitivity(Callback):
         self.warn_after_step = warn_after_step
         self.patience = patience
 
-        # Kept in checkpoints.
+        # Checkpoints keep these.
         self._num_within_noise = 0
 
-        # Known only during a fit.
+        # These are known only during a fit.
         self._probe: list[Batch] = []
         self._layers: list[nn.Module] = []
         self._last_step = -1

@@ -124,7 +124,7 @@ class DriftMonitor(EveryNValidations):
         self.rollout_rows = rollout_rows
         self.num_rollouts = num_rollouts
 
-        # Known only during a run: rows of `sample_id` and the statistics of a sample.
+        # These are known only during a run: rows of `sample_id` and the statistics of a sample.
         self._rows: list[Tensor] = []
         self._warned_of: set[str] = set()
 
@@ -212,7 +212,7 @@ class DriftMonitor(EveryNValidations):
         if not gathered:
             return
         rows = torch.cat(gathered)
-        # By name, so that it does not matter either which rank had which sample.
+        # Sort by name, so that it does not matter which rank had which sample.
         unique = torch.stack([rows[rows[:, 0] == name][0] for name in rows[:, 0].unique()])
         means = unique[:, 1:].nanmean(dim=0).tolist()
         keys = [f"{figure}/{statistic}" for figure in FIGURES for statistic in STATISTICS]

@@ -87,17 +87,17 @@ class EMA(Callback):
         self.every_n_steps = every_n_steps
         self.warmup = warmup
 
-        # Kept in checkpoints.
+        # Checkpoints keep these.
         self._num_updates = 0
         self._averages: Tensors = {}
 
-        # What a checkpoint says about the averages, until they are taken over from it.
+        # Statements of a checkpoint about the averages, until they are taken over from it.
         self._restored: dict[str, Any] = {}
         # The trained weights, while the averages stand in the module.
         self._trained: Tensors = {}
         self._module: LightningModule | None = None
 
-        # Known only during a fit.
+        # These are known only during a fit.
         self._names: list[str] = []
         self._parameters: dict[str, nn.Parameter] = {}
         self._step = 0
@@ -116,7 +116,7 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_parts_exist(pl_module, self.parts)
-        # Here, because other callbacks freeze parameters later, to train them still later.
+        # This happens here because other callbacks freeze parameters later, to train them still later.
         self._names = [n for n, p in named_parameters(pl_module) if p.requires_grad and is_in(n, self.parts)]
         if not self._names:
             raise MisconfigurationException(f"EMA: no parameter of {self.parts} requires grad when the fit starts")
@@ -159,7 +159,7 @@ class EMA(Callback):
         self._swap_in(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Not before, because other callbacks may use the model once more when the prediction ends.
+        # Not earlier, because other callbacks may use the model once more when the prediction ends.
         self._swap_out(trainer, pl_module)
         self._parameters = {}
 

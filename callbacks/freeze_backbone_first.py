@@ -125,12 +125,12 @@ class FreezeBackboneFirst(Callback):
         self.exclude = exclude or []
         self.name = name
 
-        # Kept in checkpoints.
+        # Checkpoints keep these.
         self._unfrozen_at: int | None = None
         self._best = math.inf if mode == "min" else -math.inf
         self._num_bad_validations = 0
 
-        # Known only during a fit.
+        # These are known only during a fit.
         self._frozen: bool | None = None
         self._logged_step = -1
         self._parameters: set[nn.Parameter] = set()

@@ -94,13 +94,13 @@ class GradientStatistics(Callback):
         self.cosine = cosine
         self.stop_on_nonfinite = stop_on_nonfinite
 
-        # Known only during a fit.
+        # These are known only during a fit.
         self._names: dict[nn.Parameter, str] = {}
         self._copies: dict[nn.Parameter, int] = {}
         self._has_warned = False
         self._earlier: dict[Optimizer, dict[nn.Parameter, Tensor]] = {}
 
-        # Known only during a logged step.
+        # These are known only during a logged step.
         self._step = 0
         self._sums: dict[Optimizer, GradientSums] = {}
         self._hooks: dict[Optimizer, RemovableHandle] = {}
@@ -110,7 +110,7 @@ class GradientStatistics(Callback):
             refuse_hidden_parameters(trainer.strategy, "GradientStatistics")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Here, because later FSDP2 may show gathered copies in place of the parameters that the optimizers hold.
+        # Now, because FSDP2 may later show gathered copies in place of the parameters that the optimizers hold.
         self._names = {parameter: name for name, parameter in named_parameters(pl_module)}
         self._copies = {parameter: num_copies(parameter) for parameter in pl_module.parameters()}
         self._has_warned = False

@@ -61,7 +61,7 @@ class NoiseLevelLoss(Callback):
         self._training = torch.zeros(2, num_bins, dtype=torch.float64)
         self._validation = self._training
 
-        # Known only during a fit.
+        # These are known only during a fit.
         self._has_warned = False
 
     @property
@@ -76,7 +76,7 @@ class NoiseLevelLoss(Callback):
         self._training = torch.tensor(state_dict["training"], dtype=torch.float64)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Here, because a checkpoint is restored later.
+        # This happens here because a checkpoint is restored later.
         self._training = torch.zeros(2, self.num_bins, dtype=torch.float64)
         self._has_warned = False
 

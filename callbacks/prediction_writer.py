@@ -122,7 +122,7 @@ class PredictionWriter(BasePredictionWriter):
         self.draw_actions = draw_actions
         self.resume = resume
 
-        # Known only during a prediction.
+        # These are known only during a prediction.
         self._is_dry_run = False
         self._folder = Path()
         self._run: dict[str, Any] = {}
@@ -348,7 +348,7 @@ def _check_prediction(prediction: Any) -> None:
     if not is_video:
         raise MisconfigurationException(f"{owner}, got as video {_summarize(video)}")
     low, high = video.min().item(), video.max().item()
-    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # said so that NaN is refused, too
+    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # written so that NaN is refused, too
         raise MisconfigurationException(f"{owner}, got a video with values from {low:g} to {high:g}")
     is_numbers = isinstance(sample_id, Tensor) and not sample_id.is_floating_point()
     if not is_numbers or sample_id.shape != video.shape[:1] or bool((sample_id < 0).any()):

@@ -44,7 +44,7 @@ from .support.probing import (
 )
 from .support.validation_interval import EveryNValidations
 
-# What an action can be drawn on, and still be looked past.
+# Smallest side of a frame on which an action can be drawn and still be looked past.
 _MIN_SIDE = 200
 _GRID_COLUMNS = 4
 # After the start. Few, because TensorBoard first shows a picture a few hundred pixels wide.
@@ -156,7 +156,7 @@ class RolloutLogger(EveryNValidations):
         self.time_budget = time_budget
         self.write_files = write_files
 
-        # Known only during a run.
+        # These are known only during a run.
         self._folder: Path | None = None
         self._samples: Batch | None = None
         self._seconds_per_video = 0.0

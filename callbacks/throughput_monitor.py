@@ -97,12 +97,12 @@ class ThroughputMonitor(Callback):
         self.peak_flops = peak_flops
         self.every_n_steps = every_n_steps
 
-        # Known only during a fit.
+        # These are known only during a fit.
         self._interval: _Interval | None = None
         self._peak: float | None = None
         self._paused_at = 0.0
 
-        # Known only during a prediction.
+        # These are known only during a prediction.
         self._generated = _Generated()
         self._batch_start = 0.0
 

@@ -49,7 +49,7 @@ def widened(values: Tensor) -> Tensor:
 def norm(values: Tensor, order: Literal[1, 2] = 2) -> Tensor:
     """Norm of all values as float32, computed in at least that."""
     values = widened(values)
-    # By sums, because on CPU torch's own norm of a million values is good for no more than four digits.
+    # Sums are taken, because on CPU torch's own norm of a million values is good for no more than four digits.
     return values.abs().sum().float() if order == 1 else values.square().sum().sqrt().float()
 
 

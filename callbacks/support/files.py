@@ -36,7 +36,7 @@ def make_folder(folder: Path, owner: str) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to, which takes the place of `path` if all goes well and vanishes if not."""
-    # In the same folder, or the replacement would not be atomic; not by `tempfile`, whose files nobody else may read.
+    # It lies in the same folder, or the replacement would not be atomic. Nobody else may read those of `tempfile`.
     temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
     try:
         yield temporary

@@ -81,11 +81,11 @@ class GradientSums:
         return figures
 
     def _column(self, values: list[int]) -> Tensor:
-        # Without waiting for the device, which a tensor that is made there would do.
+        # This does not wait for the device, as a tensor that is made there would.
         return torch.tensor(values).to(self.parameters[0].device, non_blocking=True)
 
     def _stack(self, values: Sequence[Tensor]) -> Tensor:
-        """Add up numbers of parameters, which may be on several devices."""
+        """Stack one value for each parameter; parameters may be on several devices."""
         return torch.stack([value.to(self._copies.device) for value in values])
 
     def _gradients(self) -> list[Tensor]:
@@ -93,7 +93,7 @@ class GradientSums:
 
     def _values(self, tensors: Mapping[nn.Parameter, Tensor | None]) -> list[Tensor]:
         """Part of a tensor on this rank for each parameter, empty where there is none."""
-        # Never like the parameter, which may be of integers, of eight bits, or have no shape yet.
+        # An empty tensor is not made like its parameter, which may be of integers, of eight bits, or have no shape yet.
         nothing = torch.empty(0, device=self._copies.device)
         return [nothing if tensor is None else local(tensor) for tensor in map(tensors.get, self.parameters)]
 

@@ -116,7 +116,7 @@ def _writers(trainer: Trainer, method: str) -> Iterator[Any]:
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        if is_named(logger, "DummyLogger"):  # that of fast_dev_run, which seems to have every method
+        if is_named(logger, "DummyLogger"):  # the logger of fast_dev_run, which seems to have every method
             continue
         experiment = getattr(logger, "experiment", None)
         if hasattr(experiment, method):

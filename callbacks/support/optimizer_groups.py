@@ -110,7 +110,7 @@ def _leaves_no_trace(optimizer: Optimizer) -> bool:
         prepared, new = (_try_steps(optimizer, prepares) for prepares in (True, False))
         return all(map(torch.equal, prepared, new))
     except Exception:
-        # Whatever keeps it from being tried, as it is: hyperparameters in attributes, no step before train().
+        # Anything may keep it from being tried: hyperparameters in attributes, no step before train().
         return False
 
 

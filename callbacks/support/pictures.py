@@ -143,7 +143,7 @@ def draw_actions(video: Tensor, action: Tensor) -> Tensor:
     rows = action.float().nan_to_num()
     short_side = min(video.shape[-2:])
     margin = round(0.04 * short_side)
-    # Small, because it hides what is behind it, but not too small to see.
+    # The badge is small, because it hides what is behind it, but not too small to see.
     size = round(min(max(0.22 * short_side, 48), 96))
     is_joystick = rows.shape[-1] == 2 and action.is_floating_point()
     badge = _choose_badge(rows, is_joystick, size, max_width=video.shape[-1] - 2 * margin)
@@ -234,8 +234,8 @@ def encode_gif(frames: Tensor, fps: int) -> bytes:
     from PIL import Image
 
     images = [to_image(frame) for frame in frames]
-    # One palette for all, and no dithering: what does not move then costs nothing from frame to frame. It is made from
-    # some pixels of some frames, because counting the colours takes longer than everything else.
+    # All frames share one palette without dithering: what does not move then costs nothing from frame to frame. It
+    # is made from some pixels of some frames, because counting the colours takes longer than everything else.
     samples = frames[:: -(-len(frames) // 16), :, ::3, ::3]
     palette = to_image(torch.cat(list(samples), dim=-1)).quantize(256, method=Image.Quantize.MEDIANCUT)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]

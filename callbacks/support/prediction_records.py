@@ -40,7 +40,7 @@ class FolderClaim:
                 f"another prediction is writing to {folder}: wait for it, or give another folder"
             ) from error
         except OSError:
-            return  # file systems without locks: nothing says that nobody else writes there
+            return  # on file systems without locks nothing says that nobody else writes there
         for left in folder.glob(TEMPORARY):
             left.unlink()
 
@@ -54,7 +54,7 @@ def whole_records(folder: Path) -> list[Record]:
     """The records of all samples in a folder whose files are there and have the sizes that the record says."""
     records = []
     for path in sorted(folder.glob("[0-9]*.json")):
-        # What a machine that failed has cut off is no record.
+        # A file that a failing machine has cut off is no record.
         with suppress(ValueError):
             records.append(read_record(path))
     return [record for record in records if _is_whole(folder, record)]

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_distribu
 
 _METADATA_FILE = ".metadata"
 _PATHS = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
-# All that torch writes into `.metadata`, by the names under which pickle asks for it.
+# Classes that torch writes into `.metadata`, by the names under which pickle asks for it.
 _KNOWN: dict[tuple[str, str], Any] = {
     **{
         (format_of_metadata.__name__, name): getattr(format_of_metadata, name)
