@@ -230,7 +230,7 @@ class MovingSpriteWorld:
         dy = rows - positions[..., 1, None]
         distance = (dx[..., None, :].square() + dy[..., :, None].square()).sqrt_()
         cover = distance.neg_().add_(radius + 0.5).clamp_(0, 1)[:, :, None]
-        # In place: a video of full size is hundreds of megabytes.
+        # Painting is in place: a video of full size is hundreds of megabytes.
         painted = color[:, None, :, None, None] - frames
         return painted.mul_(cover).add_(frames)
 

@@ -20,7 +20,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _NUMBER = re.compile(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)([eE][+-]?[0-9]+)?")
-# What programs write where a value is missing or is no name.
+# Words that programs write where a value is missing or is no name.
 _NO_NAME = re.compile(
     r"[+-]?(nan|inf|infinity|na|n/a|null|none|true|false|0x[0-9a-f]+|[.,]?[0-9][0-9._,e+-]*)", re.IGNORECASE
 )

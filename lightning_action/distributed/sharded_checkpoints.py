@@ -26,7 +26,7 @@ from lightning_action.weights.tensor_files import load_pickle
 from lightning_action.weights.values import is_finite
 
 Path_ = str | Path
-# What Lightning, too, puts beside the shards of a checkpoint.
+# File that Lightning, too, puts beside the shards of a checkpoint.
 _METADATA_FILE = "meta.pt"
 
 

@@ -67,7 +67,7 @@ class UMT5TextEncoder(TextEncoder):
         self._device = torch.device("cpu")
         self._tokenize: Any = None
         self._model: Any = None
-        # Public, as records of predictions say it.
+        # It is public, because records of predictions say it.
         self.files: list[list[str | int]] = []
         self._remembered: dict[str, Tensor] = {}
 
@@ -153,7 +153,7 @@ def _read_tokenizer(folders: Sequence[Path]) -> Any:
         return AutoTokenizer.from_pretrained(found, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers has no narrower one
         told = " ".join(str(error).split())
-        if "trust_remote_code" in told:  # which transformers advises to turn on
+        if "trust_remote_code" in told:  # the setting that transformers advises to turn on
             raise ValueError(
                 f"the tokenizer in {found} brings code of its own, which is not run: give the folder of another, such "
                 "as that of `google/umt5-xxl`, as `tokenizer`"

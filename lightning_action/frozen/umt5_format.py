@@ -36,7 +36,7 @@ def encoder_part(entries: Mapping[str, T], source: str) -> dict[str, T]:
     """
     held = inside(entries, ("token_embedding.weight", "shared.weight", "encoder.embed_tokens.weight"), source)
     held = {name: entry for name, entry in held.items() if not name.startswith(_BESIDE)}
-    # One tensor under two names, of which files keep either.
+    # The two names of one tensor, of which files keep either.
     if "shared.weight" not in held and "encoder.embed_tokens.weight" in held:
         held["shared.weight"] = held["encoder.embed_tokens.weight"]
     return held

@@ -41,7 +41,7 @@ class WanCodec(VideoCodec):
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._device = torch.device("cpu")
         self._model: Any = None
-        # Public, as records of predictions say it.
+        # It is public, because records of predictions say it.
         self.files: list[list[str | int]] = []
 
     @torch.inference_mode(False)

@@ -95,7 +95,7 @@ def frame_mask(visibility: tuple[Visibility, ...]) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _token_mask(visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device) -> Tensor:
-    # What is kept for later calls must be usable in training, also when a test is the first to ask.
+    # Tensors kept for later calls must be usable in training, also when a test is the first to ask.
     with torch.inference_mode(False):
         mask = frame_mask(visibility).to(device)
         return mask.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)

@@ -28,13 +28,13 @@ def rotation(frames: tuple[int, ...], height: int, width: int, head_dim: int, de
     Returns:
         `[2, frames * height * width, 1, head_dim / 2]`, float32: cosines, then sines.
     """
-    # What is kept for later calls must be usable in training, also when a rollout is the first to ask.
+    # Tensors kept for later calls must be usable in training, also when a rollout is the first to ask.
     with torch.inference_mode(False):
         return _rotation(frames, height, width, head_dim // 2, device)
 
 
 def _rotation(frames: tuple[int, ...], height: int, width: int, pairs: int, device: torch.device) -> Tensor:
-    # In float64: positions of long videos times frequencies lose digits in float32.
+    # Angles are in float64: in float32, positions of long videos times frequencies lose digits.
     spatial = pairs // 3
     positions = torch.cartesian_prod(
         torch.tensor(frames, dtype=torch.float64),

@@ -31,12 +31,12 @@ _OUTER = (
 _AVERAGED = ("generator_ema", "ema_state_dict", "ema")
 # Beside averaged weights, which Lightning's own averaging puts in the place of the current ones.
 _CURRENT = ("current_model_state",)
-# What the two experts for high and low noise are called where both are in one file.
+# Names of the two experts for high and low noise where both are in one file.
 _EXPERTS = {"transformer": ("transformer", "transformer_2"), "dit": ("dit", "dit2")}
 _GENERATOR_HAS = "patch_embedding.weight"
 _PROJECTION_HAS = ("action_embedding.0.weight", "action_projection.weight")
 _FUSED = {"to_qkv": ("q", "k", "v"), "to_kv": ("k", "v"), "to_added_kv": ("k_img", "v_img")}
-# What distillation and action-conditioned forks put beside the transformer or into it, and diffusers' unused norm.
+# Heads that distillation and action-conditioned forks put beside the transformer or into it; diffusers' unused norm.
 _EXTRA_HEADS = re.compile(
     r"_?(cls_pred_branch|conv3d_cls_branch|register_tokens|gan_ca_blocks|rgs_|state_(probe|token|readout)"
     r"|action_(token_)?projection)|.*\.norm_added_q\."

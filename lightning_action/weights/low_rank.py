@@ -35,7 +35,7 @@ _OTHER_KINDS = (
     ("OFT", re.compile(r"\.b?oft_")),
 )
 _OUTER = ("generator_lora.", "lora.", "")
-# What kohya's way of naming puts before names whose dots became underscores, and ai-toolkit's dollars.
+# Prefixes that kohya's way of naming puts before names whose dots became underscores, and ai-toolkit's dollars.
 _FLAT_PREFIX = re.compile(r"^(lora_unet|lora_transformer|lycoris)_+")
 _SEPARATORS = re.compile(r"[._]+")
 

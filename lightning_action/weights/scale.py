@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lightning_action.weights.tensor_files import flattened, has_header, read_values
 
-# What trainers call the numerator: peft, diffusers and SimpleTuner; kohya and musubi; lightx2v and others.
+# Names of the numerator in trainers: peft, diffusers and SimpleTuner; kohya and musubi; lightx2v and others.
 _ALPHAS = ("lora_alpha", "ss_network_alpha", "network_alpha", "alpha")
-# Of other things than LoRA too, so that it counts only where one of these stands before it.
+# Other things than LoRA have these names too, so that one counts only where one of these stands before it.
 _COMMON_WORD, _OWNERS = "alpha", ("", "transformer", "lora", "lora_config", "adapter")
 _SPECIAL = ("use_rslora", "use_dora", "alpha_pattern", "use_qalora", "use_bdlora", "alora_invocation_tokens")
 # Initialisations of peft that take something out of the base, which is then not the one that a user has.
