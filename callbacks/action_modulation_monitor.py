@@ -1,4 +1,6 @@
-"""Whether the actions reach the network, where, and how strongly."""
+"""Monitor of whether the actions reach the network, where, and how strongly."""
+
+from __future__ import annotations
 
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ class ActionModulationWarning(UserWarning):
 
 
 class _Fault(NamedTuple):
-    """What may be wrong, and whether that is said at once or after a while."""
+    """A thing that may be wrong, and whether it is said at once or after a while."""
 
     name: str
     advice: str
@@ -39,13 +41,13 @@ _DETACHED = _Fault(
 )
 _ZERO = _Fault(
     "zero modulation",
-    "it is still exactly zero, or not computed at all: check that batches have actions, that its last layer trains, and"
-    " the learning rate",
+    "it is still exactly zero, or not computed at all: check that batches have actions, that its last layer trains, "
+    "and the learning rate",
 )
 _EXPLODED = _Fault(
     "exploded modulation",
-    "it outweighs what it is added to by more than explosion_limit, or is not finite: lower its scale or learning rate,"
-    " or clip gradients",
+    "it outweighs what it is added to by more than explosion_limit, or is not finite: lower its scale or learning "
+    "rate, or clip gradients",
     at_once=True,
 )
 _SATURATED = _Fault(
@@ -77,11 +79,11 @@ class ActionModulationMonitor(Callback):
     - `action/projection_grad_norm`: norm of the projection's gradient, before clipping;
     - `action/modulation`: histogram of values of the first rank that are not exactly zero.
 
-    A modulation that starts at exactly zero, as adaLN-Zero should, is mentioned once. A fault is an
-    ActionModulationWarning that begins with its name, each at most once: `frozen projection` and `exploded modulation`
-    as soon as they are seen; `detached projection`, `zero modulation` and `saturated modulation` (one that hardly
-    changes when the action does) when they have been seen for `warn_after_steps`. The first step of all is looked at,
-    too, in addition to the logged ones.
+    A modulation that starts at exactly zero, as adaLN-Zero (Peebles & Xie 2023, arXiv:2212.09748) should, is mentioned
+    once. A fault is an ActionModulationWarning that begins with its name, each at most once: `frozen projection` and
+    `exploded modulation` as soon as they are seen; `detached projection`, `zero modulation` and `saturated modulation`
+    (one that hardly changes when the action does) when they have been seen for `warn_after_steps`. The first step of
+    all is looked at, too, in addition to the logged ones.
 
     It works with any LightningModule that has, under names of your choice, a module `projection` that returns
     `[B, F, 6, D]` or `[B, F, L, 6, D]`, and whose arguments `[B, F, ...]` are the action; a module `time_projection`
@@ -100,8 +102,8 @@ class ActionModulationMonitor(Callback):
         max_frames: Number of latent frames that are told apart.
 
     Raises:
-        ValueError: If a number is out of range.
-        MisconfigurationException: If the LightningModule does not have what is named.
+        ValueError: A number is out of range.
+        MisconfigurationException: The LightningModule has no part of a given name.
 
     Example::
 
@@ -135,8 +137,8 @@ class ActionModulationMonitor(Callback):
             )
         if explosion_limit <= 0 or saturation_limit < 0:
             raise ValueError(
-                "explosion_limit must be above 0 and saturation_limit at least 0, got"
-                f" {explosion_limit} and {saturation_limit}"
+                "explosion_limit must be above 0 and saturation_limit at least 0, got "
+                f"{explosion_limit} and {saturation_limit}"
             )
         self.projection = projection
         self.time_projection = time_projection
@@ -148,18 +150,18 @@ class ActionModulationMonitor(Callback):
         self.saturation_limit = saturation_limit
         self.max_frames = max_frames
 
-        # Kept in checkpoints: what has been said, and the fault last seen with the step from which on it was.
+        # Checkpoints keep these: what has been said, and the fault last seen with the step from which on it was.
         self._said: list[str] = []
         self._fault = ""
         self._fault_since = 0
 
-        # Known only during a fit; parameters with the number of ranks that hold the same of each.
+        # These are known only during a fit; parameters with the number of ranks that hold the same of each.
         self._parameters: dict[nn.Parameter, int] = {}
         self._tables: dict[nn.Parameter, int] = {}
         self._hooks: list[RemovableHandle] = []
         self._step = 0
         self._prefix = "action"
-        # Not None only during a logged step.
+        # It is None except during a logged step.
         self._sums: ModulationSums | None = None
 
     @property
@@ -174,7 +176,7 @@ class ActionModulationMonitor(Callback):
         self._fault, self._fault_since = state_dict["fault"], state_dict["fault_since"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Here, because a checkpoint is restored later.
+        # This happens here because a checkpoint is restored later.
         self._said, self._fault, self._fault_since = [], "", 0
         if stage == "fit":
             refuse_hidden_parameters(trainer.strategy, "ActionModulationMonitor")
@@ -203,7 +205,7 @@ class ActionModulationMonitor(Callback):
         if self._sums is not None:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
             self._sums.add_gradient({p: copies for p, copies in self._parameters.items() if p in held})
-            # As they were in the forward pass.
+            # The tables are still as they were in the forward pass.
             self._sums.set_tables(self._tables)
 
     def on_train_batch_end(
@@ -248,12 +250,12 @@ class ActionModulationMonitor(Callback):
         return modulation.ndim == 4 or not self._tables or modulation.shape[2] == len(self._tables)
 
     def _judge(self, found: dict[str, float], is_trained: bool) -> None:
-        """Says what is wrong, if anything is and has been for long enough."""
+        """Say what is wrong, if anything is and has been for long enough."""
         if self._step == 0 and found["modulation_norm/all"] == 0 and "zero start" not in self._said:
             self._said.append("zero start")
             rank_zero_info(
-                f"ActionModulationMonitor: the modulation of `{self.projection}` is exactly zero at the start, as it"
-                " should be with a zero-initialised last layer (adaLN-Zero)"
+                f"ActionModulationMonitor: the modulation of `{self.projection}` is exactly zero at the start, as it "
+                "should be with a zero-initialised last layer (adaLN-Zero)"
             )
         fault = self._find_fault(found, is_trained)
         name = fault.name if fault else ""
@@ -263,7 +265,7 @@ class ActionModulationMonitor(Callback):
             self._warn(fault.name, fault.advice)
 
     def _find_fault(self, found: dict[str, float], is_trained: bool) -> _Fault | None:
-        """The first that holds, because each may bring about those after it."""
+        """Name the first that holds, because each may bring about those after it."""
         norm = found["modulation_norm/all"]
         faults = {
             _FROZEN: bool(self._parameters) and not is_trained,
@@ -302,8 +304,8 @@ def _find(pl_module: LightningModule, name: str) -> nn.Module | None:
     except AttributeError as error:
         children = ", ".join(child for child, _ in pl_module.named_children())
         raise MisconfigurationException(
-            f"ActionModulationMonitor: {type(pl_module).__name__} has no `{name}`. Give the name of yours, or null for"
-            f" a time projection or layers that are not to be watched. At the top it has: {children}"
+            f"ActionModulationMonitor: {type(pl_module).__name__} has no `{name}`. Give the name of yours, or null for "
+            f"a time projection or layers that are not to be watched. At the top it has: {children}"
         ) from error
     return found if isinstance(found, nn.Module) else None
 
@@ -321,15 +323,15 @@ def _tables(layers: nn.Module, name: str, table: str) -> dict[nn.Parameter, int]
         parameter = getattr(layer, table, None)
         if not isinstance(parameter, nn.Parameter) or parameter.numel() % len(SLOTS):
             raise MisconfigurationException(
-                f"ActionModulationMonitor: expected a parameter of 6 D values, `{name}.{index}.{table}`, got"
-                f" {type(parameter).__name__}. Give the name of the table as table=..., or layers: null"
+                f"ActionModulationMonitor: expected a parameter of 6 D values, `{name}.{index}.{table}`, got "
+                f"{type(parameter).__name__}. Give the name of the table as table=..., or layers: null"
             )
         tables[parameter] = num_copies(parameter)
     return tables
 
 
 def _actions(arguments: list[Any], modulation: Tensor) -> Tensor | None:
-    """What a projection was given for each frame, `[B, F, N]`; several conditions may come in a dict."""
+    """Arguments of a projection for each frame, `[B, F, N]`; several conditions may come in a dict."""
     given = [
         value for argument in arguments for value in (argument.values() if isinstance(argument, dict) else [argument])
     ]

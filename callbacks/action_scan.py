@@ -1,5 +1,7 @@
 """One picture of what a world model does with one start and many actions."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ from .support.probing import (
 if TYPE_CHECKING:
     from PIL import ImageDraw
 
-# Small enough that a picture of 20 frames side by side can be looked at as a whole.
+# Frames are small enough that a picture of 20 side by side can be looked at as a whole.
 _FRAME_MIN_SIDE = 72
 _FRAME_MAX_SIDE = 192
 _FRAME_GAP = 3
@@ -59,11 +61,11 @@ class ActionScan(Callback):
         scales: Numbers that every action is multiplied by. At 0, all actions should give the same video.
         output: Path of the picture. Default: `action_scan.png` in the Trainer's `default_root_dir`.
         num_strip_frames: Number of frames in a cell after the start, evenly spaced up to the last.
-        sample: Which sample of the first batch to start from; the last, if the batch has fewer.
+        sample: Index of the sample of the first batch to start from; the last one is taken if the batch has fewer.
 
     Raises:
-        ValueError: If there are no actions or scales, if actions differ in width, or a number is too small.
-        MisconfigurationException: If the LightningModule or its batches do not fit, or the picture cannot be written.
+        ValueError: There are no actions or scales, actions differ in width, or a number is too small.
+        MisconfigurationException: The LightningModule or its batches do not fit, or the picture cannot be written.
 
     Example::
 
@@ -99,7 +101,7 @@ class ActionScan(Callback):
         self.num_strip_frames = num_strip_frames
         self.sample = sample
 
-        # Known only during a prediction.
+        # These are known only during a prediction.
         self._path = Path()
         self._sample: Batch | None = None
 
@@ -158,7 +160,7 @@ class ActionScan(Callback):
 
 
 class ScanLayout(NamedTuple):
-    """Where things are in the picture, in pixels."""
+    """Places of things in the picture, in pixels."""
 
     num_rows: int
     num_columns: int
@@ -190,14 +192,14 @@ def draw_scan(
     column_labels: Sequence[str],
     subtitle: str = _SUBTITLE,
 ) -> Tensor:
-    """Film strips in rows and columns, with headers.
+    """Draw film strips in rows and columns, with headers.
 
     Args:
-        strips: uint8 `[rows * columns, frames, 3, H, W]`, columns fastest.
-        frame_numbers: what to write above each frame of the strips.
-        row_labels: name and description of each row.
-        column_labels: name of each column.
-        subtitle: what rows and columns are.
+        strips: Uint8 `[rows * columns, frames, 3, H, W]`, columns fastest.
+        frame_numbers: Numbers to write above the frames of the strips.
+        row_labels: Name and description of each row.
+        column_labels: Name of each column.
+        subtitle: Explanation of rows and columns.
 
     Returns:
         The picture, uint8 `[3, height, width]`.
@@ -220,7 +222,7 @@ def draw_scan(
 
 
 def _draw_labels(
-    draw: "ImageDraw.ImageDraw",
+    draw: ImageDraw.ImageDraw,
     layout: ScanLayout,
     frame_numbers: Sequence[int],
     row_labels: Sequence[tuple[str, str]],

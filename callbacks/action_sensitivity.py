@@ -1,4 +1,6 @@
-"""Whether, at which noise and in which layers a model's prediction depends on its actions."""
+"""Probe of whether, at which noise and in which layers a model's prediction depends on its actions."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +30,7 @@ from .support.probing import (
 _OWN_LOSS, _OTHER_LOSS, _CHANGE, _FIRST_LAYER = range(4)
 # The step of an early probe, so that one does not have to wait for `every_n_steps` to see whether actions act.
 _EARLY_STEP = 99
-# What of a layer's output is compared: all of a small one, some tokens of one that would fill the memory.
+# Part of a layer's output that is compared: all of a small one, some tokens of one that would fill the memory.
 _MAX_VALUES_PER_SAMPLE = 2**20
 
 
@@ -70,7 +72,7 @@ class ActionSensitivity(Callback):
     Args:
         every_n_steps: Optimizer steps from one probe to the next; there is an early one after 100 steps, in addition.
         num_samples: Number of samples in the probe, at least 2.
-        timesteps: Noise levels, from 0 to 1000; handed to `predict_velocity` as they are.
+        timesteps: Noise levels, from 0 to 1000; `predict_velocity` gets them as they are.
         num_seeds: Number of times that noise is drawn for each sample and noise level.
         scale: Factor of the `scaled` actions.
         layers: Name of the list of layers, as an attribute of the LightningModule; None measures no layers.
@@ -78,8 +80,8 @@ class ActionSensitivity(Callback):
         patience: Number of probes in a row that must show nothing before it warns.
 
     Raises:
-        ValueError: If an argument is out of range.
-        MisconfigurationException: If the LightningModule or its batches do not fit.
+        ValueError: An argument is out of range.
+        MisconfigurationException: The LightningModule or its batches do not fit.
 
     Example::
 
@@ -122,10 +124,10 @@ class ActionSensitivity(Callback):
         self.warn_after_step = warn_after_step
         self.patience = patience
 
-        # Kept in checkpoints.
+        # Checkpoints keep these.
         self._num_within_noise = 0
 
-        # Known only during a fit.
+        # These are known only during a fit.
         self._probe: list[Batch] = []
         self._layers: list[nn.Module] = []
         self._last_step = -1
@@ -169,7 +171,7 @@ class ActionSensitivity(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._probe, self._layers = [], []
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> "Sensitivity":
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> Sensitivity:
         variants = action_variants([batch["action"] for batch in self._probe], self.scale)
         levels = []
         with (
@@ -187,20 +189,20 @@ class ActionSensitivity(Callback):
                 levels.append(torch.cat(columns, dim=-1))
         return Sensitivity(list(variants), torch.stack(levels).double().cpu())
 
-    def _warn(self, sensitivity: "Sensitivity", step: int) -> None:
+    def _warn(self, sensitivity: Sensitivity, step: int) -> None:
         self._num_within_noise = self._num_within_noise + 1 if sensitivity.is_within_noise else 0
         if self._num_within_noise == self.patience:
             rank_zero_warn(
-                f"ActionSensitivity: the model ignores its actions. At step {step}, and at {self.patience} probes in a"
-                f" row, the loss under other actions is {sensitivity.gap.mean():.3%} (standard error"
-                f" {sensitivity.gap_error:.3%}) above that under its own, and smaller under its own in"
-                f" {sensitivity.win_rate.mean():.0%} of cases, where 50% is chance.",
+                f"ActionSensitivity: the model ignores its actions. At step {step}, and at {self.patience} probes in a "
+                f"row, the loss under other actions is {sensitivity.gap.mean():.3%} (standard error "
+                f"{sensitivity.gap_error:.3%}) above that under its own, and smaller under its own in "
+                f"{sensitivity.win_rate.mean():.0%} of cases, where 50% is chance.",
                 category=IgnoredActionsWarning,
             )
 
 
 class Sensitivity(NamedTuple):
-    """What a probe gave: `values` `[timesteps, variants, rows, samples]`, float64.
+    """Result of a probe: `values` `[timesteps, variants, rows, samples]`, float64.
 
     Its rows are the loss under own and under other actions, the change of the prediction, and that of every layer.
     """
@@ -228,7 +230,7 @@ class Sensitivity(NamedTuple):
 
     @property
     def is_within_noise(self) -> bool:
-        """Whether nothing says that the model follows its actions; of a single sample nothing can be said."""
+        """Tell whether nothing says that the model follows its actions; of a single sample nothing can be said."""
         if self.values.shape[-1] < 2:
             return False
         gap_shows = float(self.gap.mean()) > 2 * self.gap_error
@@ -270,7 +272,7 @@ def action_variants(actions: Sequence[Tensor], scale: float) -> dict[str, list[T
 
     Args:
         actions: `[B, rows, columns]` for each batch of the probe; samples are swapped across batches.
-        scale: factor of the scaled ones.
+        scale: Factor of the scaled actions.
     """
     own = torch.cat(list(actions))
     variants = {
@@ -318,15 +320,15 @@ def _find_layers(pl_module: LightningModule, name: str) -> list[nn.Module]:
     if name not in parts or not list(parts[name].children()):
         lists = [name for name, part in parts.items() if isinstance(part, nn.ModuleList)]
         raise MisconfigurationException(
-            f"ActionSensitivity(layers={name!r}): {type(pl_module).__name__} has no such list of layers. It has:"
-            f" {', '.join(lists) or 'none'}. layers: null measures the prediction alone."
+            f"ActionSensitivity(layers={name!r}): {type(pl_module).__name__} has no such list of layers. It has: "
+            f"{', '.join(lists) or 'none'}. layers: null measures the prediction alone."
         )
     return list(parts[name].children())
 
 
 @contextmanager
 def _outputs_of(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """What every layer handed on when it last ran, as long as the context lasts."""
+    """Keep what every layer handed on when it last ran, as long as the context lasts."""
     outputs: dict[nn.Module, Tensor] = {}
 
     def keep(layer: nn.Module, _: Any, output: Any) -> None:
@@ -360,7 +362,7 @@ def _predict(
     silent = [index for index, layer in enumerate(layers) if layer not in outputs]
     if silent:
         raise MisconfigurationException(
-            f"ActionSensitivity(layers=...): predict_velocity did not run the layers {silent}; name a list of layers"
-            " that all run, or none (null)"
+            f"ActionSensitivity(layers=...): predict_velocity did not run the layers {silent}; name a list of layers "
+            "that all run, or none (null)"
         )
     return _Prediction(predicted, true, [outputs[layer] for layer in layers])

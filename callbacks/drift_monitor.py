@@ -1,4 +1,6 @@
-"""What happens to the picture while a generated video goes on."""
+"""Monitor of what happens to the picture while a generated video goes on."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,12 +42,12 @@ class DriftWarning(UserWarning):
 class DriftMonitor(EveryNValidations):
     """Measures how brightness, contrast, fine detail and seams between blocks change in the course of long videos.
 
-    All figures are about luma (Rec. 601) in [0, 1] and are curves over the frames of a video:
+    All figures are about luma (ITU-R BT.601) in [0, 1] and are curves over the frames of a video:
 
     - `brightness`: mean over the pixels of a frame;
     - `contrast`: standard deviation over the pixels of a frame;
-    - `high_frequency`: mean square of what the filter [[0, 1, 0], [1, -4, 1], [0, 1, 0]] gives inside a frame. It falls
-      when videos blur, and rises when they grow noise or edges;
+    - `high_frequency`: mean square of what the Laplacian [[0, 1, 0], [1, -4, 1], [0, 1, 0]] gives inside a frame. It
+      falls when videos blur, and rises when they grow noise or edges;
     - `block_seam`: for every block after the first, the mean absolute difference between its first frame and the frame
       before, over the mean of those between frames inside the block. 1 is a seam that cannot be seen. Each side counts
       0.001 more, so that a still video has 1. There is none if a block is a single frame.
@@ -68,14 +70,14 @@ class DriftMonitor(EveryNValidations):
         rollout_rows: Number of action rows of the videos generated in validation; None generates none.
         num_rollouts: Number of videos to generate, on each rank.
         every_n_validations: Validations from one generation to the next.
-        max_brightness_change: Limit.
-        max_contrast_change: Limit.
-        max_high_frequency_change: Limit.
+        max_brightness_change: Limit of `brightness_change`.
+        max_contrast_change: Limit of `contrast_change`.
+        max_high_frequency_change: Limit of `high_frequency_change`.
         max_block_seam: Limit of the end of `block_seam`.
 
     Raises:
-        ValueError: If an argument is out of range.
-        MisconfigurationException: If the LightningModule or what it returns does not fit.
+        ValueError: An argument is out of range.
+        MisconfigurationException: The LightningModule or what it returns does not fit.
 
     Example::
 
@@ -122,7 +124,7 @@ class DriftMonitor(EveryNValidations):
         self.rollout_rows = rollout_rows
         self.num_rollouts = num_rollouts
 
-        # Known only during a run: rows of `sample_id` and the statistics of a sample.
+        # These are known only during a run: rows of `sample_id` and the statistics of a sample.
         self._rows: list[Tensor] = []
         self._warned_of: set[str] = set()
 
@@ -133,7 +135,7 @@ class DriftMonitor(EveryNValidations):
             require_method(pl_module, "DriftMonitor", "generate", signature)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses batches without actions now, rather than at the first validation that is due."""
+        """Refuse batches without actions now, rather than at the first validation that is due."""
         if self.rollout_rows is not None:
             first_validation_samples(trainer, 1, "DriftMonitor")
 
@@ -171,8 +173,8 @@ class DriftMonitor(EveryNValidations):
     ) -> None:
         if not isinstance(outputs, Mapping) or "video" not in outputs:
             raise MisconfigurationException(
-                "DriftMonitor expects predict_step to return a dict with 'video' [B, T, 3, H, W] in [0, 1], got"
-                f" {sorted(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__}"
+                "DriftMonitor expects predict_step to return a dict with 'video' [B, T, 3, H, W] in [0, 1], got "
+                f"{sorted(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__}"
             )
         self._add(trainer, outputs["video"], outputs)
 
@@ -210,7 +212,7 @@ class DriftMonitor(EveryNValidations):
         if not gathered:
             return
         rows = torch.cat(gathered)
-        # By name, so that it does not matter either which rank had which sample.
+        # Sort by name, so that it does not matter which rank had which sample.
         unique = torch.stack([rows[rows[:, 0] == name][0] for name in rows[:, 0].unique()])
         means = unique[:, 1:].nanmean(dim=0).tolist()
         keys = [f"{figure}/{statistic}" for figure in FIGURES for statistic in STATISTICS]
@@ -225,9 +227,9 @@ class DriftMonitor(EveryNValidations):
             if figures.get(key, 0.0) > limit and key not in self._warned_of:
                 self._warned_of.add(key)
                 rank_zero_warn(
-                    f"DriftMonitor: generated videos drift in {key.split('/')[0]}: {key} is {figures[key]:.3g}, above"
-                    f" the limit of {limit:g}. Look at a long rollout; rolling out in training, a sink or a smaller"
-                    " window are what helps against it.",
+                    f"DriftMonitor: generated videos drift in {key.split('/')[0]}: {key} is {figures[key]:.3g}, above "
+                    f"the limit of {limit:g}. Look at a long rollout; rolling out in training, a sink or a smaller "
+                    "window are what helps against it.",
                     category=DriftWarning,
                 )
 
@@ -237,8 +239,8 @@ def video_curves(video: Tensor, seams: Tensor, frames_per_block: int) -> dict[st
 
     Args:
         video: `[T, 3, H, W]` in [0, 1].
-        seams: frames that blocks begin with, each at least 1.
-        frames_per_block: pixel frames of a block; the last may have fewer.
+        seams: Frames that blocks begin with, each at least 1.
+        frames_per_block: Pixel frames of a block; the last may have fewer.
 
     Returns:
         float64 `[T]`; for `block_seam` `[seams]`.

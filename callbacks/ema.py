@@ -1,5 +1,7 @@
 """An exponential moving average of the weights, which takes their place whenever the model is evaluated."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -45,12 +47,12 @@ class EMA(Callback):
         start_step: Optimizer step at which the average starts, as a copy of the weights. Until then, evaluation uses
             the trained weights.
         every_n_steps: Optimizer steps from one update to the next.
-        warmup: Whether update number n (from 0 on) keeps no more than (1 + n) / (10 + n), as TensorFlow's
-            `ExponentialMovingAverage(num_updates=...)` does, so that the average soon forgets what it began with.
+        warmup: Whether update number n (from 0 on) keeps no more than (1 + n) / (10 + n), the rule of TensorFlow's
+            `tf.train.ExponentialMovingAverage(num_updates=...)`, so that the average soon forgets what it began with.
 
     Raises:
-        ValueError: If a number is out of range.
-        MisconfigurationException: If a part does not exist or has nothing to train, the checkpoint holds an average of
+        ValueError: A number is out of range.
+        MisconfigurationException: A part does not exist or has nothing to train, the checkpoint holds an average of
             other parameters, or the strategy hides the parameters (DeepSpeed).
 
     Example::
@@ -85,17 +87,17 @@ class EMA(Callback):
         self.every_n_steps = every_n_steps
         self.warmup = warmup
 
-        # Kept in checkpoints.
+        # Checkpoints keep these.
         self._num_updates = 0
         self._averages: Tensors = {}
 
-        # What a checkpoint says about the averages, until they are taken over from it.
+        # Statements of a checkpoint about the averages, until they are taken over from it.
         self._restored: dict[str, Any] = {}
         # The trained weights, while the averages stand in the module.
         self._trained: Tensors = {}
         self._module: LightningModule | None = None
 
-        # Known only during a fit.
+        # These are known only during a fit.
         self._names: list[str] = []
         self._parameters: dict[str, nn.Parameter] = {}
         self._step = 0
@@ -114,7 +116,7 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_parts_exist(pl_module, self.parts)
-        # Here, because other callbacks freeze parameters later, to train them still later.
+        # This happens here because other callbacks freeze parameters later, to train them still later.
         self._names = [n for n, p in named_parameters(pl_module) if p.requires_grad and is_in(n, self.parts)]
         if not self._names:
             raise MisconfigurationException(f"EMA: no parameter of {self.parts} requires grad when the fit starts")
@@ -123,9 +125,9 @@ class EMA(Callback):
         self._take_over(trainer, pl_module)
         if self._averages and self._averages.keys() != set(self._names):
             raise MisconfigurationException(
-                f"EMA: the checkpoint holds averages of {len(self._averages)} parameters, this fit averages"
-                f" {len(self._names)}; only one of them has: {sorted(self._averages.keys() ^ set(self._names))}. Resume"
-                " with the same `parts`, and the same parameters frozen."
+                f"EMA: the checkpoint holds averages of {len(self._averages)} parameters, this fit averages "
+                f"{len(self._names)}; only one of them has: {sorted(self._averages.keys() ^ set(self._names))}. Resume "
+                "with the same `parts`, and the same parameters frozen."
             )
         self._parameters = _parameters(trainer, pl_module)
         self._step = current_step(trainer)
@@ -157,7 +159,7 @@ class EMA(Callback):
         self._swap_in(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Not before, because other callbacks may use the model once more when the prediction ends.
+        # Not earlier, because other callbacks may use the model once more when the prediction ends.
         self._swap_out(trainer, pl_module)
         self._parameters = {}
 
@@ -207,7 +209,7 @@ class EMA(Callback):
         return values if sharded else _whole(values, trainer.is_global_zero)
 
     def _take_over(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads the averages that `on_load_checkpoint` met: later, when the parameters are where they will be."""
+        """Read the averages that `on_load_checkpoint` met: later, when the parameters are where they will be."""
         restored, self._restored = self._restored, {}
         if not restored:
             return
@@ -242,23 +244,23 @@ class EMA(Callback):
         self._take_over(trainer, pl_module)
         if not self._averages and trainer.state.fn != TrainerFn.FITTING:
             rank_zero_warn(
-                "EMA: there is no average to evaluate with, neither from a fit of this module nor in a checkpoint"
-                " (ckpt_path), so it is evaluated with the weights as they are"
+                "EMA: there is no average to evaluate with, neither from a fit of this module nor in a checkpoint "
+                "(ckpt_path), so it is evaluated with the weights as they are"
             )
         parameters = self._current(trainer, pl_module)
         self._trained = {name: parameters[name].detach().clone() for name in self._averages}
         _overwrite(parameters, self._averages)
 
     def _require_untouched(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses to put trained weights back where somebody else has put others in the meantime."""
+        """Refuse to put trained weights back where somebody else has put others in the meantime."""
         parameters = self._current(trainer, pl_module)
         for name in self._trained:
             here, average = local(parameters[name]), local(self._averages[name])
             if not torch.allclose(here, average.to(here.dtype), rtol=0, atol=0, equal_nan=True):
                 raise MisconfigurationException(
-                    f"EMA: `{name}` is not the average that was put in its place for this validation: an optimizer"
-                    " that swaps weights in hooks of validation (Schedule-Free ones do), or another callback, has"
-                    " changed it. Use one of the two."
+                    f"EMA: `{name}` is not the average that was put in its place for this validation: an optimizer "
+                    "that swaps weights in hooks of validation (Schedule-Free ones do), or another callback, has "
+                    "changed it. Use one of the two."
                 )
 
     @torch.inference_mode(False)
@@ -273,7 +275,7 @@ class EMA(Callback):
 
 
 def _parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, nn.Parameter]:
-    """As the optimizers know them: FSDP may show gathered copies in their place."""
+    """Parameters as the optimizers know them: FSDP may show gathered copies in their place."""
     drop_gathered_parameters(_outermost(trainer, pl_module))
     return dict(named_parameters(pl_module))
 
@@ -300,8 +302,8 @@ def _require_parameters(pl_module: LightningModule, parameters: dict[str, nn.Par
     unknown = [name for name in names if name not in parameters]
     if unknown:
         raise MisconfigurationException(
-            f"EMA: the checkpoint holds averages of {unknown}, which {type(pl_module).__name__} does not have: build"
-            " the module as it was trained"
+            f"EMA: the checkpoint holds averages of {unknown}, which {type(pl_module).__name__} does not have: build "
+            "the module as it was trained"
         )
 
 
@@ -311,7 +313,7 @@ def _overwrite(tensors: Mapping[str, Tensor], values: Tensors) -> None:
 
 
 def _whole(values: Tensors, keep: bool) -> Tensors:
-    """Unsharded, for one file; all ranks have to gather, and one keeps what comes of it."""
+    """Unshard tensors for one file; all ranks have to gather, and one keeps what comes of it."""
     whole = {}
     for name, value in values.items():
         value = value.full_tensor().cpu() if isinstance(value, DTensor) else value

@@ -1,5 +1,7 @@
 """Train the new parts of a model first, and its pretrained backbone later."""
 
+from __future__ import annotations
+
 import math
 from functools import partial
 from itertools import compress, count, takewhile
@@ -53,11 +55,11 @@ class FreezeBackboneFirst(Callback):
         learning_rate: Learning rate of the backbone, in place of the initial one of its parameter group: a scheduler
             scales it as it scales the group's. By default the group keeps its own.
         exclude: Names of parts of the backbone that are not to be frozen, for example `["generator.*.lora_*"]`.
-        name: What the backbone is called in logs.
+        name: Name of the backbone in logs.
 
     Raises:
-        ValueError: If the arguments contradict each other or are out of range.
-        MisconfigurationException: If the LightningModule, its optimizers or the strategy do not fit.
+        ValueError: The arguments contradict each other or are out of range.
+        MisconfigurationException: The LightningModule, its optimizers or the strategy do not fit.
 
     Example::
 
@@ -123,12 +125,12 @@ class FreezeBackboneFirst(Callback):
         self.exclude = exclude or []
         self.name = name
 
-        # Kept in checkpoints.
+        # Checkpoints keep these.
         self._unfrozen_at: int | None = None
         self._best = math.inf if mode == "min" else -math.inf
         self._num_bad_validations = 0
 
-        # Known only during a fit.
+        # These are known only during a fit.
         self._frozen: bool | None = None
         self._logged_step = -1
         self._parameters: set[nn.Parameter] = set()
@@ -155,12 +157,12 @@ class FreezeBackboneFirst(Callback):
         names = [callback.name for callback in _all_of(trainer)]
         if len(set(names)) < len(names):
             raise MisconfigurationException(
-                f"Several FreezeBackboneFirst in one Trainer need different names, got {names}: give each a `name`, for"
-                " example lora and backbone"
+                f"Several FreezeBackboneFirst in one Trainer need different names, got {names}: give each a `name`, "
+                "for example lora and backbone"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepares the optimizers, which exist here, but have not been restored from a checkpoint yet."""
+        """Prepare the optimizers, which exist here, but have not been restored from a checkpoint yet."""
         check_parts_exist(pl_module, [*self.backbone, *self.exclude])
         # Shared parameters and modules have several names, and one inside the backbone is enough.
         parameters = named_parameters(pl_module, remove_duplicate=False)
@@ -180,8 +182,8 @@ class FreezeBackboneFirst(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is not None and not trainer.enable_validation:
             raise MisconfigurationException(
-                f"FreezeBackboneFirst(monitor={self.monitor!r}) waits for a plateau over validations, but this fit runs"
-                " none. Give it validation data, or unfreeze_at_step or unfreeze_at_epoch."
+                f"FreezeBackboneFirst(monitor={self.monitor!r}) waits for a plateau over validations, but this fit "
+                "runs none. Give it validation data, or unfreeze_at_step or unfreeze_at_epoch."
             )
         # Again, because a checkpoint of a fit without this callback replaces the groups of the optimizer.
         self._remember_initial_learning_rates()
@@ -209,8 +211,8 @@ class FreezeBackboneFirst(Callback):
             return
         if self.monitor not in trainer.callback_metrics:
             raise MisconfigurationException(
-                f"FreezeBackboneFirst(monitor={self.monitor!r}): no such metric was logged."
-                f" Available: {', '.join(sorted(trainer.callback_metrics)) or 'none'}"
+                f"FreezeBackboneFirst(monitor={self.monitor!r}): no such metric was logged. "
+                f"Available: {', '.join(sorted(trainer.callback_metrics)) or 'none'}"
             )
         # All ranks must switch at the same step, even if the metric was logged without sync_dist.
         self._count_validation(trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor])))
@@ -225,7 +227,7 @@ class FreezeBackboneFirst(Callback):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the switch is still to come."""
+        """Tell whether the switch is still to come."""
         return self._unfrozen_at is None
 
     @property
@@ -236,7 +238,7 @@ class FreezeBackboneFirst(Callback):
         return is_in(name, self.backbone) and not is_in(name, self.exclude)
 
     def _apply_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freezes or unfreezes the backbone, as the progress of the fit and nothing else demands."""
+        """Freeze or unfreeze the backbone, as the progress of the fit and nothing else demands."""
         self._update_unfrozen_at(trainer)
         parts, was_frozen, self._frozen = quoted(self.backbone), self._frozen, self.is_waiting
         if self._frozen:
@@ -301,7 +303,7 @@ class FreezeBackboneFirst(Callback):
             self._num_bad_validations += 1
 
     def _learning_rate(self, trainer: Trainer, options: dict[str, Any]) -> float | Tensor:
-        """Returns the learning rate with which a parameter group of the backbone takes the step that follows."""
+        """Return the learning rate with which a parameter group of the backbone takes the step that follows."""
         learning_rate: float | Tensor = options["lr"]
         if self._unfrozen_at is None:
             return learning_rate
@@ -312,27 +314,27 @@ class FreezeBackboneFirst(Callback):
         return learning_rate
 
     def _remember_initial_learning_rates(self) -> None:
-        """Keeps the initial learning rates where schedulers keep them, which is also where checkpoints hold them."""
+        """Keep the initial learning rates where schedulers keep them, which is also where checkpoints hold them."""
         if not self._has_own_learning_rate:
             return
         for group in self._groups:
             if group.options.get("lr") is None:
                 raise MisconfigurationException(
-                    f"Parameter group {group.index} of {type(group.optimizer).__name__} has no learning rate (lr is"
-                    " None) that FreezeBackboneFirst could warm up or replace: give it one, or leave out warmup_steps"
-                    " and learning_rate."
+                    f"Parameter group {group.index} of {type(group.optimizer).__name__} has no learning rate (lr is "
+                    "None) that FreezeBackboneFirst could warm up or replace: give it one, or leave out warmup_steps "
+                    "and learning_rate."
                 )
             if self.learning_rate is None:
                 continue
             if group.options.setdefault("initial_lr", group.options["lr"]) == 0:
                 raise MisconfigurationException(
-                    f"FreezeBackboneFirst(learning_rate={self.learning_rate}) stands in for the initial learning rate"
-                    f" of the backbone's parameter group, which must not be 0. Parameter group {group.index} of"
-                    f" {type(group.optimizer).__name__} starts at 0."
+                    f"FreezeBackboneFirst(learning_rate={self.learning_rate}) stands in for the initial learning rate "
+                    f"of the backbone's parameter group, which must not be 0. Parameter group {group.index} of "
+                    f"{type(group.optimizer).__name__} starts at 0."
                 )
 
     def _split_mixed_groups(self, trainer: Trainer, optimizer: Optimizer) -> None:
-        """Moves the backbone out of the groups it shares, always to the same place: a resumed fit does it again."""
+        """Move the backbone out of the groups it shares, always to the same place: a resumed fit does it again."""
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         for index, group in enumerate(list(optimizer.param_groups)):
             in_backbone = [parameter in self._parameters for parameter in group["params"]]
@@ -347,17 +349,17 @@ class FreezeBackboneFirst(Callback):
     def _check_something_to_train(self, pl_module: LightningModule) -> None:
         if not self._parameters:
             raise MisconfigurationException(
-                f"No parameter of {quoted(self.backbone)} requires grad when the fit starts, so there is nothing to"
-                " unfreeze later. Leave the freezing to FreezeBackboneFirst, or remove this one."
+                f"No parameter of {quoted(self.backbone)} requires grad when the fit starts, so there is nothing to "
+                "unfreeze later. Leave the freezing to FreezeBackboneFirst, or remove this one."
             )
         if not self._groups:
             raise MisconfigurationException(
-                f"No optimizer of {type(pl_module).__name__} holds a parameter of {quoted(self.backbone)}, so it would"
-                " never train. Put the backbone into configure_optimizers as if it trained from the start."
+                f"No optimizer of {type(pl_module).__name__} holds a parameter of {quoted(self.backbone)}, so it would "
+                "never train. Put the backbone into configure_optimizers as if it trained from the start."
             )
 
     def _release(self, pl_module: LightningModule) -> None:
-        """Leaves the module as the fit found it, so that another fit can start from it, and drops all references."""
+        """Leave the module as the fit found it, so that another fit can start from it, and drop all references."""
         for group in self._groups:
             group.restore_learning_rate()
         if self._frozen:
@@ -367,7 +369,7 @@ class FreezeBackboneFirst(Callback):
 
 
 def _all_of(trainer: Trainer) -> list[FreezeBackboneFirst]:
-    """In the order in which the Trainer calls them."""
+    """All of these callbacks, in the order in which the Trainer calls them."""
     return [callback for callback in trainer.callbacks if isinstance(callback, FreezeBackboneFirst)]  # type: ignore[attr-defined]
 
 
@@ -376,8 +378,8 @@ def _check_unused_parameters_are_found(model: nn.Module | None) -> None:
         return
     if not model.find_unused_parameters or model.static_graph:
         raise MisconfigurationException(
-            "FreezeBackboneFirst leaves parameters without gradient that DistributedDataParallel waits for. Use the"
-            " strategy ddp_find_unused_parameters_true (and no static_graph)."
+            "FreezeBackboneFirst leaves parameters without gradient that DistributedDataParallel waits for. Use the "
+            "strategy ddp_find_unused_parameters_true (and no static_graph)."
         )
 
 

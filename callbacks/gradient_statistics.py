@@ -1,5 +1,7 @@
 """Statistics of the gradients, before and after clipping, and of the updates that come of them."""
 
+from __future__ import annotations
+
 import re
 from fnmatch import fnmatchcase
 from typing import Any
@@ -55,16 +57,17 @@ class GradientStatistics(Callback):
             part of a name between two dots: `generator.blocks.*` gives a group to each layer
             (`generator.blocks.03`), `generator.blocks` one to all of them.
         every_n_steps: Steps from one logged step to the next. Default: `log_every_n_steps` of the Trainer.
-        update_to_weight: Whether to log it; it takes a copy of the trained weights during a logged step.
-        cosine: Whether to log it; it takes a copy of the gradients from one step to the next.
+        update_to_weight: Whether to log `update_to_weight`, which takes a copy of the trained weights during a logged
+            step.
+        cosine: Whether to log `cosine`, which takes a copy of the gradients from one step to the next.
         stop_on_nonfinite: Whether to look at every step, and to end the fit before a gradient that is not finite
             reaches the weights. It costs a pass over the gradients and a wait for the device at every step.
 
     Raises:
-        ValueError: If `every_n_steps` is below 1.
-        MisconfigurationException: If a module does not exist, or the strategy does not leave gradients with their
+        ValueError: `every_n_steps` is below 1.
+        MisconfigurationException: A module does not exist, or the strategy does not leave gradients with their
             parameters (DeepSpeed).
-        FloatingPointError: If a gradient is not finite and `stop_on_nonfinite` is on.
+        FloatingPointError: A gradient is not finite and `stop_on_nonfinite` is on.
 
     Example::
 
@@ -91,13 +94,13 @@ class GradientStatistics(Callback):
         self.cosine = cosine
         self.stop_on_nonfinite = stop_on_nonfinite
 
-        # Known only during a fit.
+        # These are known only during a fit.
         self._names: dict[nn.Parameter, str] = {}
         self._copies: dict[nn.Parameter, int] = {}
         self._has_warned = False
         self._earlier: dict[Optimizer, dict[nn.Parameter, Tensor]] = {}
 
-        # Known only during a logged step.
+        # These are known only during a logged step.
         self._step = 0
         self._sums: dict[Optimizer, GradientSums] = {}
         self._hooks: dict[Optimizer, RemovableHandle] = {}
@@ -107,7 +110,7 @@ class GradientStatistics(Callback):
             refuse_hidden_parameters(trainer.strategy, "GradientStatistics")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Here, because later FSDP2 may show gathered copies in place of the parameters that the optimizers hold.
+        # Now, because FSDP2 may later show gathered copies in place of the parameters that the optimizers hold.
         self._names = {parameter: name for name, parameter in named_parameters(pl_module)}
         self._copies = {parameter: num_copies(parameter) for parameter in pl_module.parameters()}
         self._has_warned = False
@@ -115,8 +118,8 @@ class GradientStatistics(Callback):
             if not any(_matches(name, pattern) for name, _ in named_modules(pl_module)):
                 children = ", ".join(name for name, _ in pl_module.named_children())
                 raise MisconfigurationException(
-                    f"GradientStatistics(modules=...): {type(pl_module).__name__} has no module {pattern!r}."
-                    f" At the top it has: {children}"
+                    f"GradientStatistics(modules=...): {type(pl_module).__name__} has no module {pattern!r}. "
+                    f"At the top it has: {children}"
                 )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -150,7 +153,7 @@ class GradientStatistics(Callback):
         self._forget_fit()
 
     def _add_up(self, optimizer: Optimizer) -> None:
-        """Adds up the gradients now, and again after the step: it is then that they are clipped, and weights new."""
+        """Add up the gradients now, and again after the step: it is then that they are clipped, and weights new."""
         sums = GradientSums(_parameters(optimizer), self._copies)
         sums.add_gradients()
         if optimizer in self._earlier:
@@ -216,7 +219,7 @@ class GradientStatistics(Callback):
             rank_zero_warn(message, category=NonFiniteGradientWarning)
 
     def _describe_nonfinite(self, step: int, reduced: list[GradientSums]) -> str | None:
-        """Names the first module with a gradient that is not finite, if there is one."""
+        """Name the first module with a gradient that is not finite, if there is one."""
         counts: dict[nn.Parameter, float] = {}
         numel: dict[nn.Parameter, float] = {}
         for sums in reduced:
@@ -229,9 +232,9 @@ class GradientStatistics(Callback):
         first = min(bad, key=lambda parameter: order.get(parameter, len(order)))
         name = self._names.get(first, "(a parameter outside of the module)")
         return (
-            f"GradientStatistics: step {step} has a gradient that is not finite. The first module with one is"
-            f" `{name.rpartition('.')[0] or name}` ({max(1, round(counts[first]))} of {round(numel[first])} values of"
-            f" `{name}`); {len(bad)} of {len(counts)} parameters have one"
+            f"GradientStatistics: step {step} has a gradient that is not finite. The first module with one is "
+            f"`{name.rpartition('.')[0] or name}` ({max(1, round(counts[first]))} of {round(numel[first])} values of "
+            f"`{name}`); {len(bad)} of {len(counts)} parameters have one"
         )
 
     def _remove_hook(self, optimizer: Optimizer) -> None:
@@ -251,7 +254,7 @@ class GradientStatistics(Callback):
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Those that could have a gradient."""
+    """Parameters that could have a gradient."""
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return [parameter for parameter in held if not parameter.is_meta]
 

@@ -1,5 +1,7 @@
 """The loss by noise level."""
 
+from __future__ import annotations
+
 import math
 from itertools import pairwise
 from typing import Any
@@ -34,7 +36,7 @@ class NoiseLevelLoss(Callback):
         every_n_steps: Steps from one logged step to the next. Default: `log_every_n_steps` of the Trainer.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class NoiseLevelLoss(Callback):
         self._training = torch.zeros(2, num_bins, dtype=torch.float64)
         self._validation = self._training
 
-        # Known only during a fit.
+        # These are known only during a fit.
         self._has_warned = False
 
     @property
@@ -74,7 +76,7 @@ class NoiseLevelLoss(Callback):
         self._training = torch.tensor(state_dict["training"], dtype=torch.float64)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Here, because a checkpoint is restored later.
+        # This happens here because a checkpoint is restored later.
         self._training = torch.zeros(2, self.num_bins, dtype=torch.float64)
         self._has_warned = False
 
@@ -132,13 +134,13 @@ class NoiseLevelLoss(Callback):
             self._has_warned = True
             got = sorted(map(str, outputs)) if isinstance(outputs, dict) else type(outputs).__name__
             rank_zero_warn(
-                f"NoiseLevelLoss logs nothing: it expects {source} to return a dict with two tensors of one shape,"
-                f" {self.loss!r} and {self.timestep!r}, and got {got}"
+                f"NoiseLevelLoss logs nothing: it expects {source} to return a dict with two tensors of one shape, "
+                f"{self.loss!r} and {self.timestep!r}, and got {got}"
             )
 
 
 def _on_device(sums: Tensor, device: torch.device) -> Tensor:
-    """As exact as the device can: over a long interval, float32 would lose digits."""
+    """A tensor as exact as the device can: over a long interval, float32 would lose digits."""
     return sums.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 

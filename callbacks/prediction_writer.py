@@ -1,5 +1,7 @@
 """Write generated videos to files while they are generated."""
 
+from __future__ import annotations
+
 import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,11 +88,11 @@ class PredictionWriter(BasePredictionWriter):
         fps: Frames per second of the mp4.
         write_latents: Whether the latents go into the pt file.
         draw_actions: Whether the mp4 shows the commanded action.
-        resume: Whether to leave out what is complete.
+        resume: Whether to leave out samples whose files are complete.
 
     Raises:
-        ValueError: If `fps` is below 1.
-        MisconfigurationException: If the folder cannot be written to or another prediction writes to it, two samples
+        ValueError: `fps` is below 1.
+        MisconfigurationException: The folder cannot be written to or another prediction writes to it, two samples
             have one `sample_id`, or `predict_step` returns something else.
 
     Example::
@@ -120,7 +122,7 @@ class PredictionWriter(BasePredictionWriter):
         self.draw_actions = draw_actions
         self.resume = resume
 
-        # Known only during a prediction.
+        # These are known only during a prediction.
         self._is_dry_run = False
         self._folder = Path()
         self._run: dict[str, Any] = {}
@@ -146,9 +148,9 @@ class PredictionWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(trainer.num_predict_batches) > 1:
             raise MisconfigurationException(
-                "PredictionWriter names files by sample_id, which two dataloaders may both use: expected one predict"
-                f" dataloader, got {len(trainer.num_predict_batches)}. Predict with one at a time, each with its own"
-                " output_dir."
+                "PredictionWriter names files by sample_id, which two dataloaders may both use: expected one predict "
+                f"dataloader, got {len(trainer.num_predict_batches)}. Predict with one at a time, each with its own "
+                "output_dir."
             )
         if self._is_dry_run:
             return
@@ -232,7 +234,7 @@ class PredictionWriter(BasePredictionWriter):
         return False
 
     def _remember(self, prediction: Mapping[str, Any]) -> None:
-        """Refuses samples of one name before the second overwrites the files of the first."""
+        """Refuse samples of one name before the second overwrites the files of the first."""
         for index, sample_id in enumerate(prediction["sample_id"].tolist()):
             if sample_id in self._written:
                 raise MisconfigurationException(_two_of_one_name(sample_id))
@@ -257,8 +259,8 @@ class PredictionWriter(BasePredictionWriter):
     def _say_what_is_left_out(self) -> None:
         if self._left_out:
             rank_zero_info(
-                f"PredictionWriter: {len(self._left_out)} of {len(self._digests)} samples are complete in"
-                f" {self._folder} and left out; resume: false generates them again."
+                f"PredictionWriter: {len(self._left_out)} of {len(self._digests)} samples are complete in "
+                f"{self._folder} and left out; resume: false generates them again."
             )
 
     def _write_manifest(self, sample_ids: Iterable[int]) -> None:
@@ -284,7 +286,7 @@ class PredictionWriter(BasePredictionWriter):
             self._finish(sample_id, tensors, record)
 
     def _prepare(self, sample_id: int, sample: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What goes into the pt file, and into the record, so that nothing is written if that cannot be."""
+        """Prepare the content of pt file and record first, so that nothing is written if that cannot be."""
         names = ("video", "latents", "action") if self.write_latents else ("video", "action")
         tensors = {"sample_id": sample_id, **{name: sample[name] for name in names if name in sample}}
         files = {kind: f"{sample_id:06d}.{kind}" for kind in ("mp4", "pt")}
@@ -321,15 +323,15 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def _describe_run(trainer: Trainer) -> dict[str, Any]:
-    """What of a Trainer the videos depend on."""
+    """Settings of a Trainer that the videos depend on."""
     averages = [type(each).__name__ for each in trainer.callbacks if any(is_named(each, name) for name in _AVERAGES)]  # type: ignore[attr-defined]
     return {"precision": str(trainer.precision), "averages": averages}
 
 
 def _two_of_one_name(sample_id: int) -> str:
     return (
-        f"PredictionWriter names files by sample_id, and two samples have sample_id {sample_id}: give every sample of"
-        " predict_dataloader a sample_id of its own (the number of an episode is not enough where it has several)"
+        f"PredictionWriter names files by sample_id, and two samples have sample_id {sample_id}: give every sample of "
+        "predict_dataloader a sample_id of its own (the number of an episode is not enough where it has several)"
     )
 
 
@@ -346,7 +348,7 @@ def _check_prediction(prediction: Any) -> None:
     if not is_video:
         raise MisconfigurationException(f"{owner}, got as video {_summarize(video)}")
     low, high = video.min().item(), video.max().item()
-    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # said so that NaN is refused, too
+    if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # written so that NaN is refused, too
         raise MisconfigurationException(f"{owner}, got a video with values from {low:g} to {high:g}")
     is_numbers = isinstance(sample_id, Tensor) and not sample_id.is_floating_point()
     if not is_numbers or sample_id.shape != video.shape[:1] or bool((sample_id < 0).any()):

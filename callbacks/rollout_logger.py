@@ -1,5 +1,7 @@
 """Videos in TensorBoard: what the model generates, and what its actions do to it."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -42,7 +44,7 @@ from .support.probing import (
 )
 from .support.validation_interval import EveryNValidations
 
-# What an action can be drawn on, and still be looked past.
+# Smallest side of a frame on which an action can be drawn and still be looked past.
 _MIN_SIDE = 200
 _GRID_COLUMNS = 4
 # After the start. Few, because TensorBoard first shows a picture a few hundred pixels wide.
@@ -88,7 +90,7 @@ class RolloutLogger(EveryNValidations):
             two columns, or up to four of the rows in the data if they are whole numbers.
         scales: Numbers that actions are multiplied by in panel 4.
         alternate_every: Number of rows after which the probe script changes from the first action to the second.
-        fps: Frames per second.
+        fps: Frames per second of the videos.
         max_frames: Number of frames, from the first, that videos show.
         max_side: Largest number of pixels of a video's longer side; larger ones are shrunk.
         num_videos_at_once: Largest number of videos generated in one batch.
@@ -97,8 +99,8 @@ class RolloutLogger(EveryNValidations):
         write_files: Whether to write files, into `rollouts/step_<step>` in the log folder.
 
     Raises:
-        ValueError: If an argument is out of range.
-        MisconfigurationException: If the LightningModule, its batches or what it generates do not fit.
+        ValueError: An argument is out of range.
+        MisconfigurationException: The LightningModule, its batches or what it generates do not fit.
 
     Example::
 
@@ -154,7 +156,7 @@ class RolloutLogger(EveryNValidations):
         self.time_budget = time_budget
         self.write_files = write_files
 
-        # Known only during a run.
+        # These are known only during a run.
         self._folder: Path | None = None
         self._samples: Batch | None = None
         self._seconds_per_video = 0.0
@@ -173,7 +175,7 @@ class RolloutLogger(EveryNValidations):
             make_folder(self._folder, "The log folder of RolloutLogger (or set write_files: false)")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses batches without actions, or with others than its own, now rather than at the first validation."""
+        """Refuse batches without actions, or with others than its own, now rather than at the first validation."""
         for batch in first_validation_samples(trainer, 1, "RolloutLogger"):
             if self.actions is not None:
                 check_action_width("RolloutLogger", batch["action"], torch.stack(list(self._actions().values())))
@@ -278,9 +280,9 @@ class RolloutLogger(EveryNValidations):
         if not self._warned:
             self._warned = True
             rank_zero_warn(
-                f"RolloutLogger: a video takes {self._seconds_per_video:.1f} seconds, so that not all of them fit into"
-                f" the time_budget of {self.time_budget:g} seconds, and the last panels are left out. Allow more time,"
-                " or ask for fewer num_samples, actions or scales."
+                f"RolloutLogger: a video takes {self._seconds_per_video:.1f} seconds, so that not all of them fit into "
+                f"the time_budget of {self.time_budget:g} seconds, and the last panels are left out. Allow more time, "
+                "or ask for fewer num_samples, actions or scales."
             )
 
     def _draw_beside_truth(self, video: Tensor, truth: Tensor | None, action: Tensor) -> Tensor:
@@ -321,7 +323,8 @@ def default_actions(action: Tensor) -> dict[str, Tensor]:
     """Actions to try, by name, `[columns]` in float64.
 
     Args:
-        action: `[B, rows, columns]` of some samples. Of whole numbers, which are classes, some of the rows are taken.
+        action: Actions of some samples, `[B, rows, columns]`. Where they are whole numbers, thus classes, some of the
+            rows are taken.
     """
     if not action.is_floating_point():
         classes = action.flatten(0, 1).unique(dim=0)[:_MAX_CLASSES].double()
@@ -334,9 +337,9 @@ def probe_script(action: Tensor, actions: Mapping[str, Tensor], alternate_every:
     """Rows `[rows, columns]` of each part of the script, by name, in the type of the sample's own `[1, rows, columns]`.
 
     Args:
-        action: the sample's own actions.
-        actions: rows to hold, at least one; the first two are also taken in turn.
-        alternate_every: number of rows from one to the other.
+        action: The sample's own actions.
+        actions: Rows to hold, at least one; the first two are also taken in turn.
+        alternate_every: Number of rows from one action to the other.
     """
     num_rows = action.shape[1]
     script = {name: row.expand(num_rows, -1) for name, row in actions.items()}

@@ -1,5 +1,7 @@
 """The order in which TensorBoard shows what the callbacks log."""
 
+from __future__ import annotations
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from .support import log_writing
@@ -70,7 +72,7 @@ class TensorBoardLayout(Callback):
             for each question that the callbacks of this package answer.
 
     Raises:
-        ValueError: If a group has no charts, or a chart no tags.
+        ValueError: A group has no charts, or a chart no tags.
 
     Example::
 

@@ -1,4 +1,6 @@
-"""How fast a video model trains and generates."""
+"""Speed at which a video model trains and generates."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -17,7 +19,7 @@ _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64
 
 @dataclass
 class _Interval:
-    """What one rank has done since a moment."""
+    """Work that one rank has done since a moment."""
 
     start: float
     steps: int = 0
@@ -28,7 +30,7 @@ class _Interval:
 
 @dataclass
 class _Generated:
-    """What one rank has generated: video frames, and the seconds that it took."""
+    """Video frames that one rank has generated, and the seconds that it took."""
 
     frames: int = 0
     block_seconds: list[float] = field(default_factory=list)
@@ -71,7 +73,7 @@ class ThroughputMonitor(Callback):
         every_n_steps: Steps from one logged step to the next. Default: `log_every_n_steps` of the Trainer.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -86,8 +88,8 @@ class ThroughputMonitor(Callback):
         log_writing.check_interval(every_n_steps)
         if temporal_compression_ratio < 1 or (peak_flops is not None and peak_flops <= 0):
             raise ValueError(
-                "temporal_compression_ratio must be at least 1 and peak_flops above 0, got"
-                f" {temporal_compression_ratio} and {peak_flops}"
+                "temporal_compression_ratio must be at least 1 and peak_flops above 0, got "
+                f"{temporal_compression_ratio} and {peak_flops}"
             )
         self.video = video
         self.latents = latents
@@ -95,12 +97,12 @@ class ThroughputMonitor(Callback):
         self.peak_flops = peak_flops
         self.every_n_steps = every_n_steps
 
-        # Known only during a fit.
+        # These are known only during a fit.
         self._interval: _Interval | None = None
         self._peak: float | None = None
         self._paused_at = 0.0
 
-        # Known only during a prediction.
+        # These are known only during a prediction.
         self._generated = _Generated()
         self._batch_start = 0.0
 
@@ -184,7 +186,7 @@ class ThroughputMonitor(Callback):
 
 
 def _has_frames(value: Any) -> TypeGuard[Tensor]:
-    """Whether it may be a batch of videos or latents, `[B, T, ...]`."""
+    """Tell whether it may be a batch of videos or latents, `[B, T, ...]`."""
     return isinstance(value, Tensor) and value.ndim >= 2
 
 

@@ -17,16 +17,19 @@ from lightning_action.ranges import require_numbers
 class Optimization:
     """AdamW with a learning rate for the action side, one for the backbone and one for its LoRA layers.
 
+    AdamW is by Loshchilov & Hutter (2017, arXiv:1711.05101). Rise, plateau and fall of the learning rates are the
+    warmup-stable-decay schedule (Hu et al. 2024, arXiv:2404.06395), with linear decay.
+
     Args:
-        action_learning_rate: of the action projection (and action module).
-        backbone_learning_rate: of the generator.
-        lora_learning_rate: of its LoRA layers.
-        warmup_steps: linear rise at the start, for both.
-        decay_fraction: share of `max_steps` at the end over which both fall linearly to zero.
-        weight_decay: decoupled.
-        betas: of AdamW.
-        train_backbone: False freezes the generator's own weights for good, which saves their moments, and their
-            gradients too; actions and LoRA layers train.
+        action_learning_rate: Learning rate of the action projection (and action module).
+        backbone_learning_rate: Learning rate of the generator.
+        lora_learning_rate: Learning rate of the generator's LoRA layers.
+        warmup_steps: Number of steps over which all rates rise linearly at the start.
+        decay_fraction: Share of `max_steps` at the end over which all rates fall linearly to zero.
+        weight_decay: Decoupled weight decay.
+        betas: Decay rates of AdamW's two moments.
+        train_backbone: Train the backbone; False freezes the generator's own weights for good, which saves their
+            moments, and their gradients too; actions and LoRA layers train.
     """
 
     action_learning_rate: float = 1e-3
@@ -50,11 +53,12 @@ class Optimization:
     def build(
         self, parameters: Mapping[str, Iterable[nn.Parameter]], num_steps: Callable[[], float]
     ) -> tuple[AdamW, LambdaLR]:
-        """AdamW over groups, and what schedules it.
+        """Build AdamW over groups, and its scheduler.
 
         Args:
-            parameters: of the groups `action`, `lora` and `backbone`, whichever there are.
-            num_steps: tells the optimizer steps of the fit, may be infinite; asked from step 1 on.
+            parameters: Parameters of the groups `action`, `lora` and `backbone`, whichever there are.
+            num_steps: Function that returns the number of optimizer steps of the fit, which may be infinite; it is
+                asked from step 1 on.
         """
         rates = self.learning_rates
         groups = [{"name": name, "lr": rates[name], "params": list(group)} for name, group in parameters.items()]
@@ -70,7 +74,7 @@ class Optimization:
         """Give an optimizer that `build` made these settings again, in place of those that a checkpoint brought.
 
         Returns:
-            What differed.
+            Descriptions of what differed.
         """
         told = []
         for index, (group, factor) in enumerate(zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True)):
@@ -116,7 +120,7 @@ class Optimization:
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        """Before warm-up and decay, by the names of groups."""
+        """Learning rates before warm-up and decay, by the names of groups."""
         return {
             "action": self.action_learning_rate,
             "lora": self.lora_learning_rate,
@@ -124,7 +128,7 @@ class Optimization:
         }
 
     def learning_rate_factor(self, step: int, num_steps: float) -> float:
-        """Warm-up, plateau, linear decay; `num_steps` may be infinite, then there is no decay."""
+        """Compute warm-up, plateau, linear decay; `num_steps` may be infinite, then there is no decay."""
         rise = min(1.0, (step + 1) / max(self.warmup_steps, 1))
         decay_steps = self.decay_fraction * num_steps
         fall = min(1.0, (num_steps - step) / decay_steps) if 0 < decay_steps < float("inf") else 1.0

@@ -4,6 +4,8 @@ Every rank adds up what it holds, divided by the number of ranks that hold the s
 single process would have computed. Whether a rank takes part must never depend on its rank or on what it holds.
 """
 
+from __future__ import annotations
+
 from math import prod
 from typing import Literal, TypeVar
 
@@ -21,7 +23,7 @@ def world_size() -> int:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds: its shard, which may be empty, of a DTensor, and all of any other.
+    """Part of a tensor on this rank: its shard, which may be empty, of a DTensor, and all of any other.
 
     Complex numbers become their real and imaginary parts, and sparse tensors dense ones.
     """
@@ -40,14 +42,14 @@ def num_copies(tensor: Tensor) -> int:
 
 
 def widened(values: Tensor) -> Tensor:
-    """In float32 at least."""
+    """Convert a tensor to float32 at least."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def norm(values: Tensor, order: Literal[1, 2] = 2) -> Tensor:
     """Norm of all values as float32, computed in at least that."""
     values = widened(values)
-    # By sums, because on CPU torch's own norm of a million values is good for no more than four digits.
+    # Sums are taken, because on CPU torch's own norm of a million values is good for no more than four digits.
     return values.abs().sum().float() if order == 1 else values.square().sum().sqrt().float()
 
 
@@ -55,8 +57,8 @@ def sum_of_squares(tensor: Tensor, copies: int) -> Tensor:
     """This rank's part of the sum over all values of a tensor, of which `sum_over_ranks` makes the whole.
 
     Args:
-        tensor: whole, or sharded.
-        copies: ranks that hold the same of it.
+        tensor: Tensor, whole or sharded.
+        copies: Number of ranks that hold the same of it.
     """
     return norm(local(tensor)).square() / copies
 
@@ -69,7 +71,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def largest_over_ranks(tensor: Tensor) -> Tensor:
-    """Element by element the largest value of any rank, in place."""
+    """Take the largest value of any rank, element by element and in place."""
     if _is_distributed():
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor

@@ -1,5 +1,7 @@
 """Files that are whole or absent, and the folders they go into."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +15,14 @@ TEMPORARY = ".*-" + "[0-9a-f]" * 32 + ".*"
 
 
 def make_folder(folder: Path, owner: str) -> None:
-    """Creates a folder, if needed, and makes sure that files can be written into it.
+    """Create a folder, if needed, and make sure that files can be written into it.
 
     Args:
-        folder: where files will be written.
-        owner: who wants to write there, and which argument says so, for the message.
+        folder: Folder in which files will be written.
+        owner: Name, for the message, of the callback that wants to write there and of its argument.
 
     Raises:
-        MisconfigurationException: if that is impossible; it says why.
+        MisconfigurationException: The folder cannot be made or written into; the message says why.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,8 +35,8 @@ def make_folder(folder: Path, owner: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to, which takes the place of `path` if all goes well and vanishes if not."""
-    # In the same folder, or the replacement would not be atomic; not by `tempfile`, whose files nobody else may read.
+    """Give a temporary path to write to, which takes the place of `path` if all goes well and vanishes if not."""
+    # It lies in the same folder, or the replacement would not be atomic. Nobody else may read those of `tempfile`.
     temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
     try:
         yield temporary
@@ -44,6 +46,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file, which is replaced as a whole."""
+    """Write a file, which is replaced as a whole."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)

@@ -1,5 +1,7 @@
 """Sums over the gradient of each parameter, from which the statistics of any group of parameters follow."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from math import sqrt
 
@@ -10,14 +12,14 @@ from .collectives import largest_over_ranks, local, norm, num_copies, sum_over_r
 
 
 class GradientSums:
-    """What one step of an optimizer adds up for each of its P parameters.
+    """Sums of one step of an optimizer for each of its P parameters.
 
     `sums` and `maxima` hold `[P]` each: on the device and of what this rank holds, until `reduce` makes them those of
     all ranks. A parameter without a gradient counts as one without values.
 
     Args:
-        parameters: those of the optimizer, with a gradient or without.
-        copies: ranks that hold the same of each, from `copies_of_parameters`.
+        parameters: Parameters of the optimizer, with a gradient or without.
+        copies: Number of ranks that hold the same of each parameter, from `copies_of_parameters`.
     """
 
     def __init__(self, parameters: list[nn.Parameter], copies: Mapping[nn.Parameter, int]) -> None:
@@ -29,7 +31,7 @@ class GradientSums:
         self._copies = self._column(known).float()
 
     def add_gradients(self) -> None:
-        """Adds up the gradients before they are clipped."""
+        """Add up the gradients before they are clipped."""
         self.add_nonfinite()
         gradients = self._gradients()
         numel = self._column([gradient.numel() for gradient in gradients])
@@ -38,24 +40,24 @@ class GradientSums:
         self._set_norms("", gradients)
 
     def add_nonfinite(self) -> None:
-        """Counts the values of the gradients, and those of them that are NaN or infinite."""
+        """Count the values of the gradients, and those of them that are NaN or infinite."""
         gradients = self._gradients()
         self._set("numel", self._column([gradient.numel() for gradient in gradients]))
         # Zero times those is NaN, which is not zero; several times as fast as asking what is finite.
         self._set("nonfinite", self._stack([(gradient * 0).count_nonzero() for gradient in gradients]))
 
     def add_clipped_gradients(self) -> None:
-        """Adds up the gradients after they have been clipped."""
+        """Add up the gradients after they have been clipped."""
         self._set_norms("clipped_", self._gradients())
 
     def add_products(self, earlier: Mapping[nn.Parameter, Tensor]) -> None:
-        """Adds up the products of the gradients with earlier ones, for their cosine; a missing one counts as zero."""
+        """Add up the products of the gradients with earlier ones, for their cosine; a missing one counts as zero."""
         before, now = self._values(earlier), self._gradients()
         self._set("products", self._stack([_product(one, other) for one, other in zip(before, now, strict=True)]))
         self._set("earlier_squares", self._stack([norm(gradient) for gradient in before]).square())
 
     def add_updates(self, before: Mapping[nn.Parameter, Tensor]) -> None:
-        """Adds up the squares of the weights before the step, and those of their change."""
+        """Add up the squares of the weights before the step, and those of their change."""
         old, new = self._values(before), self._values({p: p for p in before})
         changes = [norm(widened(later) - widened(earlier)) for later, earlier in zip(new, old, strict=True)]
         self._set("update_squares", self._stack(changes).square())
@@ -79,19 +81,19 @@ class GradientSums:
         return figures
 
     def _column(self, values: list[int]) -> Tensor:
-        # Without waiting for the device, which a tensor that is made there would do.
+        # This does not wait for the device, as a tensor that is made there would.
         return torch.tensor(values).to(self.parameters[0].device, non_blocking=True)
 
     def _stack(self, values: Sequence[Tensor]) -> Tensor:
-        """Parameters may be on several devices."""
+        """Stack one value for each parameter; parameters may be on several devices."""
         return torch.stack([value.to(self._copies.device) for value in values])
 
     def _gradients(self) -> list[Tensor]:
         return self._values({parameter: parameter.grad for parameter in self.parameters})
 
     def _values(self, tensors: Mapping[nn.Parameter, Tensor | None]) -> list[Tensor]:
-        """What this rank holds of a tensor for each parameter, nothing where there is none."""
-        # Never like the parameter, which may be of integers, of eight bits, or have no shape yet.
+        """Part of a tensor on this rank for each parameter, empty where there is none."""
+        # An empty tensor is not made like its parameter, which may be of integers, of eight bits, or have no shape yet.
         nothing = torch.empty(0, device=self._copies.device)
         return [nothing if tensor is None else local(tensor) for tensor in map(tensors.get, self.parameters)]
 
@@ -112,7 +114,7 @@ class GradientSums:
 
 
 def reduce(steps: Sequence[GradientSums]) -> None:
-    """Makes the sums those of all ranks, as float64 on the CPU; waits for the device once."""
+    """Make the sums those of all ranks, as float64 on the CPU; wait for the device once."""
     sums, maxima = [step.sums for step in steps], [step.maxima for step in steps if step.maxima]
     whole = sum_over_ranks(_join(sums))
     if maxima:

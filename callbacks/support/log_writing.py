@@ -1,9 +1,11 @@
-"""When a callback logs, and how: to every logger of the Trainer that has a method for it.
+"""Time and manner in which a callback logs: to every logger of the Trainer that has a method for it.
 
 Scalars go to every logger. Histograms, images, videos and texts go to those whose `experiment` has the methods of
 TensorBoard's SummaryWriter; the others are warned of once, and the fit goes on. The first rank writes, the others do
 nothing.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -30,45 +32,45 @@ def current_step(trainer: Trainer) -> int:
 
 
 def has_stepped(trainer: Trainer) -> bool:
-    """Whether the batch that `on_train_batch_end` is called for ends a step, which takes several under accumulation."""
+    """Tell whether the batch of `on_train_batch_end` ends a step, which takes several under accumulation."""
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def check_interval(every_n_steps: int | None) -> None:
-    """Refuses what a callback cannot take as its `every_n_steps`.
+    """Refuse a value that no callback can take as its `every_n_steps`.
 
     Raises:
-        ValueError: It is below 1.
+        ValueError: The value is below 1.
     """
     if every_n_steps is not None and every_n_steps < 1:
         raise ValueError(f"every_n_steps must be at least 1, or null for the Trainer's own, got {every_n_steps}")
 
 
 def is_logging_step(trainer: Trainer, every_n_steps: int | None = None, steps_ahead: int = 0) -> bool:
-    """Whether the step that is about to be taken is one to log, the same ones as `self.log` chooses.
+    """Tell whether the step about to be taken is one to log; the steps are the same as `self.log` chooses.
 
     From `on_train_batch_start` to `on_train_batch_end` the answer stays, and under gradient accumulation all batches of
     a step get the same.
 
     Args:
-        trainer: the Trainer.
-        every_n_steps: steps from one logging step to the next; None stands for the Trainer's `log_every_n_steps`, of
+        trainer: Trainer of the fit.
+        every_n_steps: Steps from one logging step to the next; None stands for the Trainer's `log_every_n_steps`, of
             which 0 means never.
-        steps_ahead: asks about a later step.
+        steps_ahead: Number of steps after the present one; 0 asks about the present one.
     """
     interval = trainer.log_every_n_steps if every_n_steps is None else every_n_steps  # type: ignore[attr-defined]
     return bool(interval) and (current_step(trainer) + steps_ahead + 1) % interval == 0
 
 
 def scalars(trainer: Trainer, values: Mapping[str, float], step: int) -> None:
-    """Logs numbers to every logger."""
+    """Log numbers to every logger."""
     if values and trainer.is_global_zero:
         for logger in trainer.loggers:
             logger.log_metrics(dict(values), step=step)
 
 
 def histogram(trainer: Trainer, tag: str, values: Tensor, step: int) -> None:
-    """Logs the distribution of the finite values of a tensor; SummaryWriter refuses others, and having none at all."""
+    """Log the distribution of the finite values of a tensor; SummaryWriter refuses others, and having none at all."""
     for writer in _writers(trainer, "add_histogram"):
         finite = values.detach().float().cpu()
         finite = finite[finite.isfinite()]
@@ -77,13 +79,13 @@ def histogram(trainer: Trainer, tag: str, values: Tensor, step: int) -> None:
 
 
 def image(trainer: Trainer, tag: str, picture: Tensor, step: int) -> None:
-    """Logs a picture, uint8 `[3, H, W]`."""
+    """Log a picture, uint8 `[3, H, W]`."""
     for writer in _writers(trainer, "add_image"):
         writer.add_image(tag, picture.cpu(), step)
 
 
 def gif(trainer: Trainer, tag: str, encoded: bytes, height: int, width: int, step: int) -> None:
-    """Logs a video, the content of a GIF file, among the images.
+    """Log a video, the content of a GIF file, among the images.
 
     SummaryWriter's own `add_video` needs a release of moviepy that is no longer current.
     """
@@ -95,13 +97,13 @@ def gif(trainer: Trainer, tag: str, encoded: bytes, height: int, width: int, ste
 
 
 def text(trainer: Trainer, tag: str, content: str, step: int) -> None:
-    """Logs a text in Markdown."""
+    """Log a text in Markdown."""
     for writer in _writers(trainer, "add_text"):
         writer.add_text(tag, content, step)
 
 
 def custom_scalars(trainer: Trainer, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Groups charts: title of a group -> title of a chart -> regular expressions of the tags that are its lines."""
+    """Group charts: title of a group -> title of a chart -> regular expressions of the tags that are its lines."""
     multiline = {
         title: {chart: ["Multiline", list(tags)] for chart, tags in charts.items()} for title, charts in layout.items()
     }
@@ -114,7 +116,7 @@ def _writers(trainer: Trainer, method: str) -> Iterator[Any]:
     if not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        if is_named(logger, "DummyLogger"):  # that of fast_dev_run, which seems to have every method
+        if is_named(logger, "DummyLogger"):  # the logger of fast_dev_run, which seems to have every method
             continue
         experiment = getattr(logger, "experiment", None)
         if hasattr(experiment, method):
@@ -128,6 +130,6 @@ def _warn_once(logger: Logger, method: str) -> None:
     if method not in methods:
         methods.add(method)
         rank_zero_warn(
-            f"{type(logger).__name__} has no experiment with `{method}`: what needs it is not logged there."
-            " TensorBoardLogger has it."
+            f"{type(logger).__name__} has no experiment with `{method}`: what needs it is not logged there. "
+            "TensorBoardLogger has it."
         )

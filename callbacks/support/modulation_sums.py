@@ -1,5 +1,7 @@
 """Sums over the modulation that actions make, from which its statistics follow."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from math import sqrt
@@ -15,14 +17,14 @@ _NUM_SAMPLED = 65_536
 
 
 class ModulationSums:
-    """What one step adds up on this rank, on the device. All sizes are fixed, because those of all ranks must agree.
+    """Sums of one step on this rank, on the device. All sizes are fixed, because those of all ranks must agree.
 
     A frame whose modulation is exactly zero is a null frame: it has no action, and counts in `null_frames` only.
 
     Args:
-        num_layers: layers of the network; 0 if it is not looked into.
-        max_frames: latent frames that are told apart.
-        device: of the module.
+        num_layers: Number of layers of the network; 0 leaves layers out.
+        max_frames: Number of latent frames that are told apart.
+        device: Device of the module.
     """
 
     def __init__(self, num_layers: int, max_frames: int, device: torch.device) -> None:
@@ -38,7 +40,7 @@ class ModulationSums:
 
     @torch.no_grad()
     def add_modulation(self, modulation: Tensor, actions: Tensor | None) -> None:
-        """Adds up a modulation `[B, F, 6, D]` or `[B, F, L, 6, D]`, and its change with the actions `[B, F, N]`."""
+        """Add up a modulation `[B, F, 6, D]` or `[B, F, L, 6, D]`, and its change with the actions `[B, F, N]`."""
         self.per_layer = modulation.ndim == 5
         layers = modulation.detach().float() if self.per_layer else modulation.detach().float()[:, :, None]
         slots = vector_norm(layers, dim=-1)
@@ -61,30 +63,30 @@ class ModulationSums:
 
     @torch.no_grad()
     def add_time(self, modulation: Tensor) -> None:
-        """Adds up the time modulation `[..., 6 D]`."""
+        """Add up the time modulation `[..., 6 D]`."""
         norms = vector_norm(modulation.detach().float(), dim=-1)
         self.sums["time_norms"] += norms.sum()
         self.sums["times"] += norms.numel()
 
     def add_gradient(self, parameters: Mapping[nn.Parameter, int]) -> None:
-        """Adds up the gradients of the projection, given the ranks that hold the same of each parameter."""
+        """Add up the gradients of the projection, given the ranks that hold the same of each parameter."""
         for parameter, copies in parameters.items():
             if parameter.grad is not None:
                 self.sums["gradient"] += sum_of_squares(parameter.grad, copies)
 
     def set_tables(self, tables: Mapping[nn.Parameter, int]) -> None:
-        """Takes the tables of all layers, with the ranks that hold the same of each."""
+        """Take the tables of all layers, with the ranks that hold the same of each."""
         if tables:
             self.sums["tables"] = torch.stack([sum_of_squares(table, copies) for table, copies in tables.items()])
 
     def reduce(self) -> tuple[dict[str, Tensor], Tensor]:
-        """The sums of all ranks, and values of the modulation of this one, on the CPU; waits for the device once."""
+        """Return the sums of all ranks and values of this one's modulation, on the CPU; wait for the device once."""
         whole = sum_over_ranks(torch.cat(list(self.sums.values())))
         *pieces, sample = torch.cat([whole, self.sample]).cpu().split([*map(len, self.sums.values()), len(self.sample)])
         return dict(zip(self.sums, (piece.double() for piece in pieces), strict=True)), sample
 
     def _add_changes(self, layers: Tensor, squares: Tensor, present: Tensor, actions: Tensor) -> None:
-        """Adds up the change between successive frames whose actions differ, and what it is measured by."""
+        """Add up the change between successive frames whose actions differ, and what it is measured by."""
         differ = (actions[:, 1:] != actions[:, :-1]).any(dim=-1) & present[:, 1:] & present[:, :-1]
         changes = (layers[:, 1:] - layers[:, :-1]).square().flatten(2).sum(dim=-1)
         nothing = torch.zeros_like(changes)
@@ -93,7 +95,7 @@ class ModulationSums:
 
 
 def figures(sums: dict[str, Tensor], per_layer: bool) -> dict[str, float]:
-    """What is logged of reduced sums; nothing that is not defined."""
+    """Figures that are logged of reduced sums; none that is not defined."""
     total = {name: values.item() for name, values in sums.items() if len(values) == 1}
     frames = sums["frames"].clamp(min=1)
     mean_time = sums["time_norms"] / sums["times"].clamp(min=1)

@@ -1,4 +1,6 @@
-"""What `FreezeBackboneFirst` does to optimizers: groups, fresh state, and a learning rate around a step."""
+"""Changes that `FreezeBackboneFirst` makes to optimizers: groups, fresh state, and a learning rate around a step."""
+
+from __future__ import annotations
 
 import copy
 from collections import defaultdict
@@ -31,16 +33,16 @@ class BackboneGroup:
         return self.optimizer.param_groups[self.index]
 
     def replace_learning_rate(self, learning_rate: Callable[[dict[str, Any]], float | Tensor]) -> None:
-        """Gives the group another learning rate during each step, and only then: schedulers never see it.
+        """Give the group another learning rate during each step, and only then: schedulers never see it.
 
         Raises:
-            MisconfigurationException: If the optimizer calls no hooks around its steps.
+            MisconfigurationException: The optimizer calls no hooks around its steps.
         """
         if not calls_hooks(self.optimizer):
             raise MisconfigurationException(
-                f"{type(self.optimizer).__name__} calls no hooks around its steps (it does not call the __init__ of"
-                " torch.optim.Optimizer), so that FreezeBackboneFirst cannot warm up or replace its learning rate:"
-                " leave out warmup_steps and learning_rate."
+                f"{type(self.optimizer).__name__} calls no hooks around its steps (it does not call the __init__ of "
+                "torch.optim.Optimizer), so that FreezeBackboneFirst cannot warm up or replace its learning rate: "
+                "leave out warmup_steps and learning_rate."
             )
 
         def before_step(*_: Any) -> None:
@@ -57,7 +59,7 @@ class BackboneGroup:
         ]
 
     def restore_learning_rate(self) -> None:
-        """Undoes `replace_learning_rate`, also after a step that failed half-way."""
+        """Undo `replace_learning_rate`, also after a step that failed half-way."""
         self._put_back()
         for handle in self._handles:
             handle.remove()
@@ -68,14 +70,14 @@ class BackboneGroup:
 
 
 def calls_hooks(optimizer: Optimizer) -> bool:
-    """Whether torch has prepared the optimizer to call hooks around its steps, unlike some that wrap another."""
+    """Tell whether torch has prepared the optimizer to call step hooks, unlike some that wrap another."""
     return hasattr(optimizer, "_optimizer_step_post_hooks")
 
 
 @isolate_rng()
 @torch.no_grad()
 def materialize_state(optimizer: Optimizer, must_have_state: bool) -> None:
-    """Creates the state that the optimizer would create at its first step, for all its parameters, and moves none.
+    """Create the state that the optimizer would create at its first step, for all its parameters, and move none.
 
     Checkpoints of sharded parameters can only be restored into an optimizer with the same entries, and torch creates
     what is missing in all or in none. An optimizer whose later steps would show that this was done is left alone.
@@ -85,7 +87,7 @@ def materialize_state(optimizer: Optimizer, must_have_state: bool) -> None:
         must_have_state: Whether its parameters are sharded.
 
     Raises:
-        MisconfigurationException: If its parameters are sharded, and it would have to be left alone.
+        MisconfigurationException: The parameters are sharded, and it would have to be left alone.
     """
     groups = optimizer.param_groups
     fresh = [[p for p in group["params"] if p.requires_grad and p not in optimizer.state] for group in groups]
@@ -96,19 +98,19 @@ def materialize_state(optimizer: Optimizer, must_have_state: bool) -> None:
         optimizer.state.update(_initial_state(optimizer, fresh))
     elif must_have_state:
         raise MisconfigurationException(
-            f"FreezeBackboneFirst cannot prepare the state of {type(optimizer).__name__} for a backbone that is"
-            " sharded and trains later: its steps would not be those of an optimizer that was not prepared. Use"
-            " another one, such as torch.optim.AdamW, or a strategy that does not shard."
+            f"FreezeBackboneFirst cannot prepare the state of {type(optimizer).__name__} for a backbone that is "
+            "sharded and trains later: its steps would not be those of an optimizer that was not prepared. Use "
+            "another one, such as torch.optim.AdamW, or a strategy that does not shard."
         )
 
 
 def _leaves_no_trace(optimizer: Optimizer) -> bool:
-    """Whether a prepared optimizer takes the same steps, to the bit, as a new one: tried on small weights."""
+    """Tell whether a prepared optimizer takes the same steps, to the bit, as a new one, by trying small weights."""
     try:
         prepared, new = (_try_steps(optimizer, prepares) for prepares in (True, False))
         return all(map(torch.equal, prepared, new))
     except Exception:
-        # Whatever keeps it from being tried, as it is: hyperparameters in attributes, no step before train().
+        # Anything may keep it from being tried: hyperparameters in attributes, no step before train().
         return False
 
 
@@ -128,7 +130,7 @@ def _try_steps(optimizer: Optimizer, prepares: bool) -> list[Tensor]:
 
 
 def _initial_state(optimizer: Optimizer, parameters: list[list[nn.Parameter]]) -> dict[Tensor, dict[str, Any]]:
-    """What a step with zero gradients, zero learning rate and no decay leaves, in a twin of the optimizer."""
+    """State that a step with zero gradients, zero learning rate and no decay leaves in a twin of the optimizer."""
     twin = _twin(optimizer, parameters)
     for group in twin.param_groups:
         group.update({key: 0.0 for key in ("lr", "weight_decay") if key in group})
@@ -165,7 +167,7 @@ def _small_weight(ndim: int, like: Tensor) -> nn.Parameter:
 
 
 def split_group(optimizer: Optimizer, group: dict[str, Any], in_backbone: list[bool]) -> None:
-    """Moves some parameters of a group into a new one with the same options, at the end of the optimizer."""
+    """Move some parameters of a group into a new one with the same options, at the end of the optimizer."""
     options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
     if "name" in options:
         # Two groups of one name are an error to LearningRateMonitor.
@@ -180,7 +182,7 @@ def split_group(optimizer: Optimizer, group: dict[str, Any], in_backbone: list[b
 
 
 def mixed_group_message(optimizer: Optimizer, index: int, backbone: list[str], exclude: list[str]) -> str:
-    """How to give the backbone a parameter group of its own, as an error says it."""
+    """Advice, for an error, on how to give the backbone a parameter group of its own."""
     name = type(optimizer).__name__
     condition = _condition(backbone) + (f" and not {_condition(exclude)}" if exclude else "")
     return f"""\

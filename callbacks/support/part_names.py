@@ -1,5 +1,7 @@
 """Parts of a LightningModule, chosen by their dotted names."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
@@ -11,28 +13,28 @@ _WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
 
 
 def is_named(value: object, class_name: str) -> bool:
-    """Whether it is of a class of that name: `lightning` and `pytorch_lightning` have two of each."""
+    """Tell whether an object is of a class of that name: `lightning` and `pytorch_lightning` have two of each."""
     return any(parent.__name__ == class_name for parent in type(value).__mro__)
 
 
 def is_in(name: str, parts: Iterable[str]) -> bool:
-    """Whether a module or parameter is one of the parts, or lies in one.
+    """Tell whether a module or parameter is one of the parts, or lies in one.
 
     Args:
-        name: dotted, for example `generator.blocks.0.ffn.weight`.
-        parts: dotted names, in which `*` stands for anything, dots included: `generator.*.lora_*`.
+        name: Dotted name, for example `generator.blocks.0.ffn.weight`.
+        parts: Dotted names, in which `*` stands for anything, dots included: `generator.*.lora_*`.
     """
     return any(fnmatchcase(name, part) or fnmatchcase(name, f"{part}.*") for part in parts)
 
 
 def named_parameters(module: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
-    """As torch's, but with the names that parameters have without wrappers around parts of the module."""
+    """Name parameters as torch does, but as they are called without wrappers around parts of the module."""
     for name, parameter in module.named_parameters(remove_duplicate=remove_duplicate):
         yield without_wrappers(name), parameter
 
 
 def named_modules(module: nn.Module, remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Module]]:
-    """As torch's, but with the names that modules have without wrappers, which share that of what they wrap."""
+    """Name modules as torch does, but without wrappers, which share the name of what they wrap."""
     for name, part in module.named_modules(remove_duplicate=remove_duplicate):
         yield without_wrappers(name), part
 
@@ -46,10 +48,10 @@ def names_of_parameters(module: nn.Module) -> dict[nn.Parameter, set[str]]:
 
 
 def check_parts_exist(pl_module: LightningModule, parts: Iterable[str]) -> None:
-    """Refuses names that nothing in the module has.
+    """Refuse names of parts that the module does not have.
 
     Raises:
-        MisconfigurationException: lists the names that there are.
+        MisconfigurationException: The module has no such part; the message lists the names that there are.
     """
     names = {name for name, _ in named_modules(pl_module, remove_duplicate=False) if name}
     names |= {name for name, _ in named_parameters(pl_module, remove_duplicate=False)}

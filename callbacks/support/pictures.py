@@ -44,13 +44,13 @@ def to_uint8(video: Tensor) -> Tensor:
 
 
 def enlarge(video: Tensor, min_side: int = 240) -> Tensor:
-    """Repeats pixels until the shorter side has at least `min_side` of them, so that each stays a sharp square."""
+    """Repeat pixels until the shorter side has at least `min_side` of them, so that each stays a sharp square."""
     factor = max(1, -(-min_side // min(video.shape[-2:])))
     return video.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
 
 
 def shrink(video: Tensor, max_side: int) -> Tensor:
-    """Averages squares of pixels until the longer side has at most `max_side` of them; gives floats or the original."""
+    """Average squares of pixels until the longer side has at most `max_side` of them; give floats or the original."""
     factor = -(-max(video.shape[-2:]) // max_side)
     if factor == 1:
         return video
@@ -62,7 +62,7 @@ def side_by_side(videos: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
     """Videos of one length and height from left to right, each under its caption: `[T, 3, CAPTION_HEIGHT + H, ...]`.
 
     Raises:
-        ValueError: if the videos differ in length or height, or there is not one caption for each.
+        ValueError: The videos differ in length or height, or there is not one caption for each.
     """
     sizes = [tuple(video.shape) for video in videos]
     if len({(size[0], size[2]) for size in sizes}) != 1 or len(captions) != len(videos):
@@ -76,7 +76,7 @@ def side_by_side(videos: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
 
 
 def in_grid(videos: Sequence[Tensor], captions: Sequence[str], num_columns: int) -> Tensor:
-    """As `side_by_side`, but in rows of at most `num_columns` videos, all of one size."""
+    """Place videos as `side_by_side` does, but in rows of at most `num_columns` videos, all of one size."""
     rows: list[Tensor] = []
     for start in range(0, len(videos), num_columns):
         row = side_by_side(videos[start : start + num_columns], captions[start : start + num_columns])
@@ -89,9 +89,9 @@ def beside_truth(video: Tensor, truth: Tensor | None, action: Tensor | None) -> 
     """A generated video, with its actions drawn on it, and the true one, if any, to its right; small ones are enlarged.
 
     Args:
-        video: what was generated.
-        truth: a video of the same shape.
-        action: `[rows, columns]`; see `draw_actions`.
+        video: Generated video, `[T, 3, H, W]`.
+        truth: True video of the same shape.
+        action: Action rows, `[rows, columns]`; see `draw_actions`.
     """
     videos = {"generated": enlarge(to_uint8(video))}
     if action is not None:
@@ -115,7 +115,7 @@ def action_of_frame(num_rows: int, num_frames: int) -> list[int | None]:
     - Fewer: one row for each latent frame; frame 0 is the first latent frame, every later one is equally many frames.
 
     Raises:
-        ValueError: if there are more rows than frames.
+        ValueError: There are more rows than frames.
     """
     if num_rows > num_frames:
         raise ValueError(f"Expected at most one action row for each frame, got {num_rows} rows for {num_frames} frames")
@@ -130,20 +130,20 @@ def action_of_frame(num_rows: int, num_frames: int) -> list[int | None]:
 
 
 def draw_actions(video: Tensor, action: Tensor) -> Tensor:
-    """Draws into the lower left corner of every frame which action led to it.
+    """Draw into the lower left corner of every frame which action led to it.
 
     Two floating point columns are a joystick, x to the right and y down; one column of whole numbers is a class; all
     else is a bar for each column. Joystick and bars are scaled to the largest values of the video.
 
     Args:
-        video: at least 160 pixels high and wide, or the drawing is cut off; see `enlarge`.
-        action: `[rows, columns]`; see `action_of_frame` for which frame shows which row.
+        video: Video at least 160 pixels high and wide, or the drawing is cut off; see `enlarge`.
+        action: Action rows, `[rows, columns]`; see `action_of_frame` for which frame shows which row.
     """
     action = action.detach().cpu()
     rows = action.float().nan_to_num()
     short_side = min(video.shape[-2:])
     margin = round(0.04 * short_side)
-    # Small, because it hides what is behind it, but not too small to see.
+    # The badge is small, because it hides what is behind it, but not too small to see.
     size = round(min(max(0.22 * short_side, 48), 96))
     is_joystick = rows.shape[-1] == 2 and action.is_floating_point()
     badge = _choose_badge(rows, is_joystick, size, max_width=video.shape[-1] - 2 * margin)
@@ -177,12 +177,12 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def write_mp4(path: Path, frames: Tensor, fps: int) -> None:
-    """Writes a video as H.264 that browsers play.
+    """Write a video as H.264 that browsers play.
 
     Args:
-        path: the file, replaced as a whole.
-        frames: `[T, 3, H, W]`.
-        fps: frames per second.
+        path: Path of the file, which is replaced as a whole.
+        frames: Frames of the video, `[T, 3, H, W]`.
+        fps: Number of frames per second.
     """
     with mp4_writer(path, fps) as add:
         add(frames)
@@ -219,13 +219,13 @@ def mp4_writer(path: Path, fps: int) -> Iterator[Callable[[Tensor], None]]:
 
 
 def write_png(path: Path, image: Tensor) -> None:
-    """Writes one frame `[3, H, W]`; the file is replaced as a whole."""
+    """Write one frame `[3, H, W]`; the file is replaced as a whole."""
     with replacing(path) as temporary:
         to_image(image).save(temporary, format="PNG", optimize=True)
 
 
 def write_gif(path: Path, frames: Tensor, fps: int) -> None:
-    """Writes a video as `encode_gif` makes it; the file is replaced as a whole."""
+    """Write a video as `encode_gif` makes it; the file is replaced as a whole."""
     write_bytes(path, encode_gif(frames, fps))
 
 
@@ -234,8 +234,8 @@ def encode_gif(frames: Tensor, fps: int) -> bytes:
     from PIL import Image
 
     images = [to_image(frame) for frame in frames]
-    # One palette for all, and no dithering: what does not move then costs nothing from frame to frame. It is made from
-    # some pixels of some frames, because counting the colours takes longer than everything else.
+    # All frames share one palette without dithering: what does not move then costs nothing from frame to frame. It
+    # is made from some pixels of some frames, because counting the colours takes longer than everything else.
     samples = frames[:: -(-len(frames) // 16), :, ::3, ::3]
     palette = to_image(torch.cat(list(samples), dim=-1)).quantize(256, method=Image.Quantize.MEDIANCUT)
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]

@@ -1,4 +1,6 @@
-"""What is known of written predictions: which are whole, and what they were made from."""
+"""Records of written predictions: which are whole, and what they were made from."""
+
+from __future__ import annotations
 
 import fcntl
 import hashlib
@@ -24,7 +26,7 @@ class FolderClaim:
     What predictions that were killed have left half written there is removed.
 
     Raises:
-        MisconfigurationException: another prediction has it.
+        MisconfigurationException: Another prediction has it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +40,7 @@ class FolderClaim:
                 f"another prediction is writing to {folder}: wait for it, or give another folder"
             ) from error
         except OSError:
-            return  # file systems without locks: nothing says that nobody else writes there
+            return  # on file systems without locks nothing says that nobody else writes there
         for left in folder.glob(TEMPORARY):
             left.unlink()
 
@@ -52,7 +54,7 @@ def whole_records(folder: Path) -> list[Record]:
     """The records of all samples in a folder whose files are there and have the sizes that the record says."""
     records = []
     for path in sorted(folder.glob("[0-9]*.json")):
-        # What a machine that failed has cut off is no record.
+        # A file that a failing machine has cut off is no record.
         with suppress(ValueError):
             records.append(read_record(path))
     return [record for record in records if _is_whole(folder, record)]
@@ -65,23 +67,23 @@ def read_record(path: Path) -> Record:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Writes a record with a line for each entry, to be read by people; the file is replaced as a whole."""
+    """Write a record with a line for each entry, to be read by people; the file is replaced as a whole."""
     # `indent` would give every number of the action rows a line of its own.
     lines = [f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in record.items()]
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file, which is replaced as a whole."""
+    """Write a text file, which is replaced as a whole."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a dict is after it was written to a file and read again; tensors become lists.
+    """Content of a dict after it was written to a file and read again; tensors become lists.
 
     Raises:
-        TypeError: if JSON cannot hold it.
+        TypeError: JSON cannot hold the value.
     """
     lists = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in content.items()}
     read: dict[str, Any] = json.loads(json.dumps(lists))
@@ -89,7 +91,7 @@ def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identify_checkpoint(path: str | Path | None) -> dict[str, Any] | None:
-    """What tells a checkpoint, a file or a folder, from others: `path`, `bytes`, and `modified` (ns since 1970).
+    """Marks that tell a checkpoint, a file or a folder, from others: `path`, `bytes`, and `modified` (ns since 1970).
 
     None for no checkpoint, and for one that is not on this machine's disks, of which nothing is known.
     """
@@ -105,10 +107,10 @@ def identify_checkpoint(path: str | Path | None) -> dict[str, Any] | None:
 
 
 def digest_sample(sample: Mapping[str, Any]) -> str:
-    """The same for samples that are equal in all their tensors and other values, and for no others.
+    """Digest of a sample: the same for samples that are equal in all their tensors and other values, and for no others.
 
     Raises:
-        TypeError: if a value is neither a tensor nor anything that JSON can hold.
+        TypeError: A value is neither a tensor nor anything that JSON can hold.
     """
     digest = hashlib.sha256()
     for name, value in sorted(sample.items()):

@@ -1,5 +1,7 @@
 """Samples to look at a model with, and how to look without leaving a trace in its training."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +25,7 @@ Batch: TypeAlias = dict[str, Any]
 
 @contextmanager
 def leaving_no_trace(pl_module: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradient; afterwards modes and random states are what they were, and shards are shards again."""
+    """Set eval mode without gradient; afterwards modes, random states and shards are what they were."""
     modes = {module: module.training for module in pl_module.modules()}
     with isolate_rng(), torch.no_grad():
         pl_module.eval()
@@ -36,25 +38,25 @@ def leaving_no_trace(pl_module: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether ranks hold parts of parameters, with FSDP2 or tensor parallelism."""
+    """Tell whether ranks hold parts of parameters, with FSDP2 or tensor parallelism."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def refuse_hidden_parameters(strategy: Strategy, owner: str) -> None:
-    """Refuses strategies that keep parameters, or their gradients, in buffers of their own.
+    """Refuse strategies that keep parameters, or their gradients, in buffers of their own.
 
     Raises:
-        MisconfigurationException: names the strategy and what to use.
+        MisconfigurationException: The strategy is one of them; the message names it and what to use.
     """
     if any(is_named(strategy, name) for name in ("DeepSpeedStrategy", "FSDPStrategy")):
         raise MisconfigurationException(
-            f"{owner} cannot read parameters under {type(strategy).__name__}, which keeps them in buffers of its own:"
-            " use ModelParallelStrategy (FSDP2) or DDP, or remove the callback"
+            f"{owner} cannot read parameters under {type(strategy).__name__}, which keeps them in buffers of its own: "
+            "use ModelParallelStrategy (FSDP2) or DDP, or remove the callback"
         )
 
 
 def drop_gathered_parameters(module: nn.Module) -> None:
-    """Makes FSDP gather its parameters again when they are needed.
+    """Make FSDP gather its parameters again when they are needed.
 
     A module that has not gone through a backward pass, because it was validated or is frozen, holds on to them.
     """
@@ -64,7 +66,7 @@ def drop_gathered_parameters(module: nn.Module) -> None:
 
 
 def settle_gradient_dtypes(module: nn.Module) -> None:
-    """Makes FSDP2 choose again in which dtypes it sums and keeps gradients; all ranks call it together.
+    """Make FSDP2 choose again in which dtypes it sums and keeps gradients; all ranks call it together.
 
     It chooses at its first pass, and a group of parameters of which none requires gradients then has none.
     """
@@ -76,10 +78,10 @@ def settle_gradient_dtypes(module: nn.Module) -> None:
 
 
 def require_method(pl_module: LightningModule, owner: str, method: str, signature: str) -> None:
-    """Refuses a LightningModule that lacks a method.
+    """Refuse a LightningModule that lacks a method.
 
     Raises:
-        MisconfigurationException: names the callback, the method and how it is called.
+        MisconfigurationException: The method is missing; the message names the callback, the method and its arguments.
     """
     if not callable(getattr(pl_module, method, None)):
         raise MisconfigurationException(f"{owner} needs a method {signature}, and {type(pl_module).__name__} has none")
@@ -94,12 +96,12 @@ def take_samples(batch: Any, indices: slice, owner: str) -> Batch:
     """Some samples of a batch, as a copy on the CPU.
 
     Args:
-        batch: whatever a dataloader gave.
-        indices: which samples.
-        owner: the callback that wants them, for the message.
+        batch: Batch as a dataloader gave it.
+        indices: Indices of the samples.
+        owner: Name of the callback that wants them, for the message.
 
     Raises:
-        MisconfigurationException: if it is no `Batch`.
+        MisconfigurationException: The batch is no dict with `action` `[B, rows, columns]`.
     """
     _check_batch(batch, owner)
 
@@ -112,20 +114,20 @@ def take_samples(batch: Any, indices: slice, owner: str) -> Batch:
 
 
 def take_sample(batch: Any, index: int, owner: str) -> Batch:
-    """As `take_samples`, but one sample, the last if there are fewer, as a batch of one."""
+    """Take one sample as `take_samples` does, the last if there are fewer, as a batch of one."""
     _check_batch(batch, owner)
     index = min(index, num_samples(batch) - 1)
     return take_samples(batch, slice(index, index + 1), owner)
 
 
 def with_actions(sample: Batch, actions: Tensor) -> Batch:
-    """A batch of one sample as often as there are actions `[N, rows, columns]`, which take the place of its own."""
+    """Repeat a batch of one sample for each of the actions `[N, rows, columns]`, which replace its own."""
     batch = _with_rows(sample, 1, partial(_repeat, count=len(actions)))
     return batch | {"action": actions.to(sample["action"].dtype)}
 
 
 def other_actions(action: Tensor) -> Tensor:
-    """For every sample of `[B, rows, columns]` the actions of the next one; of one alone, its own backwards."""
+    """Give each sample of `[B, rows, columns]` the actions of the next one; one alone gets its own backwards."""
     return action.roll(-1, dims=0) if len(action) > 1 else action.flip(1)
 
 
@@ -149,28 +151,28 @@ def first_validation_samples(trainer: Trainer, count: int, owner: str) -> list[B
 
 
 def check_action_width(owner: str, action: Tensor, rows: Tensor) -> None:
-    """Refuses action rows `[N, columns]` that a batch's `action` cannot hold.
+    """Refuse action rows `[N, columns]` that a batch's `action` cannot hold.
 
     Raises:
-        MisconfigurationException: if their width differs, or fractions were to become whole numbers.
+        MisconfigurationException: The widths differ, or fractions were to become whole numbers.
     """
     if action.shape[-1] != rows.shape[-1]:
         raise MisconfigurationException(
-            f"{owner}(actions=...) has rows of {rows.shape[-1]} columns, and the batch's 'action'"
-            f" {tuple(action.shape)} has {action.shape[-1]}: give each action {action.shape[-1]} numbers"
+            f"{owner}(actions=...) has rows of {rows.shape[-1]} columns, and the batch's 'action' "
+            f"{tuple(action.shape)} has {action.shape[-1]}: give each action {action.shape[-1]} numbers"
         )
     if not action.is_floating_point() and bool((rows != rows.round()).any()):
         raise MisconfigurationException(
-            f"{owner}: the batch's 'action' holds whole numbers ({action.dtype}), and some of the scaled actions are"
-            " none; with classes, scales: [1.0] is the only one that makes sense"
+            f"{owner}: the batch's 'action' holds whole numbers ({action.dtype}), and some of the scaled actions are "
+            "none; with classes, scales: [1.0] is the only one that makes sense"
         )
 
 
 def check_videos(owner: str, videos: Any, num_videos: int) -> None:
-    """Refuses what `generate` gave, if it is not `num_videos` videos `[B, T, 3, H, W]`.
+    """Refuse a result of `generate` that is not `num_videos` videos `[B, T, 3, H, W]`.
 
     Raises:
-        MisconfigurationException: says what came.
+        MisconfigurationException: They are something else; the message says what.
     """
     expected = f"{owner} expects generate(batch) to return {num_videos} videos [B, T, 3, H, W]"
     if not isinstance(videos, Tensor):
@@ -195,7 +197,7 @@ def _check_batch(batch: Any, owner: str) -> None:
 
 
 def _with_rows(value: Any, size: int, change: Callable[[Any], Any]) -> Any:
-    """A batch, with what has one entry for each of `size` samples changed, in dicts too, and all else as it is."""
+    """Change every entry of a batch, in dicts too, that has one item for each of `size` samples; keep the rest."""
     if isinstance(value, dict):
         return {name: _with_rows(item, size, change) for name, item in value.items()}
     # Arrays have a number of dimensions, as tensors do.

@@ -1,5 +1,7 @@
 """Folders of torch's distributed checkpoints, read without running code from them."""
 
+from __future__ import annotations
+
 import io
 import pickle
 from collections import OrderedDict
@@ -18,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_distribu
 
 _METADATA_FILE = ".metadata"
 _PATHS = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
-# All that torch writes into `.metadata`, by the names under which pickle asks for it.
+# Classes that torch writes into `.metadata`, by the names under which pickle asks for it.
 _KNOWN: dict[tuple[str, str], Any] = {
     **{
         (format_of_metadata.__name__, name): getattr(format_of_metadata, name)
@@ -41,13 +43,13 @@ def load_shards(state: dict[str, Any], folder: str | Path, no_dist: bool = False
     """Fill a state, in place, from a folder of shards; what is no tensor there may be plain values alone.
 
     Args:
-        state: nested dictionaries of tensors, sharded or whole, and of values.
-        folder: of the checkpoint.
-        no_dist: only this process reads, although others may be there.
+        state: State as nested dictionaries of tensors, sharded or whole, and of values.
+        folder: Folder of the checkpoint.
+        no_dist: Whether this process reads alone, although others may be there.
 
     Raises:
         FileNotFoundError: `folder` is no folder of shards.
-        ValueError: it is not whole, holds objects that run code when they are loaded, or does not fit the state.
+        ValueError: The folder is not whole, holds objects that run code when loaded, or does not fit the state.
     """
     reader = _Reader(folder, read_shard_metadata(folder))
     try:
@@ -64,11 +66,11 @@ def load_shards(state: dict[str, Any], folder: str | Path, no_dist: bool = False
 
 
 def read_shard_metadata(folder: str | Path) -> Metadata:
-    """What a folder of shards says of them.
+    """Read the metadata of a folder of shards.
 
     Raises:
-        FileNotFoundError: it has no `.metadata`.
-        ValueError: that is not whole, asks for something that torch does not write, or points outside the folder.
+        FileNotFoundError: The folder has no `.metadata`.
+        ValueError: That file is not whole, asks for something that torch does not write, or points outside the folder.
     """
     path = Path(folder) / _METADATA_FILE
     if not path.is_file():

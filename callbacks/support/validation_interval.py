@@ -1,5 +1,7 @@
 """Callbacks that look at the model at some validations, not at all of them."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,7 +14,7 @@ class EveryNValidations(Callback):
         every_n_validations: Validations from one that is due to the next.
 
     Raises:
-        ValueError: If it is below 1.
+        ValueError: `every_n_validations` is below 1.
     """
 
     def __init__(self, every_n_validations: int) -> None:
@@ -37,5 +39,5 @@ class EveryNValidations(Callback):
             self._num_validations += 1
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether the running validation is one to look at; the same on all ranks."""
+        """Tell whether the running validation is one to look at; the answer is the same on all ranks."""
         return not trainer.sanity_checking and self._num_validations % self.every_n_validations == 0

@@ -19,11 +19,11 @@ class ConvActionModule(nn.Module):
     """Reads motion off the last latent frames: two 3-D convolutions, a mean over space and time, a linear layer.
 
     Args:
-        latent_dim: latent channels C.
-        action_dim: width of the action vector.
-        hidden_dim: channels of the convolutions.
-        num_frames: latent frames it looks back; a shorter history is filled up by repeating its first frame, as if
-            nothing had moved before.
+        latent_dim: Number of latent channels C.
+        action_dim: Width of the action vector.
+        hidden_dim: Number of channels of the convolutions.
+        num_frames: Number of latent frames it looks back; a shorter history is filled up by repeating its first frame,
+            as if nothing had moved before.
     """
 
     def __init__(self, latent_dim: int, action_dim: int, hidden_dim: int = 64, num_frames: int = 6) -> None:
@@ -49,14 +49,15 @@ class DiscreteActionModule(nn.Module):
     """Reads the history as a sentence of learned discrete actions and says which action vector comes next.
 
     What changed from each latent frame to the next is quantised to one of `num_codes` actions, and a GRU reads their
-    sequence. The codes are chosen hard; gradient passes straight through to the softmax behind the choice. Where
-    past actions are known as ids (keys, buttons), `encode_codes` takes them directly.
+    sequence (Cho et al. 2014, arXiv:1406.1078). The codes are chosen hard; gradient passes straight through to the
+    softmax behind the choice (Bengio et al. 2013, arXiv:1308.3432). Where past actions are known as ids (keys,
+    buttons), `encode_codes` takes them directly.
 
     Args:
-        latent_dim: latent channels C.
-        action_dim: width of the action vector.
-        num_codes: discrete actions that it tells apart.
-        hidden_dim: channels of the convolution, of a code's embedding and of the GRU.
+        latent_dim: Number of latent channels C.
+        action_dim: Width of the action vector.
+        num_codes: Number of discrete actions that it tells apart.
+        hidden_dim: Number of channels of the convolution, of a code's embedding and of the GRU.
     """
 
     def __init__(self, latent_dim: int, action_dim: int, num_codes: int = 16, hidden_dim: int = 64) -> None:
@@ -76,11 +77,11 @@ class DiscreteActionModule(nn.Module):
         return self._encode(chosen + probabilities - probabilities.detach())
 
     def codes(self, historical_frames: Tensor) -> Tensor:
-        """The discrete actions it sees, `[B, F']` in 0 ... num_codes - 1; before the first frame nothing changed."""
+        """Name the actions that it sees, `[B, F']` in 0 ... num_codes - 1; before the first frame nothing changed."""
         return self._logits(historical_frames).argmax(dim=-1)
 
     def encode_codes(self, codes: Tensor) -> Tensor:
-        """Ids of past actions `[B, n]`, n >= 1, to the next action vector `[B, action_dim]`."""
+        """Read ids of past actions `[B, n]`, n >= 1, and give the next action vector `[B, action_dim]`."""
         return self._encode(F.one_hot(codes, self.num_codes).to(self.embedding.weight))
 
     def _logits(self, frames: Tensor) -> Tensor:
@@ -101,12 +102,12 @@ class VisualTextActionModule(nn.Module):
     """Acts on what it sees and on what the prompt asks for: the last latent frames query the prompt's tokens.
 
     Args:
-        latent_dim: latent channels C.
-        text_dim: channels of the text encoder's output.
-        action_dim: width of the action vector.
-        hidden_dim: channels inside.
-        num_heads: of the attention from frames to prompt.
-        num_frames: latent frames it looks back, as in `ConvActionModule`.
+        latent_dim: Number of latent channels C.
+        text_dim: Number of channels of the text encoder's output.
+        action_dim: Width of the action vector.
+        hidden_dim: Number of channels inside.
+        num_heads: Number of heads of the attention from frames to prompt.
+        num_frames: Number of latent frames it looks back, as in `ConvActionModule`.
     """
 
     def __init__(
@@ -136,11 +137,11 @@ class VisualTextActionModule(nn.Module):
         return self.to_action(torch.cat([seen, read], dim=-1))
 
     def with_text(self, text: Tensor) -> InferActions:
-        """The module as a function of the frames alone, for the videos of these prompts."""
+        """Return the module as a function of the frames alone, for the videos of these prompts."""
         return partial(self, text=text)
 
     def _read(self, seen: Tensor, text: Tensor) -> Tensor:
-        """What the frames find in the prompt. One learned token is always there, so that a prompt may be empty."""
+        """Look up in the prompt what the frames ask for. A learned token is always there, as prompts may be empty."""
         tokens = torch.cat([self.no_text.expand(len(seen), -1, -1), self.text(text)], dim=1)
         padding = F.pad((text == 0).all(dim=-1), (1, 0))  # rows past a prompt's end are zero
         return self.attention(seen[:, None], tokens, tokens, key_padding_mask=padding, need_weights=False)[0][:, 0]

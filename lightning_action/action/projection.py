@@ -1,4 +1,4 @@
-"""From an action vector to the modulation of every layer."""
+"""Networks from an action vector to the modulation of every layer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ T = TypeVar("T")
 class FourierFeatures(nn.Module):
     """The raw values, then for each of them the sines and cosines of `num_bands` rising frequencies.
 
-    Band k is `2^k pi lowest_band`. With `lowest_band` 1 the values +1 and -1 get the same sines and cosines in every
-    band; 0.5 keeps them apart.
+    Fourier features (Tancik et al. 2020, arXiv:2006.10739) make a network sensitive to small differences of its input;
+    the powers of two are those of NeRF (Mildenhall et al. 2020, arXiv:2003.08934). Band k is `2^k pi lowest_band`. With
+    `lowest_band` 1 the values +1 and -1 get the same sines and cosines in every band; 0.5 keeps them apart.
     """
 
     bands: Tensor
@@ -37,7 +38,7 @@ class FourierFeatures(nn.Module):
         return action_dim * (2 * self.num_bands + self.include_raw)
 
     def forward(self, action: Tensor) -> Tensor:
-        """`[..., A]` to `[..., width(A)]`."""
+        """Map values `[..., A]` to features `[..., width(A)]`."""
         angles = action[..., None] * self.bands
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
         return torch.cat([action, waves], dim=-1) if self.include_raw else waves
@@ -46,23 +47,26 @@ class FourierFeatures(nn.Module):
 class ActionModulationProjection(nn.Module):
     """adaLN-Zero for actions: the last layer starts at exactly zero, so the adapted model starts as the base model.
 
+    DiT (Peebles & Xie 2023, arXiv:2212.09748, section 3.2) starts each block as the identity; here, where the base
+    model is trained already, it is the change of its modulation that starts at zero.
+
     Slots are shift, scale, gate of self-attention, then of the feed-forward. With `num_layers` every transformer layer
     gets a modulation of its own, through `layer_rank` channels that keep it small: at 1.3B (30 layers of width 1536,
     rank 32) 9.1 M parameters instead of 142 M.
 
     Args:
-        action_dim: width A of an action vector.
-        dim: width D of the generator.
-        hidden_dim: width of the two hidden layers.
-        num_frames: latent frames that a 2-D input `[B, A]` is repeated over.
-        num_fourier_bands: sine and cosine bands for each action value; 0 for none.
-        lowest_band: lowest frequency in units of pi; at 1 and above +1 and -1 are told apart by the raw value alone.
-        include_raw_actions: feed the action values themselves too.
-        zero_init: start the last layer at exactly zero; False draws it from N(0, 0.001).
-        action_modulation_scale: multiplies the whole modulation.
-        slot_scales: multiply the six slots.
-        num_layers: layers of the generator, for one modulation per layer; None shares one among all.
-        layer_rank: channels between the hidden layers and the per-layer modulation.
+        action_dim: Width A of the action vectors.
+        dim: Width D of the generator.
+        hidden_dim: Width of the two hidden layers.
+        num_frames: Number of latent frames that a 2-D input `[B, A]` is repeated over.
+        num_fourier_bands: Number of sine and cosine bands for each action value; 0 for none.
+        lowest_band: Lowest frequency, in units of pi; at 1 and above +1 and -1 are told apart by the raw value alone.
+        include_raw_actions: Feed in the action values themselves too.
+        zero_init: Start the weights of the last layer at exactly zero; False draws them from N(0, 0.001).
+        action_modulation_scale: Factor of the whole modulation.
+        slot_scales: Factors of the six slots.
+        num_layers: Number of layers of the generator, for one modulation per layer; None shares one among all.
+        layer_rank: Number of channels between the hidden layers and the per-layer modulation.
 
     Raises:
         ValueError: `slot_scales` are not six, or there is nothing to feed.
@@ -119,17 +123,17 @@ class ActionModulationProjection(nn.Module):
         nn.init.zeros_(self.action_projection.bias)
 
     def forward(self, action: Tensor, present: Tensor | None = None) -> Tensor:
-        """Modulation of every latent frame.
+        """Compute the modulation of every latent frame.
 
         Args:
-            action: `[B, F, A]`, or `[B, A]`, which is repeated over `num_frames`.
-            present: `[B, F]` bool; a frame without an action gets exactly no modulation.
+            action: Action vectors `[B, F, A]`, or `[B, A]`, which are repeated over `num_frames`.
+            present: Mask of the frames that have an action, `[B, F]` bool; the others get exactly no modulation.
 
         Returns:
             `[B, F, 6, D]`, or `[B, F, num_layers, 6, D]`.
 
         Raises:
-            ValueError: the action has another width.
+            ValueError: The action has another width.
         """
         if action.shape[-1] != self.action_dim or action.ndim not in (2, 3):
             raise ValueError(
@@ -150,11 +154,11 @@ class SummedModulation(nn.Module):
     """Several conditions at once, say action and style: each has a projection of its own, and their modulations add.
 
     Args:
-        projections: name of a condition -> its projection; a list names them by their places, "0", "1", and so on. One
-            modulation per layer and one for all layers may be mixed.
+        projections: Projection of each condition by its name; a list names them by their places, "0", "1", and so on.
+            One modulation per layer and one for all layers may be mixed.
 
     Raises:
-        ValueError: there is no projection.
+        ValueError: There is no projection.
     """
 
     def __init__(
@@ -169,17 +173,19 @@ class SummedModulation(nn.Module):
     def forward(
         self, conditions: Mapping[str, Tensor] | Sequence[Tensor], present: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """The sum of the modulations of the conditions that are given; the others act as if there were none.
+        """Add the modulations of the conditions that are given; the others act as if there were none.
 
         Args:
-            conditions: name -> values, `[B, F, A]` or `[B, A]`, each with the width of its projection; or a list.
-            present: name -> `[B, F]` bool, the frames that have this condition; all of them where a name is missing.
+            conditions: Values of each condition by its name, `[B, F, A]` or `[B, A]`, each with the width of its
+                projection; or a list.
+            present: Masks by the names of conditions, `[B, F]` bool, of the frames that have it; all have it where a
+                name is missing.
 
         Returns:
             `[B, F, 6, D]`, or `[B, F, num_layers, 6, D]` if a projection has one modulation for each layer.
 
         Raises:
-            ValueError: no condition is given, or one that has no projection.
+            ValueError: No condition is given, or one that has no projection.
         """
         conditions = by_condition(conditions)
         unknown = conditions.keys() - self.projections.keys()
@@ -193,11 +199,11 @@ class SummedModulation(nn.Module):
 
 
 def by_condition(items: Mapping[str, T] | Sequence[T]) -> Mapping[str, T]:
-    """Items by the name of their condition, those of a list by their places."""
+    """Name items by their condition, those of a list by their places."""
     return items if isinstance(items, Mapping) else {str(place): item for place, item in enumerate(items)}
 
 
 def null_where_absent(modulation: Tensor, present: Tensor) -> Tensor:
-    """Exactly zero modulation for the frames without an action; `present` is `[B, F]` bool."""
+    """Set modulation to exactly zero in the frames without an action; `present` is `[B, F]` bool."""
     mask = present.reshape(*present.shape, *(1,) * (modulation.ndim - 2))
     return torch.where(mask, modulation, torch.zeros_like(modulation))

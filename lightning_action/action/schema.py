@@ -1,4 +1,4 @@
-"""What an action is: the columns of its rows, and which rows belong to which latent frame.
+"""Definition of an action: the columns of its rows, and which rows belong to which latent frame.
 
 A causal video VAE with temporal compression r gives latent frame 0 one pixel frame and every later one r of them, so L
 latent frames stand for `T = 1 + r (L - 1)` pixel frames. Three conventions say which action rows those are, here for r
@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# In halves of the range from low to high: with mean and deviation as bounds some values lie outside, but not so far.
+# Limit in halves of the range from low to high: with mean and deviation as bounds some values lie outside, but not
+# so far.
 _FAR_OUTSIDE = 4
 
 Kind = Literal["continuous", "discrete", "multi_hot"]
@@ -35,12 +36,12 @@ class ActionPart:
     """Some columns of an action row.
 
     Args:
-        name: for messages and plots.
-        kind: `continuous` (`size` columns), `discrete` (one column with a class in 0 ... size - 1), or `multi_hot`
-            (`size` columns of 0 and 1).
-        size: columns, or classes.
-        low: of each continuous column (one number serves all); maps to -1.
-        high: of each continuous column; maps to 1. With mean and deviation, give mean - std and mean + std.
+        name: Name in messages and plots.
+        kind: Kind of the columns: `continuous` (`size` columns), `discrete` (one column of classes from 0 to
+            `size - 1`), or `multi_hot` (`size` columns of 0 and 1).
+        size: Number of columns, or of classes.
+        low: Value of each continuous column that maps to -1; one number serves all.
+        high: Value of each continuous column that maps to 1. With mean and deviation, give mean - std and mean + std.
     """
 
     name: str = "action"
@@ -69,10 +70,10 @@ class ActionPart:
         return 1 if self.kind == "discrete" else self.size
 
     def encode(self, raw: Tensor) -> Tensor:
-        """Raw columns `[..., num_columns]` to `[..., size]`, about [-1, 1] or one-hot.
+        """Encode raw columns `[..., num_columns]` as `[..., size]`, about [-1, 1] or one-hot.
 
         Raises:
-            ValueError: a class or switch is outside its range.
+            ValueError: A class or switch is outside its range.
         """
         if self.kind == "continuous":
             low, high = (bound.to(raw.device) for bound in self._bounds(raw.dtype))
@@ -104,10 +105,11 @@ class ActionSchema:
     """The map from action rows to one vector for each latent frame.
 
     Args:
-        parts: the columns of a row, in order.
-        alignment: which rows belong to which latent frame, see the table above.
-        combine: how the rows of a latent frame become one vector: side by side, mean, sum, or the last one.
-        temporal_compression_ratio: pixel frames of one latent frame, r.
+        parts: Parts of a row, in the order of its columns.
+        alignment: Rule that says which rows belong to which latent frame: `transition` (row k leads from pixel frame k
+            to k + 1), `state` (row k is recorded with pixel frame k), or `per_latent`.
+        combine: Way in which the rows of a latent frame become one vector: side by side, mean, sum, or the last one.
+        temporal_compression_ratio: Number r of pixel frames of one latent frame.
     """
 
     parts: list[ActionPart] = field(default_factory=lambda: [ActionPart()])
@@ -140,12 +142,12 @@ class ActionSchema:
         return 1 if self.alignment == "per_latent" else self.temporal_compression_ratio
 
     def num_rows(self, num_latents: int) -> int:
-        """Action rows that `num_latents` latent frames take."""
+        """Number of action rows that `num_latents` latent frames take."""
         steps = self.temporal_compression_ratio * (num_latents - 1)
         return {"transition": steps, "state": steps + 1, "per_latent": num_latents}[self.alignment]
 
     def rows_of(self, latent: int) -> range:
-        """The action rows of a latent frame, as in the table above; none for the first frame of `transition`."""
+        """Return the action rows of a latent frame, as in the table above; none for the first frame of `transition`."""
         if self.alignment == "per_latent":
             return range(latent, latent + 1)
         is_state = self.alignment == "state"
@@ -155,10 +157,10 @@ class ActionSchema:
         return range(ratio * (latent - 1) + is_state, ratio * latent + is_state)
 
     def num_latents(self, num_rows: int) -> int:
-        """Latent frames that `num_rows` action rows are for.
+        """Number of latent frames that `num_rows` action rows are for.
 
         Raises:
-            ValueError: the rows are for no whole number of latent frames; the message shows the rules.
+            ValueError: The rows are for no whole number of latent frames; the message shows the rules.
         """
         ratio = self.temporal_compression_ratio
         if self.alignment == "per_latent":
@@ -171,17 +173,17 @@ class ActionSchema:
         return latents
 
     def encode(self, actions: Tensor, num_latents: int) -> tuple[Tensor, Tensor]:
-        """Action rows to one vector for each latent frame.
+        """Encode action rows as one vector for each latent frame.
 
         Args:
-            actions: raw rows, `[B, rows, num_columns]`; whole numbers may come as integers.
-            num_latents: latent frames L of the video they belong to.
+            actions: Action rows as they are, `[B, rows, num_columns]`; whole numbers may come as integers.
+            num_latents: Number L of latent frames of the video they belong to.
 
         Returns:
             Vectors `[B, L, action_dim]`, and whether a frame has an action at all, `[B, L]` bool.
 
         Raises:
-            ValueError: the width or the number of rows does not fit, or a value is not finite.
+            ValueError: The width or the number of rows does not fit, or a value is not finite.
         """
         self.check(actions, num_latents)
         actions = actions if actions.is_floating_point() else actions.float()
@@ -198,7 +200,7 @@ class ActionSchema:
         """Refuse rows that do not belong to `num_latents` latent frames.
 
         Raises:
-            ValueError: with both shapes and the three alignment rules.
+            ValueError: The rows do not belong to them; the message has both shapes and the three alignment rules.
         """
         expected = (self.num_rows(num_latents), self.num_columns)
         if actions.ndim != 3 or tuple(actions.shape[1:]) != expected:
@@ -223,7 +225,7 @@ class ActionSchema:
         return [part.num_columns for part in self.parts]
 
     def _group(self, encoded: Tensor, num_latents: int) -> Tensor:
-        """`[B, rows, width]` to `[B, L, rows of a latent frame, width]`."""
+        """Group `[B, rows, width]` as `[B, L, rows of a latent frame, width]`."""
         if self.alignment == "per_latent":
             return encoded[:, :, None]
         ratio = self.temporal_compression_ratio

@@ -1,4 +1,4 @@
-"""What actions add to a base model, in a small file of its own that knows which base it belongs to."""
+"""Adapters: what actions add to a base model, in a small file that knows which base it belongs to."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class ActionAdapter:
     """The content of an adapter file.
 
     Args:
-        projection: the state dict of the action projection.
-        constants: its buffers that are no part of the state dict (frequencies and scales), which must agree.
-        schema: what an action is, with the bounds that normalise it.
-        base: the `fingerprint` of the generator that it was trained on.
+        projection: State dict of the action projection.
+        constants: Buffers that are no part of the state dict (frequencies and scales), which must agree.
+        schema: Definition of an action, with the bounds that normalise it.
+        base: Result of `fingerprint` for the generator that it was trained on.
         lora: LoRA layers on that generator, as `lora_state_dict` gives them; empty without.
-        lora_alpha: numerator of their scale.
-        num_heads: of the generator; None in older files.
+        lora_alpha: Numerator of the scale of the LoRA layers.
+        num_heads: Number of heads of the generator; None in older files.
     """
 
     projection: Mapping[str, Tensor]
@@ -54,10 +54,10 @@ class ActionAdapter:
     num_heads: str | None = None
 
     def build_projection(self, dim: int) -> ActionModulationProjection:
-        """The action projection itself, for a generator of width `dim`, in float32.
+        """Build the action projection itself, for a generator of width `dim`, in float32.
 
         Raises:
-            ValueError: it was trained with a generator of another width.
+            ValueError: The projection was trained with a generator of another width.
         """
         hidden_dim, num_features = self.projection["action_embedding.0.weight"].shape
         bands, rows = self.constants["features.bands"], self.projection["action_projection.weight"].shape[0]
@@ -100,8 +100,8 @@ def read_adapter(path: str | Path) -> ActionAdapter:
     """Read an adapter file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not whole, or no adapter.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not whole, or no adapter.
     """
     metadata = read_metadata(path)
     if metadata.get("format") != FORMAT:
@@ -142,15 +142,15 @@ def load_adapter(
     checked before anything is loaded.
 
     Args:
-        path: the adapter.
-        generator: holds the base.
-        projection: is given the projection's weights.
-        schema: what the caller takes an action to be.
-        any_base: also use it on a base that it was not trained on, such as a distilled one of the same family.
+        path: File of the adapter.
+        generator: Generator that holds the base.
+        projection: Projection that is given the weights.
+        schema: Definition of an action by the caller.
+        any_base: Use the adapter also on a base that it was not trained on, such as a distilled one of the same family.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not whole, no adapter, of another base, of other actions, or does not fit.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not whole, no adapter, of another base, of other actions, or does not fit.
     """
     adapter, source = read_adapter(path), str(path)
     if schema != adapter.schema:

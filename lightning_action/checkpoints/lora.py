@@ -1,4 +1,4 @@
-"""LoRA on the generator, through peft."""
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) on the generator, through peft."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class LoRASettings:
     """Low-rank layers beside linear layers of the generator; they start as the identity.
 
     Args:
-        rank: channels of each low-rank layer.
-        alpha: numerator of the scale `alpha / rank`; None is the rank, for a scale of 1.
-        target_modules: names, or ends of names, of the linear layers that get one. By default all of the transformer
+        rank: Number of channels of each low-rank layer.
+        alpha: Numerator of the scale `alpha / rank`; None is the rank, for a scale of 1.
+        target_modules: Names, or ends of names, of the linear layers that get one. By default all of the transformer
             layers: attention to the video, to the prompt, and feed-forward.
-        dropout: of what goes into a low-rank layer, in training.
+        dropout: Dropout probability of what goes into a low-rank layer, in training.
     """
 
     rank: int = 32
@@ -51,8 +51,8 @@ def inject_lora(generator: nn.Module, settings: LoRASettings) -> None:
     What required grad still does: whether the backbone trains as well is the caller's to say.
 
     Raises:
-        ImportError: peft is not installed.
-        ValueError: a target is not there, or the generator has LoRA layers already.
+        ImportError: The package peft is not installed.
+        ValueError: A target is not there, or the generator has LoRA layers already.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -77,19 +77,19 @@ def inject_lora(generator: nn.Module, settings: LoRASettings) -> None:
 
 
 def has_lora(generator: nn.Module) -> bool:
-    """Whether LoRA layers were injected."""
+    """Tell whether LoRA layers were injected."""
     return any(is_low_rank(name) for name, _ in generator.named_parameters())
 
 
 def split_parameters(generator: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """The generator's parameters by name: those of LoRA layers, and the backbone's."""
+    """Return the generator's parameters by name: those of LoRA layers, and the backbone's."""
     parameters = dict(generator.named_parameters())
     lora = {name: parameter for name, parameter in parameters.items() if is_low_rank(name)}
     return lora, {name: parameter for name, parameter in parameters.items() if name not in lora}
 
 
 def lora_state_dict(generator: nn.Module) -> dict[str, Tensor]:
-    """The LoRA layers alone, named as peft names them in files (`blocks.0.ffn.0.lora_A.weight`); empty without."""
+    """Return the LoRA layers alone, under peft's names in files (`blocks.0.ffn.0.lora_A.weight`); empty without."""
     return {_file_name(name): tensor for name, tensor in generator.state_dict().items() if is_low_rank(name)}
 
 
@@ -98,7 +98,7 @@ def load_lora_state_dict(generator: nn.Module, tensors: Mapping[str, Tensor], so
     """Load what `lora_state_dict` gave into injected layers, every tensor or none.
 
     Raises:
-        ValueError: names or shapes differ, because other layers were injected or with another rank; or a tensor is
+        ValueError: Names or shapes differ, because other layers were injected or with another rank; or a tensor is
             not of finite floating-point numbers.
     """
     own = lora_state_dict(generator)
@@ -113,7 +113,7 @@ def load_lora_state_dict(generator: nn.Module, tensors: Mapping[str, Tensor], so
 
 @torch.no_grad()
 def init_lora(generator: nn.Module, random: torch.Generator) -> None:
-    """The initial weights of peft, from a generator of random numbers: the same on every device, sharded or not."""
+    """Draw the initial weights of peft from a generator of random numbers: the same on every device, sharded or not."""
     for name, parameter in split_parameters(generator)[0].items():
         value = torch.zeros(parameter.shape)
         if ".lora_A." in name:
@@ -125,7 +125,7 @@ def check_base_fits(generator: nn.Module, tensors: LazyTensors, source: str) -> 
     """Refuse tensors that are not exactly those of a generator without LoRA.
 
     Raises:
-        ValueError: names or shapes differ.
+        ValueError: Names or shapes differ.
     """
     complaint = f"{source} does not fit {type(generator).__name__}"
     require_same(base_state_dict(generator), tensors.entries, complaint, "use the configuration it was trained with")
@@ -145,25 +145,25 @@ def merge_into(generator: nn.Module, lora: Mapping[str, Tensor], alpha: float | 
     """Add what `lora_state_dict` gave to the weights of a generator without LoRA layers, all of it or nothing.
 
     Raises:
-        ValueError: a layer is not there, or has another shape.
+        ValueError: A layer is not there, or has another shape.
     """
     changes = low_rank_changes(as_lazy(lora).entries, alpha, source)
     load_strictly(generator, add_changes(as_lazy(generator.state_dict()), changes, source), source)
 
 
 def base_state_dict(generator: nn.Module) -> dict[str, Tensor]:
-    """The weights without LoRA, under the names that they have without LoRA."""
+    """Return the weights without LoRA, under the names that they have without LoRA."""
     state = generator.state_dict()
     return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if not is_low_rank(name)}
 
 
 def merged_state_dict(generator: nn.Module) -> LazyTensors:
-    """The weights with LoRA added, as peft's `merge` adds it, each when it is read; the generator stays as it is."""
+    """Return the weights with LoRA added, as peft's `merge` adds it, when read; the generator stays as it is."""
     return add_changes(as_lazy(base_state_dict(generator)), _changes(generator), "LoRA")
 
 
 def lora_alpha(generator: nn.Module) -> float | None:
-    """Numerator of the scale of injected LoRA, None without."""
+    """Return the numerator of the scale of injected LoRA, None without."""
     return next((float(layer.lora_alpha[_ADAPTER]) for layer in _lora_layers(generator).values()), None)
 
 

@@ -37,17 +37,17 @@ _RELEASED = (
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was loaded into a generator.
+    """Report of what was loaded into a generator.
 
     Args:
-        source: the file.
-        num_tensors: tensors loaded.
-        fit_seconds: seconds it was trained for, 0 if unknown.
-        part: under what the file holds the generator (`generator_ema.model.`), empty if under nothing.
-        dropped: tensors of known extra heads that were left out.
-        ignored: what else the file holds.
-        num_merged: LoRA layers and differences that were added to the weights.
-        scales: of the LoRA layers, each once, with where it comes from.
+        source: File that was read.
+        num_tensors: Number of tensors loaded.
+        fit_seconds: Seconds that the weights were trained for, 0 if unknown.
+        part: Prefix under which the file holds the generator (`generator_ema.model.`), empty if there is none.
+        dropped: Tensors of known extra heads that were left out.
+        ignored: Other parts that the file holds.
+        num_merged: Number of LoRA layers and differences that were added to the weights.
+        scales: Scales of the LoRA layers, each once, with where it comes from.
     """
 
     source: str
@@ -81,16 +81,17 @@ def load_generator(
     have LoRA layers, or be on the meta device, which it leaves.
 
     Args:
-        generator: is given the weights.
-        path: a file, an index of shards, a folder; None takes the transformer in the folder that the environment
+        generator: Generator that is given the weights.
+        path: File, index of shards, or folder; None takes the transformer in the folder that the environment
             variable `LIGHTNING_ACTION_WEIGHTS` names.
-        ema: which weights to take where the file has both: averaged, or those of the last step.
-        lora: a LoRA file (peft's, diffusers', kohya's, LongLive's) to be merged into the weights.
-        lora_alpha: numerator of its scale; None takes what the file says, else its rank. The report says which.
+        ema: Take averaged weights where the file has both; False takes those of the last step.
+        lora: LoRA file (peft's, diffusers', kohya's, LongLive's) to be merged into the weights.
+        lora_alpha: Numerator of the scale of that LoRA; None takes what the file says, else its rank. The report says
+            which.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not whole, holds no generator, one that does not fit, or values that are not finite.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not whole, holds no generator, one that does not fit, or values that are not finite.
     """
     file = generator_file(path)
     checkpoint = read_generator(file, ema, lora_alpha)
@@ -116,7 +117,7 @@ def load_generator(
 
 
 def generator_file(path: str | Path | None) -> Path:
-    """The file that holds the generator. Arguments and errors as in `load_generator`."""
+    """Find the file that holds the generator. Arguments and errors as in `load_generator`."""
     if path is None:
         found = find_release_file(_RELEASED, "the generator")
         return find_weights(found.parent if found.is_dir() else found)
@@ -132,8 +133,8 @@ def load_action_projection(projection: ActionModulationProjection, path: str | P
     """Load the action projection that a checkpoint of this family, or one of ours, holds.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not whole, holds no projection or several, or one that does not fit.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not whole, holds no projection or several, or one that does not fit.
     """
     load_strictly(projection, read_action_projection(path), str(path))
 
@@ -142,8 +143,8 @@ def prepare_codec(codec: FittedCodec, folder: str | None, datamodule: object) ->
     """Load `vae.safetensors` from the folder, or without a folder fit the codec to the training videos.
 
     Raises:
-        FileNotFoundError: the folder has no such file.
-        ValueError: the file does not fit, or the DataModule offers no videos.
+        FileNotFoundError: The folder has no such file.
+        ValueError: The file does not fit, or the DataModule offers no videos.
     """
     if folder is not None:
         path = _find(folder, VAE_FILE)
@@ -191,7 +192,7 @@ def _check_values(tensors: LazyTensors, held: LazyTensors, header: Mapping[str, 
 
 
 def _seconds(header: Mapping[str, str]) -> float:
-    """How long a file says that its weights were trained; 0 where it does not say it as a number."""
+    """Read how many seconds a file says that its weights were trained; 0 where it does not say it as a number."""
     try:
         return float(header.get("fit_seconds", 0.0))
     except ValueError:

@@ -20,7 +20,7 @@ LORA_ALPHA, NUM_UNSTEPPED = "lora_alpha", "num_unstepped"
 
 @dataclass(frozen=True)
 class RunEntries:
-    """What weights alone do not say of a run.
+    """Facts of a run that weights alone do not say.
 
     Args:
         schema: Meaning of an action.
@@ -52,7 +52,7 @@ class RunEntries:
         """Read the entries of a checkpoint, of this or an earlier version.
 
         Raises:
-            ValueError: One that every run writes is not there.
+            ValueError: An entry that every run writes is not there.
         """
         for key in (SCHEMA, FIT_SECONDS):
             if key not in checkpoint:

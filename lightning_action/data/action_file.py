@@ -18,13 +18,14 @@ class ActionFileDataModule(L.LightningDataModule):
     """One video from files, for `predict`.
 
     Args:
-        actions: `.npy` of shape [rows, columns], or `.csv` with one row a line; a first line of names, which
-            have letters, is skipped. Rows are as the model's `schema` says.
-        image: picture that the video starts from (PNG, JPEG, WebP, BMP, TIFF, GIF), of one frame, turned as its EXIF
+        actions: File of action rows, `.npy` of shape [rows, columns], or `.csv` with one row a line; a first line of
+            names, which have letters, is skipped. Rows are as the model's `schema` says.
+        image: Picture that the video starts from (PNG, JPEG, WebP, BMP, TIFF, GIF), of one frame, turned as its EXIF
             orientation says, on white where it is transparent; None starts from the prompt alone.
-        prompt: what the video shows.
-        frame_size: height and width; an image of another size is refused, and without an image it is required.
-        sample_id: chooses the noise, and names the output files.
+        prompt: Description of what the video shows.
+        frame_size: Height and width of the video; an image of another size is refused, and without an image it is
+            required.
+        sample_id: Number that chooses the noise, and names the output files.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class ActionFileDataModule(L.LightningDataModule):
         """Read the files, before anything is written.
 
         Raises:
-            ValueError: a file holds something else, or there is neither an image nor a frame size.
+            ValueError: A file holds something else, or there is neither an image nor a frame size.
         """
         if stage != "predict":
             raise ValueError(f"ActionFileDataModule is for predict only, not for {stage}")
@@ -60,6 +61,6 @@ class ActionFileDataModule(L.LightningDataModule):
             self._batch["video"] = read_image(self.image, self.frame_size)[None, None]
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """The one sample."""
+        """Return the one sample."""
         samples: Any = [self._batch]  # one item, which is a whole batch
         return DataLoader(samples, collate_fn=itemgetter(0))

@@ -26,17 +26,17 @@ _WITHOUT_ALPHA = {"CMYK", "YCbCr", "LAB", "HSV"}
 
 
 def read_image(path: str | Path, frame_size: tuple[int, int] | None) -> Tensor:
-    """A picture as pixels `[3, H, W]` in [-1, 1], as a viewer shows it.
+    """Read a picture as pixels `[3, H, W]` in [-1, 1], as a viewer shows it.
 
     It is turned and mirrored as its EXIF orientation says; 16-bit grey is scaled; what is transparent lies on white.
 
     Args:
-        path: one of `FORMATS`, of one frame and at most `MAX_PIXELS` pixels.
-        frame_size: height and width that it must have, after turning; None takes any.
+        path: File of one of `FORMATS`, of one frame and at most `MAX_PIXELS` pixels.
+        frame_size: Height and width that the picture must have, after turning; None takes any.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no such picture, cut off, of a mode that has no scale, or not of `frame_size`.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no such picture, cut off, of a mode that has no scale, or not of `frame_size`.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no image at {path}")
@@ -47,7 +47,7 @@ def read_image(path: str | Path, frame_size: tuple[int, int] | None) -> Tensor:
 
 
 def _decode(path: Path) -> np.ndarray:
-    """float32 `[H, W, 3]` in [0, 1]."""
+    """Convert to float32 `[H, W, 3]` in [0, 1]."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     expected = f"expected one of {', '.join(FORMATS)}"
@@ -74,7 +74,7 @@ def _decode(path: Path) -> np.ndarray:
 
 @contextmanager
 def _blaming(path: Path) -> Iterator[None]:
-    """Decoders of broken files raise whatever they meet."""
+    """Decode a picture; decoders of broken files raise whatever they meet."""
     try:
         yield
     except Exception as error:
@@ -82,7 +82,7 @@ def _blaming(path: Path) -> Iterator[None]:
 
 
 def _require_readable(path: Path, image: Image.Image) -> None:
-    """Refuse by the header alone, before anything is decoded."""
+    """Refuse a picture by its header alone, before anything is decoded."""
     from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
     width, height = image.size

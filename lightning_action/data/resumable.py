@@ -45,7 +45,7 @@ class ResumableDataLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int | None]:
-        """The running epoch, and its batches so far."""
+        """Return the running epoch, and its batches so far."""
         return {"epoch": self._epoch, "num_given": self._num_given % max(len(self), 1)}
 
     def load_state_dict(self, state_dict: dict[str, int | None]) -> None:
@@ -54,7 +54,7 @@ class ResumableDataLoader(DataLoader[Any]):
 
     @property
     def _epoch(self) -> int | None:
-        """None for a sampler that gives every epoch in the same order."""
+        """Epoch of the sampler, None for one that gives every epoch in the same order."""
         return self.sampler.epoch if isinstance(self.sampler, DistributedSampler) else None
 
 

@@ -1,4 +1,4 @@
-"""Where a fit goes on that was saved at any moment: at which batch of which epoch."""
+"""Place where a fit goes on that was saved at any moment: at which batch of which epoch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Progress = dict[str, Any]
 
 
 def count_unstepped(fit_loop: Progress, accumulate_grad_batches: int) -> int:
-    """Batches since the last optimizer step, whose gradients no checkpoint holds."""
+    """Count batches since the last optimizer step, whose gradients no checkpoint holds."""
     batches = fit_loop["epoch_loop.batch_progress"]
     return 0 if _is_epoch_over(batches) else batches["current"]["processed"] % accumulate_grad_batches
 
@@ -23,9 +23,9 @@ def settle_position(fit_loop: Progress, stops_by_steps: bool, num_unstepped: int
     So all others are turned into one of these.
 
     Args:
-        fit_loop: the state of the fit loop in a checkpoint; is changed.
-        stops_by_steps: whether the Trainer that goes on has `max_steps`, for Lightning then counts in another way.
-        num_unstepped: as `count_unstepped` gave it when the checkpoint was saved.
+        fit_loop: State of the fit loop in a checkpoint, which is changed.
+        stops_by_steps: Whether the Trainer that goes on has `max_steps`, for Lightning then counts in another way.
+        num_unstepped: Result of `count_unstepped` when the checkpoint was saved.
     """
     batches, epochs = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_progress"]["current"]
     if epochs["started"] < epochs["ready"] or batches["current"]["processed"] == 0:
@@ -62,7 +62,7 @@ def settle_position(fit_loop: Progress, stops_by_steps: bool, num_unstepped: int
 
 
 def _is_epoch_over(batches: Progress) -> bool:
-    """Whether the last batch of an epoch is behind, however the epoch was limited."""
+    """Tell whether the last batch of an epoch is behind, however the epoch was limited."""
     return bool(batches["is_last_batch"]) and batches["current"]["processed"] == batches["current"]["ready"]
 
 

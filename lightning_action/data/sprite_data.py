@@ -34,11 +34,11 @@ class SpriteDataset(Dataset[Batch]):
         return self.size
 
     def seeds(self, indices: Sequence[int]) -> list[int]:
-        """World seeds of some samples."""
+        """Return world seeds of some samples."""
         return [mix_seed(*self._stream, index) for index in indices]
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """Several samples at once: rendering a batch costs little more than one video."""
+        """Make several samples at once: rendering a batch costs little more than one video."""
         seeds = self.seeds(indices)
         start = self.world.start(seeds)
         action = self.world.sample_actions(seeds, self.num_frames - 1)
@@ -63,17 +63,17 @@ class SpriteDataModule(L.LightningDataModule):
     """Train, validation, test and predict videos of one kind of sprite world.
 
     Args:
-        world: the simulator.
-        num_latents: latent frames of a video; it has `1 + 4 (num_latents - 1)` pixel frames.
-        temporal_compression_ratio: pixel frames of a latent frame.
-        batch_size: training videos of a step, on each device.
-        eval_batch_size: videos of a validation, test or predict step.
-        train_size: training videos of an epoch; the order changes from epoch to epoch.
-        validation_size: videos.
-        test_size: held-out videos that `test` measures.
-        predict_size: held-out videos that `predict` generates.
-        seed: all splits follow from it; other seeds give other worlds.
-        num_workers: processes that render.
+        world: Simulator of the videos.
+        num_latents: Number of latent frames of a video, which has `1 + 4 (num_latents - 1)` pixel frames.
+        temporal_compression_ratio: Number of pixel frames of a latent frame.
+        batch_size: Number of training videos of a step, on each device.
+        eval_batch_size: Number of videos of a validation, test or predict step.
+        train_size: Number of training videos of an epoch; the order changes from epoch to epoch.
+        validation_size: Number of videos of a validation.
+        test_size: Number of held-out videos that `test` measures.
+        predict_size: Number of held-out videos that `predict` generates.
+        seed: Random seed that all splits follow from; other seeds give other worlds.
+        num_workers: Number of processes that render.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class SpriteDataModule(L.LightningDataModule):
         self._is_wanted = _is_anything
 
     def dataset(self, split: Split) -> SpriteDataset:
-        """All samples of a split."""
+        """Return all samples of a split."""
         return SpriteDataset(self.world, split, self.seed, self.sizes[split], self.num_frames)
 
     def select_predict_samples(self, is_wanted: Callable[[Batch], bool]) -> None:
@@ -120,17 +120,17 @@ class SpriteDataModule(L.LightningDataModule):
         self._is_wanted = is_wanted
 
     def codec_videos(self, num_videos: int = 256) -> Tensor:
-        """Training videos `[num_videos, T, 3, H, W]` for fitting a codec."""
+        """Return training videos `[num_videos, T, 3, H, W]` for fitting a codec."""
         video: Tensor = self.dataset("train").batch(range(min(num_videos, self.sizes["train"])))["video"]
         return video
 
     def read_positions(self, video: Tensor, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
-        """Where the sprite is in videos generated from a batch of a split.
+        """Locate the sprite in videos generated from a batch of a split.
 
         Args:
-            video: `[B, T, 3, H, W]` in [-1, 1].
-            batch: the batch that `video` was generated for.
-            split: that the batch is from.
+            video: Generated videos, `[B, T, 3, H, W]` in [-1, 1].
+            batch: Batch that `video` was generated for.
+            split: Split that the batch is from.
 
         Returns:
             Positions in pixels, `[B, T, 2]`, and whether the sprite is there, `[B, T]` bool.
@@ -139,10 +139,10 @@ class SpriteDataModule(L.LightningDataModule):
         return self.world.locate(start, video.cpu())
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled anew each epoch, from (seed, epoch) alone, so that a resumed run sees what it would have seen.
+        """Load training videos, shuffled anew each epoch from (seed, epoch) alone, so that resumed runs see the same.
 
         Raises:
-            ValueError: a rank's share of the videos does not fill one batch.
+            ValueError: A rank's share of the videos does not fill one batch.
         """
         loader = self._loader(self.dataset("train"), self.batch_size, shuffle=True)
         if not len(loader):
@@ -185,6 +185,6 @@ def _is_anything(sample: Batch) -> bool:
 
 
 def _already_a_batch(batch: Any) -> Batch:
-    """`__getitems__` makes whole batches."""
+    """Return a batch as it is: `__getitems__` makes whole batches."""
     whole: Batch = batch
     return whole

@@ -39,12 +39,12 @@ class WorldStart:
     """A batch of worlds at pixel frame 0: the history that counterfactuals share.
 
     Attributes:
-        position: of the sprite, `[B, 2]`.
-        color: of the sprite in [-1, 1], `[B, 3]`.
-        color_name: as the prompt says it.
-        background: `[B, 3, H, W]` in [-1, 1].
-        second_position: of the autonomous object, `[B, 2]`.
-        second_velocity: of the autonomous object in pixels a frame, `[B, 2]`.
+        position: Position of the sprite, `[B, 2]`.
+        color: Colour of the sprite in [-1, 1], `[B, 3]`.
+        color_name: Name of that colour, as the prompt says it.
+        background: Picture behind the sprite, `[B, 3, H, W]` in [-1, 1].
+        second_position: Position of the autonomous object, `[B, 2]`.
+        second_velocity: Velocity of the autonomous object in pixels a frame, `[B, 2]`.
     """
 
     position: Tensor
@@ -64,16 +64,17 @@ class MovingSpriteWorld:
     """One disc moved by actions, in a rectangle with walls that stop it.
 
     Args:
-        image_size: pixels of a side, or [height, width].
-        sprite_radius: pixels.
-        max_speed: pixels a frame at full action, per axis.
-        action_kind: `continuous`, two values in [-1, 1]; or `discrete`, one of stay, +x, -x, +y, -y.
-        hold_probability: chance that a random action stays the same for one more pixel frame.
-        second_object: a smaller disc that bounces by itself, behind the sprite.
-        background: `plain`, `gradient`, or `busy` (a random texture).
+        image_size: Number of pixels of a side, or [height, width].
+        sprite_radius: Radius of the sprite in pixels.
+        max_speed: Speed at full action in pixels a frame, per axis.
+        action_kind: Kind of the actions: `continuous`, two values in [-1, 1]; or `discrete`, one of stay, +x, -x, +y,
+            -y.
+        hold_probability: Probability that a random action stays the same for one more pixel frame.
+        second_object: Show a smaller disc that bounces by itself, behind the sprite.
+        background: Kind of the background: `plain`, `gradient`, or `busy` (a random texture).
 
     Raises:
-        ValueError: the sprite does not fit, or an argument is out of range.
+        ValueError: The sprite does not fit, or an argument is out of range.
     """
 
     def __init__(
@@ -105,21 +106,21 @@ class MovingSpriteWorld:
         self.background = background
 
     def action_schema(self, temporal_compression_ratio: int = 4) -> ActionSchema:
-        """What this world's actions are."""
+        """Describe this world's actions."""
         discrete = self.action_kind == "discrete"
         part = ActionPart("move", "discrete", len(DIRECTIONS)) if discrete else ActionPart("move", "continuous", 2)
         return ActionSchema([part], "transition", "concat", temporal_compression_ratio)
 
     def start(self, seeds: Sequence[int]) -> WorldStart:
-        """Worlds at pixel frame 0, each from its seed alone."""
+        """Draw worlds at pixel frame 0, each from its seed alone."""
         return _stack([self._start_one(seed) for seed in seeds])
 
     def sample_actions(self, seeds: Sequence[int], num_steps: int) -> Tensor:
-        """Random action rows, held for some pixel frames each: `[B, num_steps, 2]`, or `[B, num_steps, 1]` discrete."""
+        """Draw action rows, held for some pixel frames each: `[B, num_steps, 2]`, or `[B, num_steps, 1]` discrete."""
         return torch.stack([self._sample_actions_one(generator_for(seed, 1), num_steps) for seed in seeds])
 
     def simulate(self, start: WorldStart, actions: Tensor) -> Tensor:
-        """Positions of the sprite under action rows `[B, T - 1, ...]`: `[B, T, 2]`, frame 0 the start."""
+        """Compute positions of the sprite under action rows `[B, T - 1, ...]`: `[B, T, 2]`, frame 0 the start."""
         low = torch.tensor(self.sprite_radius)
         high = self._sides - low
         positions = [start.position]
@@ -128,7 +129,7 @@ class MovingSpriteWorld:
         return torch.stack(positions, dim=1)
 
     def render(self, start: WorldStart, positions: Tensor) -> Tensor:
-        """Video `[B, T, 3, H, W]` in [-1, 1] of the sprite at `positions` `[B, T, 2]`."""
+        """Render video `[B, T, 3, H, W]` in [-1, 1] of the sprite at `positions` `[B, T, 2]`."""
         frames = start.background[:, None].expand(-1, positions.shape[1], -1, -1, -1)
         if self.second_object:
             color = torch.tensor(_SECOND_COLOR).expand(len(frames), 3)
@@ -168,7 +169,7 @@ class MovingSpriteWorld:
         return torch.tensor([self.width, self.height], dtype=torch.float32)
 
     def _pixel_centres(self) -> tuple[Tensor, Tensor]:
-        """Places of the columns and of the rows."""
+        """Return the places of the columns and of the rows."""
         return torch.arange(self.width) + 0.5, torch.arange(self.height) + 0.5
 
     def _start_one(self, seed: int) -> WorldStart:
@@ -209,13 +210,13 @@ class MovingSpriteWorld:
         return fresh[last_change.cummax(0).values] if num_steps else fresh
 
     def _velocities(self, actions: Tensor) -> Tensor:
-        """Pixels a frame, `[B, T - 1, 2]`."""
+        """Compute velocities in pixels a frame, `[B, T - 1, 2]`."""
         if self.action_kind == "discrete":
             return self.max_speed * torch.tensor(list(DIRECTIONS.values()))[actions.squeeze(-1).long()]
         return self.max_speed * actions.clamp(-1, 1)
 
     def _second_positions(self, start: WorldStart, num_frames: int) -> Tensor:
-        """Straight flight with mirror walls: fold the unbounded line back into the rectangle."""
+        """Compute straight flight with mirror walls: fold the unbounded line back into the rectangle."""
         low = self._second_radius
         room = self._sides - 2 * low
         times = torch.arange(num_frames)[None, :, None]
@@ -223,13 +224,13 @@ class MovingSpriteWorld:
         return low + room - (unfolded.remainder(2 * room) - room).abs()
 
     def _paint(self, frames: Tensor, positions: Tensor, color: Tensor, radius: float) -> Tensor:
-        """A disc with an edge one pixel soft."""
+        """Paint a disc with an edge one pixel soft."""
         columns, rows = self._pixel_centres()
         dx = columns - positions[..., 0, None]
         dy = rows - positions[..., 1, None]
         distance = (dx[..., None, :].square() + dy[..., :, None].square()).sqrt_()
         cover = distance.neg_().add_(radius + 0.5).clamp_(0, 1)[:, :, None]
-        # In place: a video of full size is hundreds of megabytes.
+        # Painting is in place: a video of full size is hundreds of megabytes.
         painted = color[:, None, :, None, None] - frames
         return painted.mul_(cover).add_(frames)
 

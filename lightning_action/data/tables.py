@@ -20,7 +20,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _NUMBER = re.compile(r"[+-]?([0-9]+[.,]?[0-9]*|[.,][0-9]+)([eE][+-]?[0-9]+)?")
-# What programs write where a value is missing or is no name.
+# Words that programs write where a value is missing or is no name.
 _NO_NAME = re.compile(
     r"[+-]?(nan|inf|infinity|na|n/a|null|none|true|false|0x[0-9a-f]+|[.,]?[0-9][0-9._,e+-]*)", re.IGNORECASE
 )
@@ -31,14 +31,14 @@ _Row = tuple[int, list[str]]
 
 
 def read_actions(path: str | Path) -> Tensor:
-    """Action rows `[rows, columns]`, float32 and finite, from `.npy` or `.csv`.
+    """Read action rows `[rows, columns]`, float32 and finite, from `.npy` or `.csv`.
 
     A csv has one row a line, separated by commas, semicolons or tabs; beside the latter two, decimals may have a comma.
     Its first line is names if every cell of it has letters.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is of another kind, or not a table of finite numbers; with line and column where there are any.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is of another kind, or not a table of finite numbers; the message has line and column.
     """
     path = Path(path)
     if not path.is_file():
@@ -90,7 +90,7 @@ def _read_csv(path: Path) -> np.ndarray:
 
 
 def _split(path: Path) -> tuple[list[_Row], str]:
-    """Lines that are not blank, with their numbers from 1 on, and what separates their cells."""
+    """Split a text into lines that are not blank, with their numbers from 1 on, and what separates their cells."""
     content = path.read_bytes()
     if content.startswith((_NPY, _ZIP)):
         raise ValueError(f"{path} is no text but an .npy, .npz or other packed file: give it its own suffix")
@@ -115,7 +115,7 @@ def _is_name(cell: str) -> bool:
 
 
 def _refuse_numbered_names(path: Path, rows: list[_Row]) -> None:
-    """Columns without names are numbered by pandas, which nothing tells from a first action.
+    """Refuse a first line of column numbers, as pandas writes them: nothing tells it from a first action.
 
     One column of whole numbers that begins with 0 is taken as it is: classes look like that.
     """
@@ -123,8 +123,8 @@ def _refuse_numbered_names(path: Path, rows: list[_Row]) -> None:
     numbered = bool(others) and first == [str(index) for index in range(len(first))]
     if numbered and (len(first) > 1 or not all(map(_WHOLE.fullmatch, others))):
         raise ValueError(
-            f"{path}, line {line}: {','.join(first)} may be numbers of columns or an action: leave out the former"
-            " (pandas: to_csv(header=False, index=False)), or write the latter with decimals (0.0)"
+            f"{path}, line {line}: {','.join(first)} may be numbers of columns or an action: leave out the former "
+            "(pandas: to_csv(header=False, index=False)), or write the latter with decimals (0.0)"
         )
 
 

@@ -1,4 +1,6 @@
-"""Flow matching on a straight line between data and noise.
+"""Flow matching on a straight line between data and noise: Lipman et al. (2022, arXiv:2210.02747).
+
+The line between the two is also that of rectified flow, Liu et al. (2022, arXiv:2209.03003).
 
 `noisy = (1 - sigma) clean + sigma noise`, `velocity = noise - clean`, `timestep = 1000 sigma`: 0 is data, 1000 is
 noise.
@@ -23,13 +25,15 @@ class FlowMatchSchedule:
     """The shifted table of noise levels that this family trains and samples with.
 
     `sigma_i = shift s_i / (1 + (shift - 1) s_i)` with `s_i` from 1 down to 1/1000 in 1000 steps; `timestep_i = 1000
-    sigma_i`.
+    sigma_i`. The shift is that of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206, section 5.3.2): videos of
+    more pixels need more noise to lose as much of what they show.
 
     Args:
-        shift: above 0; larger puts more of the table near pure noise. 1 is no shift, 5 is usual for 480p Wan.
+        shift: Strength of the shift, above 0; larger puts more of the table near pure noise. 1 is no shift, 5 is usual
+            for 480p Wan.
 
     Raises:
-        ValueError: the shift is not positive.
+        ValueError: The shift is not positive.
     """
 
     shift: float = 5.0
@@ -39,18 +43,22 @@ class FlowMatchSchedule:
 
     @cached_property
     def sigmas(self) -> Tensor:
-        """`[1000]`, falling from 1, the final 0 left out."""
+        """Noise levels `[1000]`, falling from 1, the final 0 left out."""
         linear = torch.linspace(1, 0, NUM_TRAIN_TIMESTEPS + 1, dtype=torch.float64)[:-1]
         return (self.shift * linear / (1 + (self.shift - 1) * linear)).float()
 
     @cached_property
     def timesteps(self) -> Tensor:
-        """`[1000]`, falling from 1000."""
+        """Timesteps `[1000]`, falling from 1000."""
         return self.sigmas * NUM_TRAIN_TIMESTEPS
 
     @cached_property
     def weights(self) -> Tensor:
-        """`[1000]` loss weights: a Gaussian around timestep 500, lowered to 0 at its least, with mean 1."""
+        """Loss weights `[1000]`: a Gaussian around timestep 500, lowered to 0 at its least, with mean 1.
+
+        The training code of DiffSynth-Studio for Wan (`FlowMatchScheduler`) and that of CausVid and Self Forcing, which
+        took it over, weight the loss so.
+        """
         bell = torch.exp(-2 * ((self.timesteps - NUM_TRAIN_TIMESTEPS / 2) / NUM_TRAIN_TIMESTEPS) ** 2)
         lowered = bell - bell.min()
         return lowered * (NUM_TRAIN_TIMESTEPS / lowered.sum())
@@ -75,11 +83,11 @@ class FlowMatchSchedule:
         """Timesteps of a few-step sampler.
 
         Args:
-            denoising_step_list: falling, each in [1, 1000], for example 1000, 750, 500, 250.
-            warp_denoising_step: read the numbers as steps of the unshifted schedule and shift them.
+            denoising_step_list: Falling steps, each in [1, 1000], for example 1000, 750, 500, 250.
+            warp_denoising_step: Read the steps as numbers of the unshifted schedule and shift them.
 
         Raises:
-            ValueError: the list is empty, does not fall, or leaves [1, 1000].
+            ValueError: The list is empty, does not fall, or leaves [1, 1000].
         """
         steps = check_denoising_steps(denoising_step_list)
         if not warp_denoising_step:
@@ -87,7 +95,7 @@ class FlowMatchSchedule:
         return tuple(float(self.timesteps[NUM_TRAIN_TIMESTEPS - round(step)]) for step in steps)
 
     def euler_sigmas(self, num_inference_steps: int) -> tuple[float, ...]:
-        """`num_inference_steps + 1` shifted noise levels from 1 to 0, for an ODE sampler."""
+        """Return `num_inference_steps + 1` shifted noise levels from 1 to 0, for an ODE sampler."""
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
         linear = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
@@ -95,10 +103,10 @@ class FlowMatchSchedule:
 
 
 def check_denoising_steps(denoising_step_list: Sequence[float]) -> list[float]:
-    """The steps of a few-step sampler as a list.
+    """Return the steps of a few-step sampler as a list.
 
     Raises:
-        ValueError: the list is empty, does not fall, or leaves [1, 1000].
+        ValueError: The list is empty, does not fall, or leaves [1, 1000].
     """
     steps = list(denoising_step_list)
     falling = all(a > b for a, b in zip(steps, steps[1:], strict=False))
@@ -111,16 +119,16 @@ def check_denoising_steps(denoising_step_list: Sequence[float]) -> list[float]:
 
 
 def per_frame(values: Tensor, like: Tensor) -> Tensor:
-    """`[B, F]` values, shaped to multiply latents `[B, F, C, H, W]`, in their type."""
+    """Shape `[B, F]` values to multiply latents `[B, F, C, H, W]`, in their type."""
     return values[..., None, None, None].to(like.dtype)
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """Latents `[B, F, C, H, W]` at noise level `sigma` `[B, F]`."""
+    """Bring latents `[B, F, C, H, W]` to noise level `sigma` `[B, F]`."""
     sigma = per_frame(sigma, clean)
     return (1 - sigma) * clean + sigma * noise
 
 
 def clean_from_velocity(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """The clean latents that `velocity` points to, from latents at noise level `sigma` `[B, F]`."""
+    """Predict the clean latents that `velocity` points to, from latents at noise level `sigma` `[B, F]`."""
     return noisy - per_frame(sigma, noisy) * velocity

@@ -19,14 +19,14 @@ def frame_noise(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> NoiseSource:
-    """Noise of latent frame i at denoising step k, from (seed, sample, i, k) alone.
+    """Draw the noise of latent frame i at denoising step k from (seed, sample, i, k) alone.
 
     Args:
-        seed: of the run.
-        samples: a number for each video of the batch.
-        shape: of one latent frame, (C, H, W).
-        device: of the result; the numbers are drawn on the CPU in float32, so they are the same everywhere.
-        dtype: of the result.
+        seed: Random seed of the run.
+        samples: Numbers that tell the videos of the batch apart.
+        shape: Shape of one latent frame, (C, H, W).
+        device: Device of the result; the numbers are drawn on the CPU in float32, so they are the same everywhere.
+        dtype: Dtype of the result.
 
     Returns:
         A function of (frames, step) that gives noise `[B, frames, C, H, W]`.
@@ -47,7 +47,7 @@ def frame_noise(
 
 
 def starting_from(start: Tensor, later: NoiseSource) -> NoiseSource:
-    """Noise that is given where a frame starts, `[B, F, C, H, W]`, and comes from `later` at the steps after."""
+    """Give the noise `start`, `[B, F, C, H, W]`, at the first step, and that of `later` at the steps after."""
 
     def noise(frames: range, step: int) -> Tensor:
         return start[:, frames.start : frames.stop] if step == 0 else later(frames, step)

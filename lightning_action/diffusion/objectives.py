@@ -1,4 +1,4 @@
-"""Training objectives as functions: what is noised, what is seen, and what is compared.
+"""Training objectives as functions of what is noised, what is seen, and what is compared.
 
 Each returns the predicted and the true velocity, `[B, F, C, H, W]`.
 """
@@ -19,7 +19,7 @@ from lightning_action.generator.model import CausalWanModel
 
 
 class Velocities(NamedTuple):
-    """What a model predicts, and what is true: `noise - clean`; `[B, F, C, H, W]`."""
+    """Velocity that a model predicts, and the true one, `noise - clean`; `[B, F, C, H, W]` each."""
 
     predicted: Tensor
     true: Tensor
@@ -38,17 +38,19 @@ def teacher_forcing(
     action_modulation: Tensor | None,
     image: ImageCondition = NO_IMAGE,
 ) -> Velocities:
-    """Each noisy block sees the clean past: what it will see through the cache, were its own past perfect.
+    """Denoise each block given the clean past: what it will see through the cache, were its own past perfect.
+
+    Teacher forcing of video diffusion, as compared with other ways by Huang et al. (2025, arXiv:2506.08009).
 
     Args:
-        generator: the network.
-        clean: latents, `[B, F, C, H, W]`.
-        noise: of the same shape.
-        timestep: in [0, 1000], `[B, F]`.
-        text: encoded prompts, `[B, L, text_dim]`.
-        causality: block size, window and sink.
-        action_modulation: as in `CausalWanModel.forward`.
-        image: as in `CausalWanModel.forward`.
+        generator: Network that is trained.
+        clean: Latents without noise, `[B, F, C, H, W]`.
+        noise: Noise of the same shape.
+        timestep: Noise level of each frame in [0, 1000], `[B, F]`.
+        text: Prompts as encoded, `[B, L, text_dim]`.
+        causality: Block size, window and sink.
+        action_modulation: Modulation as in `CausalWanModel.forward`.
+        image: Condition as in `CausalWanModel.forward`.
     """
     noisy = add_noise(clean, noise, timestep / NUM_TRAIN_TIMESTEPS)
     velocity = generator.teacher_forcing(clean, noisy, timestep, text, causality, action_modulation, image)
@@ -65,14 +67,18 @@ def diffusion_forcing(
     action_modulation: Tensor | None,
     image: ImageCondition = NO_IMAGE,
 ) -> Velocities:
-    """Each noisy block sees the noisy past, every block at a noise level of its own; see `teacher_forcing`."""
+    """Denoise each block given the noisy past, every block at a noise level of its own.
+
+    Diffusion forcing (Chen et al. 2024, arXiv:2407.01392), block by block as in CausVid (Yin et al. 2024,
+    arXiv:2412.07772). Arguments are those of `teacher_forcing`.
+    """
     noisy = add_noise(clean, noise, timestep / NUM_TRAIN_TIMESTEPS)
     velocity = generator.block_causal(noisy, timestep, text, causality, action_modulation, image)
     return Velocities(velocity, noise - clean)
 
 
 def training_visibility(objective: Objective, num_frames: int, causality: BlockCausality) -> tuple[Visibility, ...]:
-    """Which frame sees which in the pass of an objective over `num_frames` latent frames."""
+    """Return which frame sees which in the pass of an objective over `num_frames` latent frames."""
     sees = seen_in.teacher_forcing if objective is teacher_forcing else seen_in.block_causal
     return sees(num_frames, causality)
 
@@ -91,10 +97,10 @@ def draw_block_levels(
     """Draw an entry of the schedule's table for each block, uniformly; the frames of a block share it.
 
     Args:
-        schedule: Table of noise levels.
-        num_frames: Latent frames F.
-        causality: Cut into blocks.
-        randoms: CPU generator of each of B samples.
+        schedule: Schedule that holds the table of noise levels.
+        num_frames: Number F of latent frames.
+        causality: Division of the frames into blocks.
+        randoms: Random generators on the CPU, one for each of B samples.
 
     Returns:
         Timesteps in [0, 1000] and loss weights, `[B, F]` each, on the CPU.

@@ -24,7 +24,11 @@ Sampler = Callable[[Velocity, Noise], Tensor]
 
 
 def few_step(velocity: Velocity, noise: Noise, timesteps: Sequence[float], schedule: FlowMatchSchedule) -> Tensor:
-    """Predict the clean block, noise it again to the next timestep with fresh noise, and so on."""
+    """Predict the clean block, noise it again to the next timestep with fresh noise, and so on.
+
+    Multistep sampling of consistency models (Song et al. 2023, arXiv:2303.01469, algorithm 1), which DMD2 (Yin et al.
+    2024, arXiv:2405.14867), CausVid and Self Forcing use for distilled models.
+    """
     sigmas = schedule.sigma_at(torch.tensor(timesteps)).tolist()
     noisy = noise(0)
     for step, (timestep, sigma) in enumerate(zip(timesteps, sigmas, strict=True)):
@@ -47,8 +51,9 @@ def _level(like: Tensor, sigma: float) -> Tensor:
 
 
 def guide(velocity_action: Tensor, velocity_null: Tensor, scale: float) -> Tensor:
-    """Action guidance, `v_null + w (v_action - v_null)`.
+    """Guide by actions, `v_null + w (v_action - v_null)`.
 
-    It moves from the velocity without actions (w = 0) through the one with actions (w = 1) and beyond.
+    Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) for actions; `scale` is their w plus 1. It moves
+    from the velocity without actions (w = 0) through the one with actions (w = 1) and beyond.
     """
     return velocity_null + scale * (velocity_action - velocity_null)

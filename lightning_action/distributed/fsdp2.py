@@ -1,4 +1,8 @@
-"""Fully sharded data parallel (FSDP2) for Lightning's Trainer, with what its own strategy leaves to the user."""
+"""Fully sharded data parallel (FSDP2) for Lightning's Trainer, with what its own strategy leaves to the user.
+
+Sharding of parameters, gradients and optimizer states is that of Zhao et al. (2023, arXiv:2304.11277); the second
+generation, by parameter, is described by Liang et al. (2024, arXiv:2410.06511).
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,10 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
     file holds what a fit on one device would write: a run goes on with any number of devices, sharded or not.
 
     Args:
-        save_distributed_checkpoint: each rank writes its own shard into a folder; False gathers everything on rank 0,
-            which writes one file.
-        process_group_backend: None takes the device's own.
-        timeout: how long a rank waits for another.
+        save_distributed_checkpoint: Let each rank write its own shard into a folder; False gathers everything on rank
+            0, which writes one file.
+        process_group_backend: Backend of torch.distributed; None takes the device's own.
+        timeout: Time that a rank waits for another.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
         """Refuse a module that would silently train apart.
 
         Raises:
-            MisconfigurationException: a parameter that trains is not sharded.
+            MisconfigurationException: A parameter that trains is not sharded.
         """
         super().setup(trainer)
         module = self.lightning_module
@@ -63,10 +67,10 @@ def require_supported(strategy: Strategy | str) -> None:
     """Refuse the first generation of FSDP, which torch gives up.
 
     Args:
-        strategy: of a Trainer, or its name or class path.
+        strategy: Strategy of a Trainer, or its name or class path.
 
     Raises:
-        ValueError: names what to use.
+        ValueError: The strategy is FSDP of the first generation; the message names what to use.
     """
     is_first = isinstance(strategy, FSDPStrategy) or strategy in ("fsdp", "fsdp_cpu_offload")
     if is_first or (isinstance(strategy, str) and strategy.endswith(".FSDPStrategy")):

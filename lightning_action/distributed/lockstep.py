@@ -1,4 +1,4 @@
-"""Ranks that share a sharded generator make the same number of passes, whatever each of them has to generate."""
+"""Equal numbers of passes on ranks that share a sharded generator, whatever each of them has to generate."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Lockstep:
     Without sharding it does nothing.
 
     Args:
-        generator: the network, sharded or not.
-        dtype: in which it computes.
+        generator: Generator, sharded or not.
+        dtype: Dtype that it computes in.
     """
 
     def __init__(self, generator: CausalWanModel, dtype: torch.dtype) -> None:
@@ -31,7 +31,7 @@ class Lockstep:
         self._num_idle = 0
 
     def begin(self, num_passes: int) -> bool:
-        """Agree on the most passes that any rank makes for its next batch; whether there are any."""
+        """Agree on the most passes that any rank makes for its next batch, and tell whether there are any."""
         if not self._sharded:
             return False
         most = torch.tensor(num_passes, device=self._generator.patch_embedding.weight.device)
@@ -54,7 +54,7 @@ class Lockstep:
 
 @torch.no_grad()
 def idle_pass(generator: CausalWanModel, dtype: torch.dtype) -> None:
-    """The smallest pass there is, of one frame of one token, through what every pass goes through, in that order."""
+    """Make the smallest pass there is, one frame of one token, through all that every pass goes through, in order."""
     device = generator.patch_embedding.weight.device
     _, rows, columns = generator.patch_size
     latents = torch.zeros(1, 1, generator.out_dim, rows, columns, device=device, dtype=dtype)
@@ -71,7 +71,7 @@ def idle_pass(generator: CausalWanModel, dtype: torch.dtype) -> None:
 
 
 def _no_context(generator: CausalWanModel, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """An empty prompt, and an empty image for a generator that needs one."""
+    """Return an empty prompt, and an empty image for a generator that needs one."""
     text = torch.zeros(1, 0, generator.text_dim, device=generator.patch_embedding.weight.device, dtype=dtype)
     if generator.img_emb is None or generator.image_dim is None:
         return text, None

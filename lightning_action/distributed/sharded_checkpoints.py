@@ -26,7 +26,7 @@ from lightning_action.weights.tensor_files import load_pickle
 from lightning_action.weights.values import is_finite
 
 Path_ = str | Path
-# What Lightning, too, puts beside the shards of a checkpoint.
+# File that Lightning, too, puts beside the shards of a checkpoint.
 _METADATA_FILE = "meta.pt"
 
 
@@ -40,12 +40,12 @@ class ShardedCheckpoints(ParallelStrategy):
     save_distributed_checkpoint: bool
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Shards, or the whole on rank 0."""
+        """Return shards, or the whole on rank 0."""
         state: dict[str, Any] = get_model_state_dict(self._sharded, options=self._options)
         return state if self.save_distributed_checkpoint or self.global_rank == 0 else {}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Shards by name, or on rank 0 the whole as torch's optimizers number it."""
+        """Return shards by name, or on rank 0 the whole as torch's optimizers number it."""
         if isinstance(optimizer, LightningOptimizer):
             optimizer = optimizer.optimizer
         named = get_optimizer_state_dict(self._sharded, optimizer, options=self._options)
@@ -64,7 +64,7 @@ class ShardedCheckpoints(ParallelStrategy):
         """Write a folder or a file.
 
         Raises:
-            TypeError: there are storage options, which folders have no use for.
+            TypeError: There are storage options, which folders have no use for.
         """
         if storage_options is not None:
             raise TypeError(f"{type(self).__name__} takes no storage_options, got {storage_options!r}")
@@ -86,11 +86,11 @@ class ShardedCheckpoints(ParallelStrategy):
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Path_, weights_only: bool | None = None) -> dict[str, Any]:
-        """A folder of any number of ranks, or a single file of one device or of this class.
+        """Load a folder of any number of ranks, or a single file of one device or of this class.
 
         Raises:
-            ValueError: it is of another model, its optimizer trained other parameters, its weights are not finite, or
-                it would run code.
+            ValueError: The checkpoint is of another model, its optimizer trained other parameters, its weights are not
+                finite, or it would run code.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
         is_folder, safely = path.is_dir(), weights_only is not False
@@ -112,7 +112,7 @@ class ShardedCheckpoints(ParallelStrategy):
         return checkpoint
 
     def _require_finite(self, path: Path) -> None:
-        """All ranks refuse together, lest some wait for those that did."""
+        """Let all ranks refuse together, lest some wait for those that did."""
         shards = (value for value in self._sharded.state_dict().values() if isinstance(value, Tensor))
         if not self.reduce_boolean_decision(all(map(is_finite, shards))):
             raise ValueError(f"{path} holds weights that are NaN or infinite: take an earlier checkpoint")
@@ -156,7 +156,7 @@ class ShardedCheckpoints(ParallelStrategy):
         return StateDictOptions(full_state_dict=whole, cpu_offload=True)
 
     def _names_of_parameters(self, optimizer: Optimizer) -> list[str]:
-        """In the order in which an optimizer numbers its parameters."""
+        """List names in the order in which an optimizer numbers its parameters."""
         module = self.lightning_module
         assert module is not None
         names = {parameter: name for name, parameter in module.named_parameters()}
@@ -164,7 +164,7 @@ class ShardedCheckpoints(ParallelStrategy):
 
 
 def read_folder_metadata(path: str | Path, weights_only: bool = True) -> dict[str, Any]:
-    """What a folder of shards holds besides them: all of a checkpoint but weights and optimizer states."""
+    """Read what a folder of shards holds besides them: all of a checkpoint but weights and optimizer states."""
     return _load(Path(path) / _METADATA_FILE, weights_only)
 
 
@@ -188,7 +188,7 @@ def _temporary(name: str) -> str:
 
 
 def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
-    """An optimizer's state with other keys for its parameters."""
+    """Return an optimizer's state with other keys for its parameters."""
     return {
         "state": {names[key]: value for key, value in state["state"].items()},
         "param_groups": [

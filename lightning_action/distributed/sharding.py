@@ -20,20 +20,20 @@ from torch.distributed.fsdp import (
 from lightning_action.generator.model import CausalWanModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# What reaches the generator's parameters without going through `forward`.
+# Methods that reach the generator's parameters without going through `forward`.
 _GENERATOR_METHODS = ("block_causal", "teacher_forcing", "text_cache", "denoise", "write")
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """How parameters are sharded, under `FSDP2Strategy`.
+    """Settings of how parameters are sharded, under `FSDP2Strategy`.
 
-    Master weights and optimizer states are what they were built in, float32.
+    Master weights and optimizer states stay in the dtype they were built in, float32.
 
     Args:
-        param_dtype: in which parameters are gathered, and so in which is computed.
-        reduce_dtype: in which gradients are summed over the ranks.
-        reshard_after_forward: give a layer's gathered parameters back after its forward pass. False keeps them: one
+        param_dtype: Dtype that parameters are gathered, and computed, in.
+        reduce_dtype: Dtype that gradients are summed over the ranks in.
+        reshard_after_forward: Give a layer's gathered parameters back after its forward pass. False keeps them: one
             all-gather a rollout instead of one a pass, at the price of the whole generator on each device.
     """
 
@@ -43,12 +43,12 @@ class Sharding:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """`param_dtype` as torch's."""
+        """Dtype of torch that `param_dtype` names."""
         return _DTYPES[self.param_dtype]
 
     @property
     def policy(self) -> MixedPrecisionPolicy:
-        """Inputs stay as they are: timesteps and rotations would not survive bfloat16."""
+        """Policy that leaves inputs as they are: timesteps and rotations would not survive bfloat16."""
         return MixedPrecisionPolicy(
             param_dtype=self.compute_dtype,
             reduce_dtype=_DTYPES[self.reduce_dtype],
@@ -60,9 +60,9 @@ def shard_generator(generator: CausalWanModel, mesh: DeviceMesh, sharding: Shard
     """Shard layer by layer, then what is left; a generator on the meta device stays there.
 
     Args:
-        generator: its parameters become DTensors, in place.
-        mesh: one-dimensional, of the data-parallel ranks.
-        sharding: dtypes, and when to give gathered parameters back.
+        generator: Generator whose parameters become DTensors, in place.
+        mesh: One-dimensional mesh of the data-parallel ranks.
+        sharding: Dtypes, and when to give gathered parameters back.
     """
     shard(generator, generator.blocks, mesh, sharding)
     for name in _GENERATOR_METHODS:
@@ -83,12 +83,12 @@ def keep_gathered(module: nn.Module) -> None:
 
 
 def gathered_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The whole tensors of a sharded module, on the CPU of rank 0 at least; called by all ranks."""
+    """Gather the whole tensors of a sharded module, on the CPU of rank 0 at least; called by all ranks."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     whole: dict[str, Any] = get_model_state_dict(module, options=options)
     return whole
 
 
 def is_sharded(generator: CausalWanModel) -> bool:
-    """Whether the layers are sharded."""
+    """Tell whether the layers are sharded."""
     return all(isinstance(layer, FSDPModule) for layer in generator.blocks)

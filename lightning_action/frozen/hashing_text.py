@@ -13,13 +13,13 @@ from lightning_action.frozen.interfaces import TextEncoder
 
 
 class HashingTextEncoder(TextEncoder):
-    """Each word is a fixed random vector, drawn from a hash of its letters: the same on every machine.
+    """Encodes each word as a fixed random vector, drawn from a hash of its letters: the same on every machine.
 
     Words are split at white space and lower-cased; there is no vocabulary and nothing to train.
 
     Args:
-        text_dim: channels of a word.
-        text_len: most words of a prompt; the rest is refused.
+        text_dim: Number of channels of a word.
+        text_len: Largest number of words of a prompt; longer prompts are refused.
     """
 
     def __init__(self, text_dim: int = 32, text_len: int = 8) -> None:
@@ -27,10 +27,10 @@ class HashingTextEncoder(TextEncoder):
         self.text_len = text_len
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts to `[B, text_len, text_dim]`, zero past the last word.
+        """Encode prompts as `[B, text_len, text_dim]`, zero past the last word.
 
         Raises:
-            ValueError: a prompt has more than `text_len` words.
+            ValueError: A prompt has more than `text_len` words.
         """
         encoded = torch.zeros(len(prompts), self.text_len, self.text_dim, dtype=torch.float32)
         for row, prompt in enumerate(prompts):

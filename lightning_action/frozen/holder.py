@@ -13,11 +13,11 @@ from lightning_action.frozen.interfaces import Movable, TextEncoder, VideoCodec
 class FrozenParts:
     """Holds the frozen networks in eval mode and without gradient.
 
-    Not an `nn.Module`: what it holds appears in no checkpoint, EMA, optimizer, sharding or precision cast.
+    It is no `nn.Module`: what it holds appears in no checkpoint, EMA, optimizer, sharding or precision cast.
 
     Args:
-        text_encoder: prompts to vectors.
-        vae: pixels to latents and back.
+        text_encoder: Encoder of prompts.
+        vae: Codec from pixels to latents and back.
     """
 
     def __init__(self, text_encoder: TextEncoder, vae: VideoCodec) -> None:
@@ -41,15 +41,15 @@ class FrozenParts:
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts to `[B, L, text_dim]`."""
+        """Encode prompts as `[B, L, text_dim]`."""
         return self.text_encoder.encode(prompts).to(self._device)
 
     @torch.no_grad()
     def encode_video(self, video: Tensor) -> Tensor:
-        """Pixels `[B, T, 3, H, W]` in [-1, 1] to latents `[B, F, C, h, w]`.
+        """Encode pixels `[B, T, 3, H, W]` in [-1, 1] as latents `[B, F, C, h, w]`.
 
         Raises:
-            ValueError: the pixels or the latents hold a value that is not finite.
+            ValueError: The pixels or the latents hold a value that is not finite.
         """
         latents = self.vae.encode(video.to(self._device))
         if not bool(torch.isfinite(latents).all()):
@@ -59,7 +59,7 @@ class FrozenParts:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents `[B, F, C, h, w]` to pixels `[B, T, 3, H, W]` in [-1, 1]."""
+        """Decode latents `[B, F, C, h, w]` to pixels `[B, T, 3, H, W]` in [-1, 1]."""
         return self.vae.decode(latents)
 
 
@@ -70,5 +70,5 @@ def move(part: TextEncoder | VideoCodec, device: torch.device) -> None:
 
 
 def to_unit_range(video: Tensor) -> Tensor:
-    """Pixels in [-1, 1] to [0, 1]."""
+    """Map pixels from [-1, 1] to [0, 1]."""
     return (video * 0.5 + 0.5).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""What a text encoder and a video VAE must offer."""
+"""Interfaces that text encoders and video VAEs must offer."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ class FrozenPart:
         """Read the weights, once; a part without files has nothing to do.
 
         Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: a file is damaged, or holds another network.
+            FileNotFoundError: A file is missing.
+            ValueError: A file is damaged, or holds another network.
         """
 
 
 class TextEncoder(FrozenPart, ABC):
-    """Prompts to vectors."""
+    """Encoder of prompts as vectors."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """`[B, L, text_dim]`, zero past each prompt's end."""
+        """Encode prompts as `[B, L, text_dim]`, zero past each prompt's end."""
 
 
 class VideoCodec(FrozenPart, ABC):
-    """Pixels in [-1, 1] to latents and back, causal in time: `T = 1 + r (F - 1)` pixel frames, F latent frames."""
+    """Codec from pixels in [-1, 1] to latents, causal in time: `T = 1 + r (F - 1)` pixel frames, F latent frames."""
 
     temporal_compression_ratio: int
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:
-        """`[B, T, 3, H, W]` to `[B, F, C, h, w]`."""
+        """Encode pixels `[B, T, 3, H, W]` as latents `[B, F, C, h, w]`."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """`[B, F, C, h, w]` to `[B, T, 3, H, W]`."""
+        """Decode latents `[B, F, C, h, w]` to pixels `[B, T, 3, H, W]`."""
 
     @abstractmethod
     def streaming_decoder(self) -> StreamingDecoder:
-        """A function that decodes one video; each call takes the video's next latents and gives their pixel frames."""
+        """Return a function that decodes one video: each call takes the next latents and gives their pixel frames."""
 
     @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of a latent frame for pixel frames of `height` x `width`."""
+        """Compute (C, h, w) of a latent frame for pixel frames of `height` x `width`."""
 
 
 class FittedCodec(VideoCodec):
@@ -66,7 +66,7 @@ class FittedCodec(VideoCodec):
     @property
     @abstractmethod
     def fitted(self) -> bool:
-        """Whether it can be used."""
+        """Flag that says whether the codec is fitted and can be used."""
 
     @abstractmethod
     def fit(self, video: Tensor) -> None:
@@ -74,11 +74,11 @@ class FittedCodec(VideoCodec):
 
     @abstractmethod
     def fitted_tensors(self) -> dict[str, Tensor]:
-        """What `load_fitted_tensors` takes."""
+        """Return the tensors that `load_fitted_tensors` takes."""
 
     @abstractmethod
     def load_fitted_tensors(self, tensors: Mapping[str, Any], source: str) -> None:
-        """Take what another codec of the same sizes was fitted to; `source` names it in errors."""
+        """Take the tensors of another codec of the same sizes; `source` names it in errors."""
 
 
 @runtime_checkable
@@ -86,7 +86,7 @@ class CodecVideos(Protocol):
     """A DataModule that offers training videos to fit a codec to."""
 
     def codec_videos(self) -> Tensor:
-        """`[N, T, 3, H, W]` in [-1, 1]."""
+        """Return videos `[N, T, 3, H, W]` in [-1, 1]."""
         ...
 
 
@@ -101,6 +101,6 @@ class Movable(Protocol):
 
 @contextmanager
 def frozen_pass(device: torch.device) -> Iterator[None]:
-    """Without gradient, and in the network's own precision also where the trainer's autocast is on."""
+    """Compute without gradient, and in the network's own precision also where the trainer's autocast is on."""
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield

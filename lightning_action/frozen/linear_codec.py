@@ -15,14 +15,14 @@ from lightning_action.weights.fit import load_strictly
 class LinearVideoCodec(nn.Module, FittedCodec):
     """Principal components of video patches: the first frame alone, then groups of `temporal_compression_ratio` frames.
 
-    Causal in time, `T = 1 + r (F - 1)` pixel frames to F latent frames, with the interface of the real video VAEs. Each
-    channel is divided by the square root of its deviation: full whitening makes details as loud as positions, which the
-    generator then learns about three times more slowly.
+    It is causal in time, `T = 1 + r (F - 1)` pixel frames to F latent frames, with the interface of the real video
+    VAEs. Each channel is divided by the square root of its deviation: full whitening makes details as loud as
+    positions, which the generator then learns about three times more slowly.
 
     Args:
-        latent_dim: latent channels C.
-        patch_size: pixel rows and columns of one latent position.
-        temporal_compression_ratio: pixel frames r of one latent frame.
+        latent_dim: Number of latent channels C.
+        patch_size: Number of pixel rows, and of columns, of one latent position.
+        temporal_compression_ratio: Number r of pixel frames of one latent frame.
     """
 
     def __init__(self, latent_dim: int = 16, patch_size: int = 4, temporal_compression_ratio: int = 4) -> None:
@@ -35,7 +35,7 @@ class LinearVideoCodec(nn.Module, FittedCodec):
 
     @property
     def fitted(self) -> bool:
-        """Whether `fit` was called or fitted tensors were loaded."""
+        """Flag that says whether `fit` was called or fitted tensors were loaded."""
         return bool(self.first.basis.abs().sum() > 0)
 
     @torch.no_grad()
@@ -43,7 +43,7 @@ class LinearVideoCodec(nn.Module, FittedCodec):
         """Fit to training videos `[B, T, 3, H, W]` in [-1, 1].
 
         Raises:
-            ValueError: the videos have a single frame, or hold a value that is not finite.
+            ValueError: The videos have a single frame, or hold a value that is not finite.
         """
         first, later = self._patches(video)
         if not later.numel():
@@ -56,20 +56,20 @@ class LinearVideoCodec(nn.Module, FittedCodec):
         self.later.fit(later.flatten(0, -2))
 
     def fitted_tensors(self) -> dict[str, Tensor]:
-        """Means, components and scales."""
+        """Return means, components and scales."""
         return dict(self.state_dict())
 
     def load_fitted_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Take the tensors of another codec's `fitted_tensors`.
 
         Raises:
-            ValueError: the other codec has other sizes.
+            ValueError: The other codec has other sizes.
         """
         load_strictly(self, tensors, source)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """Pixels `[B, T, 3, H, W]` in [-1, 1] to latents `[B, F, C, H / p, W / p]`.
+        """Encode pixels `[B, T, 3, H, W]` in [-1, 1] as latents `[B, F, C, H / p, W / p]`.
 
         Raises:
             ValueError: T is not 1 + r (F - 1), or the frame is not a whole number of patches.
@@ -80,11 +80,11 @@ class LinearVideoCodec(nn.Module, FittedCodec):
         return rearrange(latents, "b f h w c -> b f c h w")
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents `[B, F, C, h, w]` to pixels `[B, 1 + r (F - 1), 3, H, W]` in [-1, 1]."""
+        """Decode latents `[B, F, C, h, w]` to pixels `[B, 1 + r (F - 1), 3, H, W]` in [-1, 1]."""
         return self.streaming_decoder()(latents)
 
     def streaming_decoder(self) -> StreamingDecoder:
-        """A function that decodes a video block by block; each call takes the next latents of the same video."""
+        """Return a function that decodes a video block by block; each call takes the next latents of the same video."""
         self._require_fitted()
         started = False
 
@@ -105,7 +105,7 @@ class LinearVideoCodec(nn.Module, FittedCodec):
         return decode_next
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of a latent frame for pixel frames of `height` x `width`, multiples of the patch size."""
+        """Compute (C, h, w) of a latent frame for pixel frames of `height` x `width`, multiples of the patch size."""
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"expected frames with sides of multiples of {self.patch_size}, got {height} x {width}")
         return self.latent_dim, height // self.patch_size, width // self.patch_size
@@ -136,7 +136,7 @@ class LinearVideoCodec(nn.Module, FittedCodec):
 
 
 class _LinearMap(nn.Module):
-    """Centre, project on principal components, scale."""
+    """Centres patches, projects them on principal components, and scales."""
 
     mean: Tensor
     basis: Tensor
@@ -151,7 +151,7 @@ class _LinearMap(nn.Module):
         self.register_buffer("scale", torch.ones(num_components))
 
     def fit(self, patches: Tensor) -> None:
-        """Principal components of `[N, num_values]`, in float64."""
+        """Compute the principal components of `[N, num_values]`, in float64."""
         patches = patches.double()
         mean = patches.mean(dim=0)
         centred = patches - mean

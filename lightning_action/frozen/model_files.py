@@ -13,7 +13,7 @@ from lightning_action.weights.release import find_release_file
 
 @contextmanager
 def wan_extra() -> Iterator[None]:
-    """Around imports of diffusers, transformers and ftfy: says how they are installed where they are not."""
+    """Surround imports of diffusers, transformers and ftfy, and say how to install what is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -21,16 +21,16 @@ def wan_extra() -> Iterator[None]:
 
 
 def locate(path: str | None, names: Sequence[str], what: str) -> Path:
-    """Where a network lies.
+    """Find the files of a network.
 
     Args:
-        path: its file or folder, or the folder of a release that has it under one of `names`; None takes the folder
-            that the environment variable `LIGHTNING_ACTION_WEIGHTS` names.
-        names: its files and folders in a release, the preferred one first.
-        what: what it is, for the message.
+        path: File or folder of the network, or the folder of a release that has it under one of `names`; None takes the
+            folder that the environment variable `LIGHTNING_ACTION_WEIGHTS` names.
+        names: Names of its files and folders in a release, the preferred one first.
+        what: Description of the network for the message.
 
     Raises:
-        FileNotFoundError: None was given, and there is none.
+        FileNotFoundError: No path was given, and none was found.
     """
     if path is None:
         return find_release_file(names, what)
@@ -38,19 +38,19 @@ def locate(path: str | None, names: Sequence[str], what: str) -> Path:
 
 
 def stamp(path: Path) -> list[list[str | int]]:
-    """What tells a file, or the files of a folder, from others of the same names, without reading them.
+    """Describe a file, or the files of a folder, so that changed ones are told from them without reading any.
 
-    Each has its name, size in bytes and time of change in ns.
+    A description is name, size in bytes and time of change in ns.
     """
     files = [file for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def config_beside(weights: Path, key: str, value: str) -> dict[str, Any] | None:
-    """What `config.json` in the folder of `weights` says; None without one, or if its `key` is not `value`.
+    """Read `config.json` in the folder of `weights`; None without one, or if its `key` is not `value`.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: The file is no JSON object.
     """
     path = (weights if weights.is_dir() else weights.parent) / "config.json"
     if not path.is_file():
@@ -65,7 +65,7 @@ def config_beside(weights: Path, key: str, value: str) -> dict[str, Any] | None:
 
 
 def renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:
-    """The name with the beginning that is the first of a row replaced by the second; without such a row, the name."""
+    """Rename what begins with the first of a row, so that it begins with the second; keep all other names."""
     for old, new in rows:
         if name.startswith(old):
             return new + name[len(old) :]

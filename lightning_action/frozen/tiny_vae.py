@@ -1,4 +1,4 @@
-"""The tiny video autoencoder TAEHV, trained by others to stand in for Wan's VAE at a small part of its cost."""
+"""The tiny video autoencoder TAEHV (github.com/madebyollin/taehv), a stand-in for Wan's VAE at a part of its cost."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _GIVES_CHANNELS = "decoder.1.weight"
 class TinyWanVAE(WanCodec):
     """TAEHV: much faster than Wan's own VAE, and less true to detail. Train on latents of the latter.
 
-    Reads `taew2_1.pth` (Wan 2.1) and `taew2_2.pth` (Wan 2.2), or safetensors files with the same names in them. A file
-    may hold the decoder alone.
+    It reads `taew2_1.pth` (Wan 2.1) and `taew2_2.pth` (Wan 2.2), or safetensors files with the same names in them. A
+    file may hold the decoder alone.
     """
 
     release_names = ("taew2_1.pth", "taew2_1.safetensors", "taew2_2.pth", "taew2_2.safetensors")
 
     def encode(self, video: Tensor) -> Tensor:
-        """Pixels `[B, 1 + 4 n, 3, H, W]` in [-1, 1] to normalised latents `[B, 1 + n, C, h, w]`.
+        """Encode pixels `[B, 1 + 4 n, 3, H, W]` in [-1, 1] as normalised latents `[B, 1 + n, C, h, w]`.
 
         A latent frame takes four pixel frames from its first on, so the last frame of the video is shown four times.
 
         Raises:
-            ValueError: another number of frames, sides that are not multiples of the compression ratio, or a file
-                without encoder.
+            ValueError: The number of frames is another, a side is no multiple of the compression ratio, or the file has
+                no encoder.
         """
         self._require_video(video)
         self.load()
@@ -81,7 +81,7 @@ class TinyWanVAE(WanCodec):
         return model
 
     def _file_in(self, folder: Path) -> Path:
-        """The one decoder of a folder whose latents have the configured channels; else all are left to choose from."""
+        """Find the one decoder of a folder whose latents have the configured channels; else leave all to choose."""
         files = checkpoints_in(folder)
         fitting = [
             file
@@ -93,7 +93,7 @@ class TinyWanVAE(WanCodec):
 
 
 class TinyAutoencoder(nn.Module):
-    """The network of the sizes that its tensors show; layers stand where the file counts them."""
+    """Build the network of the sizes that its tensors show; layers stand where the file counts them."""
 
     def __init__(self, tensors: Mapping[str, Shaped]) -> None:
         super().__init__()
@@ -134,9 +134,9 @@ def _run(layers: nn.Sequential, frames: Tensor, seen: dict[int, Tensor]) -> Tens
     """Take frames `[B, T, C, H, W]` through the layers.
 
     Args:
-        layers: the encoder or the decoder.
-        frames: the next frames of a video.
-        seen: the last input of each memory block, empty at the start of the video; it is brought up to date.
+        layers: Layers of the encoder or the decoder.
+        frames: Frames that come next in the video.
+        seen: Last input of each memory block, empty at the start of the video; it is brought up to date.
     """
     batch_size = len(frames)
     frames = frames.flatten(0, 1)
@@ -176,7 +176,7 @@ class _MemoryBlock(nn.Module):
 
 
 class _GrowTime(nn.Module):
-    """Each frame becomes `stride` frames."""
+    """Turns each frame into `stride` frames."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class _GrowTime(nn.Module):
 
 
 class _PoolTime(nn.Module):
-    """Each `stride` frames become one."""
+    """Turns each `stride` frames into one."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()

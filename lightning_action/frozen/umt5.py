@@ -28,20 +28,23 @@ _VOCABULARIES = ("tokenizer.json", "spiece.model", "added_tokens.json")
 class UMT5TextEncoder(TextEncoder):
     """UMT5's encoder, as Wan uses it: prompts are cleaned, cut to `text_len` tokens, and zero past their end.
 
-    Reads a folder of transformers and the original `models_t5_umt5-xxl-enc-bf16.pth`. Prompts that were encoded before
-    are remembered in main memory, so that training on a set of captions runs the network once per caption.
+    UMT5 is by Chung et al. (2023, arXiv:2304.09151).
+
+    It reads a folder of transformers and the original `models_t5_umt5-xxl-enc-bf16.pth`. Prompts that were encoded
+    before are remembered in main memory, so that training on a set of captions runs the network once per caption.
 
     Args:
-        path: such a file or folder, or the folder of a release that holds one; None looks in the folder that the
-            environment variable `LIGHTNING_ACTION_WEIGHTS` names.
-        tokenizer: folder of the tokenizer; None looks beside the weights, in `tokenizer/` and `google/umt5-xxl/`.
-        text_len: most tokens of a prompt; the rest is cut off.
-        dtype: precision of weights, computation and result.
-        low_memory: keep the weights in main memory, and move them to the device only while new prompts are encoded.
-        num_remembered: most prompts remembered, of at most 4 MB each; those not asked for the longest are forgotten.
+        path: File or folder of the weights, or the folder of a release that holds one; None looks in the folder that
+            the environment variable `LIGHTNING_ACTION_WEIGHTS` names.
+        tokenizer: Folder of the tokenizer; None looks beside the weights, in `tokenizer/` and `google/umt5-xxl/`.
+        text_len: Largest number of tokens of a prompt; the rest is cut off.
+        dtype: Precision of weights, computation and result.
+        low_memory: Keep the weights in main memory, and move them to the device only while new prompts are encoded.
+        num_remembered: Largest number of prompts remembered, of at most 4 MB each; those not asked for the longest are
+            forgotten.
 
     Raises:
-        ValueError: `text_len` is not at least 1, or `num_remembered` not at least 0.
+        ValueError: `text_len` is below 1, or `num_remembered` below 0.
     """
 
     def __init__(
@@ -64,13 +67,13 @@ class UMT5TextEncoder(TextEncoder):
         self._device = torch.device("cpu")
         self._tokenize: Any = None
         self._model: Any = None
-        # Public, as records of predictions say it.
+        # It is public, because records of predictions say it.
         self.files: list[list[str | int]] = []
         self._remembered: dict[str, Tensor] = {}
 
     @property
     def num_parameters_released(self) -> int:
-        """Of the encoder of umT5-XXL."""
+        """Number of parameters of the encoder of umT5-XXL."""
         return 5_680_910_336
 
     @torch.inference_mode(False)
@@ -100,7 +103,7 @@ class UMT5TextEncoder(TextEncoder):
             self._model.to(device)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts to `[B, L, text_dim]`, zero past each prompt's end; L is the length of the longest."""
+        """Encode prompts as `[B, L, text_dim]`, zero past each prompt's end; L is the length of the longest."""
         cleaned = [clean_prompt(prompt) for prompt in prompts]
         distinct = dict.fromkeys(cleaned)
         self._remembered |= self._encode_new([prompt for prompt in distinct if prompt not in self._remembered])
@@ -112,7 +115,7 @@ class UMT5TextEncoder(TextEncoder):
 
     @torch.inference_mode(False)
     def _encode_new(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Each prompt's `[its tokens, text_dim]`, on the CPU. One by one: no padding, so no mask is needed either."""
+        """Encode each prompt alone as `[tokens, text_dim]`, on the CPU: without padding no mask is needed either."""
         if not prompts:
             return {}
         self.load()
@@ -128,7 +131,7 @@ class UMT5TextEncoder(TextEncoder):
 
 
 def clean_prompt(prompt: str) -> str:
-    """Mended encoding, HTML entities resolved (twice, for those escaped twice), single spaces."""
+    """Mend the encoding, resolve HTML entities (twice, for those escaped twice), and leave single spaces."""
     with wan_extra():
         import ftfy
 
@@ -136,7 +139,7 @@ def clean_prompt(prompt: str) -> str:
 
 
 def _read_tokenizer(folders: Sequence[Path]) -> Any:
-    """The tokenizer in the first of the folders that holds one."""
+    """Load the tokenizer in the first of the folders that holds one."""
     with wan_extra():
         from transformers import AutoTokenizer
 
@@ -150,7 +153,7 @@ def _read_tokenizer(folders: Sequence[Path]) -> Any:
         return AutoTokenizer.from_pretrained(found, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers has no narrower one
         told = " ".join(str(error).split())
-        if "trust_remote_code" in told:  # which transformers advises to turn on
+        if "trust_remote_code" in told:  # the setting that transformers advises to turn on
             raise ValueError(
                 f"the tokenizer in {found} brings code of its own, which is not run: give the folder of another, such "
                 "as that of `google/umt5-xxl`, as `tokenizer`"
@@ -159,7 +162,7 @@ def _read_tokenizer(folders: Sequence[Path]) -> Any:
 
 
 def _read_model(path: Path, dtype: torch.dtype) -> Any:
-    """The `UMT5EncoderModel` in a file or folder; its weights are never in memory twice."""
+    """Load the `UMT5EncoderModel` in a file or folder; its weights are never in memory twice."""
     with wan_extra():
         from transformers import UMT5Config, UMT5EncoderModel
 

@@ -12,7 +12,7 @@ from lightning_action.weights.names import inside
 
 T = TypeVar("T")
 
-# Original names and those of transformers, behind `blocks.N.` and `encoder.block.N.`
+# Original names, and those of transformers, behind `blocks.N.` and `encoder.block.N.`
 _BLOCK = (
     ("norm1.", "layer.0.layer_norm."),
     *((f"attn.{part}.", f"layer.0.SelfAttention.{part}.") for part in "qkvo"),
@@ -22,39 +22,39 @@ _BLOCK = (
     ("ffn.fc1.", "layer.1.DenseReluDense.wi_1."),
     ("ffn.fc2.", "layer.1.DenseReluDense.wo."),
 )
-# and outside the blocks.
+# Names outside the blocks, likewise.
 _OUTSIDE = (("token_embedding.", "shared."), ("norm.", "encoder.final_layer_norm."))
-# What stands beside the encoder, in whole models and in files for other programs.
+# Tensors that stand beside the encoder, in whole models and in files for other programs.
 _BESIDE = ("decoder.", "lm_head.", "spiece_model", "tokenizer.", "tokenizer_model")
 
 
 def encoder_part(entries: Mapping[str, T], source: str) -> dict[str, T]:
-    """The encoder in a file that may hold more: the decoder of `UMT5ForConditionalGeneration`, the tokenizer's bytes.
+    """Find the encoder in a file that may hold more: `UMT5ForConditionalGeneration`'s decoder, the tokenizer's bytes.
 
     Raises:
-        ValueError: the file holds several encoders.
+        ValueError: The file holds several encoders.
     """
     held = inside(entries, ("token_embedding.weight", "shared.weight", "encoder.embed_tokens.weight"), source)
     held = {name: entry for name, entry in held.items() if not name.startswith(_BESIDE)}
-    # One tensor under two names, of which files keep either.
+    # The two names of one tensor, of which files keep either.
     if "shared.weight" not in held and "encoder.embed_tokens.weight" in held:
         held["shared.weight"] = held["encoder.embed_tokens.weight"]
     return held
 
 
 def is_original(names: Iterable[str]) -> bool:
-    """Whether these are the names of `models_t5_umt5-xxl-enc-bf16.pth`."""
+    """Tell whether these are the names of `models_t5_umt5-xxl-enc-bf16.pth`."""
     return "token_embedding.weight" in names
 
 
 def to_transformers_name(name: str) -> str:
-    """The name that transformers gives to a tensor of an original file."""
+    """Return the name that transformers gives to a tensor of an original file."""
     block, inside = _split(name, r"blocks\.(\d+)\.")
     return f"encoder.block.{block}.{renamed(inside, _BLOCK)}" if block else renamed(name, _OUTSIDE)
 
 
 def to_original_name(name: str) -> str:
-    """The name that an original file gives to a tensor of `UMT5EncoderModel`."""
+    """Return the name that an original file gives to a tensor of `UMT5EncoderModel`."""
     block, inside = _split(name, r"encoder\.block\.(\d+)\.")
     rows = [(theirs, original) for original, theirs in (_BLOCK if block else _OUTSIDE)]
     return f"blocks.{block}.{renamed(inside, rows)}" if block else renamed(name, rows)
@@ -64,7 +64,7 @@ def config_of(tensors: Mapping[str, Shaped]) -> dict[str, Any]:
     """The arguments of `UMT5Config` that the tensors (transformers' names) show; the rest is as in `umt5-xxl`.
 
     Raises:
-        KeyError: a tensor is missing that every UMT5 encoder has.
+        KeyError: A tensor is missing that every UMT5 encoder has.
     """
     attention = "encoder.block.0.layer.0.SelfAttention"
     vocab_size, d_model = tensors["shared.weight"].shape
@@ -82,6 +82,6 @@ def config_of(tensors: Mapping[str, Shaped]) -> dict[str, Any]:
 
 
 def _split(name: str, pattern: str) -> tuple[str, str]:
-    """The number of a name's block and what follows; without a block, "" and the name."""
+    """Split a name into the number of its block and what follows; without a block, "" and the name."""
     match = re.match(pattern, name)
     return (match.group(1), name[match.end() :]) if match else ("", name)

@@ -1,4 +1,4 @@
-"""What the codecs of Wan's latents share: their geometry, and weights that are read when they are needed."""
+"""Base of the codecs of Wan's latents: their geometry, and weights that are read when they are needed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from lightning_action.frozen.model_files import locate, stamp
 
 
 class WanCodec(VideoCodec):
-    """Pixels to the normalised latents that Wan's generators know, and back.
+    """Codec from pixels to the normalised latents that Wan's generators know, and back.
 
     Args:
-        path: file or folder of the weights, or the folder of a release that holds them; None looks in the folder that
+        path: File or folder of the weights, or the folder of a release that holds them; None looks in the folder that
             the environment variable `LIGHTNING_ACTION_WEIGHTS` names.
-        latent_dim: latent channels C: 16 for Wan 2.1, 48 for Wan 2.2.
-        spatial_compression_ratio: pixel rows and columns of one latent position: 8 for Wan 2.1, 16 for Wan 2.2.
-        dtype: precision of weights and computation; what comes out is float32.
+        latent_dim: Number of latent channels C: 16 for Wan 2.1, 48 for Wan 2.2.
+        spatial_compression_ratio: Number of pixel rows, and of columns, of one latent position: 8 for Wan 2.1, 16 for
+            Wan 2.2.
+        dtype: Precision of weights and computation; results are float32.
     """
 
     temporal_compression_ratio = 4
@@ -40,7 +41,7 @@ class WanCodec(VideoCodec):
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._device = torch.device("cpu")
         self._model: Any = None
-        # Public, as records of predictions say it.
+        # It is public, because records of predictions say it.
         self.files: list[list[str | int]] = []
 
     @torch.inference_mode(False)
@@ -59,25 +60,25 @@ class WanCodec(VideoCodec):
             self._model.to(device)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents `[B, F, C, h, w]` to pixels `[B, 1 + 4 (F - 1), 3, H, W]` in [-1, 1]."""
+        """Decode normalised latents `[B, F, C, h, w]` to pixels `[B, 1 + 4 (F - 1), 3, H, W]` in [-1, 1]."""
         return self.streaming_decoder()(latents)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of a latent frame for pixel frames of `height` x `width`, multiples of the compression ratio."""
+        """Compute (C, h, w) of a latent frame for frames of `height` x `width`, multiples of the compression ratio."""
         ratio = self.spatial_compression_ratio
         if height % ratio or width % ratio:
             raise ValueError(f"expected frames with sides of multiples of {ratio}, got {height} x {width}")
         return self.latent_dim, height // ratio, width // ratio
 
     def _is_of_other_version(self, name: str) -> bool:
-        """Whether a name in a release is that of Wan 2.2's file and the latents are Wan 2.1's, or the other way."""
+        """Tell whether a name in a release is that of Wan 2.2's file and the latents are Wan 2.1's, or vice versa."""
         versions = {"2.1": 16, "2.2": 48}
         said = [channels for version, channels in versions.items() if version in name.replace("_", ".")]
         return bool(said) and said[0] != self.latent_dim
 
     @abstractmethod
     def _read(self, path: Path) -> torch.nn.Module:
-        """The network in a file or folder, in `self._dtype`."""
+        """Load the network in a file or folder, in `self._dtype`."""
 
     def _require_video(self, video: Tensor) -> None:
         """Refuse pixels that have no latents. diffusers drops what is beyond 1 + 4 n frames without a word."""

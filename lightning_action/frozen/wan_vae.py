@@ -1,4 +1,4 @@
-"""The causal video VAE of Wan 2.1 and 2.2: diffusers' `AutoencoderKLWan`, with normalised latents and streaming."""
+"""The causal video VAE of Wan 2.1 and 2.2 (Wan 2025, arXiv:2503.20314): diffusers' `AutoencoderKLWan`, streaming."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _FIRST = ("encoder.conv_in.weight", "encoder.conv1.weight")
 class WanVideoVAE(WanCodec):
     """Wan's own VAE; latents are `(z - mean) / deviation` of each channel, as the generators were trained on.
 
-    Reads a diffusers folder, one file with diffusers' names, and the original `Wan2.1_VAE.pth` and `Wan2.2_VAE.pth`.
+    It reads a diffusers folder, one file with diffusers' names, and the original `Wan2.1_VAE.pth` and `Wan2.2_VAE.pth`.
     """
 
     release_names = ("vae", "Wan2.1_VAE.pth", "Wan2.2_VAE.pth")
 
     @property
     def num_parameters_released(self) -> int:
-        """Of Wan 2.1's VAE, or Wan 2.2's with its 48 channels."""
+        """Number of parameters of Wan 2.1's VAE, or of Wan 2.2's with its 48 channels."""
         return 704_688_668 if self.latent_dim == 48 else 126_892_531
 
     def encode(self, video: Tensor) -> Tensor:
-        """Pixels `[B, 1 + 4 n, 3, H, W]` in [-1, 1] to normalised latents `[B, 1 + n, C, h, w]`: means, not samples.
+        """Encode pixels `[B, 1 + 4 n, 3, H, W]` in [-1, 1] as normalised latents `[B, 1 + n, C, h, w]`, means.
 
         Raises:
-            ValueError: another number of frames, or sides that are not multiples of the compression ratio.
+            ValueError: The number of frames is another, or a side is no multiple of the compression ratio.
         """
         self._require_video(video)
         self.load()
@@ -49,7 +49,7 @@ class WanVideoVAE(WanCodec):
         return (rearrange(means, "b c f h w -> b f c h w").float() - mean) / deviation
 
     def streaming_decoder(self) -> StreamingDecoder:
-        """A function that decodes one video; each call takes the video's next latents and gives their pixel frames.
+        """Return a function that decodes one video: each call takes the next latents and gives their pixel frames.
 
         diffusers has no public interface for this, but its decoder takes the cache as an argument: a list with a place
         for each causal convolution.

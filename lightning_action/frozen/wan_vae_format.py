@@ -42,7 +42,7 @@ _STATISTICS: dict[int, dict[str, list[float]]] = {
 
 
 class WanVaeLayout(NamedTuple):
-    """What the names depend on: blocks are numbered through in Wan 2.1, and within their stage in Wan 2.2."""
+    """Layout on which the names depend: blocks are numbered through in Wan 2.1, and within their stage in Wan 2.2."""
 
     residual: bool
     num_stages: int
@@ -50,12 +50,12 @@ class WanVaeLayout(NamedTuple):
 
 
 def is_original(names: Iterable[str]) -> bool:
-    """Whether these are the names of `Wan2.1_VAE.pth` and `Wan2.2_VAE.pth`."""
+    """Tell whether these are the names of `Wan2.1_VAE.pth` and `Wan2.2_VAE.pth`."""
     return "encoder.conv1.weight" in names
 
 
 def original_layout(names: Iterable[str]) -> WanVaeLayout:
-    """The layout that original names stand for."""
+    """Return the layout that original names stand for."""
     pattern = r"encoder\.downsamples\.(\d+\.downsamples\.)?(\d+)\.resample\.1\.weight"
     samplers = [match for match in (re.fullmatch(pattern, name) for name in names) if match]
     # A stage's resampler follows its residual blocks.
@@ -67,21 +67,21 @@ def original_layout(names: Iterable[str]) -> WanVaeLayout:
 
 
 def to_diffusers_name(name: str, layout: WanVaeLayout) -> str:
-    """The name that diffusers gives to a tensor of an original file."""
+    """Return the name that diffusers gives to a tensor of an original file."""
     return renamed(name, _rows(layout))
 
 
 def to_original_name(name: str, layout: WanVaeLayout) -> str:
-    """The name that an original file gives to a tensor of `AutoencoderKLWan`."""
+    """Return the name that an original file gives to a tensor of `AutoencoderKLWan`."""
     return renamed(name, ((theirs, original) for original, theirs in _rows(layout)))
 
 
 def config_of(tensors: Mapping[str, Shaped]) -> dict[str, Any]:
-    """The arguments of `AutoencoderKLWan` that its tensors (diffusers names) show.
+    """Return the arguments of `AutoencoderKLWan` that its tensors (diffusers names) show.
 
     Raises:
-        KeyError: a tensor is missing that every Wan VAE has.
-        ValueError: the latent channels are neither those of Wan 2.1 nor those of Wan 2.2, whose statistics are known.
+        KeyError: A tensor is missing that every Wan VAE has.
+        ValueError: The latent channels are neither those of Wan 2.1 nor those of Wan 2.2, whose statistics are known.
     """
     base_dim, in_channels = tensors["encoder.conv_in.weight"].shape[:2]
     latent_dim = tensors["post_quant_conv.weight"].shape[0]
@@ -137,7 +137,7 @@ def _block_rows(original: str, theirs: str) -> Iterator[tuple[str, str]]:
 
 
 def _encoder_block(layout: WanVaeLayout, stage: int, position: int) -> tuple[str, str]:
-    """How the names of a stage's block begin; the resampler follows the residual blocks."""
+    """Return how the names of a stage's block begin; the resampler follows the residual blocks."""
     if not layout.residual:
         index = stage * (layout.num_res_blocks + 1) + position
         return f"encoder.downsamples.{index}.", f"encoder.down_blocks.{index}."

@@ -1,4 +1,4 @@
-"""How videos are generated: settings, and the sampler that they describe."""
+"""Settings of how videos are generated, and the sampler that they describe."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from lightning_action.ranges import require_numbers
 
 @dataclass(frozen=True)
 class Sampling:
-    """How videos are generated.
+    """Settings of how videos are generated.
 
     Args:
-        num_inference_steps: Euler steps from noise to a clean block.
-        denoising_step_list: timesteps of a few-step (distilled) model, falling from 1000; replaces Euler.
-        warp_denoising_step: shift the numbers of `denoising_step_list` by `timestep_shift`.
-        action_guidance_scale: w in `v_null + w (v_action - v_null)`; 1 is plain conditioning, at the cost of one pass.
-        num_initial_latents: latent frames taken from the batch's video; the rest is generated. 0 starts from the
-            prompt.
-        seed: of the noise; each frame of each sample has its own.
-        stream_video: in `predict`, hand the video over block by block, so that `PredictionWriter` puts it on disk while
+        num_inference_steps: Number of Euler steps from noise to a clean block.
+        denoising_step_list: Timesteps of a few-step (distilled) model, falling from 1000, in place of Euler steps; see
+            `few_step` for the source.
+        warp_denoising_step: Shift the timesteps of `denoising_step_list` by `timestep_shift`.
+        action_guidance_scale: Weight w in `v_null + w (v_action - v_null)`, classifier-free guidance by actions (Ho &
+            Salimans 2022); 1 is plain conditioning, at the cost of one pass.
+        num_initial_latents: Number of latent frames taken from the batch's video; the rest is generated. 0 starts from
+            the prompt.
+        seed: Random seed of the noise; each frame of each sample has its own stream.
+        stream_video: Hand the video over block by block in `predict`, so that `PredictionWriter` puts it on disk while
             it is generated and memory does not grow with its length.
     """
 
@@ -44,11 +46,11 @@ class Sampling:
 
     @property
     def num_steps(self) -> int:
-        """Passes that denoise a block."""
+        """Number of passes that denoise a block."""
         return self.num_inference_steps if self.denoising_step_list is None else len(self.denoising_step_list)
 
     def sampler(self, schedule: FlowMatchSchedule) -> Sampler:
-        """The sampler these settings describe."""
+        """Build the sampler that these settings describe."""
         if self.denoising_step_list is None:
             return partial(euler, sigmas=schedule.euler_sigmas(self.num_inference_steps))
         timesteps = schedule.denoising_timesteps(self.denoising_step_list, self.warp_denoising_step)

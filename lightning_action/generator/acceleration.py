@@ -12,12 +12,12 @@ Quantization = Literal["fp8_dynamic", "fp8_weight_only", "int8_weight_only"]
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What makes passes faster; none of it is needed.
+    """Settings that make passes faster; none of them is needed.
 
     Args:
-        compile_mode: compile the layers with this mode of `torch.compile`; None leaves them as they are.
-        quantization: of the layers' weights, in `predict`; None keeps them as they are.
-        overlap_decoding: in `predict` on CUDA, decode a block while the next one is denoised.
+        compile_mode: Mode of `torch.compile` for the layers; None leaves them as they are.
+        quantization: Kind of 8-bit weights that the layers get in `predict`; None keeps them as they are.
+        overlap_decoding: Decode a block while the next one is denoised, in `predict` on CUDA.
     """
 
     compile_mode: Literal["default", "max-autotune-no-cudagraphs"] | None = None
@@ -29,14 +29,14 @@ def quantize_layers(layers: nn.ModuleList, quantization: Quantization) -> None:
     """Quantize the linear maps of transformer layers in place; embeddings, norms and head stay as they are.
 
     Args:
-        layers: of the generator, with their final weights.
-        quantization: `fp8_dynamic` also quantizes what goes into each linear map, row by row, and needs a GPU that
-            multiplies in float8 (compute capability 8.9 or newer). The others only store weights in 8 bits, which saves
-            memory rather than time.
+        layers: Layers of the generator, with their final weights.
+        quantization: Kind of weights: `fp8_dynamic` also quantizes what goes into each linear map, row by row, and
+            needs a GPU that multiplies in float8 (compute capability 8.9 or newer). The others only store weights in 8
+            bits, which saves memory rather than time.
 
     Raises:
-        ImportError: torchao is not installed.
-        RuntimeError: this device does not multiply in float8.
+        ImportError: The package torchao is not installed.
+        RuntimeError: This device does not multiply in float8.
     """
     try:
         from torchao import quantization as torchao

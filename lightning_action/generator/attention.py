@@ -19,7 +19,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def attend_dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention; `mask` `[N_query, N_key]` is True where attention is allowed."""
+    """Compute scaled dot-product attention; `mask` `[N_query, N_key]` is True where attention is allowed."""
     out = F.scaled_dot_product_attention(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
     )
@@ -29,7 +29,7 @@ def attend_dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None 
 def attend_by_block(
     query: Tensor, key: Tensor, value: Tensor, visibility: tuple[Visibility, ...], tokens_per_frame: int
 ) -> Tensor:
-    """One dense call a block over just the keys that it sees: exact, and nothing masked is computed."""
+    """Make one dense call a block over just the keys that it sees: exact, and nothing masked is computed."""
     outputs = []
     for item in visibility:
         q = _frames(query, item.query, tokens_per_frame)
@@ -42,7 +42,7 @@ def attend_by_block(
 def attend_masked(
     query: Tensor, key: Tensor, value: Tensor, visibility: tuple[Visibility, ...], tokens_per_frame: int
 ) -> Tensor:
-    """One dense call with a boolean mask: the reference, and the faster one for very small blocks."""
+    """Make one dense call with a boolean mask: the reference, and the faster one for very small blocks."""
     mask = _token_mask(visibility, tokens_per_frame, query.device)
     return attend_dense(query, key, value, mask)
 
@@ -50,7 +50,7 @@ def attend_masked(
 def attend_flex(
     query: Tensor, key: Tensor, value: Tensor, visibility: tuple[Visibility, ...], tokens_per_frame: int
 ) -> Tensor:
-    """FlexAttention with a block mask: what masked training uses on CUDA (it has no CPU backward)."""
+    """Use FlexAttention (Dong et al. 2024, arXiv:2412.05496) with a block mask, on CUDA: it has no CPU backward."""
     mask = _flex_mask(visibility, tokens_per_frame, query.device)
     # Under autocast the norms leave query and key in float32, and this kernel wants one type.
     query, key = query.to(value.dtype), key.to(value.dtype)
@@ -59,7 +59,7 @@ def attend_flex(
 
 
 def choose_attention(visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device) -> Attend:
-    """Dense where everything sees everything, FlexAttention on CUDA, block by block elsewhere.
+    """Choose dense where everything sees everything, FlexAttention on CUDA, block by block elsewhere.
 
     Below `_SMALL_BLOCK` query tokens a block, the calls cost more than the masked work they save, so the mask is used.
     """
@@ -83,7 +83,7 @@ _SMALL_BLOCK = 32
 
 @lru_cache(maxsize=32)
 def frame_mask(visibility: tuple[Visibility, ...]) -> Tensor:
-    """`[frames, frames]`, True where the row's frame sees the column's."""
+    """Mask `[frames, frames]`, True where the row's frame sees the column's."""
     num_frames = max(item.query.stop for item in visibility)
     with torch.inference_mode(False):
         mask = torch.zeros(num_frames, num_frames, dtype=torch.bool)
@@ -95,7 +95,7 @@ def frame_mask(visibility: tuple[Visibility, ...]) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _token_mask(visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device) -> Tensor:
-    # What is kept for later calls must be usable in training, also when a test is the first to ask.
+    # Tensors kept for later calls must be usable in training, also when a test is the first to ask.
     with torch.inference_mode(False):
         mask = frame_mask(visibility).to(device)
         return mask.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)

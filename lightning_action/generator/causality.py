@@ -1,4 +1,10 @@
-"""Which latent frame sees which: blocks, window and sink, as plain integers."""
+"""Visibility among latent frames: blocks, window and sink, as plain integers.
+
+Blocks that are denoised together and see only their past are those of CausVid (Yin et al. 2024, arXiv:2412.07772) and
+Self Forcing (Huang et al. 2025, arXiv:2506.08009). A sliding window alone degrades once the first frames leave it; the
+sink keeps them, as in StreamingLLM (Xiao et al. 2023, arXiv:2309.17453), and for video LongLive (Yang et al. 2025,
+arXiv:2509.22622).
+"""
 
 from __future__ import annotations
 
@@ -15,19 +21,19 @@ class Visibility:
 
 @dataclass(frozen=True)
 class BlockCausality:
-    """How a video is cut into blocks, and how far back a block sees.
+    """Rule of how a video is cut into blocks, and how far back a block sees.
 
     With `e` the first frame after its own block, a block sees the frames `e - (local_attn_size - sink_size) ... e - 1`
     and the first `sink_size` frames of the video; inside its own block it sees everything.
 
     Args:
-        num_frame_per_block: latent frames that are denoised together.
-        local_attn_size: latent frames a block sees, its own and the sink included; None means all.
-        sink_size: latent frames at the start of the video that stay visible for ever.
-        independent_first_frame: the first latent frame is a block of its own (image to video).
+        num_frame_per_block: Number of latent frames that are denoised together.
+        local_attn_size: Number of latent frames a block sees, its own and the sink included; None means all.
+        sink_size: Number of latent frames at the start of the video that stay visible for ever.
+        independent_first_frame: Make the first latent frame a block of its own (image to video).
 
     Raises:
-        ValueError: a size is out of range, or the window cannot hold the sink and one block.
+        ValueError: A size is out of range, or the window cannot hold the sink and one block.
     """
 
     num_frame_per_block: int = 1
@@ -49,7 +55,7 @@ class BlockCausality:
             )
 
     def block_after(self, start: int) -> range:
-        """The block that begins at latent frame `start`."""
+        """Return the block that begins at latent frame `start`."""
         size = 1 if self.independent_first_frame and start == 0 else self.num_frame_per_block
         return range(start, start + size)
 
@@ -57,7 +63,7 @@ class BlockCausality:
         """Cut the latent frames `start ... start + num_frames - 1` into blocks.
 
         Raises:
-            ValueError: the frames are not a whole number of blocks.
+            ValueError: The frames are not a whole number of blocks.
         """
         stop = start + num_frames
         blocks: list[range] = []
@@ -97,26 +103,28 @@ def merge_ranges(*ranges: range) -> tuple[range, ...]:
 
 
 def bidirectional(num_frames: int) -> tuple[Visibility, ...]:
-    """Every frame sees every frame."""
+    """Let every frame see every frame."""
     everything = range(num_frames)
     return (Visibility(everything, (everything,)),)
 
 
 def block_causal(num_frames: int, causality: BlockCausality) -> tuple[Visibility, ...]:
-    """One video in one pass: a block sees itself and its past."""
+    """Let each block of one video see itself and its past, in one pass."""
     return tuple(
         Visibility(block, merge_ranges(*causality.past(block), block)) for block in causality.split(num_frames)
     )
 
 
 def teacher_forcing(num_frames: int, causality: BlockCausality) -> tuple[Visibility, ...]:
-    """The sequence `[clean | noisy]` of 2 x `num_frames` frames.
+    """Let noisy blocks see the clean past, in the sequence `[clean | noisy]` of 2 x `num_frames` frames.
 
     Clean frames are block-causal among themselves; a noisy block sees itself and the clean frames of its past, exactly
     what it sees through a cache when the video is generated.
     """
     noisy = []
     for block in causality.split(num_frames):
+        # The clean copy of the block itself is left out: it is the answer, and the noisy block would copy it. Other
+        # noisy blocks are left out too, since generation never shows one.
         shifted = range(block.start + num_frames, block.stop + num_frames)
         noisy.append(Visibility(shifted, merge_ranges(*causality.past(block), shifted)))
     return block_causal(num_frames, causality) + tuple(noisy)

@@ -1,4 +1,4 @@
-"""What a generator costs, from its shapes alone: parameters, floating-point operations, memory.
+"""Costs of a generator, from its shapes alone: parameters, floating-point operations, memory.
 
 Everything works for a network on the meta device. N tokens, D the width, S tokens of a latent frame.
 """
@@ -17,7 +17,7 @@ from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
 
 _TOKENS_OF_AN_IMAGE = 257
-# The first that a name begins with.
+# A parameter belongs to the first part whose pattern matches the beginning of its name.
 _PARTS = {
     part: re.compile(pattern)
     for part, pattern in {
@@ -47,7 +47,7 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        """Both together."""
+        """Number of all parameters."""
         return self.trainable + self.frozen
 
 
@@ -60,7 +60,7 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """Both together."""
+        """Number of all operations."""
         return self.linear + self.attention
 
     def __add__(self, other: Flops) -> Flops:
@@ -71,7 +71,7 @@ class Flops:
 
 
 def count(parameters: Iterable[nn.Parameter]) -> Parameters:
-    """How many numbers are trained, and how many are not."""
+    """Count the numbers that are trained, and those that are not."""
     numbers = [(parameter.numel(), parameter.requires_grad) for parameter in parameters]
     trainable = sum(number for number, trained in numbers if trained)
     return Parameters(trainable, sum(number for number, _ in numbers) - trainable)
@@ -94,10 +94,11 @@ def num_image_tokens(generator: CausalWanModel) -> int:
 
 
 def video_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...], tokens_per_frame: int) -> Flops:
-    """Of one forward pass of one video's tokens.
+    """Operations of one forward pass of one video's tokens.
 
-    Linear: 2 for every weight and token that it is applied to. Attention: 4 D for every pair of a query and a key (the
-    score, and the weighted sum), in every layer; text and image tokens are keys too.
+    Linear: 2 for every weight and token that it is applied to (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
+    Attention: 4 D for every pair of a query and a key (the score, and the weighted sum), in every layer; text and image
+    tokens are keys too.
     """
     frames = sum(len(item.query) for item in visibility)
     tokens = frames * tokens_per_frame
@@ -109,18 +110,21 @@ def video_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...], t
 
 
 def context_flops(generator: CausalWanModel) -> Flops:
-    """Of a prompt (and an image): embedding, and keys and values of all layers, once for a video."""
+    """Operations of a prompt (and an image): embedding, and keys and values of all layers, once for a video."""
     weights = _weights_by_input(generator)
     return Flops(2 * (generator.text_len * weights["text"] + num_image_tokens(generator) * weights["image"]), 0)
 
 
 def num_passes_of_training(generator: CausalWanModel) -> int:
-    """Forward passes that a training step costs: a backward pass is two, activation checkpointing repeats the first."""
+    """Count forward passes that a training step costs: a backward pass is two, checkpointing repeats the first.
+
+    Activation checkpointing trades that pass for memory (Chen et al. 2016, arXiv:1604.06174).
+    """
     return 4 if generator.activation_checkpointing else 3
 
 
 def training_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...], tokens_per_frame: int) -> Flops:
-    """Of a training step of one video, if all weights train."""
+    """Operations of a training step of one video, if all weights train."""
     forward = video_flops(generator, visibility, tokens_per_frame) + context_flops(generator)
     return forward * num_passes_of_training(generator)
 
@@ -128,20 +132,20 @@ def training_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...]
 def kv_cache_bytes(
     generator: CausalWanModel, causality: BlockCausality, num_frames: int, tokens_per_frame: int, dtype: torch.dtype
 ) -> int:
-    """Of the `KVCache` of one video of `num_frames` latent frames."""
+    """Bytes of the `KVCache` of one video of `num_frames` latent frames."""
     head_dim = generator.dim // generator.num_heads
     heads = (generator.num_heads, head_dim)
     return KVCache(generator.num_layers, 1, *heads, tokens_per_frame, num_frames, causality, "meta", dtype).num_bytes
 
 
 def context_cache_bytes(generator: CausalWanModel, dtype: torch.dtype) -> int:
-    """Of the keys and values of one prompt (and image) in all layers."""
+    """Bytes of the keys and values of one prompt (and image) in all layers."""
     tokens = generator.text_len + num_image_tokens(generator)
     return 2 * generator.num_layers * tokens * generator.dim * dtype.itemsize
 
 
 def activation_bytes(generator: CausalWanModel, num_tokens: int, dtype: torch.dtype) -> int:
-    """What a training step keeps of `num_tokens` tokens for the backward pass.
+    """Bytes that a training step keeps of `num_tokens` tokens for the backward pass.
 
     A layer keeps of each token 19 vectors of width D and two of the feed-forward's width, in `dtype`, and the three
     inputs of the RMS norms in float32; attention itself keeps nothing that grows with the square of the length. With

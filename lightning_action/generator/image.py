@@ -1,4 +1,4 @@
-"""What an image-to-video model sees beside the noisy latents."""
+"""Conditions that an image-to-video model sees beside the noisy latents, as in Wan (2025, arXiv:2503.20314)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ class ImageCondition:
     """The image condition of a batch of videos; a model without one takes none.
 
     Args:
-        channels: joined to the noisy latents, `[B, F, in_dim - out_dim, H, W]`; see `mask_and_latents`.
-        embeds: CLIP's hidden states of the image, `[B, 257, image_dim]`; of first and last frame, one after the other,
-            `[B, 514, image_dim]`.
+        channels: Channels that are joined to the noisy latents, `[B, F, in_dim - out_dim, H, W]`; see
+            `mask_and_latents`.
+        embeds: Hidden states of CLIP for the image, `[B, 257, image_dim]`; those of first and last frame, one after the
+            other, `[B, 514, image_dim]`.
     """
 
     channels: Tensor | None = None
@@ -25,7 +26,7 @@ class ImageCondition:
         """The channels of some latent frames.
 
         Raises:
-            ValueError: the condition is of a shorter video.
+            ValueError: The condition is of a shorter video.
         """
         if self.channels is None:
             return None
@@ -37,16 +38,16 @@ class ImageCondition:
         return self.channels[:, frames.start : frames.stop]
 
     def to(self, like: Tensor) -> ImageCondition:
-        """On the device and in the type of `like`."""
+        """Move to the device and type of `like`."""
         return ImageCondition(*(None if part is None else part.to(like) for part in (self.channels, self.embeds)))
 
     def twice_in_time(self) -> ImageCondition:
-        """For the sequence `[clean | noisy]`."""
+        """Repeat the channels for the sequence `[clean | noisy]`, whose halves show the same video and image."""
         channels = None if self.channels is None else torch.cat([self.channels, self.channels], dim=1)
         return ImageCondition(channels, self.embeds)
 
     def twice_in_batch(self) -> ImageCondition:
-        """For two branches of guidance that show the same image."""
+        """Repeat everything for two branches of guidance that show the same image."""
         twice = (None if part is None else torch.cat([part, part]) for part in (self.channels, self.embeds))
         return ImageCondition(*twice)
 
@@ -58,26 +59,28 @@ def mask_and_latents(latents: Tensor, num_known_latents: int, num_mask_channels:
     """The channels of Wan's image-to-video models: a mask that is 1 in known frames, then the latents.
 
     Args:
-        latents: of a video whose unknown pixel frames are 0 (mid-grey), `[B, F, C, H, W]`.
-        num_known_latents: latent frames at the start that are known.
-        num_mask_channels: one for each pixel frame of a latent frame.
+        latents: Latents of a video whose unknown pixel frames are 0 (mid-grey), `[B, F, C, H, W]`.
+        num_known_latents: Number of latent frames at the start that are known.
+        num_mask_channels: Number of mask channels, one for each pixel frame of a latent frame.
 
     Returns:
         `[B, F, num_mask_channels + C, H, W]`.
     """
     batch_size, num_frames, _, height, width = latents.shape
     mask = latents.new_zeros(batch_size, num_frames, num_mask_channels, height, width)
+    # Latent frame 0 stands for one pixel frame alone, and Wan repeats its mask over all mask channels.
     mask[:, :num_known_latents] = 1
     return torch.cat([mask, latents], dim=2)
 
 
 class ImageEmbedding(nn.Module):
-    """CLIP's hidden states to tokens that cross-attention sees.
+    """Map from CLIP's hidden states to tokens that cross-attention sees.
 
     Args:
-        image_dim: channels of the hidden states.
-        dim: width of the generator.
-        num_positions: tokens with a learned position: those of first and last frame together; None for one image.
+        image_dim: Number of channels of the hidden states.
+        dim: Width of the generator.
+        num_positions: Number of tokens with a learned position, those of first and last frame together; None for one
+            image.
     """
 
     def __init__(self, image_dim: int, dim: int, num_positions: int | None = None) -> None:
@@ -92,5 +95,5 @@ class ImageEmbedding(nn.Module):
         self.emb_pos = None if num_positions is None else nn.Parameter(torch.zeros(1, num_positions, image_dim))
 
     def forward(self, embeds: Tensor) -> Tensor:
-        """`[B, tokens, image_dim]` to `[B, tokens, D]`."""
+        """Map hidden states `[B, tokens, image_dim]` to `[B, tokens, D]`."""
         return self.proj(embeds if self.emb_pos is None else embeds + self.emb_pos)

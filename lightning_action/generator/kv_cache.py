@@ -15,16 +15,19 @@ class KVCache:
     past is only read), `write` keeps the clean block, `advance` moves on by one block, once for all layers. Keys are
     stored rotated, so their order in memory does not matter. All positions are Python integers.
 
+    Sink and window follow StreamingLLM (Xiao et al. 2023, arXiv:2309.17453), with one difference: there positions count
+    within the cache, here each key keeps its frame's position in the video, as training had it.
+
     Args:
-        num_layers: layers of the generator.
-        batch_size: videos generated together.
-        num_heads: attention heads.
-        head_dim: channels of a head.
-        tokens_per_frame: tokens of one latent frame.
-        num_frames: latent frames of the whole video; only matters where the window is unlimited.
-        causality: block size, window and sink.
-        device: where the cache lives.
-        dtype: the type of keys and values.
+        num_layers: Number of layers of the generator.
+        batch_size: Number of videos generated together.
+        num_heads: Number of attention heads.
+        head_dim: Number of channels of a head.
+        tokens_per_frame: Number of tokens of one latent frame.
+        num_frames: Number of latent frames of the whole video; it only matters where the window is unlimited.
+        causality: Block size, window and sink.
+        device: Device of the cache.
+        dtype: Dtype of keys and values.
     """
 
     def __init__(
@@ -62,7 +65,9 @@ class KVCache:
         return 2 * self.keys.numel() * self.keys.element_size()
 
     def attend_to(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Views of the past followed by the current block, `[B, past + current, heads, head_dim]`."""
+        """Return views of the past followed by the current block, `[B, past + current, heads, head_dim]`."""
+        # Slots fill in order until the window is full; from then on all of them hold frames that this block sees. So
+        # the past is always one slice, the block's own place lies directly behind it, and nothing has to be joined.
         start = min(self.position, self._capacity) * self.tokens_per_frame
         stop = start + key.shape[1]
         self.keys[layer, :, start:stop] = key
@@ -88,7 +93,7 @@ class KVCache:
         """Refuse a call that is not exactly the next block, or that lies past the end of an unlimited cache.
 
         Raises:
-            ValueError: with the frames expected and the frames that came.
+            ValueError: The call is another; the message has the frames expected and those that came.
         """
         if num_frames != len(self.block):
             raise ValueError(
@@ -102,8 +107,9 @@ class KVCache:
             )
 
     def _slot(self, frame: int) -> int | None:
-        """Where a frame is kept: its own place in the sink, else the ring; None where no later block sees it."""
+        """Slot of a frame: its own place in the sink, else the ring; None where no later block sees it."""
         if frame < self._sink:
             return frame
         ring = self._capacity - self._sink
+        # The frame that is overwritten is the oldest, which the next block no longer sees.
         return self._sink + (frame - self._sink) % ring if ring else None

@@ -1,4 +1,6 @@
-"""The parts of a Wan transformer layer. Attribute names are the original ones, so that checkpoints load unchanged.
+"""The parts of a Wan transformer layer (Wan 2025, arXiv:2503.20314).
+
+Attribute names are the original ones, so that checkpoints load unchanged.
 
 Shapes: `x` is `[B, F, S, D]`, F latent frames of S tokens each; modulation is per latent frame.
 """
@@ -32,7 +34,10 @@ class AtLayer:
 
 
 class RMSNorm(nn.Module):
-    """Root mean square norm over the whole width (before the split into heads), in float32."""
+    """Root mean square norm (Zhang & Sennrich 2019, arXiv:1910.07467), in float32.
+
+    It goes over the whole width, before the split into heads, as in Wan.
+    """
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -57,7 +62,7 @@ class Attention(nn.Module):
         self.norm_k = RMSNorm(dim, eps) if qk_norm else nn.Identity()
 
     def split_heads(self, x: Tensor) -> Tensor:
-        """`[B, N, D]` to `[B, N, heads, head_dim]`."""
+        """Split `[B, N, D]` into `[B, N, heads, head_dim]`."""
         return x.unflatten(-1, (self.num_heads, -1))
 
 
@@ -72,7 +77,10 @@ class SelfAttention(Attention):
 
 
 class CrossAttention(Attention):
-    """Attention from the video's tokens to the prompt's, and with `sees_image` to an image's, added up."""
+    """Attention from the video's tokens to the prompt's, and with `sees_image` to an image's, added up.
+
+    The sum over two sets of keys is the decoupled cross-attention of IP-Adapter (Ye et al. 2023, arXiv:2308.06721).
+    """
 
     def __init__(self, dim: int, num_heads: int, qk_norm: bool, eps: float, sees_image: bool = False) -> None:
         super().__init__(dim, num_heads, qk_norm, eps)
@@ -101,7 +109,13 @@ class CrossAttention(Attention):
 
 
 class WanLayer(nn.Module):
-    """Self-attention, cross-attention and feed-forward with per-frame adaLN modulation (shift, scale, gate, twice)."""
+    """Self-attention, cross-attention and feed-forward with per-frame adaLN modulation (shift, scale, gate, twice).
+
+    The modulation is that of adaLN-Zero (Peebles & Xie 2023, arXiv:2212.09748, section 3.2). One projection of time
+    serves all layers, each of which adds a learned table, as in adaLN-single (Chen et al. 2023, arXiv:2310.00426). DiT
+    has one modulation for a sample. Here each latent frame has its own, because the frames of a pass may differ in
+    noise level (clean past, noisy block) and in action.
+    """
 
     def __init__(
         self,
@@ -128,11 +142,12 @@ class WanLayer(nn.Module):
         """Apply the layer.
 
         Args:
-            x: tokens, `[B, F, S, D]`.
-            modulation: of time and action, `[B, F, 6, D]`; the layer's own table is added here.
-            rotation: from `rope.rotation`.
-            attend: self-attention over `[B, F * S, heads, head_dim]`.
-            context: gives the keys and values that this layer's cross-attention sees: the prompt's, and an image's.
+            x: Tokens of the video, `[B, F, S, D]`.
+            modulation: Modulation of time and action, `[B, F, 6, D]`; the layer's own table is added here.
+            rotation: Cosines and sines from `rope.rotation`.
+            attend: Function that computes self-attention over `[B, F * S, heads, head_dim]`.
+            context: Function that gives the keys and values that this layer's cross-attention sees: the prompt's, and
+                an image's.
 
         Returns:
             Tokens, `[B, F, S, D]`.
@@ -140,12 +155,13 @@ class WanLayer(nn.Module):
         shift_sa, scale_sa, gate_sa, shift_ffn, scale_ffn, gate_ffn = per_token(self.modulation + modulation)
         attended = self.self_attn((self.norm1(x) * (1 + scale_sa) + shift_sa).flatten(1, 2), rotation, attend)
         x = x + gate_sa * attended.view_as(x)
+        # As in Wan, cross-attention has neither shift, scale nor gate.
         x = x + self.cross_attn(self.norm3(x).flatten(1, 2), context(self.cross_attn)).view_as(x)
         return x + gate_ffn * self.ffn(self.norm2(x) * (1 + scale_ffn) + shift_ffn)
 
 
 class Head(nn.Module):
-    """Modulated norm and the linear map from tokens to patches."""
+    """Modulated norm and the linear map from tokens to patches. Time alone modulates it; actions act in the layers."""
 
     def __init__(self, dim: int, patch_channels: int, eps: float) -> None:
         super().__init__()
@@ -154,11 +170,11 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """Tokens `[B, F, S, D]` and the time embedding `[B, F, D]` to patches `[B, F, S, patch_channels]`."""
+        """Map tokens `[B, F, S, D]` and the time embedding `[B, F, D]` to patches `[B, F, S, patch_channels]`."""
         shift, scale = per_token(self.modulation + time[:, :, None])
         return self.head(self.norm(x) * (1 + scale) + shift)
 
 
 def per_token(modulation: Tensor) -> tuple[Tensor, ...]:
-    """`[B, F, n, D]` to n tensors `[B, F, 1, D]` that broadcast over the tokens of a frame."""
+    """Split `[B, F, n, D]` into n tensors `[B, F, 1, D]` that broadcast over the tokens of a frame."""
     return modulation.unsqueeze(3).unbind(2)

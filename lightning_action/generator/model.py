@@ -1,5 +1,8 @@
 """The causal Wan transformer: latents, timesteps, text and actions in, velocity out.
 
+The network is that of Wan (2025, arXiv:2503.20314); under block causality it is the student of CausVid (Yin et al.
+2024, arXiv:2412.07772) and Self Forcing (Huang et al. 2025, arXiv:2506.08009).
+
 Shapes: B batch, F latent frames, C channels, H x W latent size, S = (H / p)(W / p) tokens a frame, D width.
 """
 
@@ -34,28 +37,30 @@ LayerContext = Callable[[int, CrossAttention], tuple[KeysValues, ...]]
 class CausalWanModel(nn.Module):
     """A Wan video transformer with per-frame timesteps, in four modes that share every weight.
 
-    `bidirectional` (teacher, critic), `block_causal` (diffusion forcing), `teacher_forcing` (clean and noisy frames in
-    one pass), and `denoise` / `write` under a `KVCache`. `forward` is `bidirectional`. The defaults are those shared
-    by all released models; width and depth differ from model to model and have none.
+    The modes are `bidirectional` (teacher and critic of distribution matching distillation, Yin et al. 2023,
+    arXiv:2311.18828), `block_causal` (diffusion forcing), `teacher_forcing` (clean and noisy frames in one pass), and
+    `denoise` / `write` under a `KVCache`. `forward` is `bidirectional`. The defaults are those shared by all released
+    models; width and depth differ from model to model and have none.
 
     Args:
-        dim: width D.
-        ffn_dim: width of the feed-forward layers.
-        num_heads: attention heads; `dim / num_heads` must be even.
-        num_layers: transformer layers.
-        in_dim: channels in: those of the latents, and behind them those of an image condition.
-        out_dim: latent channels out.
-        patch_size: latent frames, rows and columns of one token; the first must be 1.
-        freq_dim: channels of the sinusoidal timestep embedding.
-        text_dim: channels of the text encoder's output.
-        text_len: tokens of a prompt; shorter ones are filled up with zeros, which are attended to, as Wan does.
-        qk_norm: RMS norm of queries and keys.
-        cross_attn_norm: affine norm before cross-attention.
-        eps: of all norms.
-        activation_checkpointing: recompute each layer in the backward pass instead of storing its activations.
-        image_dim: channels of CLIP's hidden states of an image that the layers see beside the prompt (1280 in Wan 2.1's
-            image-to-video models); None for models without.
-        num_image_positions: image tokens with a learned position (514 where first and last frame are given).
+        dim: Width D of the tokens.
+        ffn_dim: Width of the feed-forward layers inside.
+        num_heads: Number of attention heads; `dim / num_heads` must be even.
+        num_layers: Number of transformer layers.
+        in_dim: Number of channels in: those of the latents, and behind them those of an image condition.
+        out_dim: Number of latent channels out.
+        patch_size: Numbers of latent frames, rows and columns of one token; the first must be 1.
+        freq_dim: Number of channels of the sinusoidal timestep embedding.
+        text_dim: Number of channels of the text encoder's output.
+        text_len: Number of tokens of a prompt; shorter ones are filled up with zeros, which are attended to, as Wan
+            does.
+        qk_norm: Apply an RMS norm to queries and keys.
+        cross_attn_norm: Apply an affine norm before cross-attention.
+        eps: Epsilon of all norms.
+        activation_checkpointing: Recompute each layer in the backward pass instead of storing its activations.
+        image_dim: Number of channels of CLIP's hidden states of an image that the layers see beside the prompt (1280 in
+            Wan 2.1's image-to-video models); None for models without.
+        num_image_positions: Number of image tokens with a learned position (514 where first and last frame are given).
     """
 
     def __init__(
@@ -123,7 +128,7 @@ class CausalWanModel(nn.Module):
         nn.init.zeros_(self.head.head.weight)
 
     def parts(self) -> Iterator[tuple[str, nn.Module]]:
-        """What holds the weights, by name: the embeddings, each layer, and the head, all called as modules."""
+        """Modules that hold the weights, by name: the embeddings, each layer, and the head, all called as modules."""
         for name, child in self.named_children():
             if child is self.blocks:
                 yield from ((f"{name}.{index}", layer) for index, layer in enumerate(self.blocks))
@@ -134,7 +139,7 @@ class CausalWanModel(nn.Module):
         """Compile the layers in place, one code for all of them, whatever the block; names of weights stay as they are.
 
         Args:
-            **options: of `torch.compile`, for example `mode="max-autotune-no-cudagraphs"`.
+            **options: Options of `torch.compile`, for example `mode="max-autotune-no-cudagraphs"`.
         """
         for layer in self.blocks:
             layer.compile(**options)
@@ -143,7 +148,7 @@ class CausalWanModel(nn.Module):
         """Tokens of one latent frame.
 
         Raises:
-            ValueError: the frame is not a whole number of patches.
+            ValueError: The frame is not a whole number of patches.
         """
         _, rows, columns = self.patch_size
         if height % rows or width % columns:
@@ -160,16 +165,16 @@ class CausalWanModel(nn.Module):
         action_modulation: Tensor | None = None,
         image: ImageCondition = NO_IMAGE,
     ) -> Tensor:
-        """Every frame sees every frame: the teacher and critic of a distillation, and the original Wan.
+        """Predict with every frame seeing every frame: the original Wan, and teacher and critic of a distillation.
 
         Args:
-            latents: noisy latents, `[B, F, C, H, W]`.
-            timestep: noise level in [0, 1000], per frame `[B, F]`.
-            text: encoded prompts, `[B, L, text_dim]`, L at most `text_len`.
-            action_modulation: added to the time modulation, `[B, F, 6, D]` for all layers alike or
-                `[B, F, num_layers, 6, D]`; order shift, scale, gate (self-attention), shift, scale, gate
+            latents: Latents with noise, `[B, F, C, H, W]`.
+            timestep: Noise level of each frame in [0, 1000], `[B, F]`.
+            text: Prompts as encoded, `[B, L, text_dim]`, L at most `text_len`.
+            action_modulation: Modulation that is added to that of time, `[B, F, 6, D]` for all layers alike or
+                `[B, F, num_layers, 6, D]`; the order is shift, scale, gate (self-attention), shift, scale, gate
                 (feed-forward).
-            image: what an image-to-video model sees besides.
+            image: Condition that an image-to-video model sees besides.
 
         Returns:
             Velocity, `[B, F, out_dim, H, W]`.
@@ -185,7 +190,7 @@ class CausalWanModel(nn.Module):
         action_modulation: Tensor | None = None,
         image: ImageCondition = NO_IMAGE,
     ) -> Tensor:
-        """A block sees itself and its past, at whatever noise level the past is. Arguments as in `forward`."""
+        """Predict with each block seeing itself and its past, whatever its noise level; otherwise as `forward`."""
         visibility = block_causal(latents.shape[1], causality)
         return self._masked_pass(latents, timestep, text, visibility, action_modulation, image)
 
@@ -199,16 +204,18 @@ class CausalWanModel(nn.Module):
         action_modulation: Tensor | None = None,
         image: ImageCondition = NO_IMAGE,
     ) -> Tensor:
-        """Noisy blocks see the clean past (at timestep 0 and with its own actions), as they do through a cache.
+        """Predict noisy blocks that see the clean past (timestep 0, its own actions), as they do through a cache.
+
+        One pass over `[clean | noisy]` trains all blocks at once, where generation takes them one by one.
 
         Args:
-            clean: clean latents, `[B, F, C, H, W]`.
-            noisy: the same latents with noise, `[B, F, C, H, W]`.
-            timestep: noise level of the noisy half, `[B, F]`.
-            text: as in `forward`.
-            causality: block size, window and sink.
-            action_modulation: as in `forward`; it serves both halves.
-            image: as in `forward`; it serves both halves.
+            clean: Latents without noise, `[B, F, C, H, W]`.
+            noisy: Latents of the same video with noise, `[B, F, C, H, W]`.
+            timestep: Noise level of the noisy half, `[B, F]`.
+            text: Prompts as in `forward`.
+            causality: Block size, window and sink.
+            action_modulation: Modulation as in `forward`; it serves both halves.
+            image: Condition as in `forward`; it serves both halves.
 
         Returns:
             Velocity of the noisy half, `[B, F, out_dim, H, W]`.
@@ -216,9 +223,11 @@ class CausalWanModel(nn.Module):
         num_frames = noisy.shape[1]
         visibility = teacher_forcing(num_frames, causality)
         both = torch.cat([clean, noisy], dim=1)
+        # Timestep 0 as in `write`, so that keys and values of the past are those that a cache will hold.
         timesteps = torch.cat([torch.zeros_like(timestep), timestep], dim=1)
         if action_modulation is not None:
             action_modulation = torch.cat([action_modulation, action_modulation], dim=1)
+        # A noisy frame stands where its clean copy stands: its distance to the past is that of generation.
         positions = (*range(num_frames), *range(num_frames))
         twice = image.twice_in_time()
         return self._masked_pass(both, timesteps, text, visibility, action_modulation, twice, positions, num_frames)
@@ -244,15 +253,15 @@ class CausalWanModel(nn.Module):
         action_modulation: Tensor | None = None,
         image_channels: Tensor | None = None,
     ) -> Tensor:
-        """Velocity of the cache's next block, `[B, block, C, H, W]`; the past is only read.
+        """Predict the velocity of the cache's next block, `[B, block, C, H, W]`; the past is only read.
 
         Args:
-            latents: the noisy block.
-            timestep: its noise level, `[B, block]`.
-            text: from `text_cache`.
-            cache: keys and values of the past.
-            action_modulation: of the block, as in `forward`.
-            image_channels: of the block, as in `ImageCondition`.
+            latents: Block with noise, `[B, block, C, H, W]`.
+            timestep: Noise level of each frame, `[B, block]`.
+            text: Prompts from `text_cache`.
+            cache: Keys and values of the past frames.
+            action_modulation: Modulation of the block, as in `forward`.
+            image_channels: Channels of the block, as in `ImageCondition`.
         """
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -268,10 +277,15 @@ class CausalWanModel(nn.Module):
         action_modulation: Tensor | None = None,
         image_channels: Tensor | None = None,
     ) -> None:
-        """Pass the cache's next block, now clean, at timestep 0, keep its keys and values, and advance the cache."""
+        """Pass the cache's next block, now clean, at timestep 0, keep its keys and values, and advance the cache.
+
+        It is one pass more for each block: what the last step of denoising computed came from a block with noise, and
+        at another timestep than the past has in `teacher_forcing`.
+        """
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             attended = attend_dense(query, *cache.attend_to(layer, key, value))
+            # Only now, since it may take the place of a frame that this block still sees.
             cache.write(layer, key, value)
             return attended
 
@@ -333,6 +347,7 @@ class CausalWanModel(nn.Module):
         height, width = latents.shape[-2:]
         self.tokens_per_frame(height, width)
         rows, columns = height // self.patch_size[1], width // self.patch_size[2]
+        # Positions are those in the video, not in this call: a block under a cache goes on where its past stopped.
         angles = rotation(positions, rows, columns, self.dim // self.num_heads, latents.device)
         time = self._embed_time(timestep)
         modulation = self.time_projection(time).unflatten(-1, (6, self.dim))
@@ -347,6 +362,7 @@ class CausalWanModel(nn.Module):
                 AtLayer(attend, index),
                 AtLayer(text, index),
             )
+        # The clean half of teacher forcing is context alone; nothing is predicted for it.
         patches = self.head(x[:, first_out:], time[:, first_out:])
         return rearrange(
             patches, "b f (h w) (p q c) -> b f c (h p) (w q)", h=rows, p=self.patch_size[1], q=self.patch_size[2]
@@ -369,9 +385,11 @@ class CausalWanModel(nn.Module):
                 f"action_modulation must be [B, F, 6, D] = {list(modulation.shape)}, or with num_layers = "
                 f"{self.num_layers} before the 6; got {list(action_modulation.shape)} at layer {layer}"
             )
+        # A sum, so that no action (exactly zero) leaves the base model's modulation as it is, to the bit.
         return modulation + action_modulation
 
     def _embed_time(self, timestep: Tensor) -> Tensor:
+        # The sinusoids of Vaswani et al. (2017, arXiv:1706.03762), in float64 and with cosines first, as in Wan.
         half = self.freq_dim // 2
         exponents = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
         angles = timestep.double()[..., None] * 10000.0**-exponents
@@ -404,5 +422,6 @@ class CausalWanModel(nn.Module):
                 f"text must be [B, at most {self.text_len}, {self.text_dim}], got {list(text.shape)}: the text encoder "
                 "and the generator do not belong together"
             )
+        # Zeros, and no mask: Wan was trained with attention to the padding.
         padding = text.new_zeros(text.shape[0], self.text_len - length, channels)
         return self.text_embedding(torch.cat([text, padding], dim=1))

@@ -1,4 +1,4 @@
-"""Rotary position embedding over (latent frame, row, column), as in Wan."""
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864) over (latent frame, row, column), as in Wan."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ def rotation(frames: tuple[int, ...], height: int, width: int, head_dim: int, de
     """Cosine and sine of every token's angles.
 
     The `head_dim / 2` pairs are shared out as rows `c // 3`, columns `c // 3` and frames the rest (`c` the number of
-    pairs). Angles are computed from the position itself, so no table ends anywhere.
+    pairs). Angles are computed from the position itself, so no table ends anywhere. Scores depend on differences of
+    positions alone, so a key that was rotated once stays right in the cache, whatever block looks at it later.
 
     Args:
-        frames: position in the video of each latent frame of the call.
-        height: token rows of a frame.
-        width: token columns of a frame.
-        head_dim: channels of one head, even.
-        device: where the result lives.
+        frames: Positions in the video of the latent frames of the call, which need not begin at 0 nor differ.
+        height: Number of token rows of a frame.
+        width: Number of token columns of a frame.
+        head_dim: Number of channels of one head, even.
+        device: Device of the result.
 
     Returns:
         `[2, frames * height * width, 1, head_dim / 2]`, float32: cosines, then sines.
     """
-    # What is kept for later calls must be usable in training, also when a rollout is the first to ask.
+    # Tensors kept for later calls must be usable in training, also when a rollout is the first to ask.
     with torch.inference_mode(False):
         return _rotation(frames, height, width, head_dim // 2, device)
 
 
 def _rotation(frames: tuple[int, ...], height: int, width: int, pairs: int, device: torch.device) -> Tensor:
+    # Angles are in float64: in float32, positions of long videos times frequencies lose digits.
     spatial = pairs // 3
     positions = torch.cartesian_prod(
         torch.tensor(frames, dtype=torch.float64),

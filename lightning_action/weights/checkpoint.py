@@ -31,12 +31,12 @@ _OUTER = (
 _AVERAGED = ("generator_ema", "ema_state_dict", "ema")
 # Beside averaged weights, which Lightning's own averaging puts in the place of the current ones.
 _CURRENT = ("current_model_state",)
-# What the two experts for high and low noise are called where both are in one file.
+# Names of the two experts for high and low noise where both are in one file.
 _EXPERTS = {"transformer": ("transformer", "transformer_2"), "dit": ("dit", "dit2")}
 _GENERATOR_HAS = "patch_embedding.weight"
 _PROJECTION_HAS = ("action_embedding.0.weight", "action_projection.weight")
 _FUSED = {"to_qkv": ("q", "k", "v"), "to_kv": ("k", "v"), "to_added_kv": ("k_img", "v_img")}
-# What distillation and action-conditioned forks put beside the transformer or into it, and diffusers' unused norm.
+# Heads that distillation and action-conditioned forks put beside the transformer or into it; diffusers' unused norm.
 _EXTRA_HEADS = re.compile(
     r"_?(cls_pred_branch|conv3d_cls_branch|register_tokens|gan_ca_blocks|rgs_|state_(probe|token|readout)"
     r"|action_(token_)?projection)|.*\.norm_added_q\."
@@ -49,12 +49,12 @@ class GeneratorCheckpoint:
     """The generator of a checkpoint.
 
     Args:
-        tensors: in the original Wan names, with LoRA layers of the file merged.
-        part: under what the file holds them (`generator_ema.model.`), empty if under nothing.
-        dropped: tensors inside that part which belong to known extra heads.
-        ignored: what else the file holds, by the name of the outermost part that is not the generator.
-        num_merged: LoRA layers that were merged.
-        scales: of these, with where they come from.
+        tensors: Tensors in the original Wan names, with LoRA layers of the file merged.
+        part: Prefix under which the file holds them (`generator_ema.model.`), empty if there is none.
+        dropped: Tensors inside that part which belong to known extra heads.
+        ignored: Other parts that the file holds, by the name of the outermost part that is not the generator.
+        num_merged: Number of LoRA layers that were merged.
+        scales: Scales of these, with where they come from.
     """
 
     tensors: LazyTensors
@@ -66,16 +66,17 @@ class GeneratorCheckpoint:
 
 
 def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None = None) -> GeneratorCheckpoint:
-    """The generator of any checkpoint of the family, in the original Wan names; values are read lazily.
+    """Read the generator of any checkpoint of the family, in the original Wan names; values are read lazily.
 
     Args:
-        path: as `read_tensors` takes it.
-        ema: which weights to take where the file has both: averaged, or those of the last step.
-        lora_alpha: of LoRA layers that the file holds un-merged; None takes what the file says, else their rank.
+        path: Path as `read_tensors` takes it.
+        ema: Take averaged weights where the file has both; False takes those of the last step.
+        lora_alpha: Numerator of the scale of LoRA layers that the file holds un-merged; None takes what the file says,
+            else their rank.
 
     Raises:
-        FileNotFoundError: there is nothing at that path.
-        ValueError: the file is not whole, holds no generator or several, or a quantised one.
+        FileNotFoundError: There is nothing at that path.
+        ValueError: The file is not whole, holds no generator or several, or a quantised one.
     """
     file = find_weights(Path(path))
     entries = unwrapped(read_tensors(file).entries, str(path))
@@ -102,13 +103,13 @@ def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None 
 
 
 def read_action_projection(path: str | Path) -> LazyTensors:
-    """The action projection of a checkpoint, under the names of `ActionModulationProjection`.
+    """Read the action projection of a checkpoint, under the names of `ActionModulationProjection`.
 
     It is found in a file of its own, beside the generator (`action_projection`), inside it, or in a checkpoint of ours.
 
     Raises:
-        FileNotFoundError: there is nothing at that path.
-        ValueError: the file is not whole, or does not hold exactly one.
+        FileNotFoundError: There is nothing at that path.
+        ValueError: The file is not whole, or does not hold exactly one.
     """
     entries = unwrapped(read_tensors(path).entries, str(path))
     parts = [part for part in _parts_with(entries, _PROJECTION_HAS[0]) if part + _PROJECTION_HAS[1] in entries]
@@ -123,12 +124,12 @@ def read_action_projection(path: str | Path) -> LazyTensors:
 
 
 def _parts_with(names: Iterable[str], tensor: str) -> list[str]:
-    """What stands before the dotted name `tensor` in each name that ends with it."""
+    """List what stands before the dotted name `tensor` in each name that ends with it."""
     return [name.removesuffix(tensor) for name in names if f".{name}".endswith(f".{tensor}")]
 
 
 def _outermost(name: str, part: str) -> str:
-    """The shortest beginning of a dotted name that is none of `part`."""
+    """Return the shortest beginning of a dotted name that is none of `part`."""
     pieces = name.split(".")
     starts = (".".join(pieces[: length + 1]) for length in range(len(pieces)))
     return next(start for start in starts if not part.startswith(f"{start}."))
@@ -152,7 +153,7 @@ def _choose_part(names: Iterable[str], ema: bool, source: str) -> str:
 
 
 def _outer(part: str) -> str:
-    """What `part` belongs to: averages wherever they are nested, as in a folder of shards that was made a file."""
+    """Return what `part` belongs to: averages wherever they are nested, as in a file made from a folder of shards."""
     pieces = part.split(".")
     return next((piece for piece in pieces if piece in _AVERAGED), pieces[0])
 

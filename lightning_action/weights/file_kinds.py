@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes: suffixes are wrong too often."""
+"""Kinds of files by their first bytes: suffixes are wrong too often."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _MOST_HEADER_BYTES = 100_000_000
 
 
 def kind_of(path: Path) -> FileKind:
-    """The kind of a file of weights.
+    """Tell the kind of a file of weights.
 
     Raises:
-        ValueError: it is empty, cut off in its first bytes, or something else; says what, and what to do.
+        ValueError: The file is empty, cut off in its first bytes, or of another kind; the message says what to do.
     """
     with path.open("rb") as file:
         start = file.read(512)

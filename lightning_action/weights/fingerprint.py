@@ -1,4 +1,4 @@
-"""What tells one base model from another."""
+"""Fingerprints that tell one base model from another."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.distributed.tensor import DTensor
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names, shapes and values of a generator's tensors, rounded to bfloat16.
+    """Compute SHA-256 over the names, shapes and values of a generator's tensors, rounded to bfloat16.
 
     It covers every value of every tensor, so that one changed weight changes it, up to what bfloat16 can tell apart: a
     model in float32 and its copy in bfloat16 are the same base. The order of the tensors, the device and the files they
     come from do not matter. It takes about 2 s for a billion parameters, and the memory of one tensor.
 
     Args:
-        tensors: in the original Wan names, as `read_generator` and `CausalWanModel.state_dict` give them.
+        tensors: Tensors in the original Wan names, as `read_generator` and `CausalWanModel.state_dict` give them.
     """
     digest = hashlib.sha256()
     for name, values in _whole(tensors):
@@ -27,7 +27,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and every bit of the values: what tells a damaged copy of a file."""
+    """Compute SHA-256 over names, types, shapes and every bit of the values, which tells a damaged copy of a file."""
     digest = hashlib.sha256()
     for name, values in _whole(tensors):
         _add(digest, f"{name} {values.dtype} {list(values.shape)}", values)
@@ -35,7 +35,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def identity(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """What a file says of the tensors in it, and `require_fingerprint` looks at when they are loaded."""
+    """Describe the tensors of a file in its header, which `require_fingerprint` looks at when they are loaded."""
     return {"fingerprint": fingerprint(tensors), "checksum": checksum(tensors)}
 
 

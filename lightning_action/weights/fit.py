@@ -33,7 +33,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
     The module keeps its dtypes. Where it is on the meta device its tensors come to be on the CPU.
 
     Raises:
-        ValueError: as `check_fits`, or a value is not finite.
+        ValueError: A tensor does not fit, see `check_fits`, or a value is not finite.
     """
     check_fits(module, tensors.entries if isinstance(tensors, LazyTensors) else tensors, source)
     require_finite(tensors, source, DAMAGED)
@@ -42,7 +42,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str)
 
 @torch.no_grad()
 def copy_all(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """What `load_strictly` does once everything was checked."""
+    """Load tensors as `load_strictly` does, once everything was checked."""
     for name, own in module.state_dict(keep_vars=True).items():
         if own.is_meta:
             _materialise(module, name, own, tensors[name])
@@ -62,7 +62,7 @@ def check_fits(module: nn.Module, tensors: Mapping[str, Shaped], source: str) ->
     """Refuse tensors that are not exactly the module's.
 
     Raises:
-        ValueError: names or shapes differ, or something is no plain weight; lists the first of each kind.
+        ValueError: Names or shapes differ, or something is no plain weight; the message has the first of each kind.
     """
     require_same(
         module.state_dict(),
@@ -76,7 +76,7 @@ def require_same(own: Mapping[str, Shaped], tensors: Mapping[str, Shaped], compl
     """Refuse tensors that differ from `own` in names or shapes, or are no plain weights where `own` are.
 
     Raises:
-        ValueError: `complaint (the first of each kind): remedy`.
+        ValueError: There are such tensors; the message is `complaint (the first of each kind): remedy`.
     """
     weights = {name: t for name, t in tensors.items() if name in own and own[name].dtype.is_floating_point}
     require_weights(weights, complaint)
@@ -98,7 +98,7 @@ def require_weights(tensors: Mapping[str, Shaped], complaint: str) -> None:
     """Refuse what only looks like weights: casts to float8, integers, packed and quantised values.
 
     Raises:
-        ValueError: a tensor has such a dtype, or a class of its own.
+        ValueError: A tensor has such a dtype, or a class of its own.
     """
     odd = {name: odd for name, tensor in tensors.items() if (odd := _oddity(tensor))}
     if odd:
@@ -110,7 +110,7 @@ def require_weights(tensors: Mapping[str, Shaped], complaint: str) -> None:
 
 
 def _oddity(tensor: Shaped) -> str:
-    """What makes this no plain weight; empty if it is one."""
+    """Say what makes this no plain weight; empty if it is one."""
     subclass = tensor.subclass if isinstance(tensor, LazyTensor) else ""
     return subclass or ("" if tensor.dtype in DTYPES else _dtype_name(tensor.dtype))
 
@@ -120,7 +120,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _materialise(module: nn.Module, name: str, own: Tensor, value: Tensor) -> None:
-    """A copy, also where the dtype is the same: memory that maps a file would follow changes of that file."""
+    """Copy a tensor, also where the dtype is the same: memory that maps a file would follow changes of that file."""
     owner, _, attribute = name.rpartition(".")
     copy = torch.empty_like(own, device="cpu").copy_(value)
     parameter = isinstance(own, nn.Parameter)

@@ -1,4 +1,4 @@
-"""LoRA in files: what it adds to which weight, and a base with that added."""
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) in files: what it adds to which weight, and a base with that added."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ _OTHER_KINDS = (
     ("OFT", re.compile(r"\.b?oft_")),
 )
 _OUTER = ("generator_lora.", "lora.", "")
-# What kohya's way of naming puts before names whose dots became underscores, and ai-toolkit's dollars.
+# Prefixes that kohya's way of naming puts before names whose dots became underscores, and ai-toolkit's dollars.
 _FLAT_PREFIX = re.compile(r"^(lora_unet|lora_transformer|lycoris)_+")
 _SEPARATORS = re.compile(r"[._]+")
 
 
 @dataclass(frozen=True)
 class Change(LazyTensor):
-    """What is added to a weight.
+    """Change that is added to a weight.
 
     Args:
-        scale: `alpha / rank`, text for a report with where alpha was found; None for a difference that has no scale.
+        scale: Text of `alpha / rank` for a report, with where alpha was found; None for a difference that has no scale.
     """
 
     scale: str | None = None
 
 
 def is_low_rank(name: str) -> bool:
-    """Whether this is the name of one of the two matrices of a LoRA layer."""
+    """Tell whether this is the name of one of the two matrices of a LoRA layer."""
     if "lora" not in name:
         return False
     match = _PART.fullmatch(name)
@@ -60,23 +60,23 @@ def is_low_rank(name: str) -> bool:
 
 
 def low_rank_layers(names: Iterable[str]) -> set[str]:
-    """The layers that these names give matrices of LoRA for."""
+    """Return the layers that these names give matrices of LoRA for."""
     return {match[1] for name in names if is_low_rank(name) and (match := _PART.fullmatch(name))}
 
 
 def read_low_rank(path: str | Path, alpha: float | None = None) -> dict[str, Change]:
-    """What a LoRA file adds to which weight, see `low_rank_changes`.
+    """Read what a LoRA file adds to which weight, see `low_rank_changes`.
 
     Args:
-        path: a file or folder: peft's (`adapter_model.safetensors` beside `adapter_config.json`), diffusers', kohya's,
-            or a checkpoint of which the `generator_lora` or `lora` part is taken.
-        alpha: numerator of the scale `alpha / rank`, for every layer. None takes the tensor `alpha` of a layer, else
+        path: Path of a file or folder: peft's (`adapter_model.safetensors` beside `adapter_config.json`), diffusers',
+            kohya's, or a checkpoint of which the `generator_lora` or `lora` part is taken.
+        alpha: Numerator of the scale `alpha / rank`, for every layer. None takes the tensor `alpha` of a layer, else
             what the header of the file says, else the `adapter_config.json` of peft's own file, else the rank, which
             gives a scale of 1.
 
     Raises:
-        FileNotFoundError: there is nothing at that path.
-        ValueError: the file is not whole, holds no LoRA, one of a kind that is not plain LoRA, or no usable numbers.
+        FileNotFoundError: There is nothing at that path.
+        ValueError: The file is not whole, holds no LoRA, one of a kind that is not plain LoRA, or no usable numbers.
     """
     file = find_weights(Path(path))
     entries = unwrapped(read_tensors(file).entries, str(file))
@@ -95,10 +95,10 @@ def read_low_rank(path: str | Path, alpha: float | None = None) -> dict[str, Cha
 
 
 def take_told(file: Path, entries: dict[str, LazyTensor]) -> Told:
-    """What a file says of the scale; a tensor `lora_alpha` is taken out of `entries`, plain numbers are put there.
+    """Read what a file says of the scale; take a tensor `lora_alpha` out of `entries`, and put plain numbers there.
 
     Raises:
-        ValueError: as `read_told`.
+        ValueError: A configuration cannot be read, see `read_told`.
     """
     (place, values), *others = read_told(file)
     common = {name: entries.pop(name).read() for name in list(entries) if f".{name}".endswith(".lora_alpha")}
@@ -115,16 +115,16 @@ def take_told(file: Path, entries: dict[str, LazyTensor]) -> Told:
 def low_rank_changes(
     entries: Mapping[str, LazyTensor], alpha: float | None, source: str, told: Told = ()
 ) -> dict[str, Change]:
-    """What LoRA tensors add, under the names of the weights as the file has them: `alpha / rank * up @ down`.
+    """Compute what LoRA tensors add, under the names of the weights as the file has them: `alpha / rank * up @ down`.
 
     Args:
-        entries: matrices, alphas and differences.
-        alpha: for every layer; None takes the layer's own, else what `told` says, else the rank.
-        source: for messages.
-        told: from `take_told`.
+        entries: Matrices, alphas and differences by name.
+        alpha: Numerator of the scale for every layer; None takes the layer's own, else what `told` says, else the rank.
+        source: Name of the file in messages.
+        told: Statements of the file about its scale, from `take_told`.
 
     Raises:
-        ValueError: a name is not that of a LoRA tensor, a matrix lacks its partner or does not fit it, or a value is
+        ValueError: A name is not that of a LoRA tensor, a matrix lacks its partner or does not fit it, or a value is
             not a finite floating-point number.
     """
     layers = _layers(entries, source)
@@ -148,15 +148,15 @@ def low_rank_changes(
 
 
 def add_changes(base: LazyTensors, changes: Mapping[str, LazyTensor], source: str) -> LazyTensors:
-    """The base with `changes` added as each tensor is read, in the order of operations and dtypes of peft's `merge`.
+    """Return the base with `changes` added as each tensor is read, in the order and dtypes of peft's `merge`.
 
     Args:
-        base: in the original Wan names.
-        changes: from `read_low_rank`: any of the naming schemes, with anything before the name.
-        source: for messages.
+        base: Tensors in the original Wan names.
+        changes: Changes from `read_low_rank`, in any of the naming schemes, with anything before the name.
+        source: Name of the file in messages.
 
     Raises:
-        ValueError: a change is for a weight that the base does not have, or of another shape.
+        ValueError: A change is for a weight that the base does not have, or of another shape.
     """
     known = {_flat(alias): name for name in base for alias in _aliases(name)}
     by_name: dict[str, LazyTensor] = {}
@@ -183,10 +183,10 @@ def add_changes(base: LazyTensors, changes: Mapping[str, LazyTensor], source: st
 
 
 def require_numbers(name: str, entry: LazyTensor, source: str) -> None:
-    """Refuse what cannot be a part of a LoRA.
+    """Refuse a tensor that cannot be a part of a LoRA.
 
     Raises:
-        ValueError: the dtype is not one of plain floating-point numbers, or a value is not finite.
+        ValueError: The dtype is not one of plain floating-point numbers, or a value is not finite.
     """
     if entry.dtype not in DTYPES:
         raise ValueError(
@@ -198,19 +198,19 @@ def require_numbers(name: str, entry: LazyTensor, source: str) -> None:
 
 
 def low_rank_product(up: Tensor, down: Tensor, scale: float) -> Tensor:
-    """`scale * up @ down` in the dtype of the factors, through float32 on the CPU as peft computes it."""
+    """Compute `scale * up @ down` in the dtype of the factors, through float32 on the CPU as peft computes it."""
     widened = up.device.type == "cpu" and up.dtype in (torch.float16, torch.bfloat16)
     product = (up.float() @ down.float() if widened else up @ down) * scale
     return product.to(up.dtype)
 
 
 def scales(changes: Mapping[str, Change]) -> tuple[str, ...]:
-    """The scales that were applied, each once, with where they come from."""
+    """List the scales that were applied, each once, with where they come from."""
     return tuple(dict.fromkeys(change.scale for change in changes.values() if change.scale is not None))
 
 
 def _layers(entries: Mapping[str, LazyTensor], source: str) -> dict[str, dict[str, LazyTensor]]:
-    """The tensors of each layer by the part they play."""
+    """Group the tensors of each layer by the part they play."""
     layers: dict[str, dict[str, LazyTensor]] = defaultdict(dict)
     for name, entry in entries.items():
         match = _PART.fullmatch(name)
@@ -229,8 +229,8 @@ def _layers(entries: Mapping[str, LazyTensor], source: str) -> dict[str, dict[st
 def _refuse(name: str, source: str) -> NoReturn:
     kind = next((f" (a part of {kind})" for kind, pattern in _OTHER_KINDS if pattern.search(name)), "")
     raise ValueError(
-        f"{source} is not plain LoRA: do not know what to do with {name}{kind}; merge it with the program that wrote "
-        "it, and load the whole generator"
+        f"{source} is not plain LoRA: it holds {name}{kind}, which has no meaning here; merge it with the program that "
+        "wrote it, and load the whole generator"
     )
 
 
@@ -259,7 +259,7 @@ def _product(parts: Mapping[str, LazyTensor], common: Alpha, source: str) -> Cha
 
 
 def _both(product: Change, difference: Change, name: str, source: str) -> Change:
-    """A layer's matrices and its difference are added one after the other."""
+    """Add a layer's matrices and its difference one after the other."""
     if product.shape != difference.shape:
         raise ValueError(
             f"{source} changes {name} by matrices for {list(product.shape)} and by a difference of "
@@ -277,7 +277,7 @@ def _sum(base: LazyTensor, change: LazyTensor) -> Tensor:
 
 
 def _aliases(name: str) -> Iterable[str]:
-    """The names that files have for a tensor; a parameter on its own is a layer with a weight for some of them."""
+    """List the names that files have for a tensor; a parameter on its own is a layer with a weight for some of them."""
     for alias in (name, to_diffusers_name(name)):
         yield alias
         if not alias.endswith((".weight", ".bias")):
@@ -285,7 +285,7 @@ def _aliases(name: str) -> Iterable[str]:
 
 
 def _matrix(shape: torch.Size) -> tuple[int, int]:
-    """A weight as [out, in], in which a convolution's kernel is a part of what goes in."""
+    """Shape a weight as [out, in], in which a convolution's kernel is a part of what goes in."""
     return shape[0], prod(shape[1:])
 
 
@@ -294,7 +294,7 @@ def _flat(name: str) -> str:
 
 
 def _known_name(name: str, known: Mapping[str, str]) -> str:
-    """What the longest end of a dotted name that is known stands for, whatever stands before it; else the name."""
+    """Return what the longest known end of a dotted name stands for, whatever stands before it; else the name."""
     parts = name.replace("$$", ".").split(".")
     ends = (_flat(".".join(parts[start:])) for start in range(len(parts)))
     return next((known[end] for end in ends if end in known), name)

@@ -47,22 +47,22 @@ _DIFFUSERS_NAMES = (
 
 
 def to_diffusers_name(name: str) -> str:
-    """The name that diffusers gives to a tensor of `CausalWanModel`."""
+    """Return the name that diffusers gives to a tensor of `CausalWanModel`."""
     return _renamed(name, _DIFFUSERS_NAMES)
 
 
 def from_diffusers_name(name: str) -> str:
-    """The name that `CausalWanModel` gives to a tensor of diffusers' `WanTransformer3DModel`."""
+    """Return the name that `CausalWanModel` gives to a tensor of diffusers' `WanTransformer3DModel`."""
     # `scale_shift_table` is a layer's modulation, and outside the layers the head's.
     other = "head.modulation" if name.startswith("blocks.") else "modulation"
     return _renamed(name, [(theirs, ours) for ours, theirs in _DIFFUSERS_NAMES if ours != other])
 
 
 def unwrapped(entries: Mapping[str, T], source: str) -> dict[str, T]:
-    """The same under names without what wrappers put into them.
+    """Rename entries without what wrappers put into their names.
 
     Raises:
-        ValueError: two of them have the same name then.
+        ValueError: Two of them have the same name then.
     """
     found: dict[str, T] = {}
     for name, entry in entries.items():
@@ -74,10 +74,10 @@ def unwrapped(entries: Mapping[str, T], source: str) -> dict[str, T]:
 
 
 def inside(entries: Mapping[str, T], tensors: Sequence[str], source: str) -> dict[str, T]:
-    """What a file holds under the one name before the first of `tensors` that it has; all of it under none.
+    """Find what a file holds under the one name before the first of `tensors` that it has; all of it under none.
 
     Raises:
-        ValueError: it has that tensor under several names.
+        ValueError: The file has that tensor under several names.
     """
     for tensor in tensors:
         parts = [name.removesuffix(tensor) for name in entries if f".{name}".endswith(f".{tensor}")]
@@ -89,7 +89,7 @@ def inside(entries: Mapping[str, T], tensors: Sequence[str], source: str) -> dic
 
 
 def few(names: Sequence[str]) -> str:
-    """The first names of a list that may be long."""
+    """Show the first names of a list that may be long."""
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 

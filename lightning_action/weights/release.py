@@ -1,4 +1,4 @@
-"""Where the parts of an unpacked Wan release are found."""
+"""Places of the parts of an unpacked Wan release."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ RELEASE_VARIABLE = "LIGHTNING_ACTION_WEIGHTS"
 
 
 def find_release_file(names: Sequence[str], what: str) -> Path:
-    """The first of `names` in the folder that the environment variable `LIGHTNING_ACTION_WEIGHTS` names.
+    """Find the first of `names` in the folder that the environment variable `LIGHTNING_ACTION_WEIGHTS` names.
 
     Args:
-        names: files or folders relative to that folder, the preferred one first.
-        what: what they are, for the message.
+        names: Names of files or folders relative to that folder, the preferred one first.
+        what: Description of them for the message.
 
     Raises:
-        FileNotFoundError: the variable is not set, is no folder, or none of the names is there.
+        FileNotFoundError: The variable is not set, is no folder, or none of the names is there.
     """
     folder = os.environ.get(RELEASE_VARIABLE)
     if not folder:

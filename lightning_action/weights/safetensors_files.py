@@ -15,17 +15,17 @@ from lightning_action.weights.values import require_finite
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a file.
+    """Read all tensors of a file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a whole safetensors file.
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not a whole safetensors file.
     """
     return _read(path)[0]
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
-    """The strings stored beside the tensors. Raises as `read_safetensors`."""
+    """Read the strings stored beside the tensors. Raises as `read_safetensors`."""
     return _read(path)[1]
 
 
@@ -33,7 +33,7 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata:
     """Write a file in one step: it is either whole or not there.
 
     Raises:
-        ValueError: a tensor holds NaN or infinity.
+        ValueError: A tensor holds NaN or infinity.
     """
     require_finite(
         tensors, f"what was to be written to {path}", "nothing was written, go back to an earlier checkpoint"

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lightning_action.weights.tensor_files import flattened, has_header, read_values
 
-# What trainers call the numerator: peft, diffusers and SimpleTuner; kohya and musubi; lightx2v and others.
+# Names of the numerator in trainers: peft, diffusers and SimpleTuner; kohya and musubi; lightx2v and others.
 _ALPHAS = ("lora_alpha", "ss_network_alpha", "network_alpha", "alpha")
-# Of other things than LoRA too, so that it counts only where one of these stands before it.
+# Other things than LoRA have these names too, so that one counts only where one of these stands before it.
 _COMMON_WORD, _OWNERS = "alpha", ("", "transformer", "lora", "lora_config", "adapter")
 _SPECIAL = ("use_rslora", "use_dora", "alpha_pattern", "use_qalora", "use_bdlora", "alora_invocation_tokens")
 # Initialisations of peft that take something out of the base, which is then not the one that a user has.
@@ -34,8 +34,8 @@ class Alpha:
     """Numerator of the scale `alpha / rank`.
 
     Args:
-        value: None is the rank of each layer, for a scale of 1.
-        origin: where it was found, for messages.
+        value: Number; None is the rank of each layer, for a scale of 1.
+        origin: Place where it was found, for messages.
     """
 
     value: float | None
@@ -43,13 +43,13 @@ class Alpha:
 
 
 def read_told(file: Path) -> Told:
-    """What a LoRA file says of itself: places, the one that counts first, with their settings by dotted name.
+    """Read what a LoRA file says of itself: places, the one that counts first, with their settings by dotted name.
 
     These are the header of a safetensors file or the plain values of a file of `torch.save`, and for
     `adapter_model.*` the `adapter_config.json` beside it, which describes no other file.
 
     Raises:
-        ValueError: a configuration is not JSON, or `adapter_config.json` gives no `lora_alpha`.
+        ValueError: A configuration is not JSON, or `adapter_config.json` gives no `lora_alpha`.
     """
     told = [(f"the header of {file}" if has_header(file) else str(file), _settings(file))]
     config = file.parent / "adapter_config.json"
@@ -59,10 +59,10 @@ def read_told(file: Path) -> Told:
 
 
 def require_plain(told: Told) -> None:
-    """Refuse what is said to be another product than `alpha / rank * up @ down`, or made for another base.
+    """Refuse a LoRA that is said to be another product than `alpha / rank * up @ down`, or made for another base.
 
     Raises:
-        ValueError: names the settings.
+        ValueError: The LoRA is of such a kind; the message names the settings.
     """
     for place, settings in told:
         special = [name for name, value in settings.items() if _is_special(name, value)]
@@ -74,10 +74,10 @@ def require_plain(told: Told) -> None:
 
 
 def find_alpha(told: Told) -> Alpha:
-    """The alpha of the first place that gives one, else the rank.
+    """Return the alpha of the first place that gives one, else the rank.
 
     Raises:
-        ValueError: it is not a finite number above 0, or one place gives several.
+        ValueError: The alpha is not a finite number above 0, or one place gives several.
     """
     for place, settings in told:
         alphas = {name: settings[name] for name in sorted(settings) if _is_alpha(name)}
@@ -92,7 +92,7 @@ def find_alpha(told: Told) -> Alpha:
 
 
 def as_alpha(value: Any, name: str) -> float:
-    """A number that can be an alpha. Raises ValueError, with `name`, for anything else."""
+    """Return a number that can be an alpha. Raises ValueError, with `name`, for anything else."""
     single = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     try:
         alpha = math.nan if isinstance(single, (bool, Tensor)) else float(single)
@@ -120,7 +120,7 @@ def _is_special(name: str, value: Any) -> bool:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """The values of a file, those that are JSON opened: of a known configuration as such, others below their name."""
+    """Return a file's values with JSON opened: those of a known configuration as such, others below their name."""
     settings: dict[str, Any] = {}
     for name, value in read_values(file).items():
         if isinstance(value, str) and name.endswith(_CONFIGURATIONS):
@@ -147,7 +147,7 @@ def _parsed(text: str | bytes, place: str) -> dict[str, Any]:
 
 
 def _object(text: str | bytes) -> dict[str, Any] | None:
-    """The object that a text is the JSON of; None if it is not."""
+    """Return the object that a text is the JSON of; None if it is not."""
     try:
         settings = json.loads(text)
     except (ValueError, RecursionError):

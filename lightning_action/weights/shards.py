@@ -19,10 +19,11 @@ def write_shards(
     """Write `diffusion_pytorch_model.safetensors`, or several files and their index.
 
     Args:
-        folder: must exist.
-        tensors: read as they are written, one file at a time.
-        metadata: goes into every file. `read_tensors` refuses shards that disagree in it, so say there whose they are.
-        max_shard_bytes: size at which a new file begins; None writes one.
+        folder: Folder to write into, which must exist.
+        tensors: Tensors, which are read as they are written, one file at a time.
+        metadata: Strings that go into every file. `read_tensors` refuses shards that disagree in it, so say there whose
+            they are.
+        max_shard_bytes: Size at which a new file begins; None writes one.
     """
     shards = _shards(tensors, max_shard_bytes)
     files = {_file_name(number, len(shards)): names for number, names in enumerate(shards, start=1)}

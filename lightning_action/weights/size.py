@@ -21,17 +21,17 @@ _SIZE_GIVING = (
 
 
 def detect_size(tensors: Mapping[str, Shaped]) -> dict[str, Any]:
-    """The arguments of `CausalWanModel` that tensors in the original Wan names are shaped for, but the heads.
+    """Return the arguments of `CausalWanModel` that tensors in the original Wan names are shaped for, but the heads.
 
     `image_dim` and `num_image_positions` are among them only for models that have them;
     `text_len` and `eps` are not to be seen in tensors.
 
     Raises:
-        ValueError: a tensor that tells the size is missing.
+        ValueError: A tensor that tells the size is missing.
     """
     missing = [name for name in _SIZE_GIVING if name not in tensors]
     if missing:
-        raise ValueError(f"not the tensors of a Wan generator: no {', '.join(missing)}")
+        raise ValueError(f"these are not the tensors of a Wan generator: they lack {', '.join(missing)}")
     dim, in_dim, *patch_size = tensors["patch_embedding.weight"].shape
     layers = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))]
     size = {
@@ -57,7 +57,7 @@ def require_num_heads(said: object, num_heads: int, source: str) -> None:
     """Refuse weights of another number of heads, which no shape tells; None, as in older files, says nothing.
 
     Raises:
-        ValueError: names both numbers.
+        ValueError: The numbers differ; the message has both.
     """
     if said is not None and str(said) != str(num_heads):
         raise ValueError(
@@ -67,14 +67,14 @@ def require_num_heads(said: object, num_heads: int, source: str) -> None:
 
 
 def generator_arguments(tensors: Mapping[str, Shaped], num_heads: int | None = None) -> dict[str, Any]:
-    """What `CausalWanModel` takes to hold tensors in the original Wan names.
+    """Return what `CausalWanModel` takes to hold tensors in the original Wan names.
 
     Args:
-        tensors: as `LazyTensors.entries` or a state dict.
-        num_heads: None takes heads of width 128, as all released models have.
+        tensors: Tensors as in `LazyTensors.entries` or a state dict.
+        num_heads: Number of heads; None takes heads of width 128, as all released models have.
 
     Raises:
-        ValueError: a tensor that tells the size is missing, or the width is not a whole number of heads.
+        ValueError: A tensor that tells the size is missing, or the width is not a whole number of heads.
     """
     size = detect_size(tensors)
     if num_heads is None and size["dim"] % _HEAD_DIM:

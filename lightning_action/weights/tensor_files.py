@@ -23,13 +23,13 @@ from lightning_action.weights.values import PLAIN_REMEDY
 
 # The pages of a mapped file that were touched stay in memory as long as the mapping does, so it is renewed this often.
 _REMAP_BYTES = 2**26
-# Which of the files in a folder may be a checkpoint, the preferred kind first.
+# Patterns of the files in a folder that may be a checkpoint, the preferred kind first.
 _SUFFIXES = ((".safetensors", ".sft"), (".pt", ".pth", ".ckpt", ".bin"), (".gguf",))
 # `model.safetensors.index.json`, with a variant (`fp16`) before the last suffix.
 _INDEX = re.compile(r"(?P<stem>.+)(?P<suffix>\.[^.]+)\.index(\.(?P<variant>[^.]+))?\.json", re.IGNORECASE)
 # Folders of a generator in a release; some releases have two, for high and for low noise.
 _GENERATOR_FOLDERS = ("transformer", "transformer_*", "*high_noise*", "*low_noise*")
-# Whose classes stand in files of quantised weights.
+# Packages whose classes stand in files of quantised weights.
 _QUANTISERS = ("torchao.", "bitsandbytes.", "optimum.", "quanto.")
 
 
@@ -50,7 +50,7 @@ class LazyTensors(Mapping[str, Tensor]):
     """Tensors by name, each read whenever it is asked for, so that a copy of them all is never held.
 
     Args:
-        entries: what is read. Shapes can be looked at there at no cost.
+        entries: Tensors by name, not read yet. Shapes can be looked at there at no cost.
     """
 
     def __init__(self, entries: Mapping[str, LazyTensor]) -> None:
@@ -66,7 +66,7 @@ class LazyTensors(Mapping[str, Tensor]):
         return len(self.entries)
 
     def below(self, name: str) -> LazyTensors:
-        """Those of a part: `below("head")` has as `modulation` what is `head.modulation` here."""
+        """Return the tensors of a part: `below("head")` has as `modulation` what is `head.modulation` here."""
         entries = self.entries.items()
         return LazyTensors({n.removeprefix(f"{name}."): entry for n, entry in entries if n.startswith(f"{name}.")})
 
@@ -75,23 +75,23 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 def as_lazy(tensors: Mapping[str, Tensor]) -> LazyTensors:
-    """Tensors that are in memory already."""
+    """Wrap tensors that are in memory already."""
     return LazyTensors(
         {name: LazyTensor(t.shape, t.dtype, partial(tensors.__getitem__, name)) for name, t in tensors.items()}
     )
 
 
 def read_tensors(path: str | Path) -> LazyTensors:
-    """The tensors of a checkpoint under their names in the file, read lazily.
+    """Read the tensors of a checkpoint under their names in the file, read lazily.
 
     Args:
-        path: a safetensors file; an index of shards (`*.index.json`); a file of `torch.save`, which is read without
-            running code from it, and whose nested dictionaries become dotted names
-            (`generator.model.head.modulation`); or a folder with one of these. What a file is, its first bytes say.
+        path: Path of a safetensors file; of an index of shards (`*.index.json`); of a file of `torch.save`, which is
+            read without running code from it, and whose nested dictionaries become dotted names
+            (`generator.model.head.modulation`); or of a folder with one of these. First bytes tell what a file is.
 
     Raises:
-        FileNotFoundError: there is nothing at that path, or a shard is missing.
-        ValueError: a file is not whole, is of another kind or holds more than tensors, shards do not belong together or
+        FileNotFoundError: There is nothing at that path, or a shard is missing.
+        ValueError: A file is not whole, is of another kind or holds more than tensors, shards do not belong together or
             lie outside the folder of their index, or a folder leaves open which of its files is meant.
     """
     path = find_weights(Path(path))
@@ -101,10 +101,10 @@ def read_tensors(path: str | Path) -> LazyTensors:
 
 
 def read_values(file: Path) -> dict[str, Any]:
-    """What a file of `find_weights` holds besides tensors: the strings of a header, or the plain values of a pickle.
+    """Read what a file of `find_weights` holds besides tensors: strings of a header, or plain values of a pickle.
 
     Raises:
-        ValueError: it is not whole.
+        ValueError: The file is not whole.
     """
     if has_header(file):
         return dict(read_header(file))
@@ -113,13 +113,13 @@ def read_values(file: Path) -> dict[str, Any]:
 
 
 def read_header(path: str | Path) -> dict[str, str]:
-    """The strings that a safetensors file, or the shards of an index, say of themselves; none in other files."""
+    """Read the strings that a safetensors file, or the shards of an index, say of themselves; none in other files."""
     path = find_weights(Path(path))
     return read_metadata(_first_shard(path)) if has_header(path) else {}
 
 
 def has_header(file: Path) -> bool:
-    """Whether it is a safetensors file, or an index of such shards."""
+    """Tell whether it is a safetensors file, or an index of such shards."""
     return kind_of(_first_shard(file)) is FileKind.SAFETENSORS
 
 
@@ -128,7 +128,7 @@ def _first_shard(file: Path) -> Path:
 
 
 def find_weights(path: Path) -> Path:
-    """The file that a path means: itself, or the one checkpoint in a folder. Raises as `read_tensors`."""
+    """Find the file that a path means: itself, or the one checkpoint in a folder. Raises as `read_tensors`."""
     if path.is_file():
         return path
     if not path.is_dir():
@@ -167,7 +167,7 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of the preferred kind in a folder: indices, or files that are no shard of one.
+    """List the checkpoints of the preferred kind in a folder: indices, or files that are no shard of one.
 
     Of a checkpoint that is there in several variants (`model.safetensors` and `model.fp16.safetensors`) it is the one
     without.
@@ -229,10 +229,10 @@ def _subclass(tensor: Tensor) -> str:
 
 
 def load_pickle(path: Path) -> Any:
-    """What a file of `torch.save` holds, mapped where it can be, if that is tensors and plain values alone.
+    """Read what a file of `torch.save` holds, mapped where it can be, if that is tensors and plain values alone.
 
     Raises:
-        ValueError: it is not whole, or holds objects that run code when they are loaded.
+        ValueError: The file is not whole, or holds objects that run code when they are loaded.
     """
     try:
         # torch takes the name's word for what the file is, unless it is given the file itself.
@@ -266,7 +266,7 @@ def _map_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def flattened(content: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What nested dictionaries hold, under dotted names; nothing of what is no dictionary."""
+    """Flatten what nested dictionaries hold, under dotted names; nothing of what is no dictionary."""
     if not isinstance(content, Mapping):
         return
     for key, value in content.items():
@@ -277,7 +277,7 @@ def flattened(content: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _read_shards(index: Path) -> LazyTensors:
-    """The tensors of all shards, after a check that they are those that the index lists."""
+    """Join the tensors of all shards, after a check that they are those that the index lists."""
     weight_map = _weight_map(index)
     entries: dict[str, LazyTensor] = {}
     metadata: dict[str, dict[str, str]] = {}
@@ -303,7 +303,7 @@ def _read_shards(index: Path) -> LazyTensors:
 
 
 def _shard_path(index: Path, shard: str) -> Path:
-    """Where a shard lies: in the folder of its index, or as that in the folder that a link leads to."""
+    """Find a shard: in the folder of its index, or as that in the folder that a link leads to."""
     path = index.parent / shard
     if not path.is_file():
         raise FileNotFoundError(f"shard {shard} of {index} is missing: fetch it, or write the checkpoint again")
@@ -333,6 +333,6 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name stays below its folder, on any system."""
+    """Tell whether a name stays below its folder, on any system."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and not set(name) & set("\\:\0")

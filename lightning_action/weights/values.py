@@ -1,4 +1,4 @@
-"""What values weights may have: plain floating-point numbers, and finite ones."""
+"""Values that weights may have: plain floating-point numbers, and finite ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def require_finite(tensors: Mapping[str, Tensor], source: str, remedy: str) -> N
     """Refuse values that are not finite. Tensors are read one by one, and only floating-point ones looked at.
 
     Raises:
-        ValueError: `source holds NaN or infinity in a tensor: remedy`.
+        ValueError: A value is not finite; the message is `source holds NaN or infinity in a tensor: remedy`.
     """
     for name in tensors:
         if not is_finite(tensors[name].detach()):
@@ -24,7 +24,7 @@ def require_finite(tensors: Mapping[str, Tensor], source: str, remedy: str) -> N
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are. In one pass without a mask as large as the tensor; of a sharded one, this rank's part."""
+    """Tell whether all values are finite, in one pass without a mask; of a sharded tensor, those of this rank."""
     values = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     if not values.numel() or values.is_meta or not (values.is_floating_point() or values.is_complex()):
         return True

@@ -421,9 +421,9 @@ def test_the_command_line_wins_over_the_checkpoint() -> None:
         (["fit", "--help"], "latent frames that are denoised together"),
         (["fit", "--help"], "chance that a training sample is shown without its actions"),
         (["fit", "--model.generator.help=lightning_action.CausalWanModel"], "channels of the text encoder's output"),
-        (["predict", "--data.help=lightning_action.data.ActionFileDataModule"], "picture that the video starts from"),
+        (["predict", "--data.help=lightning_action.data.ActionFileDataModule"], "Picture that the video starts from"),
         (["fit", "--data.help=lightning_action.data.SpriteDataModule"], "held-out videos that `test` measures"),
-        (["fit", "--trainer.callbacks.help=lightning_action.callbacks.ActionScan"], "Which sample of the first batch"),
+        (["fit", "--trainer.callbacks.help=lightning_action.callbacks.ActionScan"], "Index of the sample of the first"),
     ],
 )
 def test_help_is_readable(arguments: list[str], description: str, capsys: pytest.CaptureFixture[str]) -> None:

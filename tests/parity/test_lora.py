@@ -74,7 +74,7 @@ SETTINGS: list[tuple[dict[str, Any], str | None]] = [
     ({"use_dora": True}, "a part of DoRA"),
     ({"alpha_pattern": {"net.2": 4}}, "sets .*alpha_pattern.net.2"),
     ({"init_lora_weights": "pissa"}, "sets .*init_lora_weights"),
-    ({"lora_bias": True}, "do not know what to do with .*lora_B.*bias"),
+    ({"lora_bias": True}, "it holds .*lora_B.*bias.*which has no meaning here"),
 ]
 
 

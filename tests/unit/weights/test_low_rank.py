@@ -261,7 +261,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float, na
 def test_other_kinds_than_lora_are_named(tmp_path: Path, part: str, kind: str, beside: bool) -> None:
     name = f"lora_unet_text_embedding_0.{part}"
     write_safetensors(tmp_path / "x.safetensors", {name: torch.ones(3, 3)} | (factors(kohya) if beside else {}), {})
-    message = rf"is not plain LoRA: .* with {name}.*{kind}" if kind or beside else rf"holds no LoRA: .*found {name}"
+    message = rf"is not plain LoRA: it holds {name}.*{kind}" if kind or beside else rf"holds no LoRA: .*found {name}"
     with pytest.raises(ValueError, match=message):
         read_low_rank(tmp_path)
 

@@ -73,5 +73,5 @@ def test_a_width_without_whole_heads_needs_their_number() -> None:
 def test_other_tensors_are_refused() -> None:
     tensors = small_generator().state_dict()
     del tensors["head.head.weight"], tensors["blocks.0.ffn.0.weight"]
-    with pytest.raises(ValueError, match=re.escape("no blocks.0.ffn.0.weight, head.head.weight")):
+    with pytest.raises(ValueError, match=re.escape("lack blocks.0.ffn.0.weight, head.head.weight")):
         detect_size(tensors)
