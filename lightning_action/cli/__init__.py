@@ -49,6 +49,10 @@ def run_verb(arguments: list[str]) -> int:
         from lightning_action.cli.check import run_check
 
         return 1 if run_check(rest).problems else 0
+    if verb == ["selfcheck"]:
+        from lightning_action.cli.selfcheck import run_selfcheck
+
+        return 0 if run_selfcheck(rest) else 1
     if verb == ["export"]:
         from lightning_action.cli.export import run_export
 
