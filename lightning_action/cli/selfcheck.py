@@ -59,12 +59,12 @@ class Sizes:
         action_steps: Training steps of the base model and the action projection.
     """
 
-    dim: int = 64
-    num_layers: int = 3
-    num_latents: int = 6
-    batch_size: int = 12
-    base_steps: int = 50
-    action_steps: int = 200
+    dim: int = 96
+    num_layers: int = 2
+    num_latents: int = 5
+    batch_size: int = 16
+    base_steps: int = 60
+    action_steps: int = 300
 
 
 class Check(NamedTuple):
@@ -162,7 +162,7 @@ def measure(
         The checks, in the order in which they were made.
     """
     data = SpriteDataModule(
-        MovingSpriteWorld(),
+        MovingSpriteWorld(image_size=16, sprite_radius=3.0, max_speed=1.0),
         num_latents=sizes.num_latents,
         batch_size=sizes.batch_size,
         train_size=sizes.batch_size * max(sizes.base_steps, sizes.action_steps),
@@ -208,8 +208,17 @@ def _build(
     codec.fit(data.codec_videos())
 
     def build_generator() -> CausalWanModel:
-        width = {"in_dim": _LATENT_DIM, "out_dim": _LATENT_DIM, "text_dim": _TEXT_DIM, "text_len": _TEXT_LEN}
-        return CausalWanModel(sizes.dim, 4 * sizes.dim, 4, sizes.num_layers, freq_dim=64, **width)
+        return CausalWanModel(
+            sizes.dim,
+            4 * sizes.dim,
+            4,
+            sizes.num_layers,
+            in_dim=_LATENT_DIM,
+            out_dim=_LATENT_DIM,
+            freq_dim=64,
+            text_dim=_TEXT_DIM,
+            text_len=_TEXT_LEN,
+        )
 
     def build_projection(action_dim: int, dim: int) -> ActionModulationProjection:
         assert projection is not None
