@@ -52,7 +52,7 @@ def run_verb(arguments: list[str]) -> int:
     if verb == ["selfcheck"]:
         from lightning_action.cli.selfcheck import run_selfcheck
 
-        return 1 if run_selfcheck(rest) else 0
+        return 0 if run_selfcheck(rest) else 1
     if verb == ["export"]:
         from lightning_action.cli.export import run_export
 

@@ -1,26 +1,30 @@
-"""`selfcheck`: the first minute, without data or weights. Does the installation work, and do actions act?"""
+"""`selfcheck`: the first minute; what is installed, and whether actions act on a model that is trained here and now."""
 
 from __future__ import annotations
 
 import argparse
-import os
+import logging
 import platform
-import shutil
-from collections.abc import Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NamedTuple, NoReturn
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.callbacks import TQDMProgressBar
+from torch import Tensor
 
 from lightning_action.action.projection import ActionModulationProjection
-from lightning_action.batch import Batch, other_actions, without_actions
+from lightning_action.atomic import creating_folder, write_json
+from lightning_action.batch import Batch, num_latents, without_actions
 from lightning_action.callbacks import ActionScan, PredictionWriter
 from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.usage_messages import explain
+from lightning_action.cli.trainer_verbs import program_name
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.frozen.hashing_text import HashingTextEncoder
@@ -31,172 +35,269 @@ from lightning_action.generator.model import CausalWanModel
 from lightning_action.module import ActionVideoModule
 from lightning_action.optimization import Optimization
 
-_PACKAGES = ("torch", "lightning", "torchmetrics", "einops", "tensorboard")
-_EXTRAS = {"wan": ("diffusers", "transformers", "ftfy"), "lora": ("peft",), "quantization": ("torchao",)}
-# What a selfcheck leaves, by which the folder of an earlier one is known.
-_LEFT = ("action_scan.png", "predictions")
+EXTRAS = {
+    "wan": ("diffusers", "transformers", "ftfy"),
+    "lora": ("peft",),
+    "quantization": ("torchao",),
+    "data": ("pyarrow",),
+}
+_REPORT = "selfcheck.json"
+_TEXT_DIM, _TEXT_LEN, _LATENT_DIM = 16, 4, 24
+_SPEED = 0.3
 
 
 @dataclass(frozen=True)
-class Obedience:
-    """How much actions change, before or after training.
+class Sizes:
+    """Sizes of the model and of its training.
 
     Args:
-        modulation: Root mean square of the modulation under the actions of a batch.
-        video: Largest difference of a pixel in [0, 1] between videos under those actions and under others.
-        null: Largest difference of a pixel between videos under those actions and under none.
+        dim: Width of the generator.
+        num_layers: Number of its layers.
+        num_latents: Latent frames of a video.
+        batch_size: Videos of a training step.
+        base_steps: Training steps of the base model, without actions.
+        action_steps: Training steps of the base model and the action projection.
     """
+
+    dim: int = 96
+    num_layers: int = 2
+    num_latents: int = 5
+    batch_size: int = 16
+    base_steps: int = 60
+    action_steps: int = 300
+
+
+class Check(NamedTuple):
+    """One claim, what was measured of it, and whether it holds."""
+
+    claim: str
+    measured: float
+    passed: bool
+
+    def __str__(self) -> str:
+        return f"{'ok    ' if self.passed else 'FAILED'}  {self.claim}: {self.measured:.3g}"
+
+
+class Effect(NamedTuple):
+    """What actions do: norm of the modulation, and mean absolute difference of videos under two actions, in [0, 1]."""
 
     modulation: float
-    video: float
-    null: float
+    difference: float
 
 
-def run_selfcheck(args: Sequence[str], steps: int = 400) -> list[str]:
-    """Check the installation with a toy model, and leave its videos and an action scan in a folder.
-
-    Args:
-        args: Arguments that follow the verb.
-        steps: Training steps.
-
-    Returns:
-        What failed; nothing if all is well.
-
-    Raises:
-        FileExistsError: The folder holds something that no selfcheck left.
-    """
-    folder = Path(_parser().parse_args(args).output)
-    _require_own_folder(folder)
-    print(described())
-    L.seed_everything(0, verbose=False)
-    data = toy_data()
-    module = toy_module(data)
-    fit = _trainer(folder, max_steps=steps, enable_progress_bar=True)
-    batch = next(iter(data.predict_dataloader()))
-    before = measured(module, batch)
-    print(f"\ntraining a toy model of {sum(p.numel() for p in module.parameters()):,} parameters for {steps} steps")
-    fit.fit(module, data)
-    after = measured(module.eval(), batch)
-    shutil.rmtree(folder, ignore_errors=True)
-    actions = {"right": [1.0, 0.0], "left": [-1.0, 0.0], "up": [0.0, -1.0], "down": [0.0, 1.0]}
-    callbacks = [PredictionWriter(), ActionScan(actions, scales=[0.0, 0.5, 1.0])]
-    _trainer(folder, callbacks=callbacks).predict(module, data, return_predictions=False)
-    problems = failures(before, after)
-    print(f"\n{_table(before, after)}\n\n{', '.join(str(folder / name) for name in _LEFT)}: look at them")
-    print("\n".join(f"FAILED: {problem}" for problem in problems) or "All is well: actions act.")
-    return problems
+def run_selfcheck(args: Sequence[str]) -> bool:
+    """The command `selfcheck`; `args` follow the verb. True if every check has passed."""
+    output = Path(_parser().parse_args(args).output)
+    started = time.monotonic()
+    print("\n".join(installed()))
+    with creating_folder(output, overwrite=(output / _REPORT).is_file()) as folder, _quiet():
+        checks = measure(folder)
+        content = {"installed": installed(), "checks": [check._asdict() for check in checks]}
+        write_json(folder / _REPORT, content)
+    print("\n".join(map(str, checks)))
+    print(f"see {output / 'predictions' / '000000.mp4'} and {output / 'action_scan.png'}")
+    passed = all(check.passed for check in checks)
+    verdict = "all checks passed" if passed else "selfcheck failed: the lines marked FAILED do not hold on this machine"
+    print(f"{verdict} ({time.monotonic() - started:.0f} s)")
+    return passed
 
 
-def described() -> str:
-    """The versions, devices and ways to compute attention that there are."""
-    lines = [f"python {platform.python_version()}, " + ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)]
-    lines += [
-        f"extra {extra}: {', '.join(f'{name} {_version(name)}' for name in names)}" for extra, names in _EXTRAS.items()
-    ]
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    mps = ["Apple GPU (MPS)"] if torch.backends.mps.is_available() else []
-    lines.append(f"devices: {os.cpu_count()} CPU cores, {', '.join([*gpus, *mps]) or 'no GPU'}")
-    attention = ["scaled_dot_product_attention (everywhere)"]
-    attention += ["flex_attention (training on CUDA)"] if gpus else []
-    return "\n".join([*lines, f"attention: {', '.join(attention)}"])
-
-
-def toy_module(data: SpriteDataModule) -> ActionVideoModule:
-    """Build a model of some 100,000 parameters, with a codec that is fitted to the data."""
-    module = ActionVideoModule(
-        generator=lambda: CausalWanModel(48, 96, 4, 2, in_dim=12, out_dim=12, freq_dim=32, text_dim=8, text_len=4),
-        text_encoder=lambda: HashingTextEncoder(8, 4),
-        vae=lambda: LinearVideoCodec(12, patch_size=8),
-        action_projection=lambda action_dim, dim: ActionModulationProjection(action_dim, dim, hidden_dim=64),
-        schema=data.action_schema,
-        causality=BlockCausality(1),
-        loss_weighting="uniform",
-        sampling=Sampling(num_inference_steps=4),
-        optimization=Optimization(action_learning_rate=3e-3, backbone_learning_rate=3e-3, warmup_steps=10),
+def installed() -> list[str]:
+    """Lines that say what is installed, and which devices and attention back ends there are."""
+    core = ", ".join(f"{name} {_version(name)}" for name in ("torch", "lightning"))
+    extras = "; ".join(
+        f"{extra} ({', '.join(f'{name} {_version(name)}' for name in names)})" for extra, names in EXTRAS.items()
     )
-    assert isinstance(module.frozen.vae, LinearVideoCodec)
-    module.frozen.vae.fit(data.codec_videos(64))
-    module.configure_model()
-    # A fresh head gives zeros, which nothing could change.
-    nn.init.normal_(module.generator.head.head.weight, std=0.02)
-    return module
-
-
-def toy_data() -> SpriteDataModule:
-    """Short videos of a disc that moves as it is told."""
-    sizes = {"train_size": 512, "validation_size": 8, "test_size": 8, "predict_size": 2}
-    return SpriteDataModule(MovingSpriteWorld(), num_latents=5, batch_size=8, eval_batch_size=2, **sizes)
-
-
-@torch.no_grad()
-def measured(module: ActionVideoModule, batch: Batch) -> Obedience:
-    """Measure how much the actions of a batch change."""
-    projection = module.action_projection
-    assert projection is not None
-    vectors, present = module.schema.encode(batch["action"], module.schema.num_latents(batch["action"].shape[1]))
-    video, others, null = (module.generate(each) for each in (batch, other_actions(batch), without_actions(batch)))
-
-    def largest(difference: Tensor) -> float:
-        return difference.abs().max().item()
-
-    modulation = projection(vectors, present).square().mean().sqrt().item()
-    return Obedience(modulation, largest(video - others), largest(video - null))
-
-
-def failures(before: Obedience, after: Obedience) -> list[str]:
-    """Say what is not as it must be: nothing at all before training, something after it."""
-    found = []
-    if before.modulation:
-        found.append(f"a fresh projection modulates by {before.modulation:g}, expected exactly 0")
-    if before.video or before.null:
-        found.append(f"actions change the base model's video by {max(before.video, before.null):g}, expected exactly 0")
-    if not after.modulation > 0:
-        found.append(f"the modulation is {after.modulation:g} after training, expected more than 0")
-    if not after.video > 0:
-        found.append(f"videos under two actions differ by {after.video:g} after training, expected more than 0")
-    return found
-
-
-def _table(before: Obedience, after: Obedience) -> str:
-    rows = {
-        "modulation (root mean square)": (before.modulation, after.modulation),
-        "video under other actions (largest difference)": (before.video, after.video),
-        "video under no actions (largest difference)": (before.null, after.null),
-    }
-    lines = [f"{'':48}{'fresh':>12}{'trained':>12}"]
-    return "\n".join([*lines, *(f"{name:48}{first:>12.6f}{then:>12.6f}" for name, (first, then) in rows.items())])
+    return [
+        f"installed: python {platform.python_version()}, {core}",
+        f"extras:    {extras}",
+        f"devices:   {', '.join(_devices())}",
+        f"attention: {', '.join(_attention())}",
+    ]
 
 
 def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return "missing"
 
 
-def _trainer(folder: Path, **settings: Any) -> L.Trainer:
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    quiet |= {"limit_val_batches": 0, "accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
-    return L.Trainer(default_root_dir=folder, **{**quiet, **settings})
+def _devices() -> list[str]:
+    found = [f"cpu ({torch.get_num_threads()} threads)"]
+    found += [f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(torch.cuda.device_count())]
+    return found + (["mps"] if torch.backends.mps.is_available() else [])
 
 
-def _require_own_folder(folder: Path) -> None:
-    """Refuse to replace what no selfcheck left."""
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if folder.is_file() or there - set(_LEFT):
-        raise FileExistsError(f"{str(folder)!r} holds what no selfcheck left: name another folder with --output")
+def _attention() -> list[str]:
+    """Kernels of scaled dot-product attention, and what masked training uses."""
+    if not torch.cuda.is_available():
+        return ["scaled dot-product", "masked training block by block"]
+    cuda = torch.backends.cuda
+    kernels = {
+        "flash": cuda.is_flash_attention_available() and cuda.flash_sdp_enabled(),
+        "cudnn": cuda.cudnn_sdp_enabled(),
+        "memory-efficient": cuda.mem_efficient_sdp_enabled(),
+        "math": cuda.math_sdp_enabled(),
+    }
+    enabled = ", ".join(name for name, there in kernels.items() if there)
+    return [f"scaled dot-product ({enabled})", "masked training by FlexAttention"]
+
+
+def measure(
+    folder: Path,
+    sizes: Sizes = Sizes(),
+    projection: Callable[..., ActionModulationProjection] = ActionModulationProjection,
+    action_learning_rate: float = 3e-3,
+) -> list[Check]:
+    """Train a toy base model, give it actions, and see that they act; an mp4 and an action scan are left in `folder`.
+
+    Args:
+        folder: Where pictures are written.
+        sizes: Sizes of the model and of its training.
+        projection: Builds the action projection, with the arguments of `ActionModulationProjection`.
+        action_learning_rate: Learning rate of the action projection; at 0 nothing is learnt.
+
+    Returns:
+        The checks, in the order in which they were made.
+    """
+    data = SpriteDataModule(
+        MovingSpriteWorld(image_size=16, sprite_radius=3.0, max_speed=1.0),
+        num_latents=sizes.num_latents,
+        batch_size=sizes.batch_size,
+        train_size=sizes.batch_size * max(sizes.base_steps, sizes.action_steps),
+        predict_size=2,
+    )
+    print(f"1/3 training a toy base model without actions, {sizes.base_steps} steps")
+    base = _build(sizes, data, None, Optimization(warmup_steps=10, backbone_learning_rate=3e-3))
+    _trainer(folder, sizes.base_steps).fit(base, data)
+
+    print(f"2/3 training it with actions, {sizes.action_steps} steps")
+    rates = Optimization(warmup_steps=10, action_learning_rate=action_learning_rate, backbone_learning_rate=3e-3)
+    model = _build(sizes, data, projection, rates, base)
+    batch = data.dataset("predict").batch([0, 1])
+    same = torch.equal(base.generate(without_actions(batch)), model.generate(batch))
+    before = _effect(model, batch)
+    _trainer(folder, sizes.action_steps).fit(model, data)
+    after = _effect(model.eval(), batch)
+
+    print("3/3 drawing")
+    _trainer(folder, 1, *_pictures()).predict(model, data, return_predictions=False)
+    return [
+        Check("norm of a fresh projection's modulation, exactly 0", before.modulation, before.modulation == 0),
+        Check("video equal to the base model's, bit for bit (1 is yes)", float(same), same),
+        Check(
+            "difference of videos under two actions before training, exactly 0",
+            before.difference,
+            not before.difference,
+        ),
+        Check("norm of the modulation after training, above 0", after.modulation, after.modulation > 0),
+        Check("difference of the videos after training, above 0", after.difference, after.difference > 0),
+    ]
+
+
+def _build(
+    sizes: Sizes,
+    data: SpriteDataModule,
+    projection: Callable[..., ActionModulationProjection] | None,
+    optimization: Optimization,
+    base: ActionVideoModule | None = None,
+) -> ActionVideoModule:
+    """A module that is ready to generate, with the weights of `base` if it is given."""
+    codec = LinearVideoCodec(latent_dim=_LATENT_DIM, patch_size=8)
+    codec.fit(data.codec_videos())
+
+    def build_generator() -> CausalWanModel:
+        return CausalWanModel(
+            sizes.dim,
+            4 * sizes.dim,
+            4,
+            sizes.num_layers,
+            in_dim=_LATENT_DIM,
+            out_dim=_LATENT_DIM,
+            freq_dim=64,
+            text_dim=_TEXT_DIM,
+            text_len=_TEXT_LEN,
+        )
+
+    def build_projection(action_dim: int, dim: int) -> ActionModulationProjection:
+        assert projection is not None
+        return projection(action_dim, dim, hidden_dim=128, num_layers=sizes.num_layers)
+
+    module = ActionVideoModule(
+        build_generator,
+        lambda: HashingTextEncoder(_TEXT_DIM, _TEXT_LEN),
+        lambda: codec,
+        action_projection=None if projection is None else build_projection,
+        schema=data.action_schema,
+        causality=BlockCausality(1),
+        loss_weighting="uniform",
+        sampling=Sampling(num_inference_steps=4),
+        optimization=optimization,
+    )
+    module.configure_model()
+    if base is not None:
+        module.generator.load_state_dict(base.generator.state_dict())
+    return module.eval()
+
+
+def _trainer(folder: Path, max_steps: int, *callbacks: L.Callback) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=max_steps,
+        max_epochs=-1,
+        gradient_clip_val=1.0,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[TQDMProgressBar(refresh_rate=20), *callbacks],
+    )
+
+
+def _pictures() -> tuple[L.Callback, ...]:
+    actions = {"+x": [_SPEED, 0.0], "-x": [-_SPEED, 0.0], "+y": [0.0, _SPEED], "-y": [0.0, -_SPEED]}
+    return PredictionWriter(write_latents=False), ActionScan(actions, scales=[0.0, 1.0, 2.0])
+
+
+@torch.no_grad()
+def _effect(model: ActionVideoModule, batch: Batch) -> Effect:
+    """Norm of the modulation of a batch, and how far its videos differ when its actions are reversed."""
+    assert model.action_projection is not None
+    vectors, present = model.schema.encode(batch["action"], num_latents(batch, model.schema))
+    modulation = model.action_projection(vectors, present)
+    difference: Tensor = (model.generate(batch) - model.generate({**batch, "action": -batch["action"]})).abs().mean()
+    return Effect(modulation.norm().item(), difference.item())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Lightning says of a Trainer; its paths are those of a folder that is about to be renamed."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(explain(message, list(self._option_string_actions)))
+        raise UsageError(f"{message} ({self.prog} --help lists what there is)")
 
 
 def _parser() -> argparse.ArgumentParser:
-    from lightning_action.cli.trainer_verbs import program_name
-
-    parser = _Parser(prog=f"{program_name()} selfcheck", description=__doc__)
+    parser = _Parser(prog=f"{program_name()} selfcheck", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "--output", default="runs/selfcheck", metavar="FOLDER", help="where videos and the action scan go"
+        "--output",
+        default="runs/selfcheck",
+        help="folder of the pictures and of selfcheck.json: a new one, or that of an earlier selfcheck, which is "
+        "replaced; default: runs/selfcheck",
     )
     return parser

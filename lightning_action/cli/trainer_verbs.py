@@ -43,10 +43,10 @@ from lightning_action.module import ActionVideoModule
 
 # `selfcheck`, `check` and `export` are not methods of a Trainer; `cli` runs them.
 _EPILOG = (
-    "Besides: `selfcheck`, a first minute without data or weights; `check`, a dry run of a configuration without "
-    "weights or GPU; and `export`, which writes a trained generator or its actions to files that others read. --help "
-    "after them says more. --traceback, after any verb, shows where an error was raised. Configurations to begin with "
-    f"are in {shipped_configurations()}. {ALLOW_HELP}"
+    "Besides: `selfcheck`, which says in a minute what is installed and whether it works; `check`, a dry run of a "
+    "configuration without weights or GPU; and `export`, which writes a trained generator or its actions to files that "
+    "others read. --help after them says more. --traceback, after any verb, shows where an error was raised. "
+    f"Configurations to begin with are in {shipped_configurations()}. {ALLOW_HELP}"
 )
 
 

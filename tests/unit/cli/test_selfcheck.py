@@ -1,55 +1,81 @@
-"""The first minute, shortened: what it finds, and that it would find what is wrong."""
-
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
+from PIL import Image
 
-from lightning_action.cli import selfcheck
+from lightning_action import ActionModulationProjection
+from lightning_action.cli import main, selfcheck
 from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.selfcheck import Obedience, failures, measured, run_selfcheck, toy_data, toy_module
+from lightning_action.cli.selfcheck import Check, Sizes, installed, measure, run_selfcheck
+
+SMALL = Sizes(dim=24, num_layers=1, num_latents=3, batch_size=4, base_steps=3, action_steps=3)
 
 
-def test_it_leaves_videos_and_a_scan_and_replaces_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "check"
-    for _ in range(2):
-        assert run_selfcheck([f"--output={folder}"], steps=3) == []
-    assert {path.name for path in folder.iterdir()} == {"action_scan.png", "predictions"}
-    assert (folder / "predictions" / "000001.mp4").stat().st_size > 0
-    told = capsys.readouterr().out
-    assert f"torch {torch.__version__}" in told and "CPU cores" in told and "All is well: actions act." in told
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck, "measure", partial(measure, sizes=SMALL))
 
 
-def test_what_is_not_its_own_stays(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds what no selfcheck left"):
-        run_selfcheck([f"--output={tmp_path}"], steps=1)
-    assert (tmp_path / "mine.txt").read_text() == "mine"
-    with pytest.raises(UsageError, match="--outputs"):
-        run_selfcheck(["--outputs=x"])
+def test_a_sound_installation_passes_and_leaves_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "new"
+    assert run_selfcheck(["--output", str(folder)])
+    printed = capsys.readouterr().out
+    assert "all checks passed" in printed and "FAILED" not in printed
+    assert [printed.count(f"\n{stage}/3 ") for stage in (1, 2, 3)] == [1, 1, 1]
+    assert (folder / "predictions" / "000000.mp4").stat().st_size > 0
+    with Image.open(folder / "action_scan.png") as picture:
+        assert len(picture.convert("RGB").getcolors(2**24) or []) > 100
+    checks = [Check(**check) for check in json.loads((folder / "selfcheck.json").read_text())["checks"]]
+    assert [check.measured for check in checks[:3]] == [0, 1, 0]
+    assert all(check.passed for check in checks) and all(check.measured > 0 for check in checks[3:])
 
 
-def test_a_projection_that_is_not_zero_is_seen() -> None:
-    torch.manual_seed(0)
-    data = toy_data()
-    module = toy_module(data)
-    batch = next(iter(data.predict_dataloader()))
-    fresh = measured(module, batch)
-    assert fresh == Obedience(0, 0, 0)
-    assert module.action_projection is not None
-    torch.nn.init.normal_(module.action_projection.action_projection.weight, std=0.1)
-    acting = measured(module, batch)
-    assert min(acting.modulation, acting.video, acting.null) > 0
-    assert failures(fresh, acting) == []
-    assert len(failures(acting, fresh)) == 4, "each of the claims"
-    assert failures(fresh, replace(acting, video=0.0)) == [
-        "videos under two actions differ by 0 after training, expected more than 0"
-    ]
+def test_a_projection_that_is_not_zero_fails(tmp_path: Path) -> None:
+    checks = measure(tmp_path, SMALL, partial(ActionModulationProjection, zero_init=False))
+    assert [check.passed for check in checks] == [False, False, False, True, True]
+    assert str(checks[0]).startswith("FAILED")
 
 
-def test_packages_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck, "_EXTRAS", {"wan": ("a_package_that_nobody_has",)})
-    assert "extra wan: a_package_that_nobody_has not installed" in selfcheck.described()
+def test_a_projection_that_learns_nothing_fails(tmp_path: Path) -> None:
+    checks = measure(tmp_path, SMALL, action_learning_rate=0.0)
+    assert [check.passed for check in checks] == [True, True, True, False, False]
+
+
+def test_a_failure_is_the_exit_code_and_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(selfcheck, "measure", partial(measure, sizes=SMALL, action_learning_rate=0.0))
+    with pytest.raises(SystemExit) as stopped:
+        main(["selfcheck", "--output", str(tmp_path / "new")])
+    assert stopped.value.code == 1
+    printed = capsys.readouterr().out
+    assert printed.count("\nFAILED  ") == 2 and "selfcheck failed: the lines marked FAILED" in printed
+
+
+def test_only_a_folder_of_its_own_is_replaced(tmp_path: Path) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    assert run_selfcheck(["--output", str(own)])
+    (own / "left").touch()
+    assert run_selfcheck(["--output", str(own)])
+    assert (own / "selfcheck.json").is_file() and not (own / "left").exists()
+    other.mkdir()
+    (other / "mine").touch()
+    with pytest.raises(FileExistsError, match="is there already"):
+        run_selfcheck(["--output", str(other)])
+    assert [path.name for path in other.iterdir()] == ["mine"]
+
+
+def test_it_says_what_is_installed_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(selfcheck.EXTRAS, "wan", ("no-such-package",))
+    text = "\n".join(installed())
+    assert "torch " in text and "lightning " in text and "cpu (" in text and "scaled dot-product" in text
+    assert "wan (no-such-package missing)" in text
+
+
+def test_an_unknown_option_is_a_mistake_of_the_user() -> None:
+    with pytest.raises(UsageError, match="--outptu.*--help lists what there is"):
+        run_selfcheck(["--outptu", "here"])
