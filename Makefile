@@ -32,7 +32,7 @@ demo: install  ## pretrain a toy generator, teach it actions, generate with it, 
 test: install-dev  ## run all tests; those that need a GPU are skipped without one
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
-test-fast: install-dev  ## run unit and parity tests that start no second process
+test-fast: install-dev  ## run unit and parity tests but those marked distributed
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m '(unit or parity) and not distributed' $(ARGS)
 
 test-unit test-parity test-integration test-gpu: install-dev
