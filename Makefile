@@ -12,7 +12,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test test-unit test-parity test-integration test-gpu lint format bench clean
+.PHONY: help install install-dev demo test test-fast test-unit test-parity test-integration test-gpu lint format bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: install  ## pretrain a toy generator, teach it actions, generate with it, 
 
 test: install-dev  ## run all tests; those that need a GPU are skipped without one
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+test-fast: install-dev  ## run unit and parity tests but those marked distributed
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m '(unit or parity) and not distributed' $(ARGS)
 
 test-unit test-parity test-integration test-gpu: install-dev
 	$(BIN)/python -m pytest -m $(@:test-%=%) $(ARGS)
