@@ -165,7 +165,7 @@ def without_actions(batch: Batch) -> Batch:
 
 
 def other_actions(batch: Batch) -> Batch:
-    """The batch under actions that are not its own: those of the next sample, or its own backwards if it is alone."""
+    """The batch under actions that are not its own: those of the sample before, or its own backwards if it is alone."""
     action: Tensor = batch["action"]
     return {**batch, "action": action.roll(1, dims=0) if len(action) > 1 else action.flip(1)}
 
