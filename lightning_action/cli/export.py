@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,9 +19,8 @@ from lightning_action.callbacks.support.shard_reading import load_shards
 from lightning_action.checkpoints.adapter import write_adapter
 from lightning_action.checkpoints.lora import base_state_dict, merged_state_dict
 from lightning_action.checkpoints.pretrained import generator_file
-from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.trainer_verbs import program_name
-from lightning_action.cli.usage_messages import explain
+from lightning_action.cli.usage import VerbParser
 from lightning_action.distributed.sharded_checkpoints import read_folder_metadata
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.module import ActionVideoModule
@@ -269,14 +268,8 @@ def _above_zero(text: str) -> float:
     return number
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        told = explain(message, list(self._option_string_actions))
-        raise UsageError(f"{told} ({self.prog} --help lists what there is)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"{program_name()} export", description=__doc__, allow_abbrev=False)
+def _parser() -> VerbParser:
+    parser = VerbParser(prog=f"{program_name()} export", description=__doc__, allow_abbrev=False)
     add = partial(parser.add_argument, required=True)
     add("--config", action="append", help="configuration of the run, such as its config_fit.yaml; again to stack")
     add("--ckpt_path", help="checkpoint of the run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import platform
 import time
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -23,8 +22,8 @@ from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.atomic import creating_folder, write_json
 from lightning_action.batch import Batch, num_latents, without_actions
 from lightning_action.callbacks import ActionScan, PredictionWriter
-from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.trainer_verbs import program_name
+from lightning_action.cli.usage import VerbParser
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.frozen.hashing_text import HashingTextEncoder
@@ -169,12 +168,14 @@ def measure(
         predict_size=2,
     )
     print(f"1/3 training a toy base model without actions, {sizes.base_steps} steps")
-    base = _build(sizes, data, None, Optimization(warmup_steps=10, backbone_learning_rate=3e-3))
+    codec = LinearVideoCodec(latent_dim=_LATENT_DIM, patch_size=8)
+    codec.fit(data.codec_videos())
+    base = _build(sizes, data, codec, None, Optimization(warmup_steps=10, backbone_learning_rate=3e-3))
     _trainer(folder, sizes.base_steps).fit(base, data)
 
     print(f"2/3 training it with actions, {sizes.action_steps} steps")
     rates = Optimization(warmup_steps=10, action_learning_rate=action_learning_rate, backbone_learning_rate=3e-3)
-    model = _build(sizes, data, projection, rates, base)
+    model = _build(sizes, data, codec, projection, rates, base)
     batch = data.dataset("predict").batch([0, 1])
     same = torch.equal(base.generate(without_actions(batch)), model.generate(batch))
     before = _effect(model, batch)
@@ -199,13 +200,12 @@ def measure(
 def _build(
     sizes: Sizes,
     data: SpriteDataModule,
+    codec: LinearVideoCodec,
     projection: Callable[..., ActionModulationProjection] | None,
     optimization: Optimization,
     base: ActionVideoModule | None = None,
 ) -> ActionVideoModule:
     """A module that is ready to generate, with the weights of `base` if it is given."""
-    codec = LinearVideoCodec(latent_dim=_LATENT_DIM, patch_size=8)
-    codec.fit(data.codec_videos())
 
     def build_generator() -> CausalWanModel:
         return CausalWanModel(
@@ -287,13 +287,8 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} ({self.prog} --help lists what there is)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"{program_name()} selfcheck", description=__doc__, allow_abbrev=False)
+def _parser() -> VerbParser:
+    parser = VerbParser(prog=f"{program_name()} selfcheck", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "--output",
         default="runs/selfcheck",

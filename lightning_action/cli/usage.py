@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
@@ -124,6 +125,14 @@ class RunParser(LightningArgumentParser):
         owner = next((known[name] for name in owners if name in known), None)
         typehint = getattr(owner, "_typehint", None)
         return typehint is not None and not _maps(typehint) and parts[-1] != "help"
+
+
+class VerbParser(argparse.ArgumentParser):
+    """The parser of a verb that is no method of a Trainer; raises `UsageError`, in place of an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        told = explain(message, list(self._option_string_actions))
+        raise UsageError(f"{told} ({self.prog} --help lists what there is)")
 
 
 class _Text(str):
