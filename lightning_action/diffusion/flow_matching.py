@@ -75,10 +75,6 @@ class FlowMatchSchedule:
         """Sigma of the nearest table entry, as the published models were trained; same shape as `timestep`."""
         return self.sigmas.to(timestep.device)[self.nearest(timestep)]
 
-    def weight_at(self, timestep: Tensor) -> Tensor:
-        """Loss weight of the nearest table entry; same shape as `timestep`."""
-        return self.weights.to(timestep.device)[self.nearest(timestep)]
-
     def denoising_timesteps(self, denoising_step_list: Sequence[float], warp_denoising_step: bool) -> tuple[float, ...]:
         """Timesteps of a few-step sampler.
 

@@ -47,7 +47,7 @@ def test_nearest_entry() -> None:
     found = schedule.nearest(timesteps)
     assert torch.equal(distance.gather(-1, found[..., None])[..., 0], distance.min(dim=-1).values)
     assert torch.equal(schedule.sigma_at(schedule.timesteps), schedule.sigmas)
-    assert torch.equal(schedule.weight_at(schedule.timesteps), schedule.weights)
+    assert torch.equal(schedule.weights[schedule.nearest(schedule.timesteps)], schedule.weights)
 
 
 def test_straight_line_and_back() -> None:
