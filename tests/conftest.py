@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 TESTS = Path(__file__).resolve().parent
 FOLDERS = ("unit", "parity", "integration", "gpu")
@@ -43,3 +44,10 @@ def no_ranks_left() -> Iterator[None]:
         dist.destroy_process_group()
     for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture
+def mesh(no_ranks_left: None) -> DeviceMesh:
+    """A mesh of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return init_device_mesh("cpu", (1,))

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.integration.test_command_line import ROOT
+from tests.two_processes import ROOT
 
 NUM_RANKS = 2
 _TIMEOUT_SECONDS = 300

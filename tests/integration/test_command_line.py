@@ -341,9 +341,7 @@ def test_arguments_of_callbacks_are_set_by_name(trained: Path, tmp_path: Path) -
 
 
 def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    # A sharded fit in this process has said there which rank it is.
-    variables = {name: value for name, value in os.environ.items() if not name.endswith(("_RANK", "WORLD_SIZE"))}
-    variables |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | environment
     return subprocess.run([sys.executable, *words], env=variables, capture_output=True, text=True, timeout=300)
 
 

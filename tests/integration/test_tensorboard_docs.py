@@ -89,7 +89,7 @@ def values(folder: Path, tag: str) -> list[float]:
 
 
 class Measured(BoringModel):
-    """Says what our own module does not: operations of a batch, and the loss by noise level in validation."""
+    """Says what a module may say besides: operations of a batch, and the loss by noise level in validation."""
 
     flops_per_batch = 1e6
 

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from lightning_action import ActionModulationProjection, ActionSchema
@@ -22,15 +20,6 @@ from tests.helpers import fill, small_generator
 SHARDING = Sharding(param_dtype="float32")
 LORA = LoRASettings(rank=3, target_modules=["q", "ffn.0"])
 SCHEMA = ActionSchema()
-
-
-@pytest.fixture
-def mesh() -> Iterator[DeviceMesh]:
-    if dist.is_initialized():  # by the fit of another test
-        dist.destroy_process_group()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

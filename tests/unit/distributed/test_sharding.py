@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -16,15 +13,6 @@ from lightning_action.distributed.lockstep import Lockstep
 from lightning_action.distributed.sharding import Sharding, is_sharded, keep_gathered, shard, shard_generator
 from lightning_action.generator.causality import BlockCausality
 from tests.helpers import small_generator, small_inputs
-
-
-@pytest.fixture
-def mesh() -> Iterator[DeviceMesh]:
-    if dist.is_initialized():  # by the fit of another test
-        dist.destroy_process_group()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

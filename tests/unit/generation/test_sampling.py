@@ -1,19 +1,16 @@
-"""Settings turn into samplers and learning rates."""
+"""Settings turn into samplers."""
 
 from __future__ import annotations
 
-import copy
-import math
 from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.samplers import euler, few_step
 from lightning_action.generation.sampling import Sampling
-from lightning_action.optimization import Optimization
 
 SCHEDULE = FlowMatchSchedule(3.0)
 
@@ -28,36 +25,6 @@ def told_timesteps(sampling: Sampling) -> list[float]:
 
     sampling.sampler(SCHEDULE)(velocity, lambda step: torch.zeros(2, 3, 4, 5, 6))
     return asked
-
-
-def test_what_trains_has_a_group_with_its_learning_rate() -> None:
-    action, backbone = ([nn.Parameter(torch.zeros(size))] for size in (2, 3))
-    settings = Optimization(action_learning_rate=0.3, backbone_learning_rate=0.2, warmup_steps=4, betas=(0.5, 0.6))
-    optimizer, scheduler = settings.build({"action": action, "backbone": backbone}, lambda: math.inf)
-    groups = {group["name"]: (group["initial_lr"], group["params"], group["betas"]) for group in optimizer.param_groups}
-    assert groups == {"action": (0.3, action, (0.5, 0.6)), "backbone": (0.2, backbone, (0.5, 0.6))}
-    assert scheduler.get_last_lr() == pytest.approx([0.3 / 4, 0.2 / 4])
-
-
-def test_settings_are_put_back_where_a_checkpoint_had_others() -> None:
-    parameters = {"action": [nn.Parameter(torch.zeros(2))], "backbone": [nn.Parameter(torch.zeros(3))]}
-    before = Optimization(action_learning_rate=0.3, backbone_learning_rate=0.2, warmup_steps=4)
-    after = Optimization(action_learning_rate=0.3, backbone_learning_rate=0.1, warmup_steps=8, betas=(0.5, 0.6))
-    optimizer, scheduler = before.build(parameters, lambda: math.inf)
-    for _ in range(2):
-        optimizer.step()
-        scheduler.step()
-    state = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
-    assert before.put_back(optimizer, scheduler) == []
-    assert (optimizer.state_dict(), scheduler.state_dict()) == state
-    told = after.put_back(optimizer, scheduler)
-    assert told == [
-        "betas of action (0.5, 0.6) (before: (0.9, 0.99))",
-        "learning rate of backbone 0.1 (before: 0.2)",
-        "betas of backbone (0.5, 0.6) (before: (0.9, 0.99))",
-    ]
-    # The schedule is that which the optimizer was built with.
-    assert [group["lr"] for group in optimizer.param_groups] == [0.3 * 0.75, 0.1 * 0.75]
 
 
 def test_steps_are_euler_steps() -> None:
@@ -82,36 +49,6 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         Sampling(num_initial_latents=-1)
     with pytest.raises(ValueError, match="denoising_step_list must fall"):
         Sampling(denoising_step_list=[500, 750])
-
-
-def test_the_learning_rate_rises_stays_and_falls() -> None:
-    settings = Optimization(warmup_steps=4, decay_fraction=0.5)
-    factors = [settings.learning_rate_factor(step, 20) for step in range(22)]
-    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert factors[4:11] == [1.0] * 7
-    assert factors[11:20] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
-    assert factors[20:] == [0.0, 0.0]
-
-
-def test_without_an_end_nothing_falls() -> None:
-    for decay_fraction in (0.0, 0.3):
-        settings = Optimization(warmup_steps=2, decay_fraction=decay_fraction)
-        factors = [settings.learning_rate_factor(step, math.inf) for step in (0, 1, 10**6)]
-        assert factors == [0.5, 1.0, 1.0]
-
-
-def test_without_decay_the_rate_stays_to_the_end() -> None:
-    assert Optimization(warmup_steps=1, decay_fraction=0.0).learning_rate_factor(99, 100) == 1
-
-
-def test_without_warmup_the_first_step_is_whole() -> None:
-    assert Optimization(warmup_steps=0).learning_rate_factor(0, 100) == 1
-
-
-def test_a_run_shorter_than_its_warmup_rises_and_falls_at_once() -> None:
-    settings = Optimization(warmup_steps=10, decay_fraction=1.0)
-    factors = [settings.learning_rate_factor(step, 5) for step in range(5)]
-    assert factors == pytest.approx([0.1 * 1.0, 0.2 * 0.8, 0.3 * 0.6, 0.4 * 0.4, 0.5 * 0.2])
 
 
 def test_passes_that_denoise_a_block() -> None:
