@@ -14,8 +14,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 TESTS = Path(__file__).resolve().parent
 FOLDERS = ("unit", "parity", "integration", "gpu")
 
-# Tensors of tests are too small to share out, and threads of several processes would wait for each other.
+# Tensors of tests are too small to share out, and threads of several processes would wait for each other: in this one
+# and in those that it starts.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
