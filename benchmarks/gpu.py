@@ -33,7 +33,8 @@ from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.objectives import per_frame_error, teacher_forcing
 from lightning_action.diffusion.samplers import few_step
 from lightning_action.distributed.sharding import Sharding, shard, shard_generator
-from lightning_action.frozen.holder import move
+from lightning_action.frozen.hashing_text import HashingTextEncoder
+from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import VideoCodec
 from lightning_action.frozen.tiny_vae import TinyWanVAE
 from lightning_action.frozen.wan_vae import WanVideoVAE
@@ -154,7 +155,7 @@ class Bench:
         """Of some actions, `[1, F, 6, D]`."""
         return self.projection(torch.ones(1, num_frames, ACTION_DIM, device=self.device, dtype=self.dtype))
 
-    def _modulation(self, block: range, history: list[Tensor]) -> Tensor:
+    def _modulation(self, block: range, history: Tensor) -> Tensor:
         return self.modulation(len(block))
 
     def wait(self) -> None:
@@ -182,7 +183,6 @@ def generation(bench: Bench, codec: VideoCodec | None, flops_per_second: float) 
     """Latency, and video frames per second once the window is full."""
     if codec is not None:
         codec.load()
-        move(codec, bench.device)
     for _ in pixels(bench, codec, WINDOW_BLOCKS + 1):  # the first call of a kernel chooses it, or compiles it
         pass
     reset_memory(bench.device)
@@ -221,7 +221,7 @@ def pixels(bench: Bench, codec: VideoCodec | None, num_blocks: int) -> Iterator[
     blocks = bench.blocks(num_blocks)
     if codec is None:
         return blocks
-    decode = codec.streaming_decoder()
+    decode = FrozenParts(HashingTextEncoder(), codec).decoder(bench.device)
     return decode_behind(blocks, decode) if bench.options.overlap else map(decode, blocks)
 
 

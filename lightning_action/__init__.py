@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from lightning_action.action.modules import DiscreteActionModule as DiscreteActionModule
     from lightning_action.action.modules import VisualTextActionModule as VisualTextActionModule
     from lightning_action.action.projection import ActionModulationProjection as ActionModulationProjection
-    from lightning_action.action.projection import SummedModulation as SummedModulation
     from lightning_action.action.schema import ActionPart as ActionPart
     from lightning_action.action.schema import ActionSchema as ActionSchema
     from lightning_action.checkpoints.adapter import load_adapter as load_adapter
@@ -72,7 +71,6 @@ _EXPORTS = {
     "Sampling": "lightning_action.generation.sampling",
     "Sharding": "lightning_action.distributed.sharding",
     "SpriteDataModule": "lightning_action.data.sprite_data",
-    "SummedModulation": "lightning_action.action.projection",
     "TinyWanVAE": "lightning_action.frozen.tiny_vae",
     "UMT5TextEncoder": "lightning_action.frozen.umt5",
     "VisualTextActionModule": "lightning_action.action.modules",

@@ -1,6 +1,6 @@
 """What is in a batch: a dict that DataModules make, and that training, measuring and generating read.
 
-`video` `[B, T, 3, H, W]` in [-1, 1], `action` `[B, rows, columns]` as an `ActionSchema` says (None is the null action),
+`video` `[B, T, 3, H, W]` in [-1, 1], `action` `[B, rows, columns]` as an `ActionSchema` says (None is no action),
 `prompt`, a list of B strings, and `sample_id` `[B]`, to which the noise belongs. For generation `video` may be just the
 start, or be missing; then `frame_size` `[B, 2]` gives height and width.
 """
@@ -69,6 +69,8 @@ def check_pixels(batch: Batch) -> None:
     video: Tensor = batch["video"]
     if len(video) != len(batch["sample_id"]) or video.shape[2] != 3:
         raise ValueError(f"expected `video` [{len(batch['sample_id'])}, T, 3, H, W], got {list(video.shape)}")
+    if not video.numel():
+        return
     low, high = video.aminmax()
     if not bool((low >= -1 - _PIXEL_TOLERANCE) & (high <= 1 + _PIXEL_TOLERANCE)):
         raise ValueError(f"pixels are in [-1, 1], those of `video` go from {low.item():g} to {high.item():g}")
@@ -81,15 +83,21 @@ def check_pixels(batch: Batch) -> None:
         )
 
 
-def check_actions(batch: Batch, schema: ActionSchema, num_frames: int, needed: bool) -> None:
-    """Refuse actions that are not those of `num_frames` latent frames; `needed`: nothing else gives any.
+def check_actions(batch: Batch, schema: ActionSchema, num_frames: int, infers: bool) -> None:
+    """Refuse actions that are not those of `num_frames` latent frames, and a missing key that nothing makes up for.
+
+    Args:
+        batch: Batch of any origin.
+        schema: Meaning of its actions.
+        num_frames: Number of latent frames of its video.
+        infers: Whether an action module says what was done where the key is missing.
 
     Raises:
-        ValueError: with what was expected and what came.
+        ValueError: With what was expected and what came.
     """
-    if needed and "action" not in batch:
+    if "action" not in batch and not infers:
         raise ValueError(
-            "the batch has no `action` [B, rows, columns], and no action_module infers one; "
+            "the batch has no `action` [B, rows, columns] (None for no action), and no action_module infers one; "
             f"{_what_it_has(batch, ['action'])}"
         )
     if has_actions(batch):
@@ -147,7 +155,7 @@ def has_actions(batch: Batch) -> bool:
 
 
 def infers_actions(batch: Batch) -> bool:
-    """Whether a batch says nothing of actions, not even that there are none: an action module may infer them."""
+    """Whether a batch leaves its actions to an action module; a batch without actions says so by None."""
     return "action" not in batch
 
 
@@ -160,7 +168,7 @@ def kinds_in(batch: object) -> list[Any]:
 
 
 def without_actions(batch: Batch) -> Batch:
-    """The batch with the null action, which an action module does not replace by one of its own."""
+    """The batch with no action, which an action module does not replace by one of its own."""
     return {**batch, "action": None}
 
 

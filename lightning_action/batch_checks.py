@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from lightning_action.action.conditioning import ActionConditioning
@@ -19,44 +20,55 @@ from lightning_action.batch import (
     trained_latents,
 )
 from lightning_action.frozen.interfaces import VideoCodec
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 
 
-def batch_checks(
-    generator: CausalWanModel,
-    conditioning: ActionConditioning,
-    vae: VideoCodec,
-    batch: Batch,
-    num_initial_latents: int,
-    trains: bool,
-) -> list[Callable[[], object]]:
-    """What is to be asked of a batch; each raises a ValueError that says what was expected and what came.
+@dataclass(frozen=True)
+class BatchChecks:
+    """What a batch must be for a model.
 
     Args:
         generator: Network that the batch is for; it does not run.
-        conditioning: Meaning of its actions.
+        conditioning: Way from actions to modulation.
+        schema: Meaning of its actions.
+        causality: Cut of its video into blocks.
         vae: Codec of its video; it does not run.
-        batch: Batch of any origin.
         num_initial_latents: Latent frames that a generated video begins with.
-        trains: Whether the batch is one to train on and to measure with, and not one to generate from.
-
-    Raises:
-        ValueError: There are no samples, or no length, of which anything could be asked.
     """
-    check_batch(batch)
-    num_frames = latent_frames(conditioning.schema, batch, trains)
-    checks: list[Callable[[], object]] = [
-        partial(check_pixels, batch),
-        partial(conditioning.causality.split, num_frames),
-        partial(_check_generator, generator, vae, batch),
-    ]
-    if conditioning.projection is not None:
-        needed = trains and conditioning.action_module is None
-        checks.append(partial(check_actions, batch, conditioning.schema, num_frames, needed))
-    if not trains or (conditioning.projection is not None and has_actions(batch)):
-        ratio = vae.temporal_compression_ratio
-        checks.append(partial(first_frames, batch, num_initial_latents, num_frames, ratio))
-    return checks
+
+    generator: CausalWanModel
+    conditioning: ActionConditioning
+    schema: ActionSchema
+    causality: BlockCausality
+    vae: VideoCodec
+    num_initial_latents: int
+
+    def of(self, batch: Batch, trains: bool) -> list[Callable[[], object]]:
+        """List what is to be asked of a batch; each raises a ValueError that says what was expected and what came.
+
+        Args:
+            batch: Batch of any origin.
+            trains: Whether the batch is one to train on and to measure with, and not one to generate from.
+
+        Raises:
+            ValueError: There are no samples, or no length, of which anything could be asked.
+        """
+        check_batch(batch)
+        num_frames = latent_frames(self.schema, batch, trains)
+        checks: list[Callable[[], object]] = [
+            partial(check_pixels, batch),
+            partial(self.causality.split, num_frames),
+            partial(_check_generator, self.generator, self.vae, batch),
+        ]
+        acts = self.conditioning.projection is not None
+        if acts:
+            infers = self.conditioning.action_module is not None
+            checks.append(partial(check_actions, batch, self.schema, num_frames, infers))
+        if not trains or (acts and has_actions(batch)):
+            ratio = self.vae.temporal_compression_ratio
+            checks.append(partial(first_frames, batch, self.num_initial_latents, num_frames, ratio))
+        return checks
 
 
 def latent_frames(schema: ActionSchema, batch: Batch, trains: bool) -> int:

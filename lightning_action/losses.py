@@ -114,7 +114,7 @@ class FlowMatchingLosses:
     def _velocities(self, encoded: Encoded, noise: Tensor, timestep: Tensor, dropped: Tensor | None) -> Velocities:
         batch, latents, text = encoded.batch, encoded.latents, encoded.text
         modulation = self.conditioning.of_known_video(
-            batch.get("action"), infers_actions(batch), latents, text, dropped
+            batch.get("action"), infers_actions(batch), latents, text, self.causality, dropped
         )
         return self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation)
 

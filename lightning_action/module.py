@@ -25,7 +25,6 @@ from lightning_action.action.schema import ActionSchema
 from lightning_action.assembly import Factories, InitialWeights, describe
 from lightning_action.batch import (
     Batch,
-    check_batch,
     first_frames,
     first_samples,
     frame_size,
@@ -34,13 +33,12 @@ from lightning_action.batch import (
     kinds_in,
     num_latents,
 )
-from lightning_action.batch_checks import batch_checks
+from lightning_action.batch_checks import BatchChecks
 from lightning_action.checkpoints.lora import LoRASettings, lora_alpha, merged_state_dict, split_parameters
 from lightning_action.checkpoints.pretrained import export, prepare_codec
 from lightning_action.checkpoints.run_format import RunEntries
 from lightning_action.data.resuming import count_unstepped, settle_position
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
-from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.objectives import OBJECTIVES, training_visibility
 from lightning_action.distributed.fsdp2 import require_supported
 from lightning_action.distributed.lockstep import Lockstep
@@ -49,9 +47,10 @@ from lightning_action.evaluation.obedience import ObedienceTest, StateReader, wi
 from lightning_action.evaluation.report import format_table, write_report
 from lightning_action.frozen.holder import FrozenParts, to_unit_range
 from lightning_action.frozen.interfaces import FittedCodec, TextEncoder, VideoCodec
-from lightning_action.generation.rollout import CausalRollout, count_passes, rollout
+from lightning_action.generation.clock import Clock
+from lightning_action.generation.rollout import count_passes
 from lightning_action.generation.sampling import Sampling
-from lightning_action.generation.video import Generated, streamed_video, whole_video
+from lightning_action.generation.video import VideoGenerator, stream_pixels, whole_video
 from lightning_action.generator.acceleration import Acceleration, quantize_layers
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.cost import training_flops
@@ -106,6 +105,7 @@ class ActionVideoModule(L.LightningModule):
 
     generator: CausalWanModel
     conditioning: ActionConditioning
+    batch_checks: BatchChecks
     losses: FlowMatchingLosses
     action_projection: ActionModulationProjection | None
     action_module: nn.Module | None
@@ -213,8 +213,15 @@ class ActionVideoModule(L.LightningModule):
             schema=self.schema,
             projection=self.action_projection,
             action_module=self.action_module,
-            causality=self.causality,
             on_all_ranks=is_sharded(self.generator),
+        )
+        self.batch_checks = BatchChecks(
+            generator=self.generator,
+            conditioning=self.conditioning,
+            schema=self.schema,
+            causality=self.causality,
+            vae=self.frozen.vae,
+            num_initial_latents=self.sampling.num_initial_latents,
         )
         self.losses = FlowMatchingLosses(
             generator=self.generator,
@@ -277,9 +284,7 @@ class ActionVideoModule(L.LightningModule):
             self._looked_at[stage] = seen
 
     def _require_fits(self, batch: Batch, trains: bool) -> None:
-        for check in batch_checks(
-            self.generator, self.conditioning, self.frozen.vae, batch, self.sampling.num_initial_latents, trains
-        ):
+        for check in self.batch_checks.of(batch, trains):
             check()
 
     @property
@@ -358,36 +363,36 @@ class ActionVideoModule(L.LightningModule):
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Generate, and hand over what a prediction writer needs; `video` and `truth` are in [0, 1].
-
-        With `sampling.stream_video` there is `video_blocks` in place of video and latents: an iterator that generates.
-        """
+        """Generate, and hand over what a prediction writer needs; `video` and `truth` are in [0, 1], on the CPU."""
         self._require_fits(batch, trains=False)
         blocks = self.causality.split(num_latents(batch, self.schema))
         num_initial = self.sampling.num_initial_latents if "video" in batch else 0
         self._in_lockstep.begin(count_passes(blocks, num_initial, self.sampling.num_steps))
-        prediction = {"sample_id": batch["sample_id"].cpu(), "prompt": batch["prompt"], **self.generation_settings()}
+        clock, overlaps = Clock(self.device), self.acceleration.overlap_decoding
+        decoder = self.frozen.decoder(self.device)
+        video, latents = whole_video(
+            clock.blocks(self.stream_latents(batch)),
+            decoder if overlaps else clock.timed("vae", decoder),
+            "cpu",
+            overlaps,
+        )
+        self._in_lockstep.end()
+        seconds = clock.seconds()
+        prediction = {
+            "sample_id": batch["sample_id"].cpu(),
+            "prompt": batch["prompt"],
+            "video": video,
+            "latents": latents.cpu(),
+            "block_seconds": seconds["blocks"],
+            **self.generation_settings(),
+        }
+        if "vae" in seconds:
+            prediction["decode_seconds"] = sum(seconds["vae"])
         if has_actions(batch):
             prediction["action"] = batch["action"].cpu()
-        if self.sampling.stream_video:
-            return {**prediction, "video_blocks": self._stream_video(batch)}
-        generated = self._generated(batch, self.acceleration.overlap_decoding)
-        self._in_lockstep.end()
-        prediction |= {"video": generated.video, "latents": generated.latents.cpu(), **generated.seconds}
-        if "video" in batch and batch["video"].shape == generated.video.shape:
+        if "video" in batch and batch["video"].shape == video.shape:
             prediction["truth"] = to_unit_range(batch["video"]).cpu()
         return prediction
-
-    def _stream_video(self, batch: Batch) -> Iterator[Tensor]:
-        """Pixels of each block, in the Trainer's precision although `predict_step` is over when they are asked for."""
-        pixels = streamed_video(self.stream_latents(batch), self.frozen.vae, self.acceleration.overlap_decoding)
-        while True:
-            with torch.no_grad(), self.trainer.precision_plugin.predict_step_context():
-                block = next(pixels, None)
-            if block is None:
-                break
-            yield block
-        self._in_lockstep.end()
 
     def generation_settings(self) -> dict[str, Any]:
         """What predictions depend on besides weights, Trainer and batch: `seed` and `generation`."""
@@ -411,8 +416,8 @@ class ActionVideoModule(L.LightningModule):
         """Generate the videos of a batch; each block is decoded as soon as it exists.
 
         Args:
-            batch: `prompt` (list of B strings), `sample_id` `[B]` (noise belongs to the sample), `action` (None is the
-                null action; where the key is missing the action module infers it, if there is one), and `video`
+            batch: `prompt` (list of B strings), `sample_id` `[B]` (noise belongs to the sample), `action` (None for no
+                action; only an action module, which infers it, makes up for a missing key), and `video`
                 `[B, T, 3, H, W]` in [-1, 1], of which the first `sampling.num_initial_latents` latent frames are kept.
                 Without `video`: `frame_size` `[B, 2]` (H, W). The length follows from the action rows, else from
                 `video`, else from `num_latents`.
@@ -421,36 +426,31 @@ class ActionVideoModule(L.LightningModule):
             Videos `[B, T, 3, H, W]` in [0, 1], on the module's device.
 
         Raises:
-            ValueError: The batch does not say what to generate.
+            ValueError: The batch does not say what to generate, or does not fit the model.
             RuntimeError: The model gave values that are not finite.
         """
-        return self._generated(batch).video.to(self.device)
+        return whole_video(self.stream_latents(batch), self.frozen.decoder(self.device), self.device)[0]
+
+    @torch.no_grad()
+    def stream_video(self, batch: Batch) -> Iterator[Tensor]:
+        """Generate as `generate`, but yield the pixels of each block, `[B, t, 3, H, W]`, once they exist; keep none.
+
+        So the memory that a long video takes does not grow with its length, where `causality` has a window.
+        """
+        yield from stream_pixels(self.stream_latents(batch), self.frozen.decoder(self.device))
 
     @torch.no_grad()
     def stream_latents(self, batch: Batch) -> Iterator[Tensor]:
         """Generate as `generate`, but yield the clean latents of each block, `[B, block, C, h, w]`, once they exist."""
-        check_batch(batch)
+        self._require_fits(batch, trains=False)
         length = num_latents(batch, self.schema)
-        ratio = self.schema.temporal_compression_ratio
-        start = first_frames(batch, self.sampling.num_initial_latents, length, ratio)
+        start = first_frames(batch, self.sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
         initial = None if start is None else self._encoded_video(start)
         text = self._encoded_text(batch)
-        shape = self.frozen.vae.latent_shape(*frame_size(batch))
-        session = CausalRollout(
-            self.generator,
-            text,
-            self.causality,
-            self.sampling.sampler(self.schedule),
-            frame_noise(self.sampling.seed, batch["sample_id"].tolist(), shape, self.device, text.dtype),
-            shape,
-            length,
-            self.sampling.action_guidance_scale,
-        )
         modulation = self.conditioning.of_rollout(batch.get("action"), infers_actions(batch), length, text)
-        yield from rollout(session, length, modulation, initial)
-
-    def _generated(self, batch: Batch, overlap_decoding: bool = False) -> Generated:
-        return whole_video(self.stream_latents(batch), self.frozen.vae, self.device, overlap_decoding)
+        shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
+        videos = VideoGenerator(self.generator, self.causality, self.sampling, self.schedule)
+        yield from videos.stream_latents(text, batch["sample_id"].tolist(), shape, modulation, initial)
 
     def matched_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return losses `[B]` at the same noise under the actions `true`, `other` and `null`."""
@@ -474,13 +474,10 @@ class ActionVideoModule(L.LightningModule):
         return Encoded(batch, self._encoded_video(batch["video"]), self._encoded_text(batch))
 
     def _encoded_video(self, video: Tensor) -> Tensor:
-        self.frozen.to(self.device)
-        video = video.float() if video.dtype == torch.float64 else video  # as numpy makes it; frozen parts are float32
-        return self.frozen.encode_video(video).to(self.compute_dtype)
+        return self.frozen.encode_video(video, self.device, self.compute_dtype)
 
     def _encoded_text(self, batch: Batch) -> Tensor:
-        self.frozen.to(self.device)
-        return self.frozen.encode_text(batch["prompt"]).to(self.compute_dtype)
+        return self.frozen.encode_text(batch["prompt"], self.device, self.compute_dtype)
 
     def on_fit_start(self) -> None:
         self._fit_started = time.monotonic()

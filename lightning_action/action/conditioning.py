@@ -1,4 +1,4 @@
-"""From the actions of a batch to the modulation of every layer: given, inferred, dropped, or none."""
+"""From actions to the modulation of every layer: given, inferred, decided, dropped, or none."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_action.action.projection import ActionModulationProjection
+from lightning_action.action.projection import ActionModulationProjection, null_where_absent
 from lightning_action.action.schema import ActionSchema
 from lightning_action.generator.causality import BlockCausality
 
 InferActions = Callable[[Tensor], Tensor]
-BlockModulation = Callable[[range, list[Tensor]], Tensor | None]
-"""Modulation `[B, block, ..., 6, D]` of a block, from its latent frames and the blocks before it; None for none."""
+"""Action vectors `[B, A]` of the next block, from the latents before it, `[B, F', C, H, W]` with F' >= 1."""
+BlockActions = Callable[[range, Tensor], Tensor | None]
+"""Action of a block, from its latent frames and the latents before it, `[B, F', C, H, W]`; None for no action."""
+BlockModulation = Callable[[range, Tensor], Tensor | None]
+"""Modulation `[B, block, ..., 6, D]` of a block, from the same; None for none."""
 
 
 @runtime_checkable
@@ -32,19 +35,38 @@ class ActionConditioning:
     """Everything that turns actions into what the generator is told, in training and in rollouts.
 
     Args:
-        schema: Meaning of an action.
+        schema: Meaning of action rows; None where action vectors are given.
         projection: Action vectors to modulation; None for a backbone without actions.
         action_module: Network that infers actions where none were recorded; None for none.
-        causality: Block size, window and sink.
+        scale: Factor of what the projection gives.
         on_all_ranks: Whether a batch without actions goes through the projection all the same, because it is sharded
             and another rank may have actions.
     """
 
-    schema: ActionSchema
+    schema: ActionSchema | None
     projection: ActionModulationProjection | None
-    action_module: nn.Module | None
-    causality: BlockCausality
+    action_module: InferActions | None
+    scale: float = 1.0
     on_all_ranks: bool = False
+
+    def of_action(self, action: Tensor, num_frames: int, like: Tensor, present: Tensor | None = None) -> Tensor:
+        """Compute the modulation of some latent frames, `[B, F, 6, D]` or `[B, F, num_layers, 6, D]`.
+
+        Args:
+            action: Action vectors `[B, F, A]`, or `[B, A]` for all frames alike, or modulation that is ready.
+            num_frames: Number of frames F.
+            like: Tensor of the device and dtype of the result.
+            present: Frames that have an action, `[B, F]` bool; the others get exactly no modulation. None for all.
+
+        Raises:
+            ValueError: There is no projection, or the vectors have another width.
+        """
+        action, present = action.to(like), None if present is None else present.to(like.device)
+        if action.ndim > 3:
+            return action if present is None else null_where_absent(action, present)
+        vectors = action if action.ndim == 3 else action[:, None].expand(-1, num_frames, -1)
+        modulation = self._projection(vectors, present)
+        return modulation if self.scale == 1 else modulation * self.scale
 
     def of_known_video(
         self,
@@ -52,60 +74,84 @@ class ActionConditioning:
         infers: bool,
         latents: Tensor,
         text: Tensor,
+        causality: BlockCausality,
         dropped: Tensor | None = None,
     ) -> Tensor | None:
-        """Modulation of a video that is there, `[B, F, 6, D]` or `[B, F, num_layers, 6, D]`; None for none.
+        """Compute the modulation of a video that is there; None for none.
 
         Args:
-            action: Action rows `[B, rows, columns]`; None for the null action.
+            action: Action rows `[B, rows, columns]`; None for no action.
             infers: Whether the action module says what was done where there are no rows.
             latents: Video, `[B, F, C, H, W]`.
             text: Encoded prompts, `[B, L, text_dim]`.
+            causality: Cut of the video into blocks.
             dropped: Samples `[B]` bool that are shown without their actions.
         """
         if self.projection is None:
             return None
         shape = latents.shape[:2]
         if action is not None:
-            vectors, present = self.schema.encode(action, shape[1])
+            vectors, present = self.encoded(action, shape[1])
         elif infers and self.action_module is not None:
-            vectors, present = inferred_vectors(for_prompts(self.action_module, text), latents, self.causality)
+            vectors, present = inferred_vectors(for_prompts(self.action_module, text), latents, causality)
         elif self.on_all_ranks:
-            vectors = latents.new_zeros(*shape, self.schema.action_dim)
-            present = torch.zeros(shape, dtype=torch.bool, device=latents.device)
+            vectors = latents.new_zeros(*shape, self.projection.action_dim)
+            present = torch.zeros(shape, dtype=torch.bool)
         else:
             return None
         if dropped is not None:
             present = present & ~dropped[:, None].to(present.device)
-        return self.projection(vectors.to(latents.dtype), present)
+        return self.of_action(vectors, shape[1], latents, present)
 
     def of_rollout(
         self, action: Tensor | None, infers: bool, num_frames: int, text: Tensor
     ) -> Tensor | BlockModulation | None:
-        """Modulation of a video that is to be generated, or what gives it block by block; None for no actions.
+        """Compute the modulation of a video that is to be generated, or give it block by block; None for none.
 
         Args:
-            action: Action rows `[B, rows, columns]`; None for the null action.
+            action: Action rows `[B, rows, columns]`; None for no action.
             infers: Whether the action module decides each block from the blocks before it, where there are no rows.
             num_frames: Latent frames of the video.
             text: Encoded prompts, `[B, L, text_dim]`.
         """
-        projection = self.projection
-        if projection is None:
+        if self.projection is None:
             return None
         if action is not None:
-            vectors, present = self.schema.encode(action.to(text.device), num_frames)
-            return projection(vectors.to(text.dtype), present)
-        if not infers or self.action_module is None:
+            vectors, present = self.encoded(action.to(text.device), num_frames)
+            return self.of_action(vectors, num_frames, text, present)
+        return self.of_inferred(text) if infers else None
+
+    def of_inferred(self, text: Tensor) -> BlockModulation | None:
+        """Modulation of what the action module infers of every block but the first; None where there is no module."""
+        if self.action_module is None:
             return None
         infer = for_prompts(self.action_module, text)
+        return self.of_decided(lambda block, history: infer(history) if history.shape[1] else None)
 
-        def infer_block(block: range, history: list[Tensor]) -> Tensor | None:
-            if not history:
-                return None
-            return projection(infer(torch.cat(history, dim=1))[:, None].expand(-1, len(block), -1))
+    def of_decided(self, decide: BlockActions) -> BlockModulation:
+        """Modulation of what a function decides when the past of a block is known."""
 
-        return infer_block
+        def modulation(block: range, history: Tensor) -> Tensor | None:
+            action = decide(block, history)
+            return None if action is None else self.of_action(action, len(block), history)
+
+        return modulation
+
+    def encoded(self, rows: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
+        """Encode action rows as vectors `[B, F, A]`, and say which frames have one, `[B, F]` bool.
+
+        Raises:
+            ValueError: There is no schema, or the rows do not fit it.
+        """
+        if self.schema is None:
+            raise ValueError("there is no action schema that says what rows mean: give one, or action vectors")
+        return self.schema.encode(rows, num_frames)
+
+    @property
+    def _projection(self) -> ActionModulationProjection:
+        if self.projection is None:
+            raise ValueError("the base model takes no actions: leave them out, or give an action projection")
+        return self.projection
 
 
 def for_prompts(infer: InferActions, text: Tensor) -> InferActions:

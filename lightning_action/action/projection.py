@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -148,59 +148,6 @@ class ActionModulationProjection(nn.Module):
         modulation = self.action_projection(hidden).unflatten(-1, shape)
         modulation = modulation * self.scales.to(modulation.dtype)
         return modulation if present is None else null_where_absent(modulation, present)
-
-
-class SummedModulation(nn.Module):
-    """Several conditions at once, say action and style: each has a projection of its own, and their modulations add.
-
-    Args:
-        projections: Projection of each condition by its name; a list names them by their places, "0", "1", and so on.
-            One modulation per layer and one for all layers may be mixed.
-
-    Raises:
-        ValueError: There is no projection.
-    """
-
-    def __init__(
-        self, projections: Mapping[str, ActionModulationProjection] | Sequence[ActionModulationProjection]
-    ) -> None:
-        super().__init__()
-        projections = by_condition(projections)
-        if not projections:
-            raise ValueError("SummedModulation needs at least one projection, by the name of its condition")
-        self.projections = nn.ModuleDict(projections)
-
-    def forward(
-        self, conditions: Mapping[str, Tensor] | Sequence[Tensor], present: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        """Add the modulations of the conditions that are given; the others act as if there were none.
-
-        Args:
-            conditions: Values of each condition by its name, `[B, F, A]` or `[B, A]`, each with the width of its
-                projection; or a list.
-            present: Masks by the names of conditions, `[B, F]` bool, of the frames that have it; all have it where a
-                name is missing.
-
-        Returns:
-            `[B, F, 6, D]`, or `[B, F, num_layers, 6, D]` if a projection has one modulation for each layer.
-
-        Raises:
-            ValueError: No condition is given, or one that has no projection.
-        """
-        conditions = by_condition(conditions)
-        unknown = conditions.keys() - self.projections.keys()
-        if unknown or not conditions:
-            raise ValueError(f"expected conditions among {list(self.projections)}, got {list(conditions)}")
-        masks = present or {}
-        parts = [self.projections[name](values, masks.get(name)) for name, values in conditions.items()]
-        if any(part.ndim == 5 for part in parts):
-            parts = [part if part.ndim == 5 else part[:, :, None] for part in parts]
-        return sum(parts[1:], start=parts[0])
-
-
-def by_condition(items: Mapping[str, T] | Sequence[T]) -> Mapping[str, T]:
-    """Name items by their condition, those of a list by their places."""
-    return items if isinstance(items, Mapping) else {str(place): item for place, item in enumerate(items)}
 
 
 def null_where_absent(modulation: Tensor, present: Tensor) -> Tensor:

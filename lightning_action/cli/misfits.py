@@ -8,7 +8,6 @@ from functools import partial
 import torch
 
 from lightning_action.batch import Batch, frame_size
-from lightning_action.batch_checks import batch_checks
 from lightning_action.cli.dry_run import empty_modulation, reads_files
 from lightning_action.module import ActionVideoModule
 
@@ -16,9 +15,7 @@ from lightning_action.module import ActionVideoModule
 def misfits(module: ActionVideoModule, batch: Batch, trains: bool) -> list[str]:
     """What about a batch does not fit the model, each with what was expected; `trains`: it is one to train on."""
     try:
-        checks = batch_checks(
-            module.generator, module.conditioning, module.frozen.vae, batch, module.sampling.num_initial_latents, trains
-        )
+        checks = module.batch_checks.of(batch, trains)
     except ValueError as error:
         return [str(error)]
     told = [message for check in checks for message in _told(check)]

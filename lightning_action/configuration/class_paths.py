@@ -21,6 +21,8 @@ ALLOW_HELP = (
     "(`--data my_videos.MyVideos`), or their module with `--allow my_videos`."
 )
 _PACKAGE = "lightning_action"
+# Whether `predict` handed videos over in parts.
+_GONE = {"stream_video"}
 _TRUSTED = ("torch", "lightning")
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed")
@@ -81,13 +83,16 @@ def require_classes(config: Any) -> None:
             raise ValueError(f"the class_path {path!r} is a {type(found).__name__}, expected a class")
 
 
-def with_exported_names(value: Any) -> Any:
-    """With the class paths of exported names, wherever a saved configuration says that they are defined."""
+def brought_up_to_date(value: Any) -> Any:
+    """A saved configuration with the class paths of exported names, wherever it says that they are defined.
+
+    Settings that are gone, and changed no video while they were there, are left out.
+    """
     if isinstance(value, list):
-        return [with_exported_names(item) for item in value]
+        return [brought_up_to_date(item) for item in value]
     if not isinstance(value, dict):
         return value
-    named = {key: with_exported_names(item) for key, item in value.items()}
+    named = {key: brought_up_to_date(item) for key, item in value.items() if key not in _GONE}
     path = named.get("class_path")
     if isinstance(path, str) and path.startswith(f"{_PACKAGE}."):
         name = path.rpartition(".")[2]

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_dumper, set_loader
 
-from lightning_action.configuration.class_paths import with_exported_names
+from lightning_action.configuration.class_paths import brought_up_to_date
 
 MODE = "strict_yaml"
 # An alias repeats what it stands for: a page of them can stand for more than fits into memory.
@@ -24,7 +24,7 @@ def read_yaml(text: str) -> Any:
     node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if node is not None:
         _count(node, {})
-    value = with_exported_names(get_loader("yaml")(text))
+    value = brought_up_to_date(get_loader("yaml")(text))
     return text if value is None else value
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_action.frozen.interfaces import Movable, TextEncoder, VideoCodec
+from lightning_action.frozen.interfaces import Movable, StreamingDecoder, TextEncoder, VideoCodec
 
 
 class FrozenParts:
@@ -23,7 +23,6 @@ class FrozenParts:
     def __init__(self, text_encoder: TextEncoder, vae: VideoCodec) -> None:
         self.text_encoder = text_encoder
         self.vae = vae
-        self._device = torch.device("cpu")
         for part in (text_encoder, vae):
             if isinstance(part, nn.Module):
                 part.eval().requires_grad_(False)
@@ -33,40 +32,46 @@ class FrozenParts:
         self.text_encoder.load()
         self.vae.load()
 
-    def to(self, device: torch.device | str) -> None:
-        """Move the networks; `"cpu"` parks them while they are not needed."""
-        self._device = torch.device(device)
+    def park(self) -> None:
+        """Move the networks to main memory, where they wait until they are needed."""
         for part in (self.text_encoder, self.vae):
-            move(part, self._device)
+            _move(part, "cpu")
 
     @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Encode prompts as `[B, L, text_dim]`."""
-        return self.text_encoder.encode(prompts).to(self._device)
+    def encode_text(
+        self, prompts: Sequence[str], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Encode prompts as `[B, L, text_dim]`, on a device and in a dtype."""
+        _move(self.text_encoder, device)
+        return self.text_encoder.encode(prompts).to(device, dtype)
 
     @torch.no_grad()
-    def encode_video(self, video: Tensor) -> Tensor:
-        """Encode pixels `[B, T, 3, H, W]` in [-1, 1] as latents `[B, F, C, h, w]`.
+    def encode_video(
+        self, video: Tensor, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Encode pixels `[B, T, 3, H, W]` in [-1, 1] as latents `[B, F, C, h, w]`, on a device and in a dtype.
 
         Raises:
             ValueError: The pixels or the latents hold a value that is not finite.
         """
-        latents = self.vae.encode(video.to(self._device))
+        _move(self.vae, device)
+        # Numpy makes float64, and the VAE is float32.
+        latents = self.vae.encode(video.to(device, torch.float32 if video.dtype == torch.float64 else video.dtype))
         if not bool(torch.isfinite(latents).all()):
             source = "the video" if not bool(torch.isfinite(video).all()) else "the latents of a finite video"
             raise ValueError(f"{source} hold NaN or infinity: check the data set or the VAE's precision")
-        return latents
+        return latents.to(dtype)
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents `[B, F, C, h, w]` to pixels `[B, T, 3, H, W]` in [-1, 1]."""
-        return self.vae.decode(latents)
+    def decoder(self, device: torch.device | str = "cpu") -> StreamingDecoder:
+        """Return a function that decodes one video on a device: the next latents to their pixels in [-1, 1]."""
+        _move(self.vae, device)
+        return self.vae.streaming_decoder()
 
 
-def move(part: TextEncoder | VideoCodec, device: torch.device) -> None:
+def _move(part: TextEncoder | VideoCodec, device: torch.device | str) -> None:
     """Move a part that has weights; the others compute wherever their input is."""
     if isinstance(part, Movable):
-        part.to(device)
+        part.to(torch.device(device))
 
 
 def to_unit_range(video: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ class CausalRollout:
         self.sampler = sampler
         self.noise = noise
         self.action_guidance_scale = action_guidance_scale
+        self.nothing = text.new_zeros(len(text), 0, *latent_shape)
         self._guided = action_guidance_scale not in (0.0, 1.0)
         self._image = image.twice_in_batch() if self._guided else image
         self._text = generator.text_cache(self._both_branches(text), self._image.embeds)
@@ -142,7 +143,7 @@ def rollout(
         session: fresh, or standing after an earlier call, in which case frame 0 of this call is its next frame.
         num_frames: latent frames of this call, the initial ones included.
         action_modulation: of all frames of this call, `[B, F, 6, D]` or `[B, F, num_layers, 6, D]`; or a function of
-            (the block's frames in the video, the blocks of this call so far) that gives the block's; or None.
+            (the block's frames in the video, the latents of this call so far) that gives the block's; or None.
         initial_latents: clean frames the video starts with, `[B, F0, C, H, W]`: one latent frame of a single image, or
             a video to go on from. Where F0 ends inside a block, its known frames are held while the rest of the block
             is generated, see `CausalRollout.next_block`.
@@ -167,7 +168,7 @@ def rollout(
         modulation = (
             action_modulation[:, here]
             if isinstance(action_modulation, Tensor)
-            else action_modulation(block, history)
+            else action_modulation(block, torch.cat([session.nothing, *history], dim=1))
             if action_modulation is not None
             else None
         )

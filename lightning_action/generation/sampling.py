@@ -24,8 +24,6 @@ class Sampling:
         num_initial_latents: Number of latent frames taken from the batch's video; the rest is generated. 0 starts from
             the prompt.
         seed: Random seed of the noise; each frame of each sample has its own stream.
-        stream_video: Hand the video over block by block in `predict`, so that `PredictionWriter` puts it on disk while
-            it is generated and memory does not grow with its length.
     """
 
     num_inference_steps: int = 8
@@ -34,7 +32,6 @@ class Sampling:
     action_guidance_scale: float = 1.0
     num_initial_latents: int = 1
     seed: int = 0
-    stream_video: bool = False
 
     def __post_init__(self) -> None:
         require_numbers({"num_inference_steps": self.num_inference_steps}, 1, whole=True)

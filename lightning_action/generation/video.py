@@ -1,96 +1,148 @@
-"""From the blocks of a rollout to a video: whole or as a stream, decoded beside the next denoising or after it."""
+"""From noise to blocks of latents, and on to a video: whole or streamed, decoded beside the next denoising or after."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_action.action.conditioning import BlockModulation
+from lightning_action.diffusion.flow_matching import FlowMatchSchedule
+from lightning_action.diffusion.noise import frame_noise, starting_from
 from lightning_action.frozen.holder import to_unit_range
-from lightning_action.frozen.interfaces import StreamingDecoder, VideoCodec
-from lightning_action.generation.clock import BlockClock
-
-_NOT_FINITE = "generated latents hold NaN or infinity: check the checkpoint and the actions, or generate in float32"
+from lightning_action.frozen.interfaces import StreamingDecoder
+from lightning_action.generation.rollout import CausalRollout, rollout
+from lightning_action.generation.sampling import Sampling
+from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.image import NO_IMAGE, ImageCondition
+from lightning_action.generator.model import CausalWanModel
 
 
 @dataclass(frozen=True)
-class Generated:
-    """A generated video.
+class VideoGenerator:
+    """A generator with the settings by which it turns noise into videos.
 
     Args:
-        latents: Clean latents, `[B, F, C, h, w]`.
-        video: Pixels `[B, T, 3, H, W]` in [0, 1], on the CPU.
-        seconds: Time of the blocks, as `BlockClock.seconds` gives it.
+        generator: Network that predicts velocities.
+        causality: Block size, window and sink.
+        sampling: Sampler, action guidance and random seed.
+        schedule: Noise levels.
     """
 
-    latents: Tensor
-    video: Tensor
-    seconds: dict[str, Any]
+    generator: CausalWanModel
+    causality: BlockCausality
+    sampling: Sampling
+    schedule: FlowMatchSchedule
+
+    def stream_latents(
+        self,
+        text: Tensor,
+        sample_id: Sequence[int],
+        shape: tuple[int, int, int, int],
+        modulation: Tensor | BlockModulation | None = None,
+        initial: Tensor | None = None,
+        first_noise: Tensor | None = None,
+        image: ImageCondition = NO_IMAGE,
+    ) -> Iterator[Tensor]:
+        """Generate a batch of videos block by block; asking for a block generates it.
+
+        Args:
+            text: Encoded prompts, `[B, L, text_dim]`, on the device and of the dtype to compute in.
+            sample_id: Number of each of B videos, to which its noise belongs.
+            shape: Shape of the latents of a video, (F, C, h, w).
+            modulation: Modulation of the video, or what gives it block by block, see `rollout`.
+            initial: Latents that the video starts with, `[B, F0, C, h, w]`.
+            first_noise: Noise of the first denoising step, `[B, F, C, h, w]`, in place of that of `sample_id`.
+            image: What an image-to-video model sees besides.
+
+        Yields:
+            Clean latents of a block, `[B, block, C, h, w]`, the initial ones first.
+
+        Raises:
+            ValueError: The frames are not a whole number of blocks, or initial latents or modulation do not fit.
+        """
+        num_frames, *latent_shape = shape
+        noise = frame_noise(self.sampling.seed, sample_id, latent_shape, text.device, text.dtype)
+        session = CausalRollout(
+            self.generator,
+            text,
+            self.causality,
+            self.sampling.sampler(self.schedule),
+            noise if first_noise is None else starting_from(first_noise, noise),
+            (shape[1], shape[2], shape[3]),
+            num_frames,
+            self.sampling.action_guidance_scale,
+            image,
+        )
+        return rollout(session, num_frames, modulation, initial)
 
 
-def whole_video(blocks: Iterable[Tensor], vae: VideoCodec, device: torch.device, overlaps: bool = False) -> Generated:
-    """Decode each block as soon as it exists, and keep all of them.
+def stream_pixels(blocks: Iterable[Tensor], decode: StreamingDecoder, overlaps: bool = False) -> Iterator[Tensor]:
+    """Decode blocks as they come.
 
     Args:
-        blocks: Clean latents of each block, `[B, block, C, h, w]`; asking for one generates it.
-        vae: Decoder.
-        device: Device that the blocks are computed on.
+        blocks: Clean latents of each block, `[B, block, C, h, w]`.
+        decode: Decoder of the video's next latents.
         overlaps: Whether a block is decoded while the next one is denoised; on CUDA.
+
+    Yields:
+        Pixels of a block, `[B, t, 3, H, W]` in [0, 1].
 
     Raises:
         RuntimeError: The model gave values that are not finite.
     """
-    clock, kept = BlockClock(device), []
-    decode = vae.streaming_decoder()
+    for pixels in decode_behind(blocks, decode) if overlaps else map(decode, blocks):
+        yield to_unit_range(_finite(pixels)).float()
 
-    def generated() -> Iterator[Tensor]:
-        for latents in clock.blocks(blocks):
+
+def whole_video(
+    blocks: Iterable[Tensor], decode: StreamingDecoder, device: torch.device | str, overlaps: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Decode each block as soon as it exists, and keep all of them.
+
+    Args:
+        blocks: Clean latents of each block, `[B, block, C, h, w]`.
+        decode: Decoder of the video's next latents.
+        device: Device where the pixels are collected.
+        overlaps: Whether a block is decoded while the next one is denoised; on CUDA.
+
+    Returns:
+        Pixels `[B, T, 3, H, W]` in [0, 1], and latents `[B, F, C, h, w]`.
+
+    Raises:
+        RuntimeError: The model gave values that are not finite.
+    """
+    kept: list[Tensor] = []
+
+    def remembered() -> Iterator[Tensor]:
+        for latents in blocks:
             kept.append(latents)
             yield latents
 
-    if overlaps:
-        decoded = decode_behind(generated(), decode)
-    else:
-        decoded = (clock.decoding(decode, latents) for latents in generated())
-    video = torch.cat([to_unit_range(pixels).cpu() for pixels in decoded], dim=1)
-    return Generated(joined(kept), video, clock.seconds())
+    decoded = decode_behind(remembered(), decode) if overlaps else map(decode, remembered())
+    pixels = torch.cat([to_unit_range(block).float().to(device) for block in decoded], dim=1)
+    # Once, at the end: looking at each block would wait for the device before the next one is queued.
+    return pixels, _finite(torch.cat(kept, dim=1))
 
 
-def streamed_video(blocks: Iterable[Tensor], vae: VideoCodec, overlaps: bool = False) -> Iterator[Tensor]:
-    """Yield the pixels of each block, `[B, t, 3, H, W]` in [0, 1] on the CPU, and keep none.
-
-    Arguments and errors as in `whole_video`.
-    """
-    decode = vae.streaming_decoder()
-    for pixels in decode_behind(blocks, decode) if overlaps else map(decode, blocks):
-        if not bool(torch.isfinite(pixels).all()):
-            raise RuntimeError(_NOT_FINITE)
-        yield to_unit_range(pixels).cpu()
-
-
-def joined(blocks: list[Tensor]) -> Tensor:
-    """Join the latents of a video's blocks, `[B, F, C, h, w]`.
-
-    Raises:
-        RuntimeError: They hold values that are not finite.
-    """
-    latents = torch.cat(blocks, dim=1)
-    if not bool(torch.isfinite(latents).all()):
-        raise RuntimeError(_NOT_FINITE)
-    return latents
+def _finite(values: Tensor) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise RuntimeError(
+            "generated latents hold NaN or infinity: check the checkpoint and the actions, or generate in float32"
+        )
+    return values
 
 
 def decode_behind(blocks: Iterable[Tensor], decode: StreamingDecoder) -> Iterator[Tensor]:
-    """Pixels of each block, one block late: its decoding runs on a CUDA stream of its own beside the next denoising.
+    """Yield pixels one block late: a block is decoded on a CUDA stream of its own beside the next denoising.
 
     The work is queued from one thread, so what is computed is the same as without; on other devices so is when.
 
     Args:
-        blocks: clean latents of each block, `[B, block, C, h, w]`; asking for one queues its denoising.
-        decode: takes the video's next latents.
+        blocks: Clean latents of each block, `[B, block, C, h, w]`; asking for one queues its denoising.
+        decode: Decoder of the video's next latents.
 
     Yields:
         Pixels of each block, `[B, t, 3, H, W]`.

@@ -1,20 +1,30 @@
-"""What is refused before a pipeline computes anything."""
+"""Arguments of a call of the pipeline: what is refused before anything is computed, and actions as modulation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_action.action.conditioning import ActionConditioning
 from lightning_action.generator.model import CausalWanModel
+
+ActionInputs = Mapping[str, Any]
+
+_SHAPES = {
+    "action_features": {2: "[B, A]", 3: "[B, F, A]"},
+    "action_modulation": {4: "[B, F, 6, D]", 5: "[B, F, num_layers, 6, D]"},
+}
+_PRESENT = "action_present"
 
 
 def check_latents(noise: Tensor, initial: Tensor | None, generator: CausalWanModel) -> None:
     """Refuse latents that are not the generator's, do not belong together, or hold NaN.
 
     Raises:
-        ValueError: with the shapes expected and the shapes that came.
+        ValueError: With the shapes expected and the shapes that came.
     """
     given = {"noise": noise} if initial is None else {"noise": noise, "initial_latent": initial}
     for name, latents in given.items():
@@ -33,7 +43,7 @@ def check_latents(noise: Tensor, initial: Tensor | None, generator: CausalWanMod
     generator.tokens_per_frame(*noise.shape[-2:])
 
 
-def check_batch(
+def check_prompts(
     prompts: Sequence[str] | None,
     embeds: Tensor | None,
     samples: Sequence[int],
@@ -43,7 +53,7 @@ def check_batch(
     """Refuse prompts, or their embeds, and sample numbers that are not those of a batch of `batch_size`.
 
     Raises:
-        ValueError: with what was expected and what came.
+        ValueError: With what was expected and what came.
     """
     if len(samples) != batch_size:
         raise ValueError(f"expected {batch_size} sample_id, one for each video of noise, got {len(samples)}")
@@ -61,3 +71,62 @@ def check_batch(
         )
     if not bool(torch.isfinite(embeds).all()):
         raise ValueError("prompt_embeds hold NaN or infinity")
+
+
+def given_modulation(
+    inputs: ActionInputs, conditioning: ActionConditioning, generator: CausalWanModel, start: Tensor, num_initial: int
+) -> Tensor:
+    """Compute the modulation of a whole video from the `action_inputs` of a call.
+
+    Args:
+        inputs: Action features or ready modulation, of all frames or of those behind the known ones.
+        conditioning: Way from actions to modulation.
+        generator: Network that takes it.
+        start: Tensor `[B, F, C, H, W]` of the batch, length, device and dtype of the video's latents.
+        num_initial: Number of known frames at its beginning.
+
+    Raises:
+        ValueError: A key is unknown or missing, or a value has another shape or is not finite.
+    """
+    batch_size, num_frames = start.shape[:2]
+    action, present = _read(inputs, batch_size)
+    lengths = {action.shape[1]} if action.ndim > 2 else set()
+    lengths |= set() if present is None else {present.shape[1]}
+    length = max(lengths, default=num_frames)
+    if len(lengths) > 1 or length not in (num_frames, num_frames - num_initial):
+        raise ValueError(
+            f"action_inputs are for {' and '.join(map(str, sorted(lengths)))} latent frames: expected "
+            f"{num_frames}, one for each of the video, or {num_frames - num_initial}, one for each generated"
+        )
+    modulation = conditioning.of_action(action, length, start, present)
+    expected = [[batch_size, length, *layers, 6, generator.dim] for layers in ([], [generator.num_layers])]
+    if list(modulation.shape) not in expected:
+        raise ValueError(
+            f"expected modulation {expected[0]} or {expected[1]}, or features that become such; got modulation "
+            f"{list(modulation.shape)}"
+        )
+    nothing = modulation.new_zeros(batch_size, num_frames - length, *modulation.shape[2:])
+    return torch.cat([nothing, modulation], dim=1)
+
+
+def _read(inputs: ActionInputs, batch_size: int) -> tuple[Tensor, Tensor | None]:
+    """The one kind of action there is, and which frames have it."""
+    kinds = [kind for kind in _SHAPES if kind in inputs]
+    if len(kinds) != 1 or inputs.keys() - {*_SHAPES, _PRESENT}:
+        raise ValueError(
+            f"action_inputs hold either {' or '.join(_SHAPES)}, and {_PRESENT} where some frames have no action; got "
+            f"{', '.join(map(str, inputs)) or 'nothing'} (other keys need a process_action that reads them)"
+        )
+    kind = kinds[0]
+    action, present = inputs[kind], inputs.get(_PRESENT)
+    if not isinstance(action, Tensor) or action.ndim not in _SHAPES[kind]:
+        found = list(action.shape) if isinstance(action, Tensor) else type(action).__name__
+        raise ValueError(f"{kind} must be {' or '.join(_SHAPES[kind].values())}, got {found}")
+    if not bool(torch.isfinite(action).all()):
+        raise ValueError(f"{kind} hold NaN or infinity")
+    if present is not None and (present.ndim != 2 or present.dtype != torch.bool):
+        raise ValueError(f"{_PRESENT} must be bool [B, F], got {present.dtype} {list(present.shape)}")
+    for name, tensor in ((kind, action), (_PRESENT, present)):
+        if tensor is not None and len(tensor) != batch_size:
+            raise ValueError(f"{name} is for a batch of {len(tensor)}, the noise for one of {batch_size}")
+    return action, present

@@ -129,7 +129,7 @@ def test_a_new_projection_changes_nothing_and_learns_at_once() -> None:
     losses = module.matched_losses(batch)
     assert torch.equal(losses["true"], losses["null"]) and torch.equal(losses["true"], losses["other"])
     video = module.generate(batch)
-    assert torch.equal(video, module.generate({key: value for key, value in batch.items() if key != "action"}))
+    assert torch.equal(video, module.generate({**batch, "action": None}))
     module.training_step(batch, 0)["loss"].backward()
     grads = {name: p.grad for name, p in module.action_projection.named_parameters()}
     last = {"action_projection.weight", "action_projection.bias"}
@@ -175,6 +175,9 @@ def test_streamed_blocks_are_the_video() -> None:
 def test_generation_without_a_start_and_of_another_length() -> None:
     module, batch = ready()
     text_only = {"prompt": batch["prompt"], "sample_id": batch["sample_id"], "frame_size": torch.tensor([[16, 24]] * 2)}
+    with pytest.raises(ValueError, match=r"the batch has no `action` .*None for no action.*; it has frame_size"):
+        module.generate({**text_only, "num_latents": 3})
+    text_only["action"] = None
     assert module.generate({**text_only, "num_latents": 3}).shape == (2, 9, 3, 16, 24)
     longer = {**batch, "action": batch["action"].repeat(1, 2, 1)}
     assert module.generate(longer).shape[1] == 33
@@ -188,7 +191,8 @@ def test_an_action_module_infers_what_is_not_given() -> None:
     module, batch = ready(action_module=FromHistory)
     without = {key: value for key, value in batch.items() if key != "action"}
     plain, _ = ready()
-    inferred, null = module.generate(without), plain.generate(without)
+    inferred, null = module.generate(without), plain.generate({**batch, "action": None})
+    assert torch.equal(null, module.generate({**batch, "action": None})), "None is no action, also with a module"
     assert torch.equal(inferred[:, :1], null[:, :1]) and (inferred - null).abs().max() > 1e-3
     assert not torch.equal(module.matched_losses(without)["true"], plain.matched_losses(without)["true"])
 
@@ -199,7 +203,7 @@ def test_an_action_module_infers_what_is_not_given() -> None:
         (lambda b: {**b, "action": b["action"][..., :1]}, r"must be \[B, 16, 2\].*got \[2, 16, 1\]"),
         (lambda b: {**b, "action": b["action"][:, :14]}, "14 action rows fit no whole number.*transition.*per_latent"),
         (lambda b: {**b, "action": b["action"] * torch.nan}, "not finite"),
-        (lambda b: {**b, "video": b["video"] * torch.nan}, "the video hold NaN"),
+        (lambda b: {**b, "video": b["video"] * torch.nan}, "`video` go from nan to nan"),
         (lambda b: {**b, "video": b["video"][:, :0]}, "needs 1 frames, got 0"),
     ],
 )
@@ -218,20 +222,13 @@ def test_training_step_tells_where_the_loss_comes_from() -> None:
     torch.testing.assert_close(outputs["loss"].detach(), (weight * outputs["loss_per_frame"]).mean())
 
 
-def test_a_streamed_prediction_is_the_same_video(tmp_path: Path) -> None:
-    module, batch = ready(sampling=Sampling(num_inference_steps=2, stream_video=True))
-    seen: list[Tensor] = []
-
-    class Keep(L.Callback):
-        def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: dict[str, Any], *_: Any) -> None:
-            assert "video" not in outputs and "latents" not in outputs
-            seen.extend(outputs["video_blocks"])
-
-    expected = module.generate(batch)
-    run = trainer(tmp_path, callbacks=[Keep()])
-    run.predict(module, DataLoader([batch], batch_size=None), return_predictions=False)
-    assert [block.shape[1] for block in seen] == [1, 4, 4, 4, 4]
-    assert torch.equal(torch.cat(seen, dim=1), expected)
+def test_a_prediction_is_the_video_with_its_origin(tmp_path: Path) -> None:
+    module, batch = ready(sampling=Sampling(num_inference_steps=2))
+    (prediction,) = trainer(tmp_path).predict(module, DataLoader([batch], batch_size=None))
+    assert torch.equal(prediction["video"], module.generate(batch))
+    assert torch.equal(prediction["latents"], torch.cat(list(module.stream_latents(batch)), dim=1))
+    assert torch.equal(prediction["truth"], batch["video"] * 0.5 + 0.5)
+    assert len(prediction["block_seconds"]) == LATENTS and prediction["decode_seconds"] > 0
 
 
 def test_layers_are_quantized_for_prediction_alone(tmp_path: Path) -> None:

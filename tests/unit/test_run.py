@@ -69,7 +69,7 @@ def test_configurations_stack_and_include_as_on_the_command_line(tmp_path: Path)
     base = deepcopy(CONFIG["model"])
     write(tmp_path / "parts" / "encoder.yaml", base["text_encoder"])
     write(tmp_path / "base.yaml", {"model": base | {"text_encoder": "parts/encoder.yaml"}, "data": GONE})
-    projection = {"class_path": "lightning_action.SummedModulation"}
+    projection = {"class_path": "lightning_action.ConvActionModule"}
     changed = {"seed": 11, "vae": {"init_args": {"patch_size": 8}}, "sampling": {"seed": 7}, "timestep_shift": "1e1"}
     write(tmp_path / "over.yaml", {"model": changed | {"action_projection": None}, "trainer": {"callbacks+": [GONE]}})
     module = build_module([tmp_path / "base.yaml", tmp_path / "over.yaml"])
@@ -164,3 +164,10 @@ def test_a_checkpoint_without_what_a_run_saves_is_refused(tmp_path: Path, key: s
     torch.save({name: value for name, value in checkpoint.items() if name != key}, path)
     with pytest.raises(ValueError, match=told):
         load_run(config, path)
+
+
+def test_a_configuration_of_before_loads_without_the_settings_that_are_gone(tmp_path: Path) -> None:
+    old = deepcopy(CONFIG["model"])
+    old["sampling"] = {**old.get("sampling", {}), "seed": 13, "stream_video": True}
+    module = build_module(write(tmp_path / "old.yaml", {"model": old}))
+    assert module.sampling.seed == 13 and not hasattr(module.sampling, "stream_video")

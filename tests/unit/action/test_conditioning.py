@@ -122,13 +122,15 @@ class Says(nn.Module):
         return torch.full((len(history), 12), float(history.shape[1]))
 
 
+BLOCKS = BlockCausality(1)
+
+
 def conditioning(**changes: object) -> ActionConditioning:
     """Rows of three columns, four of them to a latent frame; blocks of one frame."""
     arguments: dict[str, object] = {
         "schema": ActionSchema([ActionPart("stick", size=3)], "transition", "concat"),
         "projection": ActionModulationProjection(12, DIM, 5, zero_init=False),
         "action_module": None,
-        "causality": BlockCausality(1),
     }
     return ActionConditioning(**{**arguments, **changes})  # type: ignore[arg-type]
 
@@ -136,7 +138,7 @@ def conditioning(**changes: object) -> ActionConditioning:
 @torch.no_grad()
 def test_a_video_that_is_there_and_one_to_be_made_are_told_the_same() -> None:
     given, latents = conditioning(), torch.randn(2, 3, 7, 4, 5)
-    known = given.of_known_video(ROWS, False, latents, TEXT)
+    known = given.of_known_video(ROWS, False, latents, TEXT, BLOCKS)
     assert known is not None and known.shape == (2, 3, 6, DIM) and known[:, 1:].abs().max() > 0
     assert torch.equal(known[:, 0], torch.zeros(2, 6, DIM)), "frame 0 follows from no action"
     made = given.of_rollout(ROWS, False, 3, TEXT)
@@ -147,8 +149,8 @@ def test_a_video_that_is_there_and_one_to_be_made_are_told_the_same() -> None:
 def test_dropped_samples_have_no_action() -> None:
     latents = torch.randn(2, 3, 7, 4, 5)
     given = conditioning()
-    whole = given.of_known_video(ROWS, False, latents, TEXT)
-    some = given.of_known_video(ROWS, False, latents, TEXT, torch.tensor([False, True]))
+    whole = given.of_known_video(ROWS, False, latents, TEXT, BLOCKS)
+    some = given.of_known_video(ROWS, False, latents, TEXT, BLOCKS, torch.tensor([False, True]))
     assert whole is not None and some is not None
     assert torch.equal(some[0], whole[0]) and not some[1].any() and whole[1].any()
 
@@ -157,16 +159,16 @@ def test_dropped_samples_have_no_action() -> None:
 def test_without_rows_the_module_decides_where_it_may() -> None:
     latents = torch.randn(2, 3, 7, 4, 5)
     infers = conditioning(action_module=Says())
-    known = infers.of_known_video(None, True, latents, TEXT)
+    known = infers.of_known_video(None, True, latents, TEXT, BLOCKS)
     made = infers.of_rollout(None, True, 3, TEXT)
     assert known is not None and callable(made)
-    blocks = [made(range(frame, frame + 1), [latents[:, i : i + 1] for i in range(frame)]) for frame in range(3)]
+    blocks = [made(range(frame, frame + 1), latents[:, :frame]) for frame in range(3)]
     assert blocks[0] is None and not known[:, 0].any()
     for frame in (1, 2):
         here = blocks[frame]
         assert here is not None
         torch.testing.assert_close(here[:, 0], known[:, frame])
-    for none in (infers.of_known_video(None, False, latents, TEXT), infers.of_rollout(None, False, 3, TEXT)):
+    for none in (infers.of_known_video(None, False, latents, TEXT, BLOCKS), infers.of_rollout(None, False, 3, TEXT)):
         assert none is None, "the null action"
 
 
@@ -175,9 +177,43 @@ def test_no_action_is_no_modulation_or_exactly_none() -> None:
     latents = torch.randn(2, 3, 7, 4, 5)
     for nothing in (conditioning(), conditioning(projection=None)):
         assert (
-            nothing.of_known_video(None, True, latents, TEXT) is None
+            nothing.of_known_video(None, True, latents, TEXT, BLOCKS) is None
             and nothing.of_rollout(None, True, 3, TEXT) is None
         )
-    assert conditioning(projection=None).of_known_video(ROWS, False, latents, TEXT) is None
-    through = conditioning(on_all_ranks=True).of_known_video(None, True, latents, TEXT)
+    assert conditioning(projection=None).of_known_video(ROWS, False, latents, TEXT, BLOCKS) is None
+    through = conditioning(on_all_ranks=True).of_known_video(None, True, latents, TEXT, BLOCKS)
     assert through is not None and not through.any() and through.shape == (2, 3, 6, DIM)
+
+
+def acting(num_layers: int | None = None, scale: float = 1.0) -> ActionConditioning:
+    projection = ActionModulationProjection(12, DIM, 5, num_layers=num_layers, layer_rank=6, zero_init=False)
+    return conditioning(projection=projection, scale=scale)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_layers", [None, 4])
+def test_vectors_become_modulation_of_every_frame(num_layers: int | None) -> None:
+    half = acting(num_layers, scale=0.5)
+    assert half.projection is not None
+    vectors = torch.randn(2, 5, 12)
+    assert torch.equal(half.of_action(vectors, 5, TEXT), 0.5 * half.projection(vectors))
+    alike = half.projection(vectors[:, :1].expand(-1, 5, -1))
+    assert torch.equal(half.of_action(vectors[:, 0], 5, TEXT), 0.5 * alike) and alike.any()
+
+
+@torch.no_grad()
+def test_ready_modulation_is_taken_as_it_is_where_there_is_an_action() -> None:
+    present = torch.tensor([[True, False, True], [False, True, True]])
+    for shape in ((2, 3, 6, DIM), (2, 3, 4, 6, DIM)):
+        ready = torch.randn(shape)
+        assert torch.equal(acting(scale=0.5).of_action(ready, 3, TEXT), ready)
+        partly = acting().of_action(ready, 3, TEXT, present)
+        assert torch.equal(partly[present], ready[present]) and not partly[~present].any()
+    assert acting().of_action(ready, 3, TEXT.double()).dtype == torch.float64
+
+
+def test_the_base_model_takes_no_actions_and_rows_need_a_schema() -> None:
+    with pytest.raises(ValueError, match="the base model takes no actions"):
+        conditioning(projection=None).of_action(torch.randn(2, 12), 3, TEXT)
+    with pytest.raises(ValueError, match="no action schema"):
+        conditioning(schema=None).encoded(ROWS, 3)

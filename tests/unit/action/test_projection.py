@@ -12,7 +12,6 @@ from torch import Tensor
 from lightning_action.action.projection import (
     ActionModulationProjection,
     FourierFeatures,
-    SummedModulation,
     null_where_absent,
 )
 from tests.helpers import fill
@@ -235,50 +234,3 @@ def test_the_per_layer_form_adds_only_the_bottleneck() -> None:
     assert per_layer.keys() - shared.keys() == {"layer_bottleneck.weight", "layer_bottleneck.bias"}
     assert tuple(per_layer["layer_bottleneck.weight"].shape) == (RANK, HIDDEN)
     assert tuple(per_layer["action_projection.weight"].shape) == (LAYERS * 6 * DIM, RANK)
-
-
-def several() -> SummedModulation:
-    style = ActionModulationProjection(WIDTH + 1, DIM, hidden_dim=HIDDEN + 2, num_layers=LAYERS, layer_rank=RANK)
-    fill(style, scale=1.0)
-    return SummedModulation({"action": perturbed(), "camera": perturbed(), "style": style})
-
-
-def test_modulations_add() -> None:
-    made = several()
-    action, camera, style = (torch.randn(BATCH, FRAMES, width) for width in (WIDTH, WIDTH, WIDTH + 1))
-    parts = made.projections
-    shared = made({"action": action, "camera": camera})
-    assert torch.equal(shared, parts["action"](action) + parts["camera"](camera))
-    per_layer = made({"action": action, "style": style})
-    assert per_layer.shape == (BATCH, FRAMES, LAYERS, 6, DIM)
-    assert torch.equal(per_layer, parts["action"](action)[:, :, None] + parts["style"](style))
-    assert torch.equal(made({"style": style}), parts["style"](style)), "a condition that is not given does not act"
-
-
-def test_each_condition_is_absent_where_it_says_so() -> None:
-    made = several()
-    action, camera = torch.randn(BATCH, FRAMES, WIDTH), torch.randn(BATCH, FRAMES, WIDTH)
-    present = torch.arange(BATCH * FRAMES).reshape(BATCH, FRAMES) % 3 > 0
-    out = made({"action": action, "camera": camera}, {"camera": present})
-    parts = made.projections
-    assert torch.equal(out, parts["action"](action) + parts["camera"](camera, present))
-    assert torch.equal(out[~present], parts["action"](action)[~present])
-
-
-def test_new_conditions_sum_to_exactly_zero_and_all_of_them_learn() -> None:
-    made = SummedModulation({"action": projection(), "camera": projection()})
-    out = made({"action": torch.randn(BATCH, FRAMES, WIDTH), "camera": torch.randn(BATCH, FRAMES, WIDTH)})
-    assert torch.equal(out, torch.zeros(shape_of({})))
-    (out - 1).square().sum().backward()
-    for name in ("action", "camera"):
-        grad = made.get_parameter(f"projections.{name}.action_projection.weight").grad
-        assert grad is not None and bool((grad != 0).any())
-
-
-def test_conditions_without_a_projection_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected conditions among \['action', 'camera', 'style'\], got \['stile'\]"):
-        several()({"stile": torch.randn(BATCH, FRAMES, WIDTH)})
-    with pytest.raises(ValueError, match=r"got \[\]"):
-        several()({})
-    with pytest.raises(ValueError, match="needs at least one projection"):
-        SummedModulation({})

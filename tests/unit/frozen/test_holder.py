@@ -70,9 +70,7 @@ def test_results_carry_no_gradient_and_no_dropout() -> None:
     latents = frozen.encode_video(video)
     assert torch.equal(latents, 2 * VIDEO)
     assert not latents.requires_grad
-    decoded = frozen.decode(latents.clone().requires_grad_())
-    assert torch.equal(decoded, VIDEO)
-    assert not decoded.requires_grad
+    assert torch.equal(frozen.decoder()(latents), VIDEO)
 
 
 class Holding(L.LightningModule):
@@ -101,16 +99,17 @@ def test_a_lightning_module_does_not_see_what_is_held() -> None:
 def test_networks_move_and_what_they_give_follows() -> None:
     text, vae = Text(), Vae()
     frozen = FrozenParts(text, vae)
-    frozen.to("meta")
-    assert text.linear.weight.device.type == vae.gain.device.type == "meta"
-    assert frozen.encode_text(["a"]).device.type == "meta"
+    assert frozen.encode_text(["a"], "meta").device.type == "meta"
+    assert text.linear.weight.device.type == "meta" and vae.gain.device.type == "cpu", "only what is needed moves"
+    frozen.decoder("meta")
+    assert vae.gain.device.type == "meta"
 
 
 def test_parts_without_weights_need_no_moving() -> None:
     frozen = FrozenParts(HashingTextEncoder(7, 5), Vae())
     assert frozen.encode_text(["a red disc"]).shape == (1, 5, 7)
-    frozen.to("meta")
-    assert frozen.encode_text(["a red disc"]).device.type == "meta"
+    half = frozen.encode_text(["a red disc"], "meta", torch.float16)
+    assert half.device.type == "meta" and half.dtype == torch.float16
 
 
 class Placed(TextEncoder):
@@ -142,8 +141,10 @@ def test_a_part_that_moves_itself_is_told_where_to() -> None:
     text = Placed()
     frozen = FrozenParts(text, Vae())
     frozen.load()
-    frozen.to("meta")
+    frozen.encode_text(["a"], "meta")
     assert text.device == torch.device("meta")
+    frozen.park()
+    assert text.device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -169,7 +170,7 @@ def test_the_fitted_codec_is_held_too() -> None:
     codec.fit(VIDEO)
     frozen = FrozenParts(HashingTextEncoder(), codec)
     assert not codec.training
-    assert frozen.decode(frozen.encode_video(VIDEO)).shape == VIDEO.shape
+    assert frozen.decoder()(frozen.encode_video(VIDEO)).shape == VIDEO.shape
 
 
 def test_pixels_for_users_are_in_the_unit_range() -> None:

@@ -119,7 +119,7 @@ def test_the_holder_loads_and_moves_it(tmp_path: Path, moved_first: bool) -> Non
     (tmp_path / "weight.txt").write_text("2")
     codec = Codec(str(tmp_path / "weight.txt"))
     frozen = FrozenParts(HashingTextEncoder(), codec)
-    for step in (lambda: frozen.to("meta"), frozen.load)[:: 1 if moved_first else -1]:
+    for step in (lambda: frozen.decoder("meta"), frozen.load)[:: 1 if moved_first else -1]:
         step()
     assert codec._model.weight.device.type == "meta"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.generation import clock as clock_module
-from lightning_action.generation.clock import BlockClock, Stopwatch
+from lightning_action.generation.clock import Clock
 
 
 @pytest.fixture(autouse=True)
@@ -21,38 +21,33 @@ def clock_that_ticks(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespac
     yield slept
 
 
-def test_blocks_and_decoding_are_timed_apart(clock_that_ticks: SimpleNamespace) -> None:
-    clock = BlockClock(torch.device("cpu"))
+def test_each_piece_of_a_stage_is_timed(clock_that_ticks: SimpleNamespace) -> None:
+    clock = Clock(torch.device("cpu"))
 
     def blocks() -> Iterator[Tensor]:
         for seconds in (10.0, 20.0):
             clock_that_ticks.seconds += seconds
             yield torch.tensor(seconds)
 
-    def decode(latents: Tensor) -> Tensor:
+    def decode(latents: Tensor, sign: int) -> Tensor:
         clock_that_ticks.seconds += 100
-        return -latents
+        return sign * latents
 
-    assert [clock.decoding(decode, block).item() for block in clock.blocks(blocks())] == [-10, -20]
-    assert clock.seconds() == {"block_seconds": [11, 21], "decode_seconds": 202}
+    decode_timed = clock.timed("vae", decode)
+    assert [decode_timed(block, sign=-1).item() for block in clock.blocks(blocks())] == [-10, -20]
+    assert clock.seconds() == {"blocks": [11, 21], "vae": [101, 101]}
 
 
-def test_without_decoding_nothing_is_said_about_it() -> None:
-    clock = BlockClock(torch.device("cpu"))
+def test_of_what_was_not_timed_nothing_is_said() -> None:
+    clock = Clock(torch.device("cpu"))
     assert len(list(clock.blocks([torch.zeros(2)]))) == 1
-    assert clock.seconds() == {"block_seconds": [1]}
+    assert clock.seconds() == {"blocks": [1]} and Clock(torch.device("cpu")).seconds() == {}
 
 
-def test_laps_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([10.0, 13.0, 20.0])
-    monkeypatch.setattr(clock_module, "perf_counter", lambda: next(times))
-    watch = Stopwatch(torch.device("cpu"), waits=True)
-    assert [watch.lap(), watch.lap()] == [3.0, 7.0]
+def test_an_error_is_no_end_of_the_blocks() -> None:
+    def blocks() -> Iterator[Tensor]:
+        yield torch.zeros(2)
+        raise ValueError("broken")
 
-
-@pytest.mark.parametrize("waits", [False, True])
-def test_an_accelerator_is_waited_for_where_asked(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[torch.device] = []
-    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
-    Stopwatch(torch.device("cuda"), waits).lap()
-    assert waited == ([torch.device("cuda")] if waits else [])
+    with pytest.raises(ValueError, match="broken"):
+        list(Clock(torch.device("cpu")).blocks(blocks()))

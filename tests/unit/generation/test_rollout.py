@@ -279,9 +279,10 @@ def test_modulation_may_follow_from_what_was_generated() -> None:
     generator, x = small_generator(), small_inputs(6)
     asked: list[tuple[range, int]] = []
 
-    def infer(block: range, history: list[Tensor]) -> Tensor | None:
-        asked.append((block, sum(part.shape[1] for part in history)))
-        return x["modulation"][:, block.start : block.stop] if history else None
+    def infer(block: range, history: Tensor) -> Tensor | None:
+        asked.append((block, history.shape[1]))
+        assert history.shape[2:] == x["clean"].shape[2:]
+        return x["modulation"][:, block.start : block.stop] if block.start else None
 
     run = session(generator, x["text"], BlockCausality(2), 6)
     inferred = torch.cat(list(rollout(run, 6, infer)), dim=1)

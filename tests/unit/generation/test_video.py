@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.generation.sampling import Sampling
-from lightning_action.generation.video import decode_behind, streamed_video, whole_video
+from lightning_action.generation.video import decode_behind, whole_video
 from tests.unit.test_module import LATENTS, ready
 
 SAMPLING = Sampling(num_inference_steps=2)
@@ -42,23 +42,32 @@ def test_a_video_of_one_block_and_of_none() -> None:
 @torch.no_grad()
 def test_video_is_the_same_at_once_overlapped_or_streamed() -> None:
     module, batch = ready(sampling=SAMPLING)
-    vae, device = module.frozen.vae, torch.device("cpu")
-    generated = whole_video(module.stream_latents(batch), vae, device)
-    overlapped = whole_video(module.stream_latents(batch), vae, device, overlaps=True)
-    assert torch.equal(generated.video, overlapped.video) and torch.equal(generated.latents, overlapped.latents)
-    blocks = list(streamed_video(module.stream_latents(batch), vae))
+    video, latents = whole_video(module.stream_latents(batch), module.frozen.decoder(), "cpu")
+    overlapped = whole_video(module.stream_latents(batch), module.frozen.decoder(), "cpu", overlaps=True)
+    assert torch.equal(video, overlapped[0]) and torch.equal(latents, overlapped[1])
+    assert latents.shape[1] == LATENTS
+    blocks = list(module.stream_video(batch))
     assert [block.shape[1] for block in blocks] == [1, 4, 4, 4, 4]
-    assert torch.equal(generated.video, torch.cat(blocks, dim=1))
-    assert len(generated.seconds["block_seconds"]) == LATENTS and generated.seconds["decode_seconds"] > 0
+    assert torch.equal(video, torch.cat(blocks, dim=1))
     module.sampling = replace(SAMPLING, seed=1)
-    assert not torch.equal(generated.video, module.generate(batch))
+    assert not torch.equal(video, module.generate(batch))
 
 
 @torch.no_grad()
 def test_values_that_are_not_finite_are_refused() -> None:
     module, batch = ready(sampling=SAMPLING)
     module.generator.head.head.bias.fill_(torch.nan)
-    vae = module.frozen.vae
-    for generate in (lambda: module.generate(batch), lambda: list(streamed_video(module.stream_latents(batch), vae))):
+    for generate in (module.generate, lambda batch: list(module.stream_video(batch))):
         with pytest.raises(RuntimeError, match="NaN or infinity: check the checkpoint"):
-            generate()
+            generate(batch)
+
+
+def test_asking_for_a_block_generates_it_and_no_more() -> None:
+    module, batch = ready(sampling=SAMPLING)
+    passes: list[int] = []
+    module.generator.head.register_forward_hook(lambda *_: passes.append(1))
+    stream = module.stream_video(batch)
+    next(stream)
+    known = len(passes)
+    next(stream)
+    assert len(passes) - known == SAMPLING.num_steps + 1 and known <= 1, "the first block is the start itself"
