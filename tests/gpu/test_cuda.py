@@ -17,8 +17,8 @@ from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generation.video import decode_behind
 from lightning_action.generator.attention import attend_flex, attend_masked, frame_mask
 from lightning_action.generator.causality import BlockCausality, teacher_forcing
-from tests.helpers import small_generator, small_inputs
-from tests.wan_parts import GEOMETRY, small_umt5, small_vae, video, write_word_tokenizer
+from tests.support.small_generator import small_generator, small_inputs
+from tests.support.wan_parts import GEOMETRY, small_umt5, small_vae, video, write_word_tokenizer
 
 
 def test_flex_attention_agrees_with_the_mask() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks import gpu
 from lightning_action.cli import main, selfcheck
 from lightning_action.weights.safetensors_files import write_safetensors
-from tests.wan_release import VERSIONS, small_arguments, write_release
+from tests.support.wan_release import VERSIONS, small_arguments, write_release
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

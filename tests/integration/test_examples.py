@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from tests.short_fits import events
+from tests.support.short_fits import events
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 SCALARS = {

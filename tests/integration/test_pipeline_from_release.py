@@ -11,8 +11,8 @@ from lightning_action import ActionCausalInferencePipeline, ActionModulationProj
 from lightning_action.weights.names import to_diffusers_name
 from lightning_action.weights.release import RELEASE_VARIABLE
 from lightning_action.weights.safetensors_files import write_safetensors
-from tests.helpers import fill
-from tests.wan_parts import small_umt5, small_vae, write_word_tokenizer
+from tests.support.small_generator import fill
+from tests.support.wan_parts import small_umt5, small_vae, write_word_tokenizer
 
 PROMPTS = ["a red disc moves left", "the fox"]
 

@@ -36,7 +36,7 @@ from lightning_action.generation.sampling import Sampling
 from lightning_action.module import ActionVideoModule
 from lightning_action.optimization import Optimization
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL
-from tests.small_demo import small_data, small_demo
+from tests.support.small_demo import small_data, small_demo
 
 # Five batches an epoch; 13 steps end in the middle of the third.
 END = 13

@@ -28,7 +28,7 @@ from lightning_action.distributed.fsdp2 import FSDP2Strategy
 from lightning_action.weights.checkpoint import read_generator
 from lightning_action.weights.low_rank import read_low_rank
 from lightning_action.weights.tensor_files import read_tensors
-from tests.malice import POISONS, Touches, poison_tensors
+from tests.support.malice import POISONS, Touches, poison_tensors
 from tests.unit.distributed.test_sharded_checkpoints import TwoParts
 from tests.unit.pipeline.test_parts import CONFIG, write_run
 from tests.unit.test_run import as_folder

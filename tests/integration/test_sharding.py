@@ -15,8 +15,8 @@ from torch import Tensor
 from lightning_action.cli import main
 from lightning_action.cli.trainer_verbs import run
 from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, small
-from tests.integration.uneven_videos import NUM_LATENTS
-from tests.two_ranks import RankFailed, run_on_two
+from tests.support.two_ranks import RankFailed, run_on_two
+from tests.support.uneven_videos import NUM_LATENTS
 
 pytestmark = pytest.mark.distributed
 SHORT = """
@@ -27,7 +27,7 @@ trainer:
   callbacks:
     - class_path: lightning_action.callbacks.FreezeBackboneFirst
       init_args: {backbone: [generator], unfreeze_at_step: 8, warmup_steps: 4}
-    - class_path: tests.integration.recorded_losses.RecordedLosses
+    - class_path: tests.support.recorded_losses.RecordedLosses
 checkpoint: {every_n_train_steps: 6, save_top_k: -1}
 """
 FSDP = (f"--config={ROOT / 'configs' / 'fsdp.yaml'}", "--model.sharding.param_dtype=float32")
@@ -117,7 +117,7 @@ def test_a_rank_killed_while_it_writes_a_checkpoint_loses_nothing_older(workshop
     (workshop / "killer.yaml").write_text(f"""
 trainer:
   callbacks+:
-    - class_path: tests.integration.killed_while_writing.KilledWhileWriting
+    - class_path: tests.support.killed_while_writing.KilledWhileWriting
       init_args: {{folder: {checkpoints}, step: 11}}
 """)
     command = fit(workshop, "killed", EACH_HALF, *FSDP, f"--config={workshop / 'killer.yaml'}")
@@ -188,7 +188,7 @@ def test_three_states_with_lora_averages_statistics_and_checkpointing(workshop: 
 DROPPED = """
 trainer:
   max_steps: 4
-  callbacks: [tests.integration.dropped_actions.DroppedActions]
+  callbacks: [tests.support.dropped_actions.DroppedActions]
 """
 
 
@@ -245,7 +245,7 @@ def assert_average_is_exported(workshop: Path, name: str, expected: dict[str, An
 
 def predict(workshop: Path, name: str, *more: str) -> list[str]:
     """Five videos of five lengths, which Lightning's own sampler shares out unevenly."""
-    videos = "data: {class_path: tests.integration.uneven_videos.UnevenVideos}"
+    videos = "data: {class_path: tests.support.uneven_videos.UnevenVideos}"
     (workshop / "uneven.yaml").write_text(videos)
     arguments = [argument for argument in small("predict", workshop / name) if "--data" not in argument]
     return [*arguments, f"--config={workshop / 'uneven.yaml'}", at_step(workshop, "one", 18), *more, "--allow=tests"]

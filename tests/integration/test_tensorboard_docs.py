@@ -27,7 +27,7 @@ from lightning_action.callbacks.tensorboard_layout import DEFAULT_LAYOUT
 from lightning_action.cli import trainer_verbs
 from lightning_action.data.sprite_data import SpriteDataset
 from lightning_action.data.sprite_world import MovingSpriteWorld
-from tests.short_fits import quiet_trainer
+from tests.support.short_fits import quiet_trainer
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tensorboard.md"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_action.cli.trainer_verbs import run
-from tests.wan_release import VERSIONS, small_arguments, write_release
+from tests.support.wan_release import VERSIONS, small_arguments, write_release
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_action.generator.image import ImageCondition
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.names import from_diffusers_name, to_diffusers_name
-from tests.helpers import fill
+from tests.support.small_generator import fill
 
 SIZES = {"out_dim": 6, "freq_dim": 20, "text_dim": 11, "ffn_dim": 52}
 

@@ -16,7 +16,7 @@ from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.checkpoint import read_generator
 from lightning_action.weights.names import to_diffusers_name
 from lightning_action.weights.size import generator_arguments
-from tests.helpers import fill
+from tests.support.small_generator import fill
 
 MAX_SHARD_SIZE = [None, "60KB"]
 

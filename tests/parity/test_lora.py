@@ -15,7 +15,7 @@ from lightning_action.checkpoints.lora import LoRASettings, inject_lora, merged_
 from lightning_action.weights.low_rank import add_changes, read_low_rank, scales
 from lightning_action.weights.names import from_diffusers_name
 from lightning_action.weights.tensor_files import as_lazy
-from tests.helpers import fill, small_generator
+from tests.support.small_generator import fill, small_generator
 
 TARGETS = ["q", "o", "ffn.2"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_action.frozen.umt5 import UMT5TextEncoder
-from tests.helpers import small_generator
-from tests.wan_parts import small_umt5, write_word_tokenizer
+from tests.support.small_generator import small_generator
+from tests.support.wan_parts import small_umt5, write_word_tokenizer
 
 PROMPTS = ["a red  disc\nmoves left", "", "the quick fox &amp;amp; an unknown word", "a red disc moves left"]
 CLEANED = ["a red disc moves left", "", "the quick fox & an unknown word", "a red disc moves left"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.frozen.wan_vae import WanVideoVAE
-from tests.wan_parts import GEOMETRY, small_vae, video
+from tests.support.wan_parts import GEOMETRY, small_vae, video
 
 # Float32: diffusers takes one convolution over all latents, where ours goes latent by latent.
 TOLERANCE = 1e-5

@@ -15,7 +15,7 @@ from lightning_action.checkpoints.adapter import write_adapter
 from lightning_action.checkpoints.lora import LoRASettings, base_state_dict, lora_state_dict
 from lightning_action.distributed.sharding import Sharding
 from lightning_action.weights.safetensors_files import write_safetensors
-from tests.helpers import fill, small_generator
+from tests.support.small_generator import fill, small_generator
 
 SHARDING = Sharding(param_dtype="float32")
 LORA = LoRASettings(rank=3, target_modules=["q", "ffn.0"])

@@ -24,8 +24,8 @@ from lightning_action.generation.sampling import Sampling
 from lightning_action.generator.acceleration import Acceleration
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.optimization import Optimization
-from tests.helpers import fill, small_generator
-from tests.small_module import small_module
+from tests.support.small_generator import fill, small_generator
+from tests.support.small_module import small_module
 
 LATENTS = 5
 

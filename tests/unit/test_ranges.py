@@ -9,8 +9,8 @@ from lightning_action.action.schema import ActionPart
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.generation.sampling import Sampling
 from lightning_action.optimization import Optimization
-from tests.helpers import small_generator
-from tests.small_module import small_module
+from tests.support.small_generator import small_generator
+from tests.support.small_module import small_module
 
 NAN, INF = float("nan"), float("inf")
 

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import save
 from lightning_action import ActionCausalInferencePipeline, load_run
 from lightning_action.cli.export import run_export
 from lightning_action.run import build_module
-from tests.malice import Touches
+from tests.support.malice import Touches
 from tests.unit.pipeline.test_parts import CONFIG, write_run
 
 GONE = {"class_path": "module_that_is_gone.Videos", "init_args": {"folder": "/gone"}}

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from lightning_action.callbacks import ActionSensitivity, DriftMonitor, PredictionWriter, RolloutLogger
-from tests import short_fits
-from tests.someones_dit import NUM_FRAMES, MovingSpots, SomeonesDiT
+from tests.support import short_fits
+from tests.support.someones_dit import NUM_FRAMES, MovingSpots, SomeonesDiT
 
 GLOBAL_BATCH, NUM_TRAINING, NUM_VALIDATION, NUM_PREDICTED = 4, 24, 4, 5
 

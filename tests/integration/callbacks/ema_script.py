@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from lightning_action.callbacks import EMA
-from tests.short_fits import quiet_trainer
-from tests.someones_dit import SomeonesDiT, moving_spots
+from tests.support.short_fits import quiet_trainer
+from tests.support.someones_dit import SomeonesDiT, moving_spots
 
 DECAY, EPOCHS, SAMPLES_PER_STEP = 0.8, 3, 4
 State = dict[str, Tensor]

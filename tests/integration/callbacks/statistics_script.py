@@ -29,8 +29,8 @@ from lightning_action.callbacks import (
 )
 from lightning_action.callbacks.support.collectives import num_copies
 from lightning_action.callbacks.support.gradient_sums import GradientSums, reduce
-from tests import short_fits
-from tests.someones_dit import MovingSpots, SomeonesDiT
+from tests.support import short_fits
+from tests.support.someones_dit import MovingSpots, SomeonesDiT
 
 GLOBAL_BATCH, NUM_SAMPLES, NUM_VALIDATION = 4, 40, 8
 # The last step is not logged, so that something is pending when the fit ends.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lightning_action import ActionModulationProjection
 from lightning_action.callbacks import ActionModulationMonitor, ActionModulationWarning
-from tests.short_fits import quiet_trainer
-from tests.small_demo import build_projection, small_data, small_demo
+from tests.support.short_fits import quiet_trainer
+from tests.support.small_demo import build_projection, small_data, small_demo
 
 STEPS = 16
 

@@ -10,9 +10,9 @@ from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from lightning_action.callbacks import EMA
 from tests.integration.callbacks import ema_script
 from tests.integration.callbacks.ema_script import STRATEGIES, Model, Watcher, equal, weights
-from tests.short_fits import quiet_trainer
-from tests.someones_dit import moving_spots
-from tests.two_processes import facts_of
+from tests.support.short_fits import quiet_trainer
+from tests.support.someones_dit import moving_spots
+from tests.support.two_processes import facts_of
 
 pytestmark = pytest.mark.distributed
 

@@ -17,7 +17,7 @@ from lightning_action.callbacks import (
     NoiseLevelLoss,
     ThroughputMonitor,
 )
-from tests import short_fits
+from tests.support import short_fits
 from tests.unit.test_module import build, data
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_action.callbacks import EMA, FreezeBackboneFirst
-from tests.short_fits import quiet_trainer
+from tests.support.short_fits import quiet_trainer
 
 STEPS_PER_EPOCH = 2
 LORA = {"name": "lora", "backbone": ["generator.*.lora_*"]}

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_action import callbacks as ours
-from tests.short_fits import quiet_trainer, scalars
-from tests.small_demo import small_data, small_demo
+from tests.support.short_fits import quiet_trainer, scalars
+from tests.support.small_demo import small_data, small_demo
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "examples"
 STEPS = 20

@@ -15,7 +15,7 @@ from lightning_action.action.modules import ConvActionModule, DiscreteActionModu
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.generator.causality import BlockCausality
-from tests.helpers import fill, small_generator
+from tests.support.small_generator import fill, small_generator
 
 BATCH, LATENT, TEXT, ACTION, HIDDEN = 3, 5, 7, 2, 8
 

@@ -14,7 +14,7 @@ from lightning_action.action.projection import (
     FourierFeatures,
     null_where_absent,
 )
-from tests.helpers import fill
+from tests.support.small_generator import fill
 
 BATCH, FRAMES, WIDTH, DIM, HIDDEN, LAYERS, RANK = 2, 5, 3, 8, 7, 4, 6
 FORMS: list[dict[str, Any]] = [{}, {"num_layers": LAYERS, "layer_rank": RANK}]

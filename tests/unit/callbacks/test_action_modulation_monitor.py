@@ -15,8 +15,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from lightning_action.callbacks import ActionModulationMonitor, ActionModulationWarning
-from tests import short_fits
-from tests.someones_dit import DIM, NUM_FRAMES, NUM_LAYERS, ActionEncoder, SomeonesDiT, moving_spots
+from tests.support import short_fits
+from tests.support.someones_dit import DIM, NUM_FRAMES, NUM_LAYERS, ActionEncoder, SomeonesDiT, moving_spots
 
 NAMES = {
     "projection": "action_encoder",

@@ -21,8 +21,8 @@ from lightning_action.callbacks.action_sensitivity import (
     action_variants,
     compare_predictions,
 )
-from tests.short_fits import quiet_trainer, scalars
-from tests.someones_dit import MovingSpots, SomeonesDiT, moving_spots
+from tests.support.short_fits import quiet_trainer, scalars
+from tests.support.someones_dit import MovingSpots, SomeonesDiT, moving_spots
 
 TIMESTEPS = [250.0, 700.0]
 SAMPLES, SEEDS, SCALE = 5, 2, 3.0

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import DriftMonitor, DriftWarning, RolloutLogger
 from lightning_action.callbacks.drift_monitor import FIGURES, STATISTICS
-from tests.short_fits import quiet_trainer, scalars
+from tests.support.short_fits import quiet_trainer, scalars
 
 B, T, H, W = 3, 19, 7, 11
 ROWS = 5

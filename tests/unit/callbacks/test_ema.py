@@ -20,8 +20,8 @@ from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_action.callbacks import EMA, FreezeBackboneFirst
-from tests.short_fits import quiet_trainer
-from tests.someones_dit import SomeonesDiT, moving_spots
+from tests.support.short_fits import quiet_trainer
+from tests.support.someones_dit import SomeonesDiT, moving_spots
 
 STEPS_PER_EPOCH = 3
 States = list[dict[str, Tensor]]

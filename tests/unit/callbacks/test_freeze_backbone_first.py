@@ -24,7 +24,7 @@ from transformers.optimization import Adafactor
 
 from lightning_action.callbacks import FreezeBackboneFirst
 from lightning_action.callbacks.support.optimizer_groups import materialize_state
-from tests.foreign_optimizers import WithoutHooks
+from tests.support.foreign_optimizers import WithoutHooks
 
 STEPS_PER_EPOCH = 3
 

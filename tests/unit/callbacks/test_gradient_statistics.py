@@ -17,9 +17,9 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrateg
 from torch import Tensor, nn
 
 from lightning_action.callbacks import GradientStatistics, NonFiniteGradientWarning
-from tests import short_fits
-from tests.foreign_optimizers import WithoutHooks
-from tests.someones_dit import SomeonesDiT, moving_spots
+from tests.support import short_fits
+from tests.support.foreign_optimizers import WithoutHooks
+from tests.support.someones_dit import SomeonesDiT, moving_spots
 
 TOLERANCE = 1e-6
 CLIP = 0.05

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import NoiseLevelLoss
-from tests import short_fits
-from tests.short_fits import Shown
-from tests.someones_dit import SomeonesDiT, moving_spots
+from tests.support import short_fits
+from tests.support.short_fits import Shown
+from tests.support.someones_dit import SomeonesDiT, moving_spots
 
 NUM_BINS = 4
 NAMES = ["0000-0250", "0250-0500", "0500-0750", "0750-1000"]

@@ -20,7 +20,7 @@ from lightning_action.callbacks import EMA, PredictionWriter, prediction_writer
 from lightning_action.callbacks.support.files import replacing
 from lightning_action.callbacks.support.pictures import CAPTION_HEIGHT, GAP
 from lightning_action.callbacks.support.prediction_records import FolderClaim
-from tests.short_fits import quiet_trainer
+from tests.support.short_fits import quiet_trainer
 
 NUM_SAMPLES, B, T, H, W = 5, 3, 7, 12, 20
 ENLARGED = (240, 400)  # the shorter side has at least 240 pixels

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from lightning_action.callbacks import RolloutLogger, rollout_logger
 from lightning_action.callbacks.rollout_logger import default_actions, probe_script
 from lightning_action.callbacks.support.pictures import CAPTION_HEIGHT, GAP, from_image
-from tests.short_fits import events, quiet_trainer
+from tests.support.short_fits import events, quiet_trainer
 
 B, T, H, W = 3, 9, 20, 24
 ROWS, COLUMNS = T - 1, 2

@@ -20,8 +20,8 @@ from lightning_action.callbacks import (
     ThroughputMonitor,
 )
 from lightning_action.callbacks.tensorboard_layout import DEFAULT_LAYOUT
-from tests.short_fits import events, fit, quiet_trainer
-from tests.someones_dit import moving_spots
+from tests.support.short_fits import events, fit, quiet_trainer
+from tests.support.someones_dit import moving_spots
 from tests.unit.callbacks.test_action_sensitivity import Probed
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import ThroughputMonitor, throughput_monitor
-from tests import short_fits
-from tests.someones_dit import SomeonesDiT, moving_spots
+from tests.support import short_fits
+from tests.support.someones_dit import SomeonesDiT, moving_spots
 
 B, T, F = 2, 9, 3
 # The first step, which warms up, would spoil every figure.

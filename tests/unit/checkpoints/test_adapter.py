@@ -16,7 +16,7 @@ from lightning_action.checkpoints.lora import LoRASettings, inject_lora, split_p
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.fingerprint import fingerprint
 from lightning_action.weights.safetensors_files import read_metadata, read_safetensors, write_safetensors
-from tests.helpers import fill, small_generator, small_inputs
+from tests.support.small_generator import fill, small_generator, small_inputs
 
 SCHEMA = ActionSchema([ActionPart("move", size=2, low=[-2.0, 0.0], high=3.0), ActionPart("jump", "discrete", 3)])
 SETTINGS = LoRASettings(rank=3, alpha=1.5, target_modules=["q", "ffn.0"])

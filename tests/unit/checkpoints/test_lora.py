@@ -23,7 +23,7 @@ from lightning_action.checkpoints.lora import (
     split_parameters,
 )
 from lightning_action.generator.model import CausalWanModel
-from tests.helpers import small_generator, small_inputs
+from tests.support.small_generator import small_generator, small_inputs
 
 SETTINGS = LoRASettings(rank=3, alpha=1.5, target_modules=["q", "ffn.0"])
 

@@ -22,7 +22,7 @@ from lightning_action.frozen.linear_codec import LinearVideoCodec
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.names import to_diffusers_name
 from lightning_action.weights.safetensors_files import write_safetensors
-from tests.helpers import fill, small_generator
+from tests.support.small_generator import fill, small_generator
 
 
 class Videos:

@@ -22,8 +22,8 @@ from lightning_action.generation.sampling import Sampling
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.cost import Parameters, count
 from lightning_action.generator.kv_cache import KVCache
-from tests.helpers import small_generator
-from tests.small_module import batch_of, small_module
+from tests.support.small_generator import small_generator
+from tests.support.small_module import batch_of, small_module
 
 FLOAT32 = Precision(torch.float32, torch.float32, torch.float32)
 

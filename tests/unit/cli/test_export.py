@@ -25,7 +25,7 @@ from lightning_action.weights.release import RELEASE_VARIABLE
 from lightning_action.weights.safetensors_files import read_metadata
 from lightning_action.weights.size import generator_arguments
 from lightning_action.weights.tensor_files import read_tensors
-from tests.helpers import fill, small_generator
+from tests.support.small_generator import fill, small_generator
 
 Write = Callable[..., None]
 

@@ -15,8 +15,8 @@ from lightning_action.frozen.linear_codec import LinearVideoCodec
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.generation.sampling import Sampling
 from lightning_action.module import ActionVideoModule
-from tests.helpers import small_generator
-from tests.small_module import batch_of, small_module
+from tests.support.small_generator import small_generator
+from tests.support.small_module import batch_of, small_module
 
 
 @pytest.mark.parametrize("trains", [True, False])

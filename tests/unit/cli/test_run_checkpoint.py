@@ -10,7 +10,7 @@ import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lightning_action.cli.run_checkpoint import RunCheckpoint
-from tests.short_fits import quiet_trainer
+from tests.support.short_fits import quiet_trainer
 
 
 class Handlers(L.Callback):

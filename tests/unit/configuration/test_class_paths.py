@@ -112,7 +112,7 @@ def test_other_modules_are_imported_only_if_they_are_named(beside: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "path", ["lightning_action.tests.malice.Touches", "lightning_action.configs.x.Y", "lightning_action.main.X"]
+    "path", ["lightning_action.tests.support.malice.Touches", "lightning_action.configs.x.Y", "lightning_action.main.X"]
 )
 def test_a_folder_that_a_checkout_adds_to_the_package_is_no_part_of_it(tmp_path: Path, path: str) -> None:
     with pytest.raises(ValueError, match=f"names '{path}', which is no part of lightning_action"):

@@ -17,7 +17,7 @@ from lightning_action.diffusion.objectives import (
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import ImageCondition
 from lightning_action.seeding import generator_for
-from tests.helpers import small_generator, small_inputs
+from tests.support.small_generator import small_generator, small_inputs
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

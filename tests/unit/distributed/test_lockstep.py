@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_action.distributed.lockstep import Lockstep, idle_pass
 from lightning_action.generation.rollout import count_passes, rollout
 from lightning_action.generator.causality import BlockCausality
-from tests.helpers import small_generator
+from tests.support.small_generator import small_generator
 from tests.unit.generation.test_rollout import EULER, FEW, SHAPE, session
 
 

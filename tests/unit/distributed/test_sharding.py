@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from lightning_action.distributed.lockstep import Lockstep
 from lightning_action.distributed.sharding import Sharding, is_sharded, keep_gathered, shard, shard_generator
 from lightning_action.generator.causality import BlockCausality
-from tests.helpers import small_generator, small_inputs
+from tests.support.small_generator import small_generator, small_inputs
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -15,7 +15,7 @@ from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.umt5 import UMT5TextEncoder, clean_prompt
 from lightning_action.frozen.umt5_format import to_original_name
 from lightning_action.frozen.wan_vae import WanVideoVAE
-from tests.wan_parts import WORDS, small_umt5, write_word_tokenizer
+from tests.support.wan_parts import WORDS, small_umt5, write_word_tokenizer
 
 PROMPTS = ["a red disc", "", "the quick fox moves left and right"]
 

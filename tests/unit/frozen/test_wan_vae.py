@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.frozen.wan_vae_format import WanVaeLayout, config_of, to_original_name
-from tests.wan_parts import GEOMETRY, small_vae, video
+from tests.support.wan_parts import GEOMETRY, small_vae, video
 
 LAYOUTS = {"2.1": WanVaeLayout(False, 4, 1), "2.2": WanVaeLayout(True, 4, 1)}
 

@@ -18,7 +18,7 @@ from lightning_action.frozen.wan_vae_format import (
     to_diffusers_name,
     to_original_name,
 )
-from tests.wan_parts import small_vae
+from tests.support.wan_parts import small_vae
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 

@@ -17,7 +17,7 @@ from lightning_action.generator import attention
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
-from tests.helpers import small_generator, small_inputs
+from tests.support.small_generator import small_generator, small_inputs
 
 SCHEDULE = FlowMatchSchedule(5.0)
 FEW = partial(few_step, timesteps=(1000.0, 750.0, 400.0), schedule=SCHEDULE)

@@ -7,7 +7,7 @@ import torch
 
 from lightning_action.generator.acceleration import Quantization, quantize_layers
 from lightning_action.generator.causality import BlockCausality
-from tests.helpers import small_generator, small_inputs
+from tests.support.small_generator import small_generator, small_inputs
 
 
 @pytest.mark.parametrize(("quantization", "error"), [("fp8_weight_only", 0.06), ("int8_weight_only", 0.02)])

@@ -28,7 +28,7 @@ from lightning_action.generator.cost import (
 from lightning_action.generator.image import ImageCondition
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
-from tests.helpers import small_generator, small_inputs
+from tests.support.small_generator import small_generator, small_inputs
 
 PUBLISHED = {
     "1.3B": {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30},

@@ -10,7 +10,7 @@ from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import ImageCondition, ImageEmbedding, mask_and_latents
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
-from tests.helpers import fill, small_generator, small_inputs
+from tests.support.small_generator import fill, small_generator, small_inputs
 
 CAUSALITY = BlockCausality(2, 4, 1)
 

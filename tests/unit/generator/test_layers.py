@@ -7,7 +7,7 @@ from torch import Tensor
 from lightning_action.generator.attention import attend_dense
 from lightning_action.generator.layers import CrossAttention, Head, KeysValues, RMSNorm, WanLayer, per_token
 from lightning_action.generator.rope import rotation
-from tests.helpers import fill
+from tests.support.small_generator import fill
 
 
 def test_rms_norm() -> None:

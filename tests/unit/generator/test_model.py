@@ -7,7 +7,7 @@ from torch import Tensor
 from lightning_action.generator import attention
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
-from tests.helpers import small_generator, small_inputs
+from tests.support.small_generator import small_generator, small_inputs
 
 CAUSALITIES = [
     BlockCausality(1),

@@ -25,7 +25,7 @@ from lightning_action.generation.sampling import Sampling
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import ImageCondition
 from lightning_action.generator.model import CausalWanModel
-from tests.helpers import fill, small_generator
+from tests.support.small_generator import fill, small_generator
 
 SHAPE = (5, 4, 3)
 PROMPTS = ["a red disc", "two"]

@@ -30,7 +30,7 @@ from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.release import RELEASE_VARIABLE
-from tests.helpers import fill, small_generator
+from tests.support.small_generator import fill, small_generator
 
 SIZES: dict[str, Any] = {"in_dim": 5, "out_dim": 5, "patch_size": (1, 2, 1), "freq_dim": 14, "text_dim": 9}
 NOISE = torch.randn(1, 3, 5, 4, 3, generator=torch.Generator().manual_seed(3))

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_action.weights.checkpoint import read_action_projection, read_generator
 from lightning_action.weights.names import to_diffusers_name
 from lightning_action.weights.safetensors_files import write_safetensors
-from tests.helpers import small_generator
+from tests.support.small_generator import small_generator
 
 OURS: dict[str, Tensor] = dict(small_generator(1).state_dict())
 OTHER = {name: tensor + 1 for name, tensor in OURS.items()}

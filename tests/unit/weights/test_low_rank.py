@@ -15,7 +15,7 @@ from lightning_action.weights.low_rank import add_changes, read_low_rank
 from lightning_action.weights.names import to_diffusers_name
 from lightning_action.weights.safetensors_files import write_safetensors
 from lightning_action.weights.tensor_files import as_lazy
-from tests.helpers import small_generator
+from tests.support.small_generator import small_generator
 
 RANK, ALPHA = 3, 1.5
 BASE: dict[str, Tensor] = dict(small_generator(1).state_dict())

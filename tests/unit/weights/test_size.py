@@ -10,7 +10,7 @@ import torch
 
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.size import detect_size, generator_arguments
-from tests.helpers import small_generator
+from tests.support.small_generator import small_generator
 
 SIZES: dict[str, dict[str, Any]] = {
     "1.3B": {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30},

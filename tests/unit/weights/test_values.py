@@ -15,7 +15,7 @@ from lightning_action.checkpoints.pretrained import load_generator
 from lightning_action.weights.fit import load_strictly
 from lightning_action.weights.safetensors_files import write_safetensors
 from lightning_action.weights.values import DTYPES, is_finite, require_finite
-from tests.helpers import small_generator
+from tests.support.small_generator import small_generator
 
 OURS: dict[str, Tensor] = dict(small_generator(1).state_dict())
 NAME = "blocks.1.ffn.0.weight"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lightning_action.callbacks.support import log_writing
 from lightning_action.callbacks.support.pictures import encode_gif
-from tests import short_fits
+from tests.support import short_fits
 
 
 def build_trainer(folder: Path, *loggers: Logger, **options: Any) -> Trainer:

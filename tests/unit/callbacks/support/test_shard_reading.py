@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from lightning_action.callbacks.support.shard_reading import load_shards, read_shard_metadata
-from tests.malice import POISONS, Touches
+from tests.support.malice import POISONS, Touches
 
 VALUES: dict[str, Any] = {"name": "action", "betas": (0.9, 0.95), "foreach": None, "lr": 0.25}
 

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lightning_action.callbacks.support.validation_interval import EveryNValidations
-from tests.short_fits import quiet_trainer
+from tests.support.short_fits import quiet_trainer
 
 
 class Due(EveryNValidations):

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Every number of steps that a configuration sets, wherever it stands.
 _STEPS = {
     *("max_steps", "val_check_interval", "log_every_n_steps", "every_n_train_steps"),

@@ -13,7 +13,7 @@ from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.optimization import Optimization
-from tests.helpers import fill
+from tests.support.small_generator import fill
 
 
 def small_data() -> SpriteDataModule:

@@ -8,8 +8,8 @@ import torch
 
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.safetensors_files import write_safetensors
-from tests.helpers import fill
-from tests.wan_parts import GEOMETRY, small_umt5, small_vae
+from tests.support.small_generator import fill
+from tests.support.wan_parts import GEOMETRY, small_umt5, small_vae
 
 VERSIONS = {"wan2.1_1.3b": "2.1", "wan2.1_14b": "2.1", "wan2.2_5b": "2.2", "longlive_action": "2.1"}
 _IMAGE_SIZES = {"2.1": "[32, 48]", "2.2": "[64, 96]"}

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.two_processes import ROOT
+from tests.support.two_processes import ROOT
 
 NUM_RANKS = 2
 _TIMEOUT_SECONDS = 300

@@ -13,7 +13,7 @@ from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.linear_codec import LinearVideoCodec
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.module import ActionVideoModule
-from tests.helpers import small_generator
+from tests.support.small_generator import small_generator
 
 
 def small_module(device: str = "meta", **changes: Any) -> ActionVideoModule:
