@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_action.callbacks import EMA, GradientStatistics
 from lightning_action.distributed.fsdp2 import FSDP2Strategy
 from lightning_action.distributed.sharding import Sharding
-from tests.unit.test_module import build, data, trainer
+from tests.support.sprite_module import build, data, trainer
 
 
 def fit_and_predict(folder: Path, strategy: Any, accelerator: str) -> list[Tensor]:

@@ -22,34 +22,12 @@ from lightning_action.cli import main
 from lightning_action.cli.check import run_check
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.trainer_verbs import ActionVideoCLI, run, warn_of_another_place
+from tests.support.small_commands import ACTION, ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, small
 
-ROOT = Path(__file__).parents[2]
-SMALL_MODEL = [
-    "--model.generator.init_args.dim=24",
-    "--model.generator.init_args.ffn_dim=32",
-    "--model.generator.init_args.num_heads=2",
-    "--model.generator.init_args.num_layers=2",
-]
-SMALL_DATA = [
-    "--data.init_args.batch_size=4",
-    "--data.init_args.train_size=16",
-    "--data.init_args.validation_size=4",
-    "--data.init_args.test_size=6",
-    "--data.init_args.predict_size=3",
-    "--data.init_args.num_latents=5",
-]
-ACTION = ["--model.action_projection.init_args.num_layers=2", "--model.sampling.num_inference_steps=2"]
 QUALITY = {
     *("sign_accuracy", "gain_x", "gain_y", "r2_x", "r2_y", "lag_frames"),
     *("delta_psnr_db", "shuffle_win_rate", "ade_px"),
 }
-
-
-def small(verb: str, folder: Path, *more: str) -> list[str]:
-    config = str(ROOT / "configs" / "demo.yaml")
-    pretrained = f"--model.pretrained={folder / 'backbone'}"
-    root = f"--trainer.default_root_dir={folder}"
-    return [verb, f"--config={config}", root, pretrained, *SMALL_MODEL, *SMALL_DATA, *ACTION, *more]
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +47,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     run(small("fit", folder, "--trainer.max_steps=6", "--trainer.val_check_interval=3"))
     yield folder
-
-
-def checkpoint(folder: Path) -> str:
-    return f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
 
 
 def test_fit_leaves_checkpoint_backbone_config_and_tensorboard(trained: Path) -> None:

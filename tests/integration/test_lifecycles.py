@@ -14,8 +14,8 @@ from torch import Tensor
 from lightning_action import load_run
 from lightning_action.cli import main
 from lightning_action.cli.trainer_verbs import run
-from tests.integration.test_command_line import ACTION, SMALL_DATA, SMALL_MODEL
 from tests.support.shipped import CONFIGS, shorter
+from tests.support.small_commands import ACTION, SMALL_DATA, SMALL_MODEL
 from tests.support.two_ranks import run_on_two
 from tests.support.wan_release import VERSIONS, small_arguments, write_release
 

@@ -12,7 +12,7 @@ import yaml
 
 from lightning_action.cli import main
 from lightning_action.cli.trainer_verbs import run
-from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, small
+from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, small
 
 CONFIGS = ROOT / "configs"
 WRITER = "--trainer.callbacks=lightning_action.callbacks.PredictionWriter"

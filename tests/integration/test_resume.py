@@ -35,7 +35,7 @@ from lightning_action.distributed.fsdp2 import FSDP2Strategy
 from lightning_action.generation.sampling import Sampling
 from lightning_action.module import ActionVideoModule
 from lightning_action.optimization import Optimization
-from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL
+from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL
 from tests.support.small_demo import small_data, small_demo
 
 # Five batches an epoch; 13 steps end in the middle of the third.

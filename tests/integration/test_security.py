@@ -29,9 +29,8 @@ from lightning_action.weights.checkpoint import read_generator
 from lightning_action.weights.low_rank import read_low_rank
 from lightning_action.weights.tensor_files import read_tensors
 from tests.support.malice import POISONS, Touches, poison_tensors
-from tests.unit.distributed.test_sharded_checkpoints import TwoParts
-from tests.unit.pipeline.test_parts import CONFIG, write_run
-from tests.unit.test_run import as_folder
+from tests.support.two_parts import TwoParts
+from tests.support.written_run import CONFIG, as_folder, write_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 # The rows of the page, by how they begin.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_action.cli import main
 from lightning_action.cli.trainer_verbs import run
-from tests.integration.test_command_line import ROOT, SMALL_DATA, SMALL_MODEL, small
+from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL, small
 from tests.support.two_ranks import RankFailed, run_on_two
 from tests.support.uneven_videos import NUM_LATENTS
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_action.frozen.wan_vae_format import WanVaeLayout, to_original_name
+
 # What `WanVideoVAE` is told about them.
 GEOMETRY: dict[str, dict[str, Any]] = {
     "2.1": {"latent_dim": 16, "spatial_compression_ratio": 8},
@@ -29,6 +31,7 @@ _VAE_SIZES: dict[str, dict[str, Any]] = {
         "latents_std": [0.5 + 0.03 * channel for channel in range(48)],
     },
 }
+_LAYOUTS = {"2.1": WanVaeLayout(False, 4, 1), "2.2": WanVaeLayout(True, 4, 1)}
 WORDS = ("a", "red", "disc", "moves", "left", "and", "right", "&", "the", "quick", "fox")
 
 
@@ -70,3 +73,8 @@ def write_word_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder)
+
+
+def original_tensors(version: str, vae: Any) -> dict[str, Tensor]:
+    """Tensors of a VAE as Wan's own files name them."""
+    return {to_original_name(name, _LAYOUTS[version]): tensor for name, tensor in vae.state_dict().items()}

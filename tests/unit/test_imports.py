@@ -207,6 +207,13 @@ def test_callbacks_are_named_by_their_installed_name() -> None:
     assert [v for path in files for v in violations(path, {i for i in imports_in(path) if i.root == "callbacks"})] == []
 
 
+def test_no_test_imports_another() -> None:
+    """What several share is in tests/support."""
+    files = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    assert files
+    assert [v for path in files for v in violations(path, {i for i in imports_in(path) if ".test_" in i.name})] == []
+
+
 def test_main_is_the_command_line_and_nothing_else() -> None:
     modules = {item.name.rpartition(".")[0] for item in imports_in(ROOT / "main.py")}
     assert modules <= {"__future__", "lightning_action.cli"}

@@ -11,7 +11,7 @@ from lightning_action.generator import causality
 from lightning_action.generator.cost import training_flops
 from lightning_action.losses import Encoded, Loss
 from lightning_action.module import ActionVideoModule
-from tests.unit.test_module import LATENTS, data, ready
+from tests.support.sprite_module import LATENTS, data, ready
 
 
 def training_loss(

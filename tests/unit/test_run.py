@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch.distributed.checkpoint import save
 
 from lightning_action import ActionCausalInferencePipeline, load_run
 from lightning_action.cli.export import run_export
 from lightning_action.run import build_module
 from tests.support.malice import Touches
-from tests.unit.pipeline.test_parts import CONFIG, write_run
+from tests.support.written_run import CONFIG, as_folder, write_run
 
 GONE = {"class_path": "module_that_is_gone.Videos", "init_args": {"folder": "/gone"}}
 
@@ -24,14 +23,6 @@ GONE = {"class_path": "module_that_is_gone.Videos", "init_args": {"folder": "/go
 def write(path: Path, *sections: dict[str, Any]) -> Path:
     path.write_text("---\n".join(map(yaml.safe_dump, sections)))
     return path
-
-
-def as_folder(path: Path) -> Path:
-    """The checkpoint in a file as a folder of shards."""
-    checkpoint = torch.load(path, weights_only=True)
-    save({"state_dict": checkpoint.pop("state_dict")}, checkpoint_id=path.with_suffix(".shards"), no_dist=True)
-    torch.save(checkpoint, path.with_suffix(".shards") / "meta.pt")
-    return path.with_suffix(".shards")
 
 
 def test_the_model_alone_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

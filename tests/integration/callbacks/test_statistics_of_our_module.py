@@ -18,7 +18,7 @@ from lightning_action.callbacks import (
     ThroughputMonitor,
 )
 from tests.support import short_fits
-from tests.unit.test_module import build, data
+from tests.support.sprite_module import build, data
 
 
 def fit(folder: Path, module: ActionVideoModule, *first: Callback) -> short_fits.Shown:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_action.callbacks import ActionModulationMonitor, ActionSensitivity, IgnoredActionsWarning
@@ -21,42 +21,14 @@ from lightning_action.callbacks.action_sensitivity import (
     action_variants,
     compare_predictions,
 )
+from tests.support.probed_dit import Probed
 from tests.support.short_fits import quiet_trainer, scalars
-from tests.support.someones_dit import MovingSpots, SomeonesDiT, moving_spots
+from tests.support.someones_dit import MovingSpots, moving_spots
 
 TIMESTEPS = [250.0, 700.0]
 SAMPLES, SEEDS, SCALE = 5, 2, 3.0
 VARIANTS = ["swapped", "shuffled", "scaled", "nulled"]
 LAYERS = "transformer.layers"
-
-
-class Probed(SomeonesDiT):
-    """The DiT with the method that the callback asks for; dropout and batch norm would show a probe in train mode."""
-
-    def __init__(self, ignores_actions: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.ignores_actions = ignores_actions
-        self.norm = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5))
-
-    def predict_velocity(self, batch: dict[str, Any], timestep: float, seed: int) -> tuple[Tensor, Tensor]:
-        assert not self.training and not torch.is_grad_enabled()
-        random = torch.Generator().manual_seed(seed)
-        self.norm(torch.randn(4, 3))  # moves the global random state, and would move the statistics
-        action = batch["action"]
-        if action is None or self.ignores_actions:
-            action = torch.zeros(batch["latents"].shape[:2] + (2,))
-        noised = {
-            "latents": batch["latents"],
-            "timestep": torch.full(batch["latents"].shape[:2], timestep),
-            "noise": torch.randn(batch["latents"].shape, generator=random),
-        }
-        predicted, velocity = self(noised, action)
-        return predicted, velocity
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        outputs = super().training_step(batch, batch_idx)
-        loss = outputs["loss"] + 0 * self.norm(torch.randn(4, 3)).sum() + 1e-3 * torch.rand(()) * outputs["loss"]
-        return outputs | {"loss": loss}
 
 
 def trainer_for(folder: Path, *callbacks: Callback, **options: Any) -> Trainer:

@@ -20,9 +20,9 @@ from lightning_action.callbacks import (
     ThroughputMonitor,
 )
 from lightning_action.callbacks.tensorboard_layout import DEFAULT_LAYOUT
+from tests.support.probed_dit import Probed
 from tests.support.short_fits import events, fit, quiet_trainer
 from tests.support.someones_dit import moving_spots
-from tests.unit.callbacks.test_action_sensitivity import Probed
 
 
 def layout_in(logger: TensorBoardLogger) -> dict[str, dict[str, list[str]]]:

@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser, _common, _optionals
 import lightning_action
 from lightning_action.configuration.class_paths import only_importing, require_classes, split_allowed
 from lightning_action.run import build_module
-from tests.unit.pipeline.test_parts import CONFIG
+from tests.support.written_run import CONFIG
 
 PARTS = ("generator", "text_encoder", "vae", "action_projection", "action_module")
 OUTSIDE = "names '{}', which is neither of lightning_action, torch or lightning nor allowed"

@@ -12,7 +12,7 @@ from lightning_action.distributed.lockstep import Lockstep, idle_pass
 from lightning_action.generation.rollout import count_passes, rollout
 from lightning_action.generator.causality import BlockCausality
 from tests.support.small_generator import small_generator
-from tests.unit.generation.test_rollout import EULER, FEW, SHAPE, session
+from tests.support.small_rollout import EULER, FEW, SHAPE, session
 
 
 @pytest.mark.parametrize("num_initial", [0, 2, 3, 4, 7])

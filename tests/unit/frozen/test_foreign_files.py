@@ -17,9 +17,8 @@ from lightning_action.frozen.tiny_vae import TinyWanVAE
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.frozen.umt5_format import to_original_name
 from lightning_action.frozen.wan_vae import WanVideoVAE
-from tests.support.wan_parts import GEOMETRY, small_umt5, small_vae, video
-from tests.unit.frozen.test_tiny_vae import tensors_of
-from tests.unit.frozen.test_wan_vae import original_tensors
+from tests.support.tiny_vae import tensors_of
+from tests.support.wan_parts import GEOMETRY, original_tensors, small_umt5, small_vae, video
 
 Change = Callable[[Tensor], Tensor]
 CASTS: dict[str, Change] = {

@@ -14,20 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_action.frozen.wan_vae import WanVideoVAE
-from lightning_action.frozen.wan_vae_format import WanVaeLayout, config_of, to_original_name
-from tests.support.wan_parts import GEOMETRY, small_vae, video
-
-LAYOUTS = {"2.1": WanVaeLayout(False, 4, 1), "2.2": WanVaeLayout(True, 4, 1)}
+from lightning_action.frozen.wan_vae_format import config_of
+from tests.support.wan_parts import GEOMETRY, original_tensors, small_vae, video
 
 
 def without_own_statistics(version: str) -> Any:
     """A VAE whose normalisation is the published one, which a bare file of tensors stands for."""
     sizes = config_of(small_vae(version).state_dict())
     return small_vae(version, **{key: value for key, value in sizes.items() if key.startswith("latents")})
-
-
-def original_tensors(version: str, vae: Any) -> dict[str, Tensor]:
-    return {to_original_name(name, LAYOUTS[version]): tensor for name, tensor in vae.state_dict().items()}
 
 
 @pytest.fixture

@@ -9,34 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
-from lightning_action.diffusion.samplers import Sampler, euler, few_step
+from lightning_action.diffusion.samplers import Sampler
 from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generator import attention
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
 from tests.support.small_generator import small_generator, small_inputs
-
-SCHEDULE = FlowMatchSchedule(5.0)
-FEW = partial(few_step, timesteps=(1000.0, 750.0, 400.0), schedule=SCHEDULE)
-EULER = partial(euler, sigmas=SCHEDULE.euler_sigmas(4))
-SHAPE = (5, 4, 3)
-
-
-def session(
-    generator: CausalWanModel,
-    text: Tensor,
-    causality: BlockCausality,
-    num_frames: int,
-    sampler: Sampler = FEW,
-    samples: tuple[int, ...] = (4, 9),
-    guidance: float = 1.0,
-    image: ImageCondition = NO_IMAGE,
-) -> CausalRollout:
-    noise = frame_noise(7, samples, SHAPE)
-    return CausalRollout(generator, text, causality, sampler, noise, SHAPE, num_frames, guidance, image)
+from tests.support.small_rollout import EULER, FEW, SHAPE, session
 
 
 def video(run: CausalRollout, num_frames: int, *rest: Tensor | None) -> Tensor:

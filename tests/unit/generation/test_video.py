@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.video import decode_behind, whole_video
-from tests.unit.test_module import LATENTS, ready
+from tests.support.sprite_module import LATENTS, ready
 
 SAMPLING = Sampling(num_inference_steps=2)
 

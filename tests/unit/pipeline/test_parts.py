@@ -8,16 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightning_action import (
     ActionCausalInferencePipeline,
     ActionModulationProjection,
-    ActionVideoModule,
     BlockCausality,
-    ConvActionModule,
     load_run,
 )
 from lightning_action.action.schema import ActionPart, ActionSchema
@@ -31,6 +28,7 @@ from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.release import RELEASE_VARIABLE
 from tests.support.small_generator import fill, small_generator
+from tests.support.written_run import write_run
 
 SIZES: dict[str, Any] = {"in_dim": 5, "out_dim": 5, "patch_size": (1, 2, 1), "freq_dim": 14, "text_dim": 9}
 NOISE = torch.randn(1, 3, 5, 4, 3, generator=torch.Generator().manual_seed(3))
@@ -190,60 +188,6 @@ def test_an_adapter_of_another_base_is_refused_unless_told(released: Path) -> No
         ActionCausalInferencePipeline.from_checkpoint(**options)
     made = ActionCausalInferencePipeline.from_checkpoint(**options, any_base=True)
     assert {p.dtype for p in made.parameters()} == {torch.float16}
-
-
-GENERATOR: dict[str, Any] = {"in_dim": 7, "out_dim": 7, "freq_dim": 14, "text_dim": 6, "text_len": 4}
-CONFIG: dict[str, Any] = {
-    "model": {
-        "generator": {
-            "class_path": "lightning_action.generator.model.CausalWanModel",
-            "init_args": {"dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 2, **GENERATOR},
-        },
-        "text_encoder": {
-            "class_path": "lightning_action.frozen.text.HashingTextEncoder",
-            "init_args": {"text_dim": 6, "text_len": 4},
-        },
-        "vae": {
-            "class_path": "lightning_action.frozen.codec.LinearVideoCodec",
-            "init_args": {"latent_dim": 7, "patch_size": 4},
-        },
-        "action_projection": {
-            "class_path": "lightning_action.action.projection.ActionModulationProjection",
-            "init_args": {"hidden_dim": 20},
-        },
-        "action_module": {
-            "class_path": "lightning_action.ConvActionModule",
-            "init_args": {"latent_dim": 7, "action_dim": 8, "hidden_dim": 6},
-        },
-        "causality": {"num_frame_per_block": 2},
-        "sampling": {"num_inference_steps": 2, "seed": 5, "num_initial_latents": 0},
-        "timestep_shift": 3.0,
-        "seed": 6,
-    },
-    "data": {
-        "class_path": "lightning_action.data.SpriteDataModule",
-        "init_args": {"world": {"class_path": "lightning_action.data.MovingSpriteWorld"}},
-    },
-}
-
-
-def write_run(folder: Path) -> tuple[Path, Path]:
-    """Configuration and checkpoint, as a fit leaves them."""
-    module = ActionVideoModule(
-        lambda: CausalWanModel(24, 32, 2, 2, **GENERATOR),
-        lambda: HashingTextEncoder(6, 4),
-        lambda: LinearVideoCodec(7, patch_size=4),
-        lambda action_dim, dim: ActionModulationProjection(action_dim, dim, hidden_dim=20),
-        lambda: ConvActionModule(7, 8, 6),
-    )
-    module.configure_model()
-    fill(module)
-    module.frozen.vae.fit(torch.randn(2, 9, 3, 16, 16))  # type: ignore[attr-defined]
-    checkpoint = {"state_dict": module.state_dict()}
-    module.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, folder / "last.ckpt")
-    (folder / "config_fit.yaml").write_text(yaml.safe_dump(CONFIG))
-    return folder / "config_fit.yaml", folder / "last.ckpt"
 
 
 def test_a_run_without_its_configuration_is_told(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""The commands of the demo, with sizes overridden from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SMALL_MODEL = [
+    "--model.generator.init_args.dim=24",
+    "--model.generator.init_args.ffn_dim=32",
+    "--model.generator.init_args.num_heads=2",
+    "--model.generator.init_args.num_layers=2",
+]
+SMALL_DATA = [
+    "--data.init_args.batch_size=4",
+    "--data.init_args.train_size=16",
+    "--data.init_args.validation_size=4",
+    "--data.init_args.test_size=6",
+    "--data.init_args.predict_size=3",
+    "--data.init_args.num_latents=5",
+]
+ACTION = ["--model.action_projection.init_args.num_layers=2", "--model.sampling.num_inference_steps=2"]
+
+
+def small(verb: str, folder: Path, *more: str) -> list[str]:
+    config = str(ROOT / "configs" / "demo.yaml")
+    pretrained = f"--model.pretrained={folder / 'backbone'}"
+    root = f"--trainer.default_root_dir={folder}"
+    return [verb, f"--config={config}", root, pretrained, *SMALL_MODEL, *SMALL_DATA, *ACTION, *more]
+
+
+def checkpoint(folder: Path) -> str:
+    return f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
