@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .support import log_writing
+from .support.arguments import check_at_least
 from .support.collectives import num_copies
 from .support.modulation_sums import SLOTS, ModulationSums, figures
 from .support.probing import refuse_hidden_parameters
@@ -131,15 +132,10 @@ class ActionModulationMonitor(Callback):
     ) -> None:
         super().__init__()
         log_writing.check_interval(every_n_steps)
-        if warn_after_steps < 1 or max_frames < 1:
-            raise ValueError(
-                f"warn_after_steps and max_frames must be at least 1, got {warn_after_steps} and {max_frames}"
-            )
-        if explosion_limit <= 0 or saturation_limit < 0:
-            raise ValueError(
-                "explosion_limit must be above 0 and saturation_limit at least 0, got "
-                f"{explosion_limit} and {saturation_limit}"
-            )
+        check_at_least(1, warn_after_steps=warn_after_steps, max_frames=max_frames)
+        check_at_least(0, saturation_limit=saturation_limit)
+        if explosion_limit <= 0:
+            raise ValueError(f"explosion_limit must be above 0, got {explosion_limit}")
         self.projection = projection
         self.time_projection = time_projection
         self.layers = layers
@@ -208,9 +204,7 @@ class ActionModulationMonitor(Callback):
             # The tables are still as they were in the forward pass.
             self._sums.set_tables(self._tables)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._sums is None or not log_writing.has_stepped(trainer):
             return
         sums, sample = self._sums.reduce()

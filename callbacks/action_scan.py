@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from .support.arguments import check_actions, check_at_least, check_scales
 from .support.files import make_folder
 from .support.pictures import enlarge, font, from_image, shrink, to_image, to_uint8, write_png
 from .support.probing import (
@@ -86,15 +87,10 @@ class ActionScan(Callback):
         sample: int = 0,
     ) -> None:
         super().__init__()
-        widths = {len(row) for row in actions.values()}
-        if len(widths) != 1 or 0 in widths:
-            raise ValueError(f"actions must be rows of one width, and at least one, got {actions}")
-        if not scales or not all(map(math.isfinite, scales)):
-            raise ValueError(f"scales must be finite numbers, and at least one, got {scales}")
-        if num_strip_frames < 1:
-            raise ValueError(f"num_strip_frames must be at least 1, got {num_strip_frames}")
-        if sample < 0:
-            raise ValueError(f"sample must be at least 0, got {sample}")
+        check_actions(actions)
+        check_scales(scales)
+        check_at_least(1, num_strip_frames=num_strip_frames)
+        check_at_least(0, sample=sample)
         self.actions = actions
         self.scales = list(scales)
         self.output = output

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from .support import log_writing
+from .support.arguments import check_at_least
 from .support.part_names import named_modules
 from .support.probing import (
     Batch,
@@ -106,15 +107,14 @@ class ActionSensitivity(Callback):
     ) -> None:
         super().__init__()
         log_writing.check_interval(every_n_steps)
-        for name, value in {"num_seeds": num_seeds, "patience": patience}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_at_least(0, warn_after_step=warn_after_step)
+        check_at_least(1, num_seeds=num_seeds, patience=patience)
         if num_samples < 2:
             raise ValueError(f"num_samples must be at least 2, one to swap actions with, got {num_samples}")
         if not timesteps or not all(0 <= timestep <= 1000 for timestep in timesteps):
             raise ValueError(f"timesteps must be numbers from 0 to 1000, and at least one, got {timesteps}")
-        if not math.isfinite(scale) or warn_after_step < 0:
-            raise ValueError(f"scale must be finite and warn_after_step >= 0, got {scale} and {warn_after_step}")
+        if not math.isfinite(scale):
+            raise ValueError(f"scale must be finite, got {scale}")
         self.every_n_steps = every_n_steps
         self.num_samples = num_samples
         self.timesteps = list(timesteps)

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from .support import log_writing
+from .support.arguments import check_at_least
 from .support.collectives import gather
 from .support.probing import (
     check_videos,
@@ -101,15 +102,8 @@ class DriftMonitor(EveryNValidations):
         max_block_seam: float = 2.0,
     ) -> None:
         super().__init__(every_n_validations)
-        counts = {
-            "num_frame_per_block": num_frame_per_block,
-            "temporal_compression_ratio": temporal_compression_ratio,
-            "rollout_rows": rollout_rows,
-            "num_rollouts": num_rollouts,
-        }
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
+        check_at_least(1, num_frame_per_block=num_frame_per_block, rollout_rows=rollout_rows, num_rollouts=num_rollouts)
+        check_at_least(1, temporal_compression_ratio=temporal_compression_ratio)
         self.limits = {
             "brightness/change": max_brightness_change,
             "contrast/change": max_contrast_change,
@@ -162,15 +156,7 @@ class DriftMonitor(EveryNValidations):
         if self.rollout_rows is not None and self.is_due(trainer):
             self._log(trainer)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         if not isinstance(outputs, Mapping) or "video" not in outputs:
             raise MisconfigurationException(
                 "DriftMonitor expects predict_step to return a dict with 'video' [B, T, 3, H, W] in [0, 1], got "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .support.arguments import check_at_least
 from .support.collectives import local
 from .support.log_writing import current_step, has_stepped
 from .support.part_names import check_parts_exist, is_in, named_parameters, names_of_parameters
@@ -77,10 +78,8 @@ class EMA(Callback):
             raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
         if parts is not None and (not isinstance(parts, list) or not parts):
             raise ValueError(f"parts must be a list with at least one attribute name, got {parts!r}")
-        if start_step < 0:
-            raise ValueError(f"start_step must be at least 0, got {start_step}")
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        check_at_least(0, start_step=start_step)
+        check_at_least(1, every_n_steps=every_n_steps)
         self.decay = decay
         self.parts = parts or ["*"]
         self.start_step = start_step
@@ -133,9 +132,7 @@ class EMA(Callback):
         self._step = current_step(trainer)
         self._start_when_due(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not has_stepped(trainer):
             return
         self._step = current_step(trainer) + 1

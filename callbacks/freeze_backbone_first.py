@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from .support import log_writing
+from .support.arguments import check_at_least
 from .support.optimizer_groups import BackboneGroup, materialize_state, mixed_group_message, quoted, split_group
 from .support.part_names import check_parts_exist, is_in, named_modules, named_parameters
 from .support.probing import drop_gathered_parameters, is_sharded, settle_gradient_dtypes
@@ -107,9 +108,9 @@ class FreezeBackboneFirst(Callback):
             raise ValueError(f"Give exactly one of {', '.join(switches)}, got {given or 'none of them'}")
         if mode not in ("min", "max"):
             raise ValueError(f"mode must be 'min' or 'max', got {mode!r}")
-        _check_at_least(0, unfreeze_at_step=unfreeze_at_step, unfreeze_at_epoch=unfreeze_at_epoch)
-        _check_at_least(0, min_delta=min_delta, warmup_steps=warmup_steps)
-        _check_at_least(1, patience=patience)
+        check_at_least(0, unfreeze_at_step=unfreeze_at_step, unfreeze_at_epoch=unfreeze_at_epoch)
+        check_at_least(0, min_delta=min_delta, warmup_steps=warmup_steps)
+        check_at_least(1, patience=patience)
         if learning_rate is not None and learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, got {learning_rate}")
 
@@ -381,9 +382,3 @@ def _check_unused_parameters_are_found(model: nn.Module | None) -> None:
             "FreezeBackboneFirst leaves parameters without gradient that DistributedDataParallel waits for. Use the "
             "strategy ddp_find_unused_parameters_true (and no static_graph)."
         )
-
-
-def _check_at_least(minimum: int, **arguments: float | None) -> None:
-    for name, value in arguments.items():
-        if value is not None and value < minimum:
-            raise ValueError(f"{name} must be at least {minimum}, got {value}")

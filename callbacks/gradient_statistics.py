@@ -135,9 +135,7 @@ class GradientStatistics(Callback):
         if self.cosine and log_writing.is_logging_step(trainer, self.every_n_steps, steps_ahead=1):
             self._earlier[optimizer] = {p: local(p.grad).clone() for p in _parameters(optimizer) if p.grad is not None}
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not self._sums:
             return
         reduce(list(self._sums.values()))

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from .support import log_writing
+from .support.arguments import check_at_least
 from .support.collectives import sum_over_ranks, world_size
 
 
@@ -48,8 +49,9 @@ class NoiseLevelLoss(Callback):
         every_n_steps: int | None = None,
     ) -> None:
         super().__init__()
-        if num_bins < 1 or max_timestep <= 0:
-            raise ValueError(f"num_bins must be at least 1 and max_timestep above 0, got {num_bins} and {max_timestep}")
+        check_at_least(1, num_bins=num_bins)
+        if max_timestep <= 0:
+            raise ValueError(f"max_timestep must be above 0, got {max_timestep}")
         log_writing.check_interval(every_n_steps)
         self.num_bins = num_bins
         self.max_timestep = max_timestep
@@ -83,9 +85,7 @@ class NoiseLevelLoss(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._training = _on_device(self._training, pl_module.device)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         self._training = self._add(self._training, outputs, "training_step")
         if log_writing.has_stepped(trainer) and log_writing.is_logging_step(trainer, self.every_n_steps):
             self._log(trainer, self._training, "loss/noise_level", log_writing.current_step(trainer))
@@ -94,15 +94,7 @@ class NoiseLevelLoss(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation = _on_device(torch.zeros(2, self.num_bins, dtype=torch.float64), pl_module.device)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         # Showing validation is up to the module, so that a step that returns something else is not worth a warning.
         if isinstance(outputs, dict) and self.loss in outputs:
             self._validation = self._add(self._validation, outputs, "validation_step")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from .action_scan import draw_scan, strip_frames
 from .support import log_writing
+from .support.arguments import check_actions, check_at_least, check_scales
 from .support.files import make_folder, write_bytes
 from .support.pictures import (
     beside_truth,
@@ -127,24 +127,14 @@ class RolloutLogger(EveryNValidations):
         write_files: bool = True,
     ) -> None:
         super().__init__(every_n_validations)
-        counts = {
-            "num_samples": num_samples,
-            "alternate_every": alternate_every,
-            "fps": fps,
-            "max_frames": max_frames,
-            "num_videos_at_once": num_videos_at_once,
-        }
-        for name, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
-        if actions is not None and len({len(row) for row in actions.values()} | {0}) != 2:
-            raise ValueError(f"actions must be rows of one width, and at least one, got {actions}")
-        if not scales or not all(map(math.isfinite, scales)):
-            raise ValueError(f"scales must be finite numbers, and at least one, got {scales}")
-        if max_side < _MIN_SIDE or time_budget <= 0:
-            raise ValueError(
-                f"max_side must be at least {_MIN_SIDE} and time_budget above 0, got {max_side} and {time_budget}"
-            )
+        check_at_least(1, num_samples=num_samples, alternate_every=alternate_every, fps=fps)
+        check_at_least(1, max_frames=max_frames, num_videos_at_once=num_videos_at_once)
+        check_at_least(_MIN_SIDE, max_side=max_side)
+        if actions is not None:
+            check_actions(actions)
+        check_scales(scales)
+        if time_budget <= 0:
+            raise ValueError(f"time_budget must be above 0, got {time_budget}")
         self.num_samples = num_samples
         self.actions = actions
         self.scales = list(scales)

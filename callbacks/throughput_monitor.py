@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from .support import log_writing
+from .support.arguments import check_at_least
 from .support.collectives import gather, sum_over_ranks, world_size
 
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
@@ -86,11 +87,9 @@ class ThroughputMonitor(Callback):
     ) -> None:
         super().__init__()
         log_writing.check_interval(every_n_steps)
-        if temporal_compression_ratio < 1 or (peak_flops is not None and peak_flops <= 0):
-            raise ValueError(
-                "temporal_compression_ratio must be at least 1 and peak_flops above 0, got "
-                f"{temporal_compression_ratio} and {peak_flops}"
-            )
+        check_at_least(1, temporal_compression_ratio=temporal_compression_ratio)
+        if peak_flops is not None and peak_flops <= 0:
+            raise ValueError(f"peak_flops must be above 0, got {peak_flops}")
         self.video = video
         self.latents = latents
         self.temporal_compression_ratio = temporal_compression_ratio
@@ -144,20 +143,10 @@ class ThroughputMonitor(Callback):
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._generated = _Generated()
 
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._batch_start = perf_counter()
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         if not isinstance(outputs, dict) or not _has_frames(outputs.get("video")):
             return
         batch_size, num_frames = outputs["video"].shape[:2]

@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from .arguments import check_at_least
+
 
 class EveryNValidations(Callback):
     """Counts validations, without sanity checks and across resumed fits, so that a subclass can ask `is_due`.
@@ -19,8 +21,7 @@ class EveryNValidations(Callback):
 
     def __init__(self, every_n_validations: int) -> None:
         super().__init__()
-        if every_n_validations < 1:
-            raise ValueError(f"every_n_validations must be at least 1, got {every_n_validations}")
+        check_at_least(1, every_n_validations=every_n_validations)
         self.every_n_validations = every_n_validations
         self._num_validations = 0
 

@@ -342,7 +342,7 @@ def test_layers_can_be_left_out(tmp_path: Path) -> None:
         ({"timesteps": []}, "timesteps must be numbers from 0 to 1000"),
         ({"timesteps": [1001.0]}, "timesteps must be numbers from 0 to 1000"),
         ({"scale": float("inf")}, "scale must be finite"),
-        ({"warn_after_step": -1}, "warn_after_step >= 0"),
+        ({"warn_after_step": -1}, "warn_after_step must be at least 0"),
     ],
 )
 def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:

@@ -303,7 +303,7 @@ def test_other_stages_do_not_ask_for_anything(tmp_path: Path) -> None:
         ({"actions": {"a": []}}, "actions must be rows of one width"),
         ({"scales": []}, "scales must be finite numbers"),
         ({"max_side": 100}, "max_side must be at least 200"),
-        ({"time_budget": 0}, "time_budget above 0"),
+        ({"time_budget": 0}, "time_budget must be above 0"),
     ],
 )
 def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
