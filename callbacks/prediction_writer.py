@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from .support.arguments import check_at_least
 from .support.collectives import gather
-from .support.files import make_folder, replacing
+from .support.files import make_folder, replacing, write_bytes
 from .support.part_names import is_named
-from .support.pictures import beside_truth, enlarge, mp4_writer, to_uint8, write_mp4
+from .support.pictures import beside_truth, to_uint8, write_mp4
 from .support.prediction_records import (
     FolderClaim,
+    Record,
     as_json,
-    digest_sample,
     identify_checkpoint,
     read_record,
     whole_records,
     write_record,
-    write_text,
 )
 
 _EXPECTED = {"video": "[B, T, 3, H, W], floats in [0, 1]", "sample_id": "[B], whole numbers from 0 on"}
@@ -62,24 +62,22 @@ class PredictionWriter(BasePredictionWriter):
     (as `video`), `prompt` (a list of B strings), `seed` (int) and `generation` (a dict of numbers and strings). Nothing
     is kept in memory; call `trainer.predict(..., return_predictions=False)` so that the Trainer keeps nothing either.
 
-    A video that is too long for memory comes as `video_blocks` in place of `video`: an iterator of its next frames,
-    `[B, t, 3, H, W]` in [0, 1]. They are written as they come, without the actions drawn on them, and the pt file holds
-    no video.
-
     A prediction that was stopped goes on where it stopped if two things are there:
 
     - the LightningModule has a method `generation_settings()`, which returns the `seed` and `generation` that its
       predictions will have, as a dict;
     - the LightningDataModule has a method `select_predict_samples(is_wanted)`, which is called after its `setup`. Its
       next `predict_dataloader`, where the checkpoint is known, has only those samples for which `is_wanted(sample)` is
-      true, and shares them between the ranks as it always does. `sample` is a dict with `sample_id` and all that the
-      generated video depends on (tensors, or what JSON can hold); all ranks ask for the same ones.
+      true, and shares them between the ranks as it always does. `sample` is a dict with `sample_id` and, if batches
+      have them, `action` and `prompt`; all ranks ask for the same ones.
 
-    Then samples are left out whose files are complete and were made from the same sample with the same checkpoint
-    (path, size and time of change), seed, generation settings, precision, averages of weights and arguments of the
-    writer. A prediction without `ckpt_path` does everything anew, as nothing says which weights it has.
+    Then samples are left out whose files are complete and were made for the same `sample_id`, action and prompt with
+    the same checkpoint (path, size and time of change), seed, generation settings, precision, averages of weights and
+    arguments of the writer. Nothing else of the data is compared: after a change of first frames, say `resume: false`.
+    A prediction without `ckpt_path` does everything anew, as nothing says which weights it has.
 
-    Two samples of one `sample_id`, and two predictions into one folder at a time, are errors.
+    Two samples of one `sample_id`, and two predictions into one folder at a time, are errors; of samples on different
+    ranks only if they are more than a distributed sampler repeats to give each rank as many.
 
     With the Trainer's `fast_dev_run` nothing is written or removed.
 
@@ -114,8 +112,7 @@ class PredictionWriter(BasePredictionWriter):
         resume: bool = True,
     ) -> None:
         super().__init__("batch")
-        if fps < 1:
-            raise ValueError(f"fps must be at least 1, got {fps}")
+        check_at_least(1, fps=fps)
         self.output_dir = output_dir
         self.fps = fps
         self.write_latents = write_latents
@@ -125,13 +122,12 @@ class PredictionWriter(BasePredictionWriter):
         # These are known only during a prediction.
         self._is_dry_run = False
         self._folder = Path()
-        self._run: dict[str, Any] = {}
-        self._checkpoint: dict[str, Any] | None = None
-        self._written: dict[int, str] = {}
+        self._circumstances: Record = {}
+        self._written: set[int] = set()
         self._claim: FolderClaim | None = None
-        self._left_out: list[int] = []
-        self._digests: dict[int, str] = {}
-        self._complete: dict[int, str] | None = None
+        self._asked_for: set[int] = set()
+        self._left_out: set[int] = set()
+        self._complete: dict[int, Record] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -140,7 +136,7 @@ class PredictionWriter(BasePredictionWriter):
             return
         self._folder = Path(self.output_dir or Path(trainer.default_root_dir) / "predictions")
         make_folder(self._folder, "PredictionWriter(output_dir=...)")
-        self._written, self._left_out, self._digests, self._complete = {}, [], {}, None
+        self._written, self._asked_for, self._left_out, self._complete = set(), set(), set(), None
         select = getattr(trainer.datamodule, "select_predict_samples", None)  # type: ignore[attr-defined]
         if callable(select) and callable(getattr(pl_module, "generation_settings", None)):
             select(partial(self._is_wanted, trainer, pl_module))
@@ -157,51 +153,37 @@ class PredictionWriter(BasePredictionWriter):
         if trainer.is_global_zero:
             self._claim = FolderClaim(self._folder)
         self._say_what_is_left_out()
-        self._run = _describe_run(trainer)
-        self._checkpoint = trainer.strategy.broadcast(identify_checkpoint(trainer.ckpt_path))
+        self._circumstances = trainer.strategy.broadcast(self._describe_circumstances(trainer))
         if trainer.is_global_zero:
             # That of an earlier prediction says nothing about this one.
             self._manifest.unlink(missing_ok=True)
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: Any,
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        if isinstance(prediction, dict) and "video_blocks" in prediction:
-            if self._is_dry_run:
-                deque(prediction["video_blocks"], maxlen=0)
-                return
-            self._remember(prediction)
-            self._write_blocks(prediction)
-        else:
-            _check_prediction(prediction)
-            if self._is_dry_run:
-                return
-            self._remember(prediction)
-            for index, sample_id in enumerate(prediction["sample_id"].tolist()):
-                self._write_sample(sample_id, _take_sample(prediction, index))
+    def write_on_batch_end(self, trainer: Trainer, pl_module: LightningModule, prediction: Any, *_: Any) -> None:
+        _check_prediction(prediction)
+        if self._is_dry_run:
+            return
+        sample_ids = prediction["sample_id"].tolist()
+        for sample_id in sample_ids:
+            # Before the second overwrites the files of the first.
+            if sample_id in self._written:
+                raise MisconfigurationException(_two_of_one_name(sample_id))
+            self._written.add(sample_id)
+        for index, sample_id in enumerate(sample_ids):
+            self._write_sample(sample_id, _take_sample(prediction, index))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_dry_run:
             return
-        written: dict[int, str] = {}
-        for of_rank in gather(self._written):
-            for sample_id in written.keys() & of_rank.keys():
-                # A distributed sampler gives the same sample to two ranks, to share them out evenly.
-                if written[sample_id] != of_rank[sample_id]:
-                    raise MisconfigurationException(_two_of_one_name(sample_id))
-            written |= of_rank
+        times = Counter(chain.from_iterable(gather(self._written)))
+        repeated = [sample_id for sample_id in times if times[sample_id] > 1]
+        # To share samples out evenly, a distributed sampler gives some out twice, but fewer than there are ranks.
+        if len(repeated) >= trainer.world_size:
+            raise MisconfigurationException(_two_of_one_name(repeated[0]))
         if trainer.is_global_zero:
-            self._write_manifest(written.keys() | set(self._left_out))
+            self._write_manifest(times.keys() | self._left_out)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        nothing_to_do = self._left_out and len(self._left_out) == len(self._digests)
+        nothing_to_do = self._left_out and self._left_out == self._asked_for
         # The Trainer skips a prediction of no samples, with all of its hooks.
         if stage == "predict" and nothing_to_do and trainer.is_global_zero:
             self._claim = FolderClaim(self._folder)
@@ -216,10 +198,6 @@ class PredictionWriter(BasePredictionWriter):
     def _manifest(self) -> Path:
         return self._folder / "manifest.jsonl"
 
-    @property
-    def _arguments(self) -> dict[str, Any]:
-        return {"fps": self.fps, "write_latents": self.write_latents, "draw_actions": self.draw_actions}
-
     def _record(self, sample_id: int) -> Path:
         return self._folder / f"{sample_id:06d}.json"
 
@@ -227,105 +205,84 @@ class PredictionWriter(BasePredictionWriter):
         if self._complete is None:
             self._complete = self._find_complete(trainer, pl_module)
         sample_id = int(sample["sample_id"])
-        self._digests[sample_id] = digest_sample(sample)
-        if self._complete.get(sample_id) != self._digests[sample_id]:
+        self._asked_for.add(sample_id)
+        if sample_id not in self._complete:
             return True
-        self._left_out.append(sample_id)
+        # The module got it in this precision, and handed on what it got.
+        if not _commands_fit(self._complete[sample_id], trainer.precision_plugin.convert_input(sample)):
+            return True
+        self._left_out.add(sample_id)
         return False
-
-    def _remember(self, prediction: Mapping[str, Any]) -> None:
-        """Refuse samples of one name before the second overwrites the files of the first."""
-        for index, sample_id in enumerate(prediction["sample_id"].tolist()):
-            if sample_id in self._written:
-                raise MisconfigurationException(_two_of_one_name(sample_id))
-            told = {name: prediction[name][index] for name in ("prompt", "action") if prediction.get(name) is not None}
-            self._written[sample_id] = digest_sample(told)
 
     def _release(self) -> None:
         if self._claim is not None:
             self._claim.release()
             self._claim = None
 
-    def _find_complete(self, trainer: Trainer, pl_module: LightningModule) -> dict[int, str]:
-        """Digests by sample_id of what is complete and made as this prediction makes it; the same on all ranks."""
+    def _find_complete(self, trainer: Trainer, pl_module: LightningModule) -> dict[int, Record]:
+        """Records by sample_id of what is complete and made as this prediction makes it; the same on all ranks."""
         settings: dict[str, Any] = pl_module.generation_settings()  # type: ignore[operator]
-        checkpoint = identify_checkpoint(trainer.ckpt_path)
-        run = _describe_run(trainer)
-        wanted = as_json({**settings, "run": run, "checkpoint": checkpoint, "writer": self._arguments})
-        records = whole_records(self._folder) if self.resume and checkpoint is not None else []
-        complete = {r["sample_id"]: r["sample"] for r in records if wanted.items() <= r.items()}
+        wanted = as_json({**settings, **self._describe_circumstances(trainer)})
+        records = whole_records(self._folder) if self.resume and wanted["checkpoint"] is not None else []
+        complete = {record["sample_id"]: record for record in records if wanted.items() <= record.items()}
         return trainer.strategy.broadcast(complete)
+
+    def _describe_circumstances(self, trainer: Trainer) -> Record:
+        """What files depend on besides the sample and the settings of its generation."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        averages = [type(each).__name__ for each in callbacks if any(is_named(each, name) for name in _AVERAGES)]
+        return {
+            "run": {"precision": str(trainer.precision), "averages": averages},
+            "checkpoint": identify_checkpoint(trainer.ckpt_path),
+            "writer": {"fps": self.fps, "write_latents": self.write_latents, "draw_actions": self.draw_actions},
+        }
 
     def _say_what_is_left_out(self) -> None:
         if self._left_out:
             rank_zero_info(
-                f"PredictionWriter: {len(self._left_out)} of {len(self._digests)} samples are complete in "
+                f"PredictionWriter: {len(self._left_out)} of {len(self._asked_for)} samples are complete in "
                 f"{self._folder} and left out; resume: false generates them again."
             )
 
     def _write_manifest(self, sample_ids: Iterable[int]) -> None:
         records = [read_record(self._record(sample_id)) for sample_id in sorted(sample_ids)]
-        write_text(self._manifest, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        write_bytes(self._manifest, lines.encode())
 
     def _write_sample(self, sample_id: int, sample: dict[str, Any]) -> None:
-        tensors, record = self._prepare(sample_id, sample)
-        write_mp4(self._folder / record["files"]["mp4"], self._draw(sample), self.fps)
-        self._finish(sample_id, tensors, record)
-
-    def _write_blocks(self, prediction: dict[str, Any]) -> None:
-        """Write the videos of a batch side by side, as their frames come."""
-        sample_ids = prediction["sample_id"].tolist()
-        prepared = [self._prepare(number, _take_sample(prediction, index)) for index, number in enumerate(sample_ids)]
-        with ExitStack() as stack:
-            paths = [self._folder / record["files"]["mp4"] for _, record in prepared]
-            writers = [stack.enter_context(mp4_writer(path, self.fps)) for path in paths]
-            for block in prediction["video_blocks"]:
-                for add, frames in zip(writers, block, strict=True):
-                    add(enlarge(to_uint8(frames)))
-        for sample_id, (tensors, record) in zip(sample_ids, prepared, strict=True):
-            self._finish(sample_id, tensors, record)
-
-    def _prepare(self, sample_id: int, sample: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Prepare the content of pt file and record first, so that nothing is written if that cannot be."""
         names = ("video", "latents", "action") if self.write_latents else ("video", "action")
         tensors = {"sample_id": sample_id, **{name: sample[name] for name in names if name in sample}}
-        files = {kind: f"{sample_id:06d}.{kind}" for kind in ("mp4", "pt")}
-        record = as_json(self._describe(sample_id, sample, tensors, files))
+        paths = {kind: self._folder / f"{sample_id:06d}.{kind}" for kind in ("mp4", "pt")}
+        # First, so that nothing is written if JSON cannot hold it.
+        record = as_json(
+            {
+                "sample_id": sample_id,
+                "prompt": sample.get("prompt"),
+                "seed": sample.get("seed"),
+                "generation": sample.get("generation"),
+                **self._circumstances,
+                "files": {kind: path.name for kind, path in paths.items()},
+                "shapes": {name: list(value.shape) for name, value in tensors.items() if isinstance(value, Tensor)},
+                "action": sample.get("action"),
+            }
+        )
         # That of an earlier prediction must not stand beside the files of this one.
         self._record(sample_id).unlink(missing_ok=True)
-        return tensors, record
-
-    def _finish(self, sample_id: int, tensors: dict[str, Any], record: dict[str, Any]) -> None:
-        with replacing(self._folder / record["files"]["pt"]) as temporary:
+        write_mp4(paths["mp4"], self._draw(sample), self.fps)
+        with replacing(paths["pt"]) as temporary:
             torch.save(tensors, temporary)
-        record["sizes"] = {kind: (self._folder / name).stat().st_size for kind, name in record["files"].items()}
+        record["sizes"] = {kind: path.stat().st_size for kind, path in paths.items()}
         write_record(self._record(sample_id), record)
-
-    def _describe(
-        self, sample_id: int, sample: dict[str, Any], tensors: dict[str, Any], files: dict[str, str]
-    ) -> dict[str, Any]:
-        return {
-            "sample_id": sample_id,
-            "prompt": sample.get("prompt"),
-            "seed": sample.get("seed"),
-            "generation": sample.get("generation"),
-            "run": self._run,
-            "checkpoint": self._checkpoint,
-            "sample": self._digests.get(sample_id),
-            "writer": self._arguments,
-            "files": files,
-            "shapes": {name: list(value.shape) for name, value in tensors.items() if isinstance(value, Tensor)},
-            "action": sample.get("action"),
-        }
 
     def _draw(self, sample: dict[str, Any]) -> Tensor:
         return beside_truth(sample["video"], sample.get("truth"), sample.get("action") if self.draw_actions else None)
 
 
-def _describe_run(trainer: Trainer) -> dict[str, Any]:
-    """Settings of a Trainer that the videos depend on."""
-    averages = [type(each).__name__ for each in trainer.callbacks if any(is_named(each, name) for name in _AVERAGES)]  # type: ignore[attr-defined]
-    return {"precision": str(trainer.precision), "averages": averages}
+def _commands_fit(record: Record, sample: Mapping[str, Any]) -> bool:
+    """Tell whether the action and the prompt in a record, if it has them, are those of a sample."""
+    recorded = {name: record[name] for name in ("action", "prompt") if record[name] is not None}
+    # Compared as text, in which NaN equals itself.
+    return json.dumps(recorded) == json.dumps(as_json({name: sample.get(name) for name in recorded}))
 
 
 def _two_of_one_name(sample_id: int) -> str:
@@ -383,4 +340,4 @@ def _take_sample(prediction: dict[str, Any], index: int) -> dict[str, Any]:
             value = prediction[name][index]
             # A copy, because a slice is saved with all of the batch it is a slice of.
             sample[name] = value.detach().cpu().clone() if isinstance(value, Tensor) else value
-    return sample | {"video": to_uint8(prediction["video"][index])} if "video" in prediction else sample
+    return sample | {"video": to_uint8(prediction["video"][index])}

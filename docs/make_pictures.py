@@ -9,7 +9,8 @@ import av
 import torch
 from torch import Tensor
 
-from lightning_action.callbacks.support.pictures import shrink, write_gif
+from lightning_action.callbacks.support.files import write_bytes
+from lightning_action.callbacks.support.pictures import encode_gif, shrink
 
 ROOT = Path(__file__).parents[1]
 NUM_VIDEOS = 3
@@ -33,7 +34,8 @@ def main(root: Path = ROOT) -> None:
         raise FileNotFoundError(f"expected {NUM_VIDEOS} videos in runs/demo/predictions, found {len(paths)}: make demo")
     videos = [read_video(path) for path in paths]
     shutil.copyfile(root / "runs" / "demo" / "action_scan.png", root / "docs" / "action_scan.png")
-    write_gif(root / "docs" / "demo.gif", torch.cat([shrink(video, 320) for video in videos], dim=-1), fps=8)
+    gif = encode_gif(torch.cat([shrink(video, 320) for video in videos], dim=-1), fps=8)
+    write_bytes(root / "docs" / "demo.gif", gif)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ A video is `[T, 3, H, W]`, floats in [0, 1] or uint8; what comes out of a functi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .files import replacing, write_bytes
+from .files import replacing
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -177,44 +176,28 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def write_mp4(path: Path, frames: Tensor, fps: int) -> None:
-    """Write a video as H.264 that browsers play.
+    """Write a video as H.264 that browsers play; odd sizes grow by one pixel, as the format has none.
 
     Args:
         path: Path of the file, which is replaced as a whole.
         frames: Frames of the video, `[T, 3, H, W]`.
         fps: Number of frames per second.
     """
-    with mp4_writer(path, fps) as add:
-        add(frames)
-
-
-@contextmanager
-def mp4_writer(path: Path, fps: int) -> Iterator[Callable[[Tensor], None]]:
-    """A function that adds frames `[t, 3, H, W]` to a video; the file is there, as a whole, when the block ends.
-
-    Odd sizes grow by one pixel, as the format has none.
-    """
     import av
     from av.video.reformatter import VideoReformatter
 
+    frames = _pad_to_even(to_uint8(frames))
+    # Otherwise every frame makes a converter of its own, with threads of its own.
     reformatter = VideoReformatter()
     options = {"movflags": "+faststart"}
     with replacing(path) as temporary, av.open(str(temporary), "w", format="mp4", options=options) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
         stream.gop_size = 16
-
-        def add(frames: Tensor) -> None:
-            frames = _pad_to_even(to_uint8(frames))
-            if not stream.codec_context.is_open:
-                stream.height, stream.width = frames.shape[-2:]
-            for frame in frames.permute(0, 2, 3, 1):
-                picture = av.VideoFrame.from_ndarray(frame.contiguous().numpy(), format="rgb24")
-                # Otherwise every frame makes a converter of its own, with threads of its own.
-                picture = reformatter.reformat(picture, format="yuv420p", threads=1)
-                container.mux(stream.encode(picture))
-
-        yield add
+        stream.height, stream.width = frames.shape[-2:]
+        for frame in frames.permute(0, 2, 3, 1):
+            picture = av.VideoFrame.from_ndarray(frame.contiguous().numpy(), format="rgb24")
+            container.mux(stream.encode(reformatter.reformat(picture, format="yuv420p", threads=1)))
         container.mux(stream.encode(None))
 
 
@@ -222,11 +205,6 @@ def write_png(path: Path, image: Tensor) -> None:
     """Write one frame `[3, H, W]`; the file is replaced as a whole."""
     with replacing(path) as temporary:
         to_image(image).save(temporary, format="PNG", optimize=True)
-
-
-def write_gif(path: Path, frames: Tensor, fps: int) -> None:
-    """Write a video as `encode_gif` makes it; the file is replaced as a whole."""
-    write_bytes(path, encode_gif(frames, fps))
 
 
 def encode_gif(frames: Tensor, fps: int) -> bytes:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from .files import TEMPORARY, replacing
+from .files import TEMPORARY, write_bytes
 
 Record: TypeAlias = dict[str, Any]
 """The content of a sample's json; see `PredictionWriter`."""
@@ -70,13 +68,7 @@ def write_record(path: Path, record: Record) -> None:
     """Write a record with a line for each entry, to be read by people; the file is replaced as a whole."""
     # `indent` would give every number of the action rows a line of its own.
     lines = [f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in record.items()]
-    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, which is replaced as a whole."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,24 +98,6 @@ def identify_checkpoint(path: str | Path | None) -> dict[str, Any] | None:
     }
 
 
-def digest_sample(sample: Mapping[str, Any]) -> str:
-    """Digest of a sample: the same for samples that are equal in all their tensors and other values, and for no others.
-
-    Raises:
-        TypeError: A value is neither a tensor nor anything that JSON can hold.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(sample.items()):
-        if isinstance(value, Tensor):
-            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-            digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(f"{name} {json.dumps(value)}".encode())
-    return digest.hexdigest()
-
-
 def _is_whole(folder: Path, record: Record) -> bool:
     files = {kind: folder / name for kind, name in record["files"].items()}
-    # Records of earlier versions know no sizes.
-    sizes = record.get("sizes", {})
-    return all(file.is_file() and file.stat().st_size == sizes.get(kind) for kind, file in files.items())
+    return all(file.is_file() and file.stat().st_size == record["sizes"][kind] for kind, file in files.items())

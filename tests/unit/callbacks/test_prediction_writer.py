@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,6 @@ def test_the_json_says_what_the_sample_was_generated_from(folder: Path) -> None:
         "generation": GENERATION,
         "run": {"precision": "32-true", "averages": []},
         "checkpoint": None,
-        "sample": None,
         "writer": {"fps": 5, "write_latents": True, "draw_actions": True},
         "files": {"mp4": f"{NAMES[3]}.mp4", "pt": f"{NAMES[3]}.pt"},
         "shapes": {"video": [T, 3, H, W], "latents": [FRAMES_IN_LATENTS, CHANNELS, 3, 4], "action": [T - 1, 2]},
@@ -210,21 +209,21 @@ def test_a_second_prediction_replaces_the_first_and_its_manifest(tmp_path: Path)
 
 def test_samples_of_all_ranks_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     predict(tmp_path, PredictionWriter(str(tmp_path)))
-    monkeypatch.setattr(
-        prediction_writer, "gather", lambda written: [written, {103: "d", 100: written[100]}, {104: "e"}]
-    )
+    monkeypatch.setattr(prediction_writer, "gather", lambda written: [written, {103, 100}, {104}])
+    monkeypatch.setattr(Trainer, "world_size", 3)
     predict(tmp_path, PredictionWriter(str(tmp_path)), FirstBatchOnly())
     assert [record["sample_id"] for record in manifest_of(tmp_path)] == SAMPLE_IDS
 
 
 def test_samples_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before the second takes the place of the first; of two ranks, where they are not the same sample."""
+    """Before the second takes the place of the first; of two ranks, where a sampler does not repeat as many."""
     same = Predictor(sample_id=torch.tensor([7] * B))
     with pytest.raises(MisconfigurationException, match="two samples have sample_id 7: give every sample"):
         predict(tmp_path, PredictionWriter(str(tmp_path)), FirstBatchOnly(), module=same)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(prediction_writer, "gather", lambda written: [written, {100: "another"}])
-    with pytest.raises(MisconfigurationException, match="two samples have sample_id 100"):
+    monkeypatch.setattr(prediction_writer, "gather", lambda written: [written, {101, 100}])
+    monkeypatch.setattr(Trainer, "world_size", 2)
+    with pytest.raises(MisconfigurationException, match="two samples have sample_id 10[01]"):
         predict(tmp_path, PredictionWriter(str(tmp_path)), FirstBatchOnly())
 
 
@@ -266,13 +265,14 @@ class Resumable(Predictor):
         if len(self.generated) >= self.stop_after:
             raise KeyboardInterrupt
         self.generated += batch["sample_id"].tolist()
-        return super().predict_step(batch, batch_idx)
+        commands = {name: batch[name] for name in ("action", "prompt") if name in batch}
+        return super().predict_step(batch, batch_idx) | commands
 
 
 class Samples(LightningDataModule):
-    def __init__(self, step: float = 1.0) -> None:
+    def __init__(self, step: float = 1.1, prompt: str = "a") -> None:
         super().__init__()
-        self.step = step
+        self.step, self.prompt = step, prompt
         self.is_wanted: Callable[[dict[str, Any]], bool] = lambda sample: True
 
     def select_predict_samples(self, is_wanted: Callable[[dict[str, Any]], bool]) -> None:
@@ -280,7 +280,7 @@ class Samples(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         every: list[Any] = [
-            {"sample_id": i, "action": torch.full((4, 2), self.step * i), "prompt": "a"} for i in SAMPLE_IDS
+            {"sample_id": i, "action": torch.full((4, 2), self.step * i), "prompt": self.prompt} for i in SAMPLE_IDS
         ]
         return DataLoader([sample for sample in every if self.is_wanted(sample)], batch_size=2)
 
@@ -293,7 +293,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "a.ckpt"
 
 
-def resume(checkpoint: Path | None, *, step: float = 1.0, stop_after: int = 99, **changes: Any) -> list[int]:
+def resume(checkpoint: Path | None, *, stop_after: int = 99, **changes: Any) -> list[int]:
     """Predicts into a folder beside the checkpoint, and returns the samples that were generated for it."""
     module = Resumable(stop_after, **{k: v for k, v in changes.items() if k in ("seed", "generation")})
     options = {k: v for k, v in changes.items() if k in ("fps", "resume")}
@@ -301,8 +301,9 @@ def resume(checkpoint: Path | None, *, step: float = 1.0, stop_after: int = 99, 
     averages = [EMA()] if changes.get("averages") else []
     callbacks = [*averages, PredictionWriter(str(folder), **options)]
     trainer = quiet_trainer(folder, *callbacks, precision=changes.get("precision", "32-true"))
+    data = Samples(**{k: v for k, v in changes.items() if k in ("step", "prompt")})
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
-        trainer.predict(module, Samples(step), ckpt_path=checkpoint, return_predictions=False, weights_only=True)
+        trainer.predict(module, data, ckpt_path=checkpoint, return_predictions=False, weights_only=True)
     return module.generated
 
 
@@ -331,14 +332,28 @@ def test_nothing_is_generated_where_all_is_complete(checkpoint: Path) -> None:
     "change",
     [
         *({"seed": 43}, {"generation": GENERATION | {"shift": 3.0}}, {"step": 2.0}, {"fps": 4}, {"resume": False}),
-        *({"precision": "bf16-true"}, {"averages": True}),
+        *({"precision": "bf16-true"}, {"averages": True}, {"prompt": "b"}, {"step": float("nan")}),
     ],
-    ids=lambda change: next(iter(change)),
+    ids=str,
 )
 def test_what_would_come_out_otherwise_is_generated_again(checkpoint: Path, change: dict[str, Any]) -> None:
     resume(checkpoint)
     assert resume(checkpoint, **change) == SAMPLE_IDS
     assert resume(checkpoint, **{k: v for k, v in change.items() if k != "resume"}) == []
+
+
+def test_only_what_the_record_holds_is_compared(checkpoint: Path) -> None:
+    """A module that hands on no action and no prompt is resumed by settings and `sample_id` alone."""
+
+    class Silent(Resumable):
+        def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+            return super().predict_step(batch, batch_idx) | {"action": None, "prompt": None}
+
+    modules = [Silent(), Silent()]
+    for module, step in zip(modules, (1.0, 2.0), strict=True):
+        trainer = quiet_trainer(checkpoint.parent, PredictionWriter())
+        trainer.predict(module, Samples(step), ckpt_path=checkpoint, return_predictions=False, weights_only=True)
+    assert [module.generated for module in modules] == [SAMPLE_IDS, []]
 
 
 def test_another_checkpoint_generates_everything_again(checkpoint: Path) -> None:
@@ -447,45 +462,3 @@ def test_several_dataloaders_are_refused(tmp_path: Path) -> None:
 def test_fps_must_be_positive() -> None:
     with pytest.raises(ValueError, match="fps must be at least 1, got 0"):
         PredictionWriter(fps=0)
-
-
-def test_videos_that_come_block_by_block_are_never_held_as_a_whole(tmp_path: Path) -> None:
-    held: list[Tensor] = []
-
-    def blocks() -> Iterator[Tensor]:
-        for start in (0, 1, 3):
-            held[:] = [torch.rand(2, 1 if start == 0 else 2, 3, H, W)]
-            assert not list((tmp_path / "predictions").glob("*.json")), "nothing looks complete before the end"
-            yield held[0]
-
-    class Streamer(LightningModule):
-        def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
-            return {
-                "video_blocks": blocks(),
-                "sample_id": torch.tensor([7, 9]),
-                "action": torch.ones(2, 4, 2),
-                "prompt": ["a", "b"],
-                "seed": 3,
-            }
-
-    trainer = quiet_trainer(tmp_path, PredictionWriter(fps=5))
-    trainer.predict(Streamer(), DataLoader([0]), return_predictions=False)
-    folder = tmp_path / "predictions"
-    assert [record["sample_id"] for record in manifest_of(folder)] == [7, 9]
-    for name in ("000007", "000009"):
-        assert size_of_mp4(folder / f"{name}.mp4") == (5, *ENLARGED)
-        content = torch.load(folder / f"{name}.pt", weights_only=True)
-        assert content.keys() == {"sample_id", "action"} and content["action"].shape == (4, 2)
-
-
-def test_a_stream_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
-    def blocks() -> Iterator[Tensor]:
-        yield torch.rand(1, 2, 3, H, W)
-        raise RuntimeError("the device is gone")
-
-    writer = PredictionWriter()
-    writer.setup(quiet_trainer(tmp_path), LightningModule(), "predict")
-    prediction = {"video_blocks": blocks(), "sample_id": torch.tensor([4])}
-    with pytest.raises(RuntimeError, match="the device is gone"):
-        writer.write_on_batch_end(quiet_trainer(tmp_path), LightningModule(), prediction, None, None, 0, 0)
-    assert list((tmp_path / "predictions").iterdir()) == []
