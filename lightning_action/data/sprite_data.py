@@ -51,6 +51,12 @@ class SpriteDataset(Dataset[Batch]):
             "sample_id": torch.tensor(indices),
         }
 
+    def command(self, index: int) -> Batch:
+        """Return `sample_id`, `action` and `prompt` of a sample, whose video is not rendered for it."""
+        seeds = self.seeds([index])
+        action = self.world.sample_actions(seeds, self.num_frames - 1)[0]
+        return {"sample_id": index, "action": action, "prompt": self.world.start(seeds).prompts[0]}
+
     def __getitem__(self, index: int) -> Batch:
         batch = self.batch([index])
         return {key: value[0] for key, value in batch.items()}
@@ -116,7 +122,11 @@ class SpriteDataModule(L.LightningDataModule):
         return SpriteDataset(self.world, split, self.seed, self.sizes[split], self.num_frames)
 
     def select_predict_samples(self, is_wanted: Callable[[Batch], bool]) -> None:
-        """Generate only those predict samples for which `is_wanted` is true, for a writer that has some of them."""
+        """Generate only those predict samples for which `is_wanted` is true, for a writer that has some of them.
+
+        Args:
+            is_wanted: Function of a dict with `sample_id`, `action` and `prompt` of a sample.
+        """
         self._is_wanted = is_wanted
 
     def codec_videos(self, num_videos: int = 256) -> Tensor:
@@ -160,9 +170,7 @@ class SpriteDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         dataset = self.dataset("predict")
-        if self._is_wanted is _is_anything:
-            return self._loader(dataset, self.eval_batch_size)
-        wanted = [index for index in range(len(dataset)) if self._is_wanted(dataset[index])]
+        wanted = [index for index in range(len(dataset)) if self._is_wanted(dataset.command(index))]
         return self._loader(Subset(dataset, wanted), self.eval_batch_size)
 
     def _loader(self, dataset: Dataset[Batch], batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:

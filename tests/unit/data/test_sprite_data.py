@@ -170,7 +170,10 @@ def test_a_prediction_can_do_with_some_of_the_samples() -> None:
     (batch,) = module.predict_dataloader()
     assert batch["sample_id"].tolist() == [1, 3, 5]
     assert equal(batch, module.dataset("predict").batch([1, 3, 5]))
-    assert all(equal(sample, module.dataset("predict")[index]) for index, sample in enumerate(seen))
+    for index, command in enumerate(seen):
+        assert command.keys() == {"sample_id", "action", "prompt"}
+        sample = module.dataset("predict")[index]
+        assert equal(command, {name: sample[name] for name in command})
     assert ids(module.test_dataloader()) == list(range(6))
     module.select_predict_samples(lambda sample: False)
     assert ids(module.predict_dataloader()) == []
