@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import partial
-from itertools import compress, count, takewhile
+from itertools import takewhile
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -12,15 +13,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from .support import log_writing
 from .support.arguments import check_at_least
-from .support.optimizer_groups import BackboneGroup, materialize_state, mixed_group_message, quoted, split_group
+from .support.optimizer_groups import BackboneGroup, materialize_state
 from .support.part_names import check_parts_exist, is_in, named_modules, named_parameters
 from .support.probing import drop_gathered_parameters, is_sharded, settle_gradient_dtypes
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class FreezeBackboneFirst(Callback):
@@ -31,7 +32,8 @@ class FreezeBackboneFirst(Callback):
 
     The optimizers hold the same parameters in both phases, and so do their checkpoints: a fit can be stopped and
     resumed on either side of the switch, with replicated and with sharded parameters. Put the backbone into the
-    optimizer as if it trained from the start. With `ddp`, find_unused_parameters must be on.
+    optimizer as if it trained from the start, and into parameter groups of its own if it is to have a learning rate or
+    warm-up of its own. With `ddp`, find_unused_parameters must be on.
 
     Several of these callbacks make several phases: with one for LoRA weights and one for all else in the backbone, new
     parts train first, then LoRA as well, then everything. Each needs a `name`. One that waits for a plateau begins to
@@ -169,15 +171,15 @@ class FreezeBackboneFirst(Callback):
         parameters = named_parameters(pl_module, remove_duplicate=False)
         modules = named_modules(pl_module, remove_duplicate=False)
         self._parameters = {p for name, p in parameters if self._is_backbone(name) and p.requires_grad}
-        self._norms = [m for name, m in modules if self._is_backbone(name) and isinstance(m, _BatchNorm) and m.training]
-        for optimizer in trainer.optimizers:
-            if self._has_own_learning_rate:
-                self._split_mixed_groups(trainer, optimizer)
-            holds_backbone = [not self._parameters.isdisjoint(group["params"]) for group in optimizer.param_groups]
-            self._groups += [BackboneGroup(optimizer, index) for index in compress(count(), holds_backbone)]
-            if any(holds_backbone):
-                materialize_state(optimizer, is_sharded(pl_module))
+        self._norms = [
+            m for name, m in modules if self._is_backbone(name) and isinstance(m, _BATCH_NORMS) and m.training
+        ]
+        groups = [BackboneGroup(o, index) for o in trainer.optimizers for index in range(len(o.param_groups))]
+        self._groups = [group for group in groups if not self._parameters.isdisjoint(group.options["params"])]
         self._check_something_to_train(pl_module)
+        self._refuse_mixed_groups()
+        for optimizer in dict.fromkeys(group.optimizer for group in self._groups):
+            materialize_state(optimizer, is_sharded(pl_module))
         self._remember_initial_learning_rates()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -241,7 +243,7 @@ class FreezeBackboneFirst(Callback):
     def _apply_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze or unfreeze the backbone, as the progress of the fit and nothing else demands."""
         self._update_unfrozen_at(trainer)
-        parts, was_frozen, self._frozen = quoted(self.backbone), self._frozen, self.is_waiting
+        parts, was_frozen, self._frozen = _quoted(self.backbone), self._frozen, self.is_waiting
         if self._frozen:
             self._freeze()
             if not was_frozen:
@@ -334,29 +336,29 @@ class FreezeBackboneFirst(Callback):
                     f"{type(group.optimizer).__name__} starts at 0."
                 )
 
-    def _split_mixed_groups(self, trainer: Trainer, optimizer: Optimizer) -> None:
-        """Move the backbone out of the groups it shares, always to the same place: a resumed fit does it again."""
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        for index, group in enumerate(list(optimizer.param_groups)):
-            in_backbone = [parameter in self._parameters for parameter in group["params"]]
-            others = {parameter for parameter in group["params"] if parameter.requires_grad} - self._parameters
-            if not any(in_backbone) or not others:
-                continue
-            # Schedulers count the groups when they are built. Most leave a mark, even those the trainer does not know.
-            if "initial_lr" in group or any(scheduler.optimizer is optimizer for scheduler in schedulers):
-                raise MisconfigurationException(mixed_group_message(optimizer, index, self.backbone, self.exclude))
-            split_group(optimizer, group, in_backbone)
+    def _refuse_mixed_groups(self) -> None:
+        """Refuse a learning rate or warm-up of its own where the backbone shares a parameter group."""
+        for group in self._groups if self._has_own_learning_rate else []:
+            if {parameter for parameter in group.options["params"] if parameter.requires_grad} - self._parameters:
+                part = _quoted(self.backbone) + (f" without {_quoted(self.exclude)}" if self.exclude else "")
+                optimizer = type(group.optimizer).__name__
+                raise MisconfigurationException(
+                    f"Parameter group {group.index} of {optimizer} holds parameters of {part} together with others, "
+                    "and a learning rate or warm-up of its own needs a group of its own. Leave both out, or build "
+                    f'{optimizer}([{{"params": <those of {part}>}}, {{"params": <all others>}}], ...) in '
+                    "configure_optimizers."
+                )
 
     def _check_something_to_train(self, pl_module: LightningModule) -> None:
         if not self._parameters:
             raise MisconfigurationException(
-                f"No parameter of {quoted(self.backbone)} requires grad when the fit starts, so there is nothing to "
+                f"No parameter of {_quoted(self.backbone)} requires grad when the fit starts, so there is nothing to "
                 "unfreeze later. Leave the freezing to FreezeBackboneFirst, or remove this one."
             )
         if not self._groups:
             raise MisconfigurationException(
-                f"No optimizer of {type(pl_module).__name__} holds a parameter of {quoted(self.backbone)}, so it would "
-                "never train. Put the backbone into configure_optimizers as if it trained from the start."
+                f"No optimizer of {type(pl_module).__name__} holds a parameter of {_quoted(self.backbone)}, so it "
+                "would never train. Put the backbone into configure_optimizers as if it trained from the start."
             )
 
     def _release(self, pl_module: LightningModule) -> None:
@@ -374,10 +376,12 @@ def _all_of(trainer: Trainer) -> list[FreezeBackboneFirst]:
     return [callback for callback in trainer.callbacks if isinstance(callback, FreezeBackboneFirst)]  # type: ignore[attr-defined]
 
 
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 def _check_unused_parameters_are_found(model: nn.Module | None) -> None:
-    if not isinstance(model, DistributedDataParallel):
-        return
-    if not model.find_unused_parameters or model.static_graph:
+    if isinstance(model, DistributedDataParallel) and (not model.find_unused_parameters or model.static_graph):
         raise MisconfigurationException(
             "FreezeBackboneFirst leaves parameters without gradient that DistributedDataParallel waits for. Use the "
             "strategy ddp_find_unused_parameters_true (and no static_graph)."

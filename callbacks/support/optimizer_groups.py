@@ -1,11 +1,10 @@
-"""Changes that `FreezeBackboneFirst` makes to optimizers: groups, fresh state, and a learning rate around a step."""
+"""Changes that `FreezeBackboneFirst` makes to optimizers: fresh state, and a learning rate around a step."""
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from itertools import compress
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -115,8 +114,9 @@ def _leaves_no_trace(optimizer: Optimizer) -> bool:
 
 
 def _try_steps(optimizer: Optimizer, prepares: bool) -> list[Tensor]:
-    """Weights and state of a twin of the optimizer after three steps of small weights."""
-    weights = [[_small_weight(ndim, group["params"][0]) for ndim in _ndims(group)] for group in optimizer.param_groups]
+    """Weights and state of a twin of the optimizer after three steps of a small weight for each of its own."""
+    trained = [[p for p in group["params"] if p.requires_grad] for group in optimizer.param_groups]
+    weights = [[_small_like(parameter) for parameter in group] for group in trained]
     twin = _twin(optimizer, weights)
     if prepares:
         twin.state.update(_initial_state(optimizer, weights))
@@ -157,50 +157,7 @@ def _twin(optimizer: Optimizer, parameters: list[list[nn.Parameter]]) -> Optimiz
     return twin
 
 
-def _ndims(group: dict[str, Any]) -> list[int]:
-    return sorted({parameter.ndim for parameter in group["params"]})
-
-
-def _small_weight(ndim: int, like: Tensor) -> nn.Parameter:
-    values = torch.linspace(-1, 1, 2**ndim, device=like.device).reshape((2,) * ndim)
-    return nn.Parameter(values.to(like.dtype))
-
-
-def split_group(optimizer: Optimizer, group: dict[str, Any], in_backbone: list[bool]) -> None:
-    """Move some parameters of a group into a new one with the same options, at the end of the optimizer."""
-    options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-    if "name" in options:
-        # Two groups of one name are an error to LearningRateMonitor.
-        options["name"] = f"{options['name']}_backbone"
-    moved: list[Any] = list(compress(group["params"], in_backbone))
-    stays = [not inside for inside in in_backbone]
-    group["params"] = list(compress(group["params"], stays))
-    if "param_names" in group:
-        moved = list(zip(compress(group["param_names"], in_backbone), moved, strict=True))
-        group["param_names"] = list(compress(group["param_names"], stays))
-    optimizer.add_param_group({**options, "params": moved})
-
-
-def mixed_group_message(optimizer: Optimizer, index: int, backbone: list[str], exclude: list[str]) -> str:
-    """Advice, for an error, on how to give the backbone a parameter group of its own."""
-    name = type(optimizer).__name__
-    condition = _condition(backbone) + (f" and not {_condition(exclude)}" if exclude else "")
-    return f"""\
-Parameter group {index} of {name} holds parameters of {quoted(backbone)} together with others. A learning rate or a
-warm-up of its own needs a group of its own, and FreezeBackboneFirst cannot split a group that a learning rate scheduler
-is attached to. Split it in configure_optimizers:
-
-    from fnmatch import fnmatch
-    backbone = {{name: p for name, p in self.named_parameters() if {condition}}}
-    others = [p for name, p in self.named_parameters() if name not in backbone]
-    {name}([{{"name": "others", "params": others}}, {{"name": "backbone", "params": backbone.values()}}], ...)"""
-
-
-def _condition(parts: list[str]) -> str:
-    # The dot after the name lets the pattern of a part fit a parameter that is the part itself.
-    return f'any(fnmatch(f"{{name}}.", part) for part in {[f"{part}.*" for part in parts]})'
-
-
-def quoted(names: Iterable[str]) -> str:
-    """Names in backticks, with commas."""
-    return ", ".join(f"`{name}`" for name in names)
+def _small_like(parameter: nn.Parameter) -> nn.Parameter:
+    """A whole parameter with two values along each dimension of another."""
+    values = torch.linspace(-1, 1, 2**parameter.ndim, device=parameter.device).reshape((2,) * parameter.ndim)
+    return nn.Parameter(values.to(parameter.dtype))

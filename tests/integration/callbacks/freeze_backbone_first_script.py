@@ -49,7 +49,6 @@ def fsdp2_full() -> Strategy:
 class Layout(NamedTuple):
     """How the module is put together: what its optimizer and FSDP2 see."""
 
-    one_group: bool = False  # backbone and head share a parameter group, which the callback has to split
     one_root: bool = False  # backbone and head are sharded as one module with sharded parts, else as two
     reduces_on_plateau: bool = False  # the scheduler is the one that keeps no initial learning rate in the groups
     lora: bool = False  # the backbone has an adapter that trains before the rest of it
@@ -57,14 +56,14 @@ class Layout(NamedTuple):
 
 SCENARIOS: dict[str, tuple[Callable[[], Strategy], dict[str, Any], Layout]] = {
     "ddp_step": (ddp, STEP, Layout()),
-    "ddp_plateau": (ddp, PLATEAU, Layout(one_group=True)),
-    "fsdp2_sharded_step": (fsdp2_sharded, STEP, Layout(one_group=True, one_root=True)),
+    "ddp_plateau": (ddp, PLATEAU, Layout()),
+    "fsdp2_sharded_step": (fsdp2_sharded, STEP, Layout(one_root=True)),
     "fsdp2_sharded_plateau": (fsdp2_sharded, PLATEAU, Layout(reduces_on_plateau=True)),
     "fsdp2_full_step": (fsdp2_full, STEP, Layout()),
-    "fsdp2_full_plateau": (fsdp2_full, PLATEAU, Layout(one_group=True, one_root=True)),
-    "ddp_lora_plateau": (ddp, PLATEAU, Layout(one_group=True, lora=True)),
-    "fsdp2_sharded_lora_step": (fsdp2_sharded, STEP, Layout(one_group=True, one_root=True, lora=True)),
-    "fsdp2_full_lora_plateau": (fsdp2_full, PLATEAU, Layout(one_group=True, lora=True)),
+    "fsdp2_full_plateau": (fsdp2_full, PLATEAU, Layout(one_root=True)),
+    "ddp_lora_plateau": (ddp, PLATEAU, Layout(lora=True)),
+    "fsdp2_sharded_lora_step": (fsdp2_sharded, STEP, Layout(one_root=True, lora=True)),
+    "fsdp2_full_lora_plateau": (fsdp2_full, PLATEAU, Layout(lora=True)),
 }
 
 
@@ -129,9 +128,10 @@ class TwoParts(LightningModule):
 
     def configure_optimizers(self) -> Any:
         assert self.net is not None
-        if self.layout.one_group:
-            return torch.optim.AdamW(self.parameters(), lr=0.05, weight_decay=0.5)
-        groups = [{"name": name, "params": list(part.parameters())} for name, part in self.net.named_children()]
+        parts: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.net.named_parameters():
+            parts.setdefault("lora" if ".lora_" in name else name.split(".")[0], []).append(parameter)
+        groups = [{"name": name, "params": part} for name, part in parts.items()]
         optimizer = torch.optim.AdamW(groups, lr=0.05, weight_decay=0.5)
         if self.layout.reduces_on_plateau:
             reduces = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=3)
