@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -18,10 +17,11 @@ from .support.arguments import check_actions, check_at_least, check_scales
 from .support.files import make_folder
 from .support.pictures import enlarge, font, from_image, shrink, to_image, to_uint8, write_png
 from .support.probing import (
+    GENERATE,
     Batch,
     check_action_width,
-    check_videos,
     format_row,
+    generate,
     require_method,
     take_sample,
     with_actions,
@@ -104,7 +104,7 @@ class ActionScan(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict":
             return
-        require_method(pl_module, "ActionScan", "generate", "generate(batch) -> video [B, T, 3, H, W] in [0, 1]")
+        require_method(pl_module, "ActionScan", GENERATE)
         self._path = Path(self.output or Path(trainer.default_root_dir) / "action_scan.png")
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             make_folder(self._path.parent, "The folder of ActionScan(output=...)")
@@ -130,29 +130,34 @@ class ActionScan(Callback):
         self._sample = None
         if sample is None:
             raise MisconfigurationException("ActionScan needs a sample, and the first predict dataloader gave no batch")
-        batch = move_data_to_device(self._combine(sample), pl_module.device)
+        batch = held_throughout(sample, self._scaled_rows())
         with trainer.precision_plugin.predict_step_context():
-            videos = pl_module.generate(batch)  # type: ignore[operator]
-        check_videos("ActionScan", videos, num_videos=len(self._scaled_rows()))
+            videos = generate(pl_module, batch, len(batch["action"]), "ActionScan")
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_png(self._path, self._draw(videos))
+            write_png(self._path, scan_picture(videos, self.actions, self.scales, self.num_strip_frames))
             rank_zero_info(f"ActionScan: wrote {self._path}")
 
     def _scaled_rows(self) -> Tensor:
-        """Every action at every scale, `[actions * scales, columns]`, scales fastest."""
-        rows = torch.tensor(list(self.actions.values()), dtype=torch.float64)
-        scaled: Tensor = rows[:, None] * torch.tensor(self.scales, dtype=torch.float64)[:, None]
-        return scaled.flatten(0, 1)
+        return scaled_rows(torch.tensor(list(self.actions.values()), dtype=torch.float64), self.scales)
 
-    def _combine(self, sample: Batch) -> Batch:
-        """A batch with the sample once for every row of `_scaled_rows`, held throughout."""
-        return with_actions(sample, self._scaled_rows()[:, None].repeat(1, sample["action"].shape[1], 1))
 
-    def _draw(self, videos: Tensor) -> Tensor:
-        row_labels = [(name, format_row(row)) for name, row in self.actions.items()]
-        column_labels = [f"scale {scale:g}" for scale in self.scales]
-        frames = strip_frames(videos.shape[1], self.num_strip_frames)
-        return draw_scan(to_uint8(videos[:, frames]), frames, row_labels, column_labels)
+def scaled_rows(rows: Tensor, scales: Sequence[float]) -> Tensor:
+    """Every action row `[actions, columns]` at every scale, `[actions * scales, columns]`, scales fastest."""
+    return (rows[:, None] * rows.new_tensor(scales)[:, None]).flatten(0, 1)
+
+
+def held_throughout(sample: Batch, rows: Tensor) -> Batch:
+    """A batch with one sample for every row `[N, columns]`, which is its action from the first row to the last."""
+    return with_actions(sample, rows[:, None].repeat(1, sample["action"].shape[1], 1))
+
+
+def scan_picture(
+    videos: Tensor, actions: Mapping[str, Sequence[float]], scales: Sequence[float], num_later: int
+) -> Tensor:
+    """Draw videos `[actions * scales, T, 3, H, W]`: the start of each and `num_later` frames after it."""
+    frames = strip_frames(videos.shape[1], num_later)
+    row_labels = [(name, format_row(row)) for name, row in actions.items()]
+    return draw_scan(to_uint8(videos[:, frames]), frames, row_labels, [f"scale {scale:g}" for scale in scales])
 
 
 class ScanLayout(NamedTuple):

@@ -145,7 +145,7 @@ class ActionSensitivity(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             signature = "predict_velocity(batch, timestep, seed) -> predicted and true velocity [B, ...]"
-            require_method(pl_module, "ActionSensitivity", "predict_velocity", signature)
+            require_method(pl_module, "ActionSensitivity", signature)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._layers = [] if self.layers is None else _find_layers(pl_module, self.layers)

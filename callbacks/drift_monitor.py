@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -17,8 +16,9 @@ from .support import log_writing
 from .support.arguments import check_at_least
 from .support.collectives import gather
 from .support.probing import (
-    check_videos,
+    GENERATE,
     first_validation_samples,
+    generate,
     leaving_no_trace,
     num_samples,
     require_method,
@@ -125,8 +125,7 @@ class DriftMonitor(EveryNValidations):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._rows = []
         if stage in ("fit", "validate") and self.rollout_rows is not None:
-            signature = "generate(batch) -> video [B, T, 3, H, W] in [0, 1]"
-            require_method(pl_module, "DriftMonitor", "generate", signature)
+            require_method(pl_module, "DriftMonitor", GENERATE)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse batches without actions now, rather than at the first validation that is due."""
@@ -148,8 +147,7 @@ class DriftMonitor(EveryNValidations):
         repeats = -(-self.rollout_rows // samples["action"].shape[1])
         samples["action"] = samples["action"].repeat(1, repeats, 1)[:, : self.rollout_rows]
         with leaving_no_trace(pl_module), trainer.precision_plugin.val_step_context():
-            videos = pl_module.generate(move_data_to_device(samples, pl_module.device))  # type: ignore[operator]
-        check_videos("DriftMonitor", videos, num_samples(samples))
+            videos = generate(pl_module, samples, num_samples(samples), "DriftMonitor")
         self._add(trainer, videos, samples)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from .action_scan import draw_scan, strip_frames
+from .action_scan import draw_scan, held_throughout, scaled_rows, scan_picture, strip_frames
 from .support import log_writing
 from .support.arguments import check_actions, check_at_least, check_scales
 from .support.files import make_folder, write_bytes
@@ -29,11 +28,12 @@ from .support.pictures import (
     write_png,
 )
 from .support.probing import (
+    GENERATE,
     Batch,
     check_action_width,
-    check_videos,
     first_validation_samples,
     format_row,
+    generate,
     leaving_no_trace,
     num_samples,
     other_actions,
@@ -156,7 +156,7 @@ class RolloutLogger(EveryNValidations):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage not in ("fit", "validate"):
             return
-        require_method(pl_module, "RolloutLogger", "generate", "generate(batch) -> video [B, T, 3, H, W] in [0, 1]")
+        require_method(pl_module, "RolloutLogger", GENERATE)
         self._samples, self._warned = None, False
         log_folder = Path(trainer.log_dir or trainer.default_root_dir)
         writes = self.write_files and not trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -229,16 +229,13 @@ class RolloutLogger(EveryNValidations):
     def _log_scan(self, trainer: Trainer, pl_module: LightningModule, sample: Batch) -> None:
         """Panel 4."""
         actions = self._actions()
-        rows = torch.stack(list(actions.values()))
-        scaled = (rows[:, None] * rows.new_tensor(self.scales)[:, None]).flatten(0, 1)
-        batch = with_actions(sample, scaled[:, None].repeat(1, sample["action"].shape[1], 1))
+        rows = scaled_rows(torch.stack(list(actions.values())), self.scales)
+        batch = held_throughout(sample, rows)
         videos = self._generate(trainer, pl_module, batch, batch["action"])
-        if videos is None or not trainer.is_global_zero:
-            return
-        frames = strip_frames(min(videos.shape[1], self.max_frames), _SCAN_FRAMES)
-        labels = [(name, format_row(row.tolist())) for name, row in actions.items()]
-        columns = [f"scale {scale:g}" for scale in self.scales]
-        self._show_picture(trainer, "4_action_scan", draw_scan(videos[:, frames], frames, labels, columns))
+        if videos is not None and trainer.is_global_zero:
+            by_name = {name: row.tolist() for name, row in actions.items()}
+            picture = scan_picture(videos[:, : self.max_frames], by_name, self.scales, _SCAN_FRAMES)
+            self._show_picture(trainer, "4_action_scan", picture)
 
     def _actions(self) -> dict[str, Tensor]:
         """Rows of the actions to show, float64."""
@@ -260,9 +257,8 @@ class RolloutLogger(EveryNValidations):
         for start in range(0, count, self.num_videos_at_once):
             some = slice(start, start + self.num_videos_at_once)
             batch = take_samples(samples, some, "RolloutLogger") | {"action": None if action is None else action[some]}
-            videos = pl_module.generate(move_data_to_device(batch, pl_module.device))  # type: ignore[operator]
-            check_videos("RolloutLogger", videos, min(self.num_videos_at_once, count - start))
-            parts.append(to_uint8(videos))
+            num_videos = min(self.num_videos_at_once, count - start)
+            parts.append(to_uint8(generate(pl_module, batch, num_videos, "RolloutLogger")))
         self._seconds_per_video = (time.monotonic() - started) / count
         return torch.cat(parts)
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
@@ -18,6 +19,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from .part_names import is_named
+
+GENERATE = "generate(batch) -> video [B, T, 3, H, W] in [0, 1]"
 
 Batch: TypeAlias = dict[str, Any]
 """A dict with `action` `[B, rows, columns]`. What else in it has B entries has one for each sample."""
@@ -77,13 +80,13 @@ def settle_gradient_dtypes(module: nn.Module) -> None:
             part.reshard()
 
 
-def require_method(pl_module: LightningModule, owner: str, method: str, signature: str) -> None:
-    """Refuse a LightningModule that lacks a method.
+def require_method(pl_module: LightningModule, owner: str, signature: str) -> None:
+    """Refuse a LightningModule that lacks a method, given as `method(argument, ...) -> what it returns`.
 
     Raises:
         MisconfigurationException: The method is missing; the message names the callback, the method and its arguments.
     """
-    if not callable(getattr(pl_module, method, None)):
+    if not callable(getattr(pl_module, signature.partition("(")[0], None)):
         raise MisconfigurationException(f"{owner} needs a method {signature}, and {type(pl_module).__name__} has none")
 
 
@@ -168,17 +171,19 @@ def check_action_width(owner: str, action: Tensor, rows: Tensor) -> None:
         )
 
 
-def check_videos(owner: str, videos: Any, num_videos: int) -> None:
-    """Refuse a result of `generate` that is not `num_videos` videos `[B, T, 3, H, W]`.
+def generate(pl_module: LightningModule, batch: Batch, num_videos: int, owner: str) -> Tensor:
+    """Videos `[B, T, 3, H, W]` that a LightningModule generates for a batch, which is moved to its device.
 
     Raises:
-        MisconfigurationException: They are something else; the message says what.
+        MisconfigurationException: It returns something else, or not `num_videos` of them; the message says what.
     """
+    videos = pl_module.generate(move_data_to_device(batch, pl_module.device))  # type: ignore[operator]
     expected = f"{owner} expects generate(batch) to return {num_videos} videos [B, T, 3, H, W]"
     if not isinstance(videos, Tensor):
         raise MisconfigurationException(f"{expected}, got {type(videos).__name__}")
     if videos.ndim != 5 or len(videos) != num_videos or videos.shape[2] != 3:
         raise MisconfigurationException(f"{expected}, got {tuple(videos.shape)}")
+    return videos
 
 
 def format_row(row: Sequence[float]) -> str:

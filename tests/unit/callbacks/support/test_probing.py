@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor, nn
 
 from lightning_action.callbacks.support.probing import (
     check_action_width,
-    check_videos,
     format_row,
+    generate,
     leaving_no_trace,
     other_actions,
     require_method,
@@ -134,18 +135,23 @@ def test_no_trace_is_left(fails: bool) -> None:
     assert torch.is_grad_enabled()
 
 
+class Generator(LightningModule):
+    def generate(self, batch: dict[str, Any]) -> Tensor:
+        return torch.zeros(2, 5, 3, 4, 4)
+
+
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(MisconfigurationException, match=r"Someone needs a method fly\(\), and BoringModel has none"):
-        require_method(BoringModel(), "Someone", "fly", "fly()")
-    require_method(BoringModel(), "Someone", "forward", "forward()")
+        require_method(BoringModel(), "Someone", "fly()")
+    require_method(BoringModel(), "Someone", "forward()")
     with pytest.raises(MisconfigurationException, match=r"Someone\(actions=...\) has rows of 1 columns"):
         check_action_width("Someone", torch.zeros(1, ROWS, COLUMNS), torch.zeros(4, 1))
     with pytest.raises(MisconfigurationException, match="whole numbers"):
         check_action_width("Someone", torch.zeros(1, ROWS, 1, dtype=torch.int64), torch.full((4, 1), 0.5))
     check_action_width("Someone", torch.zeros(1, ROWS, 1, dtype=torch.int64), torch.ones(4, 1))
     with pytest.raises(MisconfigurationException, match=r"return 3 videos \[B, T, 3, H, W\], got \(2, 5, 3, 4, 4\)"):
-        check_videos("Someone", torch.zeros(2, 5, 3, 4, 4), 3)
-    check_videos("Someone", torch.zeros(2, 5, 3, 4, 4), 2)
+        generate(Generator(), {}, 3, "Someone")
+    assert generate(Generator(), {}, 2, "Someone").shape == (2, 5, 3, 4, 4)
 
 
 def test_rows_are_shown_short() -> None:
