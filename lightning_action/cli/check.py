@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from typing import TypeVar
 
 import lightning as L
 import torch
@@ -20,9 +21,11 @@ from lightning_action.cli.dry_run import (
     action_times,
     blocks,
     flops,
+    frozen_classes,
     geometry,
     memory,
     parameters_of,
+    settings,
     shapes,
 )
 from lightning_action.cli.misfits import misfits
@@ -32,15 +35,52 @@ from lightning_action.distributed.sharding import Sharding
 from lightning_action.generator.cost import Flops, Parameters
 from lightning_action.module import ActionVideoModule
 
+T = TypeVar("T")
 Row = tuple[str, ...]
 Units = tuple[tuple[float, str], ...]
 
+# Titles of what is not called by its key, with the sizes and settings that they hold for.
+_TITLES = {
+    "lora": "LoRA layers",
+    "self_attention": "self-attention",
+    "cross_attention": "cross-attention",
+    "feed_forward": "feed-forward",
+    "text_encoder": "text encoder, {text_encoder}",
+    "vae": "VAE, {vae}",
+    "video": "video [B, T, 3, H, W]",
+    "latents": "latents [B, F, C, h, w]",
+    "tokens": "tokens [B, F, S, D]",
+    "text": "text [B, L, text_dim]",
+    "time_modulation": "time modulation [B, F, 6, D]",
+    "action_rows": "action rows [B, rows, columns]",
+    "action_vectors": "action vectors [B, F, A]",
+    "action_modulation": "action modulation [B, F, ..., 6, D]",
+    "velocity": "velocity [B, F, C, h, w]",
+    "tokens_per_frame": "tokens of a latent frame",
+    "tokens_per_block": "tokens of a block",
+    "tokens_per_video": "tokens of the video",
+    "num_blocks": "blocks of the video",
+    "frames_per_block": "latent frames of a block",
+    "frames_seen": "latent frames that a block sees, at most",
+    "weights": "weights, {weights_dtype}",
+    "kv_cache_per_frame": "KV cache of a latent frame, {cache_dtype}",
+    "kv_cache": "KV cache of {cache_frames} latent frames",
+    "prompt_cache": "cross-attention cache of a prompt",
+    "gradients": "training: gradients",
+    "adamw_moments": "training: moments of AdamW",
+    "activations": "training: activations, {compute_dtype}, {checkpointed}",
+    "one_pass": "one pass of a block of {frames_per_block}, which sees {frames_seen} latent frames",
+    "block": "a block generated ({num_steps} steps + 1 clean pass{branches})",
+    "pixel_frame": "for each pixel frame of it",
+    "prompt": "the prompt, once a video",
+    "training_step": "a training step (batch of {batch_size}, {num_training_passes} x forward)",
+}
 _WEIGHT_DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 _COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # What a configuration that another verb saved holds besides; it says nothing about the model.
 _ARGUMENTS_OF_VERBS = {"ckpt_path": str, "verbose": bool, "return_predictions": bool}
-_BYTE_UNITS: Units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
-_FLOP_UNITS: Units = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
+_BYTES: Units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+_FLOPS: Units = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 _SHOWN_FRAMES = 3
 
 
@@ -100,18 +140,19 @@ def precision_of(trainer: Namespace, sharding: Sharding) -> Precision:
 
 def make_report(module: ActionVideoModule, datamodule: L.LightningDataModule, precision: Precision) -> Report:
     """Look at the model, which is on the meta device, and at one batch of the data."""
-    parameters = parameters_of(module)
+    parameters, classes = parameters_of(module), frozen_classes(module)
     try:
         batch, trains = take_batch(datamodule)
     except (OSError, ValueError) as error:
-        return Report(parameters, [f"{type(datamodule).__name__} gives no batch: {error}"])
+        return Report(parameters, [f"{type(datamodule).__name__} gives no batch: {error}"], classes)
     problems = misfits(module, batch, trains)
     if problems:
-        return Report(parameters, problems)
+        return Report(parameters, problems, classes)
     sizes = geometry(module, batch, trains)
     return Report(
         parameters,
         problems,
+        classes | settings(module, sizes, precision),
         shapes(module, sizes),
         blocks(module, sizes),
         memory(module, sizes, precision),
@@ -138,15 +179,23 @@ def take_batch(datamodule: L.LightningDataModule) -> tuple[Batch, bool]:
 
 
 def format_report(report: Report) -> str:
-    """The report as a page of tables."""
+    """Write the report as a page of tables."""
+    facts = {
+        **report.settings,
+        **report.blocks,
+        "checkpointed": "checkpointed" if report.settings.get("activation_checkpointing") else "not checkpointed",
+        "branches": " x 2 branches" if report.settings.get("num_branches") == 2 else "",
+    }
+
+    def rows(section: Mapping[str, T], cells: Callable[[T], Row]) -> list[Row]:
+        return [(_title(key, facts), *cells(value)) for key, value in section.items()]
+
     parts = [
-        _table("PARAMETERS", ("", "trained", "frozen"), map(_parameter_row, report.parameters.items())),
-        _table("SHAPES", ("", ""), ((name, str(shape)) for name, shape in report.shapes.items())),
-        _table("BLOCKS", ("", ""), ((name, f"{number:,}") for name, number in report.blocks.items())),
-        _table(
-            "MEMORY", ("one device, without sharding", ""), ((k, _bytes(size)) for k, size in report.memory.items())
-        ),
-        _table("OPERATIONS", ("", "linear", "attention", "both"), map(_flops_row, report.flops.items())),
+        _table("PARAMETERS", ("", "trained", "frozen"), rows(report.parameters, _numbers)),
+        _table("SHAPES", ("", ""), rows(report.shapes, lambda shape: (str(shape),))),
+        _table("BLOCKS", ("", ""), rows(report.blocks, lambda number: (f"{number:,}",))),
+        _table("MEMORY", ("one device, without sharding", ""), rows(report.memory, lambda n: (_with_unit(n, _BYTES),))),
+        _table("OPERATIONS", ("", "linear", "attention", "both"), rows(report.flops, _operations)),
         _table("ACTIONS IN TIME", ("latent frame", "pixel frames", "action rows"), _time_rows(report.action_times)),
     ]
     problems = "".join(f"\n- {problem}" for problem in report.problems)
@@ -154,10 +203,14 @@ def format_report(report: Report) -> str:
     return "\n\n".join([*filter(None, parts), verdict])
 
 
-def _parameter_row(item: tuple[str, Parameters | None]) -> Row:
-    name, numbers = item
-    name = name.replace("generator/", "  ")
-    return (name, "", "in its files") if numbers is None else (name, f"{numbers.trainable:,}", f"{numbers.frozen:,}")
+def _title(key: str, facts: Mapping[str, object]) -> str:
+    """Write a key out; a part of a part is indented."""
+    owner, _, part = key.rpartition(".")
+    return ("  " if owner else "") + _TITLES.get(part, part.replace("_", " ")).format(**facts)
+
+
+def _numbers(parameters: Parameters | None) -> Row:
+    return ("", "in its files") if parameters is None else (f"{parameters.trainable:,}", f"{parameters.frozen:,}")
 
 
 def _time_rows(times: list[ActionTime]) -> list[Row]:
@@ -169,17 +222,8 @@ def _span(numbers: list[int]) -> str:
     return "none" if not numbers else str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} - {numbers[-1]}"
 
 
-def _bytes(size: int) -> str:
-    return _with_unit(size, _BYTE_UNITS)
-
-
-def _flops_row(item: tuple[str, Flops]) -> Row:
-    name, cost = item
-    return name, *map(_flops, (cost.linear, cost.attention, cost.total))
-
-
-def _flops(number: float) -> str:
-    return _with_unit(number, _FLOP_UNITS) if number else "-"
+def _operations(cost: Flops) -> Row:
+    return tuple(_with_unit(number, _FLOPS) if number else "-" for number in (cost.linear, cost.attention, cost.total))
 
 
 def _with_unit(number: float, units: Units) -> str:

@@ -33,7 +33,7 @@ from lightning_action.module import ActionVideoModule
 
 @dataclass(frozen=True)
 class Precision:
-    """The types of the weights, of the keys and values in the cache, and of what is computed."""
+    """Dtypes of the weights, of the keys and values in the cache, and of what is computed."""
 
     weights: torch.dtype
     cache: torch.dtype
@@ -51,20 +51,22 @@ class ActionTime:
 
 @dataclass(frozen=True)
 class Report:
-    """What a dry run finds; shapes and costs are there if there are no problems.
+    """What a dry run finds, under keys for programs; all but the first three is empty if there are problems.
 
-    Attributes:
-        parameters: of every part; None where only its files know.
-        problems: what of the data does not fit the model.
-        shapes: of every stage.
-        blocks: tokens and latent frames.
-        memory: bytes.
-        flops: floating-point operations.
-        action_times: of every latent frame.
+    Args:
+        parameters: Parameters of every part; None where only its files know.
+        problems: What of the data does not fit the model, one sentence each.
+        settings: What the figures hold for: batch, sampling, dtypes, and the classes of the frozen parts.
+        shapes: Shape of every stage.
+        blocks: Numbers of tokens and latent frames.
+        memory: Bytes on one device.
+        flops: Floating-point operations.
+        action_times: Pixel frames and action rows of every latent frame.
     """
 
     parameters: dict[str, Parameters | None]
     problems: list[str]
+    settings: dict[str, int | str]
     shapes: dict[str, list[int]] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
@@ -76,12 +78,12 @@ class Report:
 class Geometry:
     """Sizes of one batch.
 
-    Attributes:
-        batch_size: videos.
-        num_latents: latent frames, F.
-        pixels: height and width.
-        latent_shape: of a latent frame, (C, h, w).
-        tokens_per_frame: of a latent frame.
+    Args:
+        batch_size: Number of videos.
+        num_latents: Number of latent frames, F.
+        pixels: Height and width of a pixel frame.
+        latent_shape: Shape (C, h, w) of a latent frame.
+        tokens_per_frame: Number of tokens of a latent frame.
     """
 
     batch_size: int
@@ -92,10 +94,10 @@ class Geometry:
 
 
 def geometry(module: ActionVideoModule, batch: Batch, trains: bool) -> Geometry:
-    """The sizes that a batch gives; `trains`: it is one to train on.
+    """Take the sizes from a batch; `trains` says that it is one to train on.
 
     Raises:
-        ValueError: it gives none, or they do not fit VAE and generator.
+        ValueError: The batch gives no sizes, or they do not fit VAE and generator.
     """
     pixels = frame_size(batch)
     shape = module.frozen.vae.latent_shape(*pixels)
@@ -104,17 +106,18 @@ def geometry(module: ActionVideoModule, batch: Batch, trains: bool) -> Geometry:
 
 
 def parameters_of(module: ActionVideoModule) -> dict[str, Parameters | None]:
-    """Parameters of every part of a run; None where only the files of a frozen part know."""
+    """Count the parameters of every part of a run; None where only the files of a frozen part know."""
     generator = module.generator
     found: dict[str, Parameters | None] = {"generator": count(generator.parameters())}
-    found |= {f"generator/{part}": numbers for part, numbers in parameters_by_part(generator).items()}
-    for name, part in (("action projection", module.action_projection), ("action module", module.action_module)):
+    found |= {f"generator.{part}": numbers for part, numbers in parameters_by_part(generator).items()}
+    for name, part in (("action_projection", module.action_projection), ("action_module", module.action_module)):
         if part is not None:
             found[name] = count(part.parameters())
-    for name, frozen in (("text encoder", module.frozen.text_encoder), ("VAE", module.frozen.vae)):
-        released = ", as released" if frozen.num_parameters_released else ""
-        found[f"{name}, {type(frozen).__name__}{released}"] = _frozen_parameters(frozen)
-    return found
+    return found | {name: _frozen_parameters(part) for name, part in _frozen_parts(module)}
+
+
+def _frozen_parts(module: ActionVideoModule) -> tuple[tuple[str, FrozenPart], ...]:
+    return ("text_encoder", module.frozen.text_encoder), ("vae", module.frozen.vae)
 
 
 def _frozen_parameters(part: FrozenPart) -> Parameters | None:
@@ -126,89 +129,100 @@ def _frozen_parameters(part: FrozenPart) -> Parameters | None:
 
 
 def reads_files(part: FrozenPart) -> bool:
-    """Whether a frozen part has weights, which are not there in a dry run."""
+    """Tell whether a frozen part has weights, which are not there in a dry run."""
     return type(part).load is not FrozenPart.load
 
 
+def frozen_classes(module: ActionVideoModule) -> dict[str, int | str]:
+    """Name the classes of the frozen parts, and those whose parameters are counted as they were released."""
+    return {
+        name: f"{type(part).__name__}{', as released' if part.num_parameters_released else ''}"
+        for name, part in _frozen_parts(module)
+    }
+
+
+def settings(module: ActionVideoModule, sizes: Geometry, precision: Precision) -> dict[str, int | str]:
+    """Collect what the figures hold for."""
+    return {
+        "batch_size": sizes.batch_size,
+        "num_steps": module.sampling.num_steps,
+        "num_branches": _num_branches(module),
+        "num_training_passes": num_passes_of_training(module.generator),
+        "activation_checkpointing": module.generator.activation_checkpointing,
+        "cache_frames": _cache_frames(module, sizes),
+        **{f"{name}_dtype": str(dtype).removeprefix("torch.") for name, dtype in vars(precision).items()},
+    }
+
+
 def shapes(module: ActionVideoModule, sizes: Geometry) -> dict[str, list[int]]:
-    """The shape of every stage, from pixels to velocity."""
+    """Compute the shape of every stage, from pixels to velocity."""
     batch, frames, generator, schema = sizes.batch_size, sizes.num_latents, module.generator, module.schema
+    num_pixel_frames = 1 + module.frozen.vae.temporal_compression_ratio * (frames - 1)
     found = {
-        "video [B, T, 3, H, W]": [batch, _pixel_frames(module, frames), 3, *sizes.pixels],
-        "latents [B, F, C, h, w]": [batch, frames, *sizes.latent_shape],
-        "tokens [B, F, S, D]": [batch, frames, sizes.tokens_per_frame, generator.dim],
-        "text [B, L, text_dim]": [batch, generator.text_len, generator.text_dim],
-        "time modulation [B, F, 6, D]": [batch, frames, 6, generator.dim],
+        "video": [batch, num_pixel_frames, 3, *sizes.pixels],
+        "latents": [batch, frames, *sizes.latent_shape],
+        "tokens": [batch, frames, sizes.tokens_per_frame, generator.dim],
+        "text": [batch, generator.text_len, generator.text_dim],
+        "time_modulation": [batch, frames, 6, generator.dim],
     }
     if module.action_projection is not None:
-        found["action rows [B, rows, columns]"] = [batch, schema.num_rows(frames), schema.num_columns]
-        found["action vectors [B, F, A]"] = [batch, frames, schema.action_dim]
-        found["action modulation [B, F, ..., 6, D]"] = list(empty_modulation(module, batch, frames).shape)
-    found["velocity [B, F, C, h, w]"] = [batch, frames, generator.out_dim, *sizes.latent_shape[1:]]
-    return found
+        found["action_rows"] = [batch, schema.num_rows(frames), schema.num_columns]
+        found["action_vectors"] = [batch, frames, schema.action_dim]
+        found["action_modulation"] = list(empty_modulation(module, batch, frames).shape)
+    return found | {"velocity": [batch, frames, generator.out_dim, *sizes.latent_shape[1:]]}
 
 
 def blocks(module: ActionVideoModule, sizes: Geometry) -> dict[str, int]:
-    """How the video is cut, in latent frames and tokens."""
+    """Count how the video is cut, in latent frames and tokens."""
     of_video = module.causality.split(sizes.num_latents)
-    seen = max(sum(map(len, module.causality.past(block))) + len(block) for block in of_video)
+    last = of_video[-1]
     return {
-        "tokens of a latent frame": sizes.tokens_per_frame,
-        "tokens of a block": len(of_video[-1]) * sizes.tokens_per_frame,
-        "tokens of the video": sizes.num_latents * sizes.tokens_per_frame,
-        "blocks of the video": len(of_video),
-        "latent frames of a block": len(of_video[-1]),
-        "latent frames that a block sees, at most": seen,
+        "tokens_per_frame": sizes.tokens_per_frame,
+        "tokens_per_block": len(last) * sizes.tokens_per_frame,
+        "tokens_per_video": sizes.num_latents * sizes.tokens_per_frame,
+        "num_blocks": len(of_video),
+        "frames_per_block": len(last),
+        # No block sees more than the last one.
+        "frames_seen": sum(map(len, module.causality.past(last))) + len(last),
     }
 
 
 def flops(module: ActionVideoModule, sizes: Geometry) -> dict[str, Flops]:
-    """Floating-point operations of generating the last block of one video, and of a training step."""
+    """Count operations of generating the last block of one video, and of a training step."""
     generator, tokens = module.generator, sizes.tokens_per_frame
-    block = module.causality.split(sizes.num_latents)[-1]
-    seen = (*module.causality.past(block), block)
-    one_pass = video_flops(generator, (Visibility(block, seen),), tokens)
-    num_steps = module.sampling.num_steps
-    generated = one_pass * ((num_steps + 1) * _num_branches(module))
-    num_pixel_frames = len(block) * module.frozen.vae.temporal_compression_ratio
+    last = module.causality.split(sizes.num_latents)[-1]
+    one_pass = video_flops(generator, (Visibility(last, (*module.causality.past(last), last)),), tokens)
+    # The clean pass writes the block's keys and values into the cache.
+    block = one_pass * ((module.sampling.num_steps + 1) * _num_branches(module))
     training = training_flops(generator, _training_visibility(module, sizes), tokens)
-    num_passes = num_passes_of_training(generator)
-    branches = " x 2 branches" if _num_branches(module) == 2 else ""
     return {
-        f"one pass of a block of {len(block)}, which sees {sum(map(len, seen))} latent frames": one_pass,
-        f"a block generated ({num_steps} steps + 1 clean pass{branches})": generated,
-        "for each pixel frame of it": generated * (1 / num_pixel_frames),
-        "the prompt, once a video": context_flops(generator),
-        f"a training step (batch of {sizes.batch_size}, {num_passes} x forward)": training * sizes.batch_size,
+        "one_pass": one_pass,
+        "block": block,
+        "pixel_frame": block * (1 / (len(last) * module.frozen.vae.temporal_compression_ratio)),
+        "prompt": context_flops(generator),
+        "training_step": training * sizes.batch_size,
     }
 
 
 def memory(module: ActionVideoModule, sizes: Geometry, precision: Precision) -> dict[str, int]:
-    """Bytes on one device that holds everything, without the frozen parts."""
+    """Count bytes on one device that holds everything, without the frozen parts."""
     generator, causality, tokens = module.generator, module.causality, sizes.tokens_per_frame
-    window = causality.local_attn_size or sizes.num_latents
     cache = _num_branches(module) * kv_cache_bytes(generator, causality, sizes.num_latents, tokens, precision.cache)
     numbers, bytes_each = count(module.parameters()), precision.weights.itemsize
     frames = sum(len(item.query) for item in _training_visibility(module, sizes))
-    activations = activation_bytes(generator, sizes.batch_size * frames * tokens, precision.compute)
-    kind = "checkpointed" if generator.activation_checkpointing else "not checkpointed"
     return {
-        f"weights, {_name(precision.weights)}": numbers.total * bytes_each,
-        f"KV cache of a latent frame, {_name(precision.cache)}": cache // window,
-        f"KV cache of {window} latent frames": cache,
-        "cross-attention cache of a prompt": context_cache_bytes(generator, precision.cache),
-        "training: gradients": numbers.trainable * bytes_each,
-        "training: moments of AdamW": 2 * numbers.trainable * bytes_each,
-        f"training: activations, {_name(precision.compute)}, {kind}": activations,
+        "weights": numbers.total * bytes_each,
+        "kv_cache_per_frame": cache // _cache_frames(module, sizes),
+        "kv_cache": cache,
+        "prompt_cache": context_cache_bytes(generator, precision.cache),
+        "gradients": numbers.trainable * bytes_each,
+        "adamw_moments": 2 * numbers.trainable * bytes_each,
+        "activations": activation_bytes(generator, sizes.batch_size * frames * tokens, precision.compute),
     }
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def action_times(module: ActionVideoModule, num_frames: int) -> list[ActionTime]:
-    """Which pixel frames and action rows belong to each latent frame; nothing for a model without actions."""
+    """List which pixel frames and action rows belong to each latent frame; nothing for a model without actions."""
     if module.action_projection is None:
         return []
     ratio, schema = module.schema.temporal_compression_ratio, module.schema
@@ -221,11 +235,15 @@ def action_times(module: ActionVideoModule, num_frames: int) -> list[ActionTime]
 
 
 def empty_modulation(module: ActionVideoModule, batch_size: int, num_frames: int) -> Tensor:
-    """What the action projection gives, on the meta device."""
+    """Return what the action projection gives, on the meta device."""
     assert module.action_projection is not None
     vectors = torch.empty(batch_size, num_frames, module.schema.action_dim, device="meta")
     modulation: Tensor = module.action_projection(vectors)
     return modulation
+
+
+def _cache_frames(module: ActionVideoModule, sizes: Geometry) -> int:
+    return module.causality.local_attn_size or sizes.num_latents
 
 
 def _num_branches(module: ActionVideoModule) -> int:
@@ -235,7 +253,3 @@ def _num_branches(module: ActionVideoModule) -> int:
 
 def _training_visibility(module: ActionVideoModule, sizes: Geometry) -> tuple[Visibility, ...]:
     return objectives.training_visibility(module.objective, sizes.num_latents, module.causality)
-
-
-def _pixel_frames(module: ActionVideoModule, num_frames: int) -> int:
-    return 1 + module.frozen.vae.temporal_compression_ratio * (num_frames - 1)

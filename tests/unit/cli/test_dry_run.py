@@ -12,9 +12,11 @@ from lightning_action.cli.dry_run import (
     action_times,
     blocks,
     flops,
+    frozen_classes,
     geometry,
     memory,
     parameters_of,
+    settings,
     shapes,
 )
 from lightning_action.frozen.umt5 import UMT5TextEncoder
@@ -44,22 +46,22 @@ def test_sizes_of_a_batch_to_predict_from_follow_its_actions() -> None:
 def test_shapes_are_those_that_the_networks_give() -> None:
     module = small_module()
     found = shapes(module, geometry(module, batch_of(), trains=True))
-    assert list(found.values()) == [
-        [3, 13, 3, 16, 24],
-        [3, 4, 5, 2, 3],
-        [3, 4, 3, 36],
-        [3, 7, 9],
-        [3, 4, 6, 36],
-        [3, 12, 3],
-        [3, 4, 12],
-        [3, 4, 2, 6, 36],
-        [3, 4, 5, 2, 3],
-    ]
-    latents = torch.empty(*found["latents [B, F, C, h, w]"], device="meta")
-    text = torch.empty(*found["text [B, L, text_dim]"], device="meta")
-    modulation = torch.empty(*found["action modulation [B, F, ..., 6, D]"], device="meta")
+    assert found == {
+        "video": [3, 13, 3, 16, 24],
+        "latents": [3, 4, 5, 2, 3],
+        "tokens": [3, 4, 3, 36],
+        "text": [3, 7, 9],
+        "time_modulation": [3, 4, 6, 36],
+        "action_rows": [3, 12, 3],
+        "action_vectors": [3, 4, 12],
+        "action_modulation": [3, 4, 2, 6, 36],
+        "velocity": [3, 4, 5, 2, 3],
+    }
+    latents, text, modulation = (
+        torch.empty(*found[name], device="meta") for name in ("latents", "text", "action_modulation")
+    )
     velocity = module.generator(latents, torch.empty(3, 4, device="meta"), text, modulation)
-    assert list(velocity.shape) == found["velocity [B, F, C, h, w]"]
+    assert list(velocity.shape) == found["velocity"]
 
 
 def test_parameters_of_every_part() -> None:
@@ -69,44 +71,77 @@ def test_parameters_of_every_part() -> None:
     assert found["generator"] == count(module.generator.parameters())
     assert found["generator"] == Parameters(0, sum(p.numel() for p in module.generator.parameters()))
     assert module.action_projection is not None
-    assert found["action projection"] == Parameters(sum(p.numel() for p in module.action_projection.parameters()), 0)
-    assert found["text encoder, HashingTextEncoder"] == Parameters(0, 0)
-    released = parameters_of(small_module(text_encoder=UMT5TextEncoder))
-    assert released["text encoder, UMT5TextEncoder, as released"] == Parameters(0, 5_680_910_336)
+    assert found["action_projection"] == Parameters(sum(p.numel() for p in module.action_projection.parameters()), 0)
+    assert found["text_encoder"] == Parameters(0, 0)
+    assert frozen_classes(module)["text_encoder"] == "HashingTextEncoder"
+    released = small_module(text_encoder=UMT5TextEncoder)
+    assert parameters_of(released)["text_encoder"] == Parameters(0, 5_680_910_336)
+    assert frozen_classes(released)["text_encoder"] == "UMT5TextEncoder, as released"
 
 
 def test_blocks() -> None:
     module = small_module(causality=BlockCausality(2, 5, 1))
-    assert list(blocks(module, geometry(module, batch_of(29), trains=True)).values()) == [3, 6, 24, 4, 2, 5]
+    assert blocks(module, geometry(module, batch_of(29), trains=True)) == {
+        "tokens_per_frame": 3,
+        "tokens_per_block": 6,
+        "tokens_per_video": 24,
+        "num_blocks": 4,
+        "frames_per_block": 2,
+        "frames_seen": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    "causality", [BlockCausality(1), BlockCausality(2, 5, 1), BlockCausality(3, 4), BlockCausality(2)]
+)
+def test_no_block_sees_more_than_the_last(causality: BlockCausality) -> None:
+    seen = [sum(map(len, causality.past(block))) + len(block) for block in causality.split(12)]
+    assert seen == sorted(seen)
 
 
 def test_memory() -> None:
     module = small_module()
     sizes = geometry(module, batch_of(), trains=True)
-    found = list(memory(module, sizes, FLOAT32).values())
+    found = memory(module, sizes, FLOAT32)
     numbers = sum(p.numel() for p in module.parameters())
     cache = KVCache(2, 1, 3, 12, 3, 4, BlockCausality(2)).num_bytes
-    assert found[:3] == [4 * numbers, cache // 4, cache]
-    assert found[4:6] == [4 * numbers, 8 * numbers]
-    half = list(memory(module, sizes, Precision(torch.float32, torch.bfloat16, torch.bfloat16)).values())
-    assert half[:3] == [4 * numbers, cache // 8, cache // 2] and half[4:6] == found[4:6]
-    assert found[-1] / 2 < half[-1] < found[-1]
+    told = ("weights", "gradients", "adamw_moments", "kv_cache", "kv_cache_per_frame")
+    assert [found[name] for name in told] == [4 * numbers, 4 * numbers, 8 * numbers, cache, cache // 4]
+    half = memory(module, sizes, Precision(torch.float32, torch.bfloat16, torch.bfloat16))
+    assert [half[name] for name in told] == [4 * numbers, 4 * numbers, 8 * numbers, cache // 2, cache // 8]
+    assert found["activations"] / 2 < half["activations"] < found["activations"]
     # Teacher forcing has the clean half too.
-    diffusion = small_module(objective="diffusion_forcing")
-    assert list(memory(diffusion, sizes, FLOAT32).values())[-1] * 2 == found[-1]
+    diffusion = memory(small_module(objective="diffusion_forcing"), sizes, FLOAT32)
+    assert diffusion["activations"] * 2 == found["activations"]
 
 
 def test_flops() -> None:
     sizes = geometry(small_module(), batch_of(), trains=True)
-    one_pass, block, pixel_frame, _, training = flops(small_module(), sizes).values()
-    assert block.total == pytest.approx(9 * one_pass.total), "8 steps and the clean pass"
-    assert pixel_frame.total == pytest.approx(block.total / 8), "2 latent frames of 4"
+    found = flops(small_module(), sizes)
+    assert found["block"].total == pytest.approx(9 * found["one_pass"].total), "8 steps and the clean pass"
+    assert found["pixel_frame"].total == pytest.approx(found["block"].total / 8), "2 latent frames of 4"
     guided = small_module(sampling=Sampling(denoising_step_list=[1000, 500], action_guidance_scale=2.0))
-    assert list(flops(guided, sizes).values())[1].total == pytest.approx(6 * one_pass.total)
-    caches = [list(memory(module, sizes, FLOAT32).values())[2] for module in (small_module(), guided)]
+    assert flops(guided, sizes)["block"].total == pytest.approx(6 * found["one_pass"].total)
+    caches = [memory(module, sizes, FLOAT32)["kv_cache"] for module in (small_module(), guided)]
     assert caches[1] == 2 * caches[0]
     checkpointed = small_module(generator=lambda: small_generator(activation_checkpointing=True))
-    assert list(flops(checkpointed, sizes).values())[-1].total == pytest.approx(training.total * 4 / 3)
+    assert flops(checkpointed, sizes)["training_step"].total == pytest.approx(found["training_step"].total * 4 / 3)
+
+
+def test_settings() -> None:
+    guided = small_module(sampling=Sampling(denoising_step_list=[1000, 500], action_guidance_scale=2.0))
+    precision = Precision(torch.float32, torch.bfloat16, torch.float16)
+    assert settings(guided, geometry(guided, batch_of(), trains=True), precision) == {
+        "batch_size": 3,
+        "num_steps": 2,
+        "num_branches": 2,
+        "num_training_passes": 3,
+        "activation_checkpointing": False,
+        "cache_frames": 4,
+        "weights_dtype": "float32",
+        "cache_dtype": "bfloat16",
+        "compute_dtype": "float16",
+    }
 
 
 def test_action_times() -> None:

@@ -116,10 +116,10 @@ def test_every_parameter_is_in_one_part() -> None:
     generator.blocks.requires_grad_(False)
     parts = parameters_by_part(generator)
     assert sum(part.total for part in parts.values()) == sum(p.numel() for p in generator.parameters())
-    assert parts["feed-forward"].trainable == 0 and parts["head"].frozen == 0
+    assert parts["feed_forward"].trainable == 0 and parts["head"].frozen == 0
     assert parts["head"].trainable == 36 * 10 + 10 + 2 * 36
-    assert parts["self-attention"] == count(p for b in generator.blocks for p in b.self_attn.parameters())  # type: ignore[union-attr]
-    assert "image embedding" not in parameters_by_part(small_generator())
+    assert parts["self_attention"] == count(p for b in generator.blocks for p in b.self_attn.parameters())  # type: ignore[union-attr]
+    assert "image_embedding" not in parameters_by_part(small_generator())
 
 
 def test_lora_layers_are_a_part_and_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +128,7 @@ def test_lora_layers_are_a_part_and_are_computed(monkeypatch: pytest.MonkeyPatch
     plain = parameters_by_part(generator)
     inject_lora(generator, LoRASettings(rank=3))
     parts = parameters_by_part(generator)
-    assert parts.pop("LoRA layers").total > 0
+    assert parts.pop("lora").total > 0
     assert {part: numbers.total for part, numbers in parts.items()} == {p: n.total for p, n in plain.items()}
     generator.to("meta")
     expected = video_flops(generator, bidirectional(6), 6).total + context_flops(generator).total
