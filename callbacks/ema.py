@@ -11,7 +11,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .support.arguments import check_at_least
@@ -128,16 +127,16 @@ class EMA(Callback):
                 f"{len(self._names)}; only one of them has: {sorted(self._averages.keys() ^ set(self._names))}. Resume "
                 "with the same `parts`, and the same parameters frozen."
             )
-        self._parameters = _parameters(trainer, pl_module)
+        self._parameters = _parameters(pl_module)
         self._step = current_step(trainer)
-        self._start_when_due(trainer, pl_module)
+        self._start_when_due(pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if not has_stepped(trainer):
             return
         self._step = current_step(trainer) + 1
         if not self._averages:
-            self._start_when_due(trainer, pl_module)
+            self._start_when_due(pl_module)
         elif self._step % self.every_n_steps == 0:
             self._update()
 
@@ -146,8 +145,8 @@ class EMA(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            self._require_untouched(trainer, pl_module)
-            self._swap_out(trainer, pl_module)
+            self._require_untouched(pl_module)
+            self._swap_out(pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap_in(trainer, pl_module)
@@ -157,29 +156,27 @@ class EMA(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Not earlier, because other callbacks may use the model once more when the prediction ends.
-        self._swap_out(trainer, pl_module)
+        self._swap_out(pl_module)
         self._parameters = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._swap_out(trainer, pl_module)
+        self._swap_out(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not self._averages:
             return
-        sharded = any(isinstance(value, DTensor | ShardedTensor) for value in checkpoint["state_dict"].values())
-        averages = self._as_saved(trainer, pl_module, self._averages, sharded)
+        state = checkpoint["state_dict"]
+        sharded = any(isinstance(value, DTensor) for value in state.values())
+        averages, trained = self._averages, self._trained
         if sharded:
             # Lightning shards state_dict and optimizer_states alone, and state_dict has to fit the module.
             group = f"optimizer_{len(checkpoint['optimizer_states'])}"
             checkpoint["ema"] = {"names": list(averages), "group": group}
             checkpoint["optimizer_states"].append({"ema": averages})
         else:
-            checkpoint["ema_state_dict"] = self._under_all_names(trainer, pl_module, averages, checkpoint["state_dict"])
-        if self._trained:
-            trained = self._as_saved(trainer, pl_module, self._trained, sharded)
-            checkpoint["state_dict"].update(
-                self._under_all_names(trainer, pl_module, trained, checkpoint["state_dict"])
-            )
+            averages, trained = (_whole(values, trainer.is_global_zero) for values in (averages, trained))
+            checkpoint["ema_state_dict"] = self._under_all_names(pl_module, averages, state)
+        state.update(self._under_all_names(pl_module, trained, state))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._forget()
@@ -188,42 +185,41 @@ class EMA(Callback):
         whole = checkpoint.get("ema_state_dict", checkpoint.get(shards.get("group"), {}).get("ema"))
         self._restored = {"whole": whole} if whole else shards
 
-    def _under_all_names(
-        self, trainer: Trainer, pl_module: LightningModule, values: Tensors, state: Mapping[str, Any]
-    ) -> Tensors:
+    def _under_all_names(self, pl_module: LightningModule, values: Tensors, state: Mapping[str, Any]) -> Tensors:
         """Values under every name that their parameters have in a state dict: one that is tied has several."""
-        parameters, names = self._current(trainer, pl_module), names_of_parameters(pl_module)
+        parameters, names = self._current(pl_module), names_of_parameters(pl_module)
         known = {name: names.get(parameters[name], set()) & state.keys() or {name} for name in values}
         return {alias: value for name, value in values.items() for alias in sorted(known[name])}
 
-    def _current(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, nn.Parameter]:
+    def _current(self, pl_module: LightningModule) -> dict[str, nn.Parameter]:
         """The parameters, during a fit under the names that they had when it started: pruning gives them others."""
-        found = _parameters(trainer, pl_module)
+        found = _parameters(pl_module)
         return self._parameters or found
-
-    def _as_saved(self, trainer: Trainer, pl_module: LightningModule, values: Tensors, sharded: bool) -> Tensors:
-        """Averages or weights as a checkpoint holds them: shards, or whole on the rank that writes."""
-        return values if sharded else _whole(values, trainer.is_global_zero)
 
     def _take_over(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the averages that `on_load_checkpoint` met: later, when the parameters are where they will be."""
         restored, self._restored = self._restored, {}
         if not restored:
             return
-        whole: Tensors = restored.get("whole", {})
-        parameters = _parameters(trainer, pl_module)
-        whole = _under_first_names(pl_module, parameters, whole)
+        parameters, aliases = _parameters(pl_module), names_of_parameters(pl_module)
+        # A file has each average under all names of its parameter.
+        first = {alias: name for name, parameter in parameters.items() for alias in aliases[parameter]}
+        whole = {first.get(name, name): value for name, value in restored.get("whole", {}).items()}
         names = [*whole, *restored.get("names", [])]
-        _require_parameters(pl_module, parameters, names)
+        if unknown := [name for name in names if name not in parameters]:
+            raise MisconfigurationException(
+                f"EMA: the checkpoint holds averages of {unknown}, which {type(pl_module).__name__} does not have: "
+                "build the module as it was trained"
+            )
         averages = self._averages = _copies(parameters, names)
         if whole:
             _overwrite(averages, {name: _shared_out(whole[name], average) for name, average in averages.items()})
         else:
             load_shards({restored["group"]: {"ema": averages}}, str(trainer.ckpt_path))
 
-    def _start_when_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _start_when_due(self, pl_module: LightningModule) -> None:
         if not self._averages and self._step >= self.start_step:
-            self._averages = _copies(_parameters(trainer, pl_module), self._names)
+            self._averages = _copies(_parameters(pl_module), self._names)
 
     @torch.no_grad()
     def _update(self) -> None:
@@ -244,13 +240,13 @@ class EMA(Callback):
                 "EMA: there is no average to evaluate with, neither from a fit of this module nor in a checkpoint "
                 "(ckpt_path), so it is evaluated with the weights as they are"
             )
-        parameters = self._current(trainer, pl_module)
+        parameters = self._current(pl_module)
         self._trained = {name: parameters[name].detach().clone() for name in self._averages}
         _overwrite(parameters, self._averages)
 
-    def _require_untouched(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _require_untouched(self, pl_module: LightningModule) -> None:
         """Refuse to put trained weights back where somebody else has put others in the meantime."""
-        parameters = self._current(trainer, pl_module)
+        parameters = self._current(pl_module)
         for name in self._trained:
             here, average = local(parameters[name]), local(self._averages[name])
             if not torch.allclose(here, average.to(here.dtype), rtol=0, atol=0, equal_nan=True):
@@ -262,46 +258,25 @@ class EMA(Callback):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _swap_out(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _swap_out(self, pl_module: LightningModule) -> None:
         if self._trained:
-            _overwrite(self._current(trainer, pl_module), self._trained)
+            _overwrite(self._current(pl_module), self._trained)
             self._trained = {}
 
     def _forget(self) -> None:
         self._num_updates, self._averages, self._restored = 0, {}, {}
 
 
-def _parameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, nn.Parameter]:
-    """Parameters as the optimizers know them: FSDP may show gathered copies in their place."""
-    drop_gathered_parameters(_outermost(trainer, pl_module))
+def _parameters(pl_module: LightningModule) -> dict[str, nn.Parameter]:
+    """Parameters as the optimizers know them: FSDP2 may show gathered copies in their place."""
+    drop_gathered_parameters(pl_module)
     return dict(named_parameters(pl_module))
-
-
-def _outermost(trainer: Trainer, pl_module: LightningModule) -> nn.Module:
-    """The module as the strategy has wrapped it."""
-    return trainer.model or pl_module
 
 
 def _copies(parameters: dict[str, nn.Parameter], names: Iterable[str]) -> Tensors:
     """Copies of parameters in float32 or better: smaller types would round the steps of an average away."""
     copies = {name: parameters[name].detach() for name in names}
     return {n: value.to(torch.promote_types(value.dtype, torch.float32), copy=True) for n, value in copies.items()}
-
-
-def _under_first_names(pl_module: LightningModule, parameters: dict[str, nn.Parameter], values: Tensors) -> Tensors:
-    """Values of a file, which has each under all names of its parameter, under the one that is in `parameters`."""
-    names = names_of_parameters(pl_module)
-    first = {alias: name for name, parameter in parameters.items() for alias in names[parameter]}
-    return {first.get(name, name): value for name, value in values.items()}
-
-
-def _require_parameters(pl_module: LightningModule, parameters: dict[str, nn.Parameter], names: Iterable[str]) -> None:
-    unknown = [name for name in names if name not in parameters]
-    if unknown:
-        raise MisconfigurationException(
-            f"EMA: the checkpoint holds averages of {unknown}, which {type(pl_module).__name__} does not have: build "
-            "the module as it was trained"
-        )
 
 
 def _overwrite(tensors: Mapping[str, Tensor], values: Tensors) -> None:
@@ -311,12 +286,9 @@ def _overwrite(tensors: Mapping[str, Tensor], values: Tensors) -> None:
 
 def _whole(values: Tensors, keep: bool) -> Tensors:
     """Unshard tensors for one file; all ranks have to gather, and one keeps what comes of it."""
-    whole = {}
-    for name, value in values.items():
-        value = value.full_tensor().cpu() if isinstance(value, DTensor) else value
-        if keep:
-            whole[name] = value
-    return whole
+    # One by one: a generator holds no whole tensor that is not kept.
+    whole = ((name, v.full_tensor().cpu() if isinstance(v, DTensor) else v) for name, v in values.items())
+    return {name: value for name, value in whole if keep}
 
 
 def _shared_out(whole: Tensor, like: Tensor) -> Tensor:
