@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -23,38 +23,18 @@ class ActionModulationWarning(UserWarning):
     """Something is wrong with the modulation that actions make; the message starts with the name of the fault."""
 
 
-class _Fault(NamedTuple):
-    """A thing that may be wrong, and whether it is said at once or after a while."""
-
-    name: str
-    advice: str
-    at_once: bool = False
-
-
-_FROZEN = _Fault(
-    "frozen projection",
-    "no parameter of it both requires grad and is in an optimizer, so it will not learn",
-    at_once=True,
-)
-_DETACHED = _Fault(
-    "detached projection",
-    "no gradient reaches it: what it returns is detached or unused on its way to the loss",
-)
-_ZERO = _Fault(
-    "zero modulation",
-    "it is still exactly zero, or not computed at all: check that batches have actions, that its last layer trains, "
-    "and the learning rate",
-)
-_EXPLODED = _Fault(
-    "exploded modulation",
-    "it outweighs what it is added to by more than explosion_limit, or is not finite: lower its scale or learning "
-    "rate, or clip gradients",
-    at_once=True,
-)
-_SATURATED = _Fault(
-    "saturated modulation",
-    "it hardly changes any more when the action does: check the scale of the actions and the activations before it",
-)
+# What may be wrong, and the advice; in this order, because each may bring about those after it.
+_FAULTS = {
+    "frozen projection": "no parameter of it both requires grad and is in an optimizer, so it will not learn",
+    "exploded modulation": "it outweighs what it is added to by more than explosion_limit, or is not finite: lower its "
+    "scale or learning rate, or clip gradients",
+    "detached projection": "no gradient reaches it: what it returns is detached or unused on its way to the loss",
+    "zero modulation": "it is still exactly zero, or not computed at all: check that batches have actions, that its "
+    "last layer trains, and the learning rate",
+    "saturated modulation": "it hardly changes any more when the action does: check the scale of the actions and the "
+    "activations before it",
+}
+_SAID_AT_ONCE = ("frozen projection", "exploded modulation")
 
 
 class ActionModulationMonitor(Callback):
@@ -178,7 +158,7 @@ class ActionModulationMonitor(Callback):
             refuse_hidden_parameters(trainer.strategy, "ActionModulationMonitor")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        projection = _find(pl_module, self.projection)
+        projection = _find(pl_module, self.projection, may_be_none=True)
         if projection is None:
             rank_zero_warn(f"ActionModulationMonitor has nothing to watch: `{self.projection}` is None")
             return
@@ -187,9 +167,9 @@ class ActionModulationMonitor(Callback):
         self._parameters = {parameter: num_copies(parameter) for parameter in projection.parameters()}
         self._hooks = [projection.register_forward_hook(self._see_modulation, with_kwargs=True)]
         if self.time_projection is not None:
-            self._hooks.append(_require(pl_module, self.time_projection).register_forward_hook(self._see_time))
+            self._hooks.append(_find(pl_module, self.time_projection).register_forward_hook(self._see_time))
         if self.layers is not None:
-            self._tables = _tables(_require(pl_module, self.layers), self.layers, self.table)
+            self._tables = _tables(_find(pl_module, self.layers), self.layers, self.table)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._step = log_writing.current_step(trainer)
@@ -252,24 +232,22 @@ class ActionModulationMonitor(Callback):
                 "should be with a zero-initialised last layer (adaLN-Zero)"
             )
         fault = self._find_fault(found, is_trained)
-        name = fault.name if fault else ""
-        if name != self._fault:
-            self._fault, self._fault_since = name, self._step
-        if fault and (fault.at_once or self._step + 1 - self._fault_since >= self.warn_after_steps):
-            self._warn(fault.name, fault.advice)
+        if fault != self._fault:
+            self._fault, self._fault_since = fault, self._step
+        if fault and (fault in _SAID_AT_ONCE or self._step + 1 - self._fault_since >= self.warn_after_steps):
+            self._warn(fault, _FAULTS[fault])
 
-    def _find_fault(self, found: dict[str, float], is_trained: bool) -> _Fault | None:
-        """Name the first that holds, because each may bring about those after it."""
-        norm = found["modulation_norm/all"]
-        faults = {
-            _FROZEN: bool(self._parameters) and not is_trained,
+    def _find_fault(self, found: dict[str, float], is_trained: bool) -> str:
+        """Name the first fault that holds; empty if none does."""
+        holds = {
+            "frozen projection": bool(self._parameters) and not is_trained,
             # Said so that NaN counts as exploded, too.
-            _EXPLODED: not found.get("modulation_to_base/all", 0.0) <= self.explosion_limit,
-            _DETACHED: bool(self._parameters) and found["projection_grad_norm"] == 0,
-            _ZERO: norm == 0,
-            _SATURATED: found.get("modulation_variation", 1.0) < self.saturation_limit,
+            "exploded modulation": not found.get("modulation_to_base/all", 0.0) <= self.explosion_limit,
+            "detached projection": bool(self._parameters) and found["projection_grad_norm"] == 0,
+            "zero modulation": found["modulation_norm/all"] == 0,
+            "saturated modulation": found.get("modulation_variation", 1.0) < self.saturation_limit,
         }
-        return next((fault for fault, holds in faults.items() if holds), None)
+        return next((fault for fault in _FAULTS if holds[fault]), "")
 
     def _warn(self, fault: str, advice: str) -> None:
         if fault not in self._said:
@@ -280,8 +258,7 @@ class ActionModulationMonitor(Callback):
             )
 
     def _is_trained(self, trainer: Trainer) -> bool:
-        groups = [group["params"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        held = {parameter for parameters in groups for parameter in parameters}
+        held = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
         return any(parameter.requires_grad and parameter in held for parameter in self._parameters)
 
     def _release(self) -> None:
@@ -290,8 +267,8 @@ class ActionModulationMonitor(Callback):
         self._hooks, self._parameters, self._tables, self._sums = [], {}, {}, None
 
 
-def _find(pl_module: LightningModule, name: str) -> nn.Module | None:
-    """The module of a name, or None if that is what the name stands for."""
+def _find(pl_module: LightningModule, name: str, may_be_none: bool = False) -> Any:
+    """The module of a name, or None if that is what the name stands for and may stand for."""
     parent, _, last = name.rpartition(".")
     try:
         found = getattr(pl_module.get_submodule(parent), last)
@@ -301,12 +278,7 @@ def _find(pl_module: LightningModule, name: str) -> nn.Module | None:
             f"ActionModulationMonitor: {type(pl_module).__name__} has no `{name}`. Give the name of yours, or null for "
             f"a time projection or layers that are not to be watched. At the top it has: {children}"
         ) from error
-    return found if isinstance(found, nn.Module) else None
-
-
-def _require(pl_module: LightningModule, name: str) -> nn.Module:
-    found = _find(pl_module, name)
-    if found is None:
+    if not isinstance(found, nn.Module) and not (may_be_none and found is None):
         raise MisconfigurationException(f"ActionModulationMonitor: `{name}` is not a module")
     return found
 
