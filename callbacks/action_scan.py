@@ -13,19 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from .support import probing
 from .support.arguments import check_actions, check_at_least, check_scales
 from .support.files import make_folder
 from .support.pictures import enlarge, font, from_image, shrink, to_image, to_uint8, write_png
-from .support.probing import (
-    GENERATE,
-    Batch,
-    check_action_width,
-    format_row,
-    generate,
-    require_method,
-    take_sample,
-    with_actions,
-)
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -99,30 +90,24 @@ class ActionScan(Callback):
 
         # These are known only during a prediction.
         self._path = Path()
-        self._sample: Batch | None = None
+        self._sample: probing.Batch | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict":
             return
-        require_method(pl_module, "ActionScan", GENERATE)
+        probing.require_method(pl_module, "ActionScan", probing.GENERATE)
         self._path = Path(self.output or Path(trainer.default_root_dir) / "action_scan.png")
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             make_folder(self._path.parent, "The folder of ActionScan(output=...)")
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
-        # Kept as it passes by, so that no data is loaded twice; and after the module has accepted it, so that a batch
-        # with wrong actions is not blamed on this callback.
-        if batch_idx == 0 and dataloader_idx == 0:
-            self._sample = take_sample(batch, self.sample, "ActionScan")
-            check_action_width("ActionScan", self._sample["action"], self._scaled_rows())
+        # Kept as the first batch of the first dataloader passes by, so that no data is loaded twice; and after the
+        # module has accepted it, so that a batch with wrong actions is not blamed on this callback.
+        if not any(indices):
+            self._sample = probing.take_sample(batch, self.sample, "ActionScan")
+            probing.check_action_width("ActionScan", self._sample["action"], self._scaled_rows())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # All ranks generate, and all the same, because those of a sharded model wait for one another.
@@ -132,7 +117,7 @@ class ActionScan(Callback):
             raise MisconfigurationException("ActionScan needs a sample, and the first predict dataloader gave no batch")
         batch = held_throughout(sample, self._scaled_rows())
         with trainer.precision_plugin.predict_step_context():
-            videos = generate(pl_module, batch, len(batch["action"]), "ActionScan")
+            videos = probing.generate(pl_module, batch, len(batch["action"]), "ActionScan")
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             write_png(self._path, scan_picture(videos, self.actions, self.scales, self.num_strip_frames))
             rank_zero_info(f"ActionScan: wrote {self._path}")
@@ -146,9 +131,9 @@ def scaled_rows(rows: Tensor, scales: Sequence[float]) -> Tensor:
     return (rows[:, None] * rows.new_tensor(scales)[:, None]).flatten(0, 1)
 
 
-def held_throughout(sample: Batch, rows: Tensor) -> Batch:
+def held_throughout(sample: probing.Batch, rows: Tensor) -> probing.Batch:
     """A batch with one sample for every row `[N, columns]`, which is its action from the first row to the last."""
-    return with_actions(sample, rows[:, None].repeat(1, sample["action"].shape[1], 1))
+    return probing.with_actions(sample, rows[:, None].repeat(1, sample["action"].shape[1], 1))
 
 
 def scan_picture(
@@ -156,7 +141,7 @@ def scan_picture(
 ) -> Tensor:
     """Draw videos `[actions * scales, T, 3, H, W]`: the start of each and `num_later` frames after it."""
     frames = strip_frames(videos.shape[1], num_later)
-    row_labels = [(name, format_row(row)) for name, row in actions.items()]
+    row_labels = [(name, probing.format_row(row)) for name, row in actions.items()]
     return draw_scan(to_uint8(videos[:, frames]), frames, row_labels, [f"scale {scale:g}" for scale in scales])
 
 

@@ -16,17 +16,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from .support import log_writing
+from .support import log_writing, probing
 from .support.arguments import check_at_least
 from .support.part_names import named_modules
-from .support.probing import (
-    Batch,
-    first_validation_samples,
-    leaving_no_trace,
-    other_actions,
-    require_method,
-    take_samples,
-)
 
 _OWN_LOSS, _OTHER_LOSS, _CHANGE, _FIRST_LAYER = range(4)
 # The step of an early probe, so that one does not have to wait for `every_n_steps` to see whether actions act.
@@ -128,7 +120,7 @@ class ActionSensitivity(Callback):
         self._num_within_noise = 0
 
         # These are known only during a fit.
-        self._probe: list[Batch] = []
+        self._probe: list[probing.Batch] = []
         self._layers: list[nn.Module] = []
         self._last_step = -1
 
@@ -145,11 +137,11 @@ class ActionSensitivity(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             signature = "predict_velocity(batch, timestep, seed) -> predicted and true velocity [B, ...]"
-            require_method(pl_module, "ActionSensitivity", signature)
+            probing.require_method(pl_module, "ActionSensitivity", signature)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._layers = [] if self.layers is None else _find_layers(pl_module, self.layers)
-        probe = first_validation_samples(trainer, self.num_samples, "ActionSensitivity")
+        probe = probing.first_validation_samples(trainer, self.num_samples, "ActionSensitivity")
         self._probe = trainer.strategy.broadcast(probe)
         self._last_step = -1
 
@@ -161,7 +153,7 @@ class ActionSensitivity(Callback):
             return
         self._last_step = step
         if not self._probe:
-            samples = take_samples(batch, slice(self.num_samples), "ActionSensitivity")
+            samples = probing.take_samples(batch, slice(self.num_samples), "ActionSensitivity")
             self._probe = trainer.strategy.broadcast([samples])
         sensitivity = self._measure(trainer, pl_module)
         log_writing.scalars(trainer, sensitivity.figures(self.timesteps), step)
@@ -175,7 +167,7 @@ class ActionSensitivity(Callback):
         variants = action_variants([batch["action"] for batch in self._probe], self.scale)
         levels = []
         with (
-            leaving_no_trace(pl_module),
+            probing.leaving_no_trace(pl_module),
             trainer.precision_plugin.val_step_context(),
             _outputs_of(self._layers) as outputs,
         ):
@@ -276,7 +268,7 @@ def action_variants(actions: Sequence[Tensor], scale: float) -> dict[str, list[T
     """
     own = torch.cat(list(actions))
     variants = {
-        "swapped": other_actions(own),
+        "swapped": probing.other_actions(own),
         "shuffled": own[:, _order_without_fixed_point(own.shape[1])],
     }
     if own.is_floating_point():
@@ -287,7 +279,7 @@ def action_variants(actions: Sequence[Tensor], scale: float) -> dict[str, list[T
 
 
 def compare_predictions(
-    predict: Callable[[Batch], _Prediction], batch: Batch, actions: dict[str, Tensor | None]
+    predict: Callable[[probing.Batch], _Prediction], batch: probing.Batch, actions: dict[str, Tensor | None]
 ) -> Tensor:
     """Losses and changes of a batch under other actions, `[variants, rows of Sensitivity, B]`."""
     own = predict(batch)
@@ -355,7 +347,7 @@ def _predict(
     outputs: dict[nn.Module, Tensor],
     timestep: float,
     seed: int,
-    batch: Batch,
+    batch: probing.Batch,
 ) -> _Prediction:
     outputs.clear()
     predicted, true = pl_module.predict_velocity(batch, timestep, seed)  # type: ignore[operator]

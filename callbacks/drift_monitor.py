@@ -12,18 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from .support import log_writing
+from .support import log_writing, probing
 from .support.arguments import check_at_least
 from .support.collectives import gather
-from .support.probing import (
-    GENERATE,
-    first_validation_samples,
-    generate,
-    leaving_no_trace,
-    num_samples,
-    require_method,
-    take_samples,
-)
 from .support.validation_interval import EveryNValidations
 
 FIGURES = ("brightness", "contrast", "high_frequency", "block_seam")
@@ -125,29 +116,24 @@ class DriftMonitor(EveryNValidations):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._rows = []
         if stage in ("fit", "validate") and self.rollout_rows is not None:
-            require_method(pl_module, "DriftMonitor", GENERATE)
+            probing.require_method(pl_module, "DriftMonitor", probing.GENERATE)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse batches without actions now, rather than at the first validation that is due."""
         if self.rollout_rows is not None:
-            first_validation_samples(trainer, 1, "DriftMonitor")
+            probing.first_validation_samples(trainer, 1, "DriftMonitor")
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
-        if self.rollout_rows is None or not self.is_due(trainer) or batch_idx > 0 or dataloader_idx > 0:
+        # They are those of the batch and its dataloader.
+        if self.rollout_rows is None or not self.is_due(trainer) or any(indices):
             return
-        samples = take_samples(batch, slice(self.num_rollouts), "DriftMonitor")
+        samples = probing.take_samples(batch, slice(self.num_rollouts), "DriftMonitor")
         repeats = -(-self.rollout_rows // samples["action"].shape[1])
         samples["action"] = samples["action"].repeat(1, repeats, 1)[:, : self.rollout_rows]
-        with leaving_no_trace(pl_module), trainer.precision_plugin.val_step_context():
-            videos = generate(pl_module, samples, num_samples(samples), "DriftMonitor")
+        with probing.leaving_no_trace(pl_module), trainer.precision_plugin.val_step_context():
+            videos = probing.generate(pl_module, samples, len(samples["action"]), "DriftMonitor")
         self._add(trainer, videos, samples)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -13,35 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from .action_scan import draw_scan, held_throughout, scaled_rows, scan_picture, strip_frames
-from .support import log_writing
+from .support import log_writing, pictures, probing
 from .support.arguments import check_actions, check_at_least, check_scales
 from .support.files import make_folder, write_bytes
-from .support.pictures import (
-    beside_truth,
-    draw_actions,
-    encode_gif,
-    enlarge,
-    first_frames,
-    in_grid,
-    shrink,
-    to_uint8,
-    write_png,
-)
-from .support.probing import (
-    GENERATE,
-    Batch,
-    check_action_width,
-    first_validation_samples,
-    format_row,
-    generate,
-    leaving_no_trace,
-    num_samples,
-    other_actions,
-    require_method,
-    take_sample,
-    take_samples,
-    with_actions,
-)
 from .support.validation_interval import EveryNValidations
 
 # Smallest side of a frame on which an action can be drawn and still be looked past.
@@ -148,7 +122,7 @@ class RolloutLogger(EveryNValidations):
 
         # These are known only during a run.
         self._folder: Path | None = None
-        self._samples: Batch | None = None
+        self._samples: probing.Batch | None = None
         self._seconds_per_video = 0.0
         self._deadline = 0.0
         self._warned = False
@@ -156,7 +130,7 @@ class RolloutLogger(EveryNValidations):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage not in ("fit", "validate"):
             return
-        require_method(pl_module, "RolloutLogger", GENERATE)
+        probing.require_method(pl_module, "RolloutLogger", probing.GENERATE)
         self._samples, self._warned = None, False
         log_folder = Path(trainer.log_dir or trainer.default_root_dir)
         writes = self.write_files and not trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -166,56 +140,51 @@ class RolloutLogger(EveryNValidations):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse batches without actions, or with others than its own, now rather than at the first validation."""
-        for batch in first_validation_samples(trainer, 1, "RolloutLogger"):
+        for batch in probing.first_validation_samples(trainer, 1, "RolloutLogger"):
             if self.actions is not None:
-                check_action_width("RolloutLogger", batch["action"], torch.stack(list(self._actions().values())))
+                self._check_width(batch)
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
-        # Kept as it passes by, so that no data is loaded twice.
-        if self._samples is None and batch_idx == 0 and dataloader_idx == 0:
-            self._samples = trainer.strategy.broadcast(take_samples(batch, slice(self.num_samples), "RolloutLogger"))
-            check_action_width("RolloutLogger", self._samples["action"], torch.stack(list(self._actions().values())))
+        # Kept as the first batch of the first dataloader passes by, so that no data is loaded twice.
+        if self._samples is None and not any(indices):
+            samples = probing.take_samples(batch, slice(self.num_samples), "RolloutLogger")
+            self._samples = trainer.strategy.broadcast(samples)
+            self._check_width(self._samples)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._samples is None or not self.is_due(trainer):
             return
         self._deadline = time.monotonic() + self.time_budget
-        with leaving_no_trace(pl_module), trainer.precision_plugin.val_step_context():
+        with probing.leaving_no_trace(pl_module), trainer.precision_plugin.val_step_context():
             self._log_samples(trainer, pl_module, self._samples)
-            first = take_sample(self._samples, 0, "RolloutLogger")
+            first = probing.take_sample(self._samples, 0, "RolloutLogger")
             self._log_probe_script(trainer, pl_module, first)
             if first["action"].is_floating_point():
                 self._log_scan(trainer, pl_module, first)
 
-    def _log_samples(self, trainer: Trainer, pl_module: LightningModule, samples: Batch) -> None:
+    def _log_samples(self, trainer: Trainer, pl_module: LightningModule, samples: probing.Batch) -> None:
         """Panels 1 and 2."""
         action = samples["action"]
-        variants = {"own actions": action, "other actions": other_actions(action), "no action": None}
+        variants = {"own actions": action, "other actions": probing.other_actions(action), "no action": None}
         generated = {name: self._generate(trainer, pl_module, samples, rows) for name, rows in variants.items()}
         videos = {name: video for name, video in generated.items() if video is not None}
         if "own actions" not in videos or not trainer.is_global_zero:
             return
         truth = samples.get("video")
         if truth is not None and truth.shape == videos["own actions"].shape:
-            videos = {"truth": to_uint8(truth.float() / 2 + 0.5), **videos}
+            videos = {"truth": pictures.to_uint8(truth.float() / 2 + 0.5), **videos}
         for index in range(len(action)):
             of_sample = {name: of_all[index] for name, of_all in videos.items()}
             beside = self._draw_beside_truth(of_sample["own actions"], of_sample.get("truth"), action[index])
             self._show_video(trainer, f"1_truth/sample_{index}", beside)
             self._show_picture(trainer, f"2_counterfactual/sample_{index}", self._draw_strips(of_sample))
 
-    def _log_probe_script(self, trainer: Trainer, pl_module: LightningModule, sample: Batch) -> None:
+    def _log_probe_script(self, trainer: Trainer, pl_module: LightningModule, sample: probing.Batch) -> None:
         """Panel 3."""
         script = probe_script(sample["action"], self._actions(), self.alternate_every)
-        batch = with_actions(sample, torch.stack(list(script.values())))
+        batch = probing.with_actions(sample, torch.stack(list(script.values())))
         videos = self._generate(trainer, pl_module, batch, batch["action"])
         without = None if videos is None else self._generate(trainer, pl_module, sample, None)
         if videos is None or not trainer.is_global_zero:
@@ -224,18 +193,20 @@ class RolloutLogger(EveryNValidations):
         if without is not None and without.shape[1] == videos.shape[1]:
             tiles["no action"] = without[0], sample["action"][0, :0]
         drawn = [self._draw_actions(*tile) for tile in tiles.values()]
-        self._show_video(trainer, "3_probe_script", in_grid(drawn, list(tiles), _GRID_COLUMNS))
+        self._show_video(trainer, "3_probe_script", pictures.in_grid(drawn, list(tiles), _GRID_COLUMNS))
 
-    def _log_scan(self, trainer: Trainer, pl_module: LightningModule, sample: Batch) -> None:
+    def _log_scan(self, trainer: Trainer, pl_module: LightningModule, sample: probing.Batch) -> None:
         """Panel 4."""
         actions = self._actions()
-        rows = scaled_rows(torch.stack(list(actions.values())), self.scales)
-        batch = held_throughout(sample, rows)
+        batch = held_throughout(sample, scaled_rows(torch.stack(list(actions.values())), self.scales))
         videos = self._generate(trainer, pl_module, batch, batch["action"])
         if videos is not None and trainer.is_global_zero:
             by_name = {name: row.tolist() for name, row in actions.items()}
             picture = scan_picture(videos[:, : self.max_frames], by_name, self.scales, _SCAN_FRAMES)
             self._show_picture(trainer, "4_action_scan", picture)
+
+    def _check_width(self, batch: probing.Batch) -> None:
+        probing.check_action_width("RolloutLogger", batch["action"], torch.stack(list(self._actions().values())))
 
     def _actions(self) -> dict[str, Tensor]:
         """Rows of the actions to show, float64."""
@@ -245,10 +216,10 @@ class RolloutLogger(EveryNValidations):
         return default_actions(self._samples["action"])
 
     def _generate(
-        self, trainer: Trainer, pl_module: LightningModule, samples: Batch, action: Tensor | None
+        self, trainer: Trainer, pl_module: LightningModule, samples: probing.Batch, action: Tensor | None
     ) -> Tensor | None:
         """Videos of samples under these actions, uint8 on the CPU; None if there is no time. The same on all ranks."""
-        count = num_samples(samples)
+        count = len(samples["action"])
         started = time.monotonic()
         if not trainer.strategy.broadcast(started + count * self._seconds_per_video <= self._deadline):
             self._warn_of_time()
@@ -256,9 +227,10 @@ class RolloutLogger(EveryNValidations):
         parts = []
         for start in range(0, count, self.num_videos_at_once):
             some = slice(start, start + self.num_videos_at_once)
-            batch = take_samples(samples, some, "RolloutLogger") | {"action": None if action is None else action[some]}
-            num_videos = min(self.num_videos_at_once, count - start)
-            parts.append(to_uint8(generate(pl_module, batch, num_videos, "RolloutLogger")))
+            batch = probing.take_samples(samples, some, "RolloutLogger")
+            num_videos = len(batch["action"])
+            batch["action"] = None if action is None else action[some]
+            parts.append(pictures.to_uint8(probing.generate(pl_module, batch, num_videos, "RolloutLogger")))
         self._seconds_per_video = (time.monotonic() - started) / count
         return torch.cat(parts)
 
@@ -272,13 +244,13 @@ class RolloutLogger(EveryNValidations):
             )
 
     def _draw_beside_truth(self, video: Tensor, truth: Tensor | None, action: Tensor) -> Tensor:
-        video, action = first_frames(video, action, self.max_frames)
-        truth = None if truth is None else shrink(truth[: self.max_frames], self.max_side)
-        return beside_truth(shrink(video, self.max_side), truth, action)
+        video, action = pictures.first_frames(video, action, self.max_frames)
+        truth = None if truth is None else pictures.shrink(truth[: self.max_frames], self.max_side)
+        return pictures.beside_truth(pictures.shrink(video, self.max_side), truth, action)
 
     def _draw_actions(self, video: Tensor, action: Tensor) -> Tensor:
-        video, action = first_frames(video, action, self.max_frames)
-        return draw_actions(enlarge(shrink(video, self.max_side), _MIN_SIDE), action)
+        video, action = pictures.first_frames(video, action, self.max_frames)
+        return pictures.draw_actions(pictures.enlarge(pictures.shrink(video, self.max_side), _MIN_SIDE), action)
 
     def _draw_strips(self, videos: Mapping[str, Tensor]) -> Tensor:
         length = min(self.max_frames, *map(len, videos.values()))
@@ -287,7 +259,7 @@ class RolloutLogger(EveryNValidations):
         return draw_scan(strips, frames, [(name, _ROW_LABELS[name]) for name in videos], [""], _STRIP_SUBTITLE)
 
     def _show_video(self, trainer: Trainer, name: str, frames: Tensor) -> None:
-        step, gif = log_writing.current_step(trainer), encode_gif(frames, self.fps)
+        step, gif = log_writing.current_step(trainer), pictures.encode_gif(frames, self.fps)
         log_writing.gif(trainer, f"rollout/{name}", gif, height=frames.shape[-2], width=frames.shape[-1], step=step)
         if self._folder is not None:
             write_bytes(_file(self._folder, step, f"{name}.gif"), gif)
@@ -296,7 +268,7 @@ class RolloutLogger(EveryNValidations):
         step = log_writing.current_step(trainer)
         log_writing.image(trainer, f"rollout/{name}", picture, step)
         if self._folder is not None:
-            write_png(_file(self._folder, step, f"{name}.png"), picture)
+            pictures.write_png(_file(self._folder, step, f"{name}.png"), picture)
 
 
 def _file(folder: Path, step: int, name: str) -> Path:
@@ -314,7 +286,7 @@ def default_actions(action: Tensor) -> dict[str, Tensor]:
     """
     if not action.is_floating_point():
         classes = action.flatten(0, 1).unique(dim=0)[:_MAX_CLASSES].double()
-        return {format_row(row.tolist()): row for row in classes}
+        return {probing.format_row(row.tolist()): row for row in classes}
     unit = torch.eye(action.shape[-1], dtype=torch.float64)
     return {f"{sign}{axis}": float(f"{sign}1") * row for axis, row in zip("xy", unit, strict=False) for sign in "+-"}
 

@@ -1,6 +1,6 @@
 """Time and manner in which a callback logs: to every logger of the Trainer that has a method for it.
 
-Scalars go to every logger. Histograms, images, videos and texts go to those whose `experiment` has the methods of
+Scalars go to every logger. Histograms, images and videos go to those whose `experiment` has the methods of
 TensorBoard's SummaryWriter; the others are warned of once, and the fit goes on. The first rank writes, the others do
 nothing.
 """
@@ -94,12 +94,6 @@ def gif(trainer: Trainer, tag: str, encoded: bytes, height: int, width: int, ste
 
         picture = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
         writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=picture)]), step)
-
-
-def text(trainer: Trainer, tag: str, content: str, step: int) -> None:
-    """Log a text in Markdown."""
-    for writer in _writers(trainer, "add_text"):
-        writer.add_text(tag, content, step)
 
 
 def custom_scalars(trainer: Trainer, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:

@@ -90,11 +90,6 @@ def require_method(pl_module: LightningModule, owner: str, signature: str) -> No
         raise MisconfigurationException(f"{owner} needs a method {signature}, and {type(pl_module).__name__} has none")
 
 
-def num_samples(batch: Batch) -> int:
-    """Samples in a batch."""
-    return len(batch["action"])
-
-
 def take_samples(batch: Any, indices: slice, owner: str) -> Batch:
     """Some samples of a batch, as a copy on the CPU.
 
@@ -112,14 +107,14 @@ def take_samples(batch: Any, indices: slice, owner: str) -> Batch:
         # Copies, or all of the batch would stay in memory.
         return value[indices].detach().cpu().clone() if isinstance(value, Tensor) else value[indices]
 
-    samples: Batch = _with_rows(batch, num_samples(batch), take)
+    samples: Batch = _with_rows(batch, len(batch["action"]), take)
     return samples
 
 
 def take_sample(batch: Any, index: int, owner: str) -> Batch:
     """Take one sample as `take_samples` does, the last if there are fewer, as a batch of one."""
     _check_batch(batch, owner)
-    index = min(index, num_samples(batch) - 1)
+    index = min(index, len(batch["action"]) - 1)
     return take_samples(batch, slice(index, index + 1), owner)
 
 
@@ -147,7 +142,7 @@ def first_validation_samples(trainer: Trainer, count: int, owner: str) -> list[B
         for batch in CombinedLoader(trainer.val_dataloaders).flattened[0]:
             batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
             batches.append(take_samples(batch, slice(count), owner))
-            count -= num_samples(batches[-1])
+            count -= len(batches[-1]["action"])
             if count <= 0:
                 break
     return batches
