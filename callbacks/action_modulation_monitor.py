@@ -111,8 +111,7 @@ class ActionModulationMonitor(Callback):
         max_frames: int = 32,
     ) -> None:
         super().__init__()
-        log_writing.check_interval(every_n_steps)
-        check_at_least(1, warn_after_steps=warn_after_steps, max_frames=max_frames)
+        check_at_least(1, every_n_steps=every_n_steps, warn_after_steps=warn_after_steps, max_frames=max_frames)
         check_at_least(0, saturation_limit=saturation_limit)
         if explosion_limit <= 0:
             raise ValueError(f"explosion_limit must be above 0, got {explosion_limit}")

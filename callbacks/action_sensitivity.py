@@ -98,9 +98,8 @@ class ActionSensitivity(Callback):
         patience: int = 2,
     ) -> None:
         super().__init__()
-        log_writing.check_interval(every_n_steps)
         check_at_least(0, warn_after_step=warn_after_step)
-        check_at_least(1, num_seeds=num_seeds, patience=patience)
+        check_at_least(1, every_n_steps=every_n_steps, num_seeds=num_seeds, patience=patience)
         if num_samples < 2:
             raise ValueError(f"num_samples must be at least 2, one to swap actions with, got {num_samples}")
         if not timesteps or not all(0 <= timestep <= 1000 for timestep in timesteps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -109,8 +110,8 @@ class DriftMonitor(EveryNValidations):
         self.rollout_rows = rollout_rows
         self.num_rollouts = num_rollouts
 
-        # These are known only during a run: rows of `sample_id` and the statistics of a sample.
-        self._rows: list[Tensor] = []
+        # These are known only during a run: `sample_id`, if there is one, and the statistics of each sample.
+        self._rows: list[tuple[int | None, Tensor]] = []
         self._warned_of: set[str] = set()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -134,7 +135,7 @@ class DriftMonitor(EveryNValidations):
         samples["action"] = samples["action"].repeat(1, repeats, 1)[:, : self.rollout_rows]
         with probing.leaving_no_trace(pl_module), trainer.precision_plugin.val_step_context():
             videos = probing.generate(pl_module, samples, len(samples["action"]), "DriftMonitor")
-        self._add(trainer, videos, samples)
+        self._add(videos, samples)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.rollout_rows is not None and self.is_due(trainer):
@@ -146,18 +147,14 @@ class DriftMonitor(EveryNValidations):
                 "DriftMonitor expects predict_step to return a dict with 'video' [B, T, 3, H, W] in [0, 1], got "
                 f"{sorted(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__}"
             )
-        self._add(trainer, outputs["video"], outputs)
+        self._add(outputs["video"], outputs)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(trainer)
 
-    def _add(self, trainer: Trainer, videos: Tensor, source: Mapping[str, Any]) -> None:
-        statistics = torch.stack([self.statistics(video) for video in videos]).flatten(1)
-        # Samples without a name are all different.
-        first = -1 - trainer.global_rank - trainer.world_size * sum(map(len, self._rows))
-        names = torch.arange(first, first - trainer.world_size * len(videos), -trainer.world_size)
-        names = torch.as_tensor(source.get("sample_id", names)).to(statistics)
-        self._rows.append(torch.cat([names[:, None], statistics], dim=1))
+    def _add(self, videos: Tensor, source: Mapping[str, Any]) -> None:
+        names = torch.as_tensor(source["sample_id"]).tolist() if "sample_id" in source else [None] * len(videos)
+        self._rows += zip(names, map(self.statistics, videos), strict=True)
 
     def statistics(self, video: Tensor) -> Tensor:
         """Figures of one video `[T, 3, H, W]` in [0, 1], float64 `[FIGURES, STATISTICS]`; NaN is what it does not have.
@@ -177,19 +174,17 @@ class DriftMonitor(EveryNValidations):
         return torch.arange(first, max(first, num_frames), self.temporal_compression_ratio * self.num_frame_per_block)
 
     def _log(self, trainer: Trainer) -> None:
-        gathered = sum(gather([rows.cpu() for rows in self._rows]), [])
+        gathered = enumerate(chain.from_iterable(gather([(name, row.cpu()) for name, row in self._rows])))
         self._rows = []
-        if not gathered:
+        # Samples without a name are all different. Sorted, so that it does not matter which rank had which.
+        rows = {(name is None, index if name is None else name): row for index, (name, row) in gathered}
+        if not rows:
             return
-        rows = torch.cat(gathered)
-        # Sort by name, so that it does not matter which rank had which sample.
-        unique = torch.stack([rows[rows[:, 0] == name][0] for name in rows[:, 0].unique()])
-        means = unique[:, 1:].nanmean(dim=0).tolist()
+        means = torch.stack([rows[key] for key in sorted(rows)]).flatten(1).nanmean(dim=0).tolist()
         keys = [f"{figure}/{statistic}" for figure in FIGURES for statistic in STATISTICS]
         figures = {key: mean for key, mean in zip(keys, means, strict=True) if mean == mean}
-        log_writing.scalars(
-            trainer, {f"drift/{key}": value for key, value in figures.items()}, log_writing.current_step(trainer)
-        )
+        tags = {f"drift/{key}": value for key, value in figures.items()}
+        log_writing.scalars(trainer, tags, log_writing.current_step(trainer))
         self._warn(figures)
 
     def _warn(self, figures: Mapping[str, float]) -> None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from .support import log_writing
+from .support.arguments import check_at_least
 from .support.collectives import local, num_copies
 from .support.gradient_sums import GradientSums, reduce
 from .support.optimizer_groups import calls_hooks
@@ -87,7 +88,7 @@ class GradientStatistics(Callback):
         stop_on_nonfinite: bool = False,
     ) -> None:
         super().__init__()
-        log_writing.check_interval(every_n_steps)
+        check_at_least(1, every_n_steps=every_n_steps)
         self.modules = modules or []
         self.every_n_steps = every_n_steps
         self.update_to_weight = update_to_weight

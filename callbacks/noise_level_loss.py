@@ -49,10 +49,9 @@ class NoiseLevelLoss(Callback):
         every_n_steps: int | None = None,
     ) -> None:
         super().__init__()
-        check_at_least(1, num_bins=num_bins)
+        check_at_least(1, every_n_steps=every_n_steps, num_bins=num_bins)
         if max_timestep <= 0:
             raise ValueError(f"max_timestep must be above 0, got {max_timestep}")
-        log_writing.check_interval(every_n_steps)
         self.num_bins = num_bins
         self.max_timestep = max_timestep
         self.loss = loss

@@ -15,6 +15,7 @@ from .support import log_writing
 from .support.arguments import check_at_least
 from .support.collectives import gather, sum_over_ranks, world_size
 
+_WITH_VAE, _WITHOUT_VAE = "video_frames_per_second_with_vae", "video_frames_per_second_without_vae"
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "32": torch.float32, "64": torch.float64}
 
 
@@ -86,8 +87,7 @@ class ThroughputMonitor(Callback):
         every_n_steps: int | None = None,
     ) -> None:
         super().__init__()
-        log_writing.check_interval(every_n_steps)
-        check_at_least(1, temporal_compression_ratio=temporal_compression_ratio)
+        check_at_least(1, every_n_steps=every_n_steps, temporal_compression_ratio=temporal_compression_ratio)
         if peak_flops is not None and peak_flops <= 0:
             raise ValueError(f"peak_flops must be above 0, got {peak_flops}")
         self.video = video
@@ -194,7 +194,7 @@ def _training_figures(
     mean_seconds = all_seconds / world_size()
     figures = {"steps_per_second": interval.steps / mean_seconds}
     if frames:
-        figures[f"video_frames_per_second_{_vae(interval.with_vae)}"] = frames / mean_seconds
+        figures[_WITH_VAE if interval.with_vae else _WITHOUT_VAE] = frames / mean_seconds
     if peak is not None and flops:
         figures["flop_utilization"] = flops / all_seconds / peak
     return {f"throughput/train/{name}": value for name, value in figures.items()}
@@ -207,14 +207,9 @@ def _prediction_figures(of_ranks: list[_Generated]) -> dict[str, float]:
     undivided = sum(of_rank.undivided_seconds for of_rank in of_ranks)
     figures = {}
     if blocks and not undivided:
-        figures[f"video_frames_per_second_{_vae(False)}"] = frames / (sum(blocks) / len(of_ranks))
+        figures[_WITHOUT_VAE] = frames / (sum(blocks) / len(of_ranks))
         median, tail = torch.tensor(blocks, dtype=torch.float64).quantile(torch.tensor([0.5, 0.95]).double()).tolist()
         figures |= {"block_seconds_p50": median, "block_seconds_p95": tail}
     if decoding or undivided:
-        seconds = (sum(blocks) + decoding + undivided) / len(of_ranks)
-        figures[f"video_frames_per_second_{_vae(True)}"] = frames / seconds
+        figures[_WITH_VAE] = frames / ((sum(blocks) + decoding + undivided) / len(of_ranks))
     return {f"throughput/predict/{name}": value for name, value in figures.items()}
-
-
-def _vae(inside: bool) -> str:
-    return "with_vae" if inside else "without_vae"

@@ -36,16 +36,6 @@ def has_stepped(trainer: Trainer) -> bool:
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
-def check_interval(every_n_steps: int | None) -> None:
-    """Refuse a value that no callback can take as its `every_n_steps`.
-
-    Raises:
-        ValueError: The value is below 1.
-    """
-    if every_n_steps is not None and every_n_steps < 1:
-        raise ValueError(f"every_n_steps must be at least 1, or null for the Trainer's own, got {every_n_steps}")
-
-
 def is_logging_step(trainer: Trainer, every_n_steps: int | None = None, steps_ahead: int = 0) -> bool:
     """Tell whether the step about to be taken is one to log; the steps are the same as `self.log` chooses.
 

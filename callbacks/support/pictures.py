@@ -20,8 +20,8 @@ from .files import replacing
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
 
-Badge: TypeAlias = "Callable[[Tensor | None], Image.Image]"
-"""Draws an action row, or that there is none, on a small picture of a constant size."""
+Painter: TypeAlias = "Callable[[ImageDraw.ImageDraw, Tensor | None], None]"
+"""Draws an action row, or that there is none, on a transparent picture."""
 
 CAPTION_HEIGHT = 24
 GAP = 8
@@ -138,6 +138,8 @@ def draw_actions(video: Tensor, action: Tensor) -> Tensor:
         video: Video at least 160 pixels high and wide, or the drawing is cut off; see `enlarge`.
         action: Action rows, `[rows, columns]`; see `action_of_frame` for which frame shows which row.
     """
+    from PIL import Image, ImageDraw
+
     action = action.detach().cpu()
     rows = action.float().nan_to_num()
     short_side = min(video.shape[-2:])
@@ -145,11 +147,13 @@ def draw_actions(video: Tensor, action: Tensor) -> Tensor:
     # The badge is small, because it hides what is behind it, but not too small to see.
     size = round(min(max(0.22 * short_side, 48), 96))
     is_joystick = rows.shape[-1] == 2 and action.is_floating_point()
-    badge = _choose_badge(rows, is_joystick, size, max_width=video.shape[-1] - 2 * margin)
+    width, paint = _choose_painter(rows, is_joystick, size, max_width=video.shape[-1] - 2 * margin)
     frames = []
     for frame, index in zip(to_uint8(video), action_of_frame(len(rows), len(video)), strict=True):
         row = None if index is None else rows[index]
-        frames.append(_draw_badge(frame, badge(row), _describe(row, is_joystick), margin))
+        badge = Image.new("RGBA", (width * _OVERSAMPLING, size * _OVERSAMPLING))
+        paint(ImageDraw.Draw(badge), row)
+        frames.append(_draw_badge(frame, badge.reduce(_OVERSAMPLING), _describe(row, is_joystick), margin))
     return torch.stack(frames)
 
 
@@ -242,15 +246,17 @@ def _pad_to_even(frames: Tensor) -> Tensor:
     return torch.cat([frames, frames[..., frames.shape[-2] - frames.shape[-2] % 2 :, :]], dim=-2)
 
 
-def _choose_badge(rows: Tensor, is_joystick: bool, size: int, max_width: int) -> Badge:
-    num_columns = rows.shape[-1]
+def _choose_painter(rows: Tensor, is_joystick: bool, size: int, max_width: int) -> tuple[int, Painter]:
+    """Width of the badge, `size` high, and what paints it in `_OVERSAMPLING` times that size."""
+    num_columns, height = rows.shape[-1], size * _OVERSAMPLING
     if is_joystick:
-        return partial(_joystick, size=size, longest=_largest(rows.norm(dim=-1)))
+        return size, partial(_joystick, size=height, longest=_largest(rows.norm(dim=-1)))
     if num_columns == 1 and bool((rows == rows.round()).all()):
-        return partial(_class_number, size=size)
+        return size, partial(_class_number, size=height)
     largest = torch.tensor([_largest(column) for column in rows.abs().unbind(-1)])
     width = min(max_width, max(size, num_columns * size // 5))
-    return partial(_bars, size=(width, size), largest=largest, signed=bool((rows < 0).any()))
+    is_signed = bool((rows < 0).any())
+    return width, partial(_bars, size=(width * _OVERSAMPLING, height), largest=largest, signed=is_signed)
 
 
 def _largest(values: Tensor) -> float:
@@ -279,47 +285,30 @@ def _draw_badge(frame: Tensor, badge: Image.Image, text: str, margin: int) -> Te
     return from_image(image)
 
 
-def _canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    from PIL import Image, ImageDraw
-
-    image = Image.new("RGBA", (width * _OVERSAMPLING, height * _OVERSAMPLING))
-    return image, ImageDraw.Draw(image)
-
-
-def _smooth(image: Image.Image) -> Image.Image:
-    return image.reduce(_OVERSAMPLING)
-
-
-def _joystick(row: Tensor | None, size: int, longest: float) -> Image.Image:
-    image, draw = _canvas(size, size)
-    radius = image.width / 2
-    line = image.width // 24
-    draw.ellipse((0, 0, image.width - 1, image.height - 1), fill=_SHADE, outline=_WHITE, width=line)
+def _joystick(draw: ImageDraw.ImageDraw, row: Tensor | None, size: int, longest: float) -> None:
+    radius = size / 2
+    line = size // 24
+    draw.ellipse((0, 0, size - 1, size - 1), fill=_SHADE, outline=_WHITE, width=line)
     if row is not None:
         x, y = (radius + 0.7 * radius * value / longest for value in row.tolist())
         draw.line((radius, radius, x, y), fill=_POSITIVE, width=3 * line)
         for centre, share, colour in (((radius, radius), 0.1, _WHITE), ((x, y), 0.22, _POSITIVE)):
             draw.circle(centre, share * radius, fill=colour)
-    return _smooth(image)
 
 
-def _bars(row: Tensor | None, size: tuple[int, int], largest: Tensor, signed: bool) -> Image.Image:
-    image, draw = _canvas(*size)
-    draw.rectangle((0, 0, image.width, image.height), fill=_SHADE)
-    reach = image.height / 2 if signed else image.height
-    base = reach
-    pitch = image.width / len(largest)
+def _bars(draw: ImageDraw.ImageDraw, row: Tensor | None, size: tuple[int, int], largest: Tensor, signed: bool) -> None:
+    width, height = size
+    draw.rectangle((0, 0, width, height), fill=_SHADE)
+    base = height / 2 if signed else height
+    pitch = width / len(largest)
     for column, share in enumerate([] if row is None else (row / largest).tolist()):
-        top, bottom = sorted((base, base - 0.9 * reach * share))
+        top, bottom = sorted((base, base - 0.9 * base * share))
         left = (column + 0.15) * pitch
         draw.rectangle((left, top, left + 0.7 * pitch, bottom), fill=_POSITIVE if share > 0 else _NEGATIVE)
-    draw.line((0, base, image.width, base), fill=_WHITE, width=image.height // 24)
-    return _smooth(image)
+    draw.line((0, base, width, base), fill=_WHITE, width=height // 24)
 
 
-def _class_number(row: Tensor | None, size: int) -> Image.Image:
-    image, draw = _canvas(size, size)
-    draw.rounded_rectangle((0, 0, image.width - 1, image.height - 1), radius=image.width // 6, fill=_SHADE)
+def _class_number(draw: ImageDraw.ImageDraw, row: Tensor | None, size: int) -> None:
+    draw.rounded_rectangle((0, 0, size - 1, size - 1), radius=size // 6, fill=_SHADE)
     text = "-" if row is None else f"{row.item():g}"
-    draw.text((image.width / 2, image.height / 2), text, fill=_POSITIVE, font=font(image.height // 2), anchor="mm")
-    return _smooth(image)
+    draw.text((size / 2, size / 2), text, fill=_POSITIVE, font=font(size // 2), anchor="mm")

@@ -15,8 +15,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_action.callbacks import DriftMonitor, DriftWarning, RolloutLogger
+from lightning_action.callbacks import DriftMonitor, DriftWarning, RolloutLogger, drift_monitor
 from lightning_action.callbacks.drift_monitor import FIGURES, STATISTICS
+from lightning_action.callbacks.support import log_writing
 from tests.support.short_fits import quiet_trainer, scalars
 
 B, T, H, W = 3, 19, 7, 11
@@ -223,14 +224,16 @@ def test_a_steady_video_is_not_warned_of(tmp_path: Path) -> None:
         trainer.predict(Predictor(), DataLoader([{"sample_id": 1}]), return_predictions=False)
 
 
-def test_samples_without_a_name_all_count() -> None:
-    monitor = DriftMonitor()
-    for rank in (0, 1):
-        trainer: Any = SimpleNamespace(global_rank=rank, world_size=2)
-        monitor._rows = []
-        for count in (2, 1):
-            monitor._add(trainer, torch.stack([video_of(i) for i in range(count)]), {})
-        assert torch.cat(monitor._rows)[:, 0].tolist() == [-1 - rank - 2 * index for index in range(3)]
+def test_samples_without_a_name_all_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor, logged, trainer = DriftMonitor(), dict[str, float](), SimpleNamespace()
+    statistics = [monitor.statistics(video_of(index)) for index in range(3)]
+    for videos in ([video_of(0)], [video_of(1)]):
+        monitor._add(torch.stack(videos), {})
+    monkeypatch.setattr(drift_monitor, "gather", lambda rows: [rows, [(None, statistics[2])]])
+    monkeypatch.setattr(log_writing, "current_step", lambda trainer: 0)
+    monkeypatch.setattr(log_writing, "scalars", lambda trainer, values, step: logged.update(values))
+    monitor._log(trainer)  # type: ignore[arg-type]
+    assert logged["drift/brightness/start"] == pytest.approx(float(torch.stack(statistics)[:, 0, 0].mean()), rel=1e-12)
 
 
 @pytest.mark.parametrize("callback", [DriftMonitor(rollout_rows=3), RolloutLogger()])

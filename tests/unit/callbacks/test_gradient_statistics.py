@@ -336,7 +336,7 @@ def test_a_strategy_that_hides_gradients_is_refused() -> None:
 
 
 def test_the_interval_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="every_n_steps must be at least 1, .* got 0"):
+    with pytest.raises(ValueError, match="every_n_steps must be at least 1, got 0"):
         GradientStatistics(every_n_steps=0)
 
 
