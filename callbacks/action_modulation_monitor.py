@@ -193,11 +193,12 @@ class ActionModulationMonitor(Callback):
         log_writing.histogram(trainer, f"{self._prefix}/modulation", sample[sample != 0], self._step)
         self._judge(found, self._is_trained(trainer))
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._release()
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException | None = None) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._parameters, self._tables, self._sums = [], {}, {}, None
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._release()
+    on_exception = on_fit_end
 
     def _see_modulation(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], modulation: Any
@@ -259,11 +260,6 @@ class ActionModulationMonitor(Callback):
     def _is_trained(self, trainer: Trainer) -> bool:
         held = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
         return any(parameter.requires_grad and parameter in held for parameter in self._parameters)
-
-    def _release(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._parameters, self._tables, self._sums = [], {}, {}, None
 
 
 def _find(pl_module: LightningModule, name: str, may_be_none: bool = False) -> Any:

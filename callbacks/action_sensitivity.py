@@ -168,15 +168,15 @@ class ActionSensitivity(Callback):
         with (
             probing.leaving_no_trace(pl_module),
             trainer.precision_plugin.val_step_context(),
-            _outputs_of(self._layers) as outputs,
+            _watching(pl_module, self._layers) as predict,
         ):
             for timestep in self.timesteps:
                 columns = []
                 for (index, probe), seed in product(enumerate(self._probe), range(self.num_seeds)):
                     actions = {name: of_batches[index] for name, of_batches in variants.items()}
                     batch, actions = move_data_to_device((probe, actions), pl_module.device)
-                    predict = partial(_predict, pl_module, self._layers, outputs, timestep, seed)
-                    columns.append(compare_predictions(predict, batch, actions))
+                    predict_here = partial(predict, timestep=timestep, seed=seed)
+                    columns.append(compare_predictions(predict_here, batch, actions))
                 levels.append(torch.cat(columns, dim=-1))
         return Sensitivity(list(variants), torch.stack(levels).double().cpu())
 
@@ -318,16 +318,27 @@ def _find_layers(pl_module: LightningModule, name: str) -> list[nn.Module]:
 
 
 @contextmanager
-def _outputs_of(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Keep what every layer handed on when it last ran, as long as the context lasts."""
+def _watching(pl_module: LightningModule, layers: Sequence[nn.Module]) -> Iterator[Callable[..., _Prediction]]:
+    """Give a function of a batch, a `timestep` and a `seed` that predicts, and keeps what every layer hands on."""
     outputs: dict[nn.Module, Tensor] = {}
 
     def keep(layer: nn.Module, _: Any, output: Any) -> None:
         outputs[layer] = _some_tokens(output[0] if isinstance(output, tuple) else output)
 
+    def predict(batch: probing.Batch, timestep: float, seed: int) -> _Prediction:
+        outputs.clear()
+        predicted, true = pl_module.predict_velocity(batch, timestep, seed)  # type: ignore[operator]
+        silent = [index for index, layer in enumerate(layers) if layer not in outputs]
+        if silent:
+            raise MisconfigurationException(
+                f"ActionSensitivity(layers=...): predict_velocity did not run the layers {silent}; name a list of "
+                "layers that all run, or none (null)"
+            )
+        return _Prediction(predicted, true, [outputs[layer] for layer in layers])
+
     handles = [layer.register_forward_hook(keep) for layer in layers]
     try:
-        yield outputs
+        yield predict
     finally:
         for handle in handles:
             handle.remove()
@@ -338,22 +349,3 @@ def _some_tokens(output: Tensor) -> Tensor:
     every = -(-tokens[0].numel() // _MAX_VALUES_PER_SAMPLE)
     # A copy, as the next layer may write into what it is given.
     return tokens[:, ::every].clone()
-
-
-def _predict(
-    pl_module: LightningModule,
-    layers: Sequence[nn.Module],
-    outputs: dict[nn.Module, Tensor],
-    timestep: float,
-    seed: int,
-    batch: probing.Batch,
-) -> _Prediction:
-    outputs.clear()
-    predicted, true = pl_module.predict_velocity(batch, timestep, seed)  # type: ignore[operator]
-    silent = [index for index, layer in enumerate(layers) if layer not in outputs]
-    if silent:
-        raise MisconfigurationException(
-            f"ActionSensitivity(layers=...): predict_velocity did not run the layers {silent}; name a list of layers "
-            "that all run, or none (null)"
-        )
-    return _Prediction(predicted, true, [outputs[layer] for layer in layers])

@@ -222,11 +222,16 @@ class FreezeBackboneFirst(Callback):
         if self._num_bad_validations >= self.patience:
             self._unfrozen_at = trainer.global_step
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._release(pl_module)
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException | None = None) -> None:
+        """Leave the module as the fit found it, so that another fit can start from it, and drop all references."""
+        for group in self._groups:
+            group.restore_learning_rate()
+        if self._frozen:
+            self._unfreeze(pl_module)
+        self._frozen, self._parameters, self._norms, self._groups = None, set(), [], []
+        self._logged_step = -1
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._release(pl_module)
+    on_exception = on_fit_end
 
     @property
     def is_waiting(self) -> bool:
@@ -360,15 +365,6 @@ class FreezeBackboneFirst(Callback):
                 f"No optimizer of {type(pl_module).__name__} holds a parameter of {_quoted(self.backbone)}, so it "
                 "would never train. Put the backbone into configure_optimizers as if it trained from the start."
             )
-
-    def _release(self, pl_module: LightningModule) -> None:
-        """Leave the module as the fit found it, so that another fit can start from it, and drop all references."""
-        for group in self._groups:
-            group.restore_learning_rate()
-        if self._frozen:
-            self._unfreeze(pl_module)
-        self._frozen, self._parameters, self._norms, self._groups = None, set(), [], []
-        self._logged_step = -1
 
 
 def _all_of(trainer: Trainer) -> list[FreezeBackboneFirst]:

@@ -145,11 +145,13 @@ class GradientStatistics(Callback):
         log_writing.scalars(trainer, self._figures(trainer), self._step)
         self._forget_step()
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._forget_fit()
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException | None = None) -> None:
+        self._forget_step()
+        self._earlier.clear()
+        self._names.clear()
+        self._copies.clear()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._forget_fit()
+    on_exception = on_fit_end
 
     def _add_up(self, optimizer: Optimizer) -> None:
         """Add up the gradients now, and again after the step: it is then that they are clipped, and weights new."""
@@ -219,21 +221,22 @@ class GradientStatistics(Callback):
 
     def _describe_nonfinite(self, step: int, reduced: list[GradientSums]) -> str | None:
         """Name the first module with a gradient that is not finite, if there is one."""
-        counts: dict[nn.Parameter, float] = {}
-        numel: dict[nn.Parameter, float] = {}
+        # Values that are not finite, and all, of each parameter.
+        counts: dict[nn.Parameter, tuple[float, float]] = {}
         for sums in reduced:
-            counts |= zip(sums.parameters, sums.sums["nonfinite"].tolist(), strict=True)
-            numel |= zip(sums.parameters, sums.sums["numel"].tolist(), strict=True)
-        bad = [parameter for parameter, count in counts.items() if count]
+            pairs = zip(sums.sums["nonfinite"].tolist(), sums.sums["numel"].tolist(), strict=True)
+            counts |= zip(sums.parameters, pairs, strict=True)
+        bad = [parameter for parameter, (nonfinite, _) in counts.items() if nonfinite]
         if not bad:
             return None
         order = {parameter: place for place, parameter in enumerate(self._names)}
         first = min(bad, key=lambda parameter: order.get(parameter, len(order)))
         name = self._names.get(first, "(a parameter outside of the module)")
+        nonfinite, numel = map(round, counts[first])
         return (
             f"GradientStatistics: step {step} has a gradient that is not finite. The first module with one is "
-            f"`{name.rpartition('.')[0] or name}` ({max(1, round(counts[first]))} of {round(numel[first])} values of "
-            f"`{name}`); {len(bad)} of {len(counts)} parameters have one"
+            f"`{name.rpartition('.')[0] or name}` ({max(1, nonfinite)} of {numel} values of `{name}`); "
+            f"{len(bad)} of {len(counts)} parameters have one"
         )
 
     def _remove_hook(self, optimizer: Optimizer) -> None:
@@ -244,12 +247,6 @@ class GradientStatistics(Callback):
         for optimizer in list(self._hooks):
             self._remove_hook(optimizer)
         self._sums.clear()
-
-    def _forget_fit(self) -> None:
-        self._forget_step()
-        self._earlier.clear()
-        self._names.clear()
-        self._copies.clear()
 
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:

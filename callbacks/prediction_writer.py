@@ -32,7 +32,7 @@ from .support.prediction_records import (
     write_record,
 )
 
-_EXPECTED = {"video": "[B, T, 3, H, W], floats in [0, 1]", "sample_id": "[B], whole numbers from 0 on"}
+_EXPECTED = "'video' [B, T, 3, H, W], floats in [0, 1] and 'sample_id' [B], whole numbers from 0 on"
 _PER_SAMPLE = ("latents", "action", "truth", "prompt")
 # A decoder in half precision may miss the ends of the range by a rounding error.
 _TOLERANCE = 0.01
@@ -150,16 +150,18 @@ class PredictionWriter(BasePredictionWriter):
             )
         if self._is_dry_run:
             return
-        if trainer.is_global_zero:
-            self._claim = FolderClaim(self._folder)
         self._say_what_is_left_out()
         self._circumstances = trainer.strategy.broadcast(self._describe_circumstances(trainer))
         if trainer.is_global_zero:
+            self._claim = FolderClaim(self._folder)
             # That of an earlier prediction says nothing about this one.
             self._manifest.unlink(missing_ok=True)
 
     def write_on_batch_end(self, trainer: Trainer, pl_module: LightningModule, prediction: Any, *_: Any) -> None:
-        _check_prediction(prediction)
+        if problem := _find_problem(prediction):
+            raise MisconfigurationException(
+                f"PredictionWriter expects predict_step to return a dict with {_EXPECTED}; {problem}"
+            )
         if self._is_dry_run:
             return
         sample_ids = prediction["sample_id"].tolist()
@@ -292,44 +294,33 @@ def _two_of_one_name(sample_id: int) -> str:
     )
 
 
-def _check_prediction(prediction: Any) -> None:
-    expected = " and ".join(f"'{name}' {what}" for name, what in _EXPECTED.items())
-    owner = f"PredictionWriter expects predict_step to return a dict with {expected}"
+def _find_problem(prediction: Any) -> str:
+    """What is wrong with a prediction; empty if nothing is."""
     if not isinstance(prediction, dict):
-        raise MisconfigurationException(f"{owner}, got {type(prediction).__name__}")
-    missing = [name for name in _EXPECTED if name not in prediction]
+        return f"got {type(prediction).__name__}"
+    missing = [name for name in ("video", "sample_id") if name not in prediction]
     if missing:
-        raise MisconfigurationException(f"{owner}; missing: {missing}, got: {sorted(map(str, prediction))}")
-    video, sample_id = prediction["video"], prediction["sample_id"]
+        return f"missing: {missing}, got: {sorted(map(str, prediction))}"
+    video, sample_id, truth = prediction["video"], prediction["sample_id"], prediction.get("truth")
     is_video = isinstance(video, Tensor) and video.ndim == 5 and video.shape[2] == 3 and video.is_floating_point()
     if not is_video:
-        raise MisconfigurationException(f"{owner}, got as video {_summarize(video)}")
+        return f"got as video {_summarize(video)}"
     low, high = video.min().item(), video.max().item()
     if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # written so that NaN is refused, too
-        raise MisconfigurationException(f"{owner}, got a video with values from {low:g} to {high:g}")
+        return f"got a video with values from {low:g} to {high:g}"
     is_numbers = isinstance(sample_id, Tensor) and not sample_id.is_floating_point()
     if not is_numbers or sample_id.shape != video.shape[:1] or bool((sample_id < 0).any()):
-        raise MisconfigurationException(f"{owner}, got for {len(video)} videos as sample_id {_summarize(sample_id)}")
-    _check_optional(prediction)
+        return f"got for {len(video)} videos as sample_id {_summarize(sample_id)}"
+    for name in _PER_SAMPLE:
+        if prediction.get(name) is not None and len(prediction[name]) != len(video):
+            return f"expected one entry of '{name}' for each of {len(video)} videos, got {len(prediction[name])}"
+    if truth is not None and truth.shape != video.shape:
+        return f"expected 'truth' in the shape of 'video', {tuple(video.shape)}, got {tuple(truth.shape)}"
+    return ""
 
 
 def _summarize(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _check_optional(prediction: dict[str, Any]) -> None:
-    video = prediction["video"]
-    for name in _PER_SAMPLE:
-        value = prediction.get(name)
-        if value is not None and len(value) != len(video):
-            raise MisconfigurationException(
-                f"PredictionWriter expects one entry of '{name}' for each of {len(video)} videos, got {len(value)}"
-            )
-    truth = prediction.get("truth")
-    if truth is not None and truth.shape != video.shape:
-        raise MisconfigurationException(
-            f"PredictionWriter expects 'truth' in the shape of 'video', {tuple(video.shape)}, got {tuple(truth.shape)}"
-        )
 
 
 def _take_sample(prediction: dict[str, Any], index: int) -> dict[str, Any]:

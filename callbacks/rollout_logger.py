@@ -222,7 +222,13 @@ class RolloutLogger(EveryNValidations):
         count = len(samples["action"])
         started = time.monotonic()
         if not trainer.strategy.broadcast(started + count * self._seconds_per_video <= self._deadline):
-            self._warn_of_time()
+            if not self._warned:
+                self._warned = True
+                rank_zero_warn(
+                    f"RolloutLogger: a video takes {self._seconds_per_video:.1f} seconds, so that not all of them fit "
+                    f"into the time_budget of {self.time_budget:g} seconds, and the last panels are left out. Allow "
+                    "more time, or ask for fewer num_samples, actions or scales."
+                )
             return None
         parts = []
         for start in range(0, count, self.num_videos_at_once):
@@ -233,15 +239,6 @@ class RolloutLogger(EveryNValidations):
             parts.append(pictures.to_uint8(probing.generate(pl_module, batch, num_videos, "RolloutLogger")))
         self._seconds_per_video = (time.monotonic() - started) / count
         return torch.cat(parts)
-
-    def _warn_of_time(self) -> None:
-        if not self._warned:
-            self._warned = True
-            rank_zero_warn(
-                f"RolloutLogger: a video takes {self._seconds_per_video:.1f} seconds, so that not all of them fit into "
-                f"the time_budget of {self.time_budget:g} seconds, and the last panels are left out. Allow more time, "
-                "or ask for fewer num_samples, actions or scales."
-            )
 
     def _draw_beside_truth(self, video: Tensor, truth: Tensor | None, action: Tensor) -> Tensor:
         video, action = pictures.first_frames(video, action, self.max_frames)

@@ -105,15 +105,9 @@ def _writers(trainer: Trainer, method: str) -> Iterator[Any]:
         experiment = getattr(logger, "experiment", None)
         if hasattr(experiment, method):
             yield experiment
-        else:
-            _warn_once(logger, method)
-
-
-def _warn_once(logger: Logger, method: str) -> None:
-    methods = _warned_of.setdefault(logger, set())
-    if method not in methods:
-        methods.add(method)
-        rank_zero_warn(
-            f"{type(logger).__name__} has no experiment with `{method}`: what needs it is not logged there. "
-            "TensorBoardLogger has it."
-        )
+        elif method not in _warned_of.setdefault(logger, set()):
+            _warned_of[logger].add(method)
+            rank_zero_warn(
+                f"{type(logger).__name__} has no experiment with `{method}`: what needs it is not logged there. "
+                "TensorBoardLogger has it."
+            )

@@ -49,12 +49,9 @@ class BackboneGroup:
             self._scheduled = self.options["lr"]
             self.options["lr"] = learning_rate(self.options)
 
-        def after_step(*_: Any) -> None:
-            self._put_back()
-
         self._handles = [
             self.optimizer.register_step_pre_hook(before_step),
-            self.optimizer.register_step_post_hook(after_step),
+            self.optimizer.register_step_post_hook(lambda *_: self._put_back()),
         ]
 
     def restore_learning_rate(self) -> None:
@@ -141,10 +138,8 @@ def _initial_state(optimizer: Optimizer, parameters: list[list[nn.Parameter]]) -
     for parameter, entries in state.items():
         parameter.grad = None
         for key in entries.keys() & _INITIAL_STATE.keys():
-            if isinstance(entries[key], Tensor):
-                entries[key].fill_(_INITIAL_STATE[key])
-            else:
-                entries[key] = type(entries[key])(_INITIAL_STATE[key])
+            value, initial = entries[key], _INITIAL_STATE[key]
+            entries[key] = value.fill_(initial) if isinstance(value, Tensor) else type(value)(initial)
     return state
 
 

@@ -58,14 +58,7 @@ def shrink(video: Tensor, max_side: int) -> Tensor:
 
 
 def side_by_side(videos: Sequence[Tensor], captions: Sequence[str]) -> Tensor:
-    """Videos of one length and height from left to right, each under its caption: `[T, 3, CAPTION_HEIGHT + H, ...]`.
-
-    Raises:
-        ValueError: The videos differ in length or height, or there is not one caption for each.
-    """
-    sizes = [tuple(video.shape) for video in videos]
-    if len({(size[0], size[2]) for size in sizes}) != 1 or len(captions) != len(videos):
-        raise ValueError(f"Expected videos of one length and height and a caption each, got {sizes} and {captions}")
+    """Videos of one length and height from left to right, each under its caption: `[T, 3, CAPTION_HEIGHT + H, ...]`."""
     columns = []
     for video, caption in zip(videos, captions, strict=True):
         strip = _caption(caption, width=video.shape[-1]).expand(len(video), -1, -1, -1)
