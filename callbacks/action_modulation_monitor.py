@@ -14,7 +14,6 @@ from torch.utils.hooks import RemovableHandle
 
 from .support import log_writing
 from .support.arguments import check_at_least
-from .support.collectives import num_copies
 from .support.modulation_sums import SLOTS, ModulationSums, figures
 from .support.probing import refuse_hidden_parameters
 
@@ -130,9 +129,9 @@ class ActionModulationMonitor(Callback):
         self._fault = ""
         self._fault_since = 0
 
-        # These are known only during a fit; parameters with the number of ranks that hold the same of each.
-        self._parameters: dict[nn.Parameter, int] = {}
-        self._tables: dict[nn.Parameter, int] = {}
+        # These are known only during a fit.
+        self._parameters: list[nn.Parameter] = []
+        self._tables: list[nn.Parameter] = []
         self._hooks: list[RemovableHandle] = []
         self._step = 0
         self._prefix = "action"
@@ -163,7 +162,7 @@ class ActionModulationMonitor(Callback):
             return
         monitors = [each for each in trainer.callbacks if isinstance(each, ActionModulationMonitor)]  # type: ignore[attr-defined]
         self._prefix = "action" if len(monitors) == 1 else f"action/{self.projection}"
-        self._parameters = {parameter: num_copies(parameter) for parameter in projection.parameters()}
+        self._parameters = list(projection.parameters())
         self._hooks = [projection.register_forward_hook(self._see_modulation, with_kwargs=True)]
         if self.time_projection is not None:
             self._hooks.append(_find(pl_module, self.time_projection).register_forward_hook(self._see_time))
@@ -179,7 +178,7 @@ class ActionModulationMonitor(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if self._sums is not None:
             held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-            self._sums.add_gradient({p: copies for p, copies in self._parameters.items() if p in held})
+            self._sums.add_gradient(parameter for parameter in self._parameters if parameter in held)
             # The tables are still as they were in the forward pass.
             self._sums.set_tables(self._tables)
 
@@ -196,7 +195,7 @@ class ActionModulationMonitor(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException | None = None) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._parameters, self._tables, self._sums = [], {}, {}, None
+        self._hooks, self._parameters, self._tables, self._sums = [], [], [], None
 
     on_exception = on_fit_end
 
@@ -205,23 +204,20 @@ class ActionModulationMonitor(Callback):
     ) -> None:
         if self._sums is None or not torch.is_grad_enabled():
             return
-        if self._is_modulation(modulation):
+        num_layers = len(self._tables)
+        has_slots = isinstance(modulation, Tensor) and modulation.ndim in (4, 5) and modulation.shape[-2] == len(SLOTS)
+        if has_slots and (modulation.ndim == 4 or num_layers in (0, modulation.shape[2])):
             self._sums.add_modulation(modulation, _actions([*args, *kwargs.values()], modulation))
         else:
             got = list(modulation.shape) if isinstance(modulation, Tensor) else type(modulation).__name__
             self._warn(
                 "unknown modulation",
-                f"expected [B, F, 6, D], or [B, F, {len(self._tables) or 'L'}, 6, D] for each layer, got {got}",
+                f"expected [B, F, 6, D], or [B, F, {num_layers or 'L'}, 6, D] for each layer, got {got}",
             )
 
     def _see_time(self, module: nn.Module, args: tuple[Any, ...], modulation: Any) -> None:
         if self._sums is not None and torch.is_grad_enabled() and isinstance(modulation, Tensor):
             self._sums.add_time(modulation)
-
-    def _is_modulation(self, modulation: Any) -> bool:
-        if not isinstance(modulation, Tensor) or modulation.ndim not in (4, 5) or modulation.shape[-2] != len(SLOTS):
-            return False
-        return modulation.ndim == 4 or not self._tables or modulation.shape[2] == len(self._tables)
 
     def _judge(self, found: dict[str, float], is_trained: bool) -> None:
         """Say what is wrong, if anything is and has been for long enough."""
@@ -278,8 +274,8 @@ def _find(pl_module: LightningModule, name: str, may_be_none: bool = False) -> A
     return found
 
 
-def _tables(layers: nn.Module, name: str, table: str) -> dict[nn.Parameter, int]:
-    tables: dict[nn.Parameter, int] = {}
+def _tables(layers: nn.Module, name: str, table: str) -> list[nn.Parameter]:
+    tables = []
     for index, layer in layers.named_children():
         parameter = getattr(layer, table, None)
         if not isinstance(parameter, nn.Parameter) or parameter.numel() % len(SLOTS):
@@ -287,7 +283,7 @@ def _tables(layers: nn.Module, name: str, table: str) -> dict[nn.Parameter, int]
                 f"ActionModulationMonitor: expected a parameter of 6 D values, `{name}.{index}.{table}`, got "
                 f"{type(parameter).__name__}. Give the name of the table as table=..., or layers: null"
             )
-        tables[parameter] = num_copies(parameter)
+        tables.append(parameter)
     return tables
 
 

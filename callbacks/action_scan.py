@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,9 +17,6 @@ from .support import probing
 from .support.arguments import check_actions, check_at_least, check_scales
 from .support.files import make_folder
 from .support.pictures import enlarge, font, from_image, shrink, to_image, to_uint8, write_png
-
-if TYPE_CHECKING:
-    from PIL import ImageDraw
 
 # Frames are small enough that a picture of 20 side by side can be looked at as a whole.
 _FRAME_MIN_SIDE = 72
@@ -200,20 +197,6 @@ def draw_scan(
     draw = ImageDraw.Draw(image)
     draw.text((left, _MARGIN), _TITLE, fill=_BLACK, font=font(_LARGE))
     draw.text((left, _MARGIN + 32), subtitle, fill=_GREY, font=font(_SMALL))
-    _draw_labels(draw, layout, frame_numbers, row_labels, column_labels)
-    for cell, strip in enumerate(strips):
-        for index, frame in enumerate(strip):
-            image.paste(to_image(frame), layout.corner(*divmod(cell, layout.num_columns), index))
-    return from_image(image)
-
-
-def _draw_labels(
-    draw: ImageDraw.ImageDraw,
-    layout: ScanLayout,
-    frame_numbers: Sequence[int],
-    row_labels: Sequence[tuple[str, str]],
-    column_labels: Sequence[str],
-) -> None:
     for row, (name, description) in enumerate(row_labels):
         right, middle = layout.left - _MARGIN, layout.corner(row, 0)[1] + layout.frame_height // 2
         draw.text((right, middle), name, fill=_BLACK, font=font(_LARGE), anchor="rd")
@@ -225,6 +208,10 @@ def _draw_labels(
             centre = layout.corner(0, column, index)[0] + layout.frame_width / 2
             text = "start" if number == 0 else f"frame {number}"
             draw.text((centre, _HEADER_HEIGHT - 6), text, fill=_GREY, font=font(_SMALL), anchor="md")
+    for cell, strip in enumerate(strips):
+        for index, frame in enumerate(strip):
+            image.paste(to_image(frame), layout.corner(*divmod(cell, layout.num_columns), index))
+    return from_image(image)
 
 
 def strip_frames(num_frames: int, num_later: int) -> list[int]:

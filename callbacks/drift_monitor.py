@@ -159,19 +159,17 @@ class DriftMonitor(EveryNValidations):
     def statistics(self, video: Tensor) -> Tensor:
         """Figures of one video `[T, 3, H, W]` in [0, 1], float64 `[FIGURES, STATISTICS]`; NaN is what it does not have.
 
-        A video of two frames or more has all of them, if its blocks have.
+        A video of two frames or more has all of them, if its blocks have. Seams are the frames that blocks begin with,
+        without the very first.
         """
-        seams = self._seams(len(video))
-        curves = video_curves(video, seams, self.num_frame_per_block * self.temporal_compression_ratio)
+        first_block = 1 if self.independent_first_frame else self.num_frame_per_block
+        first = 1 + self.temporal_compression_ratio * (first_block - 1)
+        frames_per_block = self.temporal_compression_ratio * self.num_frame_per_block
+        seams = torch.arange(first, max(first, len(video)), frames_per_block)
+        curves = video_curves(video, seams, frames_per_block)
         frames = torch.arange(len(video), device=video.device)
         times = {name: seams.to(frames) if name == "block_seam" else frames for name in FIGURES}
         return torch.stack([_statistics(name, curves[name], times[name]) for name in FIGURES])
-
-    def _seams(self, num_frames: int) -> Tensor:
-        """The frames that blocks begin with, without the very first."""
-        first_block = 1 if self.independent_first_frame else self.num_frame_per_block
-        first = 1 + self.temporal_compression_ratio * (first_block - 1)
-        return torch.arange(first, max(first, num_frames), self.temporal_compression_ratio * self.num_frame_per_block)
 
     def _log(self, trainer: Trainer) -> None:
         gathered = enumerate(chain.from_iterable(gather([(name, row.cpu()) for name, row in self._rows])))
@@ -185,9 +183,6 @@ class DriftMonitor(EveryNValidations):
         figures = {key: mean for key, mean in zip(keys, means, strict=True) if mean == mean}
         tags = {f"drift/{key}": value for key, value in figures.items()}
         log_writing.scalars(trainer, tags, log_writing.current_step(trainer))
-        self._warn(figures)
-
-    def _warn(self, figures: Mapping[str, float]) -> None:
         for key, limit in self.limits.items():
             if figures.get(key, 0.0) > limit and key not in self._warned_of:
                 self._warned_of.add(key)

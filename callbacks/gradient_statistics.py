@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .support import log_writing
 from .support.arguments import check_at_least
-from .support.collectives import local, num_copies
+from .support.collectives import local
 from .support.gradient_sums import GradientSums, reduce
 from .support.optimizer_groups import calls_hooks
 from .support.part_names import named_modules, named_parameters
@@ -97,7 +97,6 @@ class GradientStatistics(Callback):
 
         # These are known only during a fit.
         self._names: dict[nn.Parameter, str] = {}
-        self._copies: dict[nn.Parameter, int] = {}
         self._has_warned = False
         self._earlier: dict[Optimizer, dict[nn.Parameter, Tensor]] = {}
 
@@ -113,7 +112,6 @@ class GradientStatistics(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Now, because FSDP2 may later show gathered copies in place of the parameters that the optimizers hold.
         self._names = {parameter: name for name, parameter in named_parameters(pl_module)}
-        self._copies = {parameter: num_copies(parameter) for parameter in pl_module.parameters()}
         self._has_warned = False
         for pattern in self.modules:
             if not any(_matches(name, pattern) for name, _ in named_modules(pl_module)):
@@ -124,7 +122,8 @@ class GradientStatistics(Callback):
                 )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self._remove_hook(optimizer)
+        if optimizer in self._hooks:
+            self._hooks.pop(optimizer).remove()
         if not _parameters(optimizer):
             return
         if self.stop_on_nonfinite and not _has_scaler(trainer):
@@ -149,13 +148,12 @@ class GradientStatistics(Callback):
         self._forget_step()
         self._earlier.clear()
         self._names.clear()
-        self._copies.clear()
 
     on_exception = on_fit_end
 
     def _add_up(self, optimizer: Optimizer) -> None:
         """Add up the gradients now, and again after the step: it is then that they are clipped, and weights new."""
-        sums = GradientSums(_parameters(optimizer), self._copies)
+        sums = GradientSums(_parameters(optimizer))
         sums.add_gradients()
         if optimizer in self._earlier:
             sums.add_products(self._earlier[optimizer])
@@ -204,7 +202,7 @@ class GradientStatistics(Callback):
         return {re.sub(r"\b\d\b", r"0\g<0>", name) for name in found}
 
     def _stop_if_nonfinite(self, step: int, optimizer: Optimizer) -> None:
-        sums = GradientSums(_parameters(optimizer), self._copies)
+        sums = GradientSums(_parameters(optimizer))
         sums.add_nonfinite()
         reduce([sums])
         if message := self._describe_nonfinite(step, [sums]):
@@ -239,13 +237,10 @@ class GradientStatistics(Callback):
             f"{len(bad)} of {len(counts)} parameters have one"
         )
 
-    def _remove_hook(self, optimizer: Optimizer) -> None:
-        if optimizer in self._hooks:
-            self._hooks.pop(optimizer).remove()
-
     def _forget_step(self) -> None:
-        for optimizer in list(self._hooks):
-            self._remove_hook(optimizer)
+        for hook in self._hooks.values():
+            hook.remove()
+        self._hooks.clear()
         self._sums.clear()
 
 

@@ -62,22 +62,20 @@ class PredictionWriter(BasePredictionWriter):
     (as `video`), `prompt` (a list of B strings), `seed` (int) and `generation` (a dict of numbers and strings). Nothing
     is kept in memory; call `trainer.predict(..., return_predictions=False)` so that the Trainer keeps nothing either.
 
-    A prediction that was stopped goes on where it stopped if two things are there:
-
-    - the LightningModule has a method `generation_settings()`, which returns the `seed` and `generation` that its
-      predictions will have, as a dict;
-    - the LightningDataModule has a method `select_predict_samples(is_wanted)`, which is called after its `setup`. Its
-      next `predict_dataloader`, where the checkpoint is known, has only those samples for which `is_wanted(sample)` is
-      true, and shares them between the ranks as it always does. `sample` is a dict with `sample_id` and, if batches
-      have them, `action` and `prompt`; all ranks ask for the same ones.
+    A prediction that was stopped goes on where it stopped if the LightningModule has a method `generation_settings()`,
+    which returns the `seed` and `generation` that its predictions will have, and the LightningDataModule a method
+    `select_predict_samples(is_wanted)`, which is called after its `setup`. Its next `predict_dataloader`, where the
+    checkpoint is known, has only those samples for which `is_wanted(sample)` is true, and shares them between the ranks
+    as it always does. `sample` is a dict with `sample_id` and, if batches have them, `action` and `prompt`; all ranks
+    ask for the same ones.
 
     Then samples are left out whose files are complete and were made for the same `sample_id`, action and prompt with
     the same checkpoint (path, size and time of change), seed, generation settings, precision, averages of weights and
     arguments of the writer. Nothing else of the data is compared: after a change of first frames, say `resume: false`.
     A prediction without `ckpt_path` does everything anew, as nothing says which weights it has.
 
-    Two samples of one `sample_id`, and two predictions into one folder at a time, are errors; of samples on different
-    ranks only if they are more than a distributed sampler repeats to give each rank as many.
+    Two samples of one `sample_id` are an error (on different ranks only where they are more than a distributed sampler
+    repeats to give every rank as many), and so are two predictions into one folder at a time.
 
     With the Trainer's `fast_dev_run` nothing is written or removed.
 

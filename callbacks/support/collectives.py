@@ -53,14 +53,9 @@ def norm(values: Tensor, order: Literal[1, 2] = 2) -> Tensor:
     return values.abs().sum().float() if order == 1 else values.square().sum().sqrt().float()
 
 
-def sum_of_squares(tensor: Tensor, copies: int) -> Tensor:
-    """This rank's part of the sum over all values of a tensor, of which `sum_over_ranks` makes the whole.
-
-    Args:
-        tensor: Tensor, whole or sharded.
-        copies: Number of ranks that hold the same of it.
-    """
-    return norm(local(tensor)).square() / copies
+def sum_of_squares(tensor: Tensor) -> Tensor:
+    """This rank's part of the sum over all values of a tensor, of which `sum_over_ranks` makes the whole."""
+    return norm(local(tensor)).square() / num_copies(tensor)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

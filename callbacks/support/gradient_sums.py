@@ -19,16 +19,13 @@ class GradientSums:
 
     Args:
         parameters: Parameters of the optimizer, with a gradient or without.
-        copies: Number of ranks that hold the same of each parameter, from `copies_of_parameters`.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], copies: Mapping[nn.Parameter, int]) -> None:
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
         self.parameters = parameters
         self.sums: dict[str, Tensor] = {}
         self.maxima: dict[str, Tensor] = {}
-        # Parameters that are not the module's, or came in later, are in no wrapper.
-        known = [copies[p] if p in copies else num_copies(p) for p in parameters]
-        self._copies = self._column(known).float()
+        self._copies = self._column([num_copies(parameter) for parameter in parameters]).float()
 
     def add_gradients(self) -> None:
         """Add up the gradients before they are clipped."""

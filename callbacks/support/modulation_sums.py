@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from math import sqrt
 
@@ -68,16 +68,16 @@ class ModulationSums:
         self.sums["time_norms"] += norms.sum()
         self.sums["times"] += norms.numel()
 
-    def add_gradient(self, parameters: Mapping[nn.Parameter, int]) -> None:
-        """Add up the gradients of the projection, given the ranks that hold the same of each parameter."""
-        for parameter, copies in parameters.items():
+    def add_gradient(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up the gradients of the projection."""
+        for parameter in parameters:
             if parameter.grad is not None:
-                self.sums["gradient"] += sum_of_squares(parameter.grad, copies)
+                self.sums["gradient"] += sum_of_squares(parameter.grad)
 
-    def set_tables(self, tables: Mapping[nn.Parameter, int]) -> None:
-        """Take the tables of all layers, with the ranks that hold the same of each."""
+    def set_tables(self, tables: Sequence[nn.Parameter]) -> None:
+        """Take the tables of all layers."""
         if tables:
-            self.sums["tables"] = torch.stack([sum_of_squares(table, copies) for table, copies in tables.items()])
+            self.sums["tables"] = torch.stack([sum_of_squares(table) for table in tables])
 
     def reduce(self) -> tuple[dict[str, Tensor], Tensor]:
         """Return the sums of all ranks and values of this one's modulation, on the CPU; wait for the device once."""

@@ -27,7 +27,6 @@ from lightning_action.callbacks import (
     NoiseLevelLoss,
     ThroughputMonitor,
 )
-from lightning_action.callbacks.support.collectives import num_copies
 from lightning_action.callbacks.support.gradient_sums import GradientSums, reduce
 from tests.support import short_fits
 from tests.support.someones_dit import MovingSpots, SomeonesDiT
@@ -114,7 +113,7 @@ def mixed_norm() -> float:
     for rows, columns, mesh, placements in layouts:
         parameters.append(nn.Parameter(distribute_tensor(torch.zeros(rows, columns), mesh, placements)))
         parameters[-1].grad = distribute_tensor(torch.ones(rows, columns), mesh, placements)
-    sums = GradientSums(parameters, {parameter: num_copies(parameter) for parameter in parameters})
+    sums = GradientSums(parameters)
     sums.add_gradients()
     reduce([sums])
     return sums.figures(range(len(parameters)))["norm"] ** 2

@@ -8,14 +8,15 @@ import torch
 from lightning_action.callbacks.support import collectives
 
 
-def test_a_single_process_holds_everything_once() -> None:
+def test_a_single_process_holds_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.tensor([[3.0, -4.0]])
     assert collectives.world_size() == collectives.num_copies(values) == 1
-    assert collectives.sum_of_squares(values, copies=1) == 25
-    assert collectives.sum_of_squares(values, copies=2) == 12.5
+    assert collectives.sum_of_squares(values) == 25
     assert torch.equal(collectives.sum_over_ranks(values), values)
     assert torch.equal(collectives.largest_over_ranks(values), values)
     assert collectives.gather("mine") == ["mine"]
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    assert collectives.sum_of_squares(values) == 12.5
 
 
 def test_sparse_values_are_all_values() -> None:

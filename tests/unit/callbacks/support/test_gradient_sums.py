@@ -17,12 +17,8 @@ def parameter(gradient: Tensor | None, value: float = 0.0) -> nn.Parameter:
     return made
 
 
-def sums_of(parameters: list[nn.Parameter]) -> GradientSums:
-    return GradientSums(parameters, dict.fromkeys(parameters, 1))
-
-
 def figures(parameters: list[nn.Parameter], rows: list[int]) -> dict[str, float]:
-    sums = sums_of(parameters)
+    sums = GradientSums(parameters)
     sums.add_gradients()
     reduce([sums])
     return sums.figures(rows)
@@ -57,7 +53,7 @@ def test_values_that_are_not_finite_are_counted_and_not_hidden() -> None:
 
 def test_updates_and_products_of_parameters_that_come_and_go() -> None:
     one, new, frozen = parameter(torch.ones(2, 3), 2.0), parameter(torch.ones(2, 3), 4.0), parameter(None, 9.0)
-    sums = sums_of([one, new, frozen])
+    sums = GradientSums([one, new, frozen])
     sums.add_gradients()
     sums.add_products({one: torch.full((2, 3), 3.0)})
     before = {p: p.detach().clone() for p in (one, new)}
@@ -75,7 +71,7 @@ def test_updates_and_products_of_parameters_that_come_and_go() -> None:
 
 
 def test_what_is_zero_has_no_ratio() -> None:
-    sums = sums_of([parameter(torch.zeros(2, 3))])
+    sums = GradientSums([parameter(torch.zeros(2, 3))])
     sums.add_gradients()
     sums.add_products({sums.parameters[0]: torch.ones(2, 3)})
     sums.add_updates({sums.parameters[0]: torch.zeros(2, 3)})
@@ -85,7 +81,7 @@ def test_what_is_zero_has_no_ratio() -> None:
 
 def test_updates_of_narrow_weights_are_not_rounded_to_their_type() -> None:
     weights = parameter(torch.ones(2, 3, dtype=torch.bfloat16))
-    sums = sums_of([weights])
+    sums = GradientSums([weights])
     sums.add_gradients()
     before = torch.tensor([[-1.0078125, 0.00390625, 3.0], [-0.01171875, 5.0, 0.0]], dtype=torch.bfloat16)
     with torch.no_grad():

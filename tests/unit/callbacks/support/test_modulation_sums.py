@@ -49,7 +49,7 @@ def test_layers_and_tables() -> None:
     layers = torch.stack([modulation_of(1.0, 3.0), modulation_of(2.0, 6.0)], dim=2)
     sums.add_modulation(layers, None)
     sums.add_time(torch.full((1, 2, 6 * D), 0.5))
-    sums.set_tables({nn.Parameter(torch.full((1, 6, D), value)): 1 for value in (1.0, 0.0)})
+    sums.set_tables([nn.Parameter(torch.full((1, 6, D), value)) for value in (1.0, 0.0)])
     shown = figures(sums.reduce()[0], sums.per_layer)
     time, table = 0.5 * math.sqrt(6 * D), math.sqrt(6 * D)
     assert shown["modulation_to_time/layer_00"] == pytest.approx(2 * ALL_SLOTS / time)
