@@ -98,7 +98,6 @@ class EMA(Callback):
         # These are known only during a fit.
         self._names: list[str] = []
         self._parameters: dict[str, nn.Parameter] = {}
-        self._step = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_updates": self._num_updates}
@@ -128,16 +127,13 @@ class EMA(Callback):
                 "with the same `parts`, and the same parameters frozen."
             )
         self._parameters = _parameters(pl_module)
-        self._step = current_step(trainer)
-        self._start_when_due(pl_module)
+        self._start_when_due(pl_module, current_step(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if not has_stepped(trainer):
-            return
-        self._step = current_step(trainer) + 1
-        if not self._averages:
-            self._start_when_due(pl_module)
-        elif self._step % self.every_n_steps == 0:
+        step = current_step(trainer) + 1
+        if has_stepped(trainer) and not self._averages:
+            self._start_when_due(pl_module, step)
+        elif has_stepped(trainer) and step % self.every_n_steps == 0:
             self._update()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -213,8 +209,8 @@ class EMA(Callback):
         else:
             load_shards({restored["group"]: {"ema": averages}}, str(trainer.ckpt_path))
 
-    def _start_when_due(self, pl_module: LightningModule) -> None:
-        if not self._averages and self._step >= self.start_step:
+    def _start_when_due(self, pl_module: LightningModule, step: int) -> None:
+        if not self._averages and step >= self.start_step:
             self._averages = _copies(_parameters(pl_module), self._names)
 
     @torch.no_grad()

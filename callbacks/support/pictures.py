@@ -111,14 +111,12 @@ def action_of_frame(num_rows: int, num_frames: int) -> list[int | None]:
     """
     if num_rows > num_frames:
         raise ValueError(f"Expected at most one action row for each frame, got {num_rows} rows for {num_frames} frames")
-    if num_rows == num_frames:
-        return list(range(num_frames))
     if num_rows == num_frames - 1:
         return [None, *range(num_rows)]
     if num_rows == 0:
         return [None] * num_frames
-    # Whole numbers round exactly: ceil(t / r) with r = (num_frames - 1) / (num_rows - 1).
-    return [-(-frame * (num_rows - 1) // (num_frames - 1)) for frame in range(num_frames)]
+    # Whole numbers round exactly: ceil(t / r) with r = (num_frames - 1) / (num_rows - 1); 1 if each has a row.
+    return [-(-frame * (num_rows - 1) // max(1, num_frames - 1)) for frame in range(num_frames)]
 
 
 def draw_actions(video: Tensor, action: Tensor) -> Tensor:
