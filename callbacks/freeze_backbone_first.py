@@ -194,8 +194,13 @@ class FreezeBackboneFirst(Callback):
             for group in self._groups:
                 group.replace_learning_rate(partial(self._learning_rate, trainer))
         self._apply_phase(trainer, pl_module)
-        if self._frozen:
-            _check_unused_parameters_are_found(trainer.model)
+        model = trainer.model
+        waits = isinstance(model, DistributedDataParallel) and (not model.find_unused_parameters or model.static_graph)
+        if self._frozen and waits:
+            raise MisconfigurationException(
+                "FreezeBackboneFirst leaves parameters without gradient that DistributedDataParallel waits for. Use "
+                "the strategy ddp_find_unused_parameters_true (and no static_graph)."
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._apply_phase(trainer, pl_module)
@@ -374,11 +379,3 @@ def _all_of(trainer: Trainer) -> list[FreezeBackboneFirst]:
 
 def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _check_unused_parameters_are_found(model: nn.Module | None) -> None:
-    if isinstance(model, DistributedDataParallel) and (not model.find_unused_parameters or model.static_graph):
-        raise MisconfigurationException(
-            "FreezeBackboneFirst leaves parameters without gradient that DistributedDataParallel waits for. Use the "
-            "strategy ddp_find_unused_parameters_true (and no static_graph)."
-        )

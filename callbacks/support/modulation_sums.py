@@ -46,13 +46,13 @@ class ModulationSums:
         slots = vector_norm(layers, dim=-1)
         norms = vector_norm(slots, dim=-1)
         present = (norms != 0).any(dim=-1)
-        max_frames = len(self.sums["by_frame"])
+        num_frames = min(len(self.sums["by_frame"]), modulation.shape[1])
 
         self.sums["slots"] += slots.mean(dim=2).sum(dim=(0, 1))
         if num_layers := len(self.sums["by_layer"]):
             self.sums["by_layer"] += norms.sum(dim=(0, 1)).expand(num_layers)
-        _add_to_start(self.sums["by_frame"], norms.mean(dim=2).sum(dim=0)[:max_frames])
-        _add_to_start(self.sums["frame_counts"], present.sum(dim=0)[:max_frames])
+        self.sums["by_frame"][:num_frames] += norms.mean(dim=2).sum(dim=0)[:num_frames]
+        self.sums["frame_counts"][:num_frames] += present.sum(dim=0)[:num_frames]
         self.sums["norms"] += norms.mean(dim=2).sum()
         self.sums["frames"] += present.sum()
         self.sums["null_frames"] += present.logical_not().sum()
@@ -115,10 +115,6 @@ def figures(sums: dict[str, Tensor], per_layer: bool) -> dict[str, float]:
     if all_frames := total["frames"] + total["null_frames"]:
         found["null_share"] = total["null_frames"] / all_frames
     return found
-
-
-def _add_to_start(sums: Tensor, values: Tensor) -> None:
-    sums[: len(values)] += values
 
 
 def _numbered(name: str) -> Iterator[str]:

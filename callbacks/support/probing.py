@@ -173,12 +173,12 @@ def generate(pl_module: LightningModule, batch: Batch, num_videos: int, owner: s
         MisconfigurationException: It returns something else, or not `num_videos` of them; the message says what.
     """
     videos = pl_module.generate(move_data_to_device(batch, pl_module.device))  # type: ignore[operator]
-    expected = f"{owner} expects generate(batch) to return {num_videos} videos [B, T, 3, H, W]"
-    if not isinstance(videos, Tensor):
-        raise MisconfigurationException(f"{expected}, got {type(videos).__name__}")
-    if videos.ndim != 5 or len(videos) != num_videos or videos.shape[2] != 3:
-        raise MisconfigurationException(f"{expected}, got {tuple(videos.shape)}")
-    return videos
+    if isinstance(videos, Tensor) and videos.ndim == 5 and len(videos) == num_videos and videos.shape[2] == 3:
+        return videos
+    got = tuple(videos.shape) if isinstance(videos, Tensor) else type(videos).__name__
+    raise MisconfigurationException(
+        f"{owner} expects generate(batch) to return {num_videos} videos [B, T, 3, H, W], got {got}"
+    )
 
 
 def format_row(row: Sequence[float]) -> str:
