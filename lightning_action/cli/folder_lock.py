@@ -34,9 +34,11 @@ class FolderLock:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
+                holder = file.read().strip()
+                file.close()
                 raise BlockingIOError(
-                    f"{self._path.parent} is being written to by {file.read().strip() or 'another process'}: wait for "
-                    "it, end it, or give another folder with --trainer.default_root_dir"
+                    f"{self._path.parent} is being written to by {holder or 'another process'}: wait for it, end it, "
+                    "or give another folder with --trainer.default_root_dir"
                 ) from error
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
@@ -48,6 +50,8 @@ class FolderLock:
             # The one before may have removed the file between these two steps.
             if self._path.exists() and os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
                 self._file = file
+            else:
+                file.close()
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
         self._file.flush()
