@@ -32,11 +32,11 @@ def schema_of(alignment: Alignment, combine: Combine, ratio: int, columns: int =
 
 
 def unique_rows(num_rows: int, columns: int = 2, batch_size: int = 3) -> Tensor:
-    """Every value occurs once: 1000 (sample + 1) + 100 column + 1 + row."""
+    """Every value occurs once, and is within the bounds: (1000 (sample + 1) + 100 column + 1 + row) / 4096."""
     sample = 1000 * (torch.arange(batch_size, dtype=torch.float64) + 1)
     column = 100 * torch.arange(columns, dtype=torch.float64)
     row = 1 + torch.arange(num_rows, dtype=torch.float64)
-    return sample[:, None, None] + row[:, None] + column
+    return (sample[:, None, None] + row[:, None] + column) / 4096
 
 
 def expected_vectors(rows: Tensor, table: list[list[int | None]], combine: Combine) -> Tensor:
@@ -118,12 +118,12 @@ def test_no_row_reaches_the_past(alignment: Alignment, ratio: int, combine: Comb
 
 @pytest.mark.parametrize(
     ("alignment", "num_rows", "first"),
-    [("transition", 0, [0.0, 0.0, 0.0]), ("state", 1, [7.0, 7.0, 7.0]), ("per_latent", 1, [7.0])],
+    [("transition", 0, [0.0, 0.0, 0.0]), ("state", 1, [0.75] * 3), ("per_latent", 1, [0.75])],
 )
 def test_one_latent_frame(alignment: Alignment, num_rows: int, first: list[float]) -> None:
     schema = schema_of(alignment, "concat", 3, columns=1)
     assert (schema.num_rows(1), schema.num_latents(num_rows)) == (num_rows, 1)
-    vectors, present = schema.encode(torch.full((2, num_rows, 1), 7.0), 1)
+    vectors, present = schema.encode(torch.full((2, num_rows, 1), 0.75), 1)
     assert vectors.tolist() == [[first], [first]]
     assert present.tolist() == [[alignment != "transition"]] * 2
 
