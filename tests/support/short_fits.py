@@ -52,4 +52,5 @@ def fit_with_csv(folder: Path, module: LightningModule, *callbacks: Callback, **
     quiet_trainer(folder, *callbacks, **options).fit(module, *loaders)
     quiet_trainer(folder, *callbacks, logger=CSVLogger(folder), **options).fit(module, *loaders)
     (path,) = folder.rglob("metrics.csv")
-    return set(next(csv.reader(path.open())))
+    with path.open() as file:
+        return set(next(csv.reader(file)))

@@ -165,6 +165,7 @@ def loader() -> DataLoader[Any]:
     return DataLoader(samples, batch_size=B)  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("ignore:DriftMonitor. generated videos drift in (contrast|high_frequency)")
 def test_validation_generates_longer_videos_than_the_data_has(tmp_path: Path) -> None:
     logger, module = TensorBoardLogger(tmp_path), Generator()
     monitor = DriftMonitor(rollout_rows=T - 1, num_rollouts=2, every_n_validations=2)
@@ -190,6 +191,7 @@ def test_without_rollout_rows_a_fit_is_left_alone(tmp_path: Path) -> None:
     assert module.batches == []
 
 
+@pytest.mark.filterwarnings("ignore:DriftMonitor. generated videos drift")
 def test_training_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     states = []
     for monitor in ([], [DriftMonitor(rollout_rows=3)]):

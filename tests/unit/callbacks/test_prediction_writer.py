@@ -336,6 +336,7 @@ def test_nothing_is_generated_where_all_is_complete(checkpoint: Path) -> None:
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:EMA. there is no average to evaluate with")
 def test_what_would_come_out_otherwise_is_generated_again(checkpoint: Path, change: dict[str, Any]) -> None:
     resume(checkpoint)
     assert resume(checkpoint, **change) == SAMPLE_IDS

@@ -46,8 +46,8 @@ def test_csv_gets_the_scalars_and_one_warning_for_each_thing_that_it_cannot_show
     trainer = build_trainer(tmp_path, logger)
     log_writing.scalars(trainer, {"a/b": 0.25}, step=7)
     logger.save()
-    rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").open()))
-    assert rows == [{"a/b": "0.25", "step": "7"}]
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        assert list(csv.DictReader(file)) == [{"a/b": "0.25", "step": "7"}]
     with pytest.warns(UserWarning, match="CSVLogger has no experiment with `add_histogram`"):
         log_writing.histogram(trainer, "histogram", torch.ones(3), step=8)
     with warnings.catch_warnings():
