@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
@@ -17,23 +19,26 @@ from lightning_action.configuration.class_paths import only_importing, require_c
 from lightning_action.configuration.strict_yaml import MODE, read_yaml
 from lightning_action.distributed.sharded_checkpoints import read_folder_metadata
 from lightning_action.module import ActionVideoModule
-from lightning_action.weights.tensor_files import load_pickle
+from lightning_action.weights.fit import require_same
+from lightning_action.weights.tensor_files import LazyTensors, load_pickle, read_tensors
 from lightning_action.weights.values import require_finite
 
 Path_ = str | Path
+# Averages in a file, and in a folder of shards that others made a file of.
+_AVERAGED = re.compile(r"(?:ema_state_dict|optimizer_\d+\.ema)\.(.+)")
 
 
 def load_run(config: Path_ | Sequence[Path_], ckpt_path: Path_, allow: Sequence[str] = ()) -> ActionVideoModule:
-    """A trained module, ready to `generate`, without a Trainer and without its data.
+    """Load a trained module, ready to `generate`, without a Trainer and without its data.
 
     Args:
-        config: the configuration it was trained with, the `config_fit.yaml` that `fit` saved; or several that stack.
-        ckpt_path: the checkpoint, a file or a folder of shards.
-        allow: modules whose classes the configuration may name, besides `lightning_action`, `torch` and `lightning`.
+        config: Configuration it was trained with, the `config_fit.yaml` that `fit` saved; or several that stack.
+        ckpt_path: Checkpoint, a file or a folder of shards.
+        allow: Modules whose classes the configuration may name, besides `lightning_action`, `torch` and `lightning`.
 
     Raises:
-        FileNotFoundError: a configuration or the checkpoint is not there.
-        ValueError: a configuration names other classes or is none, or the checkpoint belongs to another one, is not
+        FileNotFoundError: A configuration or the checkpoint is not there.
+        ValueError: A configuration names other classes or is none, or the checkpoint belongs to another one, is not
             whole, or holds objects that would run code.
     """
     require_checkpoint("load_run", str(ckpt_path))
@@ -50,10 +55,39 @@ def load_run(config: Path_ | Sequence[Path_], ckpt_path: Path_, allow: Sequence[
     return module.eval()
 
 
-def build_module(config: Path_ | Sequence[Path_], allow: Sequence[str] = ()) -> ActionVideoModule:
-    """The module of a configuration, of which only the section `model` is looked at.
+@torch.no_grad()
+def load_averages(module: ActionVideoModule, ckpt_path: Path_) -> None:
+    """Put the averaged weights of a checkpoint into its module; what was not averaged stays.
 
-    Arguments and errors as in `load_run`.
+    Raises:
+        ValueError: The checkpoint holds no average, or one of another module.
+    """
+    missing = f"{ckpt_path} holds no averaged weights: leave --ema out, or train with the EMA callback"
+    if Path(ckpt_path).is_dir():
+        said = read_folder_metadata(ckpt_path).get("ema")
+        if said is None:
+            raise ValueError(missing)
+        state = module.state_dict()
+        averaged = {name: state[name] for name in said["names"]}
+        load_shards({said["group"]: {"ema": averaged}}, ckpt_path, no_dist=True)
+        return
+    entries = read_tensors(ckpt_path).entries
+    averages = LazyTensors({match[1]: entry for name, entry in entries.items() if (match := _AVERAGED.match(name))})
+    if not averages:
+        raise ValueError(missing)
+    own = {name: tensor for name, tensor in module.state_dict().items() if name in averages}
+    require_same(
+        own, averages.entries, f"the average in {ckpt_path} does not fit", "use the configuration it was trained with"
+    )
+    require_finite(averages, f"the average in {ckpt_path}", "take an earlier checkpoint")
+    for name, tensor in own.items():
+        tensor.copy_(averages[name])
+
+
+def build_module(config: Path_ | Sequence[Path_], allow: Sequence[str] = ()) -> ActionVideoModule:
+    """Build the module of a configuration, of which only the section `model` is looked at.
+
+    Arguments and errors are those of `load_run`.
     """
     paths = [config] if isinstance(config, str | Path) else list(config)
     sections = [_model_section(Path(path)) for path in paths]
@@ -72,7 +106,7 @@ def build_module(config: Path_ | Sequence[Path_], allow: Sequence[str] = ()) -> 
 
 
 def _model_section(path: Path) -> str:
-    """The model of a configuration, as JSON."""
+    """Read the model of a configuration, as JSON."""
     if not path.is_file():
         raise FileNotFoundError(
             f"no configuration at {str(path)!r}: give the config_fit.yaml that `fit` saved in its logger's folder, "
@@ -88,7 +122,7 @@ def _model_section(path: Path) -> str:
 
 
 def _included(section: Any, folder: Path) -> Any:
-    """With the full paths of the configurations that are included, which are named from the folder of this one."""
+    """Write out the paths of configurations that are included, which are named from the folder of this one."""
     if isinstance(section, dict):
         return {key: _included(value, folder) for key, value in section.items()}
     if isinstance(section, str) and section.endswith((".yaml", ".yml", ".json")) and (folder / section).is_file():

@@ -21,10 +21,11 @@ from lightning_action import ActionCausalInferencePipeline, load_run
 from lightning_action.callbacks import EMA
 from lightning_action.checkpoints.adapter import read_adapter
 from lightning_action.cli.check import run_check
-from lightning_action.cli.export import load_averages, run_export
+from lightning_action.cli.export import run_export
 from lightning_action.cli.trainer_verbs import require_strategy_for, run
 from lightning_action.data.action_file import read_actions
 from lightning_action.distributed.fsdp2 import FSDP2Strategy
+from lightning_action.run import load_averages
 from lightning_action.weights.checkpoint import read_generator
 from lightning_action.weights.low_rank import read_low_rank
 from lightning_action.weights.tensor_files import read_tensors

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_action.checkpoints.export import export_generator
 from lightning_action.checkpoints.lora import LoRASettings, inject_lora, split_parameters
 from lightning_action.checkpoints.pretrained import load_generator
-from lightning_action.cli.export import export_diffusers
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.checkpoint import read_generator
 from lightning_action.weights.names import to_diffusers_name
@@ -67,7 +67,7 @@ def test_diffusers_opens_what_we_export_and_agrees(tmp_path: Path, max_shard_byt
         inject_lora(ours, LoRASettings(rank=3, target_modules=["v", "ffn.2"]))
         for parameter in split_parameters(ours)[0].values():
             nn.init.normal_(parameter, std=0.2)
-    export_diffusers(ours, tmp_path / "out", max_shard_bytes)
+    export_generator(ours, tmp_path / "out", "diffusers", max_shard_bytes)
     theirs, report = WanTransformer3DModel.from_pretrained(str(tmp_path / "out"), output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     torch.testing.assert_close(*ours_and_theirs(ours, theirs.eval()), atol=1e-5, rtol=0)
