@@ -1,228 +1,78 @@
-"""The LightningModule: generator, frozen text encoder and VAE, action projection; it trains, measures and generates."""
+"""The LightningModule that trains with the flow-matching loss, and measures whether the model obeys."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_action.action.conditioning import ActionConditioning
-from lightning_action.action.projection import ActionModulationProjection
-from lightning_action.action.schema import ActionSchema
-from lightning_action.assembly import Factories, InitialWeights, describe
-from lightning_action.batch import (
-    Batch,
-    first_frames,
-    first_samples,
-    frame_size,
-    has_actions,
-    infers_actions,
-    kinds_in,
-    num_latents,
-)
-from lightning_action.batch_checks import BatchChecks
-from lightning_action.checkpoints.lora import LoRASettings, lora_alpha, merged_state_dict, split_parameters
-from lightning_action.checkpoints.pretrained import export, prepare_codec
-from lightning_action.checkpoints.run_format import RunEntries
-from lightning_action.data.resuming import count_unstepped, settle_position
-from lightning_action.diffusion.flow_matching import FlowMatchSchedule
+from lightning_action.batch import Batch, first_samples, has_actions, kinds_in
+from lightning_action.checkpoints.lora import split_parameters
 from lightning_action.diffusion.objectives import OBJECTIVES, training_visibility
-from lightning_action.distributed.fsdp2 import require_supported
-from lightning_action.distributed.lockstep import Lockstep
-from lightning_action.distributed.sharding import Sharding, gathered_state_dict, is_sharded, keep_gathered
 from lightning_action.evaluation.obedience import ObedienceTest, StateReader, wins
 from lightning_action.evaluation.report import format_table, write_report
-from lightning_action.frozen.holder import FrozenParts, to_unit_range
-from lightning_action.frozen.interfaces import FittedCodec, TextEncoder, VideoCodec
-from lightning_action.generation.clock import Clock
-from lightning_action.generation.rollout import count_passes
-from lightning_action.generation.sampling import Sampling
-from lightning_action.generation.video import VideoGenerator, stream_pixels, whole_video
-from lightning_action.generator.acceleration import Acceleration, quantize_layers
-from lightning_action.generator.causality import BlockCausality
+from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.cost import training_flops
-from lightning_action.generator.model import CausalWanModel
 from lightning_action.losses import Encoded, FlowMatchingLosses
 from lightning_action.optimization import Optimization
 from lightning_action.ranges import require_numbers
 from lightning_action.seeding import mix_seed
-from lightning_action.weights.fit import check_fits
-from lightning_action.weights.size import require_num_heads
-from lightning_action.weights.values import is_finite, require_finite
 
 _DROPOUT_STREAM = 3
 _NUM_VALIDATION_ROLLOUTS = 16
 
 
-class ActionVideoModule(L.LightningModule):
-    """A causal video generator that follows actions.
+class ActionVideoModule(GenerativeModule):
+    """A causal video generator that learns to follow actions, by flow matching.
 
     A batch is a dict: `video` `[B, T, 3, H, W]` in [-1, 1], `action` `[B, rows, columns]` as `schema` says, `prompt` (a
-    list of B strings), `sample_id` `[B]`. Networks are given as factories and built in `configure_model`.
+    list of B strings), `sample_id` `[B]`.
 
     Args:
-        generator: builds the network.
-        text_encoder: builds the frozen text encoder.
-        vae: builds the frozen VAE. One that is fitted to data is fitted once, when training starts, and saved with the
-            run.
-        action_projection: builds the projection from (action_dim, dim); None trains a backbone without actions.
-        action_module: builds a network that infers an action vector `[B, action_dim]` from the latents so far
-            `[B, F', C, H, W]`, used where a batch has no `action`.
-        schema: what an action is and which rows belong to which latent frame.
-        causality: block size, window and sink.
-        objective: `teacher_forcing` (noisy blocks see the clean past) or `diffusion_forcing` (the noisy past).
-        timestep_shift: of the noise levels, in training and sampling.
-        loss_weighting: `bell` weighs noise levels as this family does; `uniform` keeps the high ones, where actions
-            act.
-        action_dropout_prob: chance that a training sample is shown without its actions.
-        sampling: how videos are generated.
-        optimization: AdamW settings.
-        pretrained: weights of the generator that a new run starts from: any checkpoint of the family (safetensors,
-            shards, `.pt`, a folder), a folder that `export_weights` left (it also brings a fitted VAE), or `release`,
-            the folder that the environment variable `LIGHTNING_ACTION_WEIGHTS` names. None starts from nothing.
-        pretrained_lora: a LoRA file that is merged into them.
-        adapter: an action adapter, as `export --format adapter` writes it, that goes on top of them.
-        any_base: take the adapter even if it was trained on another generator.
-        lora: LoRA layers on the generator, which train as a parameter group of their own.
-        export_weights: write the generator, and a fitted VAE, to the trainer's `default_root_dir` when fit ends.
-        acceleration: compilation, quantization and overlapped decoding.
-        sharding: how parameters are spread over devices, under `FSDP2Strategy`.
-        seed: of initial weights, training noise and validation noise.
+        args: Arguments of `GenerativeModule`: `generator`, `text_encoder`, `vae`, and so on.
+        objective: What is noised, and what is seen: `teacher_forcing` (noisy blocks see the clean past) or
+            `diffusion_forcing` (the noisy past).
+        loss_weighting: Weights of noise levels: `bell` weighs them as this family does; `uniform` keeps the high ones,
+            where actions act.
+        action_dropout_prob: Chance that a training sample is shown without its actions.
+        optimization: Settings of AdamW, its groups and schedule.
+        kwargs: Arguments of `GenerativeModule` by their names.
     """
 
-    generator: CausalWanModel
-    conditioning: ActionConditioning
-    batch_checks: BatchChecks
     losses: FlowMatchingLosses
-    action_projection: ActionModulationProjection | None
-    action_module: nn.Module | None
 
     def __init__(
         self,
-        generator: Callable[[], CausalWanModel],
-        text_encoder: Callable[[], TextEncoder],
-        vae: Callable[[], VideoCodec],
-        action_projection: Callable[[int, int], ActionModulationProjection] | None = None,
-        action_module: Callable[[], nn.Module] | None = None,
-        schema: ActionSchema = ActionSchema(),
-        causality: BlockCausality = BlockCausality(),
+        *args: Any,
         objective: Literal["teacher_forcing", "diffusion_forcing"] = "teacher_forcing",
-        timestep_shift: float = 5.0,
         loss_weighting: Literal["bell", "uniform"] = "bell",
         action_dropout_prob: float = 0.1,
-        sampling: Sampling = Sampling(),
         optimization: Optimization = Optimization(),
-        pretrained: str | None = None,
-        pretrained_lora: str | None = None,
-        adapter: str | None = None,
-        any_base: bool = False,
-        lora: LoRASettings | None = None,
-        export_weights: bool = False,
-        acceleration: Acceleration = Acceleration(),
-        sharding: Sharding = Sharding(),
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(*args, train_backbone=optimization.train_backbone, **kwargs)
         require_numbers({"action_dropout_prob": action_dropout_prob}, 0, 1)
-        require_numbers({"seed": seed}, 0, 2**63 - 1, whole=True)
         if loss_weighting not in ("bell", "uniform"):
             raise ValueError(f"expected loss_weighting bell or uniform, got {loss_weighting!r}")
-        trains = optimization.train_backbone
-        if not (trains or action_projection or action_module or lora):
-            raise ValueError("nothing would train: optimization.train_backbone is false, and there is no projection")
-        self._factories = Factories(generator, action_projection, action_module, lora, schema, trains, seed)
-        self.initial_weights = InitialWeights(pretrained, pretrained_lora, adapter, any_base)
-        self.frozen = FrozenParts(text_encoder(), vae())
-        if schema.temporal_compression_ratio != self.frozen.vae.temporal_compression_ratio:
-            raise ValueError(
-                f"schema.temporal_compression_ratio is {schema.temporal_compression_ratio}, that of the VAE is "
-                f"{self.frozen.vae.temporal_compression_ratio}: a latent frame must mean the same to both"
-            )
-        self.schema = schema
-        self.causality = causality
-        self.schedule = FlowMatchSchedule(timestep_shift)
         self.objective = OBJECTIVES[objective]
         self.loss_weighting = loss_weighting
         self.action_dropout_prob = action_dropout_prob
-        self.sampling = sampling
         self.optimization = optimization
-        self.export_weights = export_weights
-        self.acceleration = acceleration
-        self.sharding = sharding
-        self.seed = seed
-        self._built = False
-        self._resumes = False
-        self._starts_from_weights = False
-        self._fit_seconds_before = 0.0
-        self._fit_started: float | None = None
         self._optimized: tuple[AdamW, LambdaLR] | None = None
         self._trained_on: torch.Size | None = None
         self._looked_at: dict[str, list[Any]] = {}
         self._obedience: ObedienceTest | None = None
-        self._lockstep: Lockstep | None = None
-        self._described: dict[str, str] = {}
-
-    def setup(self, stage: str) -> None:
-        """Read the frozen parts, and find or fit what a new run starts from; checkpoints bring their own.
-
-        Raises:
-            ValueError: sharded weights should be quantized, or exported with LoRA.
-        """
-        require_supported(self.trainer.strategy)
-        if self._device_mesh is not None:
-            self._require_shardable(stage)
-        self.frozen.load()
-        self._resumes = self.trainer.ckpt_path is not None
-        self._starts_from_weights = not self._resumes and self.initial_weights.generator is not None
-        vae = self.frozen.vae
-        if not self._resumes and isinstance(vae, FittedCodec) and not vae.fitted:
-            prepare_codec(vae, self.initial_weights.generator, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
-        """Build the networks; initial weights follow from `seed` alone."""
-        if self._built:
-            return
-        mesh = None if self._device_mesh is None else self._device_mesh["data_parallel"]
-        weights_follow = self._resumes or self._starts_from_weights
-        self.generator = self._factories.build_generator(mesh, self.sharding, weights_follow)
-        self.action_projection = self._factories.build_action_projection(self.generator, mesh, self.sharding)
-        self.action_module = self._factories.build_action_module(mesh, self.sharding)
-        parts = {name: getattr(self, name) for name in ("generator", "action_projection", "action_module")}
-        parts |= {"text_encoder": self.frozen.text_encoder, "vae": self.frozen.vae}
-        self._described = {name: describe(part) for name, part in parts.items() if part is not None}
-        if self.acceleration.compile_mode is not None:
-            self.generator.compile_layers(mode=self.acceleration.compile_mode)
-        if self._starts_from_weights:
-            report = self.initial_weights.load(self.generator, self.action_projection, self.schema)
-            self._fit_seconds_before = report.fit_seconds
-            rank_zero_info(str(report))
-        self.conditioning = ActionConditioning(
-            schema=self.schema,
-            projection=self.action_projection,
-            action_module=self.action_module,
-            on_all_ranks=is_sharded(self.generator),
-        )
-        self.batch_checks = BatchChecks(
-            generator=self.generator,
-            conditioning=self.conditioning,
-            schema=self.schema,
-            causality=self.causality,
-            vae=self.frozen.vae,
-            num_initial_latents=self.sampling.num_initial_latents,
-        )
+        """Build the networks, and what they are trained by."""
+        super().configure_model()
         self.losses = FlowMatchingLosses(
             generator=self.generator,
             conditioning=self.conditioning,
@@ -232,7 +82,13 @@ class ActionVideoModule(L.LightningModule):
             weighting=self.loss_weighting,
             seed=self.seed,
         )
-        self._built = True
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model, or one that trained other parameters, before anything is loaded."""
+        super().on_load_checkpoint(checkpoint)
+        if self._is_fitting and "loops" in checkpoint:
+            states = checkpoint.get("optimizer_states", [])
+            self.optimization.require_same_groups(states, self._trained_parameters(), str(self.trainer.ckpt_path))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the groups `action`, `lora` and `backbone`, whichever of them is frozen at the time."""
@@ -282,10 +138,6 @@ class ActionVideoModule(L.LightningModule):
         if self._looked_at.get(stage) != seen:
             self._require_fits(batch, trains=True)
             self._looked_at[stage] = seen
-
-    def _require_fits(self, batch: Batch, trains: bool) -> None:
-        for check in self.batch_checks.of(batch, trains):
-            check()
 
     @property
     def flops_per_batch(self) -> float:
@@ -352,106 +204,6 @@ class ActionVideoModule(L.LightningModule):
             write_report(path, report)
             print(f"\n{format_table(report)}\n\nwritten to {path}")
 
-    def on_predict_start(self) -> None:
-        """Quantize, and let ranks make other numbers of passes: see `Lockstep`."""
-        if self.acceleration.quantization is not None:
-            quantize_layers(self.generator.blocks, self.acceleration.quantization)
-        self._lockstep = None
-        for part in (self.action_projection, self.action_module):
-            if part is not None:
-                keep_gathered(part)
-
-    @torch.no_grad()
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Generate, and hand over what a prediction writer needs; `video` and `truth` are in [0, 1], on the CPU."""
-        self._require_fits(batch, trains=False)
-        blocks = self.causality.split(num_latents(batch, self.schema))
-        num_initial = self.sampling.num_initial_latents if "video" in batch else 0
-        self._in_lockstep.begin(count_passes(blocks, num_initial, self.sampling.num_steps))
-        clock, overlaps = Clock(self.device), self.acceleration.overlap_decoding
-        decoder = self.frozen.decoder(self.device)
-        video, latents = whole_video(
-            clock.blocks(self.stream_latents(batch)),
-            decoder if overlaps else clock.timed("vae", decoder),
-            "cpu",
-            overlaps,
-        )
-        self._in_lockstep.end()
-        seconds = clock.seconds()
-        prediction = {
-            "sample_id": batch["sample_id"].cpu(),
-            "prompt": batch["prompt"],
-            "video": video,
-            "latents": latents.cpu(),
-            "block_seconds": seconds["blocks"],
-            **self.generation_settings(),
-        }
-        if "vae" in seconds:
-            prediction["decode_seconds"] = sum(seconds["vae"])
-        if has_actions(batch):
-            prediction["action"] = batch["action"].cpu()
-        if "video" in batch and batch["video"].shape == video.shape:
-            prediction["truth"] = to_unit_range(batch["video"]).cpu()
-        return prediction
-
-    def generation_settings(self) -> dict[str, Any]:
-        """What predictions depend on besides weights, Trainer and batch: `seed` and `generation`."""
-        settings = {
-            "sampling": asdict(self.sampling),
-            "causality": asdict(self.causality),
-            "timestep_shift": self.schedule.shift,
-            "schema": self.schema.to_dict(),
-            "acceleration": asdict(self.acceleration),
-            "compute_dtype": str(self.compute_dtype),
-            "parts": self._described,
-            "release": os.environ.get("LIGHTNING_ACTION_WEIGHTS"),
-        }
-        return {"seed": self.sampling.seed, "generation": settings}
-
-    def on_predict_epoch_end(self) -> None:
-        self._in_lockstep.wait_for_others()
-
-    @torch.no_grad()
-    def generate(self, batch: Batch) -> Tensor:
-        """Generate the videos of a batch; each block is decoded as soon as it exists.
-
-        Args:
-            batch: `prompt` (list of B strings), `sample_id` `[B]` (noise belongs to the sample), `action` (None for no
-                action; only an action module, which infers it, makes up for a missing key), and `video`
-                `[B, T, 3, H, W]` in [-1, 1], of which the first `sampling.num_initial_latents` latent frames are kept.
-                Without `video`: `frame_size` `[B, 2]` (H, W). The length follows from the action rows, else from
-                `video`, else from `num_latents`.
-
-        Returns:
-            Videos `[B, T, 3, H, W]` in [0, 1], on the module's device.
-
-        Raises:
-            ValueError: The batch does not say what to generate, or does not fit the model.
-            RuntimeError: The model gave values that are not finite.
-        """
-        return whole_video(self.stream_latents(batch), self.frozen.decoder(self.device), self.device)[0]
-
-    @torch.no_grad()
-    def stream_video(self, batch: Batch) -> Iterator[Tensor]:
-        """Generate as `generate`, but yield the pixels of each block, `[B, t, 3, H, W]`, once they exist; keep none.
-
-        So the memory that a long video takes does not grow with its length, where `causality` has a window.
-        """
-        yield from stream_pixels(self.stream_latents(batch), self.frozen.decoder(self.device))
-
-    @torch.no_grad()
-    def stream_latents(self, batch: Batch) -> Iterator[Tensor]:
-        """Generate as `generate`, but yield the clean latents of each block, `[B, block, C, h, w]`, once they exist."""
-        self._require_fits(batch, trains=False)
-        length = num_latents(batch, self.schema)
-        start = first_frames(batch, self.sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
-        initial = None if start is None else self._encoded_video(start)
-        text = self._encoded_text(batch)
-        modulation = self.conditioning.of_rollout(batch.get("action"), infers_actions(batch), length, text)
-        shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
-        videos = VideoGenerator(self.generator, self.causality, self.sampling, self.schedule)
-        yield from videos.stream_latents(text, batch["sample_id"].tolist(), shape, modulation, initial)
-
     def matched_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return losses `[B]` at the same noise under the actions `true`, `other` and `null`."""
         return {name: loss.per_sample for name, loss in self.losses.matched(self._encoded(batch)).items()}
@@ -473,85 +225,6 @@ class ActionVideoModule(L.LightningModule):
     def _encoded(self, batch: Batch) -> Encoded:
         return Encoded(batch, self._encoded_video(batch["video"]), self._encoded_text(batch))
 
-    def _encoded_video(self, video: Tensor) -> Tensor:
-        return self.frozen.encode_video(video, self.device, self.compute_dtype)
-
-    def _encoded_text(self, batch: Batch) -> Tensor:
-        return self.frozen.encode_text(batch["prompt"], self.device, self.compute_dtype)
-
-    def on_fit_start(self) -> None:
-        self._fit_started = time.monotonic()
-
-    @property
-    def fit_seconds(self) -> float:
-        """Wall-clock seconds of training so far, with those of the pretrained backbone and of fits resumed from."""
-        running = 0.0 if self._fit_started is None else time.monotonic() - self._fit_started
-        return self._fit_seconds_before + running
-
-    def on_fit_end(self) -> None:
-        """Export the generator, if asked to; LoRA is merged."""
-        self._fit_seconds_before, self._fit_started = self.fit_seconds, None
-        if not self.export_weights or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        self._require_finite()
-        sharded = is_sharded(self.generator)
-        tensors = gathered_state_dict(self.generator) if sharded else merged_state_dict(self.generator)
-        if self.trainer.is_global_zero:
-            export(self.trainer.default_root_dir, tensors, self.frozen.vae, self.fit_seconds, self.generator.num_heads)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What weights alone do not say: schema, heads, a fitted VAE, scale of LoRA, time spent, and the position.
-
-        Raises:
-            RuntimeError: weights or optimizer states are not finite.
-        """
-        num_unstepped = 0
-        if self._trainer is not None:
-            self._require_finite()
-            num_unstepped = count_unstepped(checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches)
-        vae = self.frozen.vae
-        RunEntries(
-            schema=self.schema,
-            num_heads=self.generator.num_heads,
-            fit_seconds=self.fit_seconds,
-            vae=vae.fitted_tensors() if isinstance(vae, FittedCodec) else None,
-            lora_alpha=lora_alpha(self.generator),
-            num_unstepped=num_unstepped,
-        ).write(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, action schema or codec, before anything is loaded."""
-        if "state_dict" in checkpoint:  # sharded ones were loaded by the strategy, which checks them itself
-            check_fits(self, checkpoint["state_dict"], "the checkpoint")
-            require_finite(checkpoint["state_dict"], "the checkpoint", "take an earlier one")
-        saved = RunEntries.read(checkpoint)
-        if self.action_projection is not None and saved.schema != self.schema:
-            raise ValueError(
-                f"the checkpoint was trained with the actions {saved.schema}, the configuration says {self.schema}"
-            )
-        require_num_heads(saved.num_heads, self.generator.num_heads, "the checkpoint")
-        if self._is_fitting and "loops" in checkpoint:
-            settle_position(checkpoint["loops"]["fit_loop"], self.trainer.max_steps != -1, saved.num_unstepped)
-            states = checkpoint.get("optimizer_states", [])
-            self.optimization.require_same_groups(states, self._trained_parameters(), str(self.trainer.ckpt_path))
-        self._fit_seconds_before = saved.fit_seconds
-        if isinstance(self.frozen.vae, FittedCodec):
-            if saved.vae is None:
-                raise ValueError("the checkpoint holds no fitted VAE: use the configuration it was trained with")
-            self.frozen.vae.load_fitted_tensors(saved.vae, "the checkpoint's VAE")
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Dtype that the networks compute in."""
-        weight = self.generator.patch_embedding.weight
-        return self.sharding.compute_dtype if is_sharded(self.generator) else weight.dtype
-
-    @property
-    def _in_lockstep(self) -> Lockstep:
-        if self._lockstep is None:
-            self._lockstep = Lockstep(self.generator, self.compute_dtype)
-        return self._lockstep
-
     def _trained_parameters(self) -> dict[str, list[nn.Parameter]]:
         """By the names of the optimizer's groups, without empty ones."""
         action = nn.ModuleList(part for part in (self.action_projection, self.action_module) if part is not None)
@@ -559,33 +232,6 @@ class ActionVideoModule(L.LightningModule):
         trained = [parameter for parameter in backbone.values() if parameter.requires_grad]
         groups = {"action": list(action.parameters()), "lora": list(lora.values()), "backbone": trained}
         return {name: parameters for name, parameters in groups.items() if parameters}
-
-    def _require_finite(self) -> None:
-        """All ranks find the same, so that none waits for one that has stopped."""
-        named = [(name, parameter.detach()) for name, parameter in self.named_parameters()]
-        for optimizer in self.trainer.optimizers:
-            states = [state for of_one in optimizer.state.values() for state in of_one.items()]
-            named += [(f"the optimizer's {name}", value) for name, value in states if isinstance(value, Tensor)]
-        broken = next((name for name, value in named if not is_finite(value)), None)
-        if not self.trainer.strategy.reduce_boolean_decision(broken is None, all=True):
-            raise RuntimeError(
-                f"not saved: {broken or 'a weight of another rank'} is not finite after step "
-                f"{self.trainer.global_step}. Go on from an earlier checkpoint with lower learning rates, clipped "
-                "gradients (trainer.gradient_clip_val), or in float32"
-            )
-
-    @property
-    def _is_fitting(self) -> bool:
-        return self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-
-    def _require_shardable(self, stage: str) -> None:
-        if stage == "fit" and self.export_weights and self._factories.lora:
-            raise ValueError("export_weights cannot merge sharded LoRA: use `export` with the checkpoint afterwards")
-        if stage == "predict" and self.acceleration.quantization is not None:
-            raise ValueError(
-                "acceleration.quantization needs whole weights: predict with `--trainer.strategy ddp`, not FSDP, "
-                "or without quantization"
-            )
 
     def _new_obedience_test(self, split: Literal["validation", "test"]) -> ObedienceTest:
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -36,10 +36,10 @@ RULES = (
     "action, diffusion, frozen < generation",
     "batch, diffusion < losses",
     "batch, frozen < batch_checks",
-    "losses, batch_checks, generation, distributed < module",
-    "checkpoints, distributed < assembly < module",
-    "ranges < optimization < module",
-    "data, evaluation < module",
+    "batch_checks, generation, distributed, data < generative_module",
+    "checkpoints, distributed < assembly < generative_module",
+    "losses, optimization, evaluation, generative_module < module",
+    "ranges < optimization",
     "module, configuration < run < pipeline",
     "run, batch_checks < cli < __main__",
 )
@@ -47,7 +47,17 @@ RULES = (
 # `selfcheck`, uses callbacks as anybody does.
 SHARED_WITH_CALLBACKS = {"callbacks.support.shard_reading"}
 # Below the module, only what adapts to Lightning knows it.
-WITH_LIGHTNING = {"data", "distributed", "configuration", "module", "run", "pipeline", "cli", "__main__"}
+WITH_LIGHTNING = {
+    "data",
+    "distributed",
+    "configuration",
+    "generative_module",
+    "module",
+    "run",
+    "pipeline",
+    "cli",
+    "__main__",
+}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.
 DEFERRED = {"diffusers", "transformers", "ftfy", "peft", "pyarrow", "torchao", "torchvision"}
