@@ -219,6 +219,7 @@ class EMA(Callback):
         averages = [local(average) for average in self._averages.values()]
         weights = [local(self._parameters[name]) for name in self._averages]
         weights = [value.to(average.dtype) for value, average in zip(weights, averages, strict=True)]
+        # One call for all, as torch's own averages make it; its public names take one tensor at a time.
         torch._foreach_lerp_(averages, weights, 1 - decay)
         self._num_updates += 1
 

@@ -33,6 +33,7 @@ def current_step(trainer: Trainer) -> int:
 
 def has_stepped(trainer: Trainer) -> bool:
     """Tell whether the batch of `on_train_batch_end` ends a step, which takes several under accumulation."""
+    # The only place that knows of the last batch of an epoch, which ends a step early.
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 

@@ -67,6 +67,7 @@ class BackboneGroup:
 
 def calls_hooks(optimizer: Optimizer) -> bool:
     """Tell whether torch has prepared the optimizer to call step hooks, unlike some that wrap another."""
+    # The public methods that register hooks are there in any case, and fail without it.
     return hasattr(optimizer, "_optimizer_step_post_hooks")
 
 
