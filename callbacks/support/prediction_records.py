@@ -60,8 +60,7 @@ def whole_records(folder: Path) -> list[Record]:
 
 def read_record(path: Path) -> Record:
     """A record, as it was written by `write_record`."""
-    record: Record = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -78,8 +77,7 @@ def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
         TypeError: JSON cannot hold the value.
     """
     lists = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in content.items()}
-    read: dict[str, Any] = json.loads(json.dumps(lists))
-    return read
+    return json.loads(json.dumps(lists))
 
 
 def identify_checkpoint(path: str | Path | None) -> dict[str, Any] | None:

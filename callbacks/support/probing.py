@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -107,8 +106,7 @@ def take_samples(batch: Any, indices: slice, owner: str) -> Batch:
         # Copies, or all of the batch would stay in memory.
         return value[indices].detach().cpu().clone() if isinstance(value, Tensor) else value[indices]
 
-    samples: Batch = _with_rows(batch, len(batch["action"]), take)
-    return samples
+    return _with_rows(batch, len(batch["action"]), take)
 
 
 def take_sample(batch: Any, index: int, owner: str) -> Batch:
@@ -120,7 +118,12 @@ def take_sample(batch: Any, index: int, owner: str) -> Batch:
 
 def with_actions(sample: Batch, actions: Tensor) -> Batch:
     """Repeat a batch of one sample for each of the actions `[N, rows, columns]`, which replace its own."""
-    batch = _with_rows(sample, 1, partial(_repeat, count=len(actions)))
+    count = len(actions)
+
+    def repeat(value: Any) -> Any:
+        return value * count if isinstance(value, list | tuple) else value[[0] * count]
+
+    batch = _with_rows(sample, 1, repeat)
     return batch | {"action": actions.to(sample["action"].dtype)}
 
 
@@ -203,9 +206,3 @@ def _with_rows(value: Any, size: int, change: Callable[[Any], Any]) -> Any:
     # Arrays have a number of dimensions, as tensors do.
     has_rows = isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
     return change(value) if has_rows and len(value) == size else value
-
-
-def _repeat(value: Any, count: int) -> Any:
-    if isinstance(value, list | tuple):
-        return value * count
-    return value.repeat_interleave(count, dim=0) if isinstance(value, Tensor) else value.repeat(count, axis=0)
