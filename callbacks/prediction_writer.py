@@ -17,20 +17,12 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from .support import prediction_records as records
 from .support.arguments import check_at_least
 from .support.collectives import gather
 from .support.files import make_folder, replacing, write_bytes
 from .support.part_names import is_named
 from .support.pictures import beside_truth, to_uint8, write_mp4
-from .support.prediction_records import (
-    FolderClaim,
-    Record,
-    as_json,
-    identify_checkpoint,
-    read_record,
-    whole_records,
-    write_record,
-)
 
 _EXPECTED = "'video' [B, T, 3, H, W], floats in [0, 1] and 'sample_id' [B], whole numbers from 0 on"
 _PER_SAMPLE = ("latents", "action", "truth", "prompt")
@@ -120,12 +112,12 @@ class PredictionWriter(BasePredictionWriter):
         # These are known only during a prediction.
         self._is_dry_run = False
         self._folder = Path()
-        self._circumstances: Record = {}
+        self._circumstances: records.Record = {}
         self._written: set[int] = set()
-        self._claim: FolderClaim | None = None
+        self._claim: records.FolderClaim | None = None
         self._asked_for: set[int] = set()
         self._left_out: set[int] = set()
-        self._complete: dict[int, Record] | None = None
+        self._complete: dict[int, records.Record] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -151,7 +143,7 @@ class PredictionWriter(BasePredictionWriter):
         self._say_what_is_left_out()
         self._circumstances = trainer.strategy.broadcast(self._describe_circumstances(trainer))
         if trainer.is_global_zero:
-            self._claim = FolderClaim(self._folder)
+            self._claim = records.FolderClaim(self._folder)
             # That of an earlier prediction says nothing about this one.
             self._manifest.unlink(missing_ok=True)
 
@@ -186,7 +178,7 @@ class PredictionWriter(BasePredictionWriter):
         nothing_to_do = self._left_out and self._left_out == self._asked_for
         # The Trainer skips a prediction of no samples, with all of its hooks.
         if stage == "predict" and nothing_to_do and trainer.is_global_zero:
-            self._claim = FolderClaim(self._folder)
+            self._claim = records.FolderClaim(self._folder)
             self._say_what_is_left_out()
             self._write_manifest(self._left_out)
         self._release()
@@ -219,21 +211,21 @@ class PredictionWriter(BasePredictionWriter):
             self._claim.release()
             self._claim = None
 
-    def _find_complete(self, trainer: Trainer, pl_module: LightningModule) -> dict[int, Record]:
+    def _find_complete(self, trainer: Trainer, pl_module: LightningModule) -> dict[int, records.Record]:
         """Records by sample_id of what is complete and made as this prediction makes it; the same on all ranks."""
         settings: dict[str, Any] = pl_module.generation_settings()  # type: ignore[operator]
-        wanted = as_json({**settings, **self._describe_circumstances(trainer)})
-        records = whole_records(self._folder) if self.resume and wanted["checkpoint"] is not None else []
-        complete = {record["sample_id"]: record for record in records if wanted.items() <= record.items()}
+        wanted = records.as_json({**settings, **self._describe_circumstances(trainer)})
+        found = records.whole_records(self._folder) if self.resume and wanted["checkpoint"] is not None else []
+        complete = {record["sample_id"]: record for record in found if wanted.items() <= record.items()}
         return trainer.strategy.broadcast(complete)
 
-    def _describe_circumstances(self, trainer: Trainer) -> Record:
+    def _describe_circumstances(self, trainer: Trainer) -> records.Record:
         """What files depend on besides the sample and the settings of its generation."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         averages = [type(each).__name__ for each in callbacks if any(is_named(each, name) for name in _AVERAGES)]
         return {
             "run": {"precision": str(trainer.precision), "averages": averages},
-            "checkpoint": identify_checkpoint(trainer.ckpt_path),
+            "checkpoint": records.identify_checkpoint(trainer.ckpt_path),
             "writer": {"fps": self.fps, "write_latents": self.write_latents, "draw_actions": self.draw_actions},
         }
 
@@ -245,8 +237,8 @@ class PredictionWriter(BasePredictionWriter):
             )
 
     def _write_manifest(self, sample_ids: Iterable[int]) -> None:
-        records = [read_record(self._record(sample_id)) for sample_id in sorted(sample_ids)]
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        written = [records.read_record(self._record(sample_id)) for sample_id in sorted(sample_ids)]
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in written)
         write_bytes(self._manifest, lines.encode())
 
     def _write_sample(self, sample_id: int, sample: dict[str, Any]) -> None:
@@ -254,7 +246,7 @@ class PredictionWriter(BasePredictionWriter):
         tensors = {"sample_id": sample_id, **{name: sample[name] for name in names if name in sample}}
         paths = {kind: self._folder / f"{sample_id:06d}.{kind}" for kind in ("mp4", "pt")}
         # First, so that nothing is written if JSON cannot hold it.
-        record = as_json(
+        record = records.as_json(
             {
                 "sample_id": sample_id,
                 "prompt": sample.get("prompt"),
@@ -272,17 +264,17 @@ class PredictionWriter(BasePredictionWriter):
         with replacing(paths["pt"]) as temporary:
             torch.save(tensors, temporary)
         record["sizes"] = {kind: path.stat().st_size for kind, path in paths.items()}
-        write_record(self._record(sample_id), record)
+        records.write_record(self._record(sample_id), record)
 
     def _draw(self, sample: dict[str, Any]) -> Tensor:
         return beside_truth(sample["video"], sample.get("truth"), sample.get("action") if self.draw_actions else None)
 
 
-def _commands_fit(record: Record, sample: Mapping[str, Any]) -> bool:
+def _commands_fit(record: records.Record, sample: Mapping[str, Any]) -> bool:
     """Tell whether the action and the prompt in a record, if it has them, are those of a sample."""
     recorded = {name: record[name] for name in ("action", "prompt") if record[name] is not None}
     # Compared as text, in which NaN equals itself.
-    return json.dumps(recorded) == json.dumps(as_json({name: sample.get(name) for name in recorded}))
+    return json.dumps(recorded) == json.dumps(records.as_json({name: sample.get(name) for name in recorded}))
 
 
 def _two_of_one_name(sample_id: int) -> str:
