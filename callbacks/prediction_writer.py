@@ -120,7 +120,6 @@ class PredictionWriter(BasePredictionWriter):
         self._complete: dict[int, records.Record] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        super().setup(trainer, pl_module, stage)
         self._is_dry_run = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         if stage != "predict" or self._is_dry_run:
             return

@@ -124,8 +124,7 @@ class ThroughputMonitor(Callback):
         self._interval.steps += has_stepped
         if has_stepped and log_writing.is_logging_step(trainer, self.every_n_steps):
             now = _now(pl_module)
-            seconds = now - self._interval.start
-            figures = _training_figures(self._interval, seconds, self._peak, pl_module)
+            figures = _training_figures(self._interval, now - self._interval.start, self._peak, pl_module.device)
             log_writing.scalars(trainer, figures, log_writing.current_step(trainer))
             self._interval = _Interval(now)
 
@@ -136,9 +135,6 @@ class ThroughputMonitor(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._interval is not None:
             self._interval.start += _now(pl_module) - self._paused_at
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._interval = None
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._generated = _Generated()
@@ -187,9 +183,9 @@ def _now(pl_module: LightningModule) -> float:
 
 
 def _training_figures(
-    interval: _Interval, seconds: float, peak: float | None, pl_module: LightningModule
+    interval: _Interval, seconds: float, peak: float | None, device: torch.device
 ) -> dict[str, float]:
-    own = torch.tensor([interval.frames, interval.flops, seconds], device=pl_module.device)
+    own = torch.tensor([interval.frames, interval.flops, seconds], device=device)
     frames, flops, all_seconds = sum_over_ranks(own).tolist()
     mean_seconds = all_seconds / world_size()
     figures = {"steps_per_second": interval.steps / mean_seconds}

@@ -28,13 +28,11 @@ class ModulationSums:
     """
 
     def __init__(self, num_layers: int, max_frames: int, device: torch.device) -> None:
-        frames, layers = ("by_frame", "frame_counts"), ("by_layer", "tables")
-        sizes = {"slots": len(SLOTS)} | dict.fromkeys(frames, max_frames) | dict.fromkeys(layers, num_layers)
+        sizes = {"slots": len(SLOTS), "by_frame": max_frames, "frame_counts": max_frames}
+        sizes |= {"by_layer": num_layers, "tables": num_layers}
         scalars = ("norms", "ones", "frames", "null_frames", "changes", "change_scales", "time_norms", "times")
-        self.sums = {
-            name: torch.zeros(size, device=device)
-            for name, size in (sizes | dict.fromkeys((*scalars, "gradient"), 1)).items()
-        }
+        sizes |= dict.fromkeys((*scalars, "gradient"), 1)
+        self.sums = {name: torch.zeros(size, device=device) for name, size in sizes.items()}
         self.sample = torch.zeros(0, device=device)
         self.per_layer = False
 

@@ -131,7 +131,6 @@ class _Planner(DefaultLoadPlanner):
         try:
             content = torch.load(value, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            # torch's own message advises to turn its protection off.
             raise ValueError(f"{name} is no plain value: it would run code when it is loaded") from error
         # What the base class reads without protection is what was just written here.
         plain = io.BytesIO()
