@@ -24,7 +24,7 @@ install-dev: $(VENV)/.installed-dev  ## add what tests and lint need
 
 # A second call begins anew, in place of the first.
 demo: install  ## pretrain a toy generator, teach it actions, generate with it, measure it
-	$(MAIN) fit --config configs/demo_backbone.yaml --checkpoint.overwrite true
+	$(MAIN) fit --config $(DEMO) --config configs/demo_backbone.yaml --checkpoint.overwrite true
 	$(MAIN) fit --config $(DEMO) --checkpoint.overwrite true
 	$(MAIN) predict --config $(DEMO) --ckpt_path $(DEMO_CKPT)
 	$(MAIN) test --config $(DEMO) --ckpt_path $(DEMO_CKPT)

@@ -27,7 +27,7 @@ GENERATOR_FILE = "generator.safetensors"
 VAE_FILE = "vae.safetensors"
 _EXPECTED = (
     "`pretrained` is a checkpoint of this family, or a folder that a fit with `export_weights` leaves, for the demo "
-    "that of `fit --config configs/demo_backbone.yaml`"
+    "that of `fit --config configs/demo.yaml --config configs/demo_backbone.yaml`"
 )
 _RELEASED = (
     *("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors", "transformer"),

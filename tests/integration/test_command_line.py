@@ -22,6 +22,7 @@ from lightning_action.cli import main
 from lightning_action.cli.check import run_check
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.trainer_verbs import ActionVideoCLI, run, warn_of_another_place
+from tests.support.shipped import shipped
 from tests.support.small_commands import ACTION, ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, small
 
 QUALITY = {
@@ -38,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     run(
         [
             "fit",
-            f"--config={ROOT / 'configs' / 'demo_backbone.yaml'}",
+            *shipped("demo_backbone"),
             f"--trainer.default_root_dir={backbone}",
             "--trainer.max_steps=3",
             *SMALL_MODEL,

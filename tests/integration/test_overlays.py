@@ -12,6 +12,7 @@ import yaml
 
 from lightning_action.cli import main
 from lightning_action.cli.trainer_verbs import run
+from tests.support.shipped import shipped
 from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, small
 
 CONFIGS = ROOT / "configs"
@@ -23,7 +24,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a pretrained backbone."""
     folder = tmp_path_factory.mktemp("overlays")
     root = f"--trainer.default_root_dir={folder / 'backbone'}"
-    run(["fit", f"--config={CONFIGS / 'demo_backbone.yaml'}", "--trainer.max_steps=2", root, *SMALL_MODEL, *SMALL_DATA])
+    run(["fit", *shipped("demo_backbone"), "--trainer.max_steps=2", root, *SMALL_MODEL, *SMALL_DATA])
     run(stacked("fit", folder, [], "--trainer.max_steps=1", "--trainer.limit_val_batches=0"))
     yield folder
 

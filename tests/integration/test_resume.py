@@ -35,6 +35,7 @@ from lightning_action.distributed.fsdp2 import FSDP2Strategy
 from lightning_action.generation.sampling import Sampling
 from lightning_action.module import ActionVideoModule
 from lightning_action.optimization import Optimization
+from tests.support.shipped import shipped
 from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL
 from tests.support.small_demo import small_data, small_demo
 
@@ -512,8 +513,7 @@ def read_shards(path: Path) -> dict[str, Any]:
 
 
 def test_the_command_line_saves_on_a_signal_and_goes_on(tmp_path: Path) -> None:
-    config = f"--config={ROOT / 'configs' / 'demo_backbone.yaml'}"
-    arguments = ["fit", config, f"--trainer.default_root_dir={tmp_path}", *SMALL_MODEL, *SMALL_DATA]
+    arguments = ["fit", *shipped("demo_backbone"), f"--trainer.default_root_dir={tmp_path}", *SMALL_MODEL, *SMALL_DATA]
     last = tmp_path / "checkpoints" / "last.ckpt"
     more = ["--trainer.max_steps=1000000", "--checkpoint.every_n_train_steps=10"]
     started = subprocess.Popen([sys.executable, "main.py", *arguments, *more], cwd=ROOT, stderr=subprocess.PIPE)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_action.cli import main
 from lightning_action.cli.trainer_verbs import run
+from tests.support.shipped import shipped
 from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL, small
 from tests.support.two_ranks import RankFailed, run_on_two
 from tests.support.uneven_videos import NUM_LATENTS
@@ -41,7 +42,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a pretrained backbone, the settings of a short fit, and that fit on one process in `one`."""
     folder = tmp_path_factory.mktemp("sharding")
     (folder / "short.yaml").write_text(SHORT)
-    backbone = ["fit", f"--config={ROOT / 'configs' / 'demo_backbone.yaml'}", "--trainer.max_steps=3"]
+    backbone = ["fit", *shipped("demo_backbone"), "--trainer.max_steps=3"]
     run([*backbone, f"--trainer.default_root_dir={folder / 'backbone'}", *SMALL_MODEL, *SMALL_DATA])
     run(fit(folder, "one"))
     return folder

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from lightning_action.cli.trainer_verbs import run
+from tests.support.shipped import shipped
 from tests.support.wan_release import VERSIONS, small_arguments, write_release
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("config", VERSIONS)
@@ -20,5 +19,5 @@ def test_without_weights_a_fit_stops_at_once(config: str, tmp_path: Path, monkey
     monkeypatch.setenv("LIGHTNING_ACTION_WEIGHTS", str(tmp_path / "release"))
     more = [f"--trainer.default_root_dir={tmp_path / 'runs'}", "--trainer.max_steps=1", *small_arguments(config)]
     with pytest.raises(FileNotFoundError, match="found no diffusion_pytorch_model.*the generator"):
-        run(["fit", f"--config={ROOT / 'configs' / config}.yaml", *more])
+        run(["fit", *shipped(config), *more])
     assert not (tmp_path / "runs" / "checkpoints").exists()

@@ -92,7 +92,7 @@ def test_every_module_imports_without_extras(environment: Path, tmp_path: Path) 
 
 def test_a_configuration_that_needs_an_extra_names_it(environment: Path, tmp_path: Path) -> None:
     (configs,) = environment.glob("lib/python*/site-packages/lightning_action/configs")
-    stacked = [f"--config={configs / name}" for name in ("demo_backbone.yaml", "lora.yaml")]
+    stacked = [f"--config={configs / name}" for name in ("demo.yaml", "demo_backbone.yaml", "lora.yaml")]
     told = run(
         environment / "bin" / "lightning-action", "fit", *stacked, *SMALL_MODEL, *SMALL_DATA, folder=tmp_path, code=2
     )
@@ -102,13 +102,14 @@ def test_a_configuration_that_needs_an_extra_names_it(environment: Path, tmp_pat
 def test_a_fit_from_an_empty_folder(environment: Path, tmp_path: Path) -> None:
     """With a configuration that the wheel brings, which the command line tells the place of."""
     command = environment / "bin" / "lightning-action"
-    told = run(command, "fit", "--config=configs/demo_backbone.yaml", folder=tmp_path, code=2)
+    told = run(command, "fit", "--config=configs/demo.yaml", folder=tmp_path, code=2)
     assert not list(tmp_path.iterdir())
     config = Path(told.split("the shipped one is '")[1].split("'")[0])
     assert config.is_relative_to(environment)
     names = {path.relative_to(config.parent) for path in config.parent.rglob("*.yaml")}
     assert names == {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
-    run(command, "fit", f"--config={config}", "--trainer.max_steps=2", *SMALL_MODEL, *SMALL_DATA, folder=tmp_path)
+    stacked = [f"--config={config}", f"--config={config.parent / 'demo_backbone.yaml'}"]
+    run(command, "fit", *stacked, "--trainer.max_steps=2", *SMALL_MODEL, *SMALL_DATA, folder=tmp_path)
     assert list(tmp_path.rglob("generator.safetensors"))
 
 

@@ -8,11 +8,28 @@ from typing import Any
 import yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# What a configuration stacks on that does not stand alone.
+_BELOW = {
+    "demo_backbone": "demo",
+    "wan2.1_14b": "wan2.1_1.3b",
+    "wan2.2_5b": "wan2.1_1.3b",
+    "longlive_action": "wan2.1_1.3b",
+}
 # Every number of steps that a configuration sets, wherever it stands.
 _STEPS = {
     *("max_steps", "val_check_interval", "log_every_n_steps", "every_n_train_steps"),
     *("unfreeze_at_step", "warmup_steps", "every_n_steps", "warn_after_step"),
 }
+
+
+def stack(*names: str) -> list[str]:
+    """Names of shipped configurations, each with the one that it stacks on before it."""
+    return [each for name in names for each in (_BELOW.get(name), name) if each is not None]
+
+
+def shipped(*names: str) -> list[str]:
+    """`--config` arguments for shipped configurations, with those that they stack on."""
+    return [f"--config={CONFIGS / name}.yaml" for name in stack(*names)]
 
 
 def shorter(names: tuple[str, ...], factor: int, folder: Path) -> list[str]:
@@ -21,7 +38,7 @@ def shorter(names: tuple[str, ...], factor: int, folder: Path) -> list[str]:
     Nothing else changes: precision, strategy, callbacks and the order of phases are those that are shipped.
     """
     arguments = []
-    for name in names:
+    for name in stack(*names):
         settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
         path = folder / f"{name}_shorter.yaml"
         path.write_text(yaml.safe_dump(_divided(settings, factor), sort_keys=False))

@@ -22,6 +22,7 @@ from lightning_action.cli.check import precision_of, run_check
 from lightning_action.cli.dry_run import Precision
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.distributed.sharding import Sharding
+from tests.support.shipped import shipped, stack
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -36,10 +37,11 @@ GIVEN = {
 
 
 def arguments(config: Path) -> list[str]:
-    """A configuration alone, or on top of the demo's where it is an overlay."""
-    stands_alone = "generator" in yaml.safe_load(config.read_text()).get("model", {})
-    below = [] if stands_alone else [f"--config={DEMO}"]
-    return [*below, f"--config={config}", *GIVEN.get(config.name, [])]
+    """A configuration alone, or on top of the one that it stacks on, the demo's where it stacks on any."""
+    names = stack(config.stem)
+    stands_alone = "class_path" in yaml.safe_load(config.read_text()).get("model", {}).get("generator", {})
+    below = [] if stands_alone or len(names) > 1 else ["demo"]
+    return [*shipped(*below, config.stem), *GIVEN.get(config.name, [])]
 
 
 def checked(*given: str) -> dict[str, Any]:
@@ -175,7 +177,7 @@ def test_the_14b_model_takes_little_memory() -> None:
     """The whole process, data included; VmHWM is the most that it ever had."""
     code = (
         "from lightning_action.cli.check import run_check; "
-        f"run_check(['--config={ROOT / 'configs' / 'wan2.1_14b.yaml'}']); "
+        f"run_check({shipped('wan2.1_14b')}); "
         "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
