@@ -41,23 +41,49 @@ class TextEncoder(FrozenPart, ABC):
 class VideoCodec(FrozenPart, ABC):
     """Codec from pixels in [-1, 1] to latents, causal in time: `T = 1 + r (F - 1)` pixel frames, F latent frames."""
 
+    latent_dim: int
+    spatial_compression_ratio: int
     temporal_compression_ratio: int
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:
         """Encode pixels `[B, T, 3, H, W]` as latents `[B, F, C, h, w]`."""
 
-    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents `[B, F, C, h, w]` to pixels `[B, T, 3, H, W]`."""
+        return self.streaming_decoder()(latents)
 
     @abstractmethod
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a function that decodes one video: each call takes the next latents and gives their pixel frames."""
 
-    @abstractmethod
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Compute (C, h, w) of a latent frame for pixel frames of `height` x `width`."""
+        """Compute (C, h, w) of a latent frame for pixel frames of `height` x `width`.
+
+        Raises:
+            ValueError: A side is no multiple of the compression ratio.
+        """
+        ratio = self.spatial_compression_ratio
+        if height % ratio or width % ratio:
+            raise ValueError(f"expected frames with sides of multiples of {ratio}, got {height} x {width}")
+        return self.latent_dim, height // ratio, width // ratio
+
+    def require_video(self, video: Tensor) -> None:
+        """Refuse pixels that have no latents. diffusers drops what is beyond 1 + 4 n frames without a word.
+
+        Raises:
+            ValueError: Shape, dtype, or number of frames is another.
+        """
+        if video.ndim != 5 or video.shape[2] != 3 or not video.is_floating_point():
+            raise ValueError(
+                f"expected videos of floats [B, T, 3, H, W] in [-1, 1], got {video.dtype} {list(video.shape)}"
+            )
+        num_frames, _, height, width = video.shape[1:]
+        if num_frames < 1 or (num_frames - 1) % self.temporal_compression_ratio:
+            raise ValueError(
+                f"a video of {num_frames} frames cannot be encoded: expected 1 + {self.temporal_compression_ratio} n"
+            )
+        self.latent_shape(height, width)
 
 
 class FittedCodec(VideoCodec):

@@ -34,6 +34,11 @@ class LinearVideoCodec(nn.Module, FittedCodec):
         self.later = _LinearMap(frame_dim * temporal_compression_ratio, latent_dim)
 
     @property
+    def spatial_compression_ratio(self) -> int:  # type: ignore[override]
+        """Number of pixel rows, and of columns, of one latent position."""
+        return self.patch_size
+
+    @property
     def fitted(self) -> bool:
         """Flag that says whether `fit` was called or fitted tensors were loaded."""
         return bool(self.first.basis.abs().sum() > 0)
@@ -79,10 +84,6 @@ class LinearVideoCodec(nn.Module, FittedCodec):
         latents = torch.cat([self.first.encode(first), self.later.encode(later)], dim=1)
         return rearrange(latents, "b f h w c -> b f c h w")
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents `[B, F, C, h, w]` to pixels `[B, 1 + r (F - 1), 3, H, W]` in [-1, 1]."""
-        return self.streaming_decoder()(latents)
-
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a function that decodes a video block by block; each call takes the next latents of the same video."""
         self._require_fitted()
@@ -104,21 +105,9 @@ class LinearVideoCodec(nn.Module, FittedCodec):
 
         return decode_next
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Compute (C, h, w) of a latent frame for pixel frames of `height` x `width`, multiples of the patch size."""
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"expected frames with sides of multiples of {self.patch_size}, got {height} x {width}")
-        return self.latent_dim, height // self.patch_size, width // self.patch_size
-
     def _patches(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        frames, channels, height, width = video.shape[1:]
+        self.require_video(video)
         ratio, patch = self.temporal_compression_ratio, self.patch_size
-        if frames < 1 or (frames - 1) % ratio:
-            raise ValueError(f"a video of {frames} frames cannot be encoded: expected 1 + {ratio} n frames")
-        if channels != 3 or height % patch or width % patch:
-            raise ValueError(
-                f"expected frames [3, H, W] with H and W multiples of {patch}, got {[channels, height, width]}"
-            )
         pattern = "b (f r) c (h p) (w q) -> b f h w (r c p q)"
         first = rearrange(video[:, :1], pattern, r=1, p=patch, q=patch)
         later = rearrange(video[:, 1:], pattern, r=ratio, p=patch, q=patch)

@@ -1,14 +1,17 @@
-"""Files of networks that diffusers and transformers read as well: where they lie and what their tensors are called."""
+"""Parts whose networks are read from files, when they are first needed."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from lightning_action.weights.release import find_release_file
+import torch
+
+from lightning_action.frozen.interfaces import FrozenPart
+from lightning_action.weights.release import locate, stamp
 
 
 @contextmanager
@@ -20,53 +23,44 @@ def wan_extra() -> Iterator[None]:
         raise ModuleNotFoundError(f"{error}: install the extra that brings it, `lightning_action[wan]`") from error
 
 
-def locate(path: str | None, names: Sequence[str], what: str) -> Path:
-    """Find the files of a network.
+class PartInFiles(FrozenPart):
+    """A frozen part that reads its network once, and computes in one dtype on the device that it was last moved to.
 
     Args:
-        path: File or folder of the network, or the folder of a release that has it under one of `names`; None takes the
-            folder that the environment variable `LIGHTNING_ACTION_WEIGHTS` names.
-        names: Names of its files and folders in a release, the preferred one first.
-        what: Description of the network for the message.
-
-    Raises:
-        FileNotFoundError: No path was given, and none was found.
+        path: File or folder of the weights, or the folder of a release that holds them; None looks in the folder that
+            the environment variable `LIGHTNING_ACTION_WEIGHTS` names.
+        dtype: Name of the dtype of weights and computation.
     """
-    if path is None:
-        return find_release_file(names, what)
-    return next((Path(path) / name for name in names if (Path(path) / name).exists()), Path(path))
 
+    release_names: ClassVar[tuple[str, ...]]
 
-def stamp(path: Path) -> list[list[str | int]]:
-    """Describe a file, or the files of a folder, so that changed ones are told from them without reading any.
+    def __init__(self, path: str | None, dtype: str) -> None:
+        self.path = path
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._device = torch.device("cpu")
+        self._model: Any = None
+        # It is public, because records of predictions say it.
+        self.files: list[list[str | int]] = []
 
-    A description is name, size in bytes and time of change in ns.
-    """
-    files = [file for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    @torch.inference_mode(False)
+    def load(self) -> None:
+        if self._model is None:
+            path = locate(self.path, self._preferred_names(), f"the weights of {type(self).__name__}")
+            files = stamp(path)
+            self._model = self._read(path).eval().requires_grad_(False)
+            self.files = files
+            self.to(self._device)
 
+    @torch.inference_mode(False)
+    def to(self, device: torch.device) -> None:
+        """Compute on `device` from now on."""
+        self._device = device
+        if self._model is not None:
+            self._model.to(device)
 
-def config_beside(weights: Path, key: str, value: str) -> dict[str, Any] | None:
-    """Read `config.json` in the folder of `weights`; None without one, or if its `key` is not `value`.
+    def _preferred_names(self) -> tuple[str, ...]:
+        return self.release_names
 
-    Raises:
-        ValueError: The file is no JSON object.
-    """
-    path = (weights if weights.is_dir() else weights.parent) / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): fetch it again") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds {config!r} where a network's sizes are expected: fetch it again")
-    return config if config.get(key) == value else None
-
-
-def renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:
-    """Rename what begins with the first of a row, so that it begins with the second; keep all other names."""
-    for old, new in rows:
-        if name.startswith(old):
-            return new + name[len(old) :]
-    return name
+    @abstractmethod
+    def _read(self, path: Path) -> torch.nn.Module:
+        """Load the network in a file or folder, in `self._dtype`."""

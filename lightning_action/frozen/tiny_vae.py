@@ -38,7 +38,7 @@ class TinyWanVAE(WanCodec):
             ValueError: The number of frames is another, a side is no multiple of the compression ratio, or the file has
                 no encoder.
         """
-        self._require_video(video)
+        self.require_video(video)
         self.load()
         model: TinyAutoencoder = self._model
         if model.encoder is None:

@@ -12,20 +12,20 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_action.frozen.interfaces import TextEncoder, frozen_pass
-from lightning_action.frozen.model_files import config_beside, locate, stamp, wan_extra
+from lightning_action.frozen.model_files import PartInFiles, wan_extra
 from lightning_action.frozen.umt5_format import config_of, encoder_part, is_original, to_transformers_name
 from lightning_action.ranges import require_numbers
 from lightning_action.weights.fit import load_strictly
+from lightning_action.weights.release import config_beside
 from lightning_action.weights.tensor_files import LazyTensors, read_tensors
 
-_RELEASE_NAMES = ("text_encoder", "models_t5_umt5-xxl-enc-bf16.pth")
 _TOKENIZER_FOLDERS = ("tokenizer", "google/umt5-xxl", ".", "../tokenizer")
 # One must be there: from a folder without, transformers makes a tokenizer that knows no word. Byte tokenizers have none
 # but `added_tokens.json`.
 _VOCABULARIES = ("tokenizer.json", "spiece.model", "added_tokens.json")
 
 
-class UMT5TextEncoder(TextEncoder):
+class UMT5TextEncoder(PartInFiles, TextEncoder):
     """UMT5's encoder, as Wan uses it: prompts are cleaned, cut to `text_len` tokens, and zero past their end.
 
     UMT5 is by Chung et al. (2023, arXiv:2304.09151).
@@ -47,6 +47,8 @@ class UMT5TextEncoder(TextEncoder):
         ValueError: `text_len` is below 1, or `num_remembered` below 0.
     """
 
+    release_names = ("text_encoder", "models_t5_umt5-xxl-enc-bf16.pth")
+
     def __init__(
         self,
         path: str | None = None,
@@ -58,42 +60,18 @@ class UMT5TextEncoder(TextEncoder):
     ) -> None:
         require_numbers({"text_len": text_len}, 1, whole=True)
         require_numbers({"num_remembered": num_remembered}, 0, whole=True)
-        self.path = path
+        super().__init__(path, dtype)
         self.tokenizer = tokenizer
         self.text_len = text_len
         self.low_memory = low_memory
         self.num_remembered = num_remembered
-        self._dtype: torch.dtype = getattr(torch, dtype)
-        self._device = torch.device("cpu")
         self._tokenize: Any = None
-        self._model: Any = None
-        # It is public, because records of predictions say it.
-        self.files: list[list[str | int]] = []
         self._remembered: dict[str, Tensor] = {}
 
     @property
     def num_parameters_released(self) -> int:
         """Number of parameters of the encoder of umT5-XXL."""
         return 5_680_910_336
-
-    @torch.inference_mode(False)
-    def load(self) -> None:
-        if self._model is not None:
-            return
-        path = locate(self.path, _RELEASE_NAMES, "the UMT5 text encoder")
-        beside = path if path.is_dir() else path.parent
-        self._tokenize = _read_tokenizer(
-            [beside / name for name in _TOKENIZER_FOLDERS] if self.tokenizer is None else [Path(self.tokenizer)]
-        )
-        self.files = stamp(path)
-        model = _read_model(path, self._dtype)
-        if len(self._tokenize) > model.config.vocab_size:
-            raise ValueError(
-                f"the text encoder in {path} knows {model.config.vocab_size} tokens, the tokenizer has "
-                f"{len(self._tokenize)}: give the tokenizer that belongs to it"
-            )
-        self._model = model
-        self.to(self._device)
 
     @torch.inference_mode(False)
     def to(self, device: torch.device) -> None:
@@ -128,6 +106,19 @@ class UMT5TextEncoder(TextEncoder):
         if self.low_memory:
             self._model.to("cpu")
         return encoded
+
+    def _read(self, path: Path) -> Any:
+        beside = path if path.is_dir() else path.parent
+        self._tokenize = _read_tokenizer(
+            [beside / name for name in _TOKENIZER_FOLDERS] if self.tokenizer is None else [Path(self.tokenizer)]
+        )
+        model = _read_model(path, self._dtype)
+        if len(self._tokenize) > model.config.vocab_size:
+            raise ValueError(
+                f"the text encoder in {path} knows {model.config.vocab_size} tokens, the tokenizer has "
+                f"{len(self._tokenize)}: give the tokenizer that belongs to it"
+            )
+        return model
 
 
 def clean_prompt(prompt: str) -> str:
@@ -178,4 +169,4 @@ def _read_model(path: Path, dtype: torch.dtype) -> Any:
         model = UMT5EncoderModel(UMT5Config.from_dict(config)).to(dtype)
     model.set_input_embeddings(model.shared)  # one module of both, lest it is loaded twice
     load_strictly(model, LazyTensors(entries), str(path))
-    return model.eval().requires_grad_(False)
+    return model

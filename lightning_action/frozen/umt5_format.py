@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from lightning_action.frozen.model_files import renamed
 from lightning_action.weights.fit import Shaped
-from lightning_action.weights.names import inside
+from lightning_action.weights.names import inside, renamed
 
 T = TypeVar("T")
 

@@ -10,11 +10,12 @@ from einops import rearrange
 from torch import Tensor
 
 from lightning_action.frozen.interfaces import StreamingDecoder, frozen_pass
-from lightning_action.frozen.model_files import config_beside, wan_extra
+from lightning_action.frozen.model_files import wan_extra
 from lightning_action.frozen.wan_codec import WanCodec
 from lightning_action.frozen.wan_vae_format import config_of, is_original, original_layout, to_diffusers_name
 from lightning_action.weights.fit import load_strictly
 from lightning_action.weights.names import inside
+from lightning_action.weights.release import config_beside
 from lightning_action.weights.tensor_files import LazyTensors, read_tensors
 
 # The first tensors of diffusers' files and of original ones.
@@ -40,7 +41,7 @@ class WanVideoVAE(WanCodec):
         Raises:
             ValueError: The number of frames is another, or a side is no multiple of the compression ratio.
         """
-        self._require_video(video)
+        self.require_video(video)
         self.load()
         pixels = rearrange(video.to(self._device, self._dtype), "b t c h w -> b c t h w")
         with frozen_pass(self._device):

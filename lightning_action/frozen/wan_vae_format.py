@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from lightning_action.frozen.model_files import renamed
 from lightning_action.weights.fit import Shaped
+from lightning_action.weights.names import renamed
 
 # Parts of a residual block and of a resampler.
 _BLOCK = (

@@ -37,9 +37,9 @@ _DIFFUSERS_NAMES = (
     ("cross_attn.to_kv.", "attn2.to_kv."),
     ("cross_attn.to_added_kv.", "attn2.to_added_kv."),
     *(
-        (f"{ours}.{part}.", f"{theirs}.{renamed}.")
+        (f"{ours}.{part}.", f"{theirs}.{short}.")
         for ours, theirs in (("self_attn", "attn1"), ("cross_attn", "attn2"))
-        for part, renamed in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
+        for part, short in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
     ),
     ("self_attn.norm_", "attn1.norm_"),
     ("cross_attn.norm_", "attn2.norm_"),
@@ -48,14 +48,14 @@ _DIFFUSERS_NAMES = (
 
 def to_diffusers_name(name: str) -> str:
     """Return the name that diffusers gives to a tensor of `CausalWanModel`."""
-    return _renamed(name, _DIFFUSERS_NAMES)
+    return _renamed_in_layer(name, _DIFFUSERS_NAMES)
 
 
 def from_diffusers_name(name: str) -> str:
     """Return the name that `CausalWanModel` gives to a tensor of diffusers' `WanTransformer3DModel`."""
     # `scale_shift_table` is a layer's modulation, and outside the layers the head's.
     other = "head.modulation" if name.startswith("blocks.") else "modulation"
-    return _renamed(name, [(theirs, ours) for ours, theirs in _DIFFUSERS_NAMES if ours != other])
+    return _renamed_in_layer(name, [(theirs, ours) for ours, theirs in _DIFFUSERS_NAMES if ours != other])
 
 
 def unwrapped(entries: Mapping[str, T], source: str) -> dict[str, T]:
@@ -93,11 +93,16 @@ def few(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:
+def renamed(name: str, rows: Iterable[tuple[str, str]]) -> str:
+    """Rename what begins with the first of a row, so that it begins with the second; keep all other names."""
+    for old, new in rows:
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
+
+
+def _renamed_in_layer(name: str, rows: Iterable[tuple[str, str]]) -> str:
+    """Rename what stands behind `blocks.N.`, or the whole name outside the layers."""
     layer = re.match(r"blocks\.\d+\.", name)
     prefix = layer.group() if layer else ""
-    rest = name[len(prefix) :]
-    for old, new in rows:
-        if rest.startswith(old):
-            return prefix + new + rest[len(old) :]
-    return name
+    return prefix + renamed(name.removeprefix(prefix), rows)

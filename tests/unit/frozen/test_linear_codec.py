@@ -155,9 +155,15 @@ def test_a_wrong_number_of_frames_is_refused(frames: int) -> None:
         codec.encode(noise_videos(frames))
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 6), (3, 4, 7), (4, 4, 6)])
-def test_frames_of_another_kind_are_refused(shape: tuple[int, ...]) -> None:
-    message = rf"expected frames \[3, H, W\] with H and W multiples of 2, got \[{shape[0]}, {shape[1]}, {shape[2]}\]"
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 5, 6), "multiples of 2, got 5 x 6"),
+        ((3, 4, 7), "multiples of 2, got 4 x 7"),
+        ((4, 4, 6), r"expected videos of floats \[B, T, 3, H, W\] in \[-1, 1\], got torch.float32 \[3, 5, 4, 4, 6\]"),
+    ],
+)
+def test_frames_of_another_kind_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fitted().encode(torch.zeros(BATCH, 5, *shape))
 

@@ -24,7 +24,7 @@ class Codec(WanCodec):
     release_names = ("preferred.txt", "other.txt")
 
     def encode(self, video: Tensor) -> Tensor:
-        self._require_video(video)
+        self.require_video(video)
         self.load()
         return video * self._model.weight
 
