@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import os
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 
+import docstring_parser
 import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch.cli import LightningCLI
 from PIL import Image
 
+from lightning_action import (
+    ActionFileDataModule,
+    ActionVideoModule,
+    BlockCausality,
+    CausalWanModel,
+    SpriteDataModule,
+)
+from lightning_action.callbacks import ActionScan
 from lightning_action.cli import main
 from lightning_action.cli.check import run_check
 from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.trainer_verbs import ActionVideoCLI, run, warn_of_another_place
+from lightning_action.cli.trainer_verbs import run, warn_of_another_place
 from tests.support.shipped import shipped
-from tests.support.small_commands import ACTION, ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, small
+from tests.support.small_commands import ACTION, ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, last_checkpoint, small
 
+# Of a model that has trained for some steps.
+pytestmark = pytest.mark.filterwarnings("ignore:DriftMonitor. generated videos drift")
 QUALITY = {
     *("sign_accuracy", "gain_x", "gain_y", "r2_x", "r2_y", "lag_frames"),
     *("delta_psnr_db", "shuffle_win_rate", "ade_px"),
@@ -52,7 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_fit_leaves_checkpoint_backbone_config_and_tensorboard(trained: Path) -> None:
     assert (trained / "backbone" / "generator.safetensors").is_file()
-    assert (trained / "checkpoints" / "last.ckpt").is_file()
+    assert last_checkpoint(trained).is_file()
     assert list(trained.glob("lightning_logs/version_*/events.*"))
     saved = yaml.safe_load(next(trained.glob("lightning_logs/version_*/config_fit.yaml")).read_text())
     assert saved["model"]["generator"]["init_args"]["dim"] == 24
@@ -60,7 +72,7 @@ def test_fit_leaves_checkpoint_backbone_config_and_tensorboard(trained: Path) ->
 
 def test_last_checkpoint_is_the_end_of_the_fit(trained: Path) -> None:
     """Though 6 is no multiple of `every_n_train_steps`."""
-    assert torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert torch.load(last_checkpoint(trained), weights_only=True)["global_step"] == 6
 
 
 def test_fit_after_test_in_one_process(trained: Path, tmp_path: Path) -> None:
@@ -140,7 +152,7 @@ def test_a_run_reloads_from_checkpoint_and_config_alone(trained: Path, tmp_path:
     """Neither the backbone's folder nor the training data's codec is needed any more."""
     config = next(trained.glob("lightning_logs/version_*/config_fit.yaml"))
     alone = tmp_path / "moved.ckpt"
-    alone.write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes())
+    alone.write_bytes(last_checkpoint(trained).read_bytes())
     settings = yaml.safe_load(config.read_text())
     settings["model"]["pretrained"] = str(tmp_path / "gone")
     settings["trainer"]["default_root_dir"] = str(tmp_path)
@@ -383,28 +395,39 @@ def test_a_checkpoint_of_another_size_is_refused(trained: Path, tmp_path: Path) 
     assert not list(tmp_path.glob("predictions/*.mp4"))
 
 
-def test_the_command_line_wins_over_the_checkpoint() -> None:
-    """`_parse_ckpt_path` is private to Lightning: if it goes, the override in our CLI no longer does anything."""
-    assert "_parse_ckpt_path" in vars(LightningCLI) and "_parse_ckpt_path" in vars(ActionVideoCLI)
+def test_the_command_line_wins_over_the_checkpoint(trained: Path, tmp_path: Path) -> None:
+    """Lightning would take hyper-parameters that a checkpoint holds in place of those that are typed."""
+    saved = torch.load(last_checkpoint(trained), weights_only=True)
+    torch.save(saved | {"hyper_parameters": {"seed": 77}}, tmp_path / "other.ckpt")
+    more = ("--trainer.limit_val_batches=1", "--trainer.callbacks=null", f"--trainer.default_root_dir={tmp_path}")
+    cli = run(small("validate", trained, f"--ckpt_path={tmp_path / 'other.ckpt'}", "--model.seed=5", *more))
+    assert cli.model.seed == 5
 
 
 @pytest.mark.parametrize(
-    ("arguments", "description"),
+    ("arguments", "described"),
     [
-        (["fit", "--help"], "latent frames that are denoised together"),
-        (["fit", "--help"], "chance that a training sample is shown without its actions"),
-        (["fit", "--model.generator.help=lightning_action.CausalWanModel"], "channels of the text encoder's output"),
-        (["predict", "--data.help=lightning_action.data.ActionFileDataModule"], "Picture that the video starts from"),
-        (["fit", "--data.help=lightning_action.data.SpriteDataModule"], "held-out videos that `test` measures"),
-        (["fit", "--trainer.callbacks.help=lightning_action.callbacks.ActionScan"], "Index of the sample of the first"),
+        (["fit", "--help"], ActionVideoModule),
+        (["fit", "--help"], BlockCausality),
+        (["fit", "--model.generator.help=lightning_action.CausalWanModel"], CausalWanModel),
+        (["predict", "--data.help=lightning_action.data.ActionFileDataModule"], ActionFileDataModule),
+        (["fit", "--data.help=lightning_action.data.SpriteDataModule"], SpriteDataModule),
+        (["fit", "--trainer.callbacks.help=lightning_action.callbacks.ActionScan"], ActionScan),
     ],
 )
-def test_help_is_readable(arguments: list[str], description: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_holds_what_docstrings_say(
+    arguments: list[str], described: type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of every argument that is no group of its own, but for where lines are broken."""
     with pytest.raises(SystemExit) as stopped:
         run(arguments)
     assert stopped.value.code == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "usage:" in printed and description in printed
+    printed = "".join(capsys.readouterr().out.split())
+    parameters = inspect.signature(described).parameters
+    said = {each.arg_name: each.description or "" for each in docstring_parser.parse(described.__doc__ or "").params}
+    options = [name for name in said if not is_dataclass(parameters[name].default)]
+    assert said.keys() == parameters.keys() and len(options) > 2 and "usage:" in printed
+    assert [name for name in options if not said[name] or "".join(said[name].split()) not in printed] == []
 
 
 def test_a_second_fit_replaces_the_first_if_it_may(tmp_path: Path, trained: Path) -> None:
@@ -415,9 +438,10 @@ def test_a_second_fit_replaces_the_first_if_it_may(tmp_path: Path, trained: Path
         with pytest.raises(FileExistsError, match="last.ckpt is the end of another fit.*--checkpoint.overwrite true"):
             run(small("fit", trained, "--trainer.max_steps=3", *elsewhere, *root))
     assert tree(tmp_path) == before
-    run(small("fit", trained, "--trainer.max_steps=3", "--checkpoint.overwrite=true", *root))
+    with pytest.warns(UserWarning, match="this fit replaces .*last.ckpt, the end of another"):
+        run(small("fit", trained, "--trainer.max_steps=3", "--checkpoint.overwrite=true", *root))
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"] == 3
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -451,4 +475,4 @@ def test_a_finished_fit_can_be_continued(tmp_path: Path, trained: Path) -> None:
     root = (f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_val_batches=0")
     run(small("fit", trained, "--trainer.max_steps=2", *root))
     run(small("fit", trained, "--trainer.max_steps=5", checkpoint(tmp_path), *root))
-    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+    assert torch.load(last_checkpoint(tmp_path), weights_only=True)["global_step"] == 5

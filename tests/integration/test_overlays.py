@@ -13,7 +13,7 @@ import yaml
 from lightning_action.cli import main
 from lightning_action.cli.trainer_verbs import run
 from tests.support.shipped import shipped
-from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, small
+from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, last_checkpoint, small
 
 CONFIGS = ROOT / "configs"
 WRITER = "--trainer.callbacks=lightning_action.callbacks.PredictionWriter"
@@ -50,7 +50,7 @@ def test_lora_trains_in_three_states(backbone: Path, tmp_path: Path) -> None:
         states.append(torch.load(path, weights_only=True)["state_dict"])
     moved = [{part_of(name) for name in old if not torch.equal(old[name], new[name])} for old, new in pairs(states)]
     assert moved == [{"action", "lora"}, {"action", "lora", "backbone"}, {"action", "lora", "backbone"}]
-    released = torch.load(checkpoint(backbone)[12:], weights_only=True)["state_dict"]
+    released = torch.load(last_checkpoint(backbone), weights_only=True)["state_dict"]
     name = "generator.blocks.1.ffn.2.{}weight"
     assert torch.equal(states[1][name.format("base_layer.")], released[name.format("")])
 
@@ -62,7 +62,7 @@ def test_a_frozen_backbone_has_no_optimizer_state_and_fits_into_an_adapter(
     frozen = [CONFIGS / "frozen_backbone.yaml"]
     more = (*lora, *pretrained(backbone), f"--trainer.default_root_dir={tmp_path}")
     run(stacked("fit", tmp_path, frozen, "--trainer.max_steps=3", "--trainer.limit_val_batches=0", *more))
-    saved = torch.load(checkpoint(tmp_path)[12:], weights_only=True)
+    saved = torch.load(last_checkpoint(tmp_path), weights_only=True)
     (optimizer,) = saved["optimizer_states"]
     trained = ["action", "lora"] if lora else ["action"]
     assert [group["name"] for group in optimizer["param_groups"]] == trained
@@ -79,7 +79,7 @@ def test_a_frozen_backbone_has_no_optimizer_state_and_fits_into_an_adapter(
 def is_new(backbone: Path, name: str, value: torch.Tensor) -> bool:
     if ".lora_" in name:
         return ".lora_B." in name and bool(value.any())
-    released = torch.load(checkpoint(backbone)[12:], weights_only=True)["state_dict"]
+    released = torch.load(last_checkpoint(backbone), weights_only=True)["state_dict"]
     return not torch.equal(released[name.replace(".base_layer.", ".")], value)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_action.cli import main
 from lightning_action.cli.trainer_verbs import run
 from tests.support.shipped import shipped
-from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL, small
+from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL, last_checkpoint, small
 from tests.support.two_ranks import RankFailed, run_on_two
 from tests.support.uneven_videos import NUM_LATENTS
 
@@ -53,13 +53,17 @@ def fit(workshop: Path, name: str, *more: str) -> list[str]:
     return [*arguments[:2], f"--config={workshop / 'short.yaml'}", *arguments[2:], "--allow=tests"]
 
 
-def at_step(workshop: Path, name: str, step: int) -> str:
+def path_at_step(workshop: Path, name: str, step: int) -> Path:
     (path,) = (workshop / name / "checkpoints").glob(f"*step={step}.ckpt")
-    return f"--ckpt_path={path}"
+    return path
+
+
+def at_step(workshop: Path, name: str, step: int) -> str:
+    return f"--ckpt_path={path_at_step(workshop, name, step)}"
 
 
 def last(workshop: Path, name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(workshop / name / "checkpoints" / "last.ckpt", weights_only=True)
+    loaded: dict[str, Any] = torch.load(last_checkpoint(workshop / name), weights_only=True)
     return loaded
 
 
@@ -79,7 +83,7 @@ def test_the_fit_on_one_process_moves_both_parts_and_clips(workshop: Path) -> No
     run(fit(workshop, "free", "--trainer.gradient_clip_val=null"))
     with pytest.raises(AssertionError):
         assert_same_run(workshop, "free")
-    before, after = (torch.load(at_step(workshop, "one", step)[12:], weights_only=True) for step in (6, 18))
+    before, after = (torch.load(path_at_step(workshop, "one", step), weights_only=True) for step in (6, 18))
     for part in ("generator.blocks.0.ffn.0.weight", "action_projection.action_projection.weight"):
         assert (before["state_dict"][part] - after["state_dict"][part]).abs().max() > 1e-3
 
@@ -175,7 +179,7 @@ def test_three_states_with_lora_averages_statistics_and_checkpointing(workshop: 
         torch.testing.assert_close(two[part], one[part], atol=1e-5, rtol=0)
         torch.testing.assert_close(last(workshop, "ddp_lora")[part], one[part], atol=1e-5, rtol=0)
     assert [group["name"] for group in two["optimizer_states"][0]["param_groups"]] == ["action", "lora", "backbone"]
-    first = torch.load(at_step(workshop, "one_lora", 6)[12:], weights_only=True)["state_dict"]
+    first = torch.load(path_at_step(workshop, "one_lora", 6), weights_only=True)["state_dict"]
     moved = {name: bool((value != first[name]).any()) for name, value in one["state_dict"].items()}
     assert moved["generator.blocks.0.self_attn.q.lora_B.default.weight"]
     assert moved["generator.blocks.0.self_attn.q.base_layer.weight"]

@@ -29,5 +29,10 @@ def small(verb: str, folder: Path, *more: str) -> list[str]:
     return [verb, f"--config={config}", root, pretrained, *SMALL_MODEL, *SMALL_DATA, *ACTION, *more]
 
 
+def last_checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
 def checkpoint(folder: Path) -> str:
-    return f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
+    """The argument that names the last checkpoint of the run in a folder."""
+    return f"--ckpt_path={last_checkpoint(folder)}"
