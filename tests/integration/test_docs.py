@@ -20,6 +20,8 @@ from lightning_action.cli import main, selfcheck
 from lightning_action.weights.safetensors_files import write_safetensors
 from tests.support.wan_release import VERSIONS, small_arguments, write_release
 
+# Of a model that has trained for some steps.
+pytestmark = pytest.mark.filterwarnings("ignore:DriftMonitor. generated videos drift")
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -62,8 +62,9 @@ class _Ranks:
                 waiting.remove(connection)
             failures = [_failure(connection) for connection in ready] or ["no answer"]
             if any(failures):
+                said = self._said()[-6000:]
                 self.end()
-                raise RankFailed("\n".join([*failures, self._said()[-6000:]]))
+                raise RankFailed("\n".join([*failures, said]))
         return self._said()
 
     def end(self) -> None:
@@ -72,6 +73,7 @@ class _Ranks:
         for process in self._processes:
             process.kill()
             process.join()
+        self._folder.cleanup()
 
     def _said(self) -> str:
         return "\n".join(output.read_text() for output in self._outputs)

@@ -7,7 +7,11 @@ import pytest
 from tests.integration.callbacks import behaviour_script
 from tests.support.two_processes import facts_of
 
-pytestmark = pytest.mark.distributed
+pytestmark = [
+    pytest.mark.distributed,
+    # Of a model that has not learned to generate.
+    pytest.mark.filterwarnings("ignore:DriftMonitor. generated videos drift"),
+]
 
 STRATEGIES = pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 TOLERANCE = 1e-6
