@@ -30,13 +30,15 @@ class Factories:
     """What builds the networks.
 
     Args:
-        generator: the network.
-        action_projection: from (action_dim, dim); None trains a backbone without actions.
-        action_module: infers actions; None for none.
-        lora: LoRA layers on the generator; None for none.
-        schema: what an action is.
-        train_backbone: False freezes the generator's own weights.
-        seed: of initial weights; each network has its own, so that none depends on how another was built.
+        generator: Function that builds the network.
+        action_projection: Function from (action_dim, dim) to the action projection; None trains a backbone without
+            actions.
+        action_module: Function that builds the network that infers actions; None for none.
+        lora: Settings of LoRA layers on the generator; None for none.
+        schema: Meaning of an action.
+        train_backbone: Train the backbone; False freezes the generator's own weights.
+        seed: Random seed of initial weights; each network has its own stream, so that none depends on how another was
+            built.
     """
 
     generator: Callable[[], CausalWanModel]
@@ -48,12 +50,12 @@ class Factories:
     seed: int
 
     def build_generator(self, mesh: DeviceMesh | None, sharding: Sharding, weights_follow: bool) -> CausalWanModel:
-        """The generator with its LoRA layers, sharded over `mesh` if there is one.
+        """Build the generator with its LoRA layers, sharded over `mesh` if there is one.
 
         Args:
-            mesh: of the data-parallel ranks; None for no sharding.
-            sharding: how.
-            weights_follow: weights will be loaded, so no initial ones are made, and no rank holds more than its shard.
+            mesh: Mesh of the data-parallel ranks; None for no sharding.
+            sharding: Settings of the sharding.
+            weights_follow: Make no initial weights, because others will be loaded; no rank holds more than its shard.
         """
         on_meta: AbstractContextManager[object] = torch.device("meta") if weights_follow else nullcontext()
         with _seeded(self.seed, _GENERATOR), on_meta:
@@ -75,10 +77,10 @@ class Factories:
     def build_action_projection(
         self, generator: CausalWanModel, mesh: DeviceMesh | None, sharding: Sharding
     ) -> ActionModulationProjection | None:
-        """The action projection for a generator.
+        """Build the action projection for a generator.
 
         Raises:
-            ValueError: it is for another number of layers.
+            ValueError: It is for another number of layers.
         """
         if self.action_projection is None:
             return None
@@ -94,7 +96,7 @@ class Factories:
         return projection
 
     def build_action_module(self, mesh: DeviceMesh | None, sharding: Sharding) -> nn.Module | None:
-        """The network that infers actions."""
+        """Build the network that infers actions."""
         if self.action_module is None:
             return None
         with _seeded(self.seed, _ACTION_MODULE):
@@ -109,10 +111,10 @@ class InitialWeights:
     """Where the weights of a new run come from.
 
     Args:
-        generator: file or folder, or `release`; None starts from nothing.
-        lora: a LoRA file that is merged into them.
-        adapter: an action adapter that goes on top of them.
-        any_base: take the adapter also where it was trained on another generator.
+        generator: File or folder, or `release`; None starts from nothing.
+        lora: LoRA file that is merged into the generator.
+        adapter: Action adapter that goes on top.
+        any_base: Take the adapter also where it was trained on another generator.
     """
 
     generator: str | None
@@ -128,7 +130,7 @@ class InitialWeights:
 
     @property
     def path(self) -> str | None:
-        """Of the generator, as `load_generator` takes it."""
+        """Path of the generator, as `load_generator` takes it."""
         return None if self.generator == RELEASE else self.generator
 
     def load(
@@ -137,11 +139,11 @@ class InitialWeights:
         projection: ActionModulationProjection | None,
         schema: ActionSchema,
     ) -> LoadReport:
-        """Load them.
+        """Load the weights.
 
         Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: a file is damaged or does not fit, or there is no projection to load an adapter into.
+            FileNotFoundError: A file is missing.
+            ValueError: A file is damaged or does not fit, or there is no projection to load an adapter into.
         """
         if self.adapter is None:
             return load_generator(generator, self.path, lora=self.lora)
@@ -154,14 +156,14 @@ class InitialWeights:
 
 @contextmanager
 def _seeded(*numbers: int) -> Iterator[None]:
-    """The global generator starts from the numbers inside the block, and is as it was after it."""
+    """Start the global generator from the numbers inside the block, and leave it as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mix_seed(*numbers))
         yield
 
 
 def describe(part: object) -> str:
-    """The class of a part, with a digest of what its weights do not say: the settings of it and of all modules in it.
+    """Name the class of a part, with a digest of what its weights do not say: its settings, and those of modules in it.
 
     These are their public attributes that are plain values, and the buffers that checkpoints leave out.
     """

@@ -17,16 +17,16 @@ from uuid import uuid4
 
 @contextmanager
 def replacing(path: Path, move: Callable[[Path, Path], None] | None = None) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends, and vanishes if it fails.
+    """Yield a temporary path beside `path` that takes its place when the block ends, and vanishes if it fails.
 
     What processes that were killed have left there is removed.
 
     Args:
-        path: of a file; a folder there is an error, and stays.
-        move: from the temporary path to `path`, in place of `os.replace`.
+        path: Path of a file; a folder there is an error, and stays.
+        move: Function that moves the temporary path to `path`, in place of `os.replace`.
 
     Raises:
-        OSError: the disk is full, or no larger file is allowed.
+        OSError: The disk is full, or no larger file is allowed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
@@ -46,11 +46,11 @@ def naming_the_disk(path: Path, temporary: Path) -> Iterator[None]:
     """Say which disk is full, where a library only says that a number of bytes is not what it should be.
 
     Args:
-        path: what is to be written.
-        temporary: where it is written first, a file or a folder.
+        path: Path that is to be written.
+        temporary: Place where it is written first, a file or a folder.
 
     Raises:
-        OSError: something failed, and not one byte more can be written there.
+        OSError: Something failed, and not one byte more can be written there.
     """
     try:
         yield
@@ -79,7 +79,7 @@ def _write_more(path: Path) -> None:
 
 @contextmanager
 def _claimed(temporary: Path) -> Iterator[None]:
-    """Marked as being written by a process that lives: the lock ends with it, however it ends."""
+    """Mark it as being written by a process that lives: the lock ends with it, however it ends."""
     with _opened(temporary) as descriptor:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,7 +121,7 @@ def move_into_place(temporary: Path, path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Where `move_into_place` leaves what stood at `path`, if it is killed between its two steps."""
+    """Return the place where `move_into_place` leaves what stood at `path`, if it is killed between its two steps."""
     return path.with_name(f".{path.name}-old")
 
 
@@ -137,7 +137,7 @@ def require_new_folder(path: Path) -> None:
     """Refuse a folder that holds something already.
 
     Raises:
-        FileExistsError: it does, or `path` is a file.
+        FileExistsError: It does, or `path` is a file.
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise FileExistsError(f"{path} is there already: give the path of a new folder, or empty it")
@@ -145,11 +145,11 @@ def require_new_folder(path: Path) -> None:
 
 @contextmanager
 def creating_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes it when the block ends, and vanishes if it fails.
+    """Yield a temporary folder beside `path` that becomes it when the block ends, and vanishes if it fails.
 
     Raises:
-        FileExistsError: as `require_new_folder`, unless what is there is to be overwritten.
-        OSError: as `replacing`.
+        FileExistsError: As `require_new_folder`, unless what is there is to be overwritten.
+        OSError: As `replacing`.
     """
     if not overwrite:
         require_new_folder(path)

@@ -18,15 +18,15 @@ def require_numbers(
     """Refuse what is no finite number of a range.
 
     Args:
-        values: the numbers by the names under which they were given.
-        low: the least that is allowed.
-        high: the most that is allowed.
-        whole: allow integers only.
-        without_low: `low` itself is not allowed.
-        without_high: `high` itself is not allowed.
+        values: Numbers by the names under which they were given.
+        low: Least number that is allowed.
+        high: Largest number that is allowed.
+        whole: Allow integers only.
+        without_low: Refuse `low` itself.
+        without_high: Refuse `high` itself.
 
     Raises:
-        ValueError: names the first number that is not, and what was expected.
+        ValueError: A number is not; the message names the first, and what was expected.
     """
     for name, value in values.items():
         number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)

@@ -9,10 +9,10 @@ import torch
 
 
 def mix_seed(*numbers: int) -> int:
-    """One seed in [0, 2^63) from several whole numbers; different tuples give unrelated seeds.
+    """Mix one seed in [0, 2^63) out of several whole numbers; different tuples give unrelated seeds.
 
     Raises:
-        ValueError: one is too large.
+        ValueError: A number does not fit into 64 bits.
     """
     require_seeds(*numbers)
     digest = hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=8).digest()
@@ -23,12 +23,12 @@ def require_seeds(*numbers: int) -> None:
     """Refuse seeds that do not fit into 64 bits.
 
     Raises:
-        ValueError: one does not.
+        ValueError: A seed does not.
     """
     if wrong := [number for number in numbers if not -(2**63) <= number < 2**63]:
         raise ValueError(f"a seed, as a sample_id, is a whole number from -2^63 to 2^63 - 1, got {wrong[0]}")
 
 
 def generator_for(*numbers: int) -> torch.Generator:
-    """A CPU generator seeded by whole numbers."""
+    """Return a CPU generator seeded by whole numbers."""
     return torch.Generator().manual_seed(mix_seed(*numbers))

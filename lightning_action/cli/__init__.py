@@ -14,7 +14,7 @@ def main(args: list[str] | None = None) -> None:
     """Run a verb; `args` replaces `sys.argv[1:]`.
 
     Raises:
-        SystemExit: after a mistake, a failure of the machine, an interruption or `--help`.
+        SystemExit: After a mistake, a failure of the machine, an interruption or `--help`.
     """
     # OpenMP threads spin while they wait for each other. On a machine that does anything else beside, the default makes
     # a training step up to 25 times slower; a short spin costs nothing on a calm one. Read when torch is imported.
@@ -72,7 +72,7 @@ def require_working_torchvision() -> None:
     So call this before any of them is imported.
 
     Raises:
-        ImportError: torchvision is installed and its import fails.
+        ImportError: The package torchvision is installed and its import fails.
     """
     if find_spec("torchvision") is None:
         return

@@ -94,7 +94,7 @@ class CheckCLI(ActionVideoCLI):
         super().add_arguments_to_parser(parser)
         parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
         for name, kind in _ARGUMENTS_OF_VERBS.items():
-            parser.add_argument(f"--{name}", type=kind | None, default=None, help="Not looked at.")
+            parser.add_argument(f"--{name}", type=kind | None, default=None, help="Ignored.")
 
     def instantiate_classes(self) -> None:
         """Leave the Trainer out: it would ask for the devices of the configuration."""
@@ -130,7 +130,7 @@ def run_check(args: list[str]) -> Report:
 
 
 def precision_of(trainer: Namespace, sharding: Sharding) -> Precision:
-    """What a Trainer of this configuration computes in."""
+    """Return the dtypes that a Trainer of this configuration computes in."""
     precision, strategy = str(trainer.precision), trainer.strategy
     weights = _WEIGHT_DTYPES.get(precision, torch.float32)
     if isinstance(strategy, Namespace) and strategy.class_path.endswith(".FSDP2Strategy"):
@@ -162,10 +162,10 @@ def make_report(module: ActionVideoModule, datamodule: L.LightningDataModule, pr
 
 
 def take_batch(datamodule: L.LightningDataModule) -> tuple[Batch, bool]:
-    """A training batch, else one to predict from; and which of them it is.
+    """Take a training batch, else one to predict from; True says that it is the former.
 
     Raises:
-        ValueError: there is none, or it is no dict.
+        ValueError: There is none, or it is no dict.
     """
     trains = is_overridden("train_dataloader", datamodule)
     datamodule.prepare_data()

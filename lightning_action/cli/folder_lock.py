@@ -25,7 +25,7 @@ class FolderLock:
         """Create the folder, and take it.
 
         Raises:
-            BlockingIOError: another process has it.
+            BlockingIOError: Another process has it.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         while self._file is None:

@@ -13,7 +13,7 @@ from lightning_action.module import ActionVideoModule
 
 
 def misfits(module: ActionVideoModule, batch: Batch, trains: bool) -> list[str]:
-    """What about a batch does not fit the model, each with what was expected; `trains`: it is one to train on."""
+    """List what about a batch does not fit the model, with what was expected; `trains` says that it is to train on."""
     try:
         checks = module.batch_checks.of(batch, trains)
     except ValueError as error:
@@ -31,7 +31,7 @@ def _told(check: Callable[[], object]) -> list[str]:
 
 
 def _run_networks(module: ActionVideoModule, batch: Batch) -> None:
-    """One latent frame through the generator, on the meta device: what does not fit, the generator says itself."""
+    """Run one latent frame through the generator, on the meta device: what does not fit, the generator says itself."""
     latents = torch.empty(1, 1, *module.frozen.vae.latent_shape(*frame_size(batch)), device="meta")
     text = torch.empty(1, *_text_shape(module, batch), device="meta")
     modulation = None if module.action_projection is None else empty_modulation(module, 1, 1)
@@ -40,7 +40,7 @@ def _run_networks(module: ActionVideoModule, batch: Batch) -> None:
 
 
 def _text_shape(module: ActionVideoModule, batch: Batch) -> tuple[int, int]:
-    """Of an encoded prompt; where the text encoder would read its files, what the generator expects."""
+    """Return the shape of an encoded prompt, or what the generator expects where the text encoder would read files."""
     if reads_files(module.frozen.text_encoder):
         return module.generator.text_len, module.generator.text_dim
     length, channels = module.frozen.encode_text(batch["prompt"]).shape[1:]

@@ -44,7 +44,7 @@ class UsageError(ValueError):
 
 
 def exit_code(error: BaseException) -> int | None:
-    """2 for a mistake of the user, 1 for a failure of the machine, None for neither: that is a fault of the program."""
+    """Return 2 for a mistake of the user, 1 for a failure of the machine, None for neither: a fault of the program."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, OSError):
         return OF_THE_USER if isinstance(error, _WRONG_PATHS) else OF_THE_MACHINE
@@ -75,18 +75,18 @@ def report(error: BaseException, with_traceback: bool) -> int | None:
 
 
 def one_paragraph(error: BaseException) -> str:
-    """The message of an error, in one line, without the traceback that a DataLoader's worker puts around it."""
+    """Write the message of an error in one line, without the traceback that a DataLoader's worker puts around it."""
     text = _IN_A_WORKER.sub("", str(error)).strip() or type(error).__name__
     return re.sub(r"\s*\n\s*", " ", text)
 
 
 def wants_traceback(arguments: list[str]) -> bool:
-    """Whether a command line or the environment asks for tracebacks."""
+    """Tell whether a command line or the environment asks for tracebacks."""
     return TRACEBACK_FLAG in arguments or os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0")
 
 
 def _raised_on_purpose(error: BaseException) -> bool:
-    """By a `raise`, not by an operation that failed."""
+    """Tell whether it comes from a `raise`, not from an operation that failed."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return bool(frames) and linecache.getline(frames[-1][0].f_code.co_filename, frames[-1][1]).strip().startswith(
         "raise"
@@ -99,12 +99,12 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def process_rank() -> int:
-    """This process's place among those of a run, 0 for the first or only one."""
+    """Return this process's place among those of a run, 0 for the first or only one."""
     return next((int(os.environ[name]) for name in _RANK_VARIABLES if os.environ.get(name, "").isdecimal()), 0)
 
 
 def _code_of_another_rank() -> int:
-    """With which a process that this one started has ended, after it told why; 0 if none has."""
+    """Return the code with which a process that this one started has ended, after it told why; 0 if none has."""
     until = time.monotonic() + _SECONDS_FOR_ANOTHER_RANK
     while time.monotonic() < until:
         try:

@@ -27,8 +27,8 @@ class RunCheckpoint(ModelCheckpoint):
     left to Lightning, which saves and queues the job again. One fit at a time writes to the folder.
 
     Args:
-        overwrite: let a new fit take the place of the one whose `last.ckpt` is in the folder.
-        **kwargs: as of `ModelCheckpoint`.
+        overwrite: Let a new fit take the place of the one whose `last.ckpt` is in the folder.
+        **kwargs: Arguments of `ModelCheckpoint`.
     """
 
     def __init__(self, overwrite: bool = False, **kwargs: Any) -> None:
@@ -152,12 +152,12 @@ def require_new_or_resumed(folder: str | Path | None, ckpt_path: str | Path | No
     """Refuse to replace the end of another run.
 
     Args:
-        folder: where a fit will write its checkpoints.
-        ckpt_path: what it goes on from, if it does.
-        overwrite: say so, instead.
+        folder: Folder where a fit will write its checkpoints.
+        ckpt_path: Checkpoint it goes on from, if it does.
+        overwrite: Warn, instead.
 
     Raises:
-        FileExistsError: the folder has a `last.ckpt`, and the fit does not go on from a checkpoint in that folder.
+        FileExistsError: The folder has a `last.ckpt`, and the fit does not go on from a checkpoint in that folder.
     """
     if folder is None or "://" in str(folder):
         return
@@ -188,7 +188,7 @@ def _begin_data(trainer: L.Trainer) -> None:
 
 
 def _validate(trainer: L.Trainer) -> None:
-    """The validation that was due when the checkpoint was saved, and had not ended."""
+    """Run the validation that was due when the checkpoint was saved, and had not ended."""
     trainer.validating = True
     trainer.fit_loop.epoch_loop.val_loop.run()
     trainer.training = True

@@ -144,7 +144,7 @@ class ActionVideoCLI(LightningCLI):
 
 
 def checkpoint_folder(default_root_dir: str | None) -> str | None:
-    """Where checkpoints go; None leaves it to the logger's folder."""
+    """Return the folder of checkpoints; None leaves it to the logger's folder."""
     return None if default_root_dir is None else str(Path(default_root_dir) / "checkpoints")
 
 
@@ -181,7 +181,7 @@ def require_writable(folder: Path) -> None:
     """See that a file can be written in a folder, or where it would be made; nothing is left.
 
     Raises:
-        OSError: it cannot.
+        OSError: It cannot.
     """
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
@@ -213,10 +213,10 @@ class NoChoiceError(ArgumentTypeError, ValueError):
 
 
 def only_tensors(value: bool | None) -> bool | None:
-    """The one value of `weights_only`.
+    """Parse the one value of `weights_only`.
 
     Raises:
-        ValueError: it is another.
+        ValueError: It is another.
     """
     if value in (None, True, "true", "null"):
         return None
@@ -224,7 +224,7 @@ def only_tensors(value: bool | None) -> bool | None:
 
 
 def program_name() -> str:
-    """How the command line was started, as usage shows it."""
+    """Return how the command line was started, as usage shows it."""
     path = Path(sys.argv[0])
     return "python -m lightning_action" if path.parts[-2:] == ("lightning_action", "__main__.py") else path.name
 
@@ -233,7 +233,7 @@ def require_strategy_for(ckpt_path: str, strategy: Any) -> None:
     """Refuse a folder of shards where Lightning would only say that it is a directory, or run code from it.
 
     Raises:
-        ValueError: the checkpoint is a folder, and the strategy is not `FSDP2Strategy`.
+        ValueError: The checkpoint is a folder, and the strategy is not `FSDP2Strategy`.
     """
     kind = loaded(strategy.class_path) if isinstance(strategy, Namespace) else None
     if Path(ckpt_path).is_dir() and not (inspect.isclass(kind) and issubclass(kind, ShardedCheckpoints)):
@@ -247,7 +247,7 @@ def run(args: Sequence[str] | None = None) -> ActionVideoCLI:
     """Run a verb; `args` replaces `sys.argv[1:]`.
 
     Raises:
-        ValueError: a configuration names classes of a module that `args` do not allow.
+        ValueError: A configuration names classes of a module that `args` do not allow.
     """
     arguments, allowed = split_allowed(sys.argv[1:] if args is None else args)
     with only_importing(allowed):

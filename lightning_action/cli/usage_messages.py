@@ -29,11 +29,11 @@ VERBS = ("fit", "validate", "test", "predict", "selfcheck", "check", "export")
 
 
 def explain(message: str, options: Iterable[str] = ()) -> str:
-    """What jsonargparse says, in one sentence about one option.
+    """Put what jsonargparse says into one sentence about one option.
 
     Args:
-        message: of the parser.
-        options: which the parser knows, to find the one that was meant.
+        message: Message of the parser.
+        options: Options that the parser knows, to find the one that was meant.
     """
     options = [option for option in options if ".help" not in option]
     if link := _LINK.match(message):
@@ -49,7 +49,7 @@ def explain(message: str, options: Iterable[str] = ()) -> str:
 
 
 def without_configuration(path: str) -> str:
-    """That there is no configuration at a path, and where one of that name is."""
+    """Say that there is no configuration at a path, and where one of that name is."""
     folder = shipped_configurations()
     shipped = folder / Path(path).name
     if shipped.is_file():
@@ -61,14 +61,14 @@ def without_configuration(path: str) -> str:
 
 
 def shipped_configurations() -> Path:
-    """The folder of the configurations that come with the package."""
+    """Return the folder of the configurations that come with the package."""
     found = find_spec("lightning_action.configs")
     places = [] if found is None else list(found.submodule_search_locations or [])
     return Path(places[0]) if places else Path("configs")
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that a word was most likely meant to be."""
+    """Return the candidate that a word was most likely meant to be."""
     return next(iter(get_close_matches(word, list(candidates), 1, 0.7)), None)
 
 

@@ -19,20 +19,20 @@ _ITS_WEIGHTS = "give weights alone as --model.pretrained, or those of an action 
 
 
 def choose_checkpoint(verb: str, ckpt_path: str | None, folder: Path, default_root_dir: Path) -> str | None:
-    """The path that one of Lightning's words stands for; other paths stay as they are.
+    """Find the path that one of Lightning's words stands for; other paths stay as they are.
 
     Args:
-        verb: what is run.
-        ckpt_path: a path, None, or `last`, `best`, `hpc`.
-        folder: where the run keeps its checkpoints.
-        default_root_dir: of the run.
+        verb: Verb that is run.
+        ckpt_path: Path, None, or `last`, `best`, `hpc`.
+        folder: Folder where the run keeps its checkpoints.
+        default_root_dir: Folder of the run.
 
     Returns:
         None where a `fit` was asked to go on from a `last` that is not there: it begins.
 
     Raises:
-        ValueError: it is `best`, which only the process that trained knows.
-        FileNotFoundError: there is no `hpc` checkpoint.
+        ValueError: It is `best`, which only the process that trained knows.
+        FileNotFoundError: There is no `hpc` checkpoint.
     """
     if ckpt_path == "best":
         raise ValueError(f"only the process that trained knows which checkpoint is best: name it; {_there_is(folder)}")
@@ -57,8 +57,8 @@ def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
     """Refuse to measure or generate with untrained weights, and what is not a checkpoint of a run.
 
     Raises:
-        ValueError: no checkpoint was named, it is not on this machine, or not a whole one of a run.
-        FileNotFoundError: there is none at that path.
+        ValueError: No checkpoint was named, it is not on this machine, or not a whole one of a run.
+        FileNotFoundError: There is none at that path.
     """
     if ckpt_path is None:
         raise ValueError(

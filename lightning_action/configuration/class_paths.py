@@ -35,16 +35,16 @@ _TAKE_CLASSES = {
 
 @contextmanager
 def only_importing(allow: Sequence[str] = ()) -> Iterator[None]:
-    """Inside the block, what a configuration names must be of this package, `torch`, `lightning`, or allowed.
+    """Refuse inside the block what a configuration names outside this package, `torch`, `lightning`, and `allow`.
 
     Anything else is not even imported; nor is a module that lies beside the parts of this package. Configurations are
     local files: none includes another from an address.
 
     Args:
-        allow: modules and packages, with all that is in them; one may be given alone.
+        allow: Modules and packages, with all that is in them; one may be given alone.
 
     Raises:
-        ValueError: an item of `allow` is no name of a module; or a class path is refused inside the block.
+        ValueError: An item of `allow` is no name of a module; or a class path is refused inside the block.
     """
     allow = [allow] if isinstance(allow, str) else allow
     for name in allow:
@@ -75,7 +75,7 @@ def require_classes(config: Any) -> None:
     """Refuse functions where a parsed configuration says `class_path`: their results would be anything.
 
     Raises:
-        ValueError: there is one.
+        ValueError: There is one.
     """
     for path in _class_paths(config):
         found = loaded(path)
@@ -84,7 +84,7 @@ def require_classes(config: Any) -> None:
 
 
 def brought_up_to_date(value: Any) -> Any:
-    """A saved configuration with the class paths of exported names, wherever it says that they are defined.
+    """Give a saved configuration the class paths of exported names, wherever it says that they are defined.
 
     Settings that are gone, and changed no video while they were there, are left out.
     """
@@ -101,7 +101,7 @@ def brought_up_to_date(value: Any) -> Any:
 
 
 def split_allowed(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is typed: the arguments without `--allow`, and the modules that they name by it or by a class path.
+    """Split what is typed: the arguments without `--allow`, and the modules that they name by it or by a class path.
 
     Raises:
         ValueError: `--allow` names nothing.
@@ -116,7 +116,7 @@ def split_allowed(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def loaded(path: str) -> Any:
-    """What a class path names, if its module was imported, which the parser does where it is to be built; or None."""
+    """Return what a class path names; None if its module was not imported, which the parser does where it is built."""
     module, _, name = path.rpartition(".")
     if not module:
         return None
@@ -135,13 +135,13 @@ def _refusal(path: str) -> str:
 
 
 def _module_to_allow(path: str) -> str:
-    """The outermost package, which may define elsewhere what it is asked for here; of this one, no more than needed."""
+    """Name the outermost package, which may define elsewhere what it is asked for; of this one, no more than needed."""
     outermost, _, _ = path.partition(".")
     return path.rpartition(".")[0] if outermost == _PACKAGE else outermost
 
 
 def _own_names() -> list[str]:
-    """Parts of this package, and what it exports.
+    """List the parts of this package, and what it exports.
 
     Not the package as a whole: a checkout makes its own folder a part of it, to find the callbacks.
     """
@@ -187,7 +187,7 @@ def _class_paths(config: Any) -> Iterator[str]:
 
 
 def _refused_path(error: BaseException | None) -> str | None:
-    """The import that was refused, however deep in the chain of errors."""
+    """Find the import that was refused, however deep in the chain of errors."""
     while error is not None:
         if found := _DENIED.search(str(error)):
             return found[1]

@@ -16,10 +16,10 @@ _MAX_YAML_NODES = 1_000_000
 
 
 def read_yaml(text: str) -> Any:
-    """What a text of YAML says; text that says nothing, a comment say, stands for itself.
+    """Read what a text of YAML says; text that says nothing, a comment say, stands for itself.
 
     Raises:
-        yaml.YAMLError: it is no YAML, has a key twice, holds itself, or more than fits into memory.
+        yaml.YAMLError: The text is no YAML, has a key twice, holds itself, or more than fits into memory.
     """
     node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if node is not None:
@@ -29,7 +29,7 @@ def read_yaml(text: str) -> Any:
 
 
 def _count(node: yaml.Node, counts: dict[int, int]) -> int:
-    """The nodes that a node stands for, aliases written out; 0 in `counts` marks one that is not finished."""
+    """Count the nodes that a node stands for, aliases written out; 0 in `counts` marks one that is not finished."""
     if id(node) in counts:
         if not counts[id(node)]:
             raise _yaml_error("an alias (*) stands for a part that it is in itself", node)
@@ -71,7 +71,7 @@ _Dumper.add_implicit_resolver(
 
 
 def write_yaml(data: Any) -> str:
-    """YAML that `read_yaml` reads as the same."""
+    """Write YAML that `read_yaml` reads as the same."""
     return yaml.dump(data, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 

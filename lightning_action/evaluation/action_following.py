@@ -14,13 +14,15 @@ MAX_LAG = 8
 class ActionFollowing(Metric):
     """State recovery: sign accuracy, gain, R^2, lag and position error of generated motion.
 
-    A displacement is that of the object over one latent frame. Positions where the object was not found repeat the last
-    place it was seen, so a vanished object counts as one that stood still; `missing_rate` says how often that was.
+    Average and final displacement error, `ade_px` and `fde_px`, are those of trajectory forecasting (Gupta et al. 2018,
+    arXiv:1803.10892, section 4). A displacement is that of the object over one latent frame. Positions where the object
+    was not found repeat the last place it was seen, so a vanished object counts as one that stood still; `missing_rate`
+    says how often that was.
 
     Args:
-        temporal_compression_ratio: pixel frames of a latent frame.
-        num_initial_frames: pixel frames at the start that were given, not generated.
-        threshold_px: true displacements up to this are left out of the sign accuracy.
+        temporal_compression_ratio: Number of pixel frames of a latent frame.
+        num_initial_frames: Number of pixel frames at the start that were given, not generated.
+        threshold_px: True displacements up to this many pixels are left out of the sign accuracy.
     """
 
     predicted: list[Tensor]
@@ -41,9 +43,9 @@ class ActionFollowing(Metric):
         """Add videos.
 
         Args:
-            predicted: positions read off generated videos, in pixels, `[B, T, 2]`.
-            target: the simulator's positions, `[B, T, 2]`.
-            found: whether the object was there, `[B, T]` bool.
+            predicted: Positions read off generated videos, in pixels, `[B, T, 2]`.
+            target: Positions that the simulator knows, `[B, T, 2]`.
+            found: True where the object was there, `[B, T]` bool.
         """
         start = self.num_initial_frames - 1
         self.predicted.append(hold_last_found(predicted, found)[:, start:])
@@ -51,7 +53,7 @@ class ActionFollowing(Metric):
         self.found.append(found[:, start + 1 :])
 
     def compute(self) -> dict[str, float]:
-        """All figures; see the functions of this module for the formulas."""
+        """Compute all figures; the functions of this module have the formulas."""
         predicted, target, found = (
             torch.cat(state) if isinstance(state, list) else state
             for state in (self.predicted, self.target, self.found)
@@ -76,19 +78,22 @@ class ActionFollowing(Metric):
 
 
 def hold_last_found(positions: Tensor, found: Tensor) -> Tensor:
-    """Where the object is missing, the last place it was seen; before it was ever seen, its first reading."""
+    """Put the last place where the object was seen where it is missing; before it was ever seen, its first reading."""
     index = torch.where(found, torch.arange(found.shape[1], device=found.device), 0).cummax(dim=1).values
     return positions.gather(1, index[..., None].expand_as(positions))
 
 
 def sign_accuracy(predicted: Tensor, target: Tensor, threshold: float) -> float:
-    """Share of displacements whose sign is right, per axis, where the true one exceeds `threshold`; chance is 0.5."""
+    """Compute the share of displacements per axis with the right sign, where the true one exceeds `threshold`.
+
+    Chance is 0.5.
+    """
     counted = target.abs() > threshold
     return (predicted.sign() == target.sign())[counted].float().mean().item()
 
 
 def gain_and_r2(predicted: Tensor, target: Tensor) -> tuple[float, float]:
-    """Least-squares slope of generated on true displacement (ideal 1), and R^2 of that line.
+    """Fit the least-squares slope of generated on true displacement (ideal 1), and R^2 of that line.
 
     A prediction that never moves has gain 0 and R^2 0.
     """
@@ -100,18 +105,18 @@ def gain_and_r2(predicted: Tensor, target: Tensor) -> tuple[float, float]:
 
 
 def identity_r2(predicted: Tensor, target: Tensor) -> float:
-    """`1 - sum (predicted - true)^2 / sum (true - mean)^2`: stricter than the R^2 of the fitted line."""
+    """Compute `1 - sum (predicted - true)^2 / sum (true - mean)^2`, which is stricter than the R^2 of a fitted line."""
     x, y = target.double(), predicted.double()
     return (1 - (y - x).square().sum() / (x - x.mean()).square().sum()).item()
 
 
 def lag_frames(predicted: Tensor, target: Tensor, max_lag: int = MAX_LAG) -> int:
-    """Pixel frames by which generated motion trails the true one: the shift with the highest correlation.
+    """Count pixel frames by which generated motion trails the true one: the shift with the highest correlation.
 
     Args:
-        predicted: displacements of each pixel frame, `[B, T, 2]`.
-        target: the simulator's, `[B, T, 2]`.
-        max_lag: largest shift tried in either direction.
+        predicted: Displacements of each pixel frame, `[B, T, 2]`.
+        target: Displacements that the simulator knows, `[B, T, 2]`.
+        max_lag: Largest shift tried in either direction.
     """
     steps = target.shape[1]
     reach = max(0, min(max_lag, steps - 2))
@@ -124,13 +129,13 @@ def lag_frames(predicted: Tensor, target: Tensor, max_lag: int = MAX_LAG) -> int
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's r; 0 where one side does not vary."""
+    """Compute Pearson's r; 0 where one side does not vary."""
     a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
     scale = a.norm() * b.norm()
     return (a @ b / scale).item() if scale > 0 else 0.0
 
 
 def psnr(predicted: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each leading index of `[..., 3, H, W]`, values in [0, 1]."""
+    """Compute the peak signal-to-noise ratio in dB of each leading index of `[..., 3, H, W]`, values in [0, 1]."""
     error = (predicted - target).square().mean(dim=(-3, -2, -1))
     return -10 * error.clamp_min(1e-10).log10()

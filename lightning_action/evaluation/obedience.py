@@ -25,16 +25,20 @@ class StateReader(Protocol):
     """A DataModule that knows where its object is: simulators do, recorded data does not."""
 
     def read_positions(self, video: Tensor, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
-        """Positions in pixels `[B, T, 2]` of a video in [-1, 1], and whether the object is there, `[B, T]` bool."""
+        """Read positions in pixels `[B, T, 2]` off a video in [-1, 1], and whether the object is there, `[B, T]`."""
         ...
 
 
 class Evaluator(nn.Module):
     """Gathers the figures of one way of predicting videos, over batches and ranks.
 
+    `delta_psnr` is the controllability of Genie (Bruce et al. 2024, arXiv:2402.15391): PSNR under the true actions
+    minus PSNR under other ones, both against the true video. Genie takes it at t = 4, which is the last pixel frame of
+    the first generated latent frame; the mean over all generated frames stands beside it.
+
     Args:
-        temporal_compression_ratio: pixel frames of a latent frame.
-        num_initial_frames: pixel frames that were given, not generated.
+        temporal_compression_ratio: Number of pixel frames of a latent frame.
+        num_initial_frames: Number of pixel frames that were given, not generated.
     """
 
     def __init__(self, temporal_compression_ratio: int, num_initial_frames: int) -> None:
@@ -62,7 +66,7 @@ class Evaluator(nn.Module):
         self.relative_gap.update((other - true) / true)
 
     def compute(self) -> Report:
-        """The figures, by the names of the report."""
+        """Compute the figures, by the names of the report."""
         report: Report = {
             "delta_psnr_db": self.delta_psnr.compute().item(),
             "delta_psnr_all_frames_db": self.delta_psnr_all_frames.compute().item(),
@@ -79,11 +83,12 @@ class ObedienceTest:
     """Runs a model under true, other and no actions, beside the baselines, and makes the report.
 
     Args:
-        generate: a batch to its video, `[B, T, 3, H, W]` in [0, 1].
-        read_positions: (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found `[B, T]`; None
-            where the state is unknown.
-        temporal_compression_ratio: pixel frames of a latent frame.
-        num_initial_latents: latent frames that were given; with none, motion is measured from the generated frame 0.
+        generate: Function from a batch to its video, `[B, T, 3, H, W]` in [0, 1].
+        read_positions: Function from (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found
+            `[B, T]`; None where the state is unknown.
+        temporal_compression_ratio: Number of pixel frames of a latent frame.
+        num_initial_latents: Number of latent frames that were given; with none, motion is measured from the generated
+            frame 0.
     """
 
     def __init__(
@@ -146,11 +151,11 @@ class ObedienceTest:
         return truth
 
     def compute(self, name: str) -> Report:
-        """The figures of `model` or of a baseline so far."""
+        """Compute the figures of `model` or of a baseline so far."""
         return self._evaluators[name].compute()
 
     def report(self) -> Report:
-        """The model's figures, with those of the baselines under `baselines`."""
+        """Compute the model's figures, with those of the baselines under `baselines`."""
         return {
             **self.compute("model"),
             "predict_seconds": self._predict_seconds,
@@ -180,11 +185,14 @@ class ObedienceTest:
 
 
 def wins(true: Tensor, other: Tensor) -> Tensor:
-    """1 where the loss under the true actions is the lower one, 0.5 at a tie, else 0; `[B]`."""
+    """Score 1 where the loss under the true actions is the lower one, 0.5 at a tie, else 0; `[B]`.
+
+    The mean over losses that are matched in sample, noise and timestep is the win rate; chance is 0.5.
+    """
     return (true < other).float() + 0.5 * (true == other).float()
 
 
 def copy_of_first_frames(truth: Tensor, num_initial_frames: int) -> Tensor:
-    """The prediction that the last given frame stays for ever."""
+    """Predict that the last given frame stays for ever."""
     index = torch.arange(truth.shape[1], device=truth.device).clamp_max(num_initial_frames - 1)
     return truth[:, index]

@@ -38,7 +38,7 @@ _ROWS: tuple[tuple[str, str], ...] = (
 
 
 def format_table(report: Report) -> str:
-    """The report as a table: the model beside the baselines."""
+    """Write the report as a table: the model beside the baselines."""
     columns: dict[str, Report] = {"model": report, **report["baselines"]}
     lines = [f"{'':32}" + "".join(f"{name:>18}" for name in columns)]
     for key, title in _ROWS:
