@@ -101,7 +101,8 @@ def load_generator(
     _check_size(generator, tensors, str(file))
     check_base_fits(generator, tensors, str(file))
     require_num_heads(header.get("num_heads"), generator.num_heads, str(file))
-    _check_values(tensors, checkpoint.tensors, header, str(file))
+    require_finite(tensors, str(file), "it is damaged, or was saved after training went wrong; take another one")
+    require_fingerprint(checkpoint.tensors, header, str(file))
     for name, part in generator.parts():
         load_base(part, tensors.below(name))
     return LoadReport(
@@ -147,7 +148,9 @@ def prepare_codec(codec: FittedCodec, folder: str | None, datamodule: object) ->
         ValueError: The file does not fit, or the DataModule offers no videos.
     """
     if folder is not None:
-        path = _find(folder, VAE_FILE)
+        path = Path(folder) / VAE_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"no {VAE_FILE} in {folder!r}. {_EXPECTED}")
         tensors = read_safetensors(path)
         require_fingerprint(tensors, read_header(path), str(path))
         codec.load_fitted_tensors(tensors, str(path))
@@ -185,22 +188,9 @@ def _check_size(generator: CausalWanModel, tensors: LazyTensors, source: str) ->
         )
 
 
-def _check_values(tensors: LazyTensors, held: LazyTensors, header: Mapping[str, str], source: str) -> None:
-    """Refuse values that are not finite, and a file of ours that does not hold what was written into it."""
-    require_finite(tensors, source, "it is damaged, or was saved after training went wrong; take another one")
-    require_fingerprint(held, header, source)
-
-
 def _seconds(header: Mapping[str, str]) -> float:
     """Read how many seconds a file says that its weights were trained; 0 where it does not say it as a number."""
     try:
         return float(header.get("fit_seconds", 0.0))
     except ValueError:
         return 0.0
-
-
-def _find(folder: str, name: str) -> Path:
-    path = Path(folder) / name
-    if not path.is_file():
-        raise FileNotFoundError(f"no {name} in {folder!r}. {_EXPECTED}")
-    return path

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -85,7 +86,7 @@ class Effect(NamedTuple):
 
 
 def run_selfcheck(args: Sequence[str]) -> bool:
-    """The command `selfcheck`; `args` follow the verb. True if every check has passed."""
+    """Run the command `selfcheck`, whose arguments are `args`; True says that every check has passed."""
     output = Path(_parser().parse_args(args).output)
     started = time.monotonic()
     print("\n".join(installed()))
@@ -102,7 +103,7 @@ def run_selfcheck(args: Sequence[str]) -> bool:
 
 
 def installed() -> list[str]:
-    """Lines that say what is installed, and which devices and attention back ends there are."""
+    """Say in lines what is installed, and which devices and attention back ends there are."""
     core = ", ".join(f"{name} {_version(name)}" for name in ("torch", "lightning"))
     extras = "; ".join(
         f"{extra} ({', '.join(f'{name} {_version(name)}' for name in names)})" for extra, names in EXTRAS.items()
@@ -129,7 +130,7 @@ def _devices() -> list[str]:
 
 
 def _attention() -> list[str]:
-    """Kernels of scaled dot-product attention, and what masked training uses."""
+    """List kernels of scaled dot-product attention, and what masked training uses."""
     if not torch.cuda.is_available():
         return ["scaled dot-product", "masked training block by block"]
     cuda = torch.backends.cuda
@@ -205,30 +206,24 @@ def _build(
     optimization: Optimization,
     base: ActionVideoModule | None = None,
 ) -> ActionVideoModule:
-    """A module that is ready to generate, with the weights of `base` if it is given."""
-
-    def build_generator() -> CausalWanModel:
-        return CausalWanModel(
-            sizes.dim,
-            4 * sizes.dim,
-            4,
-            sizes.num_layers,
-            in_dim=_LATENT_DIM,
-            out_dim=_LATENT_DIM,
-            freq_dim=64,
-            text_dim=_TEXT_DIM,
-            text_len=_TEXT_LEN,
-        )
-
-    def build_projection(action_dim: int, dim: int) -> ActionModulationProjection:
-        assert projection is not None
-        return projection(action_dim, dim, hidden_dim=128, num_layers=sizes.num_layers)
-
+    """Build a module that is ready to generate, with the weights of `base` if it is given."""
+    build_generator = partial(
+        CausalWanModel,
+        sizes.dim,
+        4 * sizes.dim,
+        4,
+        sizes.num_layers,
+        in_dim=_LATENT_DIM,
+        out_dim=_LATENT_DIM,
+        freq_dim=64,
+        text_dim=_TEXT_DIM,
+        text_len=_TEXT_LEN,
+    )
     module = ActionVideoModule(
         build_generator,
         lambda: HashingTextEncoder(_TEXT_DIM, _TEXT_LEN),
         lambda: codec,
-        action_projection=None if projection is None else build_projection,
+        action_projection=projection and partial(projection, hidden_dim=128, num_layers=sizes.num_layers),
         schema=data.action_schema,
         causality=BlockCausality(1),
         loss_weighting="uniform",
@@ -265,7 +260,7 @@ def _pictures() -> tuple[L.Callback, ...]:
 
 @torch.no_grad()
 def _effect(model: ActionVideoModule, batch: Batch) -> Effect:
-    """Norm of the modulation of a batch, and how far its videos differ when its actions are reversed."""
+    """Measure the norm of the modulation of a batch, and how far its videos differ when its actions are reversed."""
     assert model.action_projection is not None
     vectors, present = model.schema.encode(batch["action"], num_latents(batch, model.schema))
     modulation = model.action_projection(vectors, present)
@@ -275,7 +270,7 @@ def _effect(model: ActionVideoModule, batch: Batch) -> Effect:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Lightning says of a Trainer; its paths are those of a folder that is about to be renamed."""
+    """Silence what Lightning says of a Trainer; its paths are those of a folder that is about to be renamed."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)

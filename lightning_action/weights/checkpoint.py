@@ -20,7 +20,7 @@ from lightning_action.weights.low_rank import (
     scales,
     take_told,
 )
-from lightning_action.weights.names import from_diffusers_name, unwrapped
+from lightning_action.weights.names import from_diffusers_name, parts_with, unwrapped
 from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, find_weights, read_tensors
 
 # First parts of the name under which files hold the generator, the preferred one first; "" is a file of nothing else.
@@ -112,7 +112,7 @@ def read_action_projection(path: str | Path) -> LazyTensors:
         ValueError: The file is not whole, or does not hold exactly one.
     """
     entries = unwrapped(read_tensors(path).entries, str(path))
-    parts = [part for part in _parts_with(entries, _PROJECTION_HAS[0]) if part + _PROJECTION_HAS[1] in entries]
+    parts = [part for part in parts_with(entries, _PROJECTION_HAS[0]) if part + _PROJECTION_HAS[1] in entries]
     if len(parts) != 1:
         raise ValueError(
             f"{path} holds {len(parts)} action projections{': ' if parts else ''}{', '.join(parts)}: expected one "
@@ -121,11 +121,6 @@ def read_action_projection(path: str | Path) -> LazyTensors:
     return LazyTensors(
         {name.removeprefix(parts[0]): entry for name, entry in entries.items() if name.startswith(parts[0])}
     )
-
-
-def _parts_with(names: Iterable[str], tensor: str) -> list[str]:
-    """List what stands before the dotted name `tensor` in each name that ends with it."""
-    return [name.removesuffix(tensor) for name in names if f".{name}".endswith(f".{tensor}")]
 
 
 def _outermost(name: str, part: str) -> str:
@@ -137,7 +132,7 @@ def _outermost(name: str, part: str) -> str:
 
 def _choose_part(names: Iterable[str], ema: bool, source: str) -> str:
     names = list(names)
-    parts = {part: _outer(part) for part in _parts_with(names, _GENERATOR_HAS)}
+    parts = {part: _outer(part) for part in parts_with(names, _GENERATOR_HAS)}
     for outer in (*_AVERAGED, *_OUTER) if ema else (*_CURRENT, *_OUTER, *_AVERAGED):
         experts = _EXPERTS.get(outer, (outer,))
         found = [part for part, of in parts.items() if of in experts]

@@ -80,12 +80,17 @@ def inside(entries: Mapping[str, T], tensors: Sequence[str], source: str) -> dic
         ValueError: The file has that tensor under several names.
     """
     for tensor in tensors:
-        parts = [name.removesuffix(tensor) for name in entries if f".{name}".endswith(f".{tensor}")]
+        parts = parts_with(entries, tensor)
         if len(parts) > 1 and "" not in parts:
             raise ValueError(f"{source} holds several networks ({', '.join(parts)}): save the one you mean alone")
         if parts and "" not in parts:
             return {name.removeprefix(parts[0]): entry for name, entry in entries.items() if name.startswith(parts[0])}
     return dict(entries)
+
+
+def parts_with(names: Iterable[str], tensor: str) -> list[str]:
+    """List what stands before the dotted name `tensor` in each name that ends with it."""
+    return [name.removesuffix(tensor) for name in names if f".{name}".endswith(f".{tensor}")]
 
 
 def few(names: Sequence[str]) -> str:
