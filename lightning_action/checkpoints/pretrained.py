@@ -12,9 +12,9 @@ from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.checkpoints.lora import base_state_dict, check_base_fits, load_base
 from lightning_action.frozen.interfaces import CodecVideos, FittedCodec, VideoCodec
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.weights.checkpoint import read_action_projection, read_generator
 from lightning_action.weights.fingerprint import identity, require_fingerprint
 from lightning_action.weights.fit import load_strictly
+from lightning_action.weights.generator_file import read_action_projection, read_generator
 from lightning_action.weights.low_rank import add_changes, read_low_rank, scales
 from lightning_action.weights.names import few
 from lightning_action.weights.release import find_release_file

@@ -17,8 +17,8 @@ from lightning_action.cli.usage import VerbParser
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.module import ActionVideoModule
 from lightning_action.run import load_averages, load_run
-from lightning_action.weights.checkpoint import read_generator
 from lightning_action.weights.fingerprint import fingerprint
+from lightning_action.weights.generator_file import read_generator
 from lightning_action.weights.low_rank import add_changes, read_low_rank
 
 

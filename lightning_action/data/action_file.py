@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_action.batch import Batch
-from lightning_action.data.pictures import read_image
+from lightning_action.data.start_image import read_image
 from lightning_action.data.tables import read_actions
 
 

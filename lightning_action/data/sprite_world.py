@@ -38,7 +38,7 @@ _SECOND_COLOR = (0.9, -0.5, 0.9)
 class WorldStart:
     """A batch of worlds at pixel frame 0: the history that counterfactuals share.
 
-    Attributes:
+    Args:
         position: Position of the sprite, `[B, 2]`.
         color: Colour of the sprite in [-1, 1], `[B, 3]`.
         color_name: Name of that colour, as the prompt says it.

@@ -14,7 +14,7 @@ from lightning_action.checkpoints.pretrained import generator_file, load_generat
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.weights.checkpoint import read_generator
+from lightning_action.weights.generator_file import read_generator
 from lightning_action.weights.names import few
 from lightning_action.weights.size import generator_arguments
 from lightning_action.weights.values import DTYPES

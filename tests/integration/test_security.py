@@ -26,7 +26,7 @@ from lightning_action.cli.trainer_verbs import require_strategy_for, run
 from lightning_action.data.action_file import read_actions
 from lightning_action.distributed.fsdp2 import FSDP2Strategy
 from lightning_action.run import load_averages
-from lightning_action.weights.checkpoint import read_generator
+from lightning_action.weights.generator_file import read_generator
 from lightning_action.weights.low_rank import read_low_rank
 from lightning_action.weights.tensor_files import read_tensors
 from tests.support.malice import POISONS, Touches, poison_tensors

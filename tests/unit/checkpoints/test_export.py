@@ -13,8 +13,8 @@ from lightning_action.checkpoints.export import export_generator, write_shards
 from lightning_action.checkpoints.lora import LoRASettings, inject_lora, merged_state_dict, split_parameters
 from lightning_action.checkpoints.pretrained import load_generator
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.weights.checkpoint import read_generator
 from lightning_action.weights.fingerprint import fingerprint
+from lightning_action.weights.generator_file import read_generator
 from lightning_action.weights.names import to_diffusers_name
 from lightning_action.weights.safetensors_files import read_metadata
 from lightning_action.weights.size import generator_arguments

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.weights.checkpoint import read_action_projection, read_generator
+from lightning_action.weights.generator_file import read_action_projection, read_generator
 from lightning_action.weights.names import to_diffusers_name
 from lightning_action.weights.safetensors_files import write_safetensors
 from tests.support.small_generator import small_generator
