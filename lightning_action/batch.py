@@ -27,6 +27,26 @@ _WHOLE = {
 _PIXEL_TOLERANCE = 0.1
 
 
+def num_pixel_frames(num_latents: int, temporal_compression_ratio: int) -> int:
+    """Pixel frames of some latent frames, the first of which stands for one: `T = 1 + r (F - 1)`."""
+    return 1 + temporal_compression_ratio * (num_latents - 1)
+
+
+def num_latent_frames(num_frames: int, temporal_compression_ratio: int) -> int:
+    """Latent frames that some pixel frames fill, `F = 1 + (T - 1) // r`."""
+    return 1 + (num_frames - 1) // temporal_compression_ratio
+
+
+def to_unit_range(video: Tensor) -> Tensor:
+    """Map pixels from [-1, 1], as they are inside, to [0, 1], as they are handed out."""
+    return (video * 0.5 + 0.5).clamp(0, 1)
+
+
+def from_unit_range(video: Tensor) -> Tensor:
+    """Map pixels from [0, 1] to [-1, 1]."""
+    return video * 2 - 1
+
+
 def check_batch(batch: Batch) -> None:
     """Refuse a batch that nothing can be generated from.
 
@@ -126,7 +146,7 @@ def trained_latents(batch: Batch, temporal_compression_ratio: int) -> int:
             f"a video of {frames} frames is no whole number of latent frames: expected 1 + "
             f"{temporal_compression_ratio} n"
         )
-    return 1 + (frames - 1) // temporal_compression_ratio
+    return num_latent_frames(frames, temporal_compression_ratio)
 
 
 def _what_it_has(batch: Batch, missing: list[str]) -> str:
@@ -202,8 +222,7 @@ def num_latents(batch: Batch, schema: ActionSchema) -> int:
     if has_actions(batch):
         return schema.num_latents(batch["action"].shape[1])
     if "video" in batch:
-        frames: int = batch["video"].shape[1]
-        return 1 + (frames - 1) // schema.temporal_compression_ratio
+        return num_latent_frames(batch["video"].shape[1], schema.temporal_compression_ratio)
     if "num_latents" not in batch:
         raise ValueError("a batch with neither `action` nor `video` needs `num_latents`, the length of the video")
     return int(batch["num_latents"])
@@ -224,7 +243,7 @@ def first_frames(
             f"num_initial_latents {num_initial_latents} leaves nothing to generate of a video of {num_latents} latent "
             "frames: lower sampling.num_initial_latents, or give more actions"
         )
-    count = 1 + temporal_compression_ratio * (num_initial_latents - 1)
+    count = num_pixel_frames(num_initial_latents, temporal_compression_ratio)
     video: Tensor = batch["video"]
     if video.shape[1] < count:
         raise ValueError(f"num_initial_latents {num_initial_latents} needs {count} frames, got {video.shape[1]}")

@@ -18,7 +18,15 @@ from lightning_action.action.conditioning import ActionConditioning
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
 from lightning_action.assembly import Factories, InitialWeights, describe
-from lightning_action.batch import Batch, first_frames, frame_size, has_actions, infers_actions, num_latents
+from lightning_action.batch import (
+    Batch,
+    first_frames,
+    frame_size,
+    has_actions,
+    infers_actions,
+    num_latents,
+    to_unit_range,
+)
 from lightning_action.batch_checks import BatchChecks
 from lightning_action.checkpoints.lora import LoRASettings, lora_alpha, merged_state_dict
 from lightning_action.checkpoints.pretrained import export, prepare_codec
@@ -28,7 +36,7 @@ from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.distributed.fsdp2 import require_supported
 from lightning_action.distributed.lockstep import Lockstep
 from lightning_action.distributed.sharding import Sharding, gathered_state_dict, is_sharded, keep_gathered
-from lightning_action.frozen.holder import FrozenParts, to_unit_range
+from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import FittedCodec, TextEncoder, VideoCodec
 from lightning_action.generation.clock import Clock
 from lightning_action.generation.rollout import count_passes

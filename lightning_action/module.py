@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_action.batch import Batch, first_samples, has_actions, kinds_in
+from lightning_action.batch import Batch, first_samples, has_actions, kinds_in, num_latent_frames
 from lightning_action.checkpoints.lora import split_parameters
 from lightning_action.diffusion.objectives import OBJECTIVES, training_visibility
 from lightning_action.evaluation.obedience import ObedienceTest, StateReader, wins
@@ -146,7 +146,7 @@ class ActionVideoModule(GenerativeModule):
             return 0.0
         batch_size, num_frames, _, height, width = self._trained_on
         tokens = self.generator.tokens_per_frame(*self.frozen.vae.latent_shape(height, width)[1:])
-        num_latents = 1 + (num_frames - 1) // self.schema.temporal_compression_ratio
+        num_latents = num_latent_frames(num_frames, self.schema.temporal_compression_ratio)
         visibility = training_visibility(self.objective, num_latents, self.causality)
         return batch_size * training_flops(self.generator, visibility, tokens).total
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_action.batch import Batch, frame_size
+from lightning_action.batch import Batch, frame_size, num_pixel_frames
 from lightning_action.batch_checks import latent_frames
 from lightning_action.diffusion import objectives
 from lightning_action.frozen.interfaces import FrozenPart
@@ -157,9 +157,9 @@ def settings(module: ActionVideoModule, sizes: Geometry, precision: Precision) -
 def shapes(module: ActionVideoModule, sizes: Geometry) -> dict[str, list[int]]:
     """Compute the shape of every stage, from pixels to velocity."""
     batch, frames, generator, schema = sizes.batch_size, sizes.num_latents, module.generator, module.schema
-    num_pixel_frames = 1 + module.frozen.vae.temporal_compression_ratio * (frames - 1)
+    num_pixels = num_pixel_frames(frames, module.frozen.vae.temporal_compression_ratio)
     found = {
-        "video": [batch, num_pixel_frames, 3, *sizes.pixels],
+        "video": [batch, num_pixels, 3, *sizes.pixels],
         "latents": [batch, frames, *sizes.latent_shape],
         "tokens": [batch, frames, sizes.tokens_per_frame, generator.dim],
         "text": [batch, generator.text_len, generator.text_dim],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from lightning_action.batch import Batch
+from lightning_action.batch import Batch, num_pixel_frames
 from lightning_action.data.resumable import ResumableDataLoader, ResumableSampler
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.seeding import mix_seed
@@ -100,7 +100,7 @@ class SpriteDataModule(L.LightningDataModule):
         if train_size < batch_size:
             raise ValueError(f"train_size {train_size} does not fill one batch of batch_size {batch_size}")
         self.world = world
-        self.num_frames = 1 + temporal_compression_ratio * (num_latents - 1)
+        self.num_frames = num_pixel_frames(num_latents, temporal_compression_ratio)
         self.action_schema = world.action_schema(temporal_compression_ratio)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.sizes: dict[Split, int] = {

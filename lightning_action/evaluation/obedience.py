@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_action.batch import Batch, other_actions, without_actions
+from lightning_action.batch import (
+    Batch,
+    from_unit_range,
+    num_pixel_frames,
+    other_actions,
+    to_unit_range,
+    without_actions,
+)
 from lightning_action.evaluation.action_following import ActionFollowing, psnr
 from lightning_action.evaluation.report import Report
 
@@ -100,7 +107,7 @@ class ObedienceTest:
     ) -> None:
         self._generate = generate
         self._read_positions = read_positions
-        self._num_initial_frames = 1 + temporal_compression_ratio * max(num_initial_latents - 1, 0)
+        self._num_initial_frames = num_pixel_frames(max(num_initial_latents, 1), temporal_compression_ratio)
         self._predict_seconds = 0.0
         self._num_frames = 0
         self._evaluators = {
@@ -142,7 +149,7 @@ class ObedienceTest:
         self._add("ignore_actions", batch, truth, null, null, losses["null"], losses["null"])
 
     def _truth(self, batch: Batch) -> Tensor:
-        truth: Tensor = batch["video"] * 0.5 + 0.5
+        truth: Tensor = to_unit_range(batch["video"])
         if truth.shape[1] <= self._num_initial_frames:
             raise ValueError(
                 f"nothing to measure: of {truth.shape[1]} frames {self._num_initial_frames} are given, so none is "
@@ -179,7 +186,7 @@ class ObedienceTest:
         evaluator.update_videos(truth, video, video_other)
         evaluator.update_losses(loss, loss_other)
         if self._read_positions is not None:
-            positions, found = self._read_positions(video * 2 - 1, batch)
+            positions, found = self._read_positions(from_unit_range(video), batch)
             target = batch["position"]
             evaluator.following.update(positions.to(target), target, found.to(target.device))
 

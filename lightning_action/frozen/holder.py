@@ -72,8 +72,3 @@ def _move(part: TextEncoder | VideoCodec, device: torch.device | str) -> None:
     """Move a part that has weights; the others compute wherever their input is."""
     if isinstance(part, Movable):
         part.to(torch.device(device))
-
-
-def to_unit_range(video: Tensor) -> Tensor:
-    """Map pixels from [-1, 1] to [0, 1]."""
-    return (video * 0.5 + 0.5).clamp(0, 1)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_action.action.conditioning import BlockModulation
+from lightning_action.batch import to_unit_range
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise, starting_from
-from lightning_action.frozen.holder import to_unit_range
 from lightning_action.frozen.interfaces import StreamingDecoder
 from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generation.sampling import Sampling

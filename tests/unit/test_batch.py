@@ -9,8 +9,12 @@ from lightning_action.batch import (
     first_frames,
     first_samples,
     frame_size,
+    from_unit_range,
     has_actions,
+    num_latent_frames,
     num_latents,
+    num_pixel_frames,
+    to_unit_range,
     without_actions,
 )
 
@@ -82,3 +86,17 @@ def test_batches_that_nothing_can_be_generated_from(change: dict[str, object], m
     for key in ("prompt", "sample_id"):
         with pytest.raises(ValueError, match=f"the batch has no {key}"):
             check_batch({name: value for name, value in whole.items() if name != key})
+
+
+def test_pixels_for_users_are_in_the_unit_range() -> None:
+    assert to_unit_range(torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0])).tolist() == [0.0, 0.0, 0.5, 0.75, 1.0, 1.0]
+    shades = torch.tensor([0.0, 0.5, 1.0])
+    assert from_unit_range(shades).tolist() == [-1.0, 0.0, 1.0] and torch.equal(
+        to_unit_range(from_unit_range(shades)), shades
+    )
+
+
+@pytest.mark.parametrize(("frames", "latents"), [(1, 1), (5, 2), (9, 3), (33, 9)])
+def test_latent_frames_stand_for_pixel_frames(frames: int, latents: int) -> None:
+    assert num_latent_frames(frames, 4) == latents and num_pixel_frames(latents, 4) == frames
+    assert num_latent_frames(frames + 3, 4) == latents, "what does not fill one is none"

@@ -31,7 +31,7 @@ RULES = (
     "atomic < weights < frozen, checkpoints, configuration, distributed",
     "generator < distributed",
     "action, frozen < checkpoints",
-    "action < batch < data, evaluation",
+    "action < batch < data, evaluation, generation",
     "atomic < evaluation",
     "action, diffusion, frozen < generation",
     "batch, diffusion < losses",

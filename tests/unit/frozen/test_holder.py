@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_action.frozen.hashing_text import HashingTextEncoder
-from lightning_action.frozen.holder import FrozenParts, to_unit_range
+from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import StreamingDecoder, TextEncoder, VideoCodec
 from lightning_action.frozen.linear_codec import LinearVideoCodec
 
@@ -171,7 +171,3 @@ def test_the_fitted_codec_is_held_too() -> None:
     frozen = FrozenParts(HashingTextEncoder(), codec)
     assert not codec.training
     assert frozen.decoder()(frozen.encode_video(VIDEO)).shape == VIDEO.shape
-
-
-def test_pixels_for_users_are_in_the_unit_range() -> None:
-    assert to_unit_range(torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0])).tolist() == [0.0, 0.0, 0.5, 0.75, 1.0, 1.0]
