@@ -51,7 +51,7 @@ def check_batch(batch: Batch) -> None:
     """Refuse a batch that nothing can be generated from.
 
     Raises:
-        ValueError: names what is missing, or does not fit the number of samples.
+        ValueError: The batch lacks what the message names, or it does not fit the number of samples.
     """
     if not isinstance(batch, dict):
         raise ValueError(f"a batch is a dict with `prompt` and `sample_id`, got a {type(batch).__name__}")
@@ -82,7 +82,7 @@ def check_pixels(batch: Batch) -> None:
     """Refuse a video whose samples, channels or range are not those of a batch; look once, it waits for the device.
 
     Raises:
-        ValueError: with what was expected and what came.
+        ValueError: The video is something else; the message says what was expected and what came.
     """
     if "video" not in batch:
         return
@@ -131,10 +131,10 @@ def _check_rows(action: object, size: int) -> None:
 
 
 def trained_latents(batch: Batch, temporal_compression_ratio: int) -> int:
-    """Latent frames of a video to train on.
+    """Count latent frames of a video to train on.
 
     Raises:
-        ValueError: there is none, or its frames are no whole number of latent frames.
+        ValueError: There is none, or its frames are no whole number of latent frames.
     """
     if "video" not in batch:
         raise ValueError(
@@ -155,7 +155,7 @@ def _what_it_has(batch: Batch, missing: list[str]) -> str:
 
 
 def first_samples(batch: Batch, count: int) -> Batch:
-    """The first samples of a batch; what is not a row of values for each sample stays as it is."""
+    """Take the first samples of a batch; what is not a row of values for each sample stays as it is."""
     size = len(batch["sample_id"])
 
     def cut(value: Any) -> Any:
@@ -170,17 +170,17 @@ def first_samples(batch: Batch, count: int) -> Batch:
 
 
 def has_actions(batch: Batch) -> bool:
-    """Whether a batch has action rows."""
+    """Tell whether a batch has action rows."""
     return batch.get("action") is not None
 
 
 def infers_actions(batch: Batch) -> bool:
-    """Whether a batch leaves its actions to an action module; a batch without actions says so by None."""
+    """Tell whether a batch leaves its actions to an action module; a batch without actions says so by None."""
     return "action" not in batch
 
 
 def kinds_in(batch: object) -> list[Any]:
-    """What a batch consists of, by which another one differs that must be looked at again."""
+    """Describe what a batch consists of, by which another one differs that must be looked at again."""
     if not isinstance(batch, dict):
         return [type(batch)]
     tensors = [(key, value.shape[1:], value.dtype) for key, value in batch.items() if isinstance(value, Tensor)]
@@ -188,7 +188,7 @@ def kinds_in(batch: object) -> list[Any]:
 
 
 def without_actions(batch: Batch) -> Batch:
-    """The batch with no action, which an action module does not replace by one of its own."""
+    """Replace the actions of a batch by none, which an action module does not replace by one of its own."""
     return {**batch, "action": None}
 
 
@@ -199,10 +199,10 @@ def other_actions(batch: Batch) -> Batch:
 
 
 def frame_size(batch: Batch) -> tuple[int, int]:
-    """Height and width of the pixel frames.
+    """Find height and width of the pixel frames.
 
     Raises:
-        ValueError: the batch has neither a video nor a frame size.
+        ValueError: The batch has neither a video nor a frame size.
     """
     if "video" in batch:
         height, width = batch["video"].shape[-2:]
@@ -214,10 +214,10 @@ def frame_size(batch: Batch) -> tuple[int, int]:
 
 
 def num_latents(batch: Batch, schema: ActionSchema) -> int:
-    """Latent frames to generate: as the action rows say, else as long as `video`, else `num_latents`.
+    """Count latent frames to generate: as the action rows say, else as long as `video`, else `num_latents`.
 
     Raises:
-        ValueError: the rows are for no whole number of latent frames, or nothing says how long the video is.
+        ValueError: The rows are for no whole number of latent frames, or nothing says how long the video is.
     """
     if has_actions(batch):
         return schema.num_latents(batch["action"].shape[1])
@@ -231,10 +231,10 @@ def num_latents(batch: Batch, schema: ActionSchema) -> int:
 def first_frames(
     batch: Batch, num_initial_latents: int, num_latents: int, temporal_compression_ratio: int
 ) -> Tensor | None:
-    """The pixel frames `[B, T0, 3, H, W]` of the first of `num_latents` latent frames of `video`; None for none.
+    """Take the pixel frames `[B, T0, 3, H, W]` of the first of `num_latents` latent frames of `video`; None for none.
 
     Raises:
-        ValueError: the video is shorter, or nothing is left to generate.
+        ValueError: The video is shorter, or nothing is left to generate.
     """
     if "video" not in batch or num_initial_latents == 0:
         return None

@@ -72,10 +72,10 @@ class BatchChecks:
 
 
 def latent_frames(schema: ActionSchema, batch: Batch, trains: bool) -> int:
-    """Those of the video of a training batch; those that are generated from another.
+    """Count latent frames of the video of a training batch, or those that are generated from another.
 
     Raises:
-        ValueError: nothing says how many, or it is no whole number.
+        ValueError: Nothing says how many, or it is no whole number.
     """
     if not trains:
         return num_latents(batch, schema)

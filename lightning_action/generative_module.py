@@ -144,7 +144,7 @@ class GenerativeModule(L.LightningModule):
         """Read the frozen parts, and find or fit what a new run starts from; checkpoints bring their own.
 
         Raises:
-            ValueError: sharded weights should be quantized, or exported with LoRA.
+            ValueError: Sharded weights should be quantized, or exported with LoRA.
         """
         require_supported(self.trainer.strategy)
         if self.device_mesh is not None:
@@ -320,7 +320,7 @@ class GenerativeModule(L.LightningModule):
         """What weights alone do not say: schema, heads, a fitted VAE, scale of LoRA, time spent, and the position.
 
         Raises:
-            RuntimeError: weights or optimizer states are not finite.
+            RuntimeError: Weights or optimizer states are not finite.
         """
         num_unstepped = 0
         if self._has_trainer:

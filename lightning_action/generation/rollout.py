@@ -28,15 +28,15 @@ class CausalRollout:
     action branch as a second half of the batch, with its own half of the cache.
 
     Args:
-        generator: the network.
-        text: encoded prompts, `[B, L, text_dim]`; keys and values are computed once.
-        causality: block size, window and sink.
-        sampler: from noise to a clean block, see `diffusion.samplers`.
-        noise: fresh noise of some frames at some step, see `diffusion.noise.frame_noise`.
-        latent_shape: of one latent frame, (C, H, W).
-        num_frames: longest video, in latent frames; only matters where the window is unlimited.
-        action_guidance_scale: w in `v_null + w (v_action - v_null)`; 1 is plain conditioning and costs one pass.
-        image: what an image-to-video model sees besides, its channels for the whole video.
+        generator: Network that predicts velocities.
+        text: Encoded prompts, `[B, L, text_dim]`; keys and values are computed once.
+        causality: Block size, window and sink.
+        sampler: Way from noise to a clean block, see `diffusion.samplers`.
+        noise: Source of fresh noise of some frames at some step, see `diffusion.noise.frame_noise`.
+        latent_shape: Shape of one latent frame, (C, H, W).
+        num_frames: Longest video, in latent frames; only matters where the window is unlimited.
+        action_guidance_scale: Weight w in `v_null + w (v_action - v_null)`; 1 is plain conditioning and costs one pass.
+        image: What an image-to-video model sees besides, its channels for the whole video.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class CausalRollout:
         """Generate the next block and append it.
 
         Args:
-            action_modulation: of the block, `[B, block, ..., 6, D]`.
-            known: clean latents of its first frames, `[B, fewer than block, C, H, W]`. They are held, at timestep 0, in
+            action_modulation: Modulation of the block, `[B, block, ..., 6, D]`.
+            known: Clean latents of its first frames, `[B, fewer than block, C, H, W]`. They are held, at timestep 0, in
                 every step in which the others are generated: image to video as Wan 2.2 does it.
 
         Returns:
@@ -140,11 +140,11 @@ def rollout(
     """Generate a video block by block and yield each block as soon as it is clean, the initial ones first.
 
     Args:
-        session: fresh, or standing after an earlier call, in which case frame 0 of this call is its next frame.
-        num_frames: latent frames of this call, the initial ones included.
-        action_modulation: of all frames of this call, `[B, F, 6, D]` or `[B, F, num_layers, 6, D]`; or a function of
+        session: Rollout that is fresh, or standing after an earlier call, in which case frame 0 of this call is its next frame.
+        num_frames: Latent frames of this call, the initial ones included.
+        action_modulation: Modulation of all frames of this call, `[B, F, 6, D]` or `[B, F, num_layers, 6, D]`; or a function of
             (the block's frames in the video, the latents of this call so far) that gives the block's; or None.
-        initial_latents: clean frames the video starts with, `[B, F0, C, H, W]`: one latent frame of a single image, or
+        initial_latents: Clean frames the video starts with, `[B, F0, C, H, W]`: one latent frame of a single image, or
             a video to go on from. Where F0 ends inside a block, its known frames are held while the rest of the block
             is generated, see `CausalRollout.next_block`.
 
@@ -152,7 +152,7 @@ def rollout(
         Clean latents of one block, `[B, block, C, H, W]`.
 
     Raises:
-        ValueError: the frames are not a whole number of blocks, or the initial ones are too many or not finite.
+        ValueError: The frames are not a whole number of blocks, or the initial ones are too many or not finite.
     """
     start = session.block.start
     blocks = session.cache.causality.split(num_frames, start)

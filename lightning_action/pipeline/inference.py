@@ -116,23 +116,23 @@ class ActionCausalInferencePipeline(nn.Module):
         """A pipeline with the weights of a run, or of any checkpoint of the family.
 
         Args:
-            path: a file or folder with the generator of any checkpoint of the family; or with `config` the checkpoint
+            path: File or folder with the generator of any checkpoint of the family; or with `config` the checkpoint
                 of a run. None looks for a released generator in the folder that the environment variable
                 `LIGHTNING_ACTION_WEIGHTS` names.
-            config: configuration of the run, as `fit` saved it, or several that stack; everything comes from the run
+            config: Configuration of the run, as `fit` saved it, or several that stack; everything comes from the run
                 then.
-            generator: takes the weights at `path`; None builds one of the size that they have.
-            dtype: precision of such a new generator; None takes that of the file.
-            adapter: file of what actions added to this generator, as `export --format adapter` writes it.
-            any_base: also use the adapter on a generator that it was not trained on.
-            allow: modules whose classes `config` may name, besides `lightning_action`, `torch` and `lightning`.
-            settings: any other argument of the constructor, in place of what was found. Text encoder and VAE are
+            generator: Network that takes the weights at `path`; None builds one of the size that they have.
+            dtype: Precision of such a new generator; None takes that of the file.
+            adapter: File of what actions added to this generator, as `export --format adapter` writes it.
+            any_base: Use the adapter on a generator that it was not trained on.
+            allow: Modules whose classes `config` may name, besides `lightning_action`, `torch` and `lightning`.
+            settings: Any other argument of the constructor, in place of what was found. Text encoder and VAE are
                 otherwise those of the run, or `UMT5TextEncoder` and `WanVideoVAE` from the folder of the environment
                 variable.
 
         Raises:
-            FileNotFoundError: a file is missing.
-            ValueError: a file is damaged, or belongs to another model, or is a run's and comes without `config`; or
+            FileNotFoundError: A file is missing.
+            ValueError: A file is damaged, or belongs to another model, or is a run's and comes without `config`; or
                 arguments contradict each other.
         """
         if config is not None and (generator is not None or dtype is not None):
@@ -153,10 +153,10 @@ class ActionCausalInferencePipeline(nn.Module):
         `action_inputs` are only handed on to it, and `action_module` is asked only if it does so itself.
 
         Args:
-            generated_frames: latents of the video so far, initial ones included, `[B, F', C, H, W]`; F' is 0 at the
+            generated_frames: Latents of the video so far, initial ones included, `[B, F', C, H, W]`; F' is 0 at the
                 first block.
-            current_frame_idx: first latent frame of the block, F'.
-            action_inputs: what `inference` was called with.
+            current_frame_idx: First latent frame of the block, F'.
+            action_inputs: What `inference` was called with.
 
         Returns:
             For a block of f frames: features `[B, A]` or `[B, f, A]`, ready modulation `[B, f, 6, D]` or
@@ -170,7 +170,7 @@ class ActionCausalInferencePipeline(nn.Module):
         """Raw action rows `[B, rows, columns]`, as `schema` says, to `action_inputs` for a video of `num_latents`.
 
         Raises:
-            ValueError: there is no schema, or the rows do not fit it.
+            ValueError: There is no schema, or the rows do not fit it.
         """
         features, present = self._conditioning.encoded(rows, num_latents)
         return {"action_features": features, "action_present": present}
