@@ -317,7 +317,7 @@ class GenerativeModule(L.LightningModule):
             export(self.trainer.default_root_dir, tensors, self.frozen.vae, self.fit_seconds, self.generator.num_heads)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What weights alone do not say: schema, heads, a fitted VAE, scale of LoRA, time spent, and the position.
+        """Add what weights alone do not say: schema, heads, a fitted VAE, scale of LoRA, time spent, and the position.
 
         Raises:
             RuntimeError: Weights or optimizer states are not finite.

@@ -110,7 +110,7 @@ class ActionVideoModule(GenerativeModule):
         torch.manual_seed(mix_seed(self.seed, _DROPOUT_STREAM, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Weighted flow-matching loss; a sample's noise follows from (seed, epoch, batch_idx, sample_id) alone.
+        """Compute the weighted flow-matching loss; noise follows from (seed, epoch, batch_idx, sample_id) alone.
 
         Returns:
             `loss`; and for callbacks `loss_per_frame` `[B, F]`, not weighted, at the noise levels `timestep` `[B, F]`.
@@ -151,7 +151,7 @@ class ActionVideoModule(GenerativeModule):
         return batch_size * training_flops(self.generator, visibility, tokens).total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Loss at fixed noise, its gap to the loss under other actions, and on the first batch a rollout.
+        """Log the loss at fixed noise, its gap to the loss under other actions, and on the first batch a rollout.
 
         Returns:
             For callbacks: `loss_per_frame` and `timestep` under the true actions, as `training_step` does, for several

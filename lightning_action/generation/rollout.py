@@ -140,10 +140,12 @@ def rollout(
     """Generate a video block by block and yield each block as soon as it is clean, the initial ones first.
 
     Args:
-        session: Rollout that is fresh, or standing after an earlier call, in which case frame 0 of this call is its next frame.
+        session: Rollout that is fresh, or standing after an earlier call, in which case frame 0 of this call is its
+            next frame.
         num_frames: Latent frames of this call, the initial ones included.
-        action_modulation: Modulation of all frames of this call, `[B, F, 6, D]` or `[B, F, num_layers, 6, D]`; or a function of
-            (the block's frames in the video, the latents of this call so far) that gives the block's; or None.
+        action_modulation: Modulation of all frames of this call, `[B, F, 6, D]` or `[B, F, num_layers, 6, D]`; or a
+            function of (the block's frames in the video, the latents of this call so far) that gives the block's; or
+            None.
         initial_latents: Clean frames the video starts with, `[B, F0, C, H, W]`: one latent frame of a single image, or
             a video to go on from. Where F0 ends inside a block, its known frames are held while the rest of the block
             is generated, see `CausalRollout.next_block`.

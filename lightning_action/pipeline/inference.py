@@ -113,7 +113,7 @@ class ActionCausalInferencePipeline(nn.Module):
         allow: Sequence[str] = (),
         **settings: Any,
     ) -> Self:
-        """A pipeline with the weights of a run, or of any checkpoint of the family.
+        """Build a pipeline with the weights of a run, or of any checkpoint of the family.
 
         Args:
             path: File or folder with the generator of any checkpoint of the family; or with `config` the checkpoint
@@ -167,7 +167,7 @@ class ActionCausalInferencePipeline(nn.Module):
         return self._process_action(generated_frames, current_frame_idx, action_inputs)
 
     def encode_actions(self, rows: Tensor, num_latents: int) -> ActionInputs:
-        """Raw action rows `[B, rows, columns]`, as `schema` says, to `action_inputs` for a video of `num_latents`.
+        """Encode raw action rows `[B, rows, columns]` as `action_inputs` for a video of `num_latents` latent frames.
 
         Raises:
             ValueError: There is no schema, or the rows do not fit it.

@@ -51,7 +51,7 @@ def parts_of_run(
 def parts_of_release(
     path: str | Path | None, generator: CausalWanModel | None, dtype: torch.dtype | None
 ) -> dict[str, Any]:
-    """A generator with its weights, and the parts of a Wan release that it was trained with, which load later.
+    """Build a generator with its weights, and the parts of a Wan release that it was trained with, which load later.
 
     Arguments and errors as in `ActionCausalInferencePipeline.from_checkpoint`.
     """
