@@ -211,16 +211,20 @@ def test_a_file_without_named_tensors_is_refused(tmp_path: Path, content: object
 @pytest.mark.parametrize(
     ("odd", "told"),
     [
-        (lambda tensor: tensor.to("meta"), "without values, on the meta device"),
-        (lambda tensor: tensor.to_sparse(), "sparse or nested"),
-        (lambda tensor: torch.nested.nested_tensor([tensor], layout=torch.jagged), "sparse or nested"),
+        (lambda tensor: tensor.to("meta"), "state_dict.b in .*x.pt is a tensor without values, on the meta device"),
+        (lambda tensor: tensor.to_sparse(), "state_dict.b in .*x.pt is a tensor sparse or nested"),
+        # From torch 2.15 on, nested ones are no plain values.
+        (
+            lambda tensor: torch.nested.nested_tensor([tensor], layout=torch.jagged),
+            "x.pt (is a tensor sparse or nested|cannot be read as tensors and plain values alone)",
+        ),
     ],
 )
 def test_a_tensor_that_is_no_ordinary_one_is_refused(
     tmp_path: Path, odd: Callable[[torch.Tensor], torch.Tensor], told: str
 ) -> None:
     torch.save({"state_dict": {"a": torch.ones(2, 2), "b": odd(torch.ones(2, 2))}}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=rf"state_dict.b in {tmp_path}/x.pt is a tensor {told}"):
+    with pytest.raises(ValueError, match=told):
         read_tensors(tmp_path / "x.pt")
 
 
