@@ -240,7 +240,7 @@ class ActionModulationMonitor(Callback):
             # Said so that NaN counts as exploded, too.
             "exploded modulation": not found.get("modulation_to_base/all", 0.0) <= self.explosion_limit,
             "detached projection": bool(self._parameters) and found["projection_grad_norm"] == 0,
-            "zero modulation": found["modulation_norm/all"] == 0,
+            "zero modulation": found["modulation_norm/all"] == 0 and "unknown modulation" not in self._said,
             "saturated modulation": found.get("modulation_variation", 1.0) < self.saturation_limit,
         }
         return next((fault for fault in _FAULTS if holds[fault]), "")

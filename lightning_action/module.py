@@ -195,7 +195,7 @@ class ActionVideoModule(GenerativeModule):
             return
         report = {**self._obedience.report(), "fit_seconds": self.fit_seconds}
         numbers = {key: value for key, value in report.items() if isinstance(value, float)}
-        self.log_dict({f"test/{key}": value for key, value in numbers.items()})
+        self.log_dict({f"test/{key}": value for key, value in numbers.items()}, sync_dist=True)
         if self.trainer.is_global_zero:
             path = Path(self.trainer.default_root_dir) / "report.json"
             if self.trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from collections import OrderedDict
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -53,7 +54,9 @@ def load_shards(state: dict[str, Any], folder: str | Path, no_dist: bool = False
     """
     reader = _Reader(folder, read_shard_metadata(folder))
     try:
-        load_distributed(state, storage_reader=reader, planner=_Planner(), no_dist=no_dist)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what `no_dist` asks for
+            load_distributed(state, storage_reader=reader, planner=_Planner(), no_dist=no_dist)
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         if isinstance(cause, pickle.UnpicklingError):

@@ -159,6 +159,7 @@ def undoing_a_refusal(trainer: L.Trainer) -> Iterator[None]:
     logged = [Path(each.log_dir) for each in trainer.loggers if isinstance(each, TensorBoardLogger | CSVLogger)]
     logged = [folder for folder in logged if not folder.exists()]
     before = set(root.iterdir()) if root.is_dir() else set()
+    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         yield
     except BaseException:
@@ -166,7 +167,7 @@ def undoing_a_refusal(trainer: L.Trainer) -> Iterator[None]:
             for folder in logged:
                 shutil.rmtree(folder, ignore_errors=True)
             made = set(root.iterdir()) - before if root.is_dir() else set()
-            for folder in (*(folder.parent for folder in logged), *made, root):
+            for folder in (*(folder.parent for folder in logged), *made, root, *missing):
                 remove_if_empty(folder)
         raise
 

@@ -289,12 +289,12 @@ def test_no_option_lets_a_checkpoint_run_code(trained: Path, tmp_path: Path) -> 
 def test_a_refused_command_leaves_nothing(there: bool, arguments: list[str], trained: Path, tmp_path: Path) -> None:
     """Whether the folder is new or has runs already; the mistake may show as late as at the first batch."""
     if there:
-        (tmp_path / "out" / "lightning_logs" / "version_0").mkdir(parents=True)
+        (tmp_path / "runs" / "out" / "lightning_logs" / "version_0").mkdir(parents=True)
     before = listing(tmp_path)
     verb, *more = arguments
     weights = [] if verb == "fit" else [checkpoint(trained)]
     with pytest.raises((ValueError, OSError)):
-        run(small(verb, trained, f"--trainer.default_root_dir={tmp_path / 'out'}", *weights, *more))
+        run(small(verb, trained, f"--trainer.default_root_dir={tmp_path / 'runs' / 'out'}", *weights, *more))
     assert listing(tmp_path) == before
 
 
