@@ -199,14 +199,6 @@ def test_optimizer_groups(tmp_path: Path) -> None:
     assert [group["name"] for group in backbone_only.optimizers[0].param_groups] == ["backbone"]
 
 
-def test_learning_rate_factor() -> None:
-    settings = Optimization(warmup_steps=4, decay_fraction=0.5)
-    factors = [settings.learning_rate_factor(step, 20.0) for step in range(21)]
-    assert factors[:4] == [0.25, 0.5, 0.75, 1.0] and factors[4:11] == [1.0] * 7
-    assert factors[15] == 0.5 and factors[20] == 0.0
-    assert settings.learning_rate_factor(10**6, float("inf")) == 1.0
-
-
 def weights(module: ActionVideoModule) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
