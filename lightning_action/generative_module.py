@@ -273,7 +273,7 @@ class GenerativeModule(L.LightningModule):
     def stream_video(self, batch: Batch) -> Iterator[Tensor]:
         """Generate as `generate`, but yield the pixels of each block, `[B, t, 3, H, W]`, once they exist; keep none.
 
-        So the memory that a long video takes does not grow with its length, where `causality` has a window.
+        Where `causality` has a window, a long video takes memory for the modulation of all its frames, and no more.
         """
         yield from stream_pixels(self.stream_latents(batch), self.frozen.decoder(self.device))
 

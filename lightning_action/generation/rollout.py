@@ -180,7 +180,8 @@ def rollout(
             session.append(known, modulation)
         else:
             latents = session.next_block(modulation, known)
-        history.append(latents)
+        if callable(action_modulation):
+            history.append(latents)
         yield latents
 
 
