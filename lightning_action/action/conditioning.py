@@ -61,11 +61,12 @@ class ActionConditioning:
         Raises:
             ValueError: There is no projection, or the vectors have another width.
         """
+        projection = self._projection
         action, present = action.to(like), None if present is None else present.to(like.device)
         if action.ndim > 3:
             return action if present is None else null_where_absent(action, present)
-        vectors = action if action.ndim == 3 else action[:, None].expand(-1, num_frames, -1)
-        modulation = self._projection(vectors, present)
+        vectors = action[:, None].expand(-1, num_frames, -1) if action.ndim == 2 else action
+        modulation = projection(vectors, present)
         return modulation if self.scale == 1 else modulation * self.scale
 
     def of_known_video(

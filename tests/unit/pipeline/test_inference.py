@@ -523,8 +523,14 @@ def test_the_base_model_takes_no_actions() -> None:
     for acting in ({"action_module": Recorder()}, {"process_action": swerve}, {"action_projection": projection()}):
         with pytest.raises(ValueError, match="enable_adaln_zero=False is the base model"):
             pipeline(enable_adaln_zero=False, **acting)
-    with pytest.raises(ValueError, match="the base model takes no actions"):
-        latents(pipeline(enable_adaln_zero=False), action_inputs={"action_features": FEATURES})
+    for given in ({"action_features": FEATURES}, {"action_modulation": drawn(2, 6, 6, 36)}):
+        with pytest.raises(ValueError, match="the base model takes no actions"):
+            latents(pipeline(enable_adaln_zero=False), action_inputs=given)
+
+
+def test_an_action_without_a_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected actions \[B, 4\] or \[B, F, 4\], got \[4\]"):
+        latents(pipeline(process_action=lambda *_: FEATURES[0, 0]))
 
 
 def test_a_module_of_another_width_is_refused() -> None:
