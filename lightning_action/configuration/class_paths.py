@@ -21,8 +21,6 @@ ALLOW_HELP = (
     "(`--data my_videos.MyVideos`), or their module with `--allow my_videos`."
 )
 _PACKAGE = "lightning_action"
-# Whether `predict` handed videos over in parts.
-_GONE = {"stream_video"}
 _TRUSTED = ("torch", "lightning")
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed")
@@ -86,13 +84,15 @@ def require_classes(config: Any) -> None:
 def brought_up_to_date(value: Any) -> Any:
     """Give a saved configuration the class paths of exported names, wherever it says that they are defined.
 
-    Settings that are gone, and changed no video while they were there, are left out.
+    `sampling.stream_video`, by which `predict` handed videos over in parts, is gone and left out: it changed no video.
     """
     if isinstance(value, list):
         return [brought_up_to_date(item) for item in value]
     if not isinstance(value, dict):
         return value
-    named = {key: brought_up_to_date(item) for key, item in value.items() if key not in _GONE}
+    named = {key: brought_up_to_date(item) for key, item in value.items()}
+    if isinstance(named.get("sampling"), dict):
+        named["sampling"].pop("stream_video", None)
     path = named.get("class_path")
     if isinstance(path, str) and path.startswith(f"{_PACKAGE}."):
         name = path.rpartition(".")[2]

@@ -15,7 +15,12 @@ import yaml
 from jsonargparse import ArgumentParser, _common, _optionals
 
 import lightning_action
-from lightning_action.configuration.class_paths import only_importing, require_classes, split_allowed
+from lightning_action.configuration.class_paths import (
+    brought_up_to_date,
+    only_importing,
+    require_classes,
+    split_allowed,
+)
 from lightning_action.run import build_module
 from tests.support.written_run import CONFIG
 
@@ -218,3 +223,8 @@ def test_all_that_is_exported_may_be_named() -> None:
         for name in lightning_action.__all__:
             if name[0].isupper():
                 assert parser.parse_object({"x": f"lightning_action.{name}"}).x is getattr(lightning_action, name)
+
+
+def test_only_the_setting_that_is_gone_is_left_out() -> None:
+    saved = {"model": {"sampling": {"seed": 1, "stream_video": True}}, "data": {"init_args": {"stream_video": True}}}
+    assert brought_up_to_date(saved) == {**saved, "model": {"sampling": {"seed": 1}}}
