@@ -98,4 +98,6 @@ def identify_checkpoint(path: str | Path | None) -> dict[str, Any] | None:
 
 def _is_whole(folder: Path, record: Record) -> bool:
     files = {kind: folder / name for kind, name in record["files"].items()}
-    return all(file.is_file() and file.stat().st_size == record["sizes"][kind] for kind, file in files.items())
+    # Records of earlier versions know no sizes.
+    sizes = record.get("sizes", {})
+    return all(file.is_file() and file.stat().st_size == sizes.get(kind) for kind, file in files.items())

@@ -43,4 +43,6 @@ def test_records_of_files_that_are_not_as_they_were_do_not_count(tmp_path: Path)
         write_record(tmp_path / f"{index:06d}.json", {"sample_id": index, "files": files, "sizes": {"pt": 5}})
         if size is not None:
             (tmp_path / files["pt"]).write_bytes(b"0" * size)
+    # An earlier version wrote no sizes.
+    write_record(tmp_path / "000003.json", {"sample_id": 3, "files": {"pt": "000000.pt"}})
     assert [record["sample_id"] for record in whole_records(tmp_path)] == [0]
