@@ -63,7 +63,8 @@ class PredictionWriter(BasePredictionWriter):
 
     Then samples are left out whose files are complete and were made for the same `sample_id`, action and prompt with
     the same checkpoint (path, size and time of change), seed, generation settings, precision, averages of weights and
-    arguments of the writer. Nothing else of the data is compared: after a change of first frames, say `resume: false`.
+    arguments of the writer. So `predict_step` must hand on the action and the prompt that the data has. Nothing else of
+    the data is compared: after a change of first frames, say `resume: false`.
     A prediction without `ckpt_path` does everything anew, as nothing says which weights it has.
 
     Two samples of one `sample_id` are an error (on different ranks only where they are more than a distributed sampler
@@ -270,10 +271,12 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def _commands_fit(record: records.Record, sample: Mapping[str, Any]) -> bool:
-    """Tell whether the action and the prompt in a record, if it has them, are those of a sample."""
-    recorded = {name: record[name] for name in ("action", "prompt") if record[name] is not None}
+    """Tell whether the action and the prompt in a record are those of a sample; None is none."""
+    names = ("action", "prompt")
     # Compared as text, in which NaN equals itself.
-    return json.dumps(recorded) == json.dumps(records.as_json({name: sample.get(name) for name in recorded}))
+    return json.dumps({name: record[name] for name in names}) == json.dumps(
+        records.as_json({name: sample.get(name) for name in names})
+    )
 
 
 def _two_of_one_name(sample_id: int) -> str:
