@@ -73,6 +73,8 @@ class RunCheckpoint(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loop = trainer.fit_loop
+        # The loop asks itself this only after the hook, under no public name, and a checkpoint that the hook saves must
+        # know whether a validation follows.
         assert loop._data_fetcher is not None
         self._validation_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -108,6 +110,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._validation_due = checkpoint.get("validation_due", False)
 
     def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Any]) -> None:
+        # No public hook tells a callback that `last.ckpt` was written.
         super()._save_last_checkpoint(trainer, monitor_candidates)
         self._is_last_current = self.save_last is True
 
@@ -115,6 +118,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Write `last.ckpt`, as a file of its own, unless it is of this moment already."""
         if not self.save_last or self._is_last_current or _is_dry_run(trainer):
             return
+        # What is public to save (`trainer.save_checkpoint`) leaves the callback's own record of its files as it was.
         name = self.format_checkpoint_name(self._monitor_candidates(trainer), self.CHECKPOINT_NAME_LAST)
         self.last_model_path = self.last_model_path or name
         self._save_checkpoint(trainer, self.last_model_path)
@@ -134,6 +138,7 @@ class RunCheckpoint(ModelCheckpoint):
         raise SIGTERMException(128 + signal.SIGTERM)
 
     def _warn_if_never_due(self, trainer: L.Trainer) -> None:
+        # `ModelCheckpoint` keeps when it is due, with defaults that depend on each other, under private names alone.
         by_steps = self._every_n_train_steps or self._train_time_interval is not None
         by_epochs = self._should_save_on_train_epoch_end(trainer) or trainer.enable_validation
         if not by_steps and (self.save_top_k == 0 or not by_epochs):
@@ -179,6 +184,7 @@ def _begin_data(trainer: L.Trainer) -> None:
 
     It does where `configure_optimizers` asks for the number of steps, and where workers load ahead.
     """
+    # Lightning did the same as it began with its loaders; nothing public does it again.
     loop = trainer.fit_loop
     assert loop._combined_loader is not None and loop._data_fetcher is not None
     loop._load_combined_loader_states()

@@ -132,6 +132,8 @@ class ActionVideoCLI(LightningCLI):
         """Whether a checkpoint may run code is not for a configuration to say."""
         return {verb: {*skipped, "weights_only"} for verb, skipped in LightningCLI.subcommands().items()}
 
+    # LightningCLI has no public way to change what a verb is called with, to stand around the call, or to leave the
+    # checkpoint unread: the three methods below are its own.
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
@@ -284,6 +286,7 @@ def leave_process_group(exit_code: int = 0) -> None:
         gc.collect()
         dist.destroy_process_group()
     if may_abort:
+        # `os._exit` skips what is registered for the end of a process, and nothing public runs it.
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -21,7 +21,11 @@ _ITEM = re.compile(r"--(?P<owner>[\w.]+)\.(?P<item>[A-Z]\w*)\.(?:init_args\.)?(?
 
 
 class RunParser(LightningArgumentParser):
-    """Raises `UsageError`, in place of an exit, and hands texts on as they were typed."""
+    """Raises `UsageError`, in place of an exit, and hands texts on as they were typed.
+
+    Neither argparse nor jsonargparse has public names for the options of a parser, for how one option is split into
+    name and value, or for the type that it takes; those with an underscore are theirs.
+    """
 
     def __init__(self, *args: Any, parser_mode: str = MODE, **kwargs: Any) -> None:
         super().__init__(*args, parser_mode=MODE, **kwargs)
