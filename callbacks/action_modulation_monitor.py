@@ -140,7 +140,8 @@ class ActionModulationMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(projection=self.projection)
+        said = {"projection": self.projection}
+        return f"{type(self).__qualname__}{said}"
 
     def state_dict(self) -> dict[str, Any]:
         return {"said": self._said, "fault": self._fault, "fault_since": self._fault_since}

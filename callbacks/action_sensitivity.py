@@ -125,7 +125,8 @@ class ActionSensitivity(Callback):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(timesteps=self.timesteps, layers=self.layers)
+        said = {"timesteps": self.timesteps, "layers": self.layers}
+        return f"{type(self).__qualname__}{said}"
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_within_noise": self._num_within_noise}

@@ -142,7 +142,8 @@ class FreezeBackboneFirst(Callback):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(backbone=self.backbone)
+        said = {"backbone": self.backbone}
+        return f"{type(self).__qualname__}{said}"
 
     def state_dict(self) -> dict[str, Any]:
         return {

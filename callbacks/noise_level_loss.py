@@ -67,7 +67,8 @@ class NoiseLevelLoss(Callback):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(loss=self.loss, timestep=self.timestep, num_bins=self.num_bins)
+        said = {"loss": self.loss, "timestep": self.timestep, "num_bins": self.num_bins}
+        return f"{type(self).__qualname__}{said}"
 
     def state_dict(self) -> dict[str, Any]:
         # A checkpoint holds what the first rank says. The mean serves all: they add up to the same again.

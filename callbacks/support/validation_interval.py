@@ -27,7 +27,8 @@ class EveryNValidations(Callback):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(every_n_validations=self.every_n_validations)
+        said = {"every_n_validations": self.every_n_validations}
+        return f"{type(self).__qualname__}{said}"
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_validations": self._num_validations}
