@@ -23,7 +23,7 @@ from lightning_action.generation.video import VideoGenerator, whole_video
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.pipeline.arguments import ActionInputs, check_latents, check_prompts, given_modulation
+from lightning_action.pipeline.inputs import ActionInputs, check_latents, check_prompts, given_modulation
 from lightning_action.pipeline.parts import (
     parts_of_adapter,
     parts_of_release,

@@ -7,7 +7,7 @@ import torch
 
 from lightning_action.action.conditioning import ActionConditioning
 from lightning_action.action.projection import ActionModulationProjection
-from lightning_action.pipeline.arguments import check_latents, check_prompts, given_modulation
+from lightning_action.pipeline.inputs import check_latents, check_prompts, given_modulation
 from tests.support.small_generator import fill, small_generator
 
 GENERATOR = small_generator()
