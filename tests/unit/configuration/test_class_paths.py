@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import lightning.pytorch.cli  # noqa: F401 (it lets jsonargparse read configurations from anywhere)
 import pytest
 import torch
 import yaml
