@@ -24,6 +24,8 @@ _UNKNOWN = re.compile(
     r"(?:unrecognized arguments: (?P<option>--?[^\s=]+).*|(?:Group '(?P<group>[^']+)'|Subcommand '[^']+') does not "
     r"accept option '(?P<inside>[^']+)'|Option '(?P<name>[^']+)' is not accepted)"
 )
+# Arguments of a class that another configuration is to name; of data, the parser then takes the class of all.
+_ARGUMENTS_ALONE = re.compile(r"Dict must include a class_path|lightning\.LightningDataModule: there is no argument")
 _MISSING_FILE = re.compile(r"File does not exist: '(.+)'")
 VERBS = ("fit", "validate", "test", "predict", "selfcheck", "check", "export")
 
@@ -101,10 +103,12 @@ def _in_plain_words(text: str, given: str | None) -> str:
     text = re.sub(r".*does not accept option '([^']+)'|Option '([^']+)' is not accepted", _no_argument, text)
     text = re.sub(r"^the following arguments are required: (.*)", r"missing: \1", text)
     if text.startswith("missing: ") and "model." in text:
-        text = f"{text}; name a configuration with --config"
+        text = f"{text}; name a configuration with --config, and before it those that it stacks on"
     text = re.sub(r'^expected "subcommand" to be one of .*', f"name a verb: {', '.join(VERBS)}", text)
     text = re.sub(r"^argument subcommand: invalid choice: ('.*?') .*", r"there is no verb \1", text)
     text = re.sub(r"Problems parsing config: ", "", text)
+    if _ARGUMENTS_ALONE.search(text):
+        text = f"{text.strip().rstrip('.')}; if this configuration stacks on another, name that one before it"
     text = re.sub(r"^Unexpected config\b.*", "expected a mapping of settings, as in `trainer: {max_steps: 10}`", text)
     if given is not None and ", got " not in text and "expected " in text:
         text = f"{text}, got {_quoted(given)}"

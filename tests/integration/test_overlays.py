@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from lightning_action.cli import main
+from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.trainer_verbs import run
 from tests.support.shipped import shipped
 from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, last_checkpoint, small
@@ -32,6 +33,12 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def stacked(verb: str, folder: Path, overlays: list[Path], *more: str) -> list[str]:
     arguments = small(verb, folder, *more)
     return [*arguments[:2], *(f"--config={path}" for path in overlays), *arguments[2:]]
+
+
+@pytest.mark.parametrize("name", ["demo_backbone", "wan2.1_14b", "wan2.2_5b", "longlive_action", "discrete", "lora"])
+def test_an_overlay_alone_says_what_is_missing(name: str) -> None:
+    with pytest.raises(UsageError, match="stacks on"):
+        run(["fit", f"--config={CONFIGS / name}.yaml"])
 
 
 def test_lora_trains_in_three_states(backbone: Path, tmp_path: Path) -> None:
