@@ -113,7 +113,7 @@ def check_actions(batch: Batch, schema: ActionSchema, num_frames: int, infers: b
         infers: Whether an action module says what was done where the key is missing.
 
     Raises:
-        ValueError: With what was expected and what came.
+        ValueError: Actions are others; the message has what was expected and what came.
     """
     if "action" not in batch and not infers:
         raise ValueError(

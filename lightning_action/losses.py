@@ -63,7 +63,7 @@ class FlowMatchingLosses:
         conditioning: Way from actions to modulation.
         causality: Block size, window and sink.
         schedule: Noise levels and their weights.
-        objective: What is noised, and what is seen.
+        objective: Rule of what is noised, and what is seen.
         weighting: `bell` weighs noise levels as this family does, `uniform` all alike.
         seed: Random seed of noise and noise levels.
     """

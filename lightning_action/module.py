@@ -37,7 +37,7 @@ class ActionVideoModule(GenerativeModule):
 
     Args:
         args: Arguments of `GenerativeModule`: `generator`, `text_encoder`, `vae`, and so on.
-        objective: What is noised, and what is seen: `teacher_forcing` (noisy blocks see the clean past) or
+        objective: Rule of what is noised, and what is seen: `teacher_forcing` (noisy blocks see the clean past) or
             `diffusion_forcing` (the noisy past).
         loss_weighting: Weights of noise levels: `bell` weighs them as this family does; `uniform` keeps the high ones,
             where actions act.

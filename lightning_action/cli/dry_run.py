@@ -55,8 +55,8 @@ class Report:
 
     Args:
         parameters: Parameters of every part; None where only its files know.
-        problems: What of the data does not fit the model, one sentence each.
-        settings: What the figures hold for: batch, sampling, dtypes, and the classes of the frozen parts.
+        problems: Misfits between data and model, one sentence each.
+        settings: Settings that the figures hold for: batch, sampling, dtypes, and the classes of the frozen parts.
         shapes: Shape of every stage.
         blocks: Numbers of tokens and latent frames.
         memory: Bytes on one device.

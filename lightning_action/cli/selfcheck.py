@@ -153,7 +153,7 @@ def measure(
     """Train a toy base model, give it actions, and see that they act; an mp4 and an action scan are left in `folder`.
 
     Args:
-        folder: Where pictures are written.
+        folder: Folder that pictures are written to.
         sizes: Sizes of the model and of its training.
         projection: Builds the action projection, with the arguments of `ActionModulationProjection`.
         action_learning_rate: Learning rate of the action projection; at 0 nothing is learnt.

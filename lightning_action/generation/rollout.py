@@ -36,7 +36,7 @@ class CausalRollout:
         latent_shape: Shape of one latent frame, (C, H, W).
         num_frames: Longest video, in latent frames; only matters where the window is unlimited.
         action_guidance_scale: Weight w in `v_null + w (v_action - v_null)`; 1 is plain conditioning and costs one pass.
-        image: What an image-to-video model sees besides, its channels for the whole video.
+        image: Condition that an image-to-video model sees besides, its channels for the whole video.
     """
 
     def __init__(

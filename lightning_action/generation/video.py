@@ -55,7 +55,7 @@ class VideoGenerator:
             modulation: Modulation of the video, or what gives it block by block, see `rollout`.
             initial: Latents that the video starts with, `[B, F0, C, h, w]`.
             first_noise: Noise of the first denoising step, `[B, F, C, h, w]`, in place of that of `sample_id`.
-            image: What an image-to-video model sees besides.
+            image: Condition that an image-to-video model sees besides.
 
         Yields:
             Clean latents of a block, `[B, block, C, h, w]`, the initial ones first.

@@ -156,7 +156,7 @@ class ActionCausalInferencePipeline(nn.Module):
             generated_frames: Latents of the video so far, initial ones included, `[B, F', C, H, W]`; F' is 0 at the
                 first block.
             current_frame_idx: First latent frame of the block, F'.
-            action_inputs: What `inference` was called with.
+            action_inputs: Argument that `inference` was called with.
 
         Returns:
             For a block of f frames: features `[B, A]` or `[B, f, A]`, ready modulation `[B, f, 6, D]` or
@@ -214,7 +214,7 @@ class ActionCausalInferencePipeline(nn.Module):
             low_memory: Keep text encoder and VAE on the device only while they work, and decode the video to the CPU
                 after the KV cache was freed.
             sample_id: Number of each video, to which the noise of later steps belongs; 0 ... B - 1 if not given.
-            image: What an image-to-video model sees besides, for all F0 + F frames.
+            image: Condition that an image-to-video model sees besides, for all F0 + F frames.
 
         Returns:
             Video `[B, T, 3, H, W]` in [0, 1] with T = 1 + r (F0 + F - 1); with `return_latents` and `profile` a tuple

@@ -24,7 +24,7 @@ def check_latents(noise: Tensor, initial: Tensor | None, generator: CausalWanMod
     """Refuse latents that are not the generator's, do not belong together, or hold NaN.
 
     Raises:
-        ValueError: With the shapes expected and the shapes that came.
+        ValueError: Latents are others; the message has the shapes expected and those that came.
     """
     given = {"noise": noise} if initial is None else {"noise": noise, "initial_latent": initial}
     for name, latents in given.items():
@@ -53,7 +53,7 @@ def check_prompts(
     """Refuse prompts, or their embeds, and sample numbers that are not those of a batch of `batch_size`.
 
     Raises:
-        ValueError: With what was expected and what came.
+        ValueError: Something is; the message has what was expected and what came.
     """
     if len(samples) != batch_size:
         raise ValueError(f"expected {batch_size} sample_id, one for each video of noise, got {len(samples)}")
