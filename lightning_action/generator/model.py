@@ -351,6 +351,8 @@ class CausalWanModel(nn.Module):
         angles = rotation(positions, rows, columns, self.dim // self.num_heads, latents.device)
         time = self._embed_time(timestep)
         modulation = self.time_projection(time).unflatten(-1, (6, self.dim))
+        if action_modulation is not None:
+            self._require_action(action_modulation, modulation.shape)
         joined = self._join_channels(latents, image_channels)
         x = rearrange(self.patch_embedding(joined.transpose(1, 2)), "b d f h w -> b f (h w) d")
         for index, layer in enumerate(self.blocks):
@@ -375,18 +377,19 @@ class CausalWanModel(nn.Module):
             return checkpoint(layer, x, modulation, angles, attend, text, use_reentrant=False)
         return layer(x, modulation, angles, attend, text)
 
+    def _require_action(self, action_modulation: Tensor, expected: torch.Size) -> None:
+        per_layer = (*expected[:2], self.num_layers, *expected[2:])
+        if action_modulation.shape not in (expected, per_layer):
+            raise ValueError(
+                f"action_modulation must be [B, F, 6, D] = {list(expected)}, or with num_layers = {self.num_layers} "
+                f"before the 6; got {list(action_modulation.shape)}"
+            )
+
     def _add_action(self, modulation: Tensor, action_modulation: Tensor | None, layer: int) -> Tensor:
         if action_modulation is None:
             return modulation
-        if action_modulation.ndim == 5:
-            action_modulation = action_modulation[:, :, layer]
-        if action_modulation.shape != modulation.shape:
-            raise ValueError(
-                f"action_modulation must be [B, F, 6, D] = {list(modulation.shape)}, or with num_layers = "
-                f"{self.num_layers} before the 6; got {list(action_modulation.shape)} at layer {layer}"
-            )
         # A sum, so that no action (exactly zero) leaves the base model's modulation as it is, to the bit.
-        return modulation + action_modulation
+        return modulation + (action_modulation[:, :, layer] if action_modulation.ndim == 5 else action_modulation)
 
     def _embed_time(self, timestep: Tensor) -> Tensor:
         # The sinusoids of Vaswani et al. (2017, arXiv:1706.03762), in float64 and with cosines first, as in Wan.

@@ -101,6 +101,9 @@ def test_modulation_of_another_shape_is_refused() -> None:
     generator, x = small_generator(), small_inputs(4)
     with pytest.raises(ValueError, match=r"action_modulation must be.*got \[2, 3, 6, 36\]"):
         run(generator, "block_causal", {**x, "modulation": x["modulation"][:, :3]}, BlockCausality(2))
+    of_three_layers = x["modulation"][:, :, None].expand(-1, -1, 3, -1, -1)
+    with pytest.raises(ValueError, match=r"num_layers = 2 before the 6; got \[2, 4, 3, 6, 36\]"):
+        run(generator, "block_causal", {**x, "modulation": of_three_layers}, BlockCausality(2))
 
 
 @pytest.mark.parametrize(("height", "width", "num_frames"), [(8, 16, 2), (8, 15, 2), (8, 17, 2), (16, 16, 2)])
