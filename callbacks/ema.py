@@ -26,11 +26,12 @@ Tensors: TypeAlias = dict[str, Tensor]
 class EMA(Callback):
     """Keeps an exponential moving average of the weights, and evaluates with it; training never sees it.
 
-    After every optimizer step, `average = decay * average + (1 - decay) * weights`, for every parameter that requires
-    grad when the fit starts. The average is kept in float32 or better, and is sharded as its parameter is. It stands in
-    the module while the Trainer validates, tests and predicts, and the trained weights come back afterwards, also after
-    an exception. Within a fit that is from `on_validation_start` to `on_validation_end`, so that a callback that comes
-    later in the list and generates in `on_validation_end` uses the trained weights. Buffers are not averaged.
+    After every optimizer step, `average = decay * average + (1 - decay) * weights` (Tarvainen & Valpola 2017,
+    arXiv:1703.01780), for every parameter that requires grad when the fit starts. The average is kept in float32 or
+    better, and is sharded as its parameter is. It stands in the module while the Trainer validates, tests and predicts,
+    and the trained weights come back afterwards, also after an exception. Within a fit that is from
+    `on_validation_start` to `on_validation_end`, so that a callback that comes later in the list and generates in
+    `on_validation_end` uses the trained weights. Buffers are not averaged.
 
     Checkpoints hold the trained weights in `state_dict`, as without this callback, and the average beside them:
 
