@@ -1,4 +1,4 @@
-"""`python -m lightning_action fit|validate|test|predict|check|export ...`."""
+"""`python -m lightning_action selfcheck|check|fit|validate|test|predict|export ...`."""
 
 from lightning_action.cli import main
 
