@@ -83,10 +83,16 @@ class FlowMatchingLosses:
         return self._loss(encoded, draw, draw_dropped(action_dropout_prob, randoms))
 
     @torch.no_grad()
-    def matched(self, encoded: Encoded) -> dict[str, Loss]:
-        """Return losses at the same noise and timesteps: `true` actions, those of the `other` sample, and `null`.
+    def matched(self, encoded: Encoded, names: Sequence[str] = ("true", "other", "null")) -> dict[str, Loss]:
+        """Return losses at the same noise and timesteps, each the mean of several draws.
 
-        Each is the mean of several draws; it has as many frames as the video has in all draws.
+        Args:
+            encoded: Batch as the frozen parts see it.
+            names: Actions to measure under: `true`, those of the `other` sample, and `null`; where none act, there is
+                `true` alone.
+
+        Returns:
+            Losses by these names; each has as many frames as the video has in all draws.
         """
         batch = encoded.batch
         variants = {"true": batch}
@@ -97,6 +103,7 @@ class FlowMatchingLosses:
         return {
             name: _mean([self._loss(Encoded(variant, encoded.latents, encoded.text), draw) for draw in draws])
             for name, variant in variants.items()
+            if name in names
         }
 
     @torch.no_grad()

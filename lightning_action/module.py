@@ -159,7 +159,7 @@ class ActionVideoModule(GenerativeModule):
         """
         self._require_trainable(batch, "validation")
         size = len(batch["video"])
-        matched = self.losses.matched(self._encoded(batch))
+        matched = self.losses.matched(self._encoded(batch), ("true", "other"))
         losses = {name: loss.per_sample for name, loss in matched.items()}
         self._log_validation("loss", losses["true"].mean(), size, prog_bar=True)
         if "other" in losses:

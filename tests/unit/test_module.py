@@ -290,6 +290,8 @@ def test_validation_says_at_which_noise_it_measured() -> None:
         torch.testing.assert_close(loss.per_frame.mean(dim=1), loss.per_sample)
         assert torch.equal(loss.timestep, matched["true"].timestep)
     assert matched["true"].timestep.unique().numel() > 2 and matched["true"].timestep.min() >= 0
+    asked = module.losses.matched(module._encoded(batch), ("true", "other"))
+    assert asked.keys() == {"true", "other"} and torch.equal(asked["other"].per_sample, matched["other"].per_sample)
 
 
 def test_validation_measures_obedience(tmp_path: Path) -> None:
