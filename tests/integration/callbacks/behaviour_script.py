@@ -66,7 +66,8 @@ class Visible(SomeonesDiT):
         return {"seed": 3, "generation": {"num_inference_steps": 1}}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        return {"video": self.generate(batch), "sample_id": batch["sample_id"], **self.generation_settings()}
+        known = {"sample_id": batch["sample_id"], "action": batch["action"], **self.generation_settings()}
+        return {"video": self.generate(batch), **known}
 
 
 class SpotsToPredict(LightningDataModule):
