@@ -157,6 +157,20 @@ class CausalWanModel(nn.Module):
             )
         return (height // rows) * (width // columns)
 
+    def require_action_modulation(self, action_modulation: Tensor, batch_size: int, num_frames: int) -> None:
+        """Refuse modulation that is not for so many videos and latent frames of this generator.
+
+        Raises:
+            ValueError: It has another shape.
+        """
+        shared = [batch_size, num_frames, 6, self.dim]
+        per_layer = [batch_size, num_frames, self.num_layers, 6, self.dim]
+        if list(action_modulation.shape) not in (shared, per_layer):
+            raise ValueError(
+                f"action_modulation must be [B, F, 6, D], here modulation {shared} or {per_layer}, the latter with "
+                f"num_layers = {self.num_layers} before the 6; got {list(action_modulation.shape)}"
+            )
+
     def forward(
         self,
         latents: Tensor,
@@ -352,7 +366,7 @@ class CausalWanModel(nn.Module):
         time = self._embed_time(timestep)
         modulation = self.time_projection(time).unflatten(-1, (6, self.dim))
         if action_modulation is not None:
-            self._require_action(action_modulation, modulation.shape)
+            self.require_action_modulation(action_modulation, *modulation.shape[:2])
         joined = self._join_channels(latents, image_channels)
         x = rearrange(self.patch_embedding(joined.transpose(1, 2)), "b d f h w -> b f (h w) d")
         for index, layer in enumerate(self.blocks):
@@ -376,14 +390,6 @@ class CausalWanModel(nn.Module):
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, x, modulation, angles, attend, text, use_reentrant=False)
         return layer(x, modulation, angles, attend, text)
-
-    def _require_action(self, action_modulation: Tensor, expected: torch.Size) -> None:
-        per_layer = (*expected[:2], self.num_layers, *expected[2:])
-        if action_modulation.shape not in (expected, per_layer):
-            raise ValueError(
-                f"action_modulation must be [B, F, 6, D] = {list(expected)}, or with num_layers = {self.num_layers} "
-                f"before the 6; got {list(action_modulation.shape)}"
-            )
 
     def _add_action(self, modulation: Tensor, action_modulation: Tensor | None, layer: int) -> Tensor:
         if action_modulation is None:

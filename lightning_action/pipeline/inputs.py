@@ -99,12 +99,7 @@ def given_modulation(
             f"{num_frames}, one for each of the video, or {num_frames - num_initial}, one for each generated"
         )
     modulation = conditioning.of_action(action, length, start, present)
-    expected = [[batch_size, length, *layers, 6, generator.dim] for layers in ([], [generator.num_layers])]
-    if list(modulation.shape) not in expected:
-        raise ValueError(
-            f"expected modulation {expected[0]} or {expected[1]}, or features that become such; got modulation "
-            f"{list(modulation.shape)}"
-        )
+    generator.require_action_modulation(modulation, batch_size, length)
     nothing = modulation.new_zeros(batch_size, num_frames - length, *modulation.shape[2:])
     return torch.cat([nothing, modulation], dim=1)
 
