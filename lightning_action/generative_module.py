@@ -209,7 +209,7 @@ class GenerativeModule(L.LightningModule):
         clock, overlaps = Clock(self.device), self.acceleration.overlap_decoding
         decoder = self.frozen.decoder(self.device)
         video, latents = whole_video(
-            clock.blocks(self.stream_latents(batch)),
+            clock.blocks(self._generated_latents(batch)),
             decoder if overlaps else clock.timed("vae", decoder),
             "cpu",
             overlaps,
@@ -281,6 +281,9 @@ class GenerativeModule(L.LightningModule):
     def stream_latents(self, batch: Batch) -> Iterator[Tensor]:
         """Generate as `generate`, but yield the clean latents of each block, `[B, block, C, h, w]`, once they exist."""
         self._require_fits(batch, trains=False)
+        yield from self._generated_latents(batch)
+
+    def _generated_latents(self, batch: Batch) -> Iterator[Tensor]:
         length = num_latents(batch, self.schema)
         start = first_frames(batch, self.sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
         initial = None if start is None else self._encoded_video(start)
