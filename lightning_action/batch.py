@@ -1,8 +1,9 @@
 """What is in a batch: a dict that DataModules make, and that training, measuring and generating read.
 
 `video` `[B, T, 3, H, W]` in [-1, 1], `action` `[B, rows, columns]` as an `ActionSchema` says (None is no action),
-`prompt`, a list of B strings, and `sample_id` `[B]`, to which the noise belongs. For generation `video` may be just the
-start, or be missing; then `frame_size` `[B, 2]` gives height and width.
+`prompt`, a list of B strings, and `sample_id` `[B]`, to which the noise belongs. Where some samples were recorded
+without actions, `has_action` `[B]` bool says which have one, and the rows of the others mean nothing. For generation
+`video` may be just the start, or be missing; then `frame_size` `[B, 2]` gives height and width.
 """
 
 from __future__ import annotations
@@ -69,6 +70,9 @@ def check_batch(batch: Batch) -> None:
         raise ValueError(f"`prompt` must be a list of {size} strings, one for each sample_id, got {prompts!r}")
     if has_actions(batch):
         _check_rows(batch["action"], size)
+    told = batch.get("has_action", torch.ones(size, dtype=torch.bool))
+    if not isinstance(told, Tensor) or told.shape != (size,) or told.dtype != torch.bool:
+        raise ValueError(f"`has_action` must be a tensor [{size}] of bool, got {told!r}")
     if "video" in batch and not isinstance(batch["video"], Tensor):
         raise ValueError(f"`video` must be a tensor [B, T, 3, H, W], got {type(batch['video']).__name__}")
     if "video" in batch and (batch["video"].ndim != 5 or not batch["video"].is_floating_point()):
@@ -172,6 +176,11 @@ def first_samples(batch: Batch, count: int) -> Batch:
 def has_actions(batch: Batch) -> bool:
     """Tell whether a batch has action rows."""
     return batch.get("action") is not None
+
+
+def without_action(batch: Batch) -> Tensor | None:
+    """Tell which samples `[B]` have no action although the batch has action rows; None where all have one."""
+    return ~batch["has_action"] if "has_action" in batch else None
 
 
 def infers_actions(batch: Batch) -> bool:

@@ -26,6 +26,7 @@ from lightning_action.batch import (
     infers_actions,
     num_latents,
     to_unit_range,
+    without_action,
 )
 from lightning_action.batch_checks import BatchChecks
 from lightning_action.checkpoints.lora import LoRASettings, lora_alpha, merged_state_dict
@@ -288,7 +289,9 @@ class GenerativeModule(L.LightningModule):
         start = first_frames(batch, self.sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
         initial = None if start is None else self._encoded_video(start)
         text = self._encoded_text(batch)
-        modulation = self.conditioning.of_rollout(batch.get("action"), infers_actions(batch), length, text)
+        modulation = self.conditioning.of_rollout(
+            batch.get("action"), infers_actions(batch), length, text, without_action(batch)
+        )
         shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
         videos = VideoGenerator(self.generator, self.causality, self.sampling, self.schedule)
         yield from videos.stream_latents(text, batch["sample_id"].tolist(), shape, modulation, initial)

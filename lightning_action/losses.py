@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from lightning_action.action.conditioning import ActionConditioning, draw_dropped
-from lightning_action.batch import Batch, has_actions, infers_actions, other_actions, without_actions
+from lightning_action.batch import (
+    Batch,
+    has_actions,
+    infers_actions,
+    other_actions,
+    without_action,
+    without_actions,
+)
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.objectives import Objective, Velocities, draw_block_levels, per_frame_error
 from lightning_action.generator.causality import BlockCausality
@@ -120,6 +127,9 @@ class FlowMatchingLosses:
 
     def _velocities(self, encoded: Encoded, noise: Tensor, timestep: Tensor, dropped: Tensor | None) -> Velocities:
         batch, latents, text = encoded.batch, encoded.latents, encoded.text
+        absent = without_action(batch)
+        if absent is not None:
+            dropped = absent if dropped is None else absent | dropped.to(absent.device)
         modulation = self.conditioning.of_known_video(
             batch.get("action"), infers_actions(batch), latents, text, self.causality, dropped
         )

@@ -105,7 +105,7 @@ class ActionConditioning:
         return self.of_action(vectors, shape[1], latents, present)
 
     def of_rollout(
-        self, action: Tensor | None, infers: bool, num_frames: int, text: Tensor
+        self, action: Tensor | None, infers: bool, num_frames: int, text: Tensor, dropped: Tensor | None = None
     ) -> Tensor | BlockModulation | None:
         """Compute the modulation of a video that is to be generated, or give it block by block; None for none.
 
@@ -114,11 +114,14 @@ class ActionConditioning:
             infers: Whether the action module decides each block from the blocks before it, where there are no rows.
             num_frames: Latent frames of the video.
             text: Encoded prompts, `[B, L, text_dim]`.
+            dropped: Samples `[B]` bool that have no action.
         """
         if self.projection is None:
             return None
         if action is not None:
             vectors, present = self.encoded(action.to(text.device), num_frames)
+            if dropped is not None:
+                present = present & ~dropped[:, None].to(present.device)
             return self.of_action(vectors, num_frames, text, present)
         return self.of_inferred(text) if infers else None
 

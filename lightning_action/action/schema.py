@@ -9,6 +9,8 @@ latent frames stand for `T = 1 + r (L - 1)` pixel frames. Three conventions say 
 | `transition` | `4 (L-1)`  | no action      | rows `4i-4 ... 4i-1`: row k leads from pixel frame k to k + 1   |
 | `state`      | `4 (L-1)+1`| row 0, 4 times | rows `4i-3 ... 4i`: row k is recorded with pixel frame k        |
 | `per_latent` | `L`        | row 0          | row i                                                           |
+
+Actions that come s times as often as pixel frames (`rows_per_frame`) are s rows for each of the rows above.
 """
 
 from __future__ import annotations
@@ -110,12 +112,15 @@ class ActionSchema:
             to k + 1), `state` (row k is recorded with pixel frame k), or `per_latent`.
         combine: Way in which the rows of a latent frame become one vector: side by side, mean, sum, or the last one.
         temporal_compression_ratio: Number r of pixel frames of one latent frame.
+        rows_per_frame: Number s of action rows of one pixel frame: 3 for actions at 30 Hz and a video of 10 frames a
+            second.
     """
 
     parts: list[ActionPart] = field(default_factory=lambda: [ActionPart()])
     alignment: Alignment = "transition"
     combine: Combine = "concat"
     temporal_compression_ratio: int = 4
+    rows_per_frame: int = 1
 
     def __post_init__(self) -> None:
         _require_one_of("alignment", self.alignment, get_args(Alignment))
@@ -124,6 +129,11 @@ class ActionSchema:
             raise ValueError(
                 "expected at least one action part and temporal_compression_ratio >= 1, got "
                 f"{len(self.parts)} parts and {self.temporal_compression_ratio}"
+            )
+        if self.rows_per_frame < 1 or (self.rows_per_frame > 1 and self.alignment == "per_latent"):
+            raise ValueError(
+                "expected rows_per_frame >= 1, and 1 with alignment per_latent, whose rows do not belong to pixel "
+                f"frames, got {self.rows_per_frame}"
             )
 
     @property
@@ -139,11 +149,11 @@ class ActionSchema:
 
     @property
     def _rows_per_latent(self) -> int:
-        return 1 if self.alignment == "per_latent" else self.temporal_compression_ratio
+        return 1 if self.alignment == "per_latent" else self.temporal_compression_ratio * self.rows_per_frame
 
     def num_rows(self, num_latents: int) -> int:
         """Number of action rows that `num_latents` latent frames take."""
-        steps = self.temporal_compression_ratio * (num_latents - 1)
+        steps = self._rows_per_latent * (num_latents - 1)
         return {"transition": steps, "state": steps + 1, "per_latent": num_latents}[self.alignment]
 
     def rows_of(self, latent: int) -> range:
@@ -153,8 +163,8 @@ class ActionSchema:
         is_state = self.alignment == "state"
         if latent == 0:
             return range(int(is_state))
-        ratio = self.temporal_compression_ratio
-        return range(ratio * (latent - 1) + is_state, ratio * latent + is_state)
+        rows = self._rows_per_latent
+        return range(rows * (latent - 1) + is_state, rows * latent + is_state)
 
     def num_latents(self, num_rows: int) -> int:
         """Number of latent frames that `num_rows` action rows are for.
@@ -162,11 +172,10 @@ class ActionSchema:
         Raises:
             ValueError: The rows are for no whole number of latent frames; the message shows the rules.
         """
-        ratio = self.temporal_compression_ratio
         if self.alignment == "per_latent":
             latents, rest = num_rows, 0
         else:
-            latents, rest = divmod(num_rows - (self.alignment == "state"), ratio)
+            latents, rest = divmod(num_rows - (self.alignment == "state"), self._rows_per_latent)
             latents += 1
         if rest or latents < 1:
             raise ValueError(f"{num_rows} action rows fit no whole number of latent frames. {self._rules()}")
@@ -228,13 +237,13 @@ class ActionSchema:
         """Group `[B, rows, width]` as `[B, L, rows of a latent frame, width]`."""
         if self.alignment == "per_latent":
             return encoded[:, :, None]
-        ratio = self.temporal_compression_ratio
+        rows = self._rows_per_latent
         first = encoded[:, :1] if self.alignment == "state" else torch.zeros_like(encoded[:, :1])
         if encoded.shape[1] == 0:
             first = encoded.new_zeros(encoded.shape[0], 1, encoded.shape[2])
         rest = encoded[:, 1:] if self.alignment == "state" else encoded
-        padded = torch.cat([first.expand(-1, ratio, -1), rest], dim=1)
-        return padded.unflatten(1, (num_latents, ratio))
+        padded = torch.cat([first.expand(-1, rows, -1), rest], dim=1)
+        return padded.unflatten(1, (num_latents, rows))
 
     def _combine(self, grouped: Tensor) -> Tensor:
         if self.combine == "concat":
@@ -246,7 +255,7 @@ class ActionSchema:
         return grouped[:, :, -1]
 
     def _rules(self, num_latents: int | None = None) -> str:
-        ratio = self.temporal_compression_ratio
+        ratio = self.temporal_compression_ratio * self.rows_per_frame
         if num_latents is None:
             counts = ("L", f"{ratio} (L - 1)", f"{ratio} (L - 1) + 1", "L")
         else:

@@ -185,7 +185,7 @@ class ObedienceTest:
         evaluator = self._evaluators[name].to(video.device)
         evaluator.update_videos(truth, video, video_other)
         evaluator.update_losses(loss, loss_other)
-        if self._read_positions is not None:
+        if self._read_positions is not None and "position" in batch:
             positions, found = self._read_positions(from_unit_range(video), batch)
             target = batch["position"]
             evaluator.following.update(positions.to(target), target, found.to(target.device))

@@ -8,21 +8,32 @@ from torch import Tensor
 
 
 class Clip(Protocol):
-    """A video, of which frames and action rows are read when they are asked for.
+    """A video, of which frames and action rows are read when they are asked for."""
 
-    Args:
-        name: Name in messages and in an index, the same in every run.
-        num_frames: Number of pixel frames, at `fps`.
-        fps: Number of frames of a second.
-        prompt: Description of what the video shows; empty for none.
-        has_actions: Whether it was recorded with actions.
-    """
+    @property
+    def name(self) -> str:
+        """Name in messages and in an index, the same in every run."""
+        ...
 
-    name: str
-    num_frames: int
-    fps: float
-    prompt: str
-    has_actions: bool
+    @property
+    def num_frames(self) -> int:
+        """Number of pixel frames, at `fps`."""
+        ...
+
+    @property
+    def fps(self) -> float:
+        """Number of frames of a second."""
+        ...
+
+    @property
+    def prompt(self) -> str:
+        """Description of what the video shows; empty for none."""
+        ...
+
+    @property
+    def has_actions(self) -> bool:
+        """Whether it was recorded with actions."""
+        ...
 
     def video(self, start: int, num_frames: int) -> Tensor:
         """Read some frames `[num_frames, 3, H, W]` in [-1, 1], the first of which is frame `start`."""

@@ -1,0 +1,278 @@
+"""Recorded episodes as training, validation, test and predict data."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from lightning_action.action.schema import ActionSchema, Combine
+from lightning_action.batch import Batch, num_pixel_frames
+from lightning_action.data.resumable import ResumableDataLoader, ResumableSampler
+from lightning_action.data.windows import WindowDataset, collate_windows
+from lightning_action.recordings.clips import Clip
+from lightning_action.recordings.faults import Faults, OnFault
+from lightning_action.recordings.frame_fit import FrameFit
+from lightning_action.recordings.recorded_clip import RecordedClip, Timing
+from lightning_action.recordings.recording import Episode, Recording
+from lightning_action.recordings.splits import split_episodes
+from lightning_action.recordings.statistics import ColumnStatistics, measure, schema_from
+
+Split = Literal["train", "validation", "test", "predict"]
+Locator = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Positions `[B, T, 2]` of an object in videos `[B, T, 3, H, W]` in [-1, 1], and whether it is there, `[B, T]` bool."""
+
+
+class RecordedDataModule(L.LightningDataModule):
+    """Windows of recorded episodes; subclasses say how the recording is read.
+
+    Args:
+        num_latents: Number of latent frames of a window, which has `1 + r (num_latents - 1)` pixel frames.
+        temporal_compression_ratio: Number r of pixel frames of a latent frame.
+        fps: Number of frames of a second that the model sees; None takes that of the recording. Where the recording has
+            s times as many, each frame has s action rows, which the schema combines.
+        frame_size: Height and width of the frames of a camera: they are scaled until they cover it, and the middle is
+            cut out. None takes the recorded size, cut to multiples of `size_multiple`.
+        size_multiple: Number of pixels that a side must be a multiple of: pixels of a latent times latents of a patch.
+        alignment: Rule of which action rows belong to which latent frame. Row k is recorded with frame k: `transition`
+            takes it for what leads to frame k + 1, `state` for what is the case at frame k.
+        combine: Way in which the rows of a latent frame become one vector.
+        validation_share: Share of the episodes that validation takes, at least one; 0 takes none.
+        test_share: Share of the episodes that `test` and `predict` take, at least one; 0 takes none.
+        window_step: Number of frames from one training window to the next. Windows of the other splits do not overlap.
+        validation_size: Largest number of windows of a validation, spread over the episodes.
+        test_size: Largest number of windows that `test` measures.
+        predict_size: Largest number of windows that `predict` generates.
+        batch_size: Number of training videos of a step, on each device.
+        eval_batch_size: Number of videos of a validation, test or predict step.
+        seed: Random seed of the split into training and held-out episodes, and of the order of the windows.
+        num_workers: Number of processes that decode.
+        bad_episodes: Way to deal with episodes that are broken, or shorter than a window: `refuse` stops and names the
+            first one, `skip` goes on without them and names them.
+        locator: Function that finds the object to be measured in videos, such as `ColorLocator`; None measures no
+            positions.
+    """
+
+    def __init__(
+        self,
+        num_latents: int = 9,
+        temporal_compression_ratio: int = 4,
+        fps: float | None = None,
+        frame_size: tuple[int, int] | None = None,
+        size_multiple: int = 16,
+        alignment: Literal["transition", "state"] = "transition",
+        combine: Combine = "concat",
+        validation_share: float = 0.1,
+        test_share: float = 0.1,
+        window_step: int = 1,
+        validation_size: int = 64,
+        test_size: int = 128,
+        predict_size: int = 8,
+        batch_size: int = 8,
+        eval_batch_size: int = 8,
+        seed: int = 0,
+        num_workers: int = 0,
+        bad_episodes: OnFault = "refuse",
+        locator: Locator | None = None,
+    ) -> None:
+        super().__init__()
+        if window_step < 1:
+            raise ValueError(f"expected window_step >= 1, got {window_step}")
+        self.num_frames = num_pixel_frames(num_latents, temporal_compression_ratio)
+        self.temporal_compression_ratio = temporal_compression_ratio
+        self.fps, self.frame_size, self.size_multiple = fps, frame_size, size_multiple
+        self.alignment, self.combine = alignment, combine
+        self.shares = {"validation": validation_share, "test": test_share}
+        self.window_step = window_step
+        self.limits = {"validation": validation_size, "test": test_size, "predict": predict_size}
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.num_workers, self.bad_episodes, self.locator = seed, num_workers, bad_episodes, locator
+        self.action_schema: ActionSchema | None = None
+        self.statistics: list[ColumnStatistics] = []
+        self._clips: dict[str, list[RecordedClip]] = {}
+        self._some_action: Tensor | None = None
+        self._is_wanted: Callable[[Batch], bool] = _is_anything
+
+    @abstractmethod
+    def read_recording(self) -> Recording:
+        """Read the index of the recording; frames are decoded later."""
+
+    def setup(self, stage: str) -> None:
+        """Read the index, put episodes into splits, and measure the actions of the training episodes; once.
+
+        Raises:
+            FileNotFoundError: The recording is not there.
+            ValueError: The recording is broken, or holds too few episodes for all splits.
+        """
+        self._is_wanted = _is_anything
+        if self._clips:
+            return
+        recording = self.read_recording()
+        if recording.passed_over:
+            rank_zero_warn(recording.passed_over)
+        timing = Timing(recording.fps, self.fps or recording.fps)
+        if self.combine == "sum" and recording.columns and not timing.divides:
+            raise ValueError(
+                f"combine: sum would count some action rows twice, for {recording.fps:g} recorded frames a second are "
+                f"no multiple of fps {timing.fps:g}: choose another combine, or an fps that divides"
+            )
+        clips = self._long_enough(recording.episodes, timing)
+        splits = split_episodes({episode.index for episode, _ in clips}, self.shares, self.seed)
+        self._clips = {
+            split: [clip for episode, clip in clips if episode.index in members] for split, members in splits.items()
+        }
+        self._measure(recording, timing, [episode for episode, _ in clips if episode.index in splits["train"]])
+
+    def clips(self, split: Split) -> Sequence[Clip]:
+        """Return the whole episodes of a split, at the model's frame rate; `predict` has those of `test`."""
+        return self._clips["test" if split == "predict" else split]
+
+    def dataset(self, split: Split) -> Dataset[Batch]:
+        """Return the windows of a split."""
+        if split == "train":
+            return WindowDataset(self.clips(split), self.num_frames, self.window_step)
+        windows = WindowDataset(self.clips(split), self.num_frames, self.num_frames)
+        count = min(len(windows), self.limits[split])
+        return Subset(windows, [index * len(windows) // count for index in range(count)])
+
+    def codec_videos(self, num_videos: int = 256) -> Tensor:
+        """Return training videos `[num_videos, T, 3, H, W]` for fitting a codec, spread over the episodes."""
+        windows = self.dataset("train")
+        total = len(windows)  # type: ignore[arg-type]
+        count = min(num_videos, total)
+        return torch.stack([windows[index * total // count]["video"] for index in range(count)])
+
+    def read_positions(self, video: Tensor, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
+        """Find the object in videos, by `locator`.
+
+        Args:
+            video: Videos, `[B, T, 3, H, W]` in [-1, 1].
+            batch: Batch that they were generated for.
+            split: Split that the batch is from.
+
+        Returns:
+            Positions in pixels, `[B, T, 2]`, and whether the object is there, `[B, T]` bool.
+
+        Raises:
+            ValueError: There is no locator.
+        """
+        if self.locator is None:
+            raise ValueError("there is no locator that finds the object: give one to the data")
+        return self.locator(video.cpu())
+
+    def select_predict_samples(self, is_wanted: Callable[[Batch], bool]) -> None:
+        """Generate only those predict samples for which `is_wanted` is true, for a writer that has some of them.
+
+        Args:
+            is_wanted: Function of a dict with `sample_id`, `action` and `prompt` of a sample.
+        """
+        self._is_wanted = is_wanted
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Load training windows, shuffled across episodes anew each epoch from (seed, epoch) alone.
+
+        Raises:
+            ValueError: A rank's share of the windows does not fill one batch.
+        """
+        loader = self._loader(self.dataset("train"), self.batch_size, shuffle=True)
+        if not len(loader):
+            raise ValueError(
+                f"the training windows do not fill one batch of batch_size {self.batch_size} on each device: lower it"
+            )
+        return loader
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        return self._loader(self.dataset("validation"), self.eval_batch_size) if self._clips["validation"] else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self._held_out("test"), self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        dataset = self._held_out("predict")
+        windows, indices = dataset.dataset, dataset.indices
+        wanted = [index for index in indices if self._is_wanted(windows.command(index))]  # type: ignore[attr-defined]
+        return self._loader(Subset(windows, wanted), self.eval_batch_size)
+
+    def _held_out(self, split: Split) -> Subset[Batch]:
+        if not self._clips["test"]:
+            raise ValueError("no episode is held out for test and predict: raise test_share")
+        dataset = self.dataset(split)
+        assert isinstance(dataset, Subset)
+        return dataset
+
+    def _loader(self, dataset: Dataset[Batch], batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
+        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = ResumableSampler(dataset, world_size, rank, shuffle=shuffle, seed=self.seed, drop_last=shuffle)
+        loader_class = ResumableDataLoader if shuffle else DataLoader
+        return loader_class(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=shuffle,
+            num_workers=self.num_workers,
+            collate_fn=partial(collate_windows, some_action=self._some_action, locator=self.locator),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _long_enough(self, episodes: Sequence[Episode], timing: Timing) -> list[tuple[Episode, RecordedClip]]:
+        """Make clips of episodes, and deal with those that are shorter than a window or of another size."""
+        faults, found = Faults(self.bad_episodes), []
+        size = episodes[0].frame_size
+        fit = FrameFit.of(size, self.frame_size, self.size_multiple)
+        for episode in episodes:
+            with faults.of(episode.name):
+                if timing.num_frames(episode.num_frames) < self.num_frames:
+                    raise ValueError(
+                        f"it has {timing.num_frames(episode.num_frames)} frames at {timing.fps:g} frames a second, a "
+                        f"window has {self.num_frames}"
+                    )
+                if self.frame_size is None and episode.frame_size != size:
+                    raise ValueError(
+                        f"its frames are {episode.frame_size}, those of {episodes[0].name} {size}: give a frame_size"
+                    )
+                found.append((episode, self._clip(episode, timing, fit)))
+        if not found:
+            raise ValueError(f"no episode can be used: {faults.summary(len(episodes))}")
+        if faults.found:
+            rank_zero_warn(faults.summary(len(episodes)))
+        return found
+
+    def _clip(self, episode: Episode, timing: Timing, fit: FrameFit) -> RecordedClip:
+        return RecordedClip(
+            name=episode.name,
+            prompt=episode.prompt,
+            cameras=episode.cameras,
+            num_recorded=episode.num_frames,
+            rows=episode.rows,
+            timing=timing,
+            alignment=self.alignment,
+            fit=fit,
+        )
+
+    def _measure(self, recording: Recording, timing: Timing, episodes: Sequence[Episode]) -> None:
+        """Measure the actions of training episodes, and make the schema that they need."""
+        rows = [episode.rows for episode in episodes if episode.rows is not None]
+        if not rows:
+            return
+        self.statistics = measure(rows, recording.columns, sum(map(len, rows)))
+        self.action_schema = schema_from(
+            self.statistics,
+            recording.classes,
+            self.alignment,
+            self.combine,
+            self.temporal_compression_ratio,
+            timing.rows_per_frame,
+        )
+        acting = next(clip for clip in self._clips["train"] if clip.has_actions)
+        self._some_action = acting.action(0, self.num_frames)
+
+
+def _is_anything(sample: Batch) -> bool:
+    return True

@@ -1,0 +1,83 @@
+"""Windows of a fixed length, cut out of clips of any length, as samples."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_action.batch import Batch
+from lightning_action.recordings.clips import Clip
+
+
+class WindowDataset(Dataset[Batch]):
+    """All windows of some clips; none crosses from one clip into another.
+
+    A sample is a dict: `video` `[T, 3, H, W]` in [-1, 1], `action` `[rows, columns]` (None without actions), `prompt`,
+    `sample_id`, and the name `clip` and first frame `start` of the window.
+
+    Args:
+        clips: Clips of at least `num_frames` frames.
+        num_frames: Number of pixel frames of a window.
+        step: Number of frames from one window to the next.
+    """
+
+    def __init__(self, clips: Sequence[Clip], num_frames: int, step: int) -> None:
+        self.clips, self.num_frames, self.step = clips, num_frames, step
+        self._ends = list(accumulate(1 + (clip.num_frames - num_frames) // step for clip in clips))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def place(self, index: int) -> tuple[Clip, int]:
+        """Return the clip of a window, and the window's first frame in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are windows 0 to {len(self) - 1}, not {index}")
+        number = bisect_right(self._ends, index)
+        first = self._ends[number - 1] if number else 0
+        return self.clips[number], (index - first) * self.step
+
+    def command(self, index: int) -> Batch:
+        """Return all of a sample but its video, which is not read for it."""
+        clip, start = self.place(index)
+        action = clip.action(start, self.num_frames) if clip.has_actions else None
+        return {"sample_id": index, "action": action, "prompt": clip.prompt, "clip": clip.name, "start": start}
+
+    def __getitem__(self, index: int) -> Batch:
+        clip, start = self.place(index)
+        try:
+            return {**self.command(index), "video": clip.video(start, self.num_frames)}
+        except ValueError as error:
+            raise ValueError(f"{clip.name}, window from frame {start}: {error}") from error
+
+
+def collate_windows(
+    samples: list[Batch], some_action: Tensor | None, locator: Callable[[Tensor], tuple[Tensor, Tensor]] | None
+) -> Batch:
+    """Make a batch of samples, of which some may have no action.
+
+    Args:
+        samples: Samples of a `WindowDataset`.
+        some_action: Action rows that stand in the place of those that were not recorded, and that nobody reads; None
+            where no clip has actions.
+        locator: Function that finds an object in videos; what it finds is the batch's `position` `[B, T, 2]`.
+    """
+    batch: dict[str, Any] = {
+        "video": torch.stack([sample["video"] for sample in samples]),
+        "prompt": [sample["prompt"] for sample in samples],
+        "sample_id": torch.tensor([sample["sample_id"] for sample in samples]),
+        "action": None,
+    }
+    if some_action is not None:
+        actions = [sample["action"] for sample in samples]
+        batch["action"] = torch.stack([some_action if action is None else action for action in actions])
+        if any(action is None for action in actions):
+            batch["has_action"] = torch.tensor([action is not None for action in actions])
+    if locator is not None:
+        batch["position"] = locator(batch["video"])[0]
+    return batch

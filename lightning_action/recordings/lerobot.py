@@ -1,0 +1,319 @@
+"""Reader of LeRobot data sets, by pyarrow and PyAV alone."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_action.recordings.faults import Faults, OnFault
+from lightning_action.recordings.lerobot_index import EpisodeEntry, LeRobotIndex, read_index
+from lightning_action.recordings.local_folder import LocalFolder
+from lightning_action.recordings.recorded_clip import Frames
+from lightning_action.recordings.recording import Episode, Recording, require_finite
+from lightning_action.recordings.video_file import open_video, probe_video
+
+# Part of a frame's time by which a time stamp may be off.
+_TOLERANCE = 0.25
+_CLASS_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """Frames of an episode inside a video file.
+
+    Args:
+        path: Video file.
+        start: Time of the episode's first frame in the file, in seconds.
+        fps: Number of frames of a second.
+    """
+
+    path: Path
+    start: float
+    fps: float
+
+    def read(self, indices: list[int]) -> np.ndarray:
+        """Decode frames `[len(indices), H, W, 3]`, uint8 RGB."""
+        times = [self.start + index / self.fps for index in indices]
+        return open_video(self.path).frames_at(times, _TOLERANCE / self.fps)
+
+
+@dataclass(frozen=True)
+class TableImages:
+    """Frames of an episode that are pictures inside a table.
+
+    Args:
+        path: Parquet file.
+        column: Name of the column.
+        rows: Rows of the episode in the file.
+        folder: Folder that paths in the table start from.
+    """
+
+    path: Path
+    column: str
+    rows: range
+    folder: LocalFolder
+
+    def read(self, indices: list[int]) -> np.ndarray:
+        """Decode frames `[len(indices), H, W, 3]`, uint8 RGB."""
+        cells = _image_cells(self.path, self.column, self.rows[0], self.rows[-1] + 1, os.getpid())
+        return np.stack([self._decoded(cells[index], index) for index in indices])
+
+    def _decoded(self, cell: dict[str, Any] | None, index: int) -> np.ndarray:
+        from PIL import Image, UnidentifiedImageError
+
+        content, path = (cell or {}).get("bytes"), (cell or {}).get("path") or ""
+        source = io.BytesIO(content) if content is not None else self.folder.path(path)
+        try:
+            with Image.open(source, formats=("PNG", "JPEG")) as image:
+                return np.asarray(image.convert("RGB"))
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(
+                f"{self.path}, column {self.column}, row {self.rows[index]}: a broken picture ({error})"
+            ) from error
+
+
+@lru_cache(maxsize=4)
+def _image_cells(path: Path, column: str, start: int, stop: int, process_id: int) -> list[Any]:
+    """Read the cells of an episode; row groups outside it are passed over."""
+    import pyarrow.parquet as parquet
+
+    cells: list[Any] = []
+    with parquet.ParquetFile(path) as file:
+        first = 0
+        for group in range(file.num_row_groups):
+            last = first + file.metadata.row_group(group).num_rows
+            if first < stop and last > start:
+                taken = file.read_row_group(group, columns=[column])[column]
+                cells += taken.slice(max(0, start - first), min(last, stop) - max(first, start)).to_pylist()
+            first = last
+    return cells
+
+
+def read_lerobot(
+    folder: LocalFolder,
+    cameras: Sequence[str] | None = None,
+    action_keys: Sequence[str] = ("action",),
+    episodes: Collection[int] | None = None,
+    exclude: Collection[int] = (),
+    bad_episodes: OnFault = "refuse",
+) -> Recording:
+    """Read a LeRobot data set of version 2.0, 2.1 or 3.0; frames are decoded later.
+
+    Args:
+        folder: Folder of the data set.
+        cameras: Features that show the video, side by side if there are several; None takes the first.
+        action_keys: Features whose columns make an action row. Without any of them, episodes have no actions.
+        episodes: Numbers of the episodes to read; None takes all.
+        exclude: Numbers of episodes to leave out.
+        bad_episodes: Way to deal with broken episodes, `refuse` or `skip`.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or its index lacks a file.
+        ValueError: The index is broken, a name or number is not in it, or an episode is broken.
+    """
+    index = read_index(folder)
+    reader = _Reader(folder, index, _chosen_cameras(index, cameras), _action_keys(index, action_keys))
+    known = {entry.index for entry in index.episodes}
+    unknown = sorted({*(episodes or ()), *exclude} - known)
+    if unknown:
+        raise ValueError(f"{folder.address} has episodes {_span(known)}, not {unknown[:10]}")
+    chosen = [
+        entry
+        for entry in index.episodes
+        if (episodes is None or entry.index in episodes) and entry.index not in exclude
+    ]
+    faults = Faults(bad_episodes)
+    found: list[Episode] = []
+    for entry in chosen:
+        with faults.of(f"{folder.address}, episode {entry.index}"):
+            found += list(reader.episodes(entry))
+    if not found:
+        raise ValueError(f"{folder.address} has no episodes to read: {faults.summary(len(chosen))}")
+    keys = reader.action_keys
+    return Recording(
+        fps=index.fps,
+        columns=[name for key in keys for name in _column_names(index, key, len(keys) > 1)],
+        classes=bool(keys) and all(index.features[key].dtype in _CLASS_TYPES for key in keys),
+        episodes=found,
+        passed_over=faults.summary(len(chosen)) if faults.found else "",
+    )
+
+
+class _Reader:
+    """Reads episodes one after the other; the rows of a file that holds several are read once."""
+
+    def __init__(self, folder: LocalFolder, index: LeRobotIndex, cameras: list[str], action_keys: list[str]) -> None:
+        self.folder, self.index, self.cameras, self.action_keys = folder, index, cameras, action_keys
+        self._rows_of_file = lru_cache(maxsize=1)(self._read_rows)
+
+    def episodes(self, entry: EpisodeEntry) -> Iterator[Episode]:
+        """Check an episode, and give it in parts of one task each."""
+        path = self.folder.path(entry.data_file)
+        table = self._rows_of_file(path)
+        places = np.flatnonzero(table["episode_index"] == entry.index)
+        if not len(places):
+            raise ValueError(f"the index lists it, but {path} holds no rows of it")
+        if len(places) != entry.length or places[-1] - places[0] + 1 != entry.length:
+            raise ValueError(f"the index lists {entry.length} frames, {path} holds {len(places)} rows of it")
+        rows = {name: column[places] for name, column in table.items()}
+        offset = self._offset(rows, path)
+        actions = self._actions(rows)
+        cameras = [self._frames(entry, camera, path, places, offset) for camera in self.cameras]
+        sizes = [size for _, size in cameras]
+        for start, stop, prompt in self._tasks(entry, rows):
+            part = "" if stop - start == entry.length else f", frames {start} to {stop - 1}"
+            yield Episode(
+                index=entry.index,
+                name=f"episode {entry.index}{part}",
+                prompt=prompt,
+                cameras=tuple(frames if not start else _Later(frames, start) for frames, _ in cameras),
+                num_frames=stop - start,
+                frame_size=sizes[0],
+                rows=None if actions is None else actions[start:stop],
+            )
+
+    def _read_rows(self, path: Path) -> dict[str, np.ndarray]:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+
+        wanted = ["episode_index", "frame_index", "timestamp", *self.action_keys]
+        try:
+            with parquet.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                missing = [name for name in wanted if name not in names]
+                if missing:
+                    raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}")
+                table = file.read(columns=[*wanted, *(name for name in ("task_index",) if name in names)])
+        except arrow.ArrowException as error:
+            raise ValueError(f"{path} cannot be read as parquet ({error}): it is cut off or broken") from error
+        return {name: _numbers(table[name], path, name) for name in table.column_names}
+
+    def _offset(self, rows: dict[str, np.ndarray], path: Path) -> float:
+        """Return the time stamp of the first frame, from which all others follow at the frame rate."""
+        stamps, frames = rows["timestamp"].astype(np.float64), rows["frame_index"]
+        if not np.array_equal(frames, np.arange(len(frames))):
+            raise ValueError(f"frame_index in {path} does not count from 0 to {len(frames) - 1}")
+        expected = stamps[0] + np.arange(len(stamps)) / self.index.fps
+        off = ~(np.abs(stamps - expected) <= _TOLERANCE / self.index.fps)
+        if off.any():
+            first = int(off.argmax())
+            raise ValueError(
+                f"time stamps in {path} do not fit {self.index.fps:g} frames a second: frame {first} is at "
+                f"{stamps[first]:g} s, expected {expected[first]:g} s"
+            )
+        return float(stamps[0])
+
+    def _actions(self, rows: dict[str, np.ndarray]) -> np.ndarray | None:
+        if not self.action_keys:
+            return None
+        actions = np.concatenate([rows[key].reshape(len(rows[key]), -1) for key in self.action_keys], axis=1)
+        require_finite(actions)
+        return actions.astype(np.float32)
+
+    def _frames(
+        self, entry: EpisodeEntry, camera: str, table: Path, places: np.ndarray, offset: float
+    ) -> tuple[Frames, tuple[int, int]]:
+        """Find the frames of a camera, and their height and width."""
+        feature = self.index.features[camera]
+        if feature.dtype == "image":
+            images = TableImages(table, camera, range(int(places[0]), int(places[-1]) + 1), self.folder)
+            return images, images.read([0]).shape[1:3]
+        relative, from_timestamp = entry.video_files[camera]
+        path = self.folder.path(relative)
+        facts = probe_video(path)
+        first = round((from_timestamp + offset) * facts.fps)
+        needed = first + 1 + round((entry.length - 1) * facts.fps / self.index.fps)
+        if facts.num_frames < needed:
+            raise ValueError(f"{path} has {facts.num_frames} frames, the index wants frames {first} to {needed - 1}")
+        if len(feature.shape) == 3 and sorted(facts.frame_size) != sorted(_sides(feature.shape)):
+            raise ValueError(f"{path} has frames of {facts.frame_size}, meta/info.json says {list(feature.shape)}")
+        return VideoFrames(path, from_timestamp + offset, self.index.fps), facts.frame_size
+
+    def _tasks(self, entry: EpisodeEntry, rows: dict[str, np.ndarray]) -> Iterator[tuple[int, int, str]]:
+        """Find where a task begins and ends, and its text."""
+        if "task_index" not in rows:
+            yield 0, entry.length, (entry.tasks or [""])[0]
+            return
+        numbers = rows["task_index"].astype(np.int64)
+        bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), entry.length]
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            number = int(numbers[start])
+            if number not in self.index.tasks:
+                raise ValueError(f"it has task {number}, which meta/tasks does not list")
+            yield start, stop, self.index.tasks[number]
+
+
+@dataclass(frozen=True)
+class _Later:
+    """Frames from a later one on."""
+
+    frames: Frames
+    start: int
+
+    def read(self, indices: list[int]) -> np.ndarray:
+        return self.frames.read([self.start + index for index in indices])
+
+
+def _numbers(column: Any, path: Path, name: str) -> np.ndarray:
+    """Turn a column of numbers, or of lists of them, into an array `[rows]` or `[rows, values]`."""
+    import pyarrow as arrow
+    import pyarrow.compute as compute
+
+    values, width = column.combine_chunks(), None
+    if arrow.types.is_list(values.type) or arrow.types.is_large_list(values.type):
+        lengths = compute.unique(compute.list_value_length(values)).to_pylist()
+        if len(lengths) != 1:
+            raise ValueError(f"{path}, column {name}: rows have different numbers of values, {lengths[:5]}")
+        width = lengths[0]
+    elif arrow.types.is_fixed_size_list(values.type):
+        width = values.type.list_size
+    if width is not None:
+        # A row that is missing has no values to flatten.
+        if values.null_count:
+            raise ValueError(f"{path}, column {name}: {values.null_count} rows are empty")
+        values = values.flatten()
+    kind = values.type
+    if not (arrow.types.is_integer(kind) or arrow.types.is_floating(kind) or arrow.types.is_boolean(kind)):
+        raise ValueError(f"{path}, column {name}: expected numbers, got {kind}")
+    numbers: np.ndarray = values.cast(arrow.float64()).to_numpy(zero_copy_only=False)
+    return numbers if width is None else numbers.reshape(-1, width)
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Drop the channels, which stand first or last."""
+    return shape[:2] if shape[-1] in (1, 3, 4) else shape[1:]
+
+
+def _chosen_cameras(index: LeRobotIndex, cameras: Sequence[str] | None) -> list[str]:
+    if not index.cameras:
+        raise ValueError(f"the data set has no camera among its features {', '.join(index.features)}")
+    unknown = [camera for camera in cameras or () if camera not in index.cameras]
+    if unknown or (cameras is not None and not cameras):
+        raise ValueError(f"expected cameras out of {', '.join(index.cameras)}, got {list(cameras or ())}")
+    return list(cameras or index.cameras[:1])
+
+
+def _action_keys(index: LeRobotIndex, keys: Sequence[str]) -> list[str]:
+    """Refuse some of the keys missing; where all are, nothing was recorded of what was done."""
+    present = [key for key in keys if key in index.features]
+    if present and len(present) < len(keys):
+        raise ValueError(f"the data set has no features {sorted(set(keys) - set(present))}, only {present}")
+    return present
+
+
+def _column_names(index: LeRobotIndex, key: str, several: bool) -> list[str]:
+    feature = index.features[key]
+    count = int(np.prod(feature.shape)) if feature.shape else 1
+    names = feature.names if len(feature.names) == count else [f"{key}_{column}" for column in range(count)]
+    return [f"{key}.{name}" for name in names] if several else names
+
+
+def _span(numbers: Collection[int]) -> str:
+    return f"{min(numbers)} to {max(numbers)}" if numbers else "none"

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lightning_action.recordings.video_file import VideoFile, open_video, probe_video
+from tests.support.written_videos import numbered_frames, numbers_in, write_video
+
+KINDS = [
+    ("mp4", "libx264", {"g": "2", "bf": "0"}),
+    ("mp4", "libx264", {"g": "3", "bf": "2"}),
+    ("mp4", "libx264", {"g": "50", "bf": "3"}),
+    ("mp4", "libx264", {"g": "7", "bf": "2", "x264-params": "open-gop=1"}),
+    ("mp4", "libx265", {"x265-params": "keyint=5:log-level=none"}),
+    ("webm", "libvpx-vp9", {"g": "10"}),
+    ("mkv", "libx264", {"g": "7", "bf": "2"}),
+    ("avi", "mpeg4", {"g": "7", "qmax": "2"}),
+]
+
+
+@pytest.mark.parametrize(("suffix", "codec", "options"), KINDS)
+def test_any_frame_in_any_order_is_the_one_of_a_whole_pass(
+    tmp_path: Path, suffix: str, codec: str, options: dict[str, str]
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    write_video(path, numbered_frames(30), codec=codec, **options)
+    video = VideoFile(path)
+    whole = video.frames(range(30))
+    assert numbers_in(whole) == list(range(30))
+    order = np.random.default_rng(0).integers(0, 30, 40).tolist()
+    np.testing.assert_array_equal(np.concatenate([video.frames([index]) for index in order]), whole[order])
+    np.testing.assert_array_equal(video.frames(order), whole[order])
+    assert (video.num_frames, video.frame_size, video.fps) == (30, (32, 48), 10.0)
+
+
+def test_frames_are_found_by_their_times(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered_frames(12))
+    video = VideoFile(tmp_path / "a.mp4")
+    assert numbers_in(video.frames_at([0.3, 0.0, 1.1, 0.49], 0.02)) == [3, 0, 11, 5]
+    with pytest.raises(ValueError, match=r"a.mp4 has no frame at 1.2000 s: nearest is 1.1000 s, of 12 frames"):
+        video.frames_at([0.1, 1.2], 0.02)
+    with pytest.raises(ValueError, match=r"no frame at 0.0500 s"):
+        video.frames_at([0.05], 0.02)
+    with pytest.raises(IndexError, match="has frames 0 to 11, not 12"):
+        video.frames([12])
+
+
+def test_one_frame_is_a_video(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered_frames(1))
+    assert VideoFile(tmp_path / "a.mp4").frames_at([0.0], 0.01).shape == (1, 32, 48, 3)
+
+
+@pytest.mark.parametrize("movflags", ["", "+faststart"])
+def test_a_file_that_is_cut_off_is_named(tmp_path: Path, movflags: str) -> None:
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mp4"
+    import av
+
+    with av.open(str(whole), "w", options={"movflags": movflags} if movflags else {}) as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv420p"
+        for frame in np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3), dtype=np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    content = whole.read_bytes()
+    assert probe_video(whole).num_frames == 30
+    cut.write_bytes(content[: len(content) * 2 // 3])
+    for reads in (VideoFile, probe_video):
+        with pytest.raises(ValueError, match=r"cut.mp4.*cut off"):
+            reads(cut)
+
+
+def test_what_is_no_video_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_text("no video")
+    for reads in (VideoFile, probe_video):
+        with pytest.raises(ValueError, match=r"a.mp4 cannot be read as a video"):
+            reads(tmp_path / "a.mp4")
+        with pytest.raises(FileNotFoundError, match=r"no video at .*b.mp4"):
+            reads(tmp_path / "b.mp4")
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("webm", "libvpx-vp9")])
+def test_the_head_of_a_file_says_what_reading_finds(tmp_path: Path, suffix: str, codec: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    write_video(path, numbered_frames(9), fps=5, codec=codec)
+    facts = probe_video(path)
+    assert (facts.num_frames, facts.frame_size, facts.fps) == (9, (32, 48), 5.0)
+
+
+def _numbers_in_child(path: Path) -> list[int]:
+    return numbers_in(open_video(path).frames([7, 2]))
+
+
+def test_a_forked_process_opens_the_file_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    write_video(path, numbered_frames(10))
+    mine = open_video(path)
+    assert open_video(path) is mine
+    assert numbers_in(mine.frames([3])) == [3]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(_numbers_in_child, [path, path, path]) == [[7, 2]] * 3
+    assert numbers_in(mine.frames([4, 9])) == [4, 9]
