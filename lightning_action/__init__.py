@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lightning_action.data.resumable import ResumableSampler as ResumableSampler
     from lightning_action.data.sprite_data import SpriteDataModule as SpriteDataModule
     from lightning_action.data.sprite_world import MovingSpriteWorld as MovingSpriteWorld
+    from lightning_action.data.video_folder import VideoFolderDataModule as VideoFolderDataModule
     from lightning_action.distributed.fsdp2 import FSDP2Strategy as FSDP2Strategy
     from lightning_action.distributed.sharding import Sharding as Sharding
     from lightning_action.frozen.hashing_text import HashingTextEncoder as HashingTextEncoder
@@ -75,6 +76,7 @@ _EXPORTS = {
     "SpriteDataModule": "lightning_action.data.sprite_data",
     "TinyWanVAE": "lightning_action.frozen.tiny_vae",
     "UMT5TextEncoder": "lightning_action.frozen.umt5",
+    "VideoFolderDataModule": "lightning_action.data.video_folder",
     "VisualTextActionModule": "lightning_action.action.modules",
     "WanVideoVAE": "lightning_action.frozen.wan_vae",
     "inferred_vectors": "lightning_action.action.conditioning",

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_action.batch import Batch
-from lightning_action.data.start_image import read_image
-from lightning_action.data.tables import read_actions
+from lightning_action.recordings.image_file import read_image
+from lightning_action.recordings.tables import read_actions
 
 
 class ActionFileDataModule(L.LightningDataModule):
@@ -19,7 +19,8 @@ class ActionFileDataModule(L.LightningDataModule):
 
     Args:
         actions: File of action rows, `.npy` of shape [rows, columns], or `.csv` with one row a line; a first line of
-            names, which have letters, is skipped. Rows are as the model's `schema` says.
+            names, which have letters, is skipped. `.npz`, `.json` and `.parquet` hold the rows under `action`. Rows are
+            as the model's `schema` says.
         image: Picture that the video starts from (PNG, JPEG, WebP, BMP, TIFF, GIF), of one frame, turned as its EXIF
             orientation says, on white where it is transparent; None starts from the prompt alone.
         prompt: Description of what the video shows.

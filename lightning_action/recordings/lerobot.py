@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,7 +61,7 @@ class TableImages:
 
     def read(self, indices: list[int]) -> np.ndarray:
         """Decode frames `[len(indices), H, W, 3]`, uint8 RGB."""
-        cells = _image_cells(self.path, self.column, self.rows[0], self.rows[-1] + 1, os.getpid())
+        cells = _image_cells(self.path, self.column, self.rows[0], self.rows[-1] + 1, self.path.stat().st_mtime_ns)
         return np.stack([self._decoded(cells[index], index) for index in indices])
 
     def _decoded(self, cell: dict[str, Any] | None, index: int) -> np.ndarray:
@@ -80,7 +79,7 @@ class TableImages:
 
 
 @lru_cache(maxsize=4)
-def _image_cells(path: Path, column: str, start: int, stop: int, process_id: int) -> list[Any]:
+def _image_cells(path: Path, column: str, start: int, stop: int, written: int) -> list[Any]:
     """Read the cells of an episode; row groups outside it are passed over."""
     import pyarrow.parquet as parquet
 
@@ -267,6 +266,8 @@ def _numbers(column: Any, path: Path, name: str) -> np.ndarray:
     import pyarrow.compute as compute
 
     values, width = column.combine_chunks(), None
+    if values.null_count:
+        raise ValueError(f"{path}, column {name}: {values.null_count} rows are empty")
     if arrow.types.is_list(values.type) or arrow.types.is_large_list(values.type):
         lengths = compute.unique(compute.list_value_length(values)).to_pylist()
         if len(lengths) != 1:
@@ -275,9 +276,6 @@ def _numbers(column: Any, path: Path, name: str) -> np.ndarray:
     elif arrow.types.is_fixed_size_list(values.type):
         width = values.type.list_size
     if width is not None:
-        # A row that is missing has no values to flatten.
-        if values.null_count:
-            raise ValueError(f"{path}, column {name}: {values.null_count} rows are empty")
         values = values.flatten()
     kind = values.type
     if not (arrow.types.is_integer(kind) or arrow.types.is_floating(kind) or arrow.types.is_boolean(kind)):

@@ -51,12 +51,13 @@ class LocalFolder:
     def list(self, pattern: str) -> list[str]:
         """Return the files that match a glob pattern, relative to the folder, in order."""
         if not self._is_remote:
-            found = (path.relative_to(self.root).as_posix() for path in self.root.glob(pattern) if path.is_file())
-            return sorted(found)
+            files = (path for path in self.root.glob(pattern) if path.is_file())
+            return sorted(path.relative_to(self.root).as_posix() for path in files)
         import fsspec
 
         system, root = fsspec.url_to_fs(self.address)
-        return sorted(os.path.relpath(found, root) for found in system.glob(f"{root}/{pattern}"))
+        found = system.glob(f"{root}/{pattern}", detail=True)
+        return sorted(os.path.relpath(name, root) for name, info in found.items() if info["type"] == "file")
 
     def _copy(self, relative: str, path: Path) -> None:
         import fsspec

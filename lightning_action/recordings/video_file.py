@@ -154,7 +154,6 @@ class VideoFacts:
     fps: float
 
 
-@cache
 def probe_video(path: Path) -> VideoFacts:
     """Read the head of a video file, and see that the file is as long as that says.
 
@@ -162,6 +161,11 @@ def probe_video(path: Path) -> VideoFacts:
         FileNotFoundError: There is no such file.
         ValueError: The file is no video, or cut off.
     """
+    return _probed(path, _written(path))
+
+
+@cache
+def _probed(path: Path, written: int) -> VideoFacts:
     import av
 
     with _blaming(path), av.open(str(path)) as container:
@@ -181,13 +185,19 @@ def probe_video(path: Path) -> VideoFacts:
 
 def open_video(path: Path) -> VideoFile:
     """Open a video file, or take the one that this process has open already."""
-    return _opened(path, os.getpid())
+    return _opened(path, _written(path), os.getpid())
 
 
 @lru_cache(maxsize=_MAX_OPEN)
-def _opened(path: Path, process_id: int) -> VideoFile:
+def _opened(path: Path, written: int, process_id: int) -> VideoFile:
     # A forked process must not read through the file handles of the one it came from.
     return VideoFile(path)
+
+
+def _written(path: Path) -> int:
+    """Time at which a file was written, so that nothing is remembered of one that was replaced."""
+    with _blaming(path):
+        return path.stat().st_mtime_ns
 
 
 class _blaming:

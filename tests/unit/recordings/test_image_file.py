@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_action.data.start_image import read_image
+from lightning_action.recordings.image_file import read_image
 
 
 def test_image(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_action.data.tables import read_actions
+from lightning_action.recordings.tables import read_actions
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_npy(tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "1,2\n", "read from .npy or .csv files, got a.txt"),
+        ("a.txt", "1,2\n", r"read from .npy, .npz, .csv, .json, .parquet files, got a.txt"),
         ("a.csv", "1,2\n3\n", r"a.csv, line 2: 1 values, expected 2"),
         ("a.csv", "1,2\n3,x\n", "not a number"),
         ("a.csv", "", "holds no action rows"),

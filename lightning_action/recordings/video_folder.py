@@ -1,0 +1,175 @@
+"""Reader of folders of videos, or of folders of pictures, with actions and captions beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lightning_action.recordings.faults import Faults, OnFault
+from lightning_action.recordings.image_file import read_image
+from lightning_action.recordings.local_folder import LocalFolder
+from lightning_action.recordings.recorded_clip import Frames
+from lightning_action.recordings.recording import Episode, Recording
+from lightning_action.recordings.tables import TABLES, Table, read_records, read_table
+from lightning_action.recordings.video_file import open_video, probe_video
+
+VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One video of a folder.
+
+    Args:
+        video: Video file, or folder of pictures, relative to the folder.
+        actions: File of action rows; None for none.
+        prompt: Description of what the video shows.
+    """
+
+    video: str
+    actions: str | None
+    prompt: str
+
+
+@dataclass(frozen=True)
+class FileFrames:
+    """Frames of a whole video file."""
+
+    path: Path
+
+    def read(self, indices: list[int]) -> np.ndarray:
+        """Decode frames `[len(indices), H, W, 3]`, uint8 RGB."""
+        return open_video(self.path).frames(indices)
+
+
+@dataclass(frozen=True)
+class PictureFrames:
+    """Frames that are picture files."""
+
+    paths: tuple[Path, ...]
+
+    def read(self, indices: list[int]) -> np.ndarray:
+        """Decode frames `[len(indices), H, W, 3]`, uint8 RGB."""
+        size = self._pixels(0).shape[:2]
+        return np.stack([self._pixels(index, size) for index in indices])
+
+    def _pixels(self, index: int, size: tuple[int, ...] | None = None) -> np.ndarray:
+        frame_size = None if size is None else (size[0], size[1])
+        unit = read_image(self.paths[index], frame_size).permute(1, 2, 0).numpy() * 0.5 + 0.5
+        return np.round(unit * 255).astype(np.uint8)
+
+
+def read_video_folder(
+    folder: LocalFolder, fps: float | None = None, manifest: str | None = None, bad_episodes: OnFault = "refuse"
+) -> Recording:
+    """Read a folder of videos; frames are decoded later.
+
+    A video is a file, or a folder of pictures in the order of the numbers in their names. Beside it lie its action rows
+    under the same name (`.npz`, `.npy`, `.json`, `.csv`, `.parquet`; a row for each frame, or for each but the last)
+    and its caption (`.txt`). Where names do not say which belongs to which, a manifest does.
+
+    Args:
+        folder: Folder of the videos.
+        fps: Number of frames of a second of picture folders; videos say their own.
+        manifest: Table in the folder (`.csv`, `.json` or `.jsonl`) with a column `video` and, for those that have them,
+            `actions` and `prompt`; None goes by the names.
+        bad_episodes: Way to deal with broken videos, `refuse` or `skip`.
+
+    Raises:
+        FileNotFoundError: The folder or the manifest is not there.
+        ValueError: There is no video, one is broken, or they have different frame rates or columns.
+    """
+    entries = list(_by_name(folder) if manifest is None else _by_manifest(folder, manifest))
+    if not entries:
+        raise ValueError(
+            f"{folder.address} holds no videos ({', '.join(VIDEOS)}) and no folders of pictures ({', '.join(PICTURES)})"
+        )
+    faults = Faults(bad_episodes)
+    found: list[Episode] = []
+    columns: list[str] | None = None
+    rate = fps
+    for index, entry in enumerate(entries):
+        with faults.of(f"{folder.address}, {entry.video}"):
+            frames, count, size, own_fps = _frames_of(folder, entry.video, fps)
+            table = None if entry.actions is None else _rows_of(folder, entry.actions, count)
+            if rate is not None and abs(own_fps - rate) > 0.01 * rate:
+                raise ValueError(f"it has {own_fps:g} frames a second, expected {rate:g} as in the videos before it")
+            if table is not None and columns is not None and table.rows.shape[1] != len(columns):
+                raise ValueError(
+                    f"{entry.actions} has {table.rows.shape[1]} columns, expected {len(columns)}: {columns}"
+                )
+            rate = own_fps if rate is None else rate
+            if table is not None and columns is None:
+                columns = table.names or [f"action_{column}" for column in range(table.rows.shape[1])]
+            rows = None if table is None else table.rows
+            found.append(Episode(index, entry.video, entry.prompt, (frames,), count, size, rows))
+    if not found or rate is None:
+        raise ValueError(f"{folder.address} has no videos to read: {faults.summary(len(entries))}")
+    passed_over = faults.summary(len(entries)) if faults.found else ""
+    return Recording(rate, columns or [], False, found, passed_over)
+
+
+def _by_name(folder: LocalFolder) -> Iterator[Entry]:
+    """Find videos and folders of pictures, in the order of their names."""
+    files = folder.list("**/*")
+    known = set(files)
+    videos = {name for name in files if name.lower().endswith(VIDEOS)}
+    parents = {name.rpartition("/")[0] for name in files if name.lower().endswith(PICTURES)}
+    for video in sorted(videos | (parents - {""})):
+        stem = video.rpartition(".")[0] if video in videos else video
+        actions = [stem + suffix for suffix in TABLES if stem + suffix in known]
+        if len(actions) > 1:
+            raise ValueError(
+                f"{folder.address} has several actions for {video}: {', '.join(actions)}; keep one of them"
+            )
+        caption = f"{stem}.txt"
+        prompt = folder.path(caption).read_text(encoding="utf-8").strip() if caption in known else ""
+        yield Entry(video, actions[0] if actions else None, prompt)
+
+
+def _by_manifest(folder: LocalFolder, manifest: str) -> Iterator[Entry]:
+    for number, record in enumerate(read_records(folder.path(manifest)), 1):
+        unknown = sorted(set(record) - {"video", "actions", "prompt"})
+        if not record.get("video") or unknown:
+            raise ValueError(
+                f"{manifest}, entry {number}: expected a video, and perhaps actions and prompt, got {dict(record)}"
+            )
+        yield Entry(record["video"], record.get("actions") or None, record.get("prompt") or "")
+
+
+def _frames_of(folder: LocalFolder, video: str, fps: float | None) -> tuple[Frames, int, tuple[int, int], float]:
+    """Return frames, their number, height and width, and frame rate."""
+    if video.lower().endswith(VIDEOS):
+        path = folder.path(video)
+        facts = probe_video(path)
+        return FileFrames(path), facts.num_frames, facts.frame_size, facts.fps
+    names = [name for name in folder.list(f"{video}/*") if name.lower().endswith(PICTURES)]
+    if not names:
+        raise ValueError(f"it is no video ({', '.join(VIDEOS)}) and no folder of pictures ({', '.join(PICTURES)})")
+    if fps is None:
+        raise ValueError("it is a folder of pictures, which do not say how many make a second: give recorded_fps")
+    frames = PictureFrames(tuple(folder.path(name) for name in sorted(names, key=_numbers_in)))
+    height, width = frames.read([0]).shape[1:3]
+    return frames, len(names), (height, width), fps
+
+
+def _rows_of(folder: LocalFolder, actions: str, num_frames: int) -> Table:
+    """Read a row for each frame. No window looks at the row behind the last frame, so it may be missing."""
+    table = read_table(folder.path(actions))
+    if len(table.rows) not in (num_frames, num_frames - 1):
+        raise ValueError(
+            f"{actions} has {len(table.rows)} rows for {num_frames} frames: expected a row for each, or for all but "
+            "the last"
+        )
+    missing = num_frames - len(table.rows)
+    return Table(np.concatenate([table.rows, table.rows[-1:].repeat(missing, axis=0)]), table.names)
+
+
+def _numbers_in(name: str) -> list[tuple[int, str]]:
+    """Order `frame_10` behind `frame_9`."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
