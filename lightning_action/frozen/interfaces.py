@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from lightning_action.weights.fingerprint import fingerprint
 
 StreamingDecoder = Callable[[Tensor], Tensor]
 
@@ -49,6 +51,25 @@ class VideoCodec(FrozenPart, ABC):
     def encode(self, video: Tensor) -> Tensor:
         """Encode pixels `[B, T, 3, H, W]` as latents `[B, F, C, h, w]`."""
 
+    def encode_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Encode a long video that comes in parts of 1 + r n, then r n pixel frames; yield the latents of each.
+
+        A codec that does not override this waits for all parts, and holds the whole video in memory.
+        """
+        yield self.encode(torch.cat(list(parts), dim=1))
+
+    def identity(self) -> str:
+        """Name the class of the codec, with a fingerprint of its weights: what latents made by it depend on.
+
+        Raises:
+            FileNotFoundError: Weights that have not been read yet are missing.
+        """
+        self.load()
+        return f"{type(self).__name__} {fingerprint(self._weights())[:16]}"
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        return self.state_dict() if isinstance(self, nn.Module) else {}
+
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents `[B, F, C, h, w]` to pixels `[B, T, 3, H, W]`."""
         return self.streaming_decoder()(latents)
@@ -85,6 +106,16 @@ class VideoCodec(FrozenPart, ABC):
             )
         self.latent_shape(height, width)
 
+    def frames_of_latents(self, part: Tensor, is_first: bool) -> list[int]:
+        """Say how many pixel frames each latent frame of a part of a video stands for, see `encode_parts`.
+
+        Raises:
+            ValueError: As `require_video`.
+        """
+        ratio = self.temporal_compression_ratio
+        self.require_video(part if is_first else part[:, ratio - 1 :])
+        return [1] * is_first + [ratio] * ((part.shape[1] - is_first) // ratio)
+
 
 class FittedCodec(VideoCodec):
     """A codec that is fitted to the training data, and therefore saved with the run."""
@@ -106,6 +137,9 @@ class FittedCodec(VideoCodec):
     def load_fitted_tensors(self, tensors: Mapping[str, Any], source: str) -> None:
         """Take the tensors of another codec of the same sizes; `source` names it in errors."""
 
+    def _weights(self) -> Mapping[str, Tensor]:
+        return self.fitted_tensors()
+
 
 @runtime_checkable
 class CodecVideos(Protocol):
@@ -113,6 +147,23 @@ class CodecVideos(Protocol):
 
     def codec_videos(self) -> Tensor:
         """Return videos `[N, T, 3, H, W]` in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class EncodedData(Protocol):
+    """A DataModule whose batches hold `latents` and `text`, which frozen parts have made before."""
+
+    def codec_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the codec, if it was fitted to data; else none."""
+        ...
+
+    def require_made_by(self, vae: VideoCodec, text_encoder: TextEncoder) -> None:
+        """Refuse frozen parts that would have made others.
+
+        Raises:
+            ValueError: The parts are others; the message says which.
+        """
         ...
 
 

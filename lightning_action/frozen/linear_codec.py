@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from einops import rearrange
@@ -83,6 +83,12 @@ class LinearVideoCodec(nn.Module, FittedCodec):
         first, later = self._patches(video)
         latents = torch.cat([self.first.encode(first), self.later.encode(later)], dim=1)
         return rearrange(latents, "b f h w c -> b f c h w")
+
+    def encode_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Encode a long video that comes in parts, of which each is encoded by itself: the codec has no memory."""
+        for number, part in enumerate(parts):
+            self.frames_of_latents(part, is_first=number == 0)
+            yield self.encode(part) if number == 0 else self.encode(torch.cat([part[:, :1], part], dim=1))[:, 1:]
 
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a function that decodes a video block by block; each call takes the next latents of the same video."""

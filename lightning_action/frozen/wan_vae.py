@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,26 @@ class WanVideoVAE(WanCodec):
         pixels = rearrange(video.to(self._device, self._dtype), "b t c h w -> b c t h w")
         with frozen_pass(self._device):
             means = self._model.encode(pixels).latent_dist.mode()
-        mean, deviation = self._statistics()
-        return (rearrange(means, "b c f h w -> b f c h w").float() - mean) / deviation
+        return self._normalized(means)
+
+    def encode_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Encode a long video that comes in parts of 1 + 4 n, then 4 n pixel frames; yield the latents of each.
+
+        As for decoding, diffusers has no public interface for this, but its encoder takes the cache as an argument.
+        """
+        self.load()
+        model, size = self._model, self._model.config.patch_size or 1
+        cache, started = _empty_cache(model.encoder), False
+        for part in parts:
+            numbers = self.frames_of_latents(part, is_first=not started)
+            pattern = "b t c (h p) (w q) -> b (c q p) t h w"
+            pixels = rearrange(part.to(self._device, self._dtype), pattern, p=size, q=size).contiguous()
+            with frozen_pass(self._device):
+                groups = pixels.split(numbers, dim=2)
+                hidden = [model.encoder(group, feat_cache=cache, feat_idx=[0]) for group in groups]
+                moments = model.quant_conv(torch.cat(hidden, dim=2))
+            started = True
+            yield self._normalized(moments.chunk(2, dim=1)[0])
 
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a function that decodes one video: each call takes the next latents and gives their pixel frames.
@@ -55,13 +74,10 @@ class WanVideoVAE(WanCodec):
         diffusers has no public interface for this, but its decoder takes the cache as an argument: a list with a place
         for each causal convolution.
         """
-        from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
-
         self.load()
         model = self._model
         mean, deviation = self._statistics()
-        cache = [None for part in model.decoder.modules() if isinstance(part, WanCausalConv3d)]
-        started = False
+        cache, started = _empty_cache(model.decoder), False
 
         def decode_next(latents: Tensor) -> Tensor:
             nonlocal started
@@ -78,6 +94,10 @@ class WanVideoVAE(WanCodec):
             return pixels.float().clamp(-1, 1)
 
         return decode_next
+
+    def _normalized(self, means: Tensor) -> Tensor:
+        mean, deviation = self._statistics()
+        return (rearrange(means, "b c f h w -> b f c h w").float() - mean) / deviation
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the latents, `[C, 1, 1]` each."""
@@ -106,3 +126,10 @@ class WanVideoVAE(WanCodec):
         self._require_geometry(model.config.z_dim, spatial, 2 ** sum(model.config.temperal_downsample), path)
         load_strictly(model, LazyTensors(entries), str(path))
         return model
+
+
+def _empty_cache(network: torch.nn.Module) -> list[Tensor | None]:
+    """Make the cache of the encoder or the decoder: a place for each causal convolution."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+
+    return [None for part in network.modules() if isinstance(part, WanCausalConv3d)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.frozen.interfaces import CodecVideos, FittedCodec
+from lightning_action.frozen.interfaces import CodecVideos, FittedCodec, VideoCodec
 from lightning_action.frozen.linear_codec import LinearVideoCodec
 from lightning_action.weights.safetensors_files import read_safetensors, write_safetensors
 
@@ -255,3 +255,20 @@ def test_it_is_a_codec_that_is_saved_with_the_run() -> None:
 
     assert isinstance(WithVideos(), CodecVideos)
     assert not isinstance(object(), CodecVideos)
+
+
+@pytest.mark.parametrize("ratio", [1, 3])
+def test_a_video_that_comes_in_parts_is_encoded_as_the_whole(ratio: int) -> None:
+    codec = fitted(ratio=ratio, num_frames=1 + 4 * ratio)
+    video = noise_videos(1 + 4 * ratio)
+    parts = list(codec.encode_parts(video.split([1 + ratio, 2 * ratio, ratio], dim=1)))
+    assert [latents.shape[1] for latents in parts] == [2, 2, 1]
+    torch.testing.assert_close(torch.cat(parts, dim=1), codec.encode(video), atol=1e-6, rtol=0)
+    whole = list(VideoCodec.encode_parts(codec, video.split([1 + ratio, 2 * ratio, ratio], dim=1)))
+    assert len(whole) == 1 and torch.equal(whole[0], codec.encode(video))
+
+
+def test_its_identity_is_that_of_what_was_fitted() -> None:
+    codec, same = fitted(), LinearVideoCodec(5, PATCH, 4)
+    same.load_fitted_tensors(codec.fitted_tensors(), "test")
+    assert codec.identity() == same.identity() != fitted().identity()

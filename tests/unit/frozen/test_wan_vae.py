@@ -217,3 +217,28 @@ def test_missing_weights_are_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLWan"}))
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         WanVideoVAE(str(tmp_path)).load()
+
+
+@pytest.mark.parametrize("version", ["2.1", "2.2"])
+@pytest.mark.parametrize("parts", [[1, 4, 8], [9, 4], [13]])
+def test_a_video_that_comes_in_parts_is_encoded_as_the_whole(version: str, parts: list[int], tmp_path: Path) -> None:
+    small_vae(version).save_pretrained(tmp_path)
+    vae = WanVideoVAE(str(tmp_path), **GEOMETRY[version])
+    pixels = video(version, num_frames=13)
+    encoded = list(vae.encode_parts(pixels.split(parts, dim=1)))
+    assert [latents.shape[1] for latents in encoded] == [(frames + 3) // 4 for frames in parts]
+    torch.testing.assert_close(torch.cat(encoded, dim=1), vae.encode(pixels), atol=1e-6, rtol=0)
+    assert (vae.encode(pixels[:, 4:])[:, 1:] - vae.encode(pixels)[:, 2:]).abs().max() > 1e-3, "the VAE has a memory"
+    with pytest.raises(ValueError, match="cannot be encoded: expected 1 [+] 4 n"):
+        list(vae.encode_parts(pixels.split([9, 3, 1], dim=1)))
+
+
+def test_its_identity_is_that_of_its_weights(vae: WanVideoVAE, tmp_path: Path) -> None:
+    assert (
+        vae.identity()
+        == WanVideoVAE(str(tmp_path)).identity()
+        == WanVideoVAE(str(tmp_path), dtype="bfloat16").identity()
+    )
+    assert vae.identity().startswith("WanVideoVAE ")
+    small_vae("2.1").save_pretrained(tmp_path / "other")
+    assert WanVideoVAE(str(tmp_path / "other")).identity() != vae.identity()
