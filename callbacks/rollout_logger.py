@@ -172,9 +172,9 @@ class RolloutLogger(EveryNValidations):
         videos = {name: video for name, video in generated.items() if video is not None}
         if "own actions" not in videos or not trainer.is_global_zero:
             return
-        truth = samples.get("video")
+        truth = _truth(pl_module, samples)
         if truth is not None and truth.shape == videos["own actions"].shape:
-            videos = {"truth": pictures.to_uint8(truth.float() / 2 + 0.5), **videos}
+            videos = {"truth": pictures.to_uint8(truth), **videos}
         for index in range(len(action)):
             of_sample = {name: of_all[index] for name, of_all in videos.items()}
             beside = self._draw_beside_truth(of_sample["own actions"], of_sample.get("truth"), action[index])
@@ -266,6 +266,13 @@ class RolloutLogger(EveryNValidations):
         log_writing.image(trainer, f"rollout/{name}", picture, step)
         if self._folder is not None:
             pictures.write_png(_file(self._folder, step, f"{name}.png"), picture)
+
+
+def _truth(pl_module: LightningModule, samples: probing.Batch) -> Tensor | None:
+    """Videos of the samples themselves, in [0, 1]; None where nothing shows them."""
+    if "video" in samples:
+        return samples["video"].float() / 2 + 0.5
+    return pl_module.true_video(samples) if hasattr(pl_module, "true_video") else None  # type: ignore[operator]
 
 
 def _file(folder: Path, step: int, name: str) -> Path:

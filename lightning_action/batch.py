@@ -4,6 +4,9 @@
 `prompt`, a list of B strings, and `sample_id` `[B]`, to which the noise belongs. Where some samples were recorded
 without actions, `has_action` `[B]` bool says which have one, and the rows of the others mean nothing. For generation
 `video` may be just the start, or be missing; then `frame_size` `[B, 2]` gives height and width.
+
+What the frozen parts make may be there already: `latents` `[B, F, C, h, w]` in place of `video`, with `frame_size`, and
+`text` `[B, L, text_dim]`, the encoded `prompt`, zero past each prompt's end.
 """
 
 from __future__ import annotations
@@ -80,6 +83,25 @@ def check_batch(batch: Batch) -> None:
             "`video` must be floats [B, T, 3, H, W] in [-1, 1], got "
             f"{batch['video'].dtype} of shape {list(batch['video'].shape)}"
         )
+    for key, axes in (("latents", "F, C, h, w"), ("text", "L, text_dim")):
+        if key in batch:
+            _check_encoded(key, axes, batch[key], size)
+
+
+def _check_encoded(key: str, axes: str, encoded: object, size: int) -> None:
+    ndim = 1 + len(axes.split(", "))
+    if (
+        not isinstance(encoded, Tensor)
+        or not encoded.is_floating_point()
+        or (encoded.ndim, len(encoded)) != (ndim, size)
+    ):
+        found = f"{encoded.dtype} {list(encoded.shape)}" if isinstance(encoded, Tensor) else type(encoded).__name__
+        raise ValueError(f"`{key}` must be a tensor of floats [{size}, {axes}], got {found}")
+
+
+def has_video(batch: Batch) -> bool:
+    """Tell whether a batch has a video, as pixels or as latents."""
+    return "video" in batch or "latents" in batch
 
 
 def check_pixels(batch: Batch) -> None:
@@ -140,6 +162,8 @@ def trained_latents(batch: Batch, temporal_compression_ratio: int) -> int:
     Raises:
         ValueError: There is none, or its frames are no whole number of latent frames.
     """
+    if "latents" in batch:
+        return int(batch["latents"].shape[1])
     if "video" not in batch:
         raise ValueError(
             f"the batch has no `video` [B, T, 3, H, W], which training needs; {_what_it_has(batch, ['video'])}"
@@ -223,13 +247,15 @@ def frame_size(batch: Batch) -> tuple[int, int]:
 
 
 def num_latents(batch: Batch, schema: ActionSchema) -> int:
-    """Count latent frames to generate: as the action rows say, else as long as `video`, else `num_latents`.
+    """Count latent frames to generate: as the action rows say, else as long as the video, else `num_latents`.
 
     Raises:
         ValueError: The rows are for no whole number of latent frames, or nothing says how long the video is.
     """
     if has_actions(batch):
         return schema.num_latents(batch["action"].shape[1])
+    if "latents" in batch:
+        return int(batch["latents"].shape[1])
     if "video" in batch:
         return num_latent_frames(batch["video"].shape[1], schema.temporal_compression_ratio)
     if "num_latents" not in batch:
@@ -239,21 +265,24 @@ def num_latents(batch: Batch, schema: ActionSchema) -> int:
 
 def first_frames(
     batch: Batch, num_initial_latents: int, num_latents: int, temporal_compression_ratio: int
-) -> Tensor | None:
-    """Take the pixel frames `[B, T0, 3, H, W]` of the first of `num_latents` latent frames of `video`; None for none.
+) -> Batch | None:
+    """Take the first of `num_latents` latent frames of a video, as `latents` or as the pixels of them; None for none.
 
     Raises:
         ValueError: The video is shorter, or nothing is left to generate.
     """
-    if "video" not in batch or num_initial_latents == 0:
+    if not has_video(batch) or num_initial_latents == 0:
         return None
     if num_initial_latents >= num_latents:
         raise ValueError(
             f"num_initial_latents {num_initial_latents} leaves nothing to generate of a video of {num_latents} latent "
             "frames: lower sampling.num_initial_latents, or give more actions"
         )
-    count = num_pixel_frames(num_initial_latents, temporal_compression_ratio)
-    video: Tensor = batch["video"]
-    if video.shape[1] < count:
-        raise ValueError(f"num_initial_latents {num_initial_latents} needs {count} frames, got {video.shape[1]}")
-    return video[:, :count]
+    key, count = "latents", num_initial_latents
+    if key not in batch:
+        key, count = "video", num_pixel_frames(num_initial_latents, temporal_compression_ratio)
+    frames: Tensor = batch[key]
+    if frames.shape[1] < count:
+        told = "frames" if key == "video" else "latent frames"
+        raise ValueError(f"num_initial_latents {num_initial_latents} needs {count} {told}, got {frames.shape[1]}")
+    return {key: frames[:, :count]}

@@ -85,6 +85,11 @@ def latent_frames(schema: ActionSchema, batch: Batch, trains: bool) -> int:
 def _check_generator(generator: CausalWanModel, vae: VideoCodec, batch: Batch) -> None:
     """Frames are whole patches, and latents have the channels that the generator takes and gives."""
     latent_shape = vae.latent_shape(*frame_size(batch))
+    if "latents" in batch and batch["latents"].shape[2:] != latent_shape:
+        raise ValueError(
+            f"`latents` of frames of {' x '.join(map(str, frame_size(batch)))} are [B, F, "
+            f"{', '.join(map(str, latent_shape))}] with {type(vae).__name__}, got {list(batch['latents'].shape)}"
+        )
     generator.tokens_per_frame(*latent_shape[1:])
     takes_channels = generator.in_dim > generator.out_dim == latent_shape[0]
     if generator.image_dim is not None or takes_channels:

@@ -23,6 +23,7 @@ from lightning_action.batch import (
     first_frames,
     frame_size,
     has_actions,
+    has_video,
     infers_actions,
     num_latents,
     to_unit_range,
@@ -38,7 +39,7 @@ from lightning_action.distributed.fsdp2 import require_supported
 from lightning_action.distributed.lockstep import Lockstep
 from lightning_action.distributed.sharding import Sharding, gathered_state_dict, is_sharded, keep_gathered
 from lightning_action.frozen.holder import FrozenParts
-from lightning_action.frozen.interfaces import FittedCodec, TextEncoder, VideoCodec
+from lightning_action.frozen.interfaces import EncodedData, FittedCodec, TextEncoder, VideoCodec
 from lightning_action.generation.clock import Clock
 from lightning_action.generation.rollout import count_passes
 from lightning_action.generation.sampling import Sampling
@@ -56,7 +57,8 @@ class GenerativeModule(L.LightningModule):
     """A causal video generator that follows actions, built and filled, which generates; how it trains is left open.
 
     A batch is a dict: `video` `[B, T, 3, H, W]` in [-1, 1], `action` `[B, rows, columns]` as `schema` says, `prompt` (a
-    list of B strings), `sample_id` `[B]`. Networks are given as factories and built in `configure_model`.
+    list of B strings), `sample_id` `[B]`. `latents` may stand in place of `video`, and `text` beside `prompt`: see
+    `batch`. Networks are given as factories and built in `configure_model`.
 
     Args:
         generator: Factory of the network.
@@ -144,18 +146,26 @@ class GenerativeModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Read the frozen parts, and find or fit what a new run starts from; checkpoints bring their own.
 
+        Where the data is encoded already, the text encoder is read when a prompt comes without `text`.
+
         Raises:
-            ValueError: Sharded weights should be quantized, or exported with LoRA.
+            ValueError: Sharded weights should be quantized, or exported with LoRA; or other frozen parts than these
+                have encoded the data.
         """
         require_supported(self.trainer.strategy)
         if self.device_mesh is not None:
             self._require_shardable(stage)
-        self.frozen.load()
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.frozen.vae.load()
+        if not isinstance(datamodule, EncodedData):
+            self.frozen.text_encoder.load()
         self._resumes = self.trainer.ckpt_path is not None
         self._starts_from_weights = not self._resumes and self.initial_weights.generator is not None
         vae = self.frozen.vae
         if not self._resumes and isinstance(vae, FittedCodec) and not vae.fitted:
-            prepare_codec(vae, self.initial_weights.generator, self.trainer.datamodule)  # type: ignore[attr-defined]
+            prepare_codec(vae, self.initial_weights.generator, datamodule)
+        if not self._resumes:
+            self._require_same_frozen_parts()
 
     def configure_model(self) -> None:
         """Build the networks; initial weights follow from `seed` alone."""
@@ -205,7 +215,7 @@ class GenerativeModule(L.LightningModule):
         """Generate, and hand over what a prediction writer needs; `video` and `truth` are in [0, 1], on the CPU."""
         self._require_fits(batch, trains=False)
         blocks = self.causality.split(num_latents(batch, self.schema))
-        num_initial = self.sampling.num_initial_latents if "video" in batch else 0
+        num_initial = self.sampling.num_initial_latents if has_video(batch) else 0
         self._in_lockstep.begin(count_passes(blocks, num_initial, self.sampling.num_steps))
         clock, overlaps = Clock(self.device), self.acceleration.overlap_decoding
         decoder = self.frozen.decoder(self.device)
@@ -229,9 +239,22 @@ class GenerativeModule(L.LightningModule):
             prediction["decode_seconds"] = sum(seconds["vae"])
         if has_actions(batch):
             prediction["action"] = batch["action"].cpu()
-        if "video" in batch and batch["video"].shape == video.shape:
-            prediction["truth"] = to_unit_range(batch["video"]).cpu()
+        truth = self.true_video(batch)
+        if truth is not None and truth.shape == video.shape:
+            prediction["truth"] = truth.cpu()
         return prediction
+
+    @torch.no_grad()
+    def true_video(self, batch: Batch) -> Tensor | None:
+        """Return the video of a batch, `[B, T, 3, H, W]` in [0, 1], decoded where it comes as latents; None for none.
+
+        What is decoded has lost what the VAE loses, so that a comparison with it does not count that loss.
+        """
+        if "video" in batch:
+            return to_unit_range(batch["video"])
+        if "latents" not in batch:
+            return None
+        return to_unit_range(self.frozen.decoder(self.device)(self._latents(batch))).float()
 
     def generation_settings(self) -> dict[str, Any]:
         """What predictions depend on besides weights, Trainer and batch: `seed` and `generation`."""
@@ -287,8 +310,8 @@ class GenerativeModule(L.LightningModule):
     def _generated_latents(self, batch: Batch) -> Iterator[Tensor]:
         length = num_latents(batch, self.schema)
         start = first_frames(batch, self.sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
-        initial = None if start is None else self._encoded_video(start)
-        text = self._encoded_text(batch)
+        initial = None if start is None else self._latents(start)
+        text = self._text(batch)
         modulation = self.conditioning.of_rollout(
             batch.get("action"), infers_actions(batch), length, text, without_action(batch)
         )
@@ -296,10 +319,18 @@ class GenerativeModule(L.LightningModule):
         videos = VideoGenerator(self.generator, self.causality, self.sampling, self.schedule)
         yield from videos.stream_latents(text, batch["sample_id"].tolist(), shape, modulation, initial)
 
-    def _encoded_video(self, video: Tensor) -> Tensor:
-        return self.frozen.encode_video(video, self.device, self.compute_dtype)
+    def _latents(self, batch: Batch) -> Tensor:
+        """Return the latents of a batch, given or encoded."""
+        if "latents" in batch:
+            given: Tensor = batch["latents"]
+            return given.to(self.device, self.compute_dtype)
+        return self.frozen.encode_video(batch["video"], self.device, self.compute_dtype)
 
-    def _encoded_text(self, batch: Batch) -> Tensor:
+    def _text(self, batch: Batch) -> Tensor:
+        """Return the prompts of a batch, given or encoded."""
+        if "text" in batch:
+            given: Tensor = batch["text"]
+            return given.to(self.device, self.compute_dtype)
         return self.frozen.encode_text(batch["prompt"], self.device, self.compute_dtype)
 
     def on_fit_start(self) -> None:
@@ -360,6 +391,8 @@ class GenerativeModule(L.LightningModule):
             if saved.vae is None:
                 raise ValueError("the checkpoint holds no fitted VAE: use the configuration it was trained with")
             self.frozen.vae.load_fitted_tensors(saved.vae, "the checkpoint's VAE")
+        if self._has_trainer:
+            self._require_same_frozen_parts()
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -390,6 +423,12 @@ class GenerativeModule(L.LightningModule):
     def _require_fits(self, batch: Batch, trains: bool) -> None:
         for check in self.batch_checks.of(batch, trains):
             check()
+
+    def _require_same_frozen_parts(self) -> None:
+        """Refuse data that other frozen parts have encoded; those of a checkpoint are known once it is loaded."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(datamodule, EncodedData):
+            datamodule.require_made_by(self.frozen.vae, self.frozen.text_encoder)
 
     @property
     def _has_trainer(self) -> bool:

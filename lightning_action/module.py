@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_action.batch import Batch, first_samples, has_actions, kinds_in, num_latent_frames
+from lightning_action.batch import Batch, first_samples, has_actions, kinds_in
 from lightning_action.checkpoints.lora import split_parameters
 from lightning_action.diffusion.objectives import OBJECTIVES, training_visibility
 from lightning_action.evaluation.obedience import ObedienceTest, StateReader, wins
@@ -33,7 +33,8 @@ class ActionVideoModule(GenerativeModule):
     """A causal video generator that learns to follow actions, by flow matching.
 
     A batch is a dict: `video` `[B, T, 3, H, W]` in [-1, 1], `action` `[B, rows, columns]` as `schema` says, `prompt` (a
-    list of B strings), `sample_id` `[B]`.
+    list of B strings), `sample_id` `[B]`. `latents` may stand in place of `video`, and `text` beside `prompt`: see
+    `batch`.
 
     Args:
         args: Arguments of `GenerativeModule`: `generator`, `text_encoder`, `vae`, and so on.
@@ -116,8 +117,9 @@ class ActionVideoModule(GenerativeModule):
             `loss`; and for callbacks `loss_per_frame` `[B, F]`, not weighted, at the noise levels `timestep` `[B, F]`.
         """
         self._require_trainable(batch, "train")
-        self._trained_on = batch["video"].shape
-        losses = self.losses.of_training(self._encoded(batch), self.current_epoch, batch_idx, self.action_dropout_prob)
+        encoded = self._encoded(batch)
+        self._trained_on = encoded.latents.shape
+        losses = self.losses.of_training(encoded, self.current_epoch, batch_idx, self.action_dropout_prob)
         loss = losses.per_sample.mean()
         if not loss.requires_grad and torch.is_grad_enabled():
             raise ValueError(
@@ -144,9 +146,8 @@ class ActionVideoModule(GenerativeModule):
         """Floating-point operations of the last training step on this device, if all weights train; 0 before it."""
         if self._trained_on is None:
             return 0.0
-        batch_size, num_frames, _, height, width = self._trained_on
-        tokens = self.generator.tokens_per_frame(*self.frozen.vae.latent_shape(height, width)[1:])
-        num_latents = num_latent_frames(num_frames, self.schema.temporal_compression_ratio)
+        batch_size, num_latents, _, height, width = self._trained_on
+        tokens = self.generator.tokens_per_frame(height, width)
         visibility = training_visibility(self.objective, num_latents, self.causality)
         return batch_size * training_flops(self.generator, visibility, tokens).total
 
@@ -158,7 +159,7 @@ class ActionVideoModule(GenerativeModule):
             draws of noise beside each other.
         """
         self._require_trainable(batch, "validation")
-        size = len(batch["video"])
+        size = len(batch["sample_id"])
         matched = self.losses.matched(self._encoded(batch), ("true", "other"))
         losses = {name: loss.per_sample for name, loss in matched.items()}
         self._log_validation("loss", losses["true"].mean(), size, prog_bar=True)
@@ -169,7 +170,7 @@ class ActionVideoModule(GenerativeModule):
         if batch_idx == 0 and has_actions(batch) and self.action_projection is not None:
             few = first_samples(batch, _NUM_VALIDATION_ROLLOUTS)
             test = self._new_obedience_test("validation")
-            test.add_model(few, {name: loss[: len(few["video"])] for name, loss in losses.items()})
+            test.add_model(few, {name: loss[: len(few["sample_id"])] for name, loss in losses.items()})
             for name, value in test.compute("model").items():
                 self._log_validation(f"rollout/{name}", value, size)
         return {"loss_per_frame": matched["true"].per_frame, "timestep": matched["true"].timestep}
@@ -223,7 +224,7 @@ class ActionVideoModule(GenerativeModule):
         return self.losses.velocities_at(self._encoded(batch), timestep, seed)
 
     def _encoded(self, batch: Batch) -> Encoded:
-        return Encoded(batch, self._encoded_video(batch["video"]), self._encoded_text(batch))
+        return Encoded(batch, self._latents(batch), self._text(batch))
 
     def _trained_parameters(self) -> dict[str, list[nn.Parameter]]:
         """By the names of the optimizer's groups, without empty ones."""
@@ -237,7 +238,7 @@ class ActionVideoModule(GenerativeModule):
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         ratio = self.frozen.vae.temporal_compression_ratio
         reader = partial(datamodule.read_positions, split=split) if isinstance(datamodule, StateReader) else None
-        return ObedienceTest(self.generate, reader, ratio, self.sampling.num_initial_latents)
+        return ObedienceTest(self.generate, self.true_video, reader, ratio, self.sampling.num_initial_latents)
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
         self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)

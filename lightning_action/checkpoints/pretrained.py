@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.checkpoints.lora import base_state_dict, check_base_fits, load_base
-from lightning_action.frozen.interfaces import CodecVideos, FittedCodec, VideoCodec
+from lightning_action.frozen.interfaces import CodecVideos, EncodedData, FittedCodec, VideoCodec
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.fingerprint import identity, require_fingerprint
 from lightning_action.weights.fit import load_strictly
@@ -141,7 +141,7 @@ def load_action_projection(projection: ActionModulationProjection, path: str | P
 
 
 def prepare_codec(codec: FittedCodec, folder: str | None, datamodule: object) -> None:
-    """Load `vae.safetensors` from the folder, or without a folder fit the codec to the training videos.
+    """Load `vae.safetensors` from the folder; without one take what encoded the data, or fit to the training videos.
 
     Raises:
         FileNotFoundError: The folder has no such file.
@@ -154,6 +154,8 @@ def prepare_codec(codec: FittedCodec, folder: str | None, datamodule: object) ->
         tensors = read_safetensors(path)
         require_fingerprint(tensors, read_header(path), str(path))
         codec.load_fitted_tensors(tensors, str(path))
+    elif isinstance(datamodule, EncodedData):
+        codec.load_fitted_tensors(datamodule.codec_tensors(), "the codec that encoded the data")
     elif isinstance(datamodule, CodecVideos):
         codec.fit(datamodule.codec_videos())
     else:

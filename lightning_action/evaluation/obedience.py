@@ -18,7 +18,6 @@ from lightning_action.batch import (
     from_unit_range,
     num_pixel_frames,
     other_actions,
-    to_unit_range,
     without_actions,
 )
 from lightning_action.evaluation.action_following import ActionFollowing, psnr
@@ -90,7 +89,8 @@ class ObedienceTest:
     """Runs a model under true, other and no actions, beside the baselines, and makes the report.
 
     Args:
-        generate: Function from a batch to its video, `[B, T, 3, H, W]` in [0, 1].
+        generate: Function from a batch to the video that a model makes of it, `[B, T, 3, H, W]` in [0, 1].
+        true_video: Function from a batch to its own video, `[B, T, 3, H, W]` in [0, 1]; None where it has none.
         read_positions: Function from (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found
             `[B, T]`; None where the state is unknown.
         temporal_compression_ratio: Number of pixel frames of a latent frame.
@@ -101,11 +101,13 @@ class ObedienceTest:
     def __init__(
         self,
         generate: Callable[[Batch], Tensor],
+        true_video: Callable[[Batch], Tensor | None],
         read_positions: Callable[[Tensor, Batch], tuple[Tensor, Tensor]] | None,
         temporal_compression_ratio: int,
         num_initial_latents: int,
     ) -> None:
         self._generate = generate
+        self._true_video = true_video
         self._read_positions = read_positions
         self._num_initial_frames = num_pixel_frames(max(num_initial_latents, 1), temporal_compression_ratio)
         self._predict_seconds = 0.0
@@ -149,7 +151,9 @@ class ObedienceTest:
         self._add("ignore_actions", batch, truth, null, null, losses["null"], losses["null"])
 
     def _truth(self, batch: Batch) -> Tensor:
-        truth: Tensor = to_unit_range(batch["video"])
+        truth = self._true_video(batch)
+        if truth is None:
+            raise ValueError("nothing to measure by: the batch has no `video` [B, T, 3, H, W]")
         if truth.shape[1] <= self._num_initial_frames:
             raise ValueError(
                 f"nothing to measure: of {truth.shape[1]} frames {self._num_initial_frames} are given, so none is "

@@ -60,7 +60,15 @@ def test_frame_size() -> None:
 def test_first_frames(count: int, frames: int) -> None:
     video = torch.rand(2, 7, 3, 5, 4)
     first = first_frames({"video": video}, count, 4, 3)
-    assert first is not None and torch.equal(first, video[:, :frames])
+    assert first is not None and first.keys() == {"video"} and torch.equal(first["video"], video[:, :frames])
+
+
+def test_first_latents() -> None:
+    latents = torch.rand(2, 3, 7, 5, 4)
+    first = first_frames({"latents": latents}, 2, 4, 3)
+    assert first is not None and first.keys() == {"latents"} and torch.equal(first["latents"], latents[:, :2])
+    with pytest.raises(ValueError, match="num_initial_latents 4 needs 4 latent frames, got 3"):
+        first_frames({"latents": latents}, 4, 5, 3)
 
 
 def test_no_first_frames() -> None:
@@ -76,6 +84,9 @@ def test_no_first_frames() -> None:
         ({"prompt": ["a"]}, r"list of 2 strings, .* got \['a'\]"),
         ({"video": torch.zeros(2, 3, 5, 7)}, r"float32 of shape \[2, 3, 5, 7\]"),
         ({"video": torch.zeros(2, 1, 3, 5, 7, dtype=torch.uint8)}, "uint8"),
+        ({"latents": torch.zeros(2, 3, 5, 7)}, r"`latents` .* \[2, F, C, h, w\], got torch.float32 \[2, 3, 5, 7\]"),
+        ({"text": torch.zeros(1, 4, 6)}, r"`text` .* \[2, L, text_dim\], got torch.float32 \[1, 4, 6\]"),
+        ({"text": ["a", "b"]}, "`text` must be a tensor of floats .* got list"),
     ],
 )
 def test_batches_that_nothing_can_be_generated_from(change: dict[str, object], message: str) -> None:

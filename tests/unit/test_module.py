@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_action import ActionModulationProjection, ActionVideoModule, BlockCausality, LinearVideoCodec
 from lightning_action.action.schema import ActionPart, ActionSchema
+from lightning_action.batch import to_unit_range
 from lightning_action.callbacks import FreezeBackboneFirst
 from lightning_action.checkpoints.lora import LoRASettings
 from lightning_action.distributed.fsdp2 import FSDP2Strategy, require_supported
@@ -386,3 +388,67 @@ def test_measuring_makes_the_rollouts_that_it_reports(
     module, _ = ready()
     getattr(trainer(tmp_path, limit_val_batches=1, limit_test_batches=1), verb)(module, data(), verbose=False)
     assert made == rollouts
+
+
+def encoded(module: ActionVideoModule, batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch as a store of latents gives it."""
+    given = {key: value for key, value in batch.items() if key != "video"}
+    text = module.frozen.encode_text(batch["prompt"])
+    size = torch.tensor([list(batch["video"].shape[-2:])] * len(batch["video"]))
+    latents = module.frozen.encode_video(batch["video"])
+    return {**given, "latents": latents, "text": text[:, : int(text.any(dim=2).any(dim=0).sum())], "frame_size": size}
+
+
+class Refusing:
+    """Stands for frozen parts that must not run."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"{name} of a frozen part was asked for")
+
+
+def test_a_batch_of_latents_trains_as_its_video_does_and_runs_no_frozen_part() -> None:
+    module, batch = ready()
+    latents = encoded(module, batch)
+    expected = [module.training_step(batch, 0), *(module.matched_losses(batch)[name] for name in ("true", "null"))]
+    vae, module.frozen.vae = module.frozen.vae, Refusing()  # type: ignore[assignment]
+    text_encoder, module.frozen.text_encoder = module.frozen.text_encoder, Refusing()  # type: ignore[assignment]
+    module._looked_at.clear()
+    module.batch_checks = replace(module.batch_checks, vae=vae)
+    found = [module.training_step(latents, 0), *(module.matched_losses(latents)[name] for name in ("true", "null"))]
+    assert torch.equal(found[0]["loss"], expected[0]["loss"])
+    assert torch.equal(found[0]["loss_per_frame"], expected[0]["loss_per_frame"])
+    assert torch.equal(found[1], expected[1]) and torch.equal(found[2], expected[2])
+    assert not torch.equal(found[1], found[2]), "actions act"
+    changed = {**latents, "latents": latents["latents"] + 0.1}
+    assert not torch.equal(module.training_step(changed, 0)["loss"], expected[0]["loss"])
+    changed = {**latents, "text": latents["text"] + 0.1}
+    assert not torch.equal(module.training_step(changed, 0)["loss"], expected[0]["loss"])
+    module.frozen.vae, module.frozen.text_encoder = vae, text_encoder
+    module.training_step(batch, 0)
+    flops = module.flops_per_batch
+    module.training_step(latents, 0)
+    assert module.flops_per_batch == flops > 0
+
+
+def test_a_batch_of_latents_generates_as_its_video_does() -> None:
+    module, batch = ready()
+    latents = encoded(module, batch)
+    assert torch.equal(module.generate(latents), module.generate(batch))
+    assert torch.equal(module.generate({**latents, "action": None}), module.generate({**batch, "action": None}))
+    expected, found = module.predict_step(batch, 0), module.predict_step(latents, 0)
+    assert torch.equal(found["video"], expected["video"]) and torch.equal(found["latents"], expected["latents"])
+    reconstructed = to_unit_range(module.frozen.vae.decode(module.frozen.encode_video(batch["video"])))
+    assert torch.equal(found["truth"], reconstructed) and torch.equal(expected["truth"], to_unit_range(batch["video"]))
+    assert module.true_video({}) is None
+    few = {**latents, "latents": latents["latents"][:, :1]}
+    assert torch.equal(module.generate(few), module.generate(batch)) and "truth" not in module.predict_step(few, 0)
+
+
+def test_latents_of_another_codec_are_refused() -> None:
+    module, batch = ready()
+    latents = encoded(module, batch)
+    for wrong in (latents["latents"][:, :, :6], latents["latents"][..., :3]):
+        with pytest.raises(ValueError, match=r"`latents` of frames of 16 x 16 are \[B, F, 7, 4, 4\] with LinearVideoC"):
+            module.training_step({**latents, "latents": wrong}, 0)
+    with pytest.raises(ValueError, match="needs `frame_size`"):
+        module.training_step({key: value for key, value in latents.items() if key != "frame_size"}, 0)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.batch import Batch, other_actions, without_actions
+from lightning_action.batch import Batch, other_actions, to_unit_range, without_actions
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.evaluation.obedience import BASELINES, Evaluator, ObedienceTest, copy_of_first_frames
@@ -73,7 +73,7 @@ def measured(
     num_initial_latents: int = 1,
 ) -> ObedienceTest:
     reader = partial(DATA.read_positions, split="test") if with_positions else None
-    test = ObedienceTest(generate, reader, 3, num_initial_latents)
+    test = ObedienceTest(generate, lambda batch: to_unit_range(batch["video"]), reader, 3, num_initial_latents)
     for batch in batches:
         test.add_model(batch, losses(batch))
         test.add_baselines(batch, losses(batch))
