@@ -31,11 +31,11 @@ STRATEGIES = ("whole", "fsdp2")
 
 def build_from(path: Path, generator: Callable[[], CausalWanModel], strategy: str) -> CausalWanModel:
     """What `ActionVideoModule.configure_model` does on a rank."""
-    schema, sharding = ActionSchema(), Sharding(param_dtype="float32")
-    factories = Factories(generator, None, None, lora=None, schema=schema, train_backbone=True, seed=0)
+    sharding = Sharding(param_dtype="float32")
+    factories = Factories(generator, None, None, lora=None, train_backbone=True, seed=0)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     built = factories.build_generator(mesh if strategy == "fsdp2" else None, sharding, weights_follow=True)
-    InitialWeights(str(path), lora=None, adapter=None, any_base=False).load(built, None, schema)
+    InitialWeights(str(path), lora=None, adapter=None, any_base=False).load(built, None, ActionSchema())
     return built
 
 

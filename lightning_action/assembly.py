@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -14,12 +16,15 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
-from lightning_action.checkpoints.adapter import load_adapter
+from lightning_action.checkpoints.adapter import load_adapter, read_adapter
 from lightning_action.checkpoints.lora import LoRASettings, init_lora, inject_lora, split_parameters
 from lightning_action.checkpoints.pretrained import LoadReport, load_generator
+from lightning_action.checkpoints.run_format import RunEntries
+from lightning_action.distributed.sharded_checkpoints import read_folder_metadata
 from lightning_action.distributed.sharding import Sharding, shard, shard_generator
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.seeding import generator_for, mix_seed
+from lightning_action.weights.tensor_files import load_pickle
 
 RELEASE = "release"
 _GENERATOR, _PROJECTION, _ACTION_MODULE, _LORA = range(4)
@@ -35,7 +40,6 @@ class Factories:
             actions.
         action_module: Function that builds the network that infers actions; None for none.
         lora: Settings of LoRA layers on the generator; None for none.
-        schema: Meaning of an action.
         train_backbone: Train the backbone; False freezes the generator's own weights.
         seed: Random seed of initial weights; each network has its own stream, so that none depends on how another was
             built.
@@ -45,7 +49,6 @@ class Factories:
     action_projection: Callable[[int, int], ActionModulationProjection] | None
     action_module: Callable[[], nn.Module] | None
     lora: LoRASettings | None
-    schema: ActionSchema
     train_backbone: bool
     seed: int
 
@@ -75,9 +78,9 @@ class Factories:
         return generator
 
     def build_action_projection(
-        self, generator: CausalWanModel, mesh: DeviceMesh | None, sharding: Sharding
+        self, generator: CausalWanModel, action_dim: int, mesh: DeviceMesh | None, sharding: Sharding
     ) -> ActionModulationProjection | None:
-        """Build the action projection for a generator.
+        """Build the action projection for a generator, from action vectors of width `action_dim`.
 
         Raises:
             ValueError: It is for another number of layers.
@@ -85,7 +88,7 @@ class Factories:
         if self.action_projection is None:
             return None
         with _seeded(self.seed, _PROJECTION):
-            projection = self.action_projection(self.schema.action_dim, generator.dim)
+            projection = self.action_projection(action_dim, generator.dim)
         if projection.num_layers not in (None, generator.num_layers):
             raise ValueError(
                 f"the action_projection has num_layers {projection.num_layers}, the generator has num_layers "
@@ -185,3 +188,38 @@ def _is_setting(name: str, value: object) -> bool:
         return all(_is_setting(name, item) for item in value)
     plain = isinstance(value, bool | int | float | str | torch.dtype | type(None))
     return plain and not name.startswith("_") and name != "training"
+
+
+@runtime_checkable
+class HasActionSchema(Protocol):
+    """A DataModule that knows, once it is set up, what the actions of its batches are."""
+
+    action_schema: ActionSchema | None
+
+
+def find_schema(
+    ckpt_path: str | Path | None, adapter: str | Path | None, datamodule: object, takes_actions: bool
+) -> ActionSchema | None:
+    """Find what an action is, where a configuration leaves it open: in the checkpoint, in the adapter, or in the data.
+
+    Args:
+        ckpt_path: Checkpoint that a run goes on from; None for none.
+        adapter: Action adapter that a run starts from; None for none.
+        datamodule: DataModule, whose `action_schema` it is if there is neither.
+        takes_actions: Whether the model takes actions at all; else None will do.
+
+    Raises:
+        ValueError: The model takes actions, and nothing says what they are.
+    """
+    if ckpt_path is not None:
+        is_folder = Path(ckpt_path).is_dir()
+        return RunEntries.read(read_folder_metadata(ckpt_path) if is_folder else load_pickle(Path(ckpt_path))).schema
+    if adapter is not None:
+        return read_adapter(adapter).schema
+    schema = datamodule.action_schema if isinstance(datamodule, HasActionSchema) else None
+    if schema is None and takes_actions:
+        raise ValueError(
+            f"schema: auto takes what an action is from the data, and {type(datamodule).__name__} says nothing of it: "
+            "give data with actions, or write the parts of an action into model.schema"
+        )
+    return schema

@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from lightning_action.action.conditioning import ActionConditioning
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
-from lightning_action.assembly import Factories, InitialWeights, describe
+from lightning_action.assembly import Factories, InitialWeights, describe, find_schema
 from lightning_action.batch import (
     Batch,
     first_frames,
@@ -68,7 +69,8 @@ class GenerativeModule(L.LightningModule):
         action_projection: Factory of the projection, from (action_dim, dim); None trains a backbone without actions.
         action_module: Factory of a network that infers an action vector `[B, action_dim]` from the latents so far
             `[B, F', C, H, W]`, used where a batch has no `action`.
-        schema: Meaning of an action, and rule of which rows belong to which latent frame.
+        schema: Meaning of an action, and rule of which rows belong to which latent frame; `auto` takes that which the
+            DataModule has measured, and later that of the checkpoint or adapter.
         causality: Block size, window and sink.
         timestep_shift: Shift of the noise levels, in training and sampling.
         sampling: Settings of how videos are generated.
@@ -86,6 +88,7 @@ class GenerativeModule(L.LightningModule):
         train_backbone: Whether the generator's own weights ever train.
     """
 
+    schema: ActionSchema
     generator: CausalWanModel
     conditioning: ActionConditioning
     batch_checks: BatchChecks
@@ -99,7 +102,7 @@ class GenerativeModule(L.LightningModule):
         vae: Callable[[], VideoCodec],
         action_projection: Callable[[int, int], ActionModulationProjection] | None = None,
         action_module: Callable[[], nn.Module] | None = None,
-        schema: ActionSchema = ActionSchema(),
+        schema: ActionSchema | Literal["auto"] = ActionSchema(),
         causality: BlockCausality = BlockCausality(),
         timestep_shift: float = 5.0,
         sampling: Sampling = Sampling(),
@@ -119,15 +122,12 @@ class GenerativeModule(L.LightningModule):
         require_numbers({"seed": seed}, 0, 2**63 - 1, whole=True)
         if not (train_backbone or action_projection or action_module or lora):
             raise ValueError("nothing would train: optimization.train_backbone is false, and there is no projection")
-        self._factories = Factories(generator, action_projection, action_module, lora, schema, train_backbone, seed)
+        self._factories = Factories(generator, action_projection, action_module, lora, train_backbone, seed)
         self.initial_weights = InitialWeights(pretrained, pretrained_lora, adapter, any_base)
         self.frozen = FrozenParts(text_encoder(), vae())
-        if schema.temporal_compression_ratio != self.frozen.vae.temporal_compression_ratio:
-            raise ValueError(
-                f"schema.temporal_compression_ratio is {schema.temporal_compression_ratio}, that of the VAE is "
-                f"{self.frozen.vae.temporal_compression_ratio}: a latent frame must mean the same to both"
-            )
-        self.schema = schema
+        self.schema_is_open = schema == "auto"
+        if schema != "auto":
+            self._take_schema(schema)
         self.causality = causality
         self.schedule = FlowMatchSchedule(timestep_shift)
         self.sampling = sampling
@@ -156,16 +156,41 @@ class GenerativeModule(L.LightningModule):
         if self.device_mesh is not None:
             self._require_shardable(stage)
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.frozen.vae.load()
+        vae = self.frozen.vae
+        vae.load()
         if not isinstance(datamodule, EncodedData):
             self.frozen.text_encoder.load()
         self._resumes = self.trainer.ckpt_path is not None
+        self.settle_schema(self.trainer.ckpt_path, datamodule)
         self._starts_from_weights = not self._resumes and self.initial_weights.generator is not None
-        vae = self.frozen.vae
         if not self._resumes and isinstance(vae, FittedCodec) and not vae.fitted:
             prepare_codec(vae, self.initial_weights.generator, datamodule)
         if not self._resumes:
             self._require_same_frozen_parts()
+
+    def settle_schema(self, ckpt_path: str | Path | None, datamodule: object) -> None:
+        """Find what an action is, where the configuration leaves it open (`schema: auto`), before networks are built.
+
+        Args:
+            ckpt_path: Checkpoint that the weights will come from; None for none.
+            datamodule: DataModule that has been set up, for its `action_schema`.
+
+        Raises:
+            ValueError: Nothing says what an action is, or a latent frame is something else to it than to the VAE.
+        """
+        if self.schema_is_open:
+            takes_actions = self._factories.action_projection is not None
+            found = find_schema(ckpt_path, self.initial_weights.adapter, datamodule, takes_actions)
+            ratio = self.frozen.vae.temporal_compression_ratio
+            self._take_schema(found or ActionSchema(temporal_compression_ratio=ratio))
+
+    def _take_schema(self, schema: ActionSchema) -> None:
+        if schema.temporal_compression_ratio != self.frozen.vae.temporal_compression_ratio:
+            raise ValueError(
+                f"schema.temporal_compression_ratio is {schema.temporal_compression_ratio}, that of the VAE is "
+                f"{self.frozen.vae.temporal_compression_ratio}: a latent frame must mean the same to both"
+            )
+        self.schema = schema
 
     def configure_model(self) -> None:
         """Build the networks; initial weights follow from `seed` alone."""
@@ -174,7 +199,9 @@ class GenerativeModule(L.LightningModule):
         mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
         weights_follow = self._resumes or self._starts_from_weights
         self.generator = self._factories.build_generator(mesh, self.sharding, weights_follow)
-        self.action_projection = self._factories.build_action_projection(self.generator, mesh, self.sharding)
+        self.action_projection = self._factories.build_action_projection(
+            self.generator, self.schema.action_dim, mesh, self.sharding
+        )
         self.action_module = self._factories.build_action_module(mesh, self.sharding)
         parts = {name: getattr(self, name) for name in ("generator", "action_projection", "action_module")}
         parts |= {"text_encoder": self.frozen.text_encoder, "vae": self.frozen.vae}

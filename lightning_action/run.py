@@ -43,6 +43,7 @@ def load_run(config: Path_ | Sequence[Path_], ckpt_path: Path_, allow: Sequence[
     """
     require_checkpoint("load_run", str(ckpt_path))
     module = build_module(config, allow)
+    module.settle_schema(ckpt_path, None)
     module.configure_model()
     if Path(ckpt_path).is_dir():
         load_shards({"state_dict": module.state_dict()}, ckpt_path, no_dist=True)

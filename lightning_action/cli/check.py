@@ -121,6 +121,9 @@ def run_check(args: list[str]) -> Report:
             },
             args=arguments,
         )
+    if cli.model.schema_is_open:
+        set_up(cli.datamodule)
+    cli.model.settle_schema(None, cli.datamodule)
     with torch.device("meta"):
         cli.model.configure_model()
     with torch.compiler.set_stance("force_eager"):  # shapes need no code
@@ -161,15 +164,21 @@ def make_report(module: ActionVideoModule, datamodule: L.LightningDataModule, pr
     )
 
 
+def set_up(datamodule: L.LightningDataModule) -> bool:
+    """Prepare data for training, or where it has none for predicting; True says that it is the former."""
+    trains = is_overridden("train_dataloader", datamodule)
+    datamodule.prepare_data()
+    datamodule.setup("fit" if trains else "predict")
+    return trains
+
+
 def take_batch(datamodule: L.LightningDataModule) -> tuple[Batch, bool]:
     """Take a training batch, else one to predict from; True says that it is the former.
 
     Raises:
         ValueError: There is none, or it is no dict.
     """
-    trains = is_overridden("train_dataloader", datamodule)
-    datamodule.prepare_data()
-    datamodule.setup("fit" if trains else "predict")
+    trains = set_up(datamodule)
     loader = datamodule.train_dataloader() if trains else datamodule.predict_dataloader()
     batch = next(iter(loader), None)
     if not isinstance(batch, dict):

@@ -9,10 +9,11 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from lightning_action import ActionModulationProjection, ActionSchema
-from lightning_action.assembly import Factories, InitialWeights
+from lightning_action import ActionModulationProjection, ActionPart, ActionSchema
+from lightning_action.assembly import Factories, InitialWeights, find_schema
 from lightning_action.checkpoints.adapter import write_adapter
 from lightning_action.checkpoints.lora import LoRASettings, base_state_dict, lora_state_dict
+from lightning_action.checkpoints.run_format import RunEntries
 from lightning_action.distributed.sharding import Sharding
 from lightning_action.weights.safetensors_files import write_safetensors
 from tests.support.small_generator import fill, small_generator
@@ -39,7 +40,6 @@ def factories(**changes: Any) -> Factories:
         "action_projection": build_projection,
         "action_module": lambda: nn.Linear(3, 2),
         "lora": None,
-        "schema": SCHEMA,
         "train_backbone": True,
         "seed": 4,
     }
@@ -99,7 +99,8 @@ def test_a_backbone_that_never_trains(weights: str, mesh: DeviceMesh, lora: LoRA
 def test_no_network_depends_on_how_another_was_built() -> None:
     def projection(generator: Any) -> dict[str, torch.Tensor]:
         made = factories(generator=generator)
-        built = made.build_action_projection(made.build_generator(None, SHARDING, False), None, SHARDING)
+        generator_of_it = made.build_generator(None, SHARDING, False)
+        built = made.build_action_projection(generator_of_it, SCHEMA.action_dim, None, SHARDING)
         assert built is not None
         return built.state_dict()
 
@@ -111,8 +112,9 @@ def test_a_projection_for_other_layers_is_refused(num_layers: int) -> None:
     made = factories(action_projection=lambda *sizes: ActionModulationProjection(*sizes, 20, num_layers=num_layers))
     message = f"action_projection has num_layers {num_layers}, the generator has num_layers 2: give both the same"
     with pytest.raises(ValueError, match=message):
-        made.build_action_projection(small_generator(), None, SHARDING)
-    assert made.build_action_projection(small_generator(num_layers=num_layers), None, SHARDING) is not None
+        made.build_action_projection(small_generator(), SCHEMA.action_dim, None, SHARDING)
+    fitting = small_generator(num_layers=num_layers)
+    assert made.build_action_projection(fitting, SCHEMA.action_dim, None, SHARDING) is not None
 
 
 def test_the_global_generator_is_left_as_it_was() -> None:
@@ -120,20 +122,20 @@ def test_the_global_generator_is_left_as_it_was() -> None:
     expected = torch.rand(3)
     torch.manual_seed(0)
     made = factories(lora=LORA)
-    made.build_action_projection(made.build_generator(None, SHARDING, False), None, SHARDING)
+    made.build_action_projection(made.build_generator(None, SHARDING, False), SCHEMA.action_dim, None, SHARDING)
     made.build_action_module(None, SHARDING)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_parts_that_are_not_asked_for_are_not_built(mesh: DeviceMesh) -> None:
     made = factories(action_projection=None, action_module=None)
-    assert made.build_action_projection(small_generator(), mesh, SHARDING) is None
+    assert made.build_action_projection(small_generator(), SCHEMA.action_dim, mesh, SHARDING) is None
     assert made.build_action_module(mesh, SHARDING) is None
 
 
 def test_all_that_trains_is_sharded(mesh: DeviceMesh) -> None:
     for part in (
-        factories().build_action_projection(small_generator(), mesh, SHARDING),
+        factories().build_action_projection(small_generator(), SCHEMA.action_dim, mesh, SHARDING),
         factories().build_action_module(mesh, SHARDING),
     ):
         assert part is not None and all(isinstance(parameter, DTensor) for parameter in part.parameters())
@@ -148,7 +150,7 @@ def test_an_adapter_goes_on_top_of_its_base(
     write_adapter(tmp_path / "adapter.safetensors", small_generator(seed=5), trained, SCHEMA)
     mesh = request.getfixturevalue("mesh") if sharded else None
     generator = factories().build_generator(mesh, SHARDING, True)
-    projection = factories().build_action_projection(small_generator(), mesh, SHARDING)
+    projection = factories().build_action_projection(small_generator(), SCHEMA.action_dim, mesh, SHARDING)
     assert projection is not None
     start = initial(generator=weights, adapter=str(tmp_path / "adapter.safetensors"))
     start.load(generator, projection, SCHEMA)
@@ -170,3 +172,22 @@ def test_the_release_is_a_folder_that_the_environment_names(
     generator = factories().build_generator(None, SHARDING, True)
     initial(generator="release").load(generator, None, SCHEMA)
     assert_same(generator.state_dict(), small_generator(seed=5).state_dict())
+
+
+class Measured:
+    action_schema = ActionSchema([ActionPart("x", size=3)])
+
+
+def test_the_schema_is_that_of_checkpoint_adapter_or_data(tmp_path: Path) -> None:
+    assert find_schema(None, None, Measured(), takes_actions=True) is Measured.action_schema
+    assert find_schema(None, None, None, takes_actions=False) is None
+    with pytest.raises(ValueError, match="schema: auto takes what an action is from the data, and NoneType says noth"):
+        find_schema(None, None, None, takes_actions=True)
+    other = ActionSchema([ActionPart("y", size=4)])
+    checkpoint: dict[str, Any] = {}
+    RunEntries(other, 2, 0.0).write(checkpoint)
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    assert find_schema(tmp_path / "last.ckpt", None, Measured(), takes_actions=True) == other
+    projection = ActionModulationProjection(other.action_dim, 24, 20)
+    write_adapter(tmp_path / "a.safetensors", small_generator(), projection, other)
+    assert find_schema(None, tmp_path / "a.safetensors", Measured(), takes_actions=True) == other
