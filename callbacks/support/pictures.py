@@ -104,13 +104,19 @@ def action_of_frame(num_rows: int, num_frames: int) -> list[int | None]:
 
     - One row fewer than frames: row k leads from frame k to k + 1, and nothing led to frame 0.
     - As many rows as frames: row k is recorded with frame k.
+    - Several times as many as there are transitions, or one more: a frame shows the last of those that led to it.
     - Fewer: one row for each latent frame; frame 0 is the first latent frame, every later one is equally many frames.
 
     Raises:
-        ValueError: There are more rows than frames.
+        ValueError: There are more rows than frames, and not equally many for each transition.
     """
     if num_rows > num_frames:
-        raise ValueError(f"Expected at most one action row for each frame, got {num_rows} rows for {num_frames} frames")
+        per_frame, rest = divmod(num_rows, num_frames - 1) if num_frames > 1 else (0, 2)
+        if rest > 1:
+            raise ValueError(
+                f"Expected equally many action rows for each frame, got {num_rows} rows for {num_frames} frames"
+            )
+        return [0 if rest else None, *(per_frame * frame - 1 + rest for frame in range(1, num_frames))]
     if num_rows == num_frames - 1:
         return [None, *range(num_rows)]
     if num_rows == 0:

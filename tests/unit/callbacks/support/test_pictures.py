@@ -61,6 +61,8 @@ def centre_of(mask: Tensor) -> tuple[float, float]:
         (9, 9, [0, 1, 2, 3, 4, 5, 6, 7, 8]),  # state
         (3, 9, [0, 1, 1, 1, 1, 2, 2, 2, 2]),  # per latent frame, r = 4
         (4, 10, [0, 1, 1, 1, 2, 2, 2, 3, 3, 3]),  # per latent frame, r = 3
+        (8, 5, [None, 1, 3, 5, 7]),  # transition, two rows a frame
+        (13, 5, [0, 3, 6, 9, 12]),  # state, three rows a frame
         (1, 5, [0, 0, 0, 0, 0]),
         (0, 3, [None, None, None]),
         (1, 1, [0]),
