@@ -1,4 +1,4 @@
-"""`python main.py selfcheck|check|fit|validate|test|predict|export ...`; `--help` after any of them."""
+"""`python main.py selfcheck|check|fit|validate|test|predict|export|record ...`; `--help` after any of them."""
 
 from lightning_action.cli import main
 

@@ -1,4 +1,4 @@
-"""`python -m lightning_action selfcheck|check|fit|validate|test|predict|export ...`."""
+"""`python -m lightning_action selfcheck|check|fit|validate|test|predict|export|record ...`."""
 
 from lightning_action.cli import main
 

@@ -57,6 +57,10 @@ def run_verb(arguments: list[str]) -> int:
         from lightning_action.cli.export import run_export
 
         run_export(rest)
+    elif verb == ["record"]:
+        from lightning_action.cli.record import run_record
+
+        run_record(rest)
     else:
         from lightning_action.cli.trainer_verbs import run
 

@@ -40,6 +40,7 @@ EXTRAS = {
     "lora": ("peft",),
     "quantization": ("torchao",),
     "data": ("pyarrow",),
+    "env": ("gymnasium",),
 }
 _REPORT = "selfcheck.json"
 _TEXT_DIM, _TEXT_LEN, _LATENT_DIM = 16, 4, 24

@@ -69,6 +69,35 @@ def only_importing(allow: Sequence[str] = ()) -> Iterator[None]:
         _optionals._config_read_mode = read_mode
 
 
+def import_named(path: str) -> Any:
+    """Import what `module:name` names; inside `only_importing`, only if the module may be imported there.
+
+    Raises:
+        ValueError: It is written in another way, or the module has nothing of that name.
+        ImportError: There is no such module, or it may not be imported.
+    """
+    module, _, name = path.partition(":")
+    if not name or not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        raise ValueError(f"expected module:name, such as my_robot:make, got {path!r}")
+    require_importable(module)
+    found = import_module(module)
+    try:
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        raise ValueError(f"{path!r}: {error}") from error
+    return found
+
+
+def require_importable(module: str) -> None:
+    """Refuse a module that may not be imported where `only_importing` says so.
+
+    Raises:
+        ImportError: It may not be; `only_importing` turns it into its own words.
+    """
+    _common.check_import_path(module)
+
+
 def require_classes(config: Any) -> None:
     """Refuse functions where a parsed configuration says `class_path`: their results would be anything.
 

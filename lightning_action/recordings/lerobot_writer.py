@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lightning_action.atomic import creating_folder, write_json
+from lightning_action.atomic import creating_folder, require_new_folder, write_json
 from lightning_action.recordings.lerobot_statistics import PixelStatistics, Statistics, column_statistics
 
 INFO_FILE = "meta/info.json"
@@ -92,8 +92,7 @@ def writing_lerobot(
         FileExistsError: Something is there, and it is not a LeRobot folder that may be replaced.
     """
     require_writable_sizes(cameras, fps)
-    if overwrite and path.exists() and not (path / INFO_FILE).is_file():
-        raise FileExistsError(f"{path} is no LeRobot folder ({INFO_FILE} is missing), so it is not overwritten")
+    require_free(path, overwrite)
     with creating_folder(path, overwrite) as folder:
         writer = LeRobotWriter(folder, fps, cameras, features, robot_type, limits)
         try:
@@ -103,7 +102,19 @@ def writing_lerobot(
             writer.close()
 
 
-def require_writable_sizes(cameras: Mapping[str, tuple[int, int]], fps: int) -> None:
+def require_free(path: Path, overwrite: bool) -> None:
+    """Refuse a path where something is, unless it is a LeRobot folder that is to be overwritten.
+
+    Raises:
+        FileExistsError: There is something else.
+    """
+    if not overwrite or not path.exists():
+        require_new_folder(path)
+    elif not (path / INFO_FILE).is_file():
+        raise FileExistsError(f"{path} is no LeRobot folder ({INFO_FILE} is missing), so it is not overwritten")
+
+
+def require_writable_sizes(cameras: Mapping[str, tuple[int, int]], fps: float) -> None:
     """Refuse videos that cannot be encoded.
 
     Raises:
@@ -131,14 +142,19 @@ class LeRobotWriter:
         robot_type: str,
         limits: FileLimits,
     ) -> None:
-        self._folder, self._fps, self._robot_type, self._limits = folder, fps, robot_type, limits
+        self.folder, self._fps, self._robot_type, self._limits = folder, fps, robot_type, limits
         self._features = dict(features)
         self._videos = {name: _VideoFiles(folder, name, size, fps, limits) for name, size in cameras.items()}
         self._data = _DataFiles(folder, self._features, limits)
         self._rows: dict[str, list[np.ndarray]] = {name: [] for name in features}
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict[str, Any]] = []
-        self._num_frames = self._length = 0
+        self.num_frames = self._length = 0
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes so far."""
+        return len(self._episodes)
 
     def add_frame(self, images: Mapping[str, np.ndarray], values: Mapping[str, ArrayLike]) -> None:
         """Add a frame to the running episode.
@@ -179,8 +195,8 @@ class LeRobotWriter:
             "tasks": [task],
             "length": length,
             **_prefixed("data", self._data.add(columns)),
-            "dataset_from_index": self._num_frames,
-            "dataset_to_index": self._num_frames + length,
+            "dataset_from_index": self.num_frames,
+            "dataset_to_index": self.num_frames + length,
         }
         statistics = {name: column_statistics(each) for name, each in columns.items()}
         for name, video in self._videos.items():
@@ -189,7 +205,7 @@ class LeRobotWriter:
         for name, each in statistics.items():
             episode |= _prefixed(f"stats/{name}", each)
         self._episodes.append({**episode, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
-        self._num_frames += length
+        self.num_frames += length
         self._rows, self._length = {name: [] for name in self._features}, 0
 
     def finish(self) -> None:
@@ -201,14 +217,12 @@ class LeRobotWriter:
         if not self._episodes:
             raise ValueError("no episode was recorded")
         self.close()
-        write_json(self._folder / INFO_FILE, self._info())
+        write_json(self.folder / INFO_FILE, self._info())
         statistics = {name: video.statistics.statistics() for name, video in self._videos.items()}
         statistics |= {name: column_statistics(self._data.column(name)) for name in self._data.names}
-        write_json(self._folder / "meta/stats.json", statistics)
+        write_json(self.folder / "meta/stats.json", statistics)
         self._write_tasks()
-        _write_table(
-            self._folder / _EPISODES_FILE, {key: [e[key] for e in self._episodes] for key in self._episodes[0]}
-        )
+        _write_table(self.folder / _EPISODES_FILE, {key: [e[key] for e in self._episodes] for key in self._episodes[0]})
 
     def close(self) -> None:
         """Close the files that are open."""
@@ -222,7 +236,7 @@ class LeRobotWriter:
             "timestamp": frames / self._fps,
             "frame_index": frames,
             "episode_index": np.full(self._length, len(self._episodes)),
-            "index": self._num_frames + frames,
+            "index": self.num_frames + frames,
             "task_index": np.full(self._length, task_index),
         }
         return {name: each.astype(_FRAME_COLUMNS[name])[:, None] for name, each in columns.items()}
@@ -237,7 +251,7 @@ class LeRobotWriter:
             "codebase_version": "v3.0",
             "robot_type": self._robot_type,
             "total_episodes": len(self._episodes),
-            "total_frames": self._num_frames,
+            "total_frames": self.num_frames,
             "total_tasks": len(self._tasks),
             "chunks_size": self._limits.chunks_size,
             "data_files_size_in_mb": self._limits.data_files_size_in_mb,
@@ -261,7 +275,7 @@ class LeRobotWriter:
             "pandas_version": "2.2.0",
         }
         columns = {"task_index": list(self._tasks.values()), "task": list(self._tasks)}
-        _write_table(self._folder / "meta/tasks.parquet", columns, {"pandas": json.dumps(pandas)})
+        _write_table(self.folder / "meta/tasks.parquet", columns, {"pandas": json.dumps(pandas)})
 
 
 class _Files:

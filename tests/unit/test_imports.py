@@ -27,7 +27,8 @@ CALLBACKS = ROOT / "callbacks"
 RULES = (
     "ranges < generator < action, diffusion",
     "ranges < frozen",
-    "seeding < diffusion, data, assembly",
+    "seeding < diffusion, data, assembly, cli",
+    "atomic, action, configuration < recordings < data, cli",
     "atomic < weights < frozen, checkpoints, configuration, distributed",
     "generator < distributed",
     "action, frozen < checkpoints",
@@ -61,7 +62,7 @@ WITH_LIGHTNING = {
 }
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.
-DEFERRED = {"diffusers", "transformers", "ftfy", "peft", "pyarrow", "torchao", "torchvision"}
+DEFERRED = {"diffusers", "transformers", "ftfy", "gymnasium", "peft", "pyarrow", "torchao", "torchvision"}
 # typing_extensions stands for newer typing of the standard library; torch and lightning need it anyway.
 CALLBACKS_MAY_IMPORT = {"torch", "lightning", "typing_extensions", *sys.stdlib_module_names}
 CALLBACKS_MAY_DEFER = {"av", "PIL", "numpy"}

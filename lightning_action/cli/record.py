@@ -1,0 +1,223 @@
+"""`record`: episodes of a gymnasium environment, as a LeRobot v3.0 folder of videos, states and actions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from tqdm import tqdm
+
+from lightning_action.atomic import write_json
+from lightning_action.cli.mistakes import UsageError
+from lightning_action.cli.trainer_verbs import program_name
+from lightning_action.cli.usage import VerbParser
+from lightning_action.recordings.environments import (
+    Policy,
+    action_parts,
+    action_row,
+    frames_per_second,
+    make_environment,
+    make_policy,
+    play,
+    read_state,
+    render,
+)
+from lightning_action.recordings.lerobot_writer import (
+    Feature,
+    LeRobotWriter,
+    require_free,
+    require_writable_sizes,
+    writing_lerobot,
+)
+from lightning_action.seeding import mix_seed
+
+if TYPE_CHECKING:
+    from gymnasium import Env, Space
+
+CAMERA = "observation.image"
+_ENV_ARGUMENT = re.compile(r"--env_kwargs\.([A-Za-z_]\w*)(?:=(.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is recorded of an environment.
+
+    Args:
+        frame_size: Height and width that frames are resized to; None leaves them as they are rendered.
+        state_keys: Names of values of observation or info that are the state; None takes the vectors of the
+            observation.
+    """
+
+    frame_size: tuple[int, int] | None
+    state_keys: Sequence[str] | None
+
+    def look(
+        self, env: Env[Any, Any], observation: Any, info: Mapping[str, Any]
+    ) -> tuple[np.ndarray, dict[str, float]]:
+        """Return the frame and the state of this moment."""
+        return render(env, self.frame_size), read_state(observation, info, self.state_keys)
+
+
+def run_record(args: Sequence[str]) -> None:
+    """Run the command `record`; `args` follow the verb."""
+    rest, env_kwargs = split_env_kwargs(args)
+    parsed = _parser().parse_args(rest)
+    output, frame_size = Path(parsed.out), parsed.frame_size and tuple(parsed.frame_size)
+    require_free(output, parsed.overwrite)
+    env = make_environment(parsed.env, env_kwargs)
+    new_policy, scene = make_policy(parsed.policy, env.action_space), Scene(frame_size, parsed.state)
+    fps = parsed.fps or frames_per_second(env)
+    if fps is None:
+        raise ValueError(f"{parsed.env} does not say how many frames a second it has: give --fps")
+    frame, state = scene.look(env, *env.reset(seed=mix_seed(parsed.seed, 0) % 2**31))
+    size, features = (frame.shape[0], frame.shape[1]), features_of(env.action_space, state)
+    require_writable_sizes({CAMERA: size}, fps)
+    with writing_lerobot(output, int(fps), {CAMERA: size}, features, parsed.env, overwrite=parsed.overwrite) as writer:
+        record_episodes(env, new_policy, scene, writer, parsed.episodes, parsed.steps, parsed.seed, parsed.prompt)
+        write_json(writer.folder / "meta/recording.json", provenance(parsed, env_kwargs, env.action_space))
+    env.close()
+    columns = ", ".join(f"{name} [{len(feature.names)}]" for name, feature in features.items())
+    print(
+        f"written to {output}: {writer.num_episodes} episodes, {writer.num_frames} frames of {size[0]} x {size[1]}, "
+        f"{int(fps)} a second, with {columns}"
+    )
+
+
+def record_episodes(
+    env: Env[Any, Any],
+    new_policy: Any,
+    scene: Scene,
+    writer: LeRobotWriter,
+    num_episodes: int,
+    num_steps: int,
+    seed: int,
+    prompt: str,
+) -> None:
+    """Play and write episodes, each of which follows from (seed, number of the episode) alone.
+
+    Args:
+        env: Environment.
+        new_policy: Function that makes the policy of an episode.
+        scene: What is seen.
+        writer: Writer of the folder.
+        num_episodes: Number of episodes.
+        num_steps: Largest number of frames of an episode; where the environment ends before, it is shorter.
+        seed: Random seed.
+        prompt: Description of the videos.
+    """
+    with tqdm(total=num_episodes * num_steps, unit=" frames", desc="recording") as progress:
+        for episode in range(num_episodes):
+            policy: Policy = new_policy()
+            moments = play(env, policy, mix_seed(seed, episode), scene.look)
+            for step, ((frame, state), action, reward, ended) in enumerate(moments, 1):
+                values: dict[str, Any] = {"action": action, "next.reward": reward, "next.done": ended}
+                writer.add_frame({CAMERA: frame}, {**values, "observation.state": list(state.values())})
+                progress.update()
+                if step == num_steps:
+                    break
+            progress.total -= num_steps - step
+            writer.end_episode(prompt)
+
+
+def features_of(space: Space[Any], state: Mapping[str, float]) -> dict[str, Feature]:
+    """Describe the numbers that come with each frame."""
+    row = action_row(space, space.sample())
+    names = ["action"] if len(row) == 1 else [f"action_{index}" for index in range(len(row))]
+    of_state = {"observation.state": Feature(list(state))} if state else {}
+    return {
+        **of_state,
+        "action": Feature(names, "int64" if row.dtype == np.int64 else "float32"),
+        "next.reward": Feature(["reward"]),
+        "next.done": Feature(["done"], "bool"),
+    }
+
+
+def provenance(parsed: Any, env_kwargs: Mapping[str, Any], space: Space[Any]) -> dict[str, Any]:
+    """Say where the recording comes from, and what its actions are, where they have bounds."""
+    try:
+        parts = [asdict(part) for part in action_parts(space)]
+    except ValueError:
+        parts = None
+    names = ("env", "policy", "seed", "episodes", "steps", "prompt")
+    return {**{name: getattr(parsed, name) for name in names}, "env_kwargs": env_kwargs, "action_parts": parts}
+
+
+def split_env_kwargs(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Split what is typed: the other arguments, and those of the environment, read as YAML.
+
+    Raises:
+        UsageError: One has no value.
+    """
+    rest: list[str] = []
+    values: dict[str, Any] = {}
+    remaining = iter(args)
+    for argument in remaining:
+        match = _ENV_ARGUMENT.fullmatch(argument)
+        if match is None:
+            rest.append(argument)
+            continue
+        text = next(remaining, None) if match[2] is None else match[2]
+        if text is None:
+            raise UsageError(f"{argument} has no value")
+        try:
+            values[match[1]] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            values[match[1]] = text
+    return rest, values
+
+
+def _parser() -> VerbParser:
+    parser = VerbParser(prog=f"{program_name()} record", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add(
+        "--env",
+        required=True,
+        help="Environment: a name in gymnasium (Pendulum-v1), one with a module to import first "
+        "(gym_pusht:gym_pusht/PushT-v0), or module:function that returns an environment (my_robot:make).",
+    )
+    add("--env_kwargs.NAME", metavar="VALUE", help="An argument of the environment; again for more.")
+    add("--out", required=True, metavar="DIR", help="New folder of the recording, which appears when it is whole.")
+    add("--episodes", type=_from_one, default=10, help="Number of episodes; default: 10.")
+    add("--steps", type=_from_one, default=100, help="Largest number of frames of an episode; default: 100.")
+    add("--seed", type=int, default=0, help="Random seed: episode i follows from it and i alone; default: 0.")
+    add(
+        "--policy",
+        default="hold",
+        help="What acts: `random`; `hold`, random actions that are held for 2 to 8 steps; or module:name, a function "
+        "of (observation, info, random), where random is a numpy Generator, or a class of such, of which each episode "
+        "gets a new one; default: hold.",
+    )
+    add("--fps", type=_from_one, help="Number of frames of a second; default: what the environment says.")
+    add(
+        "--frame_size",
+        type=_from_one,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="Size that frames are resized to, without cutting anything off; default: as they are rendered.",
+    )
+    add(
+        "--state",
+        nargs="+",
+        metavar="KEY",
+        help="Values of observation or info that are recorded as observation.state; default: an observation that is a "
+        "vector, or the vectors in it.",
+    )
+    add("--prompt", default="", help="Description of what the videos show.")
+    add("--overwrite", action="store_true", help="Replace the LeRobot folder that is at --out.")
+    return parser
+
+
+def _from_one(text: str) -> int:
+    """Parse a whole number from 1 on; argparse names the option."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_from_one.__name__ = "whole number above 0"
