@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lightning_action.checkpoints.lora import LoRASettings as LoRASettings
     from lightning_action.checkpoints.pretrained import load_action_projection as load_action_projection
     from lightning_action.data.action_file import ActionFileDataModule as ActionFileDataModule
+    from lightning_action.data.environment import EnvironmentDataModule as EnvironmentDataModule
     from lightning_action.data.lerobot import LeRobotDataModule as LeRobotDataModule
     from lightning_action.data.resumable import ResumableDataLoader as ResumableDataLoader
     from lightning_action.data.resumable import ResumableSampler as ResumableSampler
@@ -61,6 +62,7 @@ _EXPORTS = {
     "CausalWanModel": "lightning_action.generator.model",
     "ConvActionModule": "lightning_action.action.modules",
     "DiscreteActionModule": "lightning_action.action.modules",
+    "EnvironmentDataModule": "lightning_action.data.environment",
     "FSDP2Strategy": "lightning_action.distributed.fsdp2",
     "HashingTextEncoder": "lightning_action.frozen.hashing_text",
     "KVCache": "lightning_action.generator.kv_cache",

@@ -26,6 +26,7 @@ from lightning_action.recordings.environments import (
     play,
     read_state,
     render,
+    resized,
 )
 from lightning_action.recordings.lerobot_writer import (
     Feature,
@@ -60,7 +61,7 @@ class Scene:
         self, env: Env[Any, Any], observation: Any, info: Mapping[str, Any]
     ) -> tuple[np.ndarray, dict[str, float]]:
         """Return the frame and the state of this moment."""
-        return render(env, self.frame_size), read_state(observation, info, self.state_keys)
+        return resized(render(env), self.frame_size), read_state(observation, info, self.state_keys)
 
 
 def run_record(args: Sequence[str]) -> None:

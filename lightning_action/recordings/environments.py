@@ -192,12 +192,8 @@ def play(
         yield seen, action_row(env.action_space, action), float(reward), ended
 
 
-def render(env: Env[Any, Any], frame_size: tuple[int, int] | None = None) -> np.ndarray:
+def render(env: Env[Any, Any]) -> np.ndarray:
     """Render a frame `[H, W, 3]` of uint8.
-
-    Args:
-        env: Environment that was reset.
-        frame_size: Height and width that the frame is resized to; nothing is cut off.
 
     Raises:
         ValueError: What it renders is no picture.
@@ -206,6 +202,11 @@ def render(env: Env[Any, Any], frame_size: tuple[int, int] | None = None) -> np.
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         found = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
         raise ValueError(f"expected render() to give [height, width, 3] of uint8, got {found}")
+    return frame
+
+
+def resized(frame: np.ndarray, frame_size: tuple[int, int] | None) -> np.ndarray:
+    """Resize a frame to some height and width, if they are given, without cutting anything off."""
     if frame_size is None or frame.shape[:2] == tuple(frame_size):
         return frame
     from PIL import Image

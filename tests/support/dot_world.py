@@ -28,7 +28,8 @@ class DotWorld(gymnasium.Env[Any, Any]):
     Args:
         actions: Kind of the actions.
         size: Height and width of a frame.
-        end_after: Steps after which the episode ends, at the earliest; a random start ends some earlier.
+        end_after: Number of steps after which the episode ends.
+        end_right_of: Place to the right of which the episode ends.
         pixels: Whether the observation is the frame, and the place in `info` alone.
         render_mode: Way to render.
     """
@@ -40,10 +41,12 @@ class DotWorld(gymnasium.Env[Any, Any]):
         actions: str = "box",
         size: tuple[int, int] = (32, 48),
         end_after: int | None = None,
+        end_right_of: float = np.inf,
         pixels: bool = False,
         render_mode: Literal["rgb_array", "ansi"] | None = "rgb_array",
     ) -> None:
-        self.action_space, self.size, self.end_after, self.pixels = SPACES[actions], size, end_after, pixels
+        self.action_space, self.size, self.pixels = SPACES[actions], size, pixels
+        self.end_after, self.end_right_of = end_after, end_right_of
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,))
         self.render_mode = render_mode
 
@@ -57,8 +60,8 @@ class DotWorld(gymnasium.Env[Any, Any]):
         assert self.action_space.contains(action), action
         self.place = np.clip(self.place + self._move(action), RADIUS, self._room)
         self.num_steps += 1
-        ended = self.end_after is not None and self.num_steps >= self.end_after
-        return self._seen(), float(self.place[0]), ended, False, self._info()
+        ended = self.num_steps == self.end_after or self.place[0] > self.end_right_of
+        return self._seen(), float(self.place[0]), bool(ended), False, self._info()
 
     def render(self) -> Any:
         rows, columns = np.indices(self.size) + 0.5

@@ -28,7 +28,7 @@ RULES = (
     "ranges < generator < action, diffusion",
     "ranges < frozen",
     "seeding < diffusion, data, assembly, cli",
-    "atomic, action, configuration < recordings < data, cli",
+    "configuration < recordings < cli",
     "atomic < weights < frozen, checkpoints, configuration, distributed",
     "generator < distributed",
     "action, frozen < checkpoints",

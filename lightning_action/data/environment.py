@@ -1,0 +1,362 @@
+"""Videos of a gymnasium environment, played on the fly; every sample follows from (seed, split, index)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, get_args, overload
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+
+from lightning_action.action.schema import ActionSchema, Combine
+from lightning_action.batch import Batch, num_pixel_frames
+from lightning_action.configuration.class_paths import import_named
+from lightning_action.data.resumable import sample_loader
+from lightning_action.data.sprite_data import Split
+from lightning_action.recordings.environments import (
+    action_parts,
+    frames_per_second,
+    make_environment,
+    make_policy,
+    play,
+    render,
+    resized,
+)
+from lightning_action.seeding import mix_seed
+
+if TYPE_CHECKING:
+    from gymnasium import Env
+
+Locator = Callable[[Tensor], tuple[Tensor, Tensor]]
+# An environment that ends before a video is full is begun again so often, each time from another seed.
+_MAX_ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class EnvironmentSource:
+    """What a video is made of: a world, who acts in it, and what is kept.
+
+    Args:
+        env: Name of the environment, see `make_environment`.
+        env_kwargs: Arguments of the environment.
+        policy: Name of the policy, see `make_policy`.
+        position: Name `module:function` of a function of (environment, info) that returns the position (x, y) of an
+            object in pixels of the rendered frame; None leaves positions out.
+        frame_size: Height and width that frames are resized to; None leaves them as they are.
+        prompt: Description of the videos.
+        num_frames: Number of pixel frames of a video.
+    """
+
+    env: str
+    env_kwargs: Mapping[str, Any]
+    policy: str
+    position: str | None
+    frame_size: tuple[int, int] | None
+    prompt: str
+    num_frames: int
+
+    def make(self) -> Env[Any, Any]:
+        """Make the environment."""
+        return make_environment(self.env, self.env_kwargs)
+
+
+class EnvironmentDataset(Dataset[Batch]):
+    """Samples of one split.
+
+    Each is a dict: `video` `[T, 3, H, W]` in [-1, 1], `action` `[T - 1, columns]`, `prompt`, `sample_id`, and, where
+    the source has a position, `position` `[T, 2]` in pixels.
+    """
+
+    def __init__(self, source: EnvironmentSource, split: Split, seed: int, size: int) -> None:
+        self.source, self.size = source, size
+        self._stream = (seed, get_args(Split).index(split))
+        self._position = None if source.position is None else import_named(source.position)
+        self._opened: tuple[int, Env[Any, Any]] | None = None
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Batch:
+        seen, action = self._play(index, self._look)
+        video = torch.from_numpy(np.stack([frame for frame, _ in seen])).permute(0, 3, 1, 2)
+        sample = {"video": video / 127.5 - 1, **self._command(index, action)}
+        if self._position is not None:
+            sample["position"] = torch.tensor(np.stack([place for _, place in seen]), dtype=torch.float32)
+        return sample
+
+    def command(self, index: int) -> Batch:
+        """Return `sample_id`, `action` and `prompt` of a sample, which is played but not rendered for it."""
+        return self._command(index, self._play(index, lambda env, observation, info: None)[1])
+
+    def _command(self, index: int, action: Tensor) -> Batch:
+        return {"sample_id": index, "action": action, "prompt": self.source.prompt}
+
+    def _play(self, index: int, look: Callable[..., Any]) -> tuple[list[Any], Tensor]:
+        """Play an episode that lasts for a whole video: what was seen at each frame, and the actions between."""
+        env, num_frames, longest = self._env(), self.source.num_frames, 0
+        new_policy = make_policy(self.source.policy, env.action_space)
+        for attempt in range(_MAX_ATTEMPTS):
+            episode = play(env, new_policy(), mix_seed(*self._stream, index, attempt), look)
+            moments = list(islice(episode, num_frames))
+            if len(moments) == num_frames:
+                action = np.stack([row for _, row, *_ in moments[:-1]])
+                return [seen for seen, *_ in moments], torch.from_numpy(action)
+            longest = max(longest, len(moments))
+        raise ValueError(
+            f"sample {index}: of {_MAX_ATTEMPTS} episodes of {self.source.env} the longest had {longest} frames before "
+            f"it ended, a video has {num_frames}: lower num_latents, or give an environment or a policy that lasts"
+        )
+
+    def _look(self, env: Env[Any, Any], observation: Any, info: Mapping[str, Any]) -> tuple[np.ndarray, Any]:
+        """Return the frame, and the position in its pixels."""
+        rendered = render(env)
+        frame = resized(rendered, self.source.frame_size)
+        if self._position is None:
+            return frame, None
+        scale = np.array(frame.shape[1::-1]) / np.array(rendered.shape[1::-1])
+        return frame, np.asarray(self._position(env.unwrapped, info), float) * scale
+
+    def _env(self) -> Env[Any, Any]:
+        """Return the environment of this process: what draws may not outlive a fork."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), self.source.make()
+        return self._opened[1]
+
+
+class EnvironmentClips(Sequence["EnvironmentClip"]):
+    """The samples of a split as clips, of which the last one that was read is kept."""
+
+    def __init__(self, dataset: EnvironmentDataset, split: Split, fps: float) -> None:
+        self.dataset, self.split, self.fps = dataset, split, fps
+        self._latest: Batch = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @overload
+    def __getitem__(self, index: int) -> EnvironmentClip: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[EnvironmentClip]: ...
+    def __getitem__(self, index: int | slice) -> EnvironmentClip | list[EnvironmentClip]:
+        chosen = range(len(self))[index]
+        return EnvironmentClip(self, chosen) if isinstance(chosen, int) else [self[each] for each in chosen]
+
+    def sample(self, index: int) -> Batch:
+        """Play a sample, unless it is the latest one."""
+        if self._latest.get("sample_id") != index:
+            self._latest = self.dataset[index]
+        return self._latest
+
+
+@dataclass(frozen=True)
+class EnvironmentClip:
+    """A sample as a clip."""
+
+    clips: EnvironmentClips
+    index: int
+    has_actions: bool = True
+
+    @property
+    def name(self) -> str:
+        """Split and number of the sample."""
+        return f"{self.clips.split}/{self.index:06d}"
+
+    @property
+    def num_frames(self) -> int:
+        """Number of pixel frames."""
+        return self.clips.dataset.source.num_frames
+
+    @property
+    def fps(self) -> float:
+        """Number of frames of a second."""
+        return self.clips.fps
+
+    @property
+    def prompt(self) -> str:
+        """Description of the video."""
+        return self.clips.dataset.source.prompt
+
+    def video(self, start: int, num_frames: int) -> Tensor:
+        """Return some frames `[num_frames, 3, H, W]` in [-1, 1]."""
+        return self._part("video", start, num_frames)
+
+    def action(self, start: int, num_frames: int) -> Tensor:
+        """Return the action rows between these frames, `[num_frames - 1, columns]`."""
+        return self._part("action", start, num_frames - 1)
+
+    def _part(self, key: str, start: int, length: int) -> Tensor:
+        if not 0 <= start <= start + length <= self.num_frames:
+            raise ValueError(f"{self.name} has {self.num_frames} frames, not {length} from {start} on")
+        part: Tensor = self.clips.sample(self.index)[key][start : start + length]
+        return part
+
+
+class EnvironmentDataModule(L.LightningDataModule):
+    """Train, validation, test and predict videos of a gymnasium environment, which is played while one trains.
+
+    Args:
+        env: Name of the environment: in gymnasium (`Pendulum-v1`), with a module to import first
+            (`gym_pusht:gym_pusht/PushT-v0`), or `module:function`, which returns an environment. Modules that are named
+            must be allowed (`--allow gym_pusht`).
+        env_kwargs: Arguments of the environment.
+        policy: Name of what acts: `random`; `hold`, random actions that are held for 2 to 8 steps; or `module:name`, a
+            function of (observation, info, random), or a class of such, of which each episode gets a new one.
+        prompt: Description of what the videos show.
+        frame_size: Height and width that frames are resized to, without cutting anything off.
+        fps: Number of frames of a second; None takes what the environment says, or else 10.
+        combine: Way in which the action rows of a latent frame become one vector.
+        position: Name `module:function` of a function of (environment, info) that returns the true position (x, y) of
+            the object to be measured, in pixels of the rendered frame; None reads it off true videos by `locator`.
+        locator: Function that finds the object in videos: from `[B, T, 3, H, W]` in [-1, 1] to positions in pixels
+            `[B, T, 2]`, and whether it is there, `[B, T]` bool. None measures no positions.
+        num_latents: Number of latent frames of a video, which has `1 + r (num_latents - 1)` pixel frames.
+        temporal_compression_ratio: Number r of pixel frames of a latent frame.
+        batch_size: Number of training videos of a step, on each device.
+        eval_batch_size: Number of videos of a validation, test or predict step.
+        train_size: Number of training videos of an epoch; the order changes from epoch to epoch.
+        validation_size: Number of videos of a validation.
+        test_size: Number of held-out videos that `test` measures.
+        predict_size: Number of held-out videos that `predict` generates.
+        seed: Random seed that all splits follow from.
+        num_workers: Number of processes that play.
+
+    Raises:
+        ImportError: The module of the environment or policy or gymnasium is missing, or may not be imported.
+        ValueError: There is no such environment or policy, its actions have no bounds, or the arguments do not fit.
+    """
+
+    def __init__(
+        self,
+        env: str,
+        env_kwargs: dict[str, Any] | None = None,
+        policy: str = "hold",
+        prompt: str = "",
+        frame_size: tuple[int, int] | None = None,
+        fps: float | None = None,
+        combine: Combine = "concat",
+        position: str | None = None,
+        locator: Locator | None = None,
+        num_latents: int = 9,
+        temporal_compression_ratio: int = 4,
+        batch_size: int = 16,
+        eval_batch_size: int = 16,
+        train_size: int = 4096,
+        validation_size: int = 64,
+        test_size: int = 128,
+        predict_size: int = 8,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if train_size < batch_size:
+            raise ValueError(f"train_size {train_size} does not fill one batch of batch_size {batch_size}")
+        if position is not None and locator is None:
+            raise ValueError("position says where the object is, but nothing finds it in generated videos: add locator")
+        num_frames = num_pixel_frames(num_latents, temporal_compression_ratio)
+        self.source = EnvironmentSource(env, env_kwargs or {}, policy, position, frame_size, prompt, num_frames)
+        made = self.source.make()
+        make_policy(policy, made.action_space)
+        self.fps = fps or frames_per_second(made) or 10.0
+        parts = action_parts(made.action_space)
+        made.close()
+        self.action_schema = ActionSchema(parts, "transition", combine, temporal_compression_ratio)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.sizes: dict[Split, int] = {
+            "train": train_size,
+            "validation": validation_size,
+            "test": test_size,
+            "predict": predict_size,
+        }
+        self.locator, self.seed, self.num_workers = locator, seed, num_workers
+        self._is_wanted: Callable[[Batch], bool] = _is_anything
+
+    def setup(self, stage: str) -> None:
+        """Begin with all samples."""
+        self._is_wanted = _is_anything
+
+    def dataset(self, split: Split) -> EnvironmentDataset:
+        """Return all samples of a split."""
+        return EnvironmentDataset(self.source, split, self.seed, self.sizes[split])
+
+    def clips(self, split: Split) -> EnvironmentClips:
+        """Return all samples of a split as clips."""
+        return EnvironmentClips(self.dataset(split), split, self.fps)
+
+    def select_predict_samples(self, is_wanted: Callable[[Batch], bool]) -> None:
+        """Generate only those predict samples for which `is_wanted` is true, for a writer that has some of them.
+
+        Args:
+            is_wanted: Function of a dict with `sample_id`, `action` and `prompt` of a sample.
+        """
+        self._is_wanted = is_wanted
+
+    def codec_videos(self, num_videos: int = 256) -> Tensor:
+        """Return training videos `[num_videos, T, 3, H, W]` for fitting a codec."""
+        dataset = self.dataset("train")
+        return torch.stack([dataset[index]["video"] for index in range(min(num_videos, len(dataset)))])
+
+    def read_positions(self, video: Tensor, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
+        """Find the object in videos, by `locator`.
+
+        Args:
+            video: Videos, `[B, T, 3, H, W]` in [-1, 1].
+            batch: Batch that they were generated for.
+            split: Split that the batch is from.
+
+        Returns:
+            Positions in pixels, `[B, T, 2]`, and whether the object is there, `[B, T]` bool.
+
+        Raises:
+            ValueError: There is no locator.
+        """
+        if self.locator is None:
+            raise ValueError("there is no locator that finds the object: give one to the data")
+        return self.locator(video.cpu())
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Load training videos, shuffled anew each epoch from (seed, epoch) alone, so that resumed runs see the same.
+
+        Raises:
+            ValueError: A rank's share of the videos does not fill one batch.
+        """
+        loader = self._loader(self.dataset("train"), self.batch_size, shuffle=True)
+        if not len(loader):
+            raise ValueError(
+                f"train_size {self.sizes['train']} does not fill one batch of batch_size {self.batch_size} on each "
+                "device: raise train_size or lower batch_size"
+            )
+        return loader
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.dataset("validation"), self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.dataset("test"), self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        dataset = self.dataset("predict")
+        wanted = [index for index in range(len(dataset)) if self._is_wanted(dataset.command(index))]
+        return self._loader(Subset(dataset, wanted), self.eval_batch_size)
+
+    def _loader(self, dataset: Dataset[Batch], batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
+        collate = partial(_collate, locator=self.locator)
+        return sample_loader(dataset, batch_size, self.trainer, collate, self.num_workers, shuffle, self.seed)
+
+
+def _is_anything(sample: Batch) -> bool:
+    return True
+
+
+def _collate(samples: list[Batch], locator: Locator | None) -> Batch:
+    """Make a batch; where nothing knows the true position, what is read off the true video stands for it."""
+    batch: Batch = default_collate(samples)
+    if locator is not None and "position" not in batch:
+        batch["position"] = locator(batch["video"])[0]
+    return batch
