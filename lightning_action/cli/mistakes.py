@@ -18,7 +18,7 @@ _WRONG_PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirec
 # Of packages that may not be installed, or that are slow to import.
 _NAMES_OF_MISTAKES = {
     *("MisconfigurationException", "YAMLError", "SafetensorError", "UnpicklingError", "BadZipFile"),
-    "CheckpointException",
+    *("CheckpointException", "DependencyNotInstalled"),
 }
 _MACHINE_FAILS = re.compile(
     r"out of memory|not enough memory|alloc\w* memory|no space left|CUDA error|CUDA driver|cuDNN|cuBLAS|NCCL|gloo"
