@@ -100,7 +100,7 @@ def run_command(words: list[str], folder: Path, patched: pytest.MonkeyPatch) -> 
 
 def small(verb: str, *arguments: str) -> list[str]:
     """The same command with sizes, steps and devices that take seconds."""
-    if verb in ("check", "export") or "help" in arguments[-1]:
+    if verb in ("check", "export", "record") or "help" in arguments[-1]:
         return [verb, *arguments]
     released = [config for config in reversed(VERSIONS) if f"configs/{config}.yaml" in arguments]
     is_own = any(name in argument for argument in arguments for name in ("own_actions", "my_videos"))
