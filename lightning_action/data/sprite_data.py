@@ -65,6 +65,38 @@ class SpriteDataset(Dataset[Batch]):
         return self.batch(indices)
 
 
+class SpriteClip:
+    """A sample of a split as a `Clip`, at the 16 frames of a second that Wan's videos have.
+
+    Args:
+        dataset: Dataset of the split.
+        name: Name of the clip.
+        index: Number of the sample.
+    """
+
+    fps, has_actions = 16.0, True
+
+    def __init__(self, dataset: SpriteDataset, name: str, index: int) -> None:
+        self.name = name
+        self.num_frames = dataset.num_frames
+        self._dataset, self._index = dataset, index
+
+    @property
+    def prompt(self) -> str:
+        """Description of what the video shows."""
+        return str(self._dataset.command(self._index)["prompt"])
+
+    def video(self, start: int, num_frames: int) -> Tensor:
+        """Render frames `[num_frames, 3, H, W]` in [-1, 1], the first of which is frame `start`."""
+        video: Tensor = self._dataset.batch([self._index])["video"]
+        return video[0, start : start + num_frames]
+
+    def action(self, start: int, num_frames: int) -> Tensor:
+        """Return the action rows `[num_frames - 1, columns]` of these frames."""
+        action: Tensor = self._dataset.command(self._index)["action"]
+        return action[start : start + num_frames - 1]
+
+
 class SpriteDataModule(L.LightningDataModule):
     """Train, validation, test and predict videos of one kind of sprite world.
 
@@ -128,6 +160,12 @@ class SpriteDataModule(L.LightningDataModule):
             is_wanted: Function of a dict with `sample_id`, `action` and `prompt` of a sample.
         """
         self._is_wanted = is_wanted
+
+    def clips(self, split: str) -> list[SpriteClip]:
+        """Return each video of a split as a clip."""
+        names: dict[str, Split] = {name: name for name in _SPLITS}
+        dataset = self.dataset(names[split])
+        return [SpriteClip(dataset, f"{split}-{index}-seed-{self.seed}", index) for index in range(len(dataset))]
 
     def codec_videos(self, num_videos: int = 256) -> Tensor:
         """Return training videos `[num_videos, T, 3, H, W]` for fitting a codec."""
