@@ -29,8 +29,7 @@ from lightning_action.cli.dry_run import (
     shapes,
 )
 from lightning_action.cli.misfits import misfits
-from lightning_action.cli.trainer_verbs import ActionVideoCLI, program_name
-from lightning_action.configuration.class_paths import ALLOW_HELP, only_importing, split_allowed
+from lightning_action.cli.parts import PartsCLI, parse_parts
 from lightning_action.distributed.sharding import Sharding
 from lightning_action.generator.cost import Flops, Parameters
 from lightning_action.module import ActionVideoModule
@@ -77,50 +76,22 @@ _TITLES = {
 }
 _WEIGHT_DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 _COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-# What a configuration that another verb saved holds besides; it says nothing about the model.
-_ARGUMENTS_OF_VERBS = {"ckpt_path": str, "verbose": bool, "return_predictions": bool}
 _BYTES: Units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _FLOPS: Units = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 _SHOWN_FRAMES = 3
 
 
-class CheckCLI(ActionVideoCLI):
-    """Parses what the other verbs parse, and builds the model and the data, but no Trainer."""
-
-    model: ActionVideoModule
-    datamodule: L.LightningDataModule
+class CheckCLI(PartsCLI):
+    """Adds the form of the report."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
-        for name, kind in _ARGUMENTS_OF_VERBS.items():
-            parser.add_argument(f"--{name}", type=kind | None, default=None, help="Ignored.")
-
-    def instantiate_classes(self) -> None:
-        """Leave the Trainer out: it would ask for the devices of the configuration."""
-        parts = self.parser.instantiate(Namespace(model=self.config.model, data=self.config.data))
-        self.model, self.datamodule = parts.model, parts.data
 
 
 def run_check(args: list[str]) -> Report:
     """Print what a configuration asks for, and what of its data does not fit its model: then the exit status is 1."""
-    arguments, allowed = split_allowed(args)
-    with only_importing(allowed):
-        cli = CheckCLI(
-            ActionVideoModule,
-            L.LightningDataModule,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            run=False,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={
-                "prog": f"{program_name()} check",
-                "description": run_check.__doc__,
-                "epilog": ALLOW_HELP,
-            },
-            args=arguments,
-        )
+    cli = parse_parts(CheckCLI, "check", run_check.__doc__, args)
     if cli.model.schema_is_open:
         set_up(cli.datamodule)
     cli.model.settle_schema(None, cli.datamodule)
