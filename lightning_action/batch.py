@@ -213,10 +213,17 @@ def infers_actions(batch: Batch) -> bool:
 
 
 def kinds_in(batch: object) -> list[Any]:
-    """Describe what a batch consists of, by which another one differs that must be looked at again."""
+    """Describe what a batch consists of, by which another one differs that must be looked at again.
+
+    How long its prompts are makes no difference.
+    """
     if not isinstance(batch, dict):
         return [type(batch)]
-    tensors = [(key, value.shape[1:], value.dtype) for key, value in batch.items() if isinstance(value, Tensor)]
+    tensors = [
+        (key, value.shape[2 if key == "text" else 1 :], value.dtype)
+        for key, value in batch.items()
+        if isinstance(value, Tensor)
+    ]
     return [sorted(map(str, batch)), tensors]
 
 

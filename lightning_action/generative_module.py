@@ -422,6 +422,11 @@ class GenerativeModule(L.LightningModule):
             self._require_same_frozen_parts()
 
     @property
+    def takes_actions(self) -> bool:
+        """Whether the model has a projection of actions, built or yet to be built."""
+        return self._factories.action_projection is not None
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """Dtype that the networks compute in."""
         weight = self.generator.patch_embedding.weight
@@ -455,7 +460,8 @@ class GenerativeModule(L.LightningModule):
         """Refuse data that other frozen parts have encoded; those of a checkpoint are known once it is loaded."""
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(datamodule, EncodedData):
-            datamodule.require_made_by(self.frozen.vae, self.frozen.text_encoder)
+            schema = self.schema if self.takes_actions else None
+            datamodule.require_made_by(self.frozen.vae, self.frozen.text_encoder, schema)
 
     @property
     def _has_trainer(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +39,9 @@ class FrozenParts:
 
     @torch.no_grad()
     def encode_text(
-        self, prompts: Sequence[str], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self, prompts: Sequence[str], device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
     ) -> Tensor:
-        """Encode prompts as `[B, L, text_dim]`, on a device and in a dtype."""
+        """Encode prompts as `[B, L, text_dim]`, on a device and in a dtype; None is that of the text encoder."""
         _move(self.text_encoder, device)
         return self.text_encoder.encode(prompts).to(device, dtype)
 
@@ -55,17 +55,34 @@ class FrozenParts:
             ValueError: The pixels or the latents hold a value that is not finite.
         """
         _move(self.vae, device)
-        # Numpy makes float64, and the VAE is float32.
-        latents = self.vae.encode(video.to(device, torch.float32 if video.dtype == torch.float64 else video.dtype))
+        latents = self.vae.encode(_on(device, video))
         if not bool(torch.isfinite(latents).all()):
             source = "the video" if not bool(torch.isfinite(video).all()) else "the latents of a finite video"
             raise ValueError(f"{source} hold NaN or infinity: check the data set or the VAE's precision")
         return latents.to(dtype)
 
+    @torch.no_grad()
+    def encode_parts(self, parts: Iterable[Tensor], device: torch.device | str = "cpu") -> Iterator[Tensor]:
+        """Encode a long video that comes in parts, see `VideoCodec.encode_parts`; latents are float32.
+
+        Raises:
+            ValueError: The latents hold a value that is not finite.
+        """
+        _move(self.vae, device)
+        for latents in self.vae.encode_parts(_on(device, part) for part in parts):
+            if not bool(torch.isfinite(latents).all()):
+                raise ValueError("latents hold NaN or infinity: check the video, or the VAE's precision")
+            yield latents.float()
+
     def decoder(self, device: torch.device | str = "cpu") -> StreamingDecoder:
         """Return a function that decodes one video on a device: the next latents to their pixels in [-1, 1]."""
         _move(self.vae, device)
         return self.vae.streaming_decoder()
+
+
+def _on(device: torch.device | str, video: Tensor) -> Tensor:
+    """Numpy makes float64, and the VAE is float32."""
+    return video.to(device, torch.float32 if video.dtype == torch.float64 else video.dtype)
 
 
 def _move(part: TextEncoder | VideoCodec, device: torch.device | str) -> None:

@@ -158,8 +158,13 @@ class EncodedData(Protocol):
         """Return the tensors of the codec, if it was fitted to data; else none."""
         ...
 
-    def require_made_by(self, vae: VideoCodec, text_encoder: TextEncoder) -> None:
-        """Refuse frozen parts that would have made others.
+    def require_made_by(self, vae: VideoCodec, text_encoder: TextEncoder, schema: Any) -> None:
+        """Refuse parts that would have made others.
+
+        Args:
+            vae: VAE of the model.
+            text_encoder: Text encoder of the model.
+            schema: Meaning of the model's actions; None for a model without.
 
         Raises:
             ValueError: The parts are others; the message says which.
