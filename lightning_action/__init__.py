@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_action.checkpoints.pretrained import load_action_projection as load_action_projection
     from lightning_action.data.action_file import ActionFileDataModule as ActionFileDataModule
     from lightning_action.data.environment import EnvironmentDataModule as EnvironmentDataModule
+    from lightning_action.data.latents import LatentDataModule as LatentDataModule
     from lightning_action.data.lerobot import LeRobotDataModule as LeRobotDataModule
     from lightning_action.data.resumable import ResumableDataLoader as ResumableDataLoader
     from lightning_action.data.resumable import ResumableSampler as ResumableSampler
@@ -66,6 +67,7 @@ _EXPORTS = {
     "FSDP2Strategy": "lightning_action.distributed.fsdp2",
     "HashingTextEncoder": "lightning_action.frozen.hashing_text",
     "KVCache": "lightning_action.generator.kv_cache",
+    "LatentDataModule": "lightning_action.data.latents",
     "LeRobotDataModule": "lightning_action.data.lerobot",
     "LinearVideoCodec": "lightning_action.frozen.linear_codec",
     "LoRASettings": "lightning_action.checkpoints.lora",

@@ -34,6 +34,7 @@ RULES = (
     "action, frozen < checkpoints",
     "action < batch < recordings, evaluation, generation",
     "atomic < recordings < data",
+    "frozen < data",
     "atomic < evaluation",
     "action, diffusion, frozen < generation",
     "batch, diffusion < losses",

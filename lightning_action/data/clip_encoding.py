@@ -1,0 +1,93 @@
+"""Encoding of clips by the frozen parts, once, with no more than a part of a video in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lightning_action.action.schema import ActionSchema
+from lightning_action.batch import num_latent_frames
+from lightning_action.frozen.holder import FrozenParts
+from lightning_action.recordings.clips import Clip
+
+SPLITS = ("train", "validation", "test", "predict")
+# Latent frames that are read and encoded at a time.
+_PART_LATENTS = 16
+
+
+@runtime_checkable
+class ClipData(Protocol):
+    """A DataModule that offers whole clips, so that they can be encoded once."""
+
+    @property
+    def action_schema(self) -> ActionSchema | None:
+        """Meaning of the action rows; None where there are none."""
+        ...
+
+    def clips(self, split: str) -> Sequence[Clip]:
+        """Return the clips of `train`, `validation`, `test` or `predict`; their order is the same in every run."""
+        ...
+
+
+def encode_clip(
+    frozen: FrozenParts,
+    clip: Clip,
+    frame_size: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], object] = lambda num_frames: None,
+) -> dict[str, Tensor]:
+    """Encode a clip as a store holds it.
+
+    Args:
+        frozen: Frozen parts, of which the VAE encodes.
+        clip: Clip of any length; what fills no latent frame at its end is left out.
+        frame_size: Height and width that its frames must have.
+        dtype: Dtype of the latents.
+        device: Device that the VAE runs on.
+        progress: Function that is told how many frames were encoded since the last time.
+
+    Returns:
+        `latents` and `first`, `[F, C, h, w]` both, and `action` `[rows, columns]` if the clip has actions.
+
+    Raises:
+        ValueError: Frames have another size, or something is not finite.
+    """
+    ratio = frozen.vae.temporal_compression_ratio
+    num_latents = num_latent_frames(clip.num_frames, ratio)
+    first: list[Tensor] = []
+
+    def parts() -> Iterator[Tensor]:
+        position = 0
+        for start in range(0, num_latents, _PART_LATENTS):
+            stop = 1 + ratio * (min(start + _PART_LATENTS, num_latents) - 1)
+            try:
+                part = clip.video(position, stop - position)
+            except ValueError as error:
+                raise ValueError(f"{clip.name}, frames {position} to {stop - 1}: {error}") from error
+            if tuple(part.shape) != (stop - position, 3, *frame_size):
+                raise ValueError(
+                    f"{clip.name}: expected frames {position} to {stop - 1} of {frame_size[0]} x {frame_size[1]}, got "
+                    f"{list(part.shape)}: a store holds videos of one size"
+                )
+            alone = part[(-position) % ratio :: ratio]
+            first.append(frozen.encode_video(alone[:, None], device)[:, 0].to("cpu", dtype))
+            yield part[None]
+            progress(stop - position)
+            position = stop
+
+    latents = torch.cat([part[0].to("cpu", dtype) for part in frozen.encode_parts(parts(), device)])
+    tensors = {"latents": latents, "first": torch.cat(first)}
+    if clip.has_actions:
+        tensors["action"] = clip.action(0, 1 + ratio * (num_latents - 1)).float()
+    return tensors
+
+
+def encode_prompt(frozen: FrozenParts, prompt: str, device: torch.device | str = "cpu") -> Tensor:
+    """Encode a prompt as `[L, text_dim]`, as long as it is, and at least one row; in the dtype that it comes in."""
+    encoded = frozen.encode_text([prompt], device, dtype=None)[0].cpu()
+    filled = encoded.any(dim=1).nonzero()
+    return encoded[: int(filled.max()) + 1 if len(filled) else 1].clone()

@@ -1,0 +1,263 @@
+"""Windows of encoded clips: batches of latents and encoded prompts, for which no frozen part has to run."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from lightning_action.action.schema import ActionSchema
+from lightning_action.batch import Batch
+from lightning_action.data.latent_store import LatentStore, pad_text
+from lightning_action.data.resumable import ResumableDataLoader, ResumableSampler
+from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
+
+WindowStarts = Literal["anywhere", "clip_start"]
+
+
+class LatentDataset(Dataset[Batch]):
+    """Windows of the clips of one split.
+
+    Args:
+        store: Store that they are read from.
+        split: Name of the split.
+        num_latents: Number of latent frames of a window.
+        step: Number of latent frames from one window of a clip to the next; None takes the first one alone.
+    """
+
+    def __init__(self, store: LatentStore, split: str, num_latents: int, step: int | None) -> None:
+        self.store, self.num_latents, self.step = store, num_latents, step
+        self._clips = store.index.splits.get(split, [])
+        clips = [store.index.clips[number] for number in self._clips]
+        counts = [self._num_windows(clip.num_latents) for clip in clips]
+        self.num_shorter = counts.count(0)
+        fitting = zip(self._clips, clips, counts, strict=True)
+        self._acting = next((number for number, clip, count in fitting if clip.has_actions and count), None)
+        self._ends = list(accumulate(counts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Return the clip that a window is cut from, and the latent frame that it begins at."""
+        position = bisect_right(self._ends, index)
+        before = self._ends[position - 1] if position else 0
+        return self._clips[position], (index - before) * (self.step or 0)
+
+    def command(self, index: int) -> Batch:
+        """Return `sample_id`, `action` and `prompt` of a window, whose latents are not read for it."""
+        clip = self.store.index.clips[self.place(index)[0]]
+        action = self.store.action(*self.place(index), self.num_latents) if clip.has_actions else None
+        return {"sample_id": index, "action": action, "prompt": clip.prompt}
+
+    def __getitem__(self, index: int) -> Batch:
+        batch = self.__getitems__([index])
+        return {key: value if value is None else value[0] for key, value in batch.items()}
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        places = [self.place(index) for index in indices]
+        clips = [self.store.index.clips[number] for number, _ in places]
+        return {
+            "latents": torch.stack([self.store.window(*place, self.num_latents) for place in places]),
+            "text": pad_text([self.store.text(number) for number, _ in places]),
+            "prompt": [clip.prompt for clip in clips],
+            "sample_id": torch.tensor(indices),
+            "frame_size": torch.tensor([self.store.index.encoding.frame_size] * len(indices)),
+            **self._actions(places),
+        }
+
+    def _actions(self, places: Sequence[tuple[int, int]]) -> Batch:
+        """Read the actions; where a clip has none, those of another stand in their place, which nobody reads."""
+        clips = self.store.index.clips
+        if self._acting is None:
+            return {"action": None}
+        acting = [clips[number].has_actions for number, _ in places]
+        of_whom = [place if acts else (self._acting, 0) for place, acts in zip(places, acting, strict=True)]
+        action = {"action": torch.stack([self.store.action(*place, self.num_latents) for place in of_whom])}
+        return action if all(acting) else {**action, "has_action": torch.tensor(acting)}
+
+    def _num_windows(self, length: int) -> int:
+        if length < self.num_latents:
+            return 0
+        return 1 if self.step is None else 1 + (length - self.num_latents) // self.step
+
+
+class LatentDataModule(L.LightningDataModule):
+    """Windows of clips that `encode` has put into a store, as `latents` and `text`.
+
+    `latent_store` says how windows are cut, and when that is exact.
+
+    Args:
+        store: Folder of the store, or its address for fsspec, such as `s3://bucket/latents`.
+        num_latents: Number of latent frames of a window; shorter clips are passed over.
+        window_starts: Latent frames that windows begin at: `anywhere`, or `clip_start`, one window of each clip.
+        window_step: Number of latent frames from one training window of a clip to the next. Windows of the other splits
+            do not overlap.
+        validation_size: Largest number of windows of a validation, spread over the clips.
+        test_size: Largest number of windows that `test` measures.
+        predict_size: Largest number of windows that `predict` generates.
+        batch_size: Number of training windows of a step, on each device.
+        eval_batch_size: Number of windows of a validation, test or predict step.
+        seed: Random seed of the order of the training windows, which changes from epoch to epoch.
+        num_workers: Number of processes that read.
+        cache_dir: Folder that the files of an address are copied to; None is one in the user's cache.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        num_latents: int = 9,
+        window_starts: WindowStarts = "anywhere",
+        window_step: int = 1,
+        validation_size: int = 64,
+        test_size: int = 128,
+        predict_size: int = 8,
+        batch_size: int = 16,
+        eval_batch_size: int = 64,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        if min(num_latents, window_step, batch_size, eval_batch_size) < 1:
+            raise ValueError(
+                "expected num_latents, window_step, batch_size and eval_batch_size of at least 1, got "
+                f"{num_latents}, {window_step}, {batch_size}, {eval_batch_size}"
+            )
+        if window_starts not in ("anywhere", "clip_start"):
+            raise ValueError(f"expected window_starts anywhere or clip_start, got {window_starts!r}")
+        self.address, self.cache_dir = store, cache_dir
+        self.num_latents, self.window_starts, self.window_step = num_latents, window_starts, window_step
+        self.limits = {"validation": validation_size, "test": test_size, "predict": predict_size}
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.num_workers = seed, num_workers
+        self._is_wanted: Callable[[Batch], bool] = _is_anything
+
+    @cached_property
+    def store(self) -> LatentStore:
+        """Store that windows are read from; it is opened when it is first needed."""
+        return LatentStore(self.address, self.cache_dir)
+
+    @property
+    def action_schema(self) -> ActionSchema:
+        """Meaning of the action rows."""
+        return self.store.index.encoding.schema
+
+    def setup(self, stage: str) -> None:
+        """Begin with all windows."""
+        self._is_wanted = _is_anything
+
+    def dataset(self, split: str) -> Subset[Batch]:
+        """Return the windows of a split that are taken.
+
+        Raises:
+            ValueError: There are none.
+        """
+        step = self.window_step if split == "train" else self.num_latents
+        windows = LatentDataset(self.store, split, self.num_latents, step if self.window_starts == "anywhere" else None)
+        if not len(windows):
+            raise ValueError(
+                f"the store {self.address!r} has no {split} clip of at least num_latents {self.num_latents} latent "
+                "frames: lower num_latents, or record more"
+            )
+        if windows.num_shorter:
+            rank_zero_info(f"{windows.num_shorter} {split} clips are shorter than {self.num_latents} latent frames")
+        count = min(len(windows), self.limits.get(split, len(windows)))
+        return Subset(windows, [index * len(windows) // count for index in range(count)])
+
+    def select_predict_samples(self, is_wanted: Callable[[Batch], bool]) -> None:
+        """Generate only those predict samples for which `is_wanted` is true, for a writer that has some of them.
+
+        Args:
+            is_wanted: Function of a dict with `sample_id`, `action` and `prompt` of a sample.
+        """
+        self._is_wanted = is_wanted
+
+    def codec_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the codec, if it was fitted to data; else none."""
+        return self.store.codec_tensors()
+
+    def require_made_by(self, vae: VideoCodec, text_encoder: TextEncoder, schema: ActionSchema | None) -> None:
+        """Refuse parts that would have encoded something else.
+
+        Args:
+            vae: VAE of the model.
+            text_encoder: Text encoder of the model, of which the class is looked at.
+            schema: Meaning of the model's actions; None for a model without.
+
+        Raises:
+            ValueError: They are others than those of the store.
+        """
+        encoding = self.store.index.encoding
+        pairs = {
+            "VAE": (encoding.vae, vae.identity()),
+            "text encoder": (encoding.text_encoder, type(text_encoder).__name__),
+            "action schema": (encoding.schema, encoding.schema if schema is None else schema),
+        }
+        told = [f"with the {name} {its}, the model has {ours}" for name, (its, ours) in pairs.items() if its != ours]
+        if told:
+            raise ValueError(
+                f"the store {self.address!r} was encoded {'; '.join(told)}: use the parts that it was encoded with, or "
+                "encode again to another folder"
+            )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Load training windows, shuffled anew each epoch from (seed, epoch) alone, so that resumed runs see the same.
+
+        Raises:
+            ValueError: A rank's share of the windows does not fill one batch.
+        """
+        loader = self._loader("train", self.batch_size)
+        if not len(loader):
+            raise ValueError(
+                f"the training windows of {self.address!r} do not fill one batch of batch_size {self.batch_size} on "
+                "each device: lower batch_size, or window_step"
+            )
+        return loader
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Load the windows to validate with; nothing where the store has no clips for that."""
+        return self._loader("validation", self.eval_batch_size) if self.store.index.splits.get("validation") else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("predict", self.eval_batch_size)
+
+    def _loader(self, split: str, batch_size: int) -> DataLoader[Batch]:
+        dataset, trains = self.dataset(split), split == "train"
+        if split == "predict":
+            windows, indices = dataset.dataset, dataset.indices
+            wanted = [index for index in indices if self._is_wanted(windows.command(index))]  # type: ignore[attr-defined]
+            dataset = Subset(windows, wanted)
+        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = ResumableSampler(dataset, world_size, rank, shuffle=trains, seed=self.seed, drop_last=trains)
+        loader_class = ResumableDataLoader if trains else DataLoader
+        return loader_class(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=trains,
+            num_workers=self.num_workers,
+            collate_fn=_already_a_batch,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def _is_anything(sample: Batch) -> bool:
+    return True
+
+
+def _already_a_batch(batch: Any) -> Batch:
+    """Return a batch as it is: `__getitems__` makes whole batches."""
+    whole: Batch = batch
+    return whole
