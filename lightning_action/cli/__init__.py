@@ -53,7 +53,11 @@ def run_verb(arguments: list[str]) -> int:
         from lightning_action.cli.selfcheck import run_selfcheck
 
         return 0 if run_selfcheck(rest) else 1
-    if verb == ["export"]:
+    if verb == ["encode"]:
+        from lightning_action.cli.encode import run_encode
+
+        run_encode(rest)
+    elif verb == ["export"]:
         from lightning_action.cli.export import run_export
 
         run_export(rest)

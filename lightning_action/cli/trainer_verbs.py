@@ -41,12 +41,13 @@ from lightning_action.distributed.fsdp2 import require_supported
 from lightning_action.distributed.sharded_checkpoints import ShardedCheckpoints
 from lightning_action.module import ActionVideoModule
 
-# `selfcheck`, `check`, `export` and `record` are not methods of a Trainer; `cli` runs them.
+# These are not methods of a Trainer; `cli` runs them.
 _EPILOG = (
-    "Besides: `selfcheck`, which says in a minute what is installed and whether it works; `check`, a dry run of a "
-    "configuration without weights or GPU; `export`, which writes a trained generator or its actions to files that "
-    "others read; and `record`, which records an environment as a data set. --help after them says more. --traceback, "
-    "after any verb, shows where an error was raised. "
+    "Besides: `selfcheck`, which says in a minute what is installed and whether it works; `record`, which records an "
+    "environment as a data set; `inspect`, which says what is in a data set, and whether its actions are aligned; "
+    "`check`, a dry run of a configuration without weights or GPU; `encode`, which runs the frozen parts over the data "
+    "once, so that `fit` need not; and `export`, which writes a trained generator or its actions to files that others "
+    "read. --help after them says more. --traceback, after any verb, shows where an error was raised. "
     f"Configurations to begin with are in {shipped_configurations()}. {ALLOW_HELP}"
 )
 

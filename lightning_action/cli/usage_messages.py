@@ -27,7 +27,10 @@ _UNKNOWN = re.compile(
 # Arguments of a class that another configuration is to name; of data, the parser then takes the class of all.
 _ARGUMENTS_ALONE = re.compile(r"Dict must include a class_path|lightning\.LightningDataModule: there is no argument")
 _MISSING_FILE = re.compile(r"File does not exist: '(.+)'")
-VERBS = ("fit", "validate", "test", "predict", "selfcheck", "check", "export", "record")
+VERBS = (
+    *("fit", "validate", "test", "predict"),
+    *("selfcheck", "record", "inspect", "check", "encode", "export"),
+)
 
 
 def explain(message: str, options: Iterable[str] = ()) -> str:

@@ -1,0 +1,163 @@
+"""The verb `encode`: what it shares out, finds again, and refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_action.cli import main
+from lightning_action.cli.encode import choose_device, clips_of, encode, encoding_of, prepare_frozen, run_encode
+from lightning_action.data.action_file import ActionFileDataModule
+from lightning_action.data.latent_store import CODEC, INDEX, LatentStore
+from lightning_action.frozen.interfaces import FittedCodec
+from lightning_action.weights.safetensors_files import read_safetensors
+from tests.support.latent_stores import NoiseClip, clips, frozen_parts, schema, writer
+from tests.support.small_commands import small
+from tests.support.sprite_module import build, data
+
+CPU = torch.device("cpu")
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return small("encode", folder, "--model.pretrained=null", f"--out={folder / 'store'}", *more)[1:]
+
+
+def test_ranks_share_the_clips_and_the_last_one_writes_the_index(tmp_path: Path) -> None:
+    frozen = frozen_parts()
+    left = [encode(writer(tmp_path, frozen, rank, 3), frozen, clips(), CPU) for rank in (2, 0, 1)]
+    assert left[0] == 4 and left[1] == 2 and left[2] == 0, left
+    store, alone = LatentStore(str(tmp_path)), tmp_path / "alone"
+    assert encode(writer(alone, frozen), frozen, clips(), CPU) == 0
+    expected = LatentStore(str(alone))
+    assert [replace(clip, shard="") for clip in store.index.clips] == [
+        replace(clip, shard="") for clip in expected.index.clips
+    ]
+    for number, clip in enumerate(store.index.clips):
+        assert torch.equal(store.window(number, 0, clip.num_latents), expected.window(number, 0, clip.num_latents))
+
+
+def test_what_is_finished_is_not_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen, read = frozen_parts(), []
+    video = NoiseClip.video
+    monkeypatch.setattr(NoiseClip, "video", lambda clip, *args: (read.append(clip.name), video(clip, *args))[1])
+    begun = {"train": clips()["train"][:2]}
+    assert encode(writer(tmp_path, frozen), frozen, begun, CPU) == 0 and sorted(read) == ["a", "b"]
+    assert encode(writer(tmp_path, frozen), frozen, clips(), CPU) == 0 and sorted(read) == list("abcdef")
+    index = (tmp_path / INDEX).read_bytes()
+    assert encode(writer(tmp_path, frozen), frozen, clips(), CPU) == 0 and len(read) == 6
+    assert (tmp_path / INDEX).read_bytes() == index
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_frames": 25}, "num_frames 21, now 25"),
+        ({"prompt": "another", "fps": 5.0}, "fps 10.0, now 5.0; prompt 'a red disc', now 'another'"),
+        ({"has_actions": False}, "has_actions True, now False"),
+    ],
+)
+def test_data_that_has_changed_does_not_go_on_with_a_store(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    frozen, clip = frozen_parts(), NoiseClip("a", 21, 1)
+    encode(writer(tmp_path, frozen), frozen, {"train": [clip]}, CPU)
+    with pytest.raises(ValueError, match=rf"holds another clip 'a' \({message}\): the data has changed, give a new fol"):
+        encode(writer(tmp_path, frozen), frozen, {"train": [replace(clip, **change)]}, CPU)
+
+
+def test_the_codec_is_fitted_once_and_kept(tmp_path: Path) -> None:
+    first, second = build(), build()
+    prepare_frozen(first, data(), tmp_path)
+    kept = (tmp_path / CODEC).read_bytes()
+    prepare_frozen(second, data(seed=7), tmp_path)
+    assert isinstance(second.frozen.vae, FittedCodec) and second.frozen.vae.identity() == first.frozen.vae.identity()
+    assert (tmp_path / CODEC).read_bytes() == kept
+    expected = build().frozen.vae
+    expected.fit(data().codec_videos())  # type: ignore[attr-defined]
+    assert expected.identity() == first.frozen.vae.identity()
+    assert read_safetensors(tmp_path / CODEC).keys() == expected.fitted_tensors().keys()  # type: ignore[attr-defined]
+
+
+def test_actions_of_the_data_are_those_of_the_model() -> None:
+    module = build()
+    module.frozen.vae.fit(data().codec_videos())  # type: ignore[attr-defined]
+    clip = data().clips("train")[0]
+    assert encoding_of(module, data().action_schema, clip, "float32").frame_size == (16, 16)
+    assert encoding_of(module, None, clip, "float32").schema == module.schema
+    with pytest.raises(ValueError, match="the data has the actions .*, the model .*: correct model.schema"):
+        encoding_of(module, schema(), clip, "float32")
+    without = build(action_projection=None)
+    without.frozen.vae.fit(data().codec_videos())  # type: ignore[attr-defined]
+    assert encoding_of(without, schema(), clip, "float32").schema == schema()
+
+
+def test_data_without_clips_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ActionFileDataModule has no clips to encode: give a DataModule with `clips"):
+        clips_of(ActionFileDataModule(str(tmp_path / "a.csv"), frame_size=(16, 16)))
+    source = data()
+    source.clips = lambda split: []  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="SpriteDataModule has no clips to encode: its data is empty"):
+        clips_of(source)
+    source.clips = lambda split: [NoiseClip("a", 5, 1)] * 2  # type: ignore[method-assign,list-item,return-value]
+    with pytest.raises(ValueError, match="two clips of train have the name 'a': each needs one of its own"):
+        clips_of(source)
+
+
+def test_devices() -> None:
+    assert choose_device("cpu", 3) == CPU
+    assert choose_device("cuda:1", 0) == torch.device("cuda", 1)
+    if not torch.cuda.is_available():
+        assert choose_device("auto", 3) == CPU
+    with pytest.raises(ValueError, match="expected a device such as cuda:0 or cpu, or auto, got 'gpu'"):
+        choose_device("gpu", 0)
+
+
+def test_a_share_is_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run_encode(command(tmp_path))
+    assert "rank 1 is done; 15 clips of others are not, so that" in capsys.readouterr().out
+    assert not (tmp_path / "store" / INDEX).exists()
+    run_encode(command(tmp_path, "--rank=0"))
+    assert f"written to {tmp_path / 'store'}" in capsys.readouterr().out
+    index = json.loads((tmp_path / "store" / INDEX).read_text())
+    assert {split: len(numbers) for split, numbers in index["splits"].items()} == {
+        **{"train": 16, "validation": 4, "test": 6, "predict": 3}
+    }
+    assert index["encoding"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rank=2", "--world_size=2"], "rank"),
+        (["--world_size=0"], "world_size"),
+        (["--shard_mb=0"], "shard_mb"),
+        (["--dtype=float16"], "dtype"),
+        (["--device=tpu9"], "expected a device such as cuda:0"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["encode", *command(tmp_path, *options)])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and told.startswith("error: ") and message in told
+    assert not (tmp_path / "store").exists()
+
+
+def test_help_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["encode", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0 and "Encode all clips of a configuration's data into a store" in shown
+    for option in ("--out", "--dtype", "--device", "--rank", "--world_size", "--shard_mb"):
+        assert option in shown
