@@ -8,6 +8,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from lightning_action.cli.dry_run import Precision
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.distributed.sharding import Sharding
 from tests.support.shipped import shipped, stack
+from tests.support.small_commands import small
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -39,7 +41,16 @@ def arguments(config: Path) -> list[str]:
     names = stack(config.stem)
     stands_alone = "class_path" in yaml.safe_load(config.read_text()).get("model", {}).get("generator", {})
     below = [] if stands_alone or len(names) > 1 else ["demo"]
-    return [*shipped(*below, config.stem), *GIVEN.get(config.name, [])]
+    given = of_a_store() if config.stem == "latents" else GIVEN.get(config.name, [])
+    return [*shipped(*below, config.stem), *given]
+
+
+@cache
+def of_a_store() -> list[str]:
+    """The demo's videos, encoded."""
+    folder = Path(mkdtemp())
+    main(small("encode", folder, "--model.pretrained=null", f"--out={folder / 'store'}"))
+    return [f"--data.store={folder / 'store'}", "--data.num_latents=5"]
 
 
 def checked(*given: str) -> dict[str, Any]:

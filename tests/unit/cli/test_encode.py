@@ -66,7 +66,7 @@ def test_data_that_has_changed_does_not_go_on_with_a_store(
 ) -> None:
     frozen, clip = frozen_parts(), NoiseClip("a", 21, 1)
     encode(writer(tmp_path, frozen), frozen, {"train": [clip]}, CPU)
-    with pytest.raises(ValueError, match=rf"holds another clip 'a' \({message}\): the data has changed, give a new fol"):
+    with pytest.raises(ValueError, match=rf"holds another clip 'a' \({message}\): the data has changed"):
         encode(writer(tmp_path, frozen), frozen, {"train": [replace(clip, **change)]}, CPU)
 
 

@@ -37,8 +37,12 @@ def test_a_batch_has_what_the_frozen_parts_make(written: tuple[str, FrozenParts]
     windows = source.dataset("train").dataset
     batch = windows.__getitems__([5, 1])  # type: ignore[attr-defined]
     assert batch["latents"].shape == (2, 2, 5, 2, 3) and batch["sample_id"].tolist() == [5, 1]
-    assert torch.equal(batch["latents"][0], store.window(1, 0, 2)) and torch.equal(batch["action"][0], store.action(1, 0, 2))
-    assert torch.equal(batch["latents"][1], store.window(0, 1, 2)) and torch.equal(batch["action"][1], store.action(0, 1, 2))
+    assert torch.equal(batch["latents"][0], store.window(1, 0, 2)) and torch.equal(
+        batch["action"][0], store.action(1, 0, 2)
+    )
+    assert torch.equal(batch["latents"][1], store.window(0, 1, 2)) and torch.equal(
+        batch["action"][1], store.action(0, 1, 2)
+    )
     assert batch["prompt"] == ["two green discs", "a red disc"] and batch["frame_size"].tolist() == [[8, 12]] * 2
     assert batch["text"].shape == (2, 3, 6) and torch.equal(batch["text"][1, :3], store.text(0))
     alone = windows[5]
@@ -125,7 +129,9 @@ def test_parts_that_encode_something_else_are_refused(written: tuple[str, Frozen
     other.fit(torch.rand(4, 9, 3, 8, 12))
     with pytest.raises(ValueError, match=r"with the VAE LinearVideoCodec \w+, the model has LinearVideoCodec \w+: use"):
         source.require_made_by(other, frozen.text_encoder, schema())
-    with pytest.raises(ValueError, match="with the action schema .*alignment='transition'.*, the model has .*'per_latent'"):
+    with pytest.raises(
+        ValueError, match="with the action schema .*alignment='transition'.*, the model has .*'per_latent'"
+    ):
         source.require_made_by(frozen.vae, frozen.text_encoder, ActionSchema(alignment="per_latent"))
 
     class OtherText(HashingTextEncoder):
