@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from lightning_action.data.clip_encoding import SPLITS, ClipData, encode_clip, e
 from lightning_action.data.latent_store import CODEC, Encoding, StoredClip
 from lightning_action.data.latent_writer import StoreWriter, write_once
 from lightning_action.data.latents import LatentDataModule
+from lightning_action.data.recorded import Locator, RecordedDataModule
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import FittedCodec
 from lightning_action.module import ActionVideoModule
@@ -59,12 +61,14 @@ def run_encode(args: Sequence[str]) -> None:
     require_numbers({"shard_mb": config.shard_mb}, 0.001)
     device = choose_device(config.device, rank)
     splits, schema = clips_of(source)
+    cli.model.settle_schema(None, source)
     folder = Path(config.out)
     prepare_frozen(cli.model, source, folder)
     first = next(clip for clips in splits.values() for clip in clips)
     encoding = encoding_of(cli.model, schema, first, config.dtype)
     writer = StoreWriter(folder, encoding, int(config.shard_mb * 1e6), rank, world_size)
-    num_missing = encode(writer, cli.model.frozen, splits, device)
+    locator = source.locator if isinstance(source, RecordedDataModule) else None
+    num_missing = encode(writer, cli.model.frozen, splits, device, locator)
     if num_missing:
         print(f"rank {rank} is done; {num_missing} clips of others are not, so that {folder} has no index yet")
     else:
@@ -128,7 +132,13 @@ def encoding_of(model: ActionVideoModule, schema: ActionSchema | None, clip: Cli
     )
 
 
-def encode(writer: StoreWriter, frozen: FrozenParts, splits: dict[str, Sequence[Clip]], device: torch.device) -> int:
+def encode(
+    writer: StoreWriter,
+    frozen: FrozenParts,
+    splits: dict[str, Sequence[Clip]],
+    device: torch.device,
+    locator: Locator | None = None,
+) -> int:
     """Encode this process's share of the clips, as the first one the prompts too; write the index if all are there.
 
     Args:
@@ -136,6 +146,7 @@ def encode(writer: StoreWriter, frozen: FrozenParts, splits: dict[str, Sequence[
         frozen: Frozen parts, which encode.
         splits: Clips of each split; those of one name are the same clip.
         device: Device that the frozen parts run on.
+        locator: Function that finds an object in the frames; None keeps no positions.
 
     Returns:
         Number of clips that other processes have yet to encode.
@@ -146,7 +157,7 @@ def encode(writer: StoreWriter, frozen: FrozenParts, splits: dict[str, Sequence[
     clips = list({clip.name: clip for clips in splits.values() for clip in clips}.values())
     ratio = frozen.vae.temporal_compression_ratio
     done = writer.recover()
-    wanted = [stored(clip, ratio) for clip in clips]
+    wanted = [replace(stored(clip, ratio), has_positions=locator is not None) for clip in clips]
     for entry in wanted:
         require_same_clip(entry, done.get(entry.name), writer.folder)
     if writer.rank == 0:
@@ -157,7 +168,8 @@ def encode(writer: StoreWriter, frozen: FrozenParts, splits: dict[str, Sequence[
     size, dtype = writer.encoding.frame_size, getattr(torch, writer.encoding.dtype)
     with tqdm(total=total, unit="frame", unit_scale=True, desc="encoding", disable=not share) as bar:
         for number in share:
-            writer.add(number, wanted[number], encode_clip(frozen, clips[number], size, dtype, device, bar.update))
+            tensors = encode_clip(frozen, clips[number], size, dtype, device, locator, bar.update)
+            writer.add(number, wanted[number], tensors)
     writer.merge()
     return writer.write_index(splits)
 
@@ -176,7 +188,7 @@ def require_same_clip(entry: StoredClip, found: StoredClip | None, folder: Path)
     """
     if found is None:
         return
-    names = ("num_frames", "fps", "prompt", "has_actions")
+    names = ("num_frames", "fps", "prompt", "has_actions", "has_positions")
     differing = [
         f"{name} {getattr(found, name)!r}, now {getattr(entry, name)!r}"
         for name in names

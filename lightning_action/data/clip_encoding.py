@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import num_latent_frames
+from lightning_action.data.recorded import Locator
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.recordings.clips import Clip
 
@@ -38,6 +39,7 @@ def encode_clip(
     frame_size: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    locator: Locator | None = None,
     progress: Callable[[int], object] = lambda num_frames: None,
 ) -> dict[str, Tensor]:
     """Encode a clip as a store holds it.
@@ -48,10 +50,12 @@ def encode_clip(
         frame_size: Height and width that its frames must have.
         dtype: Dtype of the latents.
         device: Device that the VAE runs on.
+        locator: Function that finds an object in the frames; None keeps no positions.
         progress: Function that is told how many frames were encoded since the last time.
 
     Returns:
-        `latents` and `first`, `[F, C, h, w]` both, and `action` `[rows, columns]` if the clip has actions.
+        `latents` and `first`, `[F, C, h, w]` both, `action` `[rows, columns]` if the clip has actions, and `position`
+        `[T, 2]` in pixels if there is a locator.
 
     Raises:
         ValueError: Frames have another size, or something is not finite.
@@ -59,6 +63,7 @@ def encode_clip(
     ratio = frozen.vae.temporal_compression_ratio
     num_latents = num_latent_frames(clip.num_frames, ratio)
     first: list[Tensor] = []
+    positions: list[Tensor] = []
 
     def parts() -> Iterator[Tensor]:
         position = 0
@@ -75,12 +80,16 @@ def encode_clip(
                 )
             alone = part[(-position) % ratio :: ratio]
             first.append(frozen.encode_video(alone[:, None], device)[:, 0].to("cpu", dtype))
+            if locator is not None:
+                positions.append(locator(part[None])[0][0].float())
             yield part[None]
             progress(stop - position)
             position = stop
 
     latents = torch.cat([part[0].to("cpu", dtype) for part in frozen.encode_parts(parts(), device)])
     tensors = {"latents": latents, "first": torch.cat(first)}
+    if locator is not None:
+        tensors["position"] = torch.cat(positions)
     if clip.has_actions:
         tensors["action"] = clip.action(0, 1 + ratio * (num_latents - 1)).float()
     return tensors

@@ -3,8 +3,9 @@
 A store is a folder, or the address of one that fsspec knows:
 
 - `index.json`: what made the latents, and each clip with its shard, key, length, rate, prompt and splits
-- `latents-*.safetensors`: of each clip `KEY.latents` and `KEY.first`, `[F, C, h, w]` both, and `KEY.action`
-  `[rows, columns]`, float32, if it was recorded with actions
+- `latents-*.safetensors`: of each clip `KEY.latents` and `KEY.first`, `[F, C, h, w]` both; `KEY.action`
+  `[rows, columns]`, float32, if it was recorded with actions; and `KEY.position` `[T, 2]`, pixels of an object in each
+  frame, if the data has a locator
 - `prompts.safetensors`: each prompt once, `[L, text_dim]`, as long as it is
 - `codec.safetensors`: tensors of a codec that was fitted to data
 
@@ -31,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
+from lightning_action.batch import num_pixel_frames
 from lightning_action.data.store_files import StoreFiles
 
 FORMAT = 1
@@ -81,6 +83,7 @@ class StoredClip:
         fps: Number of pixel frames of a second.
         prompt: Description of what the video shows.
         has_actions: Whether it was recorded with actions.
+        has_positions: Whether an object was located in its frames.
         shard: Name of the file that holds it.
         key: Name of its tensors in that file.
     """
@@ -91,6 +94,7 @@ class StoredClip:
     fps: float
     prompt: str
     has_actions: bool
+    has_positions: bool = False
     shard: str = ""
     key: str = ""
 
@@ -210,6 +214,14 @@ class LatentStore:
         with self._reading(clip.shard) as file:
             rows: Tensor = file.get_slice(f"{clip.key}.action")[first : first + schema.num_rows(num_latents)]
         return rows
+
+    def position(self, number: int, start: int, num_latents: int) -> Tensor:
+        """Read where an object is in the frames of a window, `[T, 2]` in pixels. Raises as `window`."""
+        clip, ratio = self.index.clips[number], self.index.encoding.schema.temporal_compression_ratio
+        first, count = ratio * start, num_pixel_frames(num_latents, ratio)
+        with self._reading(clip.shard) as file:
+            positions: Tensor = file.get_slice(f"{clip.key}.position")[first : first + count]
+        return positions
 
     def text(self, number: int) -> Tensor:
         """Read the encoded prompt of a clip, `[L, text_dim]`."""

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch
 from lightning_action.data.latent_store import LatentStore, pad_text
+from lightning_action.data.recorded import Locator
 from lightning_action.data.resumable import ResumableDataLoader, ResumableSampler
 from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
 
@@ -31,10 +32,14 @@ class LatentDataset(Dataset[Batch]):
         split: Name of the split.
         num_latents: Number of latent frames of a window.
         step: Number of latent frames from one window of a clip to the next; None takes the first one alone.
+        with_positions: Whether samples have a `position`.
     """
 
-    def __init__(self, store: LatentStore, split: str, num_latents: int, step: int | None) -> None:
+    def __init__(
+        self, store: LatentStore, split: str, num_latents: int, step: int | None, with_positions: bool = False
+    ) -> None:
         self.store, self.num_latents, self.step = store, num_latents, step
+        self.with_positions = with_positions
         self._clips = store.index.splits.get(split, [])
         clips = [store.index.clips[number] for number in self._clips]
         counts = [self._num_windows(clip.num_latents) for clip in clips]
@@ -65,7 +70,7 @@ class LatentDataset(Dataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         places = [self.place(index) for index in indices]
         clips = [self.store.index.clips[number] for number, _ in places]
-        return {
+        batch = {
             "latents": torch.stack([self.store.window(*place, self.num_latents) for place in places]),
             "text": pad_text([self.store.text(number) for number, _ in places]),
             "prompt": [clip.prompt for clip in clips],
@@ -73,6 +78,9 @@ class LatentDataset(Dataset[Batch]):
             "frame_size": torch.tensor([self.store.index.encoding.frame_size] * len(indices)),
             **self._actions(places),
         }
+        if self.with_positions:
+            batch["position"] = torch.stack([self.store.position(*place, self.num_latents) for place in places])
+        return batch
 
     def _actions(self, places: Sequence[tuple[int, int]]) -> Batch:
         """Read the actions; where a clip has none, those of another stand in their place, which nobody reads."""
@@ -109,6 +117,8 @@ class LatentDataModule(L.LightningDataModule):
         seed: Random seed of the order of the training windows, which changes from epoch to epoch.
         num_workers: Number of processes that read.
         cache_dir: Folder that the files of an address are copied to; None is one in the user's cache.
+        locator: Function that finds the object to be measured in videos, which the data that was encoded had too; None
+            measures no positions.
     """
 
     def __init__(
@@ -125,6 +135,7 @@ class LatentDataModule(L.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         cache_dir: str | None = None,
+        locator: Locator | None = None,
     ) -> None:
         super().__init__()
         if min(num_latents, window_step, batch_size, eval_batch_size) < 1:
@@ -138,7 +149,7 @@ class LatentDataModule(L.LightningDataModule):
         self.num_latents, self.window_starts, self.window_step = num_latents, window_starts, window_step
         self.limits = {"validation": validation_size, "test": test_size, "predict": predict_size}
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.num_workers = seed, num_workers
+        self.seed, self.num_workers, self.locator = seed, num_workers, locator
         self._is_wanted: Callable[[Batch], bool] = _is_anything
 
     @cached_property
@@ -147,9 +158,10 @@ class LatentDataModule(L.LightningDataModule):
         return LatentStore(self.address, self.cache_dir)
 
     @property
-    def action_schema(self) -> ActionSchema:
-        """Meaning of the action rows."""
-        return self.store.index.encoding.schema
+    def action_schema(self) -> ActionSchema | None:
+        """Meaning of the action rows; None where no clip has any."""
+        index = self.store.index
+        return index.encoding.schema if any(clip.has_actions for clip in index.clips) else None
 
     def setup(self, stage: str) -> None:
         """Begin with all windows."""
@@ -162,7 +174,12 @@ class LatentDataModule(L.LightningDataModule):
             ValueError: There are none.
         """
         step = self.window_step if split == "train" else self.num_latents
-        windows = LatentDataset(self.store, split, self.num_latents, step if self.window_starts == "anywhere" else None)
+        located = self.locator is not None
+        if located and not all(clip.has_positions for clip in self.store.index.clips):
+            raise ValueError(f"the store {self.address!r} has no positions: give a locator to the data, and encode it")
+        windows = LatentDataset(
+            self.store, split, self.num_latents, step if self.window_starts == "anywhere" else None, located
+        )
         if not len(windows):
             raise ValueError(
                 f"the store {self.address!r} has no {split} clip of at least num_latents {self.num_latents} latent "
@@ -180,6 +197,24 @@ class LatentDataModule(L.LightningDataModule):
             is_wanted: Function of a dict with `sample_id`, `action` and `prompt` of a sample.
         """
         self._is_wanted = is_wanted
+
+    def read_positions(self, video: Tensor, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
+        """Find the object in videos, by `locator`.
+
+        Args:
+            video: Videos, `[B, T, 3, H, W]` in [-1, 1].
+            batch: Batch that they were generated for.
+            split: Split that the batch is from.
+
+        Returns:
+            Positions in pixels, `[B, T, 2]`, and whether the object is there, `[B, T]` bool.
+
+        Raises:
+            ValueError: There is no locator.
+        """
+        if self.locator is None:
+            raise ValueError("there is no locator that finds the object: give one to the data")
+        return self.locator(video.cpu())
 
     def codec_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the codec, if it was fitted to data; else none."""
@@ -200,7 +235,7 @@ class LatentDataModule(L.LightningDataModule):
         pairs = {
             "VAE": (encoding.vae, vae.identity()),
             "text encoder": (encoding.text_encoder, type(text_encoder).__name__),
-            "action schema": (encoding.schema, encoding.schema if schema is None else schema),
+            "action schema": (self.action_schema, self.action_schema if schema is None else schema),
         }
         told = [f"with the {name} {its}, the model has {ours}" for name, (its, ours) in pairs.items() if its != ours]
         if told:

@@ -117,7 +117,7 @@ def test_what_is_no_index_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shard", ["../latents.safetensors", "/etc/passwd", "a\\b"])
 def test_an_index_that_points_outside_its_folder_is_refused(shard: str) -> None:
     with pytest.raises(ValueError, match="in a file of the store"):
-        StoredClip("a", 1, 1, 10.0, "", False, shard, "0")
+        StoredClip("a", 1, 1, 10.0, "", False, shard=shard)
 
 
 def test_damaged_and_missing_shards_are_named(tmp_path: Path) -> None:

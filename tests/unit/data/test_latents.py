@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_action import LatentDataModule, LinearVideoCodec
 from lightning_action.action.schema import ActionSchema
+from lightning_action.cli.encode import encode
 from lightning_action.data.latent_store import LatentStore
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import EncodedData
-from tests.support.latent_stores import schema, write_store
+from tests.support.latent_stores import NoiseClip, clips, frozen_parts, schema, write_store, writer
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +152,35 @@ def test_settings_that_give_nothing_are_refused(written: tuple[str, FrozenParts]
         data(written[0], window_step=0)
     with pytest.raises(ValueError, match="anywhere or clip_start, got 'everywhere'"):
         data(written[0], window_starts="everywhere")
+
+
+def middle(video: Tensor) -> tuple[Tensor, Tensor]:
+    """Takes the brightest red for the object."""
+    size = video.shape[:2]
+    place = video[:, :, 0].flatten(2).argmax(dim=2)
+    return torch.stack([place % 12, place // 12], dim=2).float(), torch.ones(size, dtype=torch.bool)
+
+
+def test_positions_are_those_of_the_frames(tmp_path: Path, written: tuple[str, FrozenParts]) -> None:
+    frozen = frozen_parts()
+    encode(writer(tmp_path, frozen), frozen, clips(), torch.device("cpu"), middle)
+    source = data(str(tmp_path), locator=middle)
+    (batch,) = source.test_dataloader()
+    videos = torch.stack([clips()["test"][0].video(4 * start, 9) for start in (0, 3)])
+    assert torch.equal(batch["position"], middle(videos)[0])
+    assert torch.equal(source.read_positions(videos, batch, "test")[0], batch["position"])
+    assert "position" not in next(iter(data(str(tmp_path)).test_dataloader()))
+    with pytest.raises(ValueError, match="there is no locator"):
+        data(str(tmp_path)).read_positions(videos, batch, "test")
+    with pytest.raises(ValueError, match="has no positions: give a locator to the data, and encode it"):
+        data(written[0], locator=middle).test_dataloader()
+
+
+def test_a_store_without_actions_says_nothing_of_them(tmp_path: Path) -> None:
+    frozen = frozen_parts()
+    encode(writer(tmp_path, frozen), frozen, {"train": [NoiseClip("a", 21, 1, has_actions=False)]}, torch.device("cpu"))
+    source = data(str(tmp_path))
+    assert source.action_schema is None and next(iter(source.train_dataloader()))["action"] is None
+    assert source.val_dataloader() == []
+    with pytest.raises(ValueError, match="with the action schema None, the model has"):
+        source.require_made_by(frozen.vae, frozen.text_encoder, schema())
