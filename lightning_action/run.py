@@ -91,7 +91,7 @@ def build_module(config: Path_ | Sequence[Path_], allow: Sequence[str] = ()) -> 
     Arguments and errors are those of `load_run`.
     """
     paths = [config] if isinstance(config, str | Path) else list(config)
-    sections = [_model_section(Path(path)) for path in paths]
+    sections = [read_section(Path(path), "model") for path in paths]
     parser = ArgumentParser(exit_on_error=False, parser_mode=MODE)
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_class_arguments(ActionVideoModule, "model", fail_untyped=False, sub_configs=True)
@@ -106,8 +106,13 @@ def build_module(config: Path_ | Sequence[Path_], allow: Sequence[str] = ()) -> 
     return module
 
 
-def _model_section(path: Path) -> str:
-    """Read the model of a configuration, as JSON."""
+def read_section(path: Path, name: str) -> str:
+    """Read one section of a configuration, as JSON.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no configuration.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"no configuration at {str(path)!r}: give the config_fit.yaml that `fit` saved in its logger's folder, "
@@ -116,8 +121,8 @@ def _model_section(path: Path) -> str:
     try:
         settings = read_yaml(path.read_text())
         if not isinstance(settings, dict):
-            raise ValueError("it has no sections, such as `model`")
-        return json.dumps({"model": _included(settings.get("model") or {}, path.parent)})
+            raise ValueError(f"it has no sections, such as `{name}`")
+        return json.dumps({name: _included(settings.get(name) or {}, path.parent)})
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no configuration: {' '.join(str(error).split())}") from error
 

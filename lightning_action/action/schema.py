@@ -142,6 +142,11 @@ class ActionSchema:
         return sum(part.num_columns for part in self.parts)
 
     @property
+    def part_widths(self) -> list[int]:
+        """Width of each part in a raw action row."""
+        return [part.num_columns for part in self.parts]
+
+    @property
     def action_dim(self) -> int:
         """Width of a latent frame's action vector: what the action projection takes."""
         width = sum(part.size for part in self.parts)
@@ -197,7 +202,7 @@ class ActionSchema:
         self.check(actions, num_latents)
         actions = actions if actions.is_floating_point() else actions.float()
         encoded = torch.cat(
-            [part.encode(raw) for part, raw in zip(self.parts, actions.split(self._widths(), dim=-1), strict=True)],
+            [part.encode(raw) for part, raw in zip(self.parts, actions.split(self.part_widths, dim=-1), strict=True)],
             dim=-1,
         )
         present = torch.ones(actions.shape[0], num_latents, dtype=torch.bool, device=actions.device)
@@ -229,9 +234,6 @@ class ActionSchema:
     def from_dict(values: Mapping[str, Any]) -> ActionSchema:
         """The schema that `to_dict` wrote."""
         return ActionSchema(**{**values, "parts": [ActionPart(**part) for part in values["parts"]]})
-
-    def _widths(self) -> list[int]:
-        return [part.num_columns for part in self.parts]
 
     def _group(self, encoded: Tensor, num_latents: int) -> Tensor:
         """Group `[B, rows, width]` as `[B, L, rows of a latent frame, width]`."""

@@ -9,6 +9,10 @@ from importlib.util import find_spec
 
 from lightning_action.cli.mistakes import INTERRUPTED, TRACEBACK_FLAG, report, wants_traceback
 
+_WITHOUT_TRAINER = {
+    verb: (f"lightning_action.cli.{verb}", f"run_{verb}") for verb in ("record", "inspect", "encode", "export")
+}
+
 
 def main(args: list[str] | None = None) -> None:
     """Run a verb; `args` replaces `sys.argv[1:]`.
@@ -53,18 +57,9 @@ def run_verb(arguments: list[str]) -> int:
         from lightning_action.cli.selfcheck import run_selfcheck
 
         return 0 if run_selfcheck(rest) else 1
-    if verb == ["encode"]:
-        from lightning_action.cli.encode import run_encode
-
-        run_encode(rest)
-    elif verb == ["export"]:
-        from lightning_action.cli.export import run_export
-
-        run_export(rest)
-    elif verb == ["record"]:
-        from lightning_action.cli.record import run_record
-
-        run_record(rest)
+    if verb and verb[0] in _WITHOUT_TRAINER:
+        module, function = _WITHOUT_TRAINER[verb[0]]
+        getattr(import_module(module), function)(rest)
     else:
         from lightning_action.cli.trainer_verbs import run
 

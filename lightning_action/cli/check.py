@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TypeVar
 
@@ -30,12 +30,12 @@ from lightning_action.cli.dry_run import (
 )
 from lightning_action.cli.misfits import misfits
 from lightning_action.cli.parts import PartsCLI, parse_parts
+from lightning_action.cli.text_table import Row, span, text_table
 from lightning_action.distributed.sharding import Sharding
 from lightning_action.generator.cost import Flops, Parameters
 from lightning_action.module import ActionVideoModule
 
 T = TypeVar("T")
-Row = tuple[str, ...]
 Units = tuple[tuple[float, str], ...]
 
 # Titles of what is not called by its key, with the sizes and settings that they hold for.
@@ -131,7 +131,7 @@ def make_report(module: ActionVideoModule, datamodule: L.LightningDataModule, pr
         blocks(module, sizes),
         memory(module, sizes, precision),
         flops(module, sizes),
-        action_times(module, sizes.num_latents),
+        [] if module.action_projection is None else action_times(module.schema, sizes.num_latents),
     )
 
 
@@ -171,12 +171,14 @@ def format_report(report: Report) -> str:
         return [(_title(key, facts), *cells(value)) for key, value in section.items()]
 
     parts = [
-        _table("PARAMETERS", ("", "trained", "frozen"), rows(report.parameters, _numbers)),
-        _table("SHAPES", ("", ""), rows(report.shapes, lambda shape: (str(shape),))),
-        _table("BLOCKS", ("", ""), rows(report.blocks, lambda number: (f"{number:,}",))),
-        _table("MEMORY", ("one device, without sharding", ""), rows(report.memory, lambda n: (_with_unit(n, _BYTES),))),
-        _table("OPERATIONS", ("", "linear", "attention", "both"), rows(report.flops, _operations)),
-        _table("ACTIONS IN TIME", ("latent frame", "pixel frames", "action rows"), _time_rows(report.action_times)),
+        text_table("PARAMETERS", ("", "trained", "frozen"), rows(report.parameters, _numbers)),
+        text_table("SHAPES", ("", ""), rows(report.shapes, lambda shape: (str(shape),))),
+        text_table("BLOCKS", ("", ""), rows(report.blocks, lambda number: (f"{number:,}",))),
+        text_table(
+            "MEMORY", ("one device, without sharding", ""), rows(report.memory, lambda n: (_with_unit(n, _BYTES),))
+        ),
+        text_table("OPERATIONS", ("", "linear", "attention", "both"), rows(report.flops, _operations)),
+        text_table("ACTIONS IN TIME", ("latent frame", "pixel frames", "action rows"), _time_rows(report.action_times)),
     ]
     problems = "".join(f"\n- {problem}" for problem in report.problems)
     verdict = f"THE DATA DOES NOT FIT THE MODEL{problems}" if problems else "The data fits the model."
@@ -194,12 +196,8 @@ def _numbers(parameters: Parameters | None) -> Row:
 
 
 def _time_rows(times: list[ActionTime]) -> list[Row]:
-    rows: list[Row] = [(str(item.latent), _span(item.pixel_frames), _span(item.action_rows)) for item in times]
+    rows: list[Row] = [(str(item.latent), span(item.pixel_frames), span(item.action_rows)) for item in times]
     return rows if len(rows) <= _SHOWN_FRAMES + 2 else [*rows[:_SHOWN_FRAMES], ("...", "...", "..."), rows[-1]]
-
-
-def _span(numbers: list[int]) -> str:
-    return "none" if not numbers else str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} - {numbers[-1]}"
 
 
 def _operations(cost: Flops) -> Row:
@@ -209,14 +207,3 @@ def _operations(cost: Flops) -> Row:
 def _with_unit(number: float, units: Units) -> str:
     size, unit = next((item for item in units if number >= item[0]), units[-1])
     return f"{number / size:.2f} {unit}"
-
-
-def _table(title: str, header: Row, rows: Iterable[Row]) -> str:
-    """Rows under a title and a header, the first column to the left, the others to the right; nothing without rows."""
-    rows = list(rows)
-    if not rows:
-        return ""
-    shown = [header, *rows] if any(header) else rows
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in shown]
-    return "\n".join([title, *("  " + "   ".join(line).rstrip() for line in lines)])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch, frame_size, num_pixel_frames
 from lightning_action.batch_checks import latent_frames
 from lightning_action.diffusion import objectives
@@ -221,11 +222,9 @@ def memory(module: ActionVideoModule, sizes: Geometry, precision: Precision) -> 
     }
 
 
-def action_times(module: ActionVideoModule, num_frames: int) -> list[ActionTime]:
-    """List which pixel frames and action rows belong to each latent frame; nothing for a model without actions."""
-    if module.action_projection is None:
-        return []
-    ratio, schema = module.schema.temporal_compression_ratio, module.schema
+def action_times(schema: ActionSchema, num_frames: int) -> list[ActionTime]:
+    """List which pixel frames and action rows belong to each latent frame."""
+    ratio = schema.temporal_compression_ratio
     return [
         ActionTime(
             latent, list(range(max(0, ratio * (latent - 1) + 1), ratio * latent + 1)), list(schema.rows_of(latent))

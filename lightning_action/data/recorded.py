@@ -98,6 +98,7 @@ class RecordedDataModule(L.LightningDataModule):
         self.statistics: list[ColumnStatistics] = []
         self._clips: dict[str, list[RecordedClip]] = {}
         self._some_action: Tensor | None = None
+        self.frame_rule = ""
         self._is_wanted: Callable[[Batch], bool] = _is_anything
 
     @abstractmethod
@@ -130,7 +131,7 @@ class RecordedDataModule(L.LightningDataModule):
         }
         self._measure(recording, timing, [episode for episode, _ in clips if episode.index in splits["train"]])
 
-    def clips(self, split: Split) -> Sequence[Clip]:
+    def clips(self, split: str) -> Sequence[Clip]:
         """Return the whole episodes of a split, at the model's frame rate; `predict` has those of `test`."""
         return self._clips["test" if split == "predict" else split]
 
@@ -226,6 +227,10 @@ class RecordedDataModule(L.LightningDataModule):
         faults, found = Faults(self.bad_episodes), []
         size = episodes[0].frame_size
         fit = FrameFit.of(size, self.frame_size, self.size_multiple)
+        cameras = len(episodes[0].cameras)
+        self.frame_rule = f"{timing.recorded_fps:g} a second, {timing.fps:g} to the model; {fit.describe(size)}" + (
+            f"; {cameras} cameras side by side" if cameras > 1 else ""
+        )
         for episode in episodes:
             with faults.of(episode.name):
                 if timing.num_frames(episode.num_frames) < self.num_frames:

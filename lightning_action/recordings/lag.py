@@ -64,7 +64,7 @@ def estimate_lag(clips: Sequence[tuple[Tensor, Tensor]], max_lag: int = 4) -> La
     odd numbers are explained by the fit to those of even ones, and the other way round.
 
     Args:
-        clips: Videos `[T, 3, H, W]` in [-1, 1] with an action row for each transition, `[T - 1, columns]`; at least two.
+        clips: At least two videos `[T, 3, H, W]` in [-1, 1], with action rows of the transitions, `[T - 1, columns]`.
         max_lag: Largest lag that is tried, in either direction.
 
     Raises:

@@ -176,7 +176,7 @@ def test_precision(precision: str | None, strategy: Any, expected: tuple[torch.d
 def test_check_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "`check`, a dry" in capsys.readouterr().out
+    assert "`check`," in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["check", "--help"])
     assert " check [-" in capsys.readouterr().out

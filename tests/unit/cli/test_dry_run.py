@@ -145,13 +145,11 @@ def test_settings() -> None:
 
 
 def test_action_times() -> None:
-    module = small_module()
-    assert action_times(module, 3) == [
+    assert action_times(small_module().schema, 3) == [
         ActionTime(0, [0], []),
         ActionTime(1, [1, 2, 3, 4], [0, 1, 2, 3]),
         ActionTime(2, [5, 6, 7, 8], [4, 5, 6, 7]),
     ]
-    assert action_times(small_module(action_projection=None), 3) == []
 
 
 def test_nothing_is_allocated() -> None:
