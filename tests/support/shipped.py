@@ -14,6 +14,7 @@ _BELOW = {
     "wan2.1_14b": "wan2.1_1.3b",
     "wan2.2_5b": "wan2.1_1.3b",
     "longlive_action": "wan2.1_1.3b",
+    "lerobot": "wan2.1_1.3b",
 }
 # Every number of steps that a configuration sets, wherever it stands.
 _STEPS = {

@@ -24,6 +24,8 @@ _SMALL = [
     "--model.generator.init_args.num_heads=2",
     "--model.generator.init_args.num_layers=2",
     "--model.generator.init_args.text_dim=20",
+]
+_SMALL_SPRITES = [
     "--data.init_args.world.init_args.sprite_radius=5",
     "--data.init_args.validation_size=1",
     "--data.init_args.test_size=2",
@@ -46,10 +48,15 @@ def write_release(folder: Path, version: str) -> CausalWanModel:
     return released
 
 
+def small_model() -> list[str]:
+    """What shrinks the model of a configuration to such a release, and to a CPU."""
+    return list(_SMALL)
+
+
 def small_arguments(config: str) -> list[str]:
     """What makes `configs/<config>.yaml` fit such a release, and a CPU."""
     is_few_step = config == "longlive_action"
     per_layer = ["--model.action_projection.init_args.num_layers=2", "--model.sampling.num_inference_steps=2"]
     image_size = f"--data.init_args.world.init_args.image_size={_IMAGE_SIZES[VERSIONS[config]]}"
     num_latents = f"--data.init_args.num_latents={_NUM_LATENTS[config]}"
-    return [*_SMALL, image_size, num_latents, *([] if is_few_step else per_layer)]
+    return [*_SMALL, *_SMALL_SPRITES, image_size, num_latents, *([] if is_few_step else per_layer)]
