@@ -24,6 +24,7 @@ INFO_FILE = "meta/info.json"
 _DATA_FILE = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _VIDEO_FILE = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 _EPISODES_FILE = "meta/episodes/chunk-000/file-000.parquet"
+_EPISODES_AT_ONCE = 100
 _MEGABYTE = 2**20
 # Every second frame can be decoded by itself, and none waits for a later one: random windows are read quickly, and a
 # frame's time is its number. One thread gives the same bytes on any machine.
@@ -148,13 +149,9 @@ class LeRobotWriter:
         self._data = _DataFiles(folder, self._features, limits)
         self._rows: dict[str, list[np.ndarray]] = {name: [] for name in features}
         self._tasks: dict[str, int] = {}
-        self._episodes: list[dict[str, Any]] = []
+        self._episodes = _EpisodeTable(folder / _EPISODES_FILE)
+        self.num_episodes = 0
         self.num_frames = self._length = 0
-
-    @property
-    def num_episodes(self) -> int:
-        """Number of episodes so far."""
-        return len(self._episodes)
 
     def add_frame(self, images: Mapping[str, np.ndarray], values: Mapping[str, ArrayLike]) -> None:
         """Add a frame to the running episode.
@@ -166,7 +163,7 @@ class LeRobotWriter:
         Raises:
             ValueError: A picture or numbers are of another shape, or not finite.
         """
-        place = f"episode {len(self._episodes)}, frame {self._length}"
+        place = f"episode {self.num_episodes}, frame {self._length}"
         for name, feature in self._features.items():
             row = np.asarray(values[name], feature.dtype).reshape(-1)
             if len(row) != len(feature.names) or not np.isfinite(row).all():
@@ -187,11 +184,11 @@ class LeRobotWriter:
         """
         length = self._length
         if not length:
-            raise ValueError(f"episode {len(self._episodes)} has no frame")
+            raise ValueError(f"episode {self.num_episodes} has no frame")
         columns = {name: np.stack(rows) for name, rows in self._rows.items()}
         columns |= self._frame_columns(self._tasks.setdefault(task, len(self._tasks)))
         episode: dict[str, Any] = {
-            "episode_index": len(self._episodes),
+            "episode_index": self.num_episodes,
             "tasks": [task],
             "length": length,
             **_prefixed("data", self._data.add(columns)),
@@ -204,7 +201,8 @@ class LeRobotWriter:
             episode |= _prefixed(f"videos/{name}", span)
         for name, each in statistics.items():
             episode |= _prefixed(f"stats/{name}", each)
-        self._episodes.append({**episode, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
+        self._episodes.add({**episode, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
+        self.num_episodes += 1
         self.num_frames += length
         self._rows, self._length = {name: [] for name in self._features}, 0
 
@@ -214,7 +212,7 @@ class LeRobotWriter:
         Raises:
             ValueError: No episode was recorded.
         """
-        if not self._episodes:
+        if not self.num_episodes:
             raise ValueError("no episode was recorded")
         self.close()
         write_json(self.folder / INFO_FILE, self._info())
@@ -222,11 +220,11 @@ class LeRobotWriter:
         statistics |= {name: column_statistics(self._data.column(name)) for name in self._data.names}
         write_json(self.folder / "meta/stats.json", statistics)
         self._write_tasks()
-        _write_table(self.folder / _EPISODES_FILE, {key: [e[key] for e in self._episodes] for key in self._episodes[0]})
 
     def close(self) -> None:
         """Close the files that are open."""
         self._data.close()
+        self._episodes.close()
         for video in self._videos.values():
             video.close()
 
@@ -235,7 +233,7 @@ class LeRobotWriter:
         columns = {
             "timestamp": frames / self._fps,
             "frame_index": frames,
-            "episode_index": np.full(self._length, len(self._episodes)),
+            "episode_index": np.full(self._length, self.num_episodes),
             "index": self.num_frames + frames,
             "task_index": np.full(self._length, task_index),
         }
@@ -250,14 +248,14 @@ class LeRobotWriter:
         return {
             "codebase_version": "v3.0",
             "robot_type": self._robot_type,
-            "total_episodes": len(self._episodes),
+            "total_episodes": self.num_episodes,
             "total_frames": self.num_frames,
             "total_tasks": len(self._tasks),
             "chunks_size": self._limits.chunks_size,
             "data_files_size_in_mb": self._limits.data_files_size_in_mb,
             "video_files_size_in_mb": self._limits.video_files_size_in_mb,
             "fps": self._fps,
-            "splits": {"train": f"0:{len(self._episodes)}"},
+            "splits": {"train": f"0:{self.num_episodes}"},
             "data_path": _DATA_FILE,
             "video_path": _VIDEO_FILE,
             "features": {**{name: video.info() for name, video in self._videos.items()}, **numbers, **of_frames},
@@ -334,15 +332,52 @@ class _DataFiles:
 
     def column(self, name: str) -> np.ndarray:
         """Read a column of all episodes back, `[rows, width]`."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         tables = [pq.read_table(path, columns=[name]) for path in self._files.paths()]
-        return np.concatenate([np.array(table[name].to_pylist()).reshape(len(table), -1) for table in tables])
+        column = pa.concat_tables(tables)[name].combine_chunks()
+        flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+        values: np.ndarray = flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        return values
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
         self._writer = None
+
+
+class _EpisodeTable:
+    """Parquet file of the episodes, some of which are written at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._waiting = path, list[dict[str, Any]]()
+        self._writer: Any = None
+
+    def add(self, episode: dict[str, Any]) -> None:
+        """Add a row; all have the same keys."""
+        self._waiting.append(episode)
+        if len(self._waiting) == _EPISODES_AT_ONCE:
+            self._write()
+
+    def close(self) -> None:
+        if self._waiting:
+            self._write()
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = None
+
+    def _write(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = None if self._writer is None else self._writer.schema
+        table = pa.Table.from_pylist(self._waiting, schema=schema)
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(self._path, table.schema)
+        self._writer.write_table(table)
+        self._waiting = []
 
 
 class _VideoFiles:

@@ -264,6 +264,16 @@ def test_an_existing_folder_is_replaced_only_if_it_is_a_recording(tmp_path: Path
     assert (tmp_path / "home/letter").exists()
 
 
+def test_many_episodes_are_written_some_at_a_time(tmp_path: Path) -> None:
+    with writing_lerobot(tmp_path / "toy", FPS, {}, {"key": Feature(["key"], "int64")}) as writer:
+        for episode in range(230):
+            writer.add_frame({}, {"key": episode})
+            writer.end_episode("move")
+    found = episodes(tmp_path / "toy")
+    assert [row["episode_index"] for row in found] == [row["stats/key/max"][0] for row in found] == list(range(230))
+    assert json.loads((tmp_path / "toy/meta/stats.json").read_text())["key"]["count"] == [230]
+
+
 def refuse_to_open(path: Path, fps: float, size: tuple[int, int]) -> None:
     with writing_lerobot(path, fps, {CAMERA: size}, FEATURES):  # type: ignore[arg-type]
         pass
