@@ -75,7 +75,7 @@ class EnvironmentDataset(Dataset[Batch]):
     """
 
     def __init__(self, source: EnvironmentSource, split: Split, seed: int, size: int) -> None:
-        self.source, self.size = source, size
+        self.source, self.seed, self.size = source, seed, size
         self._stream = (seed, get_args(Split).index(split))
         self._position = None if source.position is None else import_named(source.position)
         self._opened: tuple[int, Env[Any, Any]] | None = None
@@ -165,8 +165,8 @@ class EnvironmentClip:
 
     @property
     def name(self) -> str:
-        """Split and number of the sample."""
-        return f"{self.clips.split}/{self.index:06d}"
+        """Split and number of the sample, and the seed."""
+        return f"{self.clips.split}-{self.index}-seed-{self.clips.dataset.seed}"
 
     @property
     def num_frames(self) -> int:

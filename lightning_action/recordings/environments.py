@@ -124,10 +124,7 @@ def action_parts(space: Space[Any]) -> list[ActionPart]:
     if isinstance(space, spaces.MultiBinary):
         return [ActionPart("action", "multi_hot", int(np.prod(space.shape)))]
     if not isinstance(space, spaces.Box):
-        raise ValueError(
-            f"the action space {space} is none of Box, Discrete, MultiDiscrete and MultiBinary: wrap the environment "
-            "(gymnasium.ActionWrapper) so that an action is one row of numbers"
-        )
+        raise ValueError(_no_row(space))
     low, high = (bound.astype(float).ravel().tolist() for bound in (space.low, space.high))
     if not np.isfinite([low, high]).all():
         raise ValueError(
@@ -154,12 +151,18 @@ def draw_action(space: Space[Any], random: np.random.Generator) -> Any:
 
 
 def action_row(space: Space[Any], action: Any) -> np.ndarray:
-    """Return an action as a row of numbers: float32 of a Box, int64 of others, whose classes begin with 0."""
+    """Return an action as a row of numbers: float32 of a Box, int64 of others, whose classes begin with 0.
+
+    Raises:
+        ValueError: The space is of a kind whose actions are no rows.
+    """
     from gymnasium import spaces
 
     if isinstance(space, spaces.Box):
         return np.asarray(action, np.float32).ravel()
-    first = space.start if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) else 0
+    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        raise ValueError(_no_row(space))
+    first = 0 if isinstance(space, spaces.MultiBinary) else space.start
     return np.asarray(action - first, np.int64).ravel()
 
 
@@ -248,3 +251,10 @@ def frames_per_second(env: Env[Any, Any]) -> float | None:
     """Return the number of frames of a second that the environment says; None if it says nothing."""
     rate = env.metadata.get("render_fps")
     return None if rate is None else float(rate)
+
+
+def _no_row(space: Space[Any]) -> str:
+    return (
+        f"the action space {space} is none of Box, Discrete, MultiDiscrete and MultiBinary: wrap the environment "
+        "(gymnasium.ActionWrapper) so that an action is one row of numbers"
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gymnasium.error import DependencyNotInstalled
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
@@ -46,6 +47,7 @@ MISTAKES = [
     throw(NotADirectoryError("x")),
     throw(IsADirectoryError("x")),
     throw(MisconfigurationException("x")),
+    throw(DependencyNotInstalled("pygame is not installed")),
     throw(RuntimeError("the training loss is nan")),
     lambda: Path("nowhere/x").read_text(),
     lambda: torch.zeros(2, 3) @ torch.zeros(2, 3),

@@ -10,7 +10,9 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from lightning_action import LeRobotDataModule
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.record import run_record, split_env_kwargs
 from lightning_action.seeding import mix_seed
@@ -163,6 +165,7 @@ def test_a_recording_is_replaced_only_when_asked(tmp_path: Path) -> None:
         (("--env_kwargs.size=[33, 48]",), ValueError, "frames of observation.image are 33 x 48, expected even sides"),
         (("--env_kwargs.actions=unbounded",), ValueError, "has no bounds: wrap the environment"),
         (("--env_kwargs.actions=dict",), ValueError, "is none of Box, Discrete, MultiDiscrete and MultiBinary"),
+        (("--env_kwargs.actions=dict", "--policy=tests.support.dot_world:to_the_right"), ValueError, "is none of Box"),
         (("--policy=expert",), ValueError, "the policy is random, hold, or module:name, got 'expert'"),
         (("--state", "speed"), ValueError, "there is no 'speed' in observation and info, which have place"),
         (("--state", "note"), ValueError, "'note' is no numbers"),
@@ -183,6 +186,24 @@ def test_a_policy_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         record(tmp_path / "dots", "--env_kwargs.actions=discrete", "--policy=tests.support.dot_world:to_the_right")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_recorded_can_be_trained_on(tmp_path: Path) -> None:
+    recorded = record(tmp_path / "dots", "--prompt=a dot", "--env_kwargs.actions=discrete", episodes=4, steps=40)
+    data = LeRobotDataModule(root=str(tmp_path / "dots"), num_latents=3, batch_size=5)
+    data.setup("fit")
+    assert data.action_schema is not None
+    assert [(part.kind, part.size) for part in data.action_schema.parts] == [("discrete", 5)]
+    pictures = torch.from_numpy(frames(tmp_path / "dots")).permute(0, 3, 1, 2) / 127.5 - 1
+    for clip in data.clips("train"):
+        (first,) = (row["index"] for row in recorded if row["frame_index"] == 0 and clip.name == episode_of(row))
+        torch.testing.assert_close(clip.video(3, 9), pictures[first + 3 : first + 12], atol=1e-6, rtol=0)
+        expected = [[row["action"]] for row in recorded[first + 3 : first + 11]]
+        assert clip.action(3, 9).tolist() == expected and clip.prompt == "a dot"
+
+
+def episode_of(row: dict[str, Any]) -> str:
+    return f"episode {row['episode_index']}"
 
 
 def test_arguments_of_the_environment_are_read_as_yaml() -> None:

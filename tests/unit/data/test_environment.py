@@ -204,13 +204,16 @@ def test_videos_for_a_codec_are_training_videos() -> None:
 def test_clips_are_the_samples() -> None:
     module = data()
     clips, dataset = module.clips("test"), module.dataset("test")
-    assert len(clips) == len(list(clips)) == 6 and [clip.name for clip in clips[1:3]] == ["test/000001", "test/000002"]
+    assert len(clips) == len(list(clips)) == 6 and [clip.name for clip in clips[1:3]] == [
+        "test-1-seed-0",
+        "test-2-seed-0",
+    ]
     clip, sample = clips[-1], dataset[5]
     assert (clip.num_frames, clip.fps, clip.prompt, clip.has_actions) == (NUM_FRAMES, 10, "a dot", True)
     assert torch.equal(clip.video(0, NUM_FRAMES), sample["video"])
     assert torch.equal(clip.video(2, 4), sample["video"][2:6])
     assert torch.equal(clip.action(2, 4), sample["action"][2:5])
-    with pytest.raises(ValueError, match=r"test/000005 has 7 frames, not 4 from 5 on"):
+    with pytest.raises(ValueError, match=r"test-5-seed-0 has 7 frames, not 4 from 5 on"):
         clip.video(5, 4)
 
 
