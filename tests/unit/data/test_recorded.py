@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -236,3 +237,14 @@ def test_it_trains_validates_tests_and_predicts(tmp_path: Path, locator: Any) ->
     assert ("test/sign_accuracy" in tested) == (locator is not None)
     predicted = trainer.predict(module, data)
     assert predicted is not None and len(predicted[0]["video"]) == 3  # type: ignore[call-overload, arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+def test_two_ranks_with_four_workers_share_the_windows() -> None:
+    shares = []
+    for rank in range(2):
+        data = ready_data(num_workers=4, batch_size=2)
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
+        shares.append([sample for batch in data.train_dataloader() for sample in batch["sample_id"].tolist()])
+    assert len(shares[0]) == len(shares[1]) == 16
+    assert sorted(shares[0] + shares[1]) == list(range(32))
