@@ -18,7 +18,8 @@ from PIL import Image
 from benchmarks import gpu
 from lightning_action.cli import main, selfcheck
 from lightning_action.weights.safetensors_files import write_safetensors
-from tests.support.wan_release import VERSIONS, small_arguments, write_release
+from tests.support.wan_release import VERSIONS, small_arguments, small_model, write_release
+from tests.support.written_videos import LEROBOT, numbered_frames, write_video
 
 # Of a model that has trained for some steps.
 pytestmark = pytest.mark.filterwarnings("ignore:DriftMonitor. generated videos drift")
@@ -34,6 +35,18 @@ FEW_SPRITES = [
     "--data.init_args.test_size=3",
     "--data.init_args.predict_size=3",
 ]
+# Wan on a data set of three episodes of 40 frames.
+OF_LEROBOT = ["--data.num_latents=4", "--data.num_workers=0", *small_model()]
+SMALL_LEROBOT = {
+    "check": ["--data.num_latents=7"],
+    "encode": [*OF_LEROBOT, "--data.frame_size=[32, 48]", "--model.action_projection.init_args.num_layers=2"],
+    "fit": [
+        *OF_LEROBOT,
+        "--model.action_projection.init_args.num_layers=2",
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=0",
+    ],
+}
 # What a CPU cannot do, or not in seconds, in a benchmark.
 ON_A_CPU = {
     **{"--device cuda": "--device cpu", "fp8_dynamic": "int8_weight_only"},
@@ -100,7 +113,9 @@ def run_command(words: list[str], folder: Path, patched: pytest.MonkeyPatch) -> 
 
 def small(verb: str, *arguments: str) -> list[str]:
     """The same command with sizes, steps and devices that take seconds."""
-    if verb in ("check", "export", "record") or "help" in arguments[-1]:
+    if "configs/lerobot.yaml" in arguments:
+        return [verb, *arguments, *SMALL_LEROBOT[verb]]
+    if verb in ("check", "export", "record", "inspect") or "help" in arguments[-1]:
         return [verb, *arguments]
     released = [config for config in reversed(VERSIONS) if f"configs/{config}.yaml" in arguments]
     is_own = any(name in argument for argument in arguments for name in ("own_actions", "my_videos"))
@@ -141,6 +156,11 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / name).symlink_to(ROOT / name)
     weights = folder / "path_to"
     generator = write_release(weights / "Wan2.1-T2V-1.3B", "2.1")
+    (weights / "lerobot").symlink_to(LEROBOT / "v3")
+    (weights / "kitchen").mkdir()
+    for take in ("take_01", "take_02", "take_03"):
+        write_video(weights / "kitchen" / f"{take}.mp4", numbered_frames(30))
+    (weights / "kitchen" / "take_01.csv").write_text("x,y\n" + "0.5,1\n" * 30)
     (weights / "Wan2.1-T2V-14B").symlink_to(weights / "Wan2.1-T2V-1.3B")
     write_safetensors(weights / "Wan2.1-T2V-1.3B" / "taew2_1.safetensors", gpu.tiny_decoder_tensors((8, 6, 5, 4)), {})
     torch.save({"generator_ema": generator.state_dict()}, weights / "longlive_base.pt")
