@@ -20,7 +20,6 @@ class LeRobotDataModule(RecordedDataModule):
         action_keys: Names of the features whose columns make an action row; None takes `action`.
         episodes: Numbers of the episodes to use; None takes all.
         exclude: Numbers of episodes to leave out; None leaves out none.
-        cache_dir: Folder that files of an address are copied to, each once; None takes `~/.cache/lightning_action`.
         kwargs: Arguments of `RecordedDataModule`.
     """
 
@@ -31,21 +30,12 @@ class LeRobotDataModule(RecordedDataModule):
         action_keys: list[str] | None = None,
         episodes: list[int] | None = None,
         exclude: list[int] | None = None,
-        cache_dir: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.root, self.cache_dir = root, cache_dir
+        super().__init__(root, **kwargs)
         self.cameras, self.action_keys = cameras, action_keys or ["action"]
         self.episodes, self.exclude = episodes, exclude or []
 
-    def read_recording(self) -> Recording:
+    def read_recording(self, folder: LocalFolder) -> Recording:
         """Read the index of the data set, and its action rows."""
-        return read_lerobot(
-            LocalFolder(self.root, self.cache_dir),
-            self.cameras,
-            self.action_keys,
-            self.episodes,
-            self.exclude,
-            self.bad_episodes,
-        )
+        return read_lerobot(folder, self.cameras, self.action_keys, self.episodes, self.exclude, self.bad_episodes)

@@ -20,6 +20,7 @@ from lightning_action.data.windows import WindowDataset, collate_windows
 from lightning_action.recordings.clips import Clip
 from lightning_action.recordings.faults import Faults, OnFault
 from lightning_action.recordings.frame_fit import FrameFit
+from lightning_action.recordings.local_folder import LocalFolder
 from lightning_action.recordings.recorded_clip import RecordedClip, Timing
 from lightning_action.recordings.recording import Episode, Recording
 from lightning_action.recordings.splits import split_episodes
@@ -34,6 +35,7 @@ class RecordedDataModule(L.LightningDataModule):
     """Windows of recorded episodes; subclasses say how the recording is read.
 
     Args:
+        root: Folder of the recording, or an address such as `s3://bucket/name`, which is copied to `cache_dir`.
         num_latents: Number of latent frames of a window, which has `1 + r (num_latents - 1)` pixel frames.
         temporal_compression_ratio: Number r of pixel frames of a latent frame.
         fps: Number of frames of a second that the model sees; None takes that of the recording. Where the recording has
@@ -58,10 +60,12 @@ class RecordedDataModule(L.LightningDataModule):
             first one, `skip` goes on without them and names them.
         locator: Function that finds the object to be measured in videos, such as `ColorLocator`; None measures no
             positions.
+        cache_dir: Folder that files of an address are copied to, each once; None takes `~/.cache/lightning_action`.
     """
 
     def __init__(
         self,
+        root: str,
         num_latents: int = 9,
         temporal_compression_ratio: int = 4,
         fps: float | None = None,
@@ -81,10 +85,12 @@ class RecordedDataModule(L.LightningDataModule):
         num_workers: int = 0,
         bad_episodes: OnFault = "refuse",
         locator: Locator | None = None,
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         if window_step < 1:
             raise ValueError(f"expected window_step >= 1, got {window_step}")
+        self.root, self.cache_dir = root, cache_dir
         self.num_frames = num_pixel_frames(num_latents, temporal_compression_ratio)
         self.temporal_compression_ratio = temporal_compression_ratio
         self.fps, self.frame_size, self.size_multiple = fps, frame_size, size_multiple
@@ -102,8 +108,14 @@ class RecordedDataModule(L.LightningDataModule):
         self._is_wanted: Callable[[Batch], bool] = _is_anything
 
     @abstractmethod
-    def read_recording(self) -> Recording:
+    def read_recording(self, folder: LocalFolder) -> Recording:
         """Read the index of the recording; frames are decoded later."""
+
+    def prepare_data(self) -> None:
+        """Copy the files of an address, in one process of each machine."""
+        folder = LocalFolder(self.root, self.cache_dir)
+        if folder.is_remote:
+            self.read_recording(folder)
 
     def setup(self, stage: str) -> None:
         """Read the index, put episodes into splits, and measure the actions of the training episodes; once.
@@ -115,7 +127,7 @@ class RecordedDataModule(L.LightningDataModule):
         self._is_wanted = _is_anything
         if self._clips:
             return
-        recording = self.read_recording()
+        recording = self.read_recording(LocalFolder(self.root, self.cache_dir))
         if recording.passed_over:
             rank_zero_warn(recording.passed_over)
         timing = Timing(recording.fps, self.fps or recording.fps)

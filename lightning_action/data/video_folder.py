@@ -22,23 +22,15 @@ class VideoFolderDataModule(RecordedDataModule):
         manifest: Table in the folder (`.csv`, `.json` or `.jsonl`) that says with `video`, `actions` and `prompt` which
             files belong together; None goes by their names.
         recorded_fps: Number of frames of a second of folders of pictures; video files say their own.
-        cache_dir: Folder that files of an address are copied to, each once; None takes `~/.cache/lightning_action`.
         kwargs: Arguments of `RecordedDataModule`.
     """
 
     def __init__(
-        self,
-        root: str,
-        manifest: str | None = None,
-        recorded_fps: float | None = None,
-        cache_dir: str | None = None,
-        **kwargs: Any,
+        self, root: str, manifest: str | None = None, recorded_fps: float | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
-        self.root, self.cache_dir = root, cache_dir
+        super().__init__(root, **kwargs)
         self.manifest, self.recorded_fps = manifest, recorded_fps
 
-    def read_recording(self) -> Recording:
+    def read_recording(self, folder: LocalFolder) -> Recording:
         """Read the names of the videos, their lengths and their action rows."""
-        folder = LocalFolder(self.root, self.cache_dir)
         return read_video_folder(folder, self.recorded_fps, self.manifest, self.bad_episodes)

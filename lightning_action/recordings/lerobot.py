@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from lightning_action.recordings.faults import Faults, OnFault
 from lightning_action.recordings.lerobot_index import EpisodeEntry, LeRobotIndex, read_index
@@ -20,6 +21,8 @@ from lightning_action.recordings.video_file import open_video, probe_video
 
 # Part of a frame's time by which a time stamp may be off.
 _TOLERANCE = 0.25
+# Seconds after which work is long enough for a progress bar.
+_DELAY = 2.0
 _CLASS_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 
 
@@ -130,7 +133,7 @@ def read_lerobot(
     ]
     faults = Faults(bad_episodes)
     found: list[Episode] = []
-    for entry in chosen:
+    for entry in tqdm(chosen, "reading episodes", unit="episode", delay=_DELAY, leave=False):
         with faults.of(f"{folder.address}, episode {entry.index}"):
             found += list(reader.episodes(entry))
     if not found:

@@ -22,8 +22,8 @@ class LocalFolder:
 
     def __init__(self, address: str, cache_dir: str | None = None) -> None:
         self.address = address.rstrip("/") or "/"
-        self._is_remote = "://" in address and not address.startswith("file://")
-        if self._is_remote:
+        self.is_remote = "://" in address and not address.startswith("file://")
+        if self.is_remote:
             cache = Path(cache_dir or Path.home() / ".cache" / "lightning_action").expanduser()
             self.root = cache / hashlib.sha256(self.address.encode()).hexdigest()[:16]
         else:
@@ -42,7 +42,7 @@ class LocalFolder:
         if parts.is_absolute() or ".." in parts.parts or "\\" in relative or not parts.parts:
             raise ValueError(f"{relative!r} leads out of the data set {self.address}: its index is broken or forged")
         path = self.root / parts
-        if self._is_remote and not path.is_file():
+        if self.is_remote and not path.is_file():
             self._copy(relative, path)
         if not path.is_file():
             raise FileNotFoundError(f"the data set {self.address} has no file {relative}")
@@ -50,7 +50,7 @@ class LocalFolder:
 
     def list(self, pattern: str) -> list[str]:
         """Return the files that match a glob pattern, relative to the folder, in order."""
-        if not self._is_remote:
+        if not self.is_remote:
             files = (path for path in self.root.glob(pattern) if path.is_file())
             return sorted(path.relative_to(self.root).as_posix() for path in files)
         import fsspec

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from lightning_action.recordings.faults import Faults, OnFault
 from lightning_action.recordings.image_file import read_image
@@ -18,6 +19,8 @@ from lightning_action.recordings.tables import TABLES, Table, read_records, read
 from lightning_action.recordings.video_file import open_video, probe_video
 
 VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+# Seconds after which work is long enough for a progress bar.
+_DELAY = 2.0
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -93,7 +96,7 @@ def read_video_folder(
     found: list[Episode] = []
     columns: list[str] | None = None
     rate = fps
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(tqdm(entries, "reading videos", unit="video", delay=_DELAY, leave=False)):
         with faults.of(f"{folder.address}, {entry.video}"):
             frames, count, size, own_fps = _frames_of(folder, entry.video, fps)
             table = None if entry.actions is None else _rows_of(folder, entry.actions, count)
