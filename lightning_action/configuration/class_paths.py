@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace, _common, _optionals, set_parsing_settings
+from jsonargparse import Namespace, _common, _optionals, _util, set_parsing_settings
 
 ALLOW_HELP = (
     "A configuration may name classes of lightning_action, torch and lightning; others only if you do, by typing them "
@@ -70,23 +70,25 @@ def only_importing(allow: Sequence[str] = ()) -> Iterator[None]:
 
 
 def import_named(path: str) -> Any:
-    """Import what `module:name` names; inside `only_importing`, only if the module may be imported there.
+    """Import what `module:name` names, a function or a class that is then called with any arguments.
+
+    Inside `only_importing` it must lie in a module that is allowed by name: among what may be named as a class, torch's
+    say, are functions that run code from files.
 
     Raises:
         ValueError: It is written in another way, or the module has nothing of that name.
         ImportError: There is no such module, or it may not be imported.
     """
     module, _, name = path.partition(":")
-    if not name or not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+    if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise ValueError(f"expected module:name, such as my_robot:make, got {path!r}")
-    require_importable(module)
-    found = import_module(module)
+    is_guarded = _common.denying_import_path_entry("*") is not None
+    if is_guarded and module.split(".")[0] in (_PACKAGE, *_TRUSTED):
+        raise ValueError(f"the configuration names {path!r}: expected something in a module of yours, with --allow")
     try:
-        for part in name.split("."):
-            found = getattr(found, part)
+        return _util.import_object(f"{module}.{name}")
     except AttributeError as error:
         raise ValueError(f"{path!r}: {error}") from error
-    return found
 
 
 def require_importable(module: str) -> None:

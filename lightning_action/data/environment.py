@@ -263,6 +263,8 @@ class EnvironmentDataModule(L.LightningDataModule):
         self.source = EnvironmentSource(env, env_kwargs or {}, policy, position, frame_size, prompt, num_frames)
         made = self.source.make()
         make_policy(policy, made.action_space)
+        if position is not None:
+            import_named(position)
         self.fps = fps or frames_per_second(made) or 10.0
         parts = action_parts(made.action_space)
         made.close()

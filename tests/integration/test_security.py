@@ -17,7 +17,7 @@ import yaml
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_action import ActionCausalInferencePipeline, load_run
+from lightning_action import ActionCausalInferencePipeline, EnvironmentDataModule, load_run
 from lightning_action.callbacks import EMA
 from lightning_action.checkpoints.adapter import read_adapter
 from lightning_action.cli.check import run_check
@@ -42,6 +42,7 @@ ROWS = [
     "an address",
     "a configuration",
     "a configuration",
+    "the name of an environment",
     "a table of actions",
     "a picture",
     "a folder with a text encoder",
@@ -203,6 +204,30 @@ def test_a_configuration_of_data_and_callbacks(
         with pytest.raises((ValueError, SystemExit)):
             READERS[verb](config, path)
         assert not marker.exists()
+
+
+@pytest.mark.parametrize("verb", [run_check, lambda args: run(["fit", *args])], ids=["check", "fit"])
+@pytest.mark.parametrize("argument", ["env", "policy", "position"])
+def test_the_name_of_an_environment(
+    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, argument: str, verb: Callable[[list[str]], Any]
+) -> None:
+    config, _ = write_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    stranger = f"stranger_{tmp_path.name}"
+    (tmp_path / f"{stranger}.py").write_text(f"open({str(marker)!r}, 'w').close()\nmake = 0\n")
+    (tmp_path / "hubconf.py").write_text(f"def make(): open({str(marker)!r}, 'w').close()\n")
+    fine = {"env": "tests.support.dot_world:DotWorld", "locator": "tests.support.dot_world.locate"}
+    hub = {"env": "torch.hub:load", "env_kwargs": {"repo_or_dir": str(tmp_path), "model": "make", "source": "local"}}
+    for odd in ({argument: f"{stranger}:make"}, {argument: "torch.hub:load"}, hub, {"env": f"{stranger}:X-v0"}):
+        data = {"class_path": "lightning_action.EnvironmentDataModule", "init_args": {**fine, **odd}}
+        config.write_text(yaml.safe_dump({**CONFIG, "data": data}))
+        with pytest.raises((ValueError, SystemExit)):
+            verb([f"--config={config}", "--allow=tests"])
+        assert not marker.exists()
+    with pytest.raises((ValueError, TypeError)):
+        EnvironmentDataModule(**{**fine, argument: f"{stranger}:make"}).dataset("test")[0]  # type: ignore[arg-type]
+    assert marker.exists(), "the control: in Python it is imported"
 
 
 def test_a_table_of_actions(tmp_path: Path, marker: Path) -> None:

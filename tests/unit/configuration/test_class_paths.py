@@ -18,12 +18,13 @@ from jsonargparse import ArgumentParser, _common, _optionals
 import lightning_action
 from lightning_action.configuration.class_paths import (
     brought_up_to_date,
+    import_named,
     only_importing,
     require_classes,
     split_allowed,
 )
 from lightning_action.run import build_module
-from tests.support.written_run import CONFIG
+from tests.support.written_run import CONFIG, write_run
 
 PARTS = ("generator", "text_encoder", "vae", "action_projection", "action_module")
 OUTSIDE = "names '{}', which is neither of lightning_action, torch or lightning nor allowed"
@@ -229,3 +230,28 @@ def test_all_that_is_exported_may_be_named() -> None:
 def test_only_the_setting_that_is_gone_is_left_out() -> None:
     saved = {"model": {"sampling": {"seed": 1, "stream_video": True}}, "data": {"init_args": {"stream_video": True}}}
     assert brought_up_to_date(saved) == {**saved, "model": {"sampling": {"seed": 1}}}
+
+
+def test_a_name_is_imported_where_its_module_is_allowed() -> None:
+    assert import_named("tests.support.written_run:write_run") is write_run
+    with only_importing(["tests"]):
+        assert import_named("tests.support.written_run:write_run") is write_run
+        for path in ("math:pi", "tests.support.malice:os"):
+            module = path.replace("tests.support.malice:os", "os").partition(":")[0]
+            with pytest.raises(ImportError, match=f"Importing '{module}"):
+                import_named(path)
+    with pytest.raises(ValueError, match=OUTSIDE.format("math.pi")), only_importing():
+        import_named("math:pi")
+
+
+@pytest.mark.parametrize("path", ["torch.hub:load", "lightning.pytorch:Trainer", "lightning_action.run:load_run"])
+def test_what_may_be_named_as_a_class_is_not_called_with_anything(path: str) -> None:
+    assert import_named(path)
+    with pytest.raises(ValueError, match="expected something in a module of yours"), only_importing(["tests"]):
+        import_named(path)
+
+
+@pytest.mark.parametrize("path", ["math", "math:", ":pi", "math:pi.real", "ma th:pi", "math:no_such", "math.pi"])
+def test_names_are_written_with_a_colon(path: str) -> None:
+    with pytest.raises(ValueError, match="expected module:name|has no attribute 'no_such'"):
+        import_named(path)

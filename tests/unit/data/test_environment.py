@@ -254,9 +254,9 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({}, "tests.support.dot_world"),
+        ({}, "tests.support.dot_world.DotWorld"),
         ({"env": "tests.support.dot_world:Dot-v0"}, "tests.support.dot_world"),
-        ({"env": "math:pi", "policy": "tests.support.dot_world:to_the_right"}, "math"),
+        ({"env": "math:pi", "policy": "tests.support.dot_world:to_the_right"}, "math.pi"),
     ],
 )
 def test_a_configuration_imports_only_what_is_allowed(changes: dict[str, Any], named: str) -> None:
@@ -268,8 +268,9 @@ def test_a_configuration_imports_only_what_is_allowed(changes: dict[str, Any], n
         data(**changes)
     with only_importing(["tests"]):
         data(policy="tests.support.dot_world:to_the_right", position=POSITION)
-    with pytest.raises(ValueError, match="names 'math'"), only_importing(["tests"]):
-        data(policy="math:sin")
+    for name in ("policy", "position"):
+        with pytest.raises(ValueError, match="names 'math.sin'"), only_importing(["tests"]):
+            data(**{name: "math:sin"})
 
 
 def test_a_configuration_can_say_it_all() -> None:
