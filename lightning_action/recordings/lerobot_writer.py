@@ -91,7 +91,12 @@ def writing_lerobot(
     Raises:
         ValueError: A frame size is odd, which the pixel format of the videos does not allow; or `fps` is below 1.
         FileExistsError: Something is there, and it is not a LeRobot folder that may be replaced.
+        ImportError: The package pyarrow is missing.
     """
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise ImportError("LeRobot folders need pyarrow: pip install 'lightning_action[data]'") from error
     require_writable_sizes(cameras, fps)
     require_free(path, overwrite)
     with creating_folder(path, overwrite) as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,12 @@ def test_mistakes_are_told_and_leave_nothing(
     with pytest.raises(error, match=message):
         record(tmp_path / "dots", *more)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(ImportError, match=r"need gymnasium: pip install 'lightning_action\[env\]'"):
+        record(tmp_path / "dots")
 
 
 def test_a_policy_that_fails_leaves_nothing(tmp_path: Path) -> None:

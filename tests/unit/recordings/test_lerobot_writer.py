@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -292,6 +293,13 @@ def refuse_to_open(path: Path, fps: float, size: tuple[int, int]) -> None:
 def test_what_cannot_be_written_is_refused(fps: float, size: tuple[int, int], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         refuse_to_open(tmp_path / "toy", fps, size)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"need pyarrow: pip install 'lightning_action\[data\]'"):
+        refuse_to_open(tmp_path / "toy", FPS, (HEIGHT, WIDTH))
     assert list(tmp_path.iterdir()) == []
 
 
