@@ -28,8 +28,8 @@ from lightning_action.recordings.environments import (
     render,
     resized,
 )
+from lightning_action.recordings.lerobot_files import Feature
 from lightning_action.recordings.lerobot_writer import (
-    Feature,
     LeRobotWriter,
     require_free,
     require_writable_sizes,

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lightning_action.recordings.lerobot_files import Feature, FileLimits
 from lightning_action.recordings.lerobot_statistics import PixelStatistics, column_statistics
-from lightning_action.recordings.lerobot_writer import Feature, FileLimits, LeRobotWriter, writing_lerobot
+from lightning_action.recordings.lerobot_writer import LeRobotWriter, writing_lerobot
 
 FPS, HEIGHT, WIDTH = 7, 32, 48
 CAMERA = "observation.image"
