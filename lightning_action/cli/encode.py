@@ -17,7 +17,7 @@ from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import num_latent_frames
 from lightning_action.checkpoints.pretrained import prepare_codec
 from lightning_action.cli.parts import PartsCLI, parse_parts
-from lightning_action.data.clip_encoding import SPLITS, ClipData, encode_clip, encode_prompt
+from lightning_action.data.clip_encoding import SPLITS, ClipData, cut_clip, encode_clip, encode_prompt
 from lightning_action.data.latent_store import CODEC, Encoding, StoredClip
 from lightning_action.data.latent_writer import StoreWriter, write_once
 from lightning_action.data.latents import LatentDataModule
@@ -43,6 +43,12 @@ class EncodeCLI(PartsCLI):
         add("--device", type=str, default="auto", help="Device of the frozen parts, such as cuda:1 or cpu.")
         add("--rank", type=int | None, default=None, help="Number of this process; default: RANK, or 0.")
         add("--world_size", type=int | None, default=None, help="Number of processes; default: WORLD_SIZE, or 1.")
+        add(
+            "--max_latents",
+            type=int | None,
+            default=None,
+            help="Cut clips into pieces of so many latent frames, each encoded as a video of its own; default: whole.",
+        )
         add("--shard_mb", type=float, default=256.0, help="Size of a file in megabytes, about.")
 
 
@@ -59,8 +65,16 @@ def run_encode(args: Sequence[str]) -> None:
     require_numbers({"world_size": world_size}, 1, whole=True)
     require_numbers({"rank": rank}, 0, world_size - 1, whole=True)
     require_numbers({"shard_mb": config.shard_mb}, 0.001)
+    if config.max_latents is not None:
+        require_numbers({"max_latents": config.max_latents}, 1, whole=True)
     device = choose_device(config.device, rank)
     splits, schema = clips_of(source)
+    if config.max_latents is not None:
+        ratio = cli.model.frozen.vae.temporal_compression_ratio
+        splits = {
+            split: [piece for clip in clips for piece in cut_clip(clip, config.max_latents, ratio)]
+            for split, clips in splits.items()
+        }
     cli.model.settle_schema(None, source)
     folder = Path(config.out)
     prepare_frozen(cli.model, source, folder)

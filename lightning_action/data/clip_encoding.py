@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import num_latent_frames
+from lightning_action.batch import num_latent_frames, num_pixel_frames
 from lightning_action.data.recorded import Locator
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.recordings.clips import Clip
@@ -31,6 +32,56 @@ class ClipData(Protocol):
     def clips(self, split: str) -> Sequence[Clip]:
         """Return the clips of `train`, `validation`, `test` or `predict`; their order is the same in every run."""
         ...
+
+
+@dataclass(frozen=True)
+class ClipPiece:
+    """A part of a clip, which is a `Clip` itself.
+
+    Args:
+        clip: Whole clip.
+        start: Frame of the clip that it begins with.
+        num_frames: Number of its frames.
+    """
+
+    clip: Clip
+    start: int
+    num_frames: int
+
+    @property
+    def name(self) -> str:
+        """Name of the clip, with the frame that the piece begins with."""
+        return f"{self.clip.name} from frame {self.start}"
+
+    @property
+    def fps(self) -> float:
+        """Number of frames of a second."""
+        return self.clip.fps
+
+    @property
+    def prompt(self) -> str:
+        """Description of what the video shows."""
+        return self.clip.prompt
+
+    @property
+    def has_actions(self) -> bool:
+        """Whether the clip was recorded with actions."""
+        return self.clip.has_actions
+
+    def video(self, start: int, num_frames: int) -> Tensor:
+        """Read frames `[num_frames, 3, H, W]` in [-1, 1], counted from the start of the piece."""
+        return self.clip.video(self.start + start, num_frames)
+
+    def action(self, start: int, num_frames: int) -> Tensor:
+        """Read the action rows `[rows, columns]` of these frames."""
+        return self.clip.action(self.start + start, num_frames)
+
+
+def cut_clip(clip: Clip, max_latents: int, temporal_compression_ratio: int) -> list[Clip]:
+    """Cut a clip into pieces of so many latent frames, of which the last one may be shorter; none has a past."""
+    length = num_pixel_frames(max_latents, temporal_compression_ratio)
+    starts = range(0, clip.num_frames, length)
+    return [ClipPiece(clip, start, min(length, clip.num_frames - start)) for start in starts]
 
 
 def encode_clip(

@@ -134,12 +134,21 @@ def test_a_share_is_that_of_the_environment(
     assert index["encoding"]["dtype"] == "bfloat16"
 
 
+def test_clips_may_be_cut_into_pieces(tmp_path: Path) -> None:
+    run_encode(command(tmp_path, "--max_latents=2"))
+    store = LatentStore(str(tmp_path / "store"))
+    assert len(store.index.splits["train"]) == 4 * 16 and store.index.clips[0].num_latents == 2
+    names = [clip.name for clip in store.index.clips]
+    assert names[:2] == ["train-0-seed-0 from frame 0", "train-0-seed-0 from frame 5"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--rank=2", "--world_size=2"], "rank"),
         (["--world_size=0"], "world_size"),
         (["--shard_mb=0"], "shard_mb"),
+        (["--max_latents=0"], "max_latents"),
         (["--dtype=float16"], "dtype"),
         (["--device=tpu9"], "expected a device such as cuda:0"),
     ],
@@ -159,5 +168,5 @@ def test_help_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
         main(["encode", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0 and "Encode all clips of a configuration's data into a store" in shown
-    for option in ("--out", "--dtype", "--device", "--rank", "--world_size", "--shard_mb"):
+    for option in ("--out", "--dtype", "--device", "--rank", "--world_size", "--max_latents", "--shard_mb"):
         assert option in shown

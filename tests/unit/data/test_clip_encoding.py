@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_action import WanVideoVAE
-from lightning_action.data.clip_encoding import ClipData, encode_clip, encode_prompt
+from lightning_action.data.clip_encoding import ClipData, cut_clip, encode_clip, encode_prompt
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.holder import FrozenParts
 from tests.support.latent_stores import HEIGHT, RATIO, WIDTH, NoiseClip, frozen_parts
@@ -88,6 +88,19 @@ def test_a_clip_that_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match="NaN or infinity"):
         encoded(frozen, Infinite("a", 21, 1))
     assert "action" not in encoded(frozen, replace(NoiseClip("a", 21, 1), has_actions=False))
+
+
+def test_pieces_have_no_past_and_leave_no_frame_out() -> None:
+    clip = NoiseClip("a", 42, 1)
+    pieces = cut_clip(clip, 3, RATIO)
+    assert [piece.name for piece in pieces] == [f"a from frame {start}" for start in (0, 9, 18, 27, 36)]
+    assert [piece.num_frames for piece in pieces] == [9, 9, 9, 9, 6]
+    assert torch.equal(torch.cat([piece.video(0, piece.num_frames) for piece in pieces]), clip.video(0, 42))
+    assert torch.equal(pieces[2].action(4, 5), clip.action(22, 5))
+    assert (pieces[2].fps, pieces[2].prompt, pieces[2].has_actions) == (clip.fps, clip.prompt, True)
+    frozen = frozen_parts()
+    latents = encode_clip(frozen, pieces[1], (HEIGHT, WIDTH), torch.float32)["latents"]
+    torch.testing.assert_close(latents, frozen.encode_video(clip.video(9, 9)[None])[0], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("prompt", "length"), [("", 1), ("a", 1), ("a red disc moves", 4)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -184,3 +185,13 @@ def test_a_store_without_actions_says_nothing_of_them(tmp_path: Path) -> None:
     assert source.val_dataloader() == []
     with pytest.raises(ValueError, match="with the action schema None, the model has"):
         source.require_made_by(frozen.vae, frozen.text_encoder, schema())
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+def test_ranks_share_the_windows(written: tuple[str, FrozenParts]) -> None:
+    given = []
+    for rank in range(2):
+        source = data(written[0], num_latents=1, batch_size=1, num_workers=4)
+        source.trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
+        given.append(samples(source.train_dataloader()))
+    assert len(given[0]) == len(given[1]) == 5 and set(given[0]) | set(given[1]) == set(range(10))
