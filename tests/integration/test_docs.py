@@ -118,7 +118,7 @@ def small(verb: str, *arguments: str) -> list[str]:
     if verb in ("check", "export", "record", "inspect") or "help" in arguments[-1]:
         return [verb, *arguments]
     released = [config for config in reversed(VERSIONS) if f"configs/{config}.yaml" in arguments]
-    is_own = any(name in argument for argument in arguments for name in ("own_actions", "my_videos"))
+    is_own = any(name in argument for argument in arguments for name in ("own_actions", "my_videos", "/latents.yaml"))
     num_steps = 3 if "--ckpt_path" in arguments else 2
     short = [f"--trainer.max_steps={num_steps}", "--trainer.limit_val_batches=0"]
     more = [*arguments, *(short if verb == "fit" else [])]
