@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import num_latent_frames
 from lightning_action.checkpoints.pretrained import prepare_codec
+from lightning_action.cli.folder_lock import FolderLock
 from lightning_action.cli.parts import PartsCLI, parse_parts
 from lightning_action.data.clip_encoding import SPLITS, ClipData, cut_clip, encode_clip, encode_prompt
 from lightning_action.data.latent_store import CODEC, Encoding, StoredClip
@@ -82,7 +83,13 @@ def run_encode(args: Sequence[str]) -> None:
     encoding = encoding_of(cli.model, schema, first, config.dtype)
     writer = StoreWriter(folder, encoding, int(config.shard_mb * 1e6), rank, world_size)
     locator = source.locator if isinstance(source, RecordedDataModule) else None
-    num_missing = encode(writer, cli.model.frozen, splits, device, locator)
+    lock = FolderLock(writer.waiting_room, "give another folder with --out, or another --rank")
+    lock.acquire()
+    try:
+        num_missing = encode(writer, cli.model.frozen, splits, device, locator)
+    finally:
+        lock.release()
+        writer.tidy()
     if num_missing:
         print(f"rank {rank} is done; {num_missing} clips of others are not, so that {folder} has no index yet")
     else:

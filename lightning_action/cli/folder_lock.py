@@ -15,10 +15,16 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class FolderLock:
-    """Held by a process until it releases it or ends, however it ends."""
+    """Held by a process until it releases it or ends, however it ends.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Folder that is locked; it is created when it is.
+        remedy: What another process may do instead, for its error.
+    """
+
+    def __init__(self, folder: Path, remedy: str = "give another folder with --trainer.default_root_dir") -> None:
         self._path = folder / ".lock"
+        self._remedy = remedy
         self._file: TextIOWrapper | None = None
 
     def acquire(self) -> None:
@@ -38,7 +44,7 @@ class FolderLock:
                 file.close()
                 raise BlockingIOError(
                     f"{self._path.parent} is being written to by {holder or 'another process'}: wait for it, end it, "
-                    "or give another folder with --trainer.default_root_dir"
+                    f"or {self._remedy}"
                 ) from error
             except OSError as error:
                 if error.errno not in _NO_LOCKS:

@@ -70,7 +70,7 @@ class StoreWriter:
     def add(self, number: int, clip: StoredClip, tensors: Mapping[str, Tensor]) -> None:
         """Write a clip, whose key in its file begins with its number; a shard that is full is closed."""
         key = f"{number:06d}-{_digest(clip.name)}"
-        path = self.folder / _UNMERGED / str(self.rank) / f"{key}.safetensors"
+        path = self.waiting_room / f"{key}.safetensors"
         self._write(path, [replace(clip, key=key)], {f"{key}.{name}": each for name, each in tensors.items()})
         self._waiting_bytes += path.stat().st_size
         if self._waiting_bytes >= self.max_shard_bytes:
@@ -119,10 +119,18 @@ class StoreWriter:
         )
         figures = self._statistics([index.clips[number] for number in index.splits.get("train", [])])
         write_json(self.folder / INDEX, {**index.to_dict(), "statistics": figures})
-        with suppress(OSError):  # another process may just have made one
-            for folder in (*(self.folder / _UNMERGED).glob("*"), self.folder / _UNMERGED):
-                folder.rmdir()
         return 0
+
+    @property
+    def waiting_room(self) -> Path:
+        """Folder of what this process has finished, and what is in no shard yet."""
+        return self.folder / _UNMERGED / str(self.rank)
+
+    def tidy(self) -> None:
+        """Remove folders of what was not merged, if they are empty."""
+        for folder in (*(self.folder / _UNMERGED).glob("*"), self.folder / _UNMERGED):
+            with suppress(OSError):  # of another process, which has not ended
+                folder.rmdir()
 
     def _statistics(self, clips: Sequence[StoredClip]) -> list[dict[str, Any]]:
         """Measure the columns of the actions, one clip in memory at a time."""

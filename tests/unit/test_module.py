@@ -13,11 +13,19 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_action import ActionModulationProjection, ActionVideoModule, BlockCausality, LinearVideoCodec
+from lightning_action import (
+    ActionModulationProjection,
+    ActionVideoModule,
+    BlockCausality,
+    LatentDataModule,
+    LinearVideoCodec,
+)
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.batch import to_unit_range
 from lightning_action.callbacks import FreezeBackboneFirst
 from lightning_action.checkpoints.lora import LoRASettings
+from lightning_action.cli.encode import clips_of, encode, encoding_of, prepare_frozen
+from lightning_action.data.latent_writer import StoreWriter
 from lightning_action.distributed.fsdp2 import FSDP2Strategy, require_supported
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.generation.sampling import Sampling
@@ -452,3 +460,30 @@ def test_latents_of_another_codec_are_refused() -> None:
             module.training_step({**latents, "latents": wrong}, 0)
     with pytest.raises(ValueError, match="needs `frame_size`"):
         module.training_step({key: value for key, value in latents.items() if key != "frame_size"}, 0)
+
+
+def test_a_fit_from_latents_reads_no_text_encoder(tmp_path: Path) -> None:
+    class Unread(HashingTextEncoder):
+        def load(self) -> None:
+            raise AssertionError("it is read")
+
+    def module() -> ActionVideoModule:
+        return ActionVideoModule(
+            build_generator,
+            lambda: Unread(6, 4),
+            lambda: LinearVideoCodec(7, patch_size=4),
+            action_projection=build_projection,
+            schema=data().action_schema,
+        )
+
+    encoder, videos = module(), data()
+    prepare_frozen(encoder, videos, tmp_path / "store")
+    splits, schema = clips_of(videos)
+    encoding = encoding_of(encoder, schema, splits["train"][0], "float32")
+    encode(StoreWriter(tmp_path / "store", encoding, 10**6), encoder.frozen, splits, torch.device("cpu"))
+    source = LatentDataModule(str(tmp_path / "store"), LATENTS, "clip_start", batch_size=3, eval_batch_size=2)
+    trained = module()
+    trainer(tmp_path, max_steps=2, limit_val_batches=1, val_check_interval=2).fit(trained, source)
+    assert trained.frozen.vae.identity() == encoder.frozen.vae.identity(), "the codec comes with the store"
+    with pytest.raises(AssertionError, match="it is read"):
+        trainer(tmp_path, max_steps=1).fit(module(), data())

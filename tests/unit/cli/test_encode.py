@@ -12,6 +12,7 @@ import torch
 
 from lightning_action.cli import main
 from lightning_action.cli.encode import choose_device, clips_of, encode, encoding_of, prepare_frozen, run_encode
+from lightning_action.cli.folder_lock import FolderLock
 from lightning_action.data.action_file import ActionFileDataModule
 from lightning_action.data.latent_store import CODEC, INDEX, LatentStore
 from lightning_action.frozen.interfaces import FittedCodec
@@ -132,6 +133,18 @@ def test_a_share_is_that_of_the_environment(
         **{"train": 16, "validation": 4, "test": 6, "predict": 3}
     }
     assert index["encoding"]["dtype"] == "bfloat16"
+
+
+def test_two_processes_of_one_rank_are_refused(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path / "store" / "unmerged" / "0")
+    lock.acquire()
+    with pytest.raises(
+        BlockingIOError, match="is being written to by process .* or give another folder with --out, or "
+    ):
+        run_encode(command(tmp_path))
+    lock.release()
+    run_encode(command(tmp_path))
+    assert not (tmp_path / "store" / "unmerged").exists()
 
 
 def test_clips_may_be_cut_into_pieces(tmp_path: Path) -> None:

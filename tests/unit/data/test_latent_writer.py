@@ -47,6 +47,7 @@ def test_clips_are_joined_to_shards(frozen: FrozenParts, tmp_path: Path) -> None
     assert files(tmp_path, "unmerged/0/*") == []
     store.write_prompts(["a red disc"], lambda prompt: torch.ones(2, 6))
     assert store.write_index({"train": [NoiseClip(f"clip {number}", 5, 0) for number in range(5)]}) == 0
+    store.tidy()
     assert not (tmp_path / "unmerged").exists()
     read = LatentStore(str(tmp_path))
     for number in range(5):
