@@ -19,7 +19,7 @@ from lightning_action.checkpoints.pretrained import prepare_codec
 from lightning_action.cli.folder_lock import FolderLock
 from lightning_action.cli.parts import PartsCLI, parse_parts
 from lightning_action.data.clip_encoding import SPLITS, ClipData, cut_clip, encode_clip, encode_prompt
-from lightning_action.data.latent_store import CODEC, Encoding, StoredClip
+from lightning_action.data.latent_store import CODEC, Encoding, StoredClip, WindowStarts
 from lightning_action.data.latent_writer import StoreWriter, write_once
 from lightning_action.data.latents import LatentDataModule
 from lightning_action.data.recorded import Locator, RecordedDataModule
@@ -44,6 +44,12 @@ class EncodeCLI(PartsCLI):
         add("--device", type=str, default="auto", help="Device of the frozen parts, such as cuda:1 or cpu.")
         add("--rank", type=int | None, default=None, help="Number of this process; default: RANK, or 0.")
         add("--world_size", type=int | None, default=None, help="Number of processes; default: WORLD_SIZE, or 1.")
+        add(
+            "--window_starts",
+            type=WindowStarts,
+            default="anywhere",
+            help="`clip_start` leaves out what windows inside a clip begin with: half the time and size, about.",
+        )
         add(
             "--max_latents",
             type=int | None,
@@ -80,7 +86,7 @@ def run_encode(args: Sequence[str]) -> None:
     folder = Path(config.out)
     prepare_frozen(cli.model, source, folder)
     first = next(clip for clips in splits.values() for clip in clips)
-    encoding = encoding_of(cli.model, schema, first, config.dtype)
+    encoding = encoding_of(cli.model, schema, first, config.dtype, config.window_starts)
     writer = StoreWriter(folder, encoding, int(config.shard_mb * 1e6), rank, world_size)
     locator = source.locator if isinstance(source, RecordedDataModule) else None
     lock = FolderLock(writer.waiting_room, "give another folder with --out, or another --rank")
@@ -137,7 +143,13 @@ def prepare_frozen(model: ActionVideoModule, source: L.LightningDataModule, fold
     vae.load_fitted_tensors(read_safetensors(path), str(path))
 
 
-def encoding_of(model: ActionVideoModule, schema: ActionSchema | None, clip: Clip, dtype: DType) -> Encoding:
+def encoding_of(
+    model: ActionVideoModule,
+    schema: ActionSchema | None,
+    clip: Clip,
+    dtype: DType,
+    window_starts: WindowStarts = "anywhere",
+) -> Encoding:
     """Say what all latents will have in common; the size of the frames is that of a first clip.
 
     Raises:
@@ -148,9 +160,8 @@ def encoding_of(model: ActionVideoModule, schema: ActionSchema | None, clip: Cli
         raise ValueError(f"the data has the actions {schema}, the model {model.schema}: correct model.schema")
     height, width = clip.video(0, 1).shape[-2:]
     model.frozen.vae.latent_shape(height, width)
-    return Encoding(
-        model.frozen.vae.identity(), type(model.frozen.text_encoder).__name__, schema, (height, width), dtype
-    )
+    text_encoder = type(model.frozen.text_encoder).__name__
+    return Encoding(model.frozen.vae.identity(), text_encoder, schema, (height, width), dtype, window_starts)
 
 
 def encode(
@@ -189,7 +200,8 @@ def encode(
     size, dtype = writer.encoding.frame_size, getattr(torch, writer.encoding.dtype)
     with tqdm(total=total, unit="frame", unit_scale=True, desc="encoding", disable=not share) as bar:
         for number in share:
-            tensors = encode_clip(frozen, clips[number], size, dtype, device, locator, bar.update)
+            starts = writer.encoding.window_starts
+            tensors = encode_clip(frozen, clips[number], size, dtype, device, locator, starts, bar.update)
             writer.add(number, wanted[number], tensors)
     writer.merge()
     return writer.write_index(splits)

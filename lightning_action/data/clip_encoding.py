@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import num_latent_frames, num_pixel_frames
+from lightning_action.data.latent_store import WindowStarts
 from lightning_action.data.recorded import Locator
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.recordings.clips import Clip
@@ -91,6 +92,7 @@ def encode_clip(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     locator: Locator | None = None,
+    window_starts: WindowStarts = "anywhere",
     progress: Callable[[int], object] = lambda num_frames: None,
 ) -> dict[str, Tensor]:
     """Encode a clip as a store holds it.
@@ -102,6 +104,7 @@ def encode_clip(
         dtype: Dtype of the latents.
         device: Device that the VAE runs on.
         locator: Function that finds an object in the frames; None keeps no positions.
+        window_starts: Latent frames that windows may begin at; for `clip_start` there is no `first`.
         progress: Function that is told how many frames were encoded since the last time.
 
     Returns:
@@ -129,8 +132,9 @@ def encode_clip(
                     f"{clip.name}: expected frames {position} to {stop - 1} of {frame_size[0]} x {frame_size[1]}, got "
                     f"{list(part.shape)}: a store holds videos of one size"
                 )
-            alone = part[(-position) % ratio :: ratio]
-            first.append(frozen.encode_video(alone[:, None], device)[:, 0].to("cpu", dtype))
+            if window_starts == "anywhere":
+                alone = part[(-position) % ratio :: ratio]
+                first.append(frozen.encode_video(alone[:, None], device)[:, 0].to("cpu", dtype))
             if locator is not None:
                 positions.append(locator(part[None])[0][0].float())
             yield part[None]
@@ -138,7 +142,9 @@ def encode_clip(
             position = stop
 
     latents = torch.cat([part[0].to("cpu", dtype) for part in frozen.encode_parts(parts(), device)])
-    tensors = {"latents": latents, "first": torch.cat(first)}
+    tensors = {"latents": latents}
+    if window_starts == "anywhere":
+        tensors["first"] = torch.cat(first)
     if locator is not None:
         tensors["position"] = torch.cat(positions)
     if clip.has_actions:

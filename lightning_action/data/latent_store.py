@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +34,8 @@ from torch import Tensor
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import num_pixel_frames
 from lightning_action.data.store_files import StoreFiles
+
+WindowStarts = Literal["anywhere", "clip_start"]
 
 FORMAT = 1
 INDEX, PROMPTS, CODEC = "index.json", "prompts.safetensors", "codec.safetensors"
@@ -51,6 +53,8 @@ class Encoding:
         schema: Meaning of the action rows; its temporal compression ratio is that of the VAE.
         frame_size: Height and width of the pixel frames.
         dtype: Name of the dtype that latents are stored in.
+        window_starts: Latent frames that windows may begin at: `anywhere`, or `clip_start`, for which clips have no
+            `first`.
     """
 
     vae: str
@@ -58,6 +62,7 @@ class Encoding:
     schema: ActionSchema
     frame_size: tuple[int, int]
     dtype: str
+    window_starts: WindowStarts = "anywhere"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file."""

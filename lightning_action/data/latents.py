@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -16,12 +16,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch
-from lightning_action.data.latent_store import LatentStore, pad_text
+from lightning_action.data.latent_store import LatentStore, WindowStarts, pad_text
 from lightning_action.data.recorded import Locator
 from lightning_action.data.resumable import ResumableDataLoader, ResumableSampler
 from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
-
-WindowStarts = Literal["anywhere", "clip_start"]
 
 
 class LatentDataset(Dataset[Batch]):
@@ -174,6 +172,11 @@ class LatentDataModule(L.LightningDataModule):
             ValueError: There are none.
         """
         step = self.window_step if split == "train" else self.num_latents
+        if self.window_starts == "anywhere" and self.store.index.encoding.window_starts == "clip_start":
+            raise ValueError(
+                f"the store {self.address!r} was encoded for windows that begin with their clip: set window_starts: "
+                "clip_start, or encode again with --window_starts anywhere"
+            )
         located = self.locator is not None
         if located and not all(clip.has_positions for clip in self.store.index.clips):
             raise ValueError(f"the store {self.address!r} has no positions: give a locator to the data, and encode it")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_action import LatentDataModule
 from lightning_action.cli import main
 from lightning_action.cli.encode import choose_device, clips_of, encode, encoding_of, prepare_frozen, run_encode
 from lightning_action.cli.folder_lock import FolderLock
@@ -155,6 +156,21 @@ def test_clips_may_be_cut_into_pieces(tmp_path: Path) -> None:
     assert names[:2] == ["train-0-seed-0 from frame 0", "train-0-seed-0 from frame 5"]
 
 
+def test_a_store_for_windows_that_begin_with_their_clip_is_half_as_large(tmp_path: Path) -> None:
+    sizes = []
+    for starts in ("anywhere", "clip_start"):
+        folder = tmp_path / starts
+        run_encode(command(folder, f"--window_starts={starts}", "--dtype=float32"))
+        sizes.append(sum(path.stat().st_size for path in (folder / "store").glob("latents-*")))
+    assert 0.5 < sizes[1] / sizes[0] < 0.6
+    stores = [str(tmp_path / starts / "store") for starts in ("anywhere", "clip_start")]
+    whole, half = (LatentDataModule(store, 5, "clip_start", batch_size=4).train_dataloader() for store in stores)
+    for expected, found in zip(whole, half, strict=True):
+        assert torch.equal(found["latents"], expected["latents"])
+    with pytest.raises(ValueError, match="was encoded for windows that begin with their clip: set window_starts: clip"):
+        LatentDataModule(stores[1], 5).train_dataloader()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -181,5 +197,14 @@ def test_help_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
         main(["encode", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0 and "Encode all clips of a configuration's data into a store" in shown
-    for option in ("--out", "--dtype", "--device", "--rank", "--world_size", "--max_latents", "--shard_mb"):
+    for option in (
+        "--out",
+        "--dtype",
+        "--device",
+        "--rank",
+        "--world_size",
+        "--max_latents",
+        "--window_starts",
+        "--shard_mb",
+    ):
         assert option in shown
