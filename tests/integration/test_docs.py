@@ -39,7 +39,12 @@ FEW_SPRITES = [
 OF_LEROBOT = ["--data.num_latents=4", "--data.num_workers=0", *small_model()]
 SMALL_LEROBOT = {
     "check": ["--data.num_latents=7"],
-    "encode": [*OF_LEROBOT, "--data.frame_size=[32, 48]", "--model.action_projection.init_args.num_layers=2"],
+    "encode": [
+        *OF_LEROBOT,
+        "--max_latents=4",
+        "--data.frame_size=[32, 48]",
+        "--model.action_projection.init_args.num_layers=2",
+    ],
     "fit": [
         *OF_LEROBOT,
         "--model.action_projection.init_args.num_layers=2",
