@@ -105,7 +105,7 @@ def measure(folder: Path, sizes: Sizes) -> dict[str, Any]:
     record(folder, sizes)
     data = read_data(folder, sizes)
     windows, draw = data.dataset("train"), random.Random(0)
-    count = len(windows)  # type: ignore[arg-type]
+    count = len(windows)
 
     def read() -> None:
         for _ in range(sizes.batch_size):

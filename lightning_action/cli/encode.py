@@ -18,11 +18,12 @@ from lightning_action.batch import num_latent_frames
 from lightning_action.checkpoints.pretrained import prepare_codec
 from lightning_action.cli.folder_lock import FolderLock
 from lightning_action.cli.parts import PartsCLI, parse_parts
-from lightning_action.data.clip_encoding import SPLITS, ClipData, cut_clip, encode_clip, encode_prompt
+from lightning_action.data.clip_encoding import ClipData, cut_clip, encode_clip, encode_prompt
 from lightning_action.data.latent_store import CODEC, Encoding, StoredClip, WindowStarts
 from lightning_action.data.latent_writer import StoreWriter, write_once
 from lightning_action.data.latents import LatentDataModule
-from lightning_action.data.recorded import Locator, RecordedDataModule
+from lightning_action.data.recorded import RecordedDataModule
+from lightning_action.data.split_data import SPLITS, Locator
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import FittedCodec
 from lightning_action.module import ActionVideoModule
@@ -115,7 +116,7 @@ def clips_of(source: L.LightningDataModule) -> tuple[dict[str, Sequence[Clip]], 
         )
     source.prepare_data()
     source.setup("fit")
-    splits = {split: source.clips(split) for split in SPLITS}
+    splits: dict[str, Sequence[Clip]] = {split: source.clips(split) for split in SPLITS}
     if not any(len(clips) for clips in splits.values()):
         raise ValueError(f"{type(source).__name__} has no clips to encode: its data is empty")
     for split, clips in splits.items():

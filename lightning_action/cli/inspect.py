@@ -23,12 +23,13 @@ from lightning_action.cli.usage import RunParser
 from lightning_action.configuration.class_paths import ALLOW_HELP, only_importing, require_classes, split_allowed
 from lightning_action.data.clip_encoding import ClipData
 from lightning_action.data.recorded import RecordedDataModule
+from lightning_action.data.split_data import Split
 from lightning_action.recordings.clips import Clip
 from lightning_action.recordings.lag import estimate_lag
 from lightning_action.recordings.statistics import ColumnStatistics, measure
 from lightning_action.run import read_section
 
-_SPLITS = ("train", "validation", "test")
+_SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SHOWN_LATENTS, _SHOWN_COLUMNS = 4, 6
 # Stretches of clips, and frames of each, that the lag is estimated from; more tell the same.
 _LAG_STRETCHES, _LAG_FRAMES = 60, 80

@@ -12,11 +12,10 @@ from torch import Tensor
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import num_latent_frames, num_pixel_frames
 from lightning_action.data.latent_store import WindowStarts
-from lightning_action.data.recorded import Locator
+from lightning_action.data.split_data import Locator, Split
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.recordings.clips import Clip
 
-SPLITS = ("train", "validation", "test", "predict")
 # Latent frames that are read and encoded at a time.
 _PART_LATENTS = 16
 
@@ -30,8 +29,8 @@ class ClipData(Protocol):
         """Meaning of the action rows; None where there are none."""
         ...
 
-    def clips(self, split: str) -> Sequence[Clip]:
-        """Return the clips of `train`, `validation`, `test` or `predict`; their order is the same in every run."""
+    def clips(self, split: Split) -> Sequence[Clip]:
+        """Return the clips of a split; their order is the same in every run."""
         ...
 
 

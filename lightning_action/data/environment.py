@@ -7,19 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, get_args, overload
+from typing import TYPE_CHECKING, Any, overload
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import default_collate
 
 from lightning_action.action.schema import ActionSchema, Combine
 from lightning_action.batch import Batch, num_pixel_frames
 from lightning_action.configuration.class_paths import import_named
-from lightning_action.data.resumable import sample_loader
-from lightning_action.data.sprite_data import Split
+from lightning_action.data.split_data import SPLITS, Locator, SampleDataset, Split, SplitDataModule
 from lightning_action.recordings.environments import (
     action_parts,
     frames_per_second,
@@ -34,7 +32,6 @@ from lightning_action.seeding import mix_seed
 if TYPE_CHECKING:
     from gymnasium import Env
 
-Locator = Callable[[Tensor], tuple[Tensor, Tensor]]
 # An environment that ends before a video is full is begun again so often, each time from another seed.
 _MAX_ATTEMPTS = 20
 
@@ -67,7 +64,7 @@ class EnvironmentSource:
         return make_environment(self.env, self.env_kwargs)
 
 
-class EnvironmentDataset(Dataset[Batch]):
+class EnvironmentDataset(SampleDataset):
     """Samples of one split.
 
     Each is a dict: `video` `[T, 3, H, W]` in [-1, 1], `action` `[T - 1, columns]`, `prompt`, `sample_id`, and, where
@@ -76,7 +73,7 @@ class EnvironmentDataset(Dataset[Batch]):
 
     def __init__(self, source: EnvironmentSource, split: Split, seed: int, size: int) -> None:
         self.source, self.seed, self.size = source, seed, size
-        self._stream = (seed, get_args(Split).index(split))
+        self._stream = (seed, SPLITS.index(split))
         self._position = None if source.position is None else import_named(source.position)
         self._opened: tuple[int, Env[Any, Any]] | None = None
 
@@ -198,7 +195,7 @@ class EnvironmentClip:
         return part
 
 
-class EnvironmentDataModule(L.LightningDataModule):
+class EnvironmentDataModule(SplitDataModule):
     """Train, validation, test and predict videos of a gymnasium environment, which is played while one trains.
 
     Args:
@@ -254,9 +251,8 @@ class EnvironmentDataModule(L.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        if train_size < batch_size:
-            raise ValueError(f"train_size {train_size} does not fill one batch of batch_size {batch_size}")
+        sizes = (train_size, validation_size, test_size, predict_size)
+        super().__init__(dict(zip(SPLITS, sizes, strict=True)), batch_size, eval_batch_size, seed, num_workers, locator)
         if position is not None and locator is None:
             raise ValueError("position says where the object is, but nothing finds it in generated videos: add locator")
         num_frames = num_pixel_frames(num_latents, temporal_compression_ratio)
@@ -269,19 +265,11 @@ class EnvironmentDataModule(L.LightningDataModule):
         parts = action_parts(made.action_space)
         made.close()
         self.action_schema = ActionSchema(parts, "transition", combine, temporal_compression_ratio)
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.sizes: dict[Split, int] = {
-            "train": train_size,
-            "validation": validation_size,
-            "test": test_size,
-            "predict": predict_size,
-        }
-        self.locator, self.seed, self.num_workers = locator, seed, num_workers
-        self._is_wanted: Callable[[Batch], bool] = _is_anything
 
-    def setup(self, stage: str) -> None:
-        """Begin with all samples."""
-        self._is_wanted = _is_anything
+    @property
+    def collate(self) -> Callable[[Any], Batch]:
+        """Function that makes a batch of samples."""
+        return partial(_collate, locator=self.locator)
 
     def dataset(self, split: Split) -> EnvironmentDataset:
         """Return all samples of a split."""
@@ -291,69 +279,10 @@ class EnvironmentDataModule(L.LightningDataModule):
         """Return all samples of a split as clips."""
         return EnvironmentClips(self.dataset(split), split, self.fps)
 
-    def select_predict_samples(self, is_wanted: Callable[[Batch], bool]) -> None:
-        """Generate only those predict samples for which `is_wanted` is true, for a writer that has some of them.
-
-        Args:
-            is_wanted: Function of a dict with `sample_id`, `action` and `prompt` of a sample.
-        """
-        self._is_wanted = is_wanted
-
     def codec_videos(self, num_videos: int = 256) -> Tensor:
         """Return training videos `[num_videos, T, 3, H, W]` for fitting a codec."""
         dataset = self.dataset("train")
         return torch.stack([dataset[index]["video"] for index in range(min(num_videos, len(dataset)))])
-
-    def read_positions(self, video: Tensor, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
-        """Find the object in videos, by `locator`.
-
-        Args:
-            video: Videos, `[B, T, 3, H, W]` in [-1, 1].
-            batch: Batch that they were generated for.
-            split: Split that the batch is from.
-
-        Returns:
-            Positions in pixels, `[B, T, 2]`, and whether the object is there, `[B, T]` bool.
-
-        Raises:
-            ValueError: There is no locator.
-        """
-        if self.locator is None:
-            raise ValueError("there is no locator that finds the object: give one to the data")
-        return self.locator(video.cpu())
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Load training videos, shuffled anew each epoch from (seed, epoch) alone, so that resumed runs see the same.
-
-        Raises:
-            ValueError: A rank's share of the videos does not fill one batch.
-        """
-        loader = self._loader(self.dataset("train"), self.batch_size, shuffle=True)
-        if not len(loader):
-            raise ValueError(
-                f"train_size {self.sizes['train']} does not fill one batch of batch_size {self.batch_size} on each "
-                "device: raise train_size or lower batch_size"
-            )
-        return loader
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.dataset("validation"), self.eval_batch_size)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.dataset("test"), self.eval_batch_size)
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        dataset = self.dataset("predict")
-        wanted = [index for index in range(len(dataset)) if self._is_wanted(dataset.command(index))]
-        return self._loader(Subset(dataset, wanted), self.eval_batch_size)
-
-    def _loader(self, dataset: Dataset[Batch], batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
-        collate = partial(_collate, locator=self.locator)
-        return sample_loader(dataset, batch_size, self.trainer, collate, self.num_workers, shuffle, self.seed)
-
-
-def _is_anything(sample: Batch) -> bool:
-    return True
 
 
 def _collate(samples: list[Batch], locator: Locator | None) -> Batch:

@@ -2,61 +2,54 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate
-from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch
 from lightning_action.data.latent_store import LatentStore, WindowStarts, pad_text
-from lightning_action.data.recorded import Locator
-from lightning_action.data.resumable import ResumableDataLoader, ResumableSampler
+from lightning_action.data.split_data import Locator, SampleDataset, Split, SplitDataModule, SpreadSamples
+from lightning_action.data.windows import WindowPlaces
 from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
 
 
-class LatentDataset(Dataset[Batch]):
+class LatentDataset(SampleDataset):
     """Windows of the clips of one split.
 
     Args:
         store: Store that they are read from.
         split: Name of the split.
         num_latents: Number of latent frames of a window.
-        step: Number of latent frames from one window of a clip to the next; None takes the first one alone.
+        step: Number of latent frames from one window of a clip to the next.
         with_positions: Whether samples have a `position`.
     """
 
     def __init__(
-        self, store: LatentStore, split: str, num_latents: int, step: int | None, with_positions: bool = False
+        self, store: LatentStore, split: str, num_latents: int, step: int, with_positions: bool = False
     ) -> None:
-        self.store, self.num_latents, self.step = store, num_latents, step
-        self.with_positions = with_positions
+        self.store, self.num_latents, self.with_positions = store, num_latents, with_positions
         self._clips = store.index.splits.get(split, [])
         clips = [store.index.clips[number] for number in self._clips]
-        counts = [self._num_windows(clip.num_latents) for clip in clips]
-        self.num_shorter = counts.count(0)
-        fitting = zip(self._clips, clips, counts, strict=True)
+        self._places = WindowPlaces((clip.num_latents for clip in clips), num_latents, step)
+        self.num_shorter = self._places.counts.count(0)
+        fitting = zip(self._clips, clips, self._places.counts, strict=True)
         self._acting = next((number for number, clip, count in fitting if clip.has_actions and count), None)
-        self._ends = list(accumulate(counts))
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._places)
 
     def place(self, index: int) -> tuple[int, int]:
         """Return the clip that a window is cut from, and the latent frame that it begins at."""
-        position = bisect_right(self._ends, index)
-        before = self._ends[position - 1] if position else 0
-        return self._clips[position], (index - before) * (self.step or 0)
+        position, start = self._places[index]
+        return self._clips[position], start
 
     def command(self, index: int) -> Batch:
-        """Return `sample_id`, `action` and `prompt` of a window, whose latents are not read for it."""
         clip = self.store.index.clips[self.place(index)[0]]
         action = self.store.action(*self.place(index), self.num_latents) if clip.has_actions else None
         return {"sample_id": index, "action": action, "prompt": clip.prompt}
@@ -90,13 +83,8 @@ class LatentDataset(Dataset[Batch]):
         action = {"action": torch.stack([self.store.action(*place, self.num_latents) for place in of_whom])}
         return action if all(acting) else {**action, "has_action": torch.tensor(acting)}
 
-    def _num_windows(self, length: int) -> int:
-        if length < self.num_latents:
-            return 0
-        return 1 if self.step is None else 1 + (length - self.num_latents) // self.step
 
-
-class LatentDataModule(L.LightningDataModule):
+class LatentDataModule(SplitDataModule):
     """Windows of clips that `encode` has put into a store, as `latents` and `text`.
 
     `latent_store` says how windows are cut, and when that is exact.
@@ -135,7 +123,8 @@ class LatentDataModule(L.LightningDataModule):
         cache_dir: str | None = None,
         locator: Locator | None = None,
     ) -> None:
-        super().__init__()
+        sizes: dict[Split, int] = {"validation": validation_size, "test": test_size, "predict": predict_size}
+        super().__init__(sizes, batch_size, eval_batch_size, seed, num_workers, locator)
         if min(num_latents, window_step, batch_size, eval_batch_size) < 1:
             raise ValueError(
                 "expected num_latents, window_step, batch_size and eval_batch_size of at least 1, got "
@@ -145,10 +134,6 @@ class LatentDataModule(L.LightningDataModule):
             raise ValueError(f"expected window_starts anywhere or clip_start, got {window_starts!r}")
         self.address, self.cache_dir = store, cache_dir
         self.num_latents, self.window_starts, self.window_step = num_latents, window_starts, window_step
-        self.limits = {"validation": validation_size, "test": test_size, "predict": predict_size}
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.num_workers, self.locator = seed, num_workers, locator
-        self._is_wanted: Callable[[Batch], bool] = _is_anything
 
     @cached_property
     def store(self) -> LatentStore:
@@ -161,17 +146,12 @@ class LatentDataModule(L.LightningDataModule):
         index = self.store.index
         return index.encoding.schema if any(clip.has_actions for clip in index.clips) else None
 
-    def setup(self, stage: str) -> None:
-        """Begin with all windows."""
-        self._is_wanted = _is_anything
-
-    def dataset(self, split: str) -> Subset[Batch]:
+    def dataset(self, split: Split) -> SampleDataset:
         """Return the windows of a split that are taken.
 
         Raises:
             ValueError: There are none.
         """
-        step = self.window_step if split == "train" else self.num_latents
         if self.window_starts == "anywhere" and self.store.index.encoding.window_starts == "clip_start":
             raise ValueError(
                 f"the store {self.address!r} was encoded for windows that begin with their clip: set window_starts: "
@@ -180,9 +160,10 @@ class LatentDataModule(L.LightningDataModule):
         located = self.locator is not None
         if located and not all(clip.has_positions for clip in self.store.index.clips):
             raise ValueError(f"the store {self.address!r} has no positions: give a locator to the data, and encode it")
-        windows = LatentDataset(
-            self.store, split, self.num_latents, step if self.window_starts == "anywhere" else None, located
-        )
+        step = self.window_step if split == "train" else self.num_latents
+        if self.window_starts == "clip_start":
+            step = sys.maxsize  # longer than any clip
+        windows = LatentDataset(self.store, split, self.num_latents, step, located)
         if not len(windows):
             raise ValueError(
                 f"the store {self.address!r} has no {split} clip of at least num_latents {self.num_latents} latent "
@@ -190,34 +171,7 @@ class LatentDataModule(L.LightningDataModule):
             )
         if windows.num_shorter:
             rank_zero_info(f"{windows.num_shorter} {split} clips are shorter than {self.num_latents} latent frames")
-        count = min(len(windows), self.limits.get(split, len(windows)))
-        return Subset(windows, [index * len(windows) // count for index in range(count)])
-
-    def select_predict_samples(self, is_wanted: Callable[[Batch], bool]) -> None:
-        """Generate only those predict samples for which `is_wanted` is true, for a writer that has some of them.
-
-        Args:
-            is_wanted: Function of a dict with `sample_id`, `action` and `prompt` of a sample.
-        """
-        self._is_wanted = is_wanted
-
-    def read_positions(self, video: Tensor, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
-        """Find the object in videos, by `locator`.
-
-        Args:
-            video: Videos, `[B, T, 3, H, W]` in [-1, 1].
-            batch: Batch that they were generated for.
-            split: Split that the batch is from.
-
-        Returns:
-            Positions in pixels, `[B, T, 2]`, and whether the object is there, `[B, T]` bool.
-
-        Raises:
-            ValueError: There is no locator.
-        """
-        if self.locator is None:
-            raise ValueError("there is no locator that finds the object: give one to the data")
-        return self.locator(video.cpu())
+        return SpreadSamples(windows, self.sizes.get(split, len(windows)))
 
     def codec_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the codec, if it was fitted to data; else none."""
@@ -247,55 +201,6 @@ class LatentDataModule(L.LightningDataModule):
                 "encode again to another folder"
             )
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Load training windows, shuffled anew each epoch from (seed, epoch) alone, so that resumed runs see the same.
-
-        Raises:
-            ValueError: A rank's share of the windows does not fill one batch.
-        """
-        loader = self._loader("train", self.batch_size)
-        if not len(loader):
-            raise ValueError(
-                f"the training windows of {self.address!r} do not fill one batch of batch_size {self.batch_size} on "
-                "each device: lower batch_size, or window_step"
-            )
-        return loader
-
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Load the windows to validate with; nothing where the store has no clips for that."""
-        return self._loader("validation", self.eval_batch_size) if self.store.index.splits.get("validation") else []
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("test", self.eval_batch_size)
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("predict", self.eval_batch_size)
-
-    def _loader(self, split: str, batch_size: int) -> DataLoader[Batch]:
-        dataset, trains = self.dataset(split), split == "train"
-        if split == "predict":
-            windows, indices = dataset.dataset, dataset.indices
-            wanted = [index for index in indices if self._is_wanted(windows.command(index))]  # type: ignore[attr-defined]
-            dataset = Subset(windows, wanted)
-        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = ResumableSampler(dataset, world_size, rank, shuffle=trains, seed=self.seed, drop_last=trains)
-        loader_class = ResumableDataLoader if trains else DataLoader
-        return loader_class(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            drop_last=trains,
-            num_workers=self.num_workers,
-            collate_fn=_already_a_batch,
-            persistent_workers=self.num_workers > 0,
-        )
-
-
-def _is_anything(sample: Batch) -> bool:
-    return True
-
-
-def _already_a_batch(batch: Any) -> Batch:
-    """Return a batch as it is: `__getitems__` makes whole batches."""
-    whole: Batch = batch
-    return whole
+        return super().val_dataloader() if self.store.index.splits.get("validation") else []

@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader
 
 from lightning_action.action.schema import ActionSchema, Combine
 from lightning_action.batch import Batch, num_pixel_frames
-from lightning_action.data.resumable import ResumableDataLoader, ResumableSampler
+from lightning_action.data.split_data import Locator, SampleDataset, Split, SplitDataModule, SpreadSamples
 from lightning_action.data.windows import WindowDataset, collate_windows
 from lightning_action.recordings.clips import Clip
 from lightning_action.recordings.faults import Faults, OnFault
@@ -26,12 +25,8 @@ from lightning_action.recordings.recording import Episode, Recording
 from lightning_action.recordings.splits import split_episodes
 from lightning_action.recordings.statistics import ColumnStatistics, measure, schema_from
 
-Split = Literal["train", "validation", "test", "predict"]
-Locator = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Positions `[B, T, 2]` of an object in videos `[B, T, 3, H, W]` in [-1, 1], and whether it is there, `[B, T]` bool."""
 
-
-class RecordedDataModule(L.LightningDataModule):
+class RecordedDataModule(SplitDataModule):
     """Windows of recorded episodes; subclasses say how the recording is read.
 
     Args:
@@ -87,7 +82,8 @@ class RecordedDataModule(L.LightningDataModule):
         locator: Locator | None = None,
         cache_dir: str | None = None,
     ) -> None:
-        super().__init__()
+        sizes: dict[Split, int] = {"validation": validation_size, "test": test_size, "predict": predict_size}
+        super().__init__(sizes, batch_size, eval_batch_size, seed, num_workers, locator)
         if window_step < 1:
             raise ValueError(f"expected window_step >= 1, got {window_step}")
         self.root, self.cache_dir = root, cache_dir
@@ -96,16 +92,12 @@ class RecordedDataModule(L.LightningDataModule):
         self.fps, self.frame_size, self.size_multiple = fps, frame_size, size_multiple
         self.alignment, self.combine = alignment, combine
         self.shares = {"validation": validation_share, "test": test_share}
-        self.window_step = window_step
-        self.limits = {"validation": validation_size, "test": test_size, "predict": predict_size}
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.num_workers, self.bad_episodes, self.locator = seed, num_workers, bad_episodes, locator
+        self.window_step, self.bad_episodes = window_step, bad_episodes
         self.action_schema: ActionSchema | None = None
         self.statistics: list[ColumnStatistics] = []
         self._clips: dict[str, list[RecordedClip]] = {}
         self._some_action: Tensor | None = None
         self.frame_rule = ""
-        self._is_wanted: Callable[[Batch], bool] = _is_anything
 
     @abstractmethod
     def read_recording(self, folder: LocalFolder) -> Recording:
@@ -124,7 +116,7 @@ class RecordedDataModule(L.LightningDataModule):
             FileNotFoundError: The recording is not there.
             ValueError: The recording is broken, or holds too few episodes for all splits.
         """
-        self._is_wanted = _is_anything
+        super().setup(stage)
         if self._clips:
             return
         recording = self.read_recording(LocalFolder(self.root, self.cache_dir))
@@ -147,92 +139,33 @@ class RecordedDataModule(L.LightningDataModule):
         """Return the whole episodes of a split, at the model's frame rate; `predict` has those of `test`."""
         return self._clips["test" if split == "predict" else split]
 
-    def dataset(self, split: Split) -> Dataset[Batch]:
-        """Return the windows of a split."""
+    def dataset(self, split: Split) -> SampleDataset:
+        """Return the windows of a split.
+
+        Raises:
+            ValueError: No episode is held out for it.
+        """
+        clips = self.clips(split)
         if split == "train":
-            return WindowDataset(self.clips(split), self.num_frames, self.window_step)
-        windows = WindowDataset(self.clips(split), self.num_frames, self.num_frames)
-        count = min(len(windows), self.limits[split])
-        return Subset(windows, [index * len(windows) // count for index in range(count)])
+            return WindowDataset(clips, self.num_frames, self.window_step)
+        if not clips:
+            raise ValueError(
+                f"no episode is held out for {split}: raise {'validation' if split == 'validation' else 'test'}_share"
+            )
+        return SpreadSamples(WindowDataset(clips, self.num_frames, self.num_frames), self.sizes[split])
+
+    @property
+    def collate(self) -> Callable[[Any], Batch]:
+        """Function that makes a batch of windows."""
+        return partial(collate_windows, some_action=self._some_action, locator=self.locator)
 
     def codec_videos(self, num_videos: int = 256) -> Tensor:
         """Return training videos `[num_videos, T, 3, H, W]` for fitting a codec, spread over the episodes."""
-        windows = self.dataset("train")
-        total = len(windows)  # type: ignore[arg-type]
-        count = min(num_videos, total)
-        return torch.stack([windows[index * total // count]["video"] for index in range(count)])
+        windows = SpreadSamples(self.dataset("train"), num_videos)
+        return torch.stack([windows[index]["video"] for index in range(len(windows))])
 
-    def read_positions(self, video: Tensor, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
-        """Find the object in videos, by `locator`.
-
-        Args:
-            video: Videos, `[B, T, 3, H, W]` in [-1, 1].
-            batch: Batch that they were generated for.
-            split: Split that the batch is from.
-
-        Returns:
-            Positions in pixels, `[B, T, 2]`, and whether the object is there, `[B, T]` bool.
-
-        Raises:
-            ValueError: There is no locator.
-        """
-        if self.locator is None:
-            raise ValueError("there is no locator that finds the object: give one to the data")
-        return self.locator(video.cpu())
-
-    def select_predict_samples(self, is_wanted: Callable[[Batch], bool]) -> None:
-        """Generate only those predict samples for which `is_wanted` is true, for a writer that has some of them.
-
-        Args:
-            is_wanted: Function of a dict with `sample_id`, `action` and `prompt` of a sample.
-        """
-        self._is_wanted = is_wanted
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Load training windows, shuffled across episodes anew each epoch from (seed, epoch) alone.
-
-        Raises:
-            ValueError: A rank's share of the windows does not fill one batch.
-        """
-        loader = self._loader(self.dataset("train"), self.batch_size, shuffle=True)
-        if not len(loader):
-            raise ValueError(
-                f"the training windows do not fill one batch of batch_size {self.batch_size} on each device: lower it"
-            )
-        return loader
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        return self._loader(self.dataset("validation"), self.eval_batch_size) if self._clips["validation"] else []
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self._held_out("test"), self.eval_batch_size)
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        dataset = self._held_out("predict")
-        windows, indices = dataset.dataset, dataset.indices
-        wanted = [index for index in indices if self._is_wanted(windows.command(index))]  # type: ignore[attr-defined]
-        return self._loader(Subset(windows, wanted), self.eval_batch_size)
-
-    def _held_out(self, split: Split) -> Subset[Batch]:
-        if not self._clips["test"]:
-            raise ValueError("no episode is held out for test and predict: raise test_share")
-        dataset = self.dataset(split)
-        assert isinstance(dataset, Subset)
-        return dataset
-
-    def _loader(self, dataset: Dataset[Batch], batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
-        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = ResumableSampler(dataset, world_size, rank, shuffle=shuffle, seed=self.seed, drop_last=shuffle)
-        loader_class = ResumableDataLoader if shuffle else DataLoader
-        return loader_class(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            drop_last=shuffle,
-            num_workers=self.num_workers,
-            collate_fn=partial(collate_windows, some_action=self._some_action, locator=self.locator),
-            persistent_workers=self.num_workers > 0,
-        )
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        return super().val_dataloader() if self._clips["validation"] else []
 
     def _long_enough(self, episodes: Sequence[Episode], timing: Timing) -> list[tuple[Episode, RecordedClip]]:
         """Make clips of episodes, and deal with those that are shorter than a window or of another size."""
@@ -289,7 +222,3 @@ class RecordedDataModule(L.LightningDataModule):
         )
         acting = next(clip for clip in self._clips["train"] if clip.has_actions)
         self._some_action = acting.action(0, self.num_frames)
-
-
-def _is_anything(sample: Batch) -> bool:
-    return True

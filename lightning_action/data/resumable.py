@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import lightning as L
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 
 class ResumableSampler(DistributedSampler[Any]):
@@ -57,40 +56,6 @@ class ResumableDataLoader(DataLoader[Any]):
     def _epoch(self) -> int | None:
         """Epoch of the sampler, None for one that gives every epoch in the same order."""
         return self.sampler.epoch if isinstance(self.sampler, DistributedSampler) else None
-
-
-def sample_loader(
-    dataset: Dataset[Any],
-    batch_size: int,
-    trainer: L.Trainer | None,
-    collate: Callable[[Any], Any],
-    num_workers: int,
-    shuffle: bool = False,
-    seed: int = 0,
-) -> DataLoader[Any]:
-    """Return the loader of this rank's share of some samples.
-
-    Args:
-        dataset: Samples.
-        batch_size: Number of samples of a batch.
-        trainer: Trainer, which knows the ranks; None is one rank.
-        collate: Function that makes a batch of samples.
-        num_workers: Number of processes that make samples.
-        shuffle: Whether each epoch has an order of its own, from (seed, epoch) alone, and batches are full.
-        seed: Random seed of the order.
-    """
-    world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-    sampler = ResumableSampler(dataset, world_size, rank, shuffle=shuffle, seed=seed, drop_last=shuffle)
-    loader_class = ResumableDataLoader if shuffle else DataLoader
-    return loader_class(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=shuffle,
-        num_workers=num_workers,
-        collate_fn=collate,
-        persistent_workers=num_workers > 0,
-    )
 
 
 def move_to_batch(state: dict[str, Any], epoch: int, num_batches: int) -> None:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
 
-import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_action.batch import Batch, num_pixel_frames
-from lightning_action.data.resumable import ResumableDataLoader, ResumableSampler
+from lightning_action.data.split_data import SPLITS, SampleDataset, Split, SplitDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.seeding import mix_seed
 
-Split = Literal["train", "validation", "test", "predict"]
-_SPLITS: tuple[Split, ...] = ("train", "validation", "test", "predict")
 
-
-class SpriteDataset(Dataset[Batch]):
+class SpriteDataset(SampleDataset):
     """Samples of one split.
 
     Each is a dict: `video` `[T, 3, H, W]` in [-1, 1], `action` `[T - 1, columns]`, `prompt`, `position` `[T, 2]` in
@@ -28,7 +22,7 @@ class SpriteDataset(Dataset[Batch]):
 
     def __init__(self, world: MovingSpriteWorld, split: Split, seed: int, size: int, num_frames: int) -> None:
         self.world, self.size, self.num_frames = world, size, num_frames
-        self._stream = (seed, _SPLITS.index(split))
+        self._stream = (seed, SPLITS.index(split))
 
     def __len__(self) -> int:
         return self.size
@@ -52,7 +46,6 @@ class SpriteDataset(Dataset[Batch]):
         }
 
     def command(self, index: int) -> Batch:
-        """Return `sample_id`, `action` and `prompt` of a sample, whose video is not rendered for it."""
         seeds = self.seeds([index])
         action = self.world.sample_actions(seeds, self.num_frames - 1)[0]
         return {"sample_id": index, "action": action, "prompt": self.world.start(seeds).prompts[0]}
@@ -97,7 +90,7 @@ class SpriteClip:
         return action[start : start + num_frames - 1]
 
 
-class SpriteDataModule(L.LightningDataModule):
+class SpriteDataModule(SplitDataModule):
     """Train, validation, test and predict videos of one kind of sprite world.
 
     Args:
@@ -128,43 +121,19 @@ class SpriteDataModule(L.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        if train_size < batch_size:
-            raise ValueError(f"train_size {train_size} does not fill one batch of batch_size {batch_size}")
+        sizes = (train_size, validation_size, test_size, predict_size)
+        super().__init__(dict(zip(SPLITS, sizes, strict=True)), batch_size, eval_batch_size, seed, num_workers)
         self.world = world
         self.num_frames = num_pixel_frames(num_latents, temporal_compression_ratio)
         self.action_schema = world.action_schema(temporal_compression_ratio)
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.sizes: dict[Split, int] = {
-            "train": train_size,
-            "validation": validation_size,
-            "test": test_size,
-            "predict": predict_size,
-        }
-        self.seed = seed
-        self.num_workers = num_workers
-        self._is_wanted: Callable[[Batch], bool] = _is_anything
-
-    def setup(self, stage: str) -> None:
-        """Begin with all samples."""
-        self._is_wanted = _is_anything
 
     def dataset(self, split: Split) -> SpriteDataset:
         """Return all samples of a split."""
         return SpriteDataset(self.world, split, self.seed, self.sizes[split], self.num_frames)
 
-    def select_predict_samples(self, is_wanted: Callable[[Batch], bool]) -> None:
-        """Generate only those predict samples for which `is_wanted` is true, for a writer that has some of them.
-
-        Args:
-            is_wanted: Function of a dict with `sample_id`, `action` and `prompt` of a sample.
-        """
-        self._is_wanted = is_wanted
-
-    def clips(self, split: str) -> list[SpriteClip]:
+    def clips(self, split: Split) -> list[SpriteClip]:
         """Return each video of a split as a clip."""
-        names: dict[str, Split] = {name: name for name in _SPLITS}
-        dataset = self.dataset(names[split])
+        dataset = self.dataset(split)
         return [SpriteClip(dataset, f"{split}-{index}-seed-{self.seed}", index) for index in range(len(dataset))]
 
     def codec_videos(self, num_videos: int = 256) -> Tensor:
@@ -185,52 +154,3 @@ class SpriteDataModule(L.LightningDataModule):
         """
         start = self.world.start(self.dataset(split).seeds(batch["sample_id"].tolist()))
         return self.world.locate(start, video.cpu())
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Load training videos, shuffled anew each epoch from (seed, epoch) alone, so that resumed runs see the same.
-
-        Raises:
-            ValueError: A rank's share of the videos does not fill one batch.
-        """
-        loader = self._loader(self.dataset("train"), self.batch_size, shuffle=True)
-        if not len(loader):
-            raise ValueError(
-                f"train_size {self.sizes['train']} does not fill one batch of batch_size {self.batch_size} on each "
-                "device: raise train_size or lower batch_size"
-            )
-        return loader
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.dataset("validation"), self.eval_batch_size)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.dataset("test"), self.eval_batch_size)
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        dataset = self.dataset("predict")
-        wanted = [index for index in range(len(dataset)) if self._is_wanted(dataset.command(index))]
-        return self._loader(Subset(dataset, wanted), self.eval_batch_size)
-
-    def _loader(self, dataset: Dataset[Batch], batch_size: int, shuffle: bool = False) -> DataLoader[Batch]:
-        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = ResumableSampler(dataset, world_size, rank, shuffle=shuffle, seed=self.seed, drop_last=shuffle)
-        loader_class = ResumableDataLoader if shuffle else DataLoader
-        return loader_class(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            drop_last=shuffle,
-            num_workers=self.num_workers,
-            collate_fn=_already_a_batch,
-            persistent_workers=self.num_workers > 0,
-        )
-
-
-def _is_anything(sample: Batch) -> bool:
-    return True
-
-
-def _already_a_batch(batch: Any) -> Batch:
-    """Return a batch as it is: `__getitems__` makes whole batches."""
-    whole: Batch = batch
-    return whole

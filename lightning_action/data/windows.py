@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from lightning_action.batch import Batch
+from lightning_action.data.split_data import Locator, SampleDataset
 from lightning_action.recordings.clips import Clip
 
 
-class WindowDataset(Dataset[Batch]):
-    """All windows of some clips; none crosses from one clip into another.
+class WindowPlaces:
+    """Places of windows in clips; none crosses from one clip into another.
+
+    Args:
+        lengths: Number of frames of each clip.
+        num_frames: Number of frames of a window; a clip that is shorter has none.
+        step: Number of frames from one window of a clip to the next.
+    """
+
+    def __init__(self, lengths: Iterable[int], num_frames: int, step: int) -> None:
+        self.step = step
+        self.counts = [max(0, 1 + (length - num_frames) // step) for length in lengths]
+        self._ends = list(accumulate(self.counts))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        """Return which clip a window is cut from, and the frame of it that the window begins at."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"there are windows 0 to {len(self) - 1}, not {index}")
+        number = bisect_right(self._ends, index)
+        first = self._ends[number - 1] if number else 0
+        return number, (index - first) * self.step
+
+
+class WindowDataset(SampleDataset):
+    """All windows of some clips.
 
     A sample is a dict: `video` `[T, 3, H, W]` in [-1, 1], `action` `[rows, columns]` (None without actions), `prompt`,
     `sample_id`, and the name `clip` and first frame `start` of the window.
@@ -28,22 +54,18 @@ class WindowDataset(Dataset[Batch]):
     """
 
     def __init__(self, clips: Sequence[Clip], num_frames: int, step: int) -> None:
-        self.clips, self.num_frames, self.step = clips, num_frames, step
-        self._ends = list(accumulate(1 + (clip.num_frames - num_frames) // step for clip in clips))
+        self.clips, self.num_frames = clips, num_frames
+        self._places = WindowPlaces((clip.num_frames for clip in clips), num_frames, step)
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._places)
 
     def place(self, index: int) -> tuple[Clip, int]:
         """Return the clip of a window, and the window's first frame in it."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"there are windows 0 to {len(self) - 1}, not {index}")
-        number = bisect_right(self._ends, index)
-        first = self._ends[number - 1] if number else 0
-        return self.clips[number], (index - first) * self.step
+        number, start = self._places[index]
+        return self.clips[number], start
 
     def command(self, index: int) -> Batch:
-        """Return all of a sample but its video, which is not read for it."""
         clip, start = self.place(index)
         action = clip.action(start, self.num_frames) if clip.has_actions else None
         return {"sample_id": index, "action": action, "prompt": clip.prompt, "clip": clip.name, "start": start}
@@ -56,9 +78,7 @@ class WindowDataset(Dataset[Batch]):
             raise ValueError(f"{clip.name}, window from frame {start}: {error}") from error
 
 
-def collate_windows(
-    samples: list[Batch], some_action: Tensor | None, locator: Callable[[Tensor], tuple[Tensor, Tensor]] | None
-) -> Batch:
+def collate_windows(samples: list[Batch], some_action: Tensor | None, locator: Locator | None) -> Batch:
     """Make a batch of samples, of which some may have no action.
 
     Args:

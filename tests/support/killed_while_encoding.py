@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_action.data.sprite_data import Split, SpriteClip, SpriteDataModule
+from lightning_action.data.split_data import Split
+from lightning_action.data.sprite_data import SpriteClip, SpriteDataModule
 
 
 class WatchedClip(SpriteClip):
@@ -41,5 +42,5 @@ class WatchedSprites(SpriteDataModule):
         super().__init__(**kwargs)
         self.watch, self.dies_at = Path(watch), dies_at
 
-    def clips(self, split: Split) -> list[SpriteClip]:  # type: ignore[override]
+    def clips(self, split: Split) -> list[SpriteClip]:
         return [WatchedClip(self, split, index) for index in range(self.sizes[split])]

@@ -16,7 +16,7 @@ from lightning_action import EnvironmentDataModule
 from lightning_action.batch import Batch, check_batch, check_pixels
 from lightning_action.configuration.class_paths import only_importing
 from lightning_action.data.resumable import ResumableDataLoader
-from lightning_action.data.sprite_data import Split
+from lightning_action.data.split_data import Split
 from lightning_action.evaluation.obedience import StateReader
 from lightning_action.frozen.interfaces import CodecVideos
 from tests.support.dot_world import DotWorld, locate
@@ -139,7 +139,7 @@ def test_ranks_share_the_samples_of_an_epoch() -> None:
     assert sorted(parts) == list(range(16))
     module = data(train_size=7)
     module.trainer = SimpleNamespace(world_size=2, global_rank=0)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="train_size 7 does not fill one batch of batch_size 4 on each device"):
+    with pytest.raises(ValueError, match="7 training samples do not fill one batch of batch_size 4 on each device"):
         module.train_dataloader()
 
 

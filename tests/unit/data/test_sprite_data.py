@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from lightning_action.batch import Batch
 from lightning_action.data.resumable import ResumableDataLoader
-from lightning_action.data.sprite_data import Batch, Split, SpriteDataModule
+from lightning_action.data.split_data import Split
+from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.evaluation.obedience import StateReader
 from lightning_action.frozen.interfaces import CodecVideos
@@ -195,7 +197,7 @@ def test_a_share_that_fills_no_batch_is_refused() -> None:
     module = data(train_size=7, batch_size=4)
     assert len(module.train_dataloader()) == 1
     module.trainer = SimpleNamespace(world_size=2, global_rank=0)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="train_size 7 does not fill one batch of batch_size 4 on each device"):
+    with pytest.raises(ValueError, match="7 training samples do not fill one batch of batch_size 4 on each device"):
         module.train_dataloader()
 
 
