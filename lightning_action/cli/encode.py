@@ -22,8 +22,7 @@ from lightning_action.data.clip_encoding import ClipData, cut_clip, encode_clip,
 from lightning_action.data.latent_store import CODEC, Encoding, StoredClip, WindowStarts
 from lightning_action.data.latent_writer import StoreWriter, write_once
 from lightning_action.data.latents import LatentDataModule
-from lightning_action.data.recorded import RecordedDataModule
-from lightning_action.data.split_data import SPLITS, Locator
+from lightning_action.data.split_data import SPLITS, Locator, SplitDataModule
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import FittedCodec
 from lightning_action.module import ActionVideoModule
@@ -89,7 +88,7 @@ def run_encode(args: Sequence[str]) -> None:
     first = next(clip for clips in splits.values() for clip in clips)
     encoding = encoding_of(cli.model, schema, first, config.dtype, config.window_starts)
     writer = StoreWriter(folder, encoding, int(config.shard_mb * 1e6), rank, world_size)
-    locator = source.locator if isinstance(source, RecordedDataModule) else None
+    locator = source.locator if isinstance(source, SplitDataModule) else None
     lock = FolderLock(writer.waiting_room, "give another folder with --out, or another --rank")
     lock.acquire()
     try:

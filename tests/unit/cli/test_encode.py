@@ -208,3 +208,11 @@ def test_help_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
         "--shard_mb",
     ):
         assert option in shown
+
+
+def test_positions_of_an_environment_are_in_its_store(tmp_path: Path) -> None:
+    world = ["--data=lightning_action.EnvironmentDataModule", "--data.env=tests.support.dot_world:DotWorld"]
+    found = ["--data.locator=tests.support.dot_world.locate", "--model.schema=auto", "--allow=tests"]
+    run_encode(command(tmp_path, *world, *found))
+    store = LatentStore(str(tmp_path / "store"))
+    assert all(clip.has_positions for clip in store.index.clips) and store.position(0, 0, 3).shape == (9, 2)
