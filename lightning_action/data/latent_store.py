@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import num_pixel_frames
-from lightning_action.data.store_files import StoreFiles
+from lightning_action.recordings.local_folder import LocalFolder
 
 WindowStarts = Literal["anywhere", "clip_start"]
 
@@ -173,8 +173,8 @@ class LatentStore:
 
     Args:
         address: Folder of the store, or its address for fsspec, such as `s3://bucket/latents`.
-        cache_dir: Folder that files of an address are copied to when they are first read; None is one in the user's
-            cache.
+        cache_dir: Folder that files of an address are copied to when they are first read; None takes
+            `lightning_action` in the user's cache.
 
     Raises:
         FileNotFoundError: There is no index.
@@ -183,10 +183,17 @@ class LatentStore:
 
     def __init__(self, address: str, cache_dir: str | None = None) -> None:
         self.address = address
-        self._files = StoreFiles(address, INDEX, cache_dir)
         self._open: OrderedDict[str, Any] = OrderedDict()
         try:
-            self.index = StoreIndex.from_dict(json.loads(self._files.read_index()))
+            content = LocalFolder(address, cache_dir).read(INDEX)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"no {INDEX} in {address!r}: give the folder that `encode` wrote, and let it end"
+            ) from error
+        # A store that was written anew is not mixed up with copies of the one before.
+        self._files = LocalFolder(address, cache_dir, version=content)
+        try:
+            self.index = StoreIndex.from_dict(json.loads(content))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{address}/{INDEX} is no index of a store: {error}") from error
         self._prompt_numbers = {prompt: str(number) for number, prompt in enumerate(self.index.prompts)}
@@ -245,7 +252,7 @@ class LatentStore:
     def _reading(self, name: str) -> Iterator[Any]:
         try:
             if name not in self._open:
-                self._open[name] = safe_open(self._files.local(name), framework="pt")
+                self._open[name] = safe_open(self._files.path(name), framework="pt")
                 if len(self._open) > _MAX_OPEN:
                     self._open.popitem(last=False)
             self._open.move_to_end(name)

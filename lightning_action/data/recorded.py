@@ -55,7 +55,8 @@ class RecordedDataModule(SplitDataModule):
             first one, `skip` goes on without them and names them.
         locator: Function that finds the object to be measured in videos, such as `ColorLocator`; None measures no
             positions.
-        cache_dir: Folder that files of an address are copied to, each once; None takes `~/.cache/lightning_action`.
+        cache_dir: Folder that files of an address are copied to, each once; None takes `lightning_action` in the
+            user's cache.
     """
 
     def __init__(

@@ -131,5 +131,5 @@ def test_damaged_and_missing_shards_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"{first.shard} of the store .* is damaged"):
         LatentStore(str(tmp_path)).window(0, 0, 2)
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match=f"has no {first.shard}, which its index names"):
+    with pytest.raises(FileNotFoundError, match=f"has no file {first.shard}"):
         LatentStore(str(tmp_path)).window(0, 0, 2)

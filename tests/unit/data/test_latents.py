@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from torch import Tensor
@@ -115,7 +116,8 @@ def test_samples_to_predict_may_be_chosen_before_they_are_read(written: tuple[st
 
 
 def test_a_store_may_be_read_from_an_address(written: tuple[str, FrozenParts], tmp_path: Path) -> None:
-    near, far = (data(address, cache_dir=str(tmp_path / "cache")) for address in (written[0], f"file://{written[0]}"))
+    fsspec.filesystem("memory").put(written[0], "/latents", recursive=True)
+    near, far = (data(address, cache_dir=str(tmp_path / "cache")) for address in (written[0], "memory://latents"))
     for here, there in zip(near.train_dataloader(), far.train_dataloader(), strict=True):
         assert torch.equal(here["latents"], there["latents"]) and torch.equal(here["text"], there["text"])
     copied = {path.name for path in (tmp_path / "cache").rglob("*.safetensors")}
