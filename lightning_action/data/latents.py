@@ -93,7 +93,7 @@ class LatentDataModule(SplitDataModule):
         store: Folder of the store, or its address for fsspec, such as `s3://bucket/latents`.
         num_latents: Number of latent frames of a window; shorter clips are passed over.
         window_starts: Latent frames that windows begin at: `anywhere`, or `clip_start`, one window of each clip.
-        window_step: Number of latent frames from one training window of a clip to the next. Windows of the other splits
+        latent_step: Number of latent frames from one training window of a clip to the next. Windows of the other splits
             do not overlap.
         validation_size: Largest number of windows of a validation, spread over the clips.
         test_size: Largest number of windows that `test` measures.
@@ -112,7 +112,7 @@ class LatentDataModule(SplitDataModule):
         store: str,
         num_latents: int = 9,
         window_starts: WindowStarts = "anywhere",
-        window_step: int = 1,
+        latent_step: int = 1,
         validation_size: int = 64,
         test_size: int = 128,
         predict_size: int = 8,
@@ -125,15 +125,15 @@ class LatentDataModule(SplitDataModule):
     ) -> None:
         sizes: dict[Split, int] = {"validation": validation_size, "test": test_size, "predict": predict_size}
         super().__init__(sizes, batch_size, eval_batch_size, seed, num_workers, locator)
-        if min(num_latents, window_step, batch_size, eval_batch_size) < 1:
+        if min(num_latents, latent_step, batch_size, eval_batch_size) < 1:
             raise ValueError(
-                "expected num_latents, window_step, batch_size and eval_batch_size of at least 1, got "
-                f"{num_latents}, {window_step}, {batch_size}, {eval_batch_size}"
+                "expected num_latents, latent_step, batch_size and eval_batch_size of at least 1, got "
+                f"{num_latents}, {latent_step}, {batch_size}, {eval_batch_size}"
             )
         if window_starts not in ("anywhere", "clip_start"):
             raise ValueError(f"expected window_starts anywhere or clip_start, got {window_starts!r}")
         self.address, self.cache_dir = store, cache_dir
-        self.num_latents, self.window_starts, self.window_step = num_latents, window_starts, window_step
+        self.num_latents, self.window_starts, self.latent_step = num_latents, window_starts, latent_step
 
     @cached_property
     def store(self) -> LatentStore:
@@ -160,7 +160,7 @@ class LatentDataModule(SplitDataModule):
         located = self.locator is not None
         if located and not all(clip.has_positions for clip in self.store.index.clips):
             raise ValueError(f"the store {self.address!r} has no positions: give a locator to the data, and encode it")
-        step = self.window_step if split == "train" else self.num_latents
+        step = self.latent_step if split == "train" else self.num_latents
         if self.window_starts == "clip_start":
             step = sys.maxsize  # longer than any clip
         windows = LatentDataset(self.store, split, self.num_latents, step, located)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.cli import main
@@ -34,10 +35,13 @@ def test_check_encode_fit_predict_test(
     assert "  1                     1 - 4         0 - 7" in printed
     store = tmp_path / "latents"
     main(["encode", *arguments, *data, f"--out={store}", "--dtype=float32"])
-    encoded = [*arguments, f"--config={CONFIGS / 'latents.yaml'}", f"--data.store={store}"]
+    # A step in pixel frames is not taken for one in latent frames.
+    encoded = [*arguments, "--data.window_step=7", f"--config={CONFIGS / 'latents.yaml'}", f"--data.store={store}"]
     main(["fit", *encoded, "--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--trainer.val_check_interval=2"])
     last = tmp_path / "run/checkpoints/last.ckpt"
     saved = torch.load(last, weights_only=True)
+    used = yaml.safe_load((tmp_path / "run/lightning_logs/version_0/config_fit.yaml").read_text())["data"]["init_args"]
+    assert (used["num_latents"], used["latent_step"]) == (4, 1) and "window_step" not in used
     schema = ActionSchema.from_dict(saved["action_schema"])
     assert (schema.rows_per_frame, schema.num_columns, schema.action_dim) == (2, 2, 16)
     main(["predict", *encoded, f"--ckpt_path={last}"])

@@ -57,7 +57,7 @@ def test_a_batch_has_what_the_frozen_parts_make(written: tuple[str, FrozenParts]
     ("changes", "places"),
     [
         ({}, [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]),
-        ({"window_step": 2}, [(0, 0), (0, 2), (1, 0)]),
+        ({"latent_step": 2}, [(0, 0), (0, 2), (1, 0)]),
         ({"window_starts": "clip_start"}, [(0, 0), (1, 0)]),
         ({"window_starts": "clip_start", "num_latents": 1}, [(0, 0), (1, 0), (2, 0)]),
         ({"num_latents": 6}, [(0, 0)]),
@@ -152,7 +152,7 @@ def test_settings_that_give_nothing_are_refused(written: tuple[str, FrozenParts]
     with pytest.raises(ValueError, match="do not fill one batch of batch_size 6 on each device"):
         data(written[0], batch_size=6).train_dataloader()
     with pytest.raises(ValueError, match="of at least 1, got 3, 0, 2, 2"):
-        data(written[0], window_step=0)
+        data(written[0], latent_step=0)
     with pytest.raises(ValueError, match="anywhere or clip_start, got 'everywhere'"):
         data(written[0], window_starts="everywhere")
 
