@@ -28,7 +28,7 @@ from lightning_action.recordings.environments import (
     render,
     resized,
 )
-from lightning_action.recordings.lerobot_files import Feature
+from lightning_action.recordings.lerobot_files import NumericFeature
 from lightning_action.recordings.lerobot_writer import (
     LeRobotWriter,
     require_free,
@@ -125,16 +125,16 @@ def record_episodes(
             writer.end_episode(prompt)
 
 
-def features_of(space: Space[Any], state: Mapping[str, float]) -> dict[str, Feature]:
+def features_of(space: Space[Any], state: Mapping[str, float]) -> dict[str, NumericFeature]:
     """Describe the numbers that come with each frame."""
     row = action_row(space, space.sample())
     names = ["action"] if len(row) == 1 else [f"action_{index}" for index in range(len(row))]
-    of_state = {"observation.state": Feature(list(state))} if state else {}
+    of_state = {"observation.state": NumericFeature(list(state))} if state else {}
     return {
         **of_state,
-        "action": Feature(names, "int64" if row.dtype == np.int64 else "float32"),
-        "next.reward": Feature(["reward"]),
-        "next.done": Feature(["done"], "bool"),
+        "action": NumericFeature(names, "int64" if row.dtype == np.int64 else "float32"),
+        "next.reward": NumericFeature(["reward"]),
+        "next.done": NumericFeature(["done"], "bool"),
     }
 
 

@@ -17,14 +17,13 @@ VIDEO_FILE = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 _EPISODES_AT_ONCE = 100
 _MEGABYTE = 2**20
 # Every second frame can be decoded by itself, and none waits for a later one: random windows are read quickly, and a
-# frame's time is its number. One thread gives the same bytes however many
-# cores there are.
+# frame's time is its number. One thread gives the same bytes however many cores there are.
 _ENCODER = "libx264"
 _ENCODER_OPTIONS = {"crf": "18", "preset": "veryfast", "bf": "0", "g": "2", "threads": "1"}
 
 
 @dataclass(frozen=True)
-class Feature:
+class NumericFeature:
     """Numbers that are recorded with each frame.
 
     Args:
@@ -86,7 +85,7 @@ class _Files:
 class DataFiles:
     """Parquet files of the rows, with one row group for each episode."""
 
-    def __init__(self, folder: Path, features: Mapping[str, Feature], limits: FileLimits) -> None:
+    def __init__(self, folder: Path, features: Mapping[str, NumericFeature], limits: FileLimits) -> None:
         import pyarrow as pa
 
         self._files = _Files(folder, DATA_FILE, limits.chunks_size)

@@ -22,8 +22,8 @@ from lightning_action.recordings.lerobot_files import (
     VIDEO_FILE,
     DataFiles,
     EpisodeTable,
-    Feature,
     FileLimits,
+    NumericFeature,
     VideoFiles,
     write_table,
 )
@@ -38,7 +38,7 @@ def writing_lerobot(
     path: Path,
     fps: int,
     cameras: Mapping[str, tuple[int, int]],
-    features: Mapping[str, Feature],
+    features: Mapping[str, NumericFeature],
     robot_type: str = "",
     limits: FileLimits = FileLimits(),
     overwrite: bool = False,
@@ -110,7 +110,7 @@ class LeRobotWriter:
         folder: Path,
         fps: int,
         cameras: Mapping[str, tuple[int, int]],
-        features: Mapping[str, Feature],
+        features: Mapping[str, NumericFeature],
         robot_type: str,
         limits: FileLimits,
     ) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_action.recordings.lerobot_files import Feature, FileLimits
+from lightning_action.recordings.lerobot_files import FileLimits, NumericFeature
 from lightning_action.recordings.lerobot_statistics import PixelStatistics, column_statistics
 from lightning_action.recordings.lerobot_writer import LeRobotWriter, writing_lerobot
 
@@ -24,10 +24,10 @@ LIBRARY_LIMITS = FileLimits()
 LENGTHS = [6, 9, 4]
 TASKS = ["move", "push", "move"]
 FEATURES = {
-    "observation.state": Feature(["x", "y", "z"]),
-    "action": Feature(["dx", "dy"]),
-    "key": Feature(["key"], "int64"),
-    "next.done": Feature(["done"], "bool"),
+    "observation.state": NumericFeature(["x", "y", "z"]),
+    "action": NumericFeature(["dx", "dy"]),
+    "key": NumericFeature(["key"], "int64"),
+    "next.done": NumericFeature(["done"], "bool"),
 }
 
 
@@ -267,7 +267,7 @@ def test_an_existing_folder_is_replaced_only_if_it_is_a_recording(tmp_path: Path
 
 
 def test_many_episodes_are_written_some_at_a_time(tmp_path: Path) -> None:
-    with writing_lerobot(tmp_path / "toy", FPS, {}, {"key": Feature(["key"], "int64")}) as writer:
+    with writing_lerobot(tmp_path / "toy", FPS, {}, {"key": NumericFeature(["key"], "int64")}) as writer:
         for episode in range(230):
             writer.add_frame({}, {"key": episode})
             writer.end_episode("move")
