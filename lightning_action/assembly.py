@@ -22,6 +22,7 @@ from lightning_action.checkpoints.pretrained import LoadReport, load_generator
 from lightning_action.checkpoints.run_format import RunEntries
 from lightning_action.distributed.sharded_checkpoints import read_folder_metadata
 from lightning_action.distributed.sharding import Sharding, shard, shard_generator
+from lightning_action.frozen.interfaces import VideoCodec
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.seeding import generator_for, mix_seed
 from lightning_action.weights.tensor_files import load_pickle
@@ -198,28 +199,47 @@ class HasActionSchema(Protocol):
 
 
 def find_schema(
-    ckpt_path: str | Path | None, adapter: str | Path | None, datamodule: object, takes_actions: bool
-) -> ActionSchema | None:
+    ckpt_path: str | Path | None, adapter: str | Path | None, datamodule: object, takes_actions: bool, vae: VideoCodec
+) -> ActionSchema:
     """Find what an action is, where a configuration leaves it open: in the checkpoint, in the adapter, or in the data.
 
     Args:
         ckpt_path: Checkpoint that a run goes on from; None for none.
         adapter: Action adapter that a run starts from; None for none.
         datamodule: DataModule, whose `action_schema` it is if there is neither.
-        takes_actions: Whether the model takes actions at all; else None will do.
+        takes_actions: Whether the model takes actions at all; else any schema will do.
+        vae: VAE of the model.
 
     Raises:
-        ValueError: The model takes actions, and nothing says what they are.
+        ValueError: The model takes actions, and nothing says what they are; or as `require_same_ratio`.
     """
     if ckpt_path is not None:
         is_folder = Path(ckpt_path).is_dir()
-        return RunEntries.read(read_folder_metadata(ckpt_path) if is_folder else load_pickle(Path(ckpt_path))).schema
-    if adapter is not None:
-        return read_adapter(adapter).schema
-    schema = datamodule.action_schema if isinstance(datamodule, HasActionSchema) else None
-    if schema is None and takes_actions:
+        saved = read_folder_metadata(ckpt_path) if is_folder else load_pickle(Path(ckpt_path))
+        schema = RunEntries.read(saved).schema
+    elif adapter is not None:
+        schema = read_adapter(adapter).schema
+    elif isinstance(datamodule, HasActionSchema) and datamodule.action_schema is not None:
+        schema = datamodule.action_schema
+    elif takes_actions:
         raise ValueError(
             f"schema: auto takes what an action is from the data, and {type(datamodule).__name__} says nothing of it: "
             "give data with actions, or write the parts of an action into model.schema"
+        )
+    else:
+        schema = ActionSchema(temporal_compression_ratio=vae.temporal_compression_ratio)
+    return require_same_ratio(schema, vae)
+
+
+def require_same_ratio(schema: ActionSchema, vae: VideoCodec) -> ActionSchema:
+    """Return a schema to which a latent frame is the same as to the VAE.
+
+    Raises:
+        ValueError: It is something else to one of them.
+    """
+    if schema.temporal_compression_ratio != vae.temporal_compression_ratio:
+        raise ValueError(
+            f"schema.temporal_compression_ratio is {schema.temporal_compression_ratio}, that of the VAE is "
+            f"{vae.temporal_compression_ratio}: a latent frame must mean the same to both"
         )
     return schema

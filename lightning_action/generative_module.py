@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightning_action.action.conditioning import ActionConditioning
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
-from lightning_action.assembly import Factories, InitialWeights, describe, find_schema
+from lightning_action.assembly import Factories, InitialWeights, describe, find_schema, require_same_ratio
 from lightning_action.batch import (
     Batch,
     first_frames,
@@ -36,7 +36,7 @@ from lightning_action.checkpoints.pretrained import export, prepare_codec
 from lightning_action.checkpoints.run_format import RunEntries
 from lightning_action.data.resuming import count_unstepped, settle_position
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
-from lightning_action.distributed.fsdp2 import require_supported
+from lightning_action.distributed.fsdp2 import require_shardable, require_supported
 from lightning_action.distributed.lockstep import Lockstep
 from lightning_action.distributed.sharding import Sharding, gathered_state_dict, is_sharded, keep_gathered
 from lightning_action.frozen.holder import FrozenParts
@@ -51,7 +51,7 @@ from lightning_action.generator.model import CausalWanModel
 from lightning_action.ranges import require_numbers
 from lightning_action.weights.fit import check_fits
 from lightning_action.weights.size import require_num_heads
-from lightning_action.weights.values import is_finite, require_finite
+from lightning_action.weights.values import find_broken, require_finite
 
 
 class GenerativeModule(L.LightningModule):
@@ -127,7 +127,7 @@ class GenerativeModule(L.LightningModule):
         self.frozen = FrozenParts(text_encoder(), vae())
         self.schema_is_open = schema == "auto"
         if schema != "auto":
-            self._take_schema(schema)
+            self.schema = require_same_ratio(schema, self.frozen.vae)
         self.causality = causality
         self.schedule = FlowMatchSchedule(timestep_shift)
         self.sampling = sampling
@@ -154,7 +154,8 @@ class GenerativeModule(L.LightningModule):
         """
         require_supported(self.trainer.strategy)
         if self.device_mesh is not None:
-            self._require_shardable(stage)
+            merges_lora = self.export_weights and self._factories.lora is not None
+            require_shardable(stage, merges_lora, self.acceleration.quantization is not None)
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         vae = self.frozen.vae
         vae.load()
@@ -179,18 +180,8 @@ class GenerativeModule(L.LightningModule):
             ValueError: Nothing says what an action is, or a latent frame is something else to it than to the VAE.
         """
         if self.schema_is_open:
-            takes_actions = self._factories.action_projection is not None
-            found = find_schema(ckpt_path, self.initial_weights.adapter, datamodule, takes_actions)
-            ratio = self.frozen.vae.temporal_compression_ratio
-            self._take_schema(found or ActionSchema(temporal_compression_ratio=ratio))
-
-    def _take_schema(self, schema: ActionSchema) -> None:
-        if schema.temporal_compression_ratio != self.frozen.vae.temporal_compression_ratio:
-            raise ValueError(
-                f"schema.temporal_compression_ratio is {schema.temporal_compression_ratio}, that of the VAE is "
-                f"{self.frozen.vae.temporal_compression_ratio}: a latent frame must mean the same to both"
-            )
-        self.schema = schema
+            adapter = self.initial_weights.adapter
+            self.schema = find_schema(ckpt_path, adapter, datamodule, self.takes_actions, self.frozen.vae)
 
     def configure_model(self) -> None:
         """Build the networks; initial weights follow from `seed` alone."""
@@ -281,7 +272,8 @@ class GenerativeModule(L.LightningModule):
             return to_unit_range(batch["video"])
         if "latents" not in batch:
             return None
-        return to_unit_range(self.frozen.decoder(self.device)(self._latents(batch))).float()
+        latents = self.frozen.latents_of(batch, self.device, self.compute_dtype)
+        return to_unit_range(self.frozen.decoder(self.device)(latents)).float()
 
     def generation_settings(self) -> dict[str, Any]:
         """What predictions depend on besides weights, Trainer and batch: `seed` and `generation`."""
@@ -337,28 +329,14 @@ class GenerativeModule(L.LightningModule):
     def _generated_latents(self, batch: Batch) -> Iterator[Tensor]:
         length = num_latents(batch, self.schema)
         start = first_frames(batch, self.sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
-        initial = None if start is None else self._latents(start)
-        text = self._text(batch)
+        initial = None if start is None else self.frozen.latents_of(start, self.device, self.compute_dtype)
+        text = self.frozen.text_of(batch, self.device, self.compute_dtype)
         modulation = self.conditioning.of_rollout(
             batch.get("action"), infers_actions(batch), length, text, without_action(batch)
         )
         shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
         videos = VideoGenerator(self.generator, self.causality, self.sampling, self.schedule)
         yield from videos.stream_latents(text, batch["sample_id"].tolist(), shape, modulation, initial)
-
-    def _latents(self, batch: Batch) -> Tensor:
-        """Return the latents of a batch, given or encoded."""
-        if "latents" in batch:
-            given: Tensor = batch["latents"]
-            return given.to(self.device, self.compute_dtype)
-        return self.frozen.encode_video(batch["video"], self.device, self.compute_dtype)
-
-    def _text(self, batch: Batch) -> Tensor:
-        """Return the prompts of a batch, given or encoded."""
-        if "text" in batch:
-            given: Tensor = batch["text"]
-            return given.to(self.device, self.compute_dtype)
-        return self.frozen.encode_text(batch["prompt"], self.device, self.compute_dtype)
 
     def on_fit_start(self) -> None:
         self._fit_started = time.monotonic()
@@ -440,11 +418,7 @@ class GenerativeModule(L.LightningModule):
 
     def _require_finite(self) -> None:
         """All ranks find the same, so that none waits for one that has stopped."""
-        named = [(name, parameter.detach()) for name, parameter in self.named_parameters()]
-        for optimizer in self.trainer.optimizers:
-            states = [state for of_one in optimizer.state.values() for state in of_one.items()]
-            named += [(f"the optimizer's {name}", value) for name, value in states if isinstance(value, Tensor)]
-        broken = next((name for name, value in named if not is_finite(value)), None)
+        broken = find_broken(self, self.trainer.optimizers)
         if not self.trainer.strategy.reduce_boolean_decision(broken is None, all=True):
             raise RuntimeError(
                 f"not saved: {broken or 'a weight of another rank'} is not finite after step "
@@ -470,12 +444,3 @@ class GenerativeModule(L.LightningModule):
     @property
     def _is_fitting(self) -> bool:
         return self._has_trainer and self.trainer.state.fn == TrainerFn.FITTING
-
-    def _require_shardable(self, stage: str) -> None:
-        if stage == "fit" and self.export_weights and self._factories.lora:
-            raise ValueError("export_weights cannot merge sharded LoRA: use `export` with the checkpoint afterwards")
-        if stage == "predict" and self.acceleration.quantization is not None:
-            raise ValueError(
-                "acceleration.quantization needs whole weights: predict with `--trainer.strategy ddp`, not FSDP, "
-                "or without quantization"
-            )

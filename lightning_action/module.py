@@ -224,7 +224,8 @@ class ActionVideoModule(GenerativeModule):
         return self.losses.velocities_at(self._encoded(batch), timestep, seed)
 
     def _encoded(self, batch: Batch) -> Encoded:
-        return Encoded(batch, self._latents(batch), self._text(batch))
+        to = (self.device, self.compute_dtype)
+        return Encoded(batch, self.frozen.latents_of(batch, *to), self.frozen.text_of(batch, *to))
 
     def _trained_parameters(self) -> dict[str, list[nn.Parameter]]:
         """By the names of the optimizer's groups, without empty ones."""

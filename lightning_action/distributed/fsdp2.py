@@ -63,6 +63,26 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
             )
 
 
+def require_shardable(stage: str, merges_lora: bool, quantizes: bool) -> None:
+    """Refuse what needs whole weights.
+
+    Args:
+        stage: What the Trainer does: `fit`, `validate`, `test` or `predict`.
+        merges_lora: Whether a fit merges LoRA at its end.
+        quantizes: Whether a prediction quantizes.
+
+    Raises:
+        ValueError: It does.
+    """
+    if stage == "fit" and merges_lora:
+        raise ValueError("export_weights cannot merge sharded LoRA: use `export` with the checkpoint afterwards")
+    if stage == "predict" and quantizes:
+        raise ValueError(
+            "acceleration.quantization needs whole weights: predict with `--trainer.strategy ddp`, not FSDP, "
+            "or without quantization"
+        )
+
+
 def require_supported(strategy: Strategy | str) -> None:
     """Refuse the first generation of FSDP, which torch gives up.
 

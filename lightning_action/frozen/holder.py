@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,16 @@ class FrozenParts:
             source = "the video" if not bool(torch.isfinite(video).all()) else "the latents of a finite video"
             raise ValueError(f"{source} hold NaN or infinity: check the data set or the VAE's precision")
         return latents.to(dtype)
+
+    def text_of(self, batch: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        """Return the prompts of a batch, given as `text` or encoded. Raises as `encode_text`."""
+        given: Tensor | None = batch.get("text")
+        return self.encode_text(batch["prompt"], device, dtype) if given is None else given.to(device, dtype)
+
+    def latents_of(self, batch: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        """Return the latents of a batch, given as `latents` or encoded. Raises as `encode_video`."""
+        given: Tensor | None = batch.get("latents")
+        return self.encode_video(batch["video"], device, dtype) if given is None else given.to(device, dtype)
 
     @torch.no_grad()
     def encode_parts(self, parts: Iterable[Tensor], device: torch.device | str = "cpu") -> Iterator[Tensor]:

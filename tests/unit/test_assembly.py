@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from lightning_action import ActionModulationProjection, ActionPart, ActionSchema
+from lightning_action import ActionModulationProjection, ActionPart, ActionSchema, LinearVideoCodec
 from lightning_action.assembly import Factories, InitialWeights, find_schema
 from lightning_action.checkpoints.adapter import write_adapter
 from lightning_action.checkpoints.lora import LoRASettings, base_state_dict, lora_state_dict
@@ -174,20 +174,28 @@ def test_the_release_is_a_folder_that_the_environment_names(
     assert_same(generator.state_dict(), small_generator(seed=5).state_dict())
 
 
+VAE = LinearVideoCodec(5, 4)
+
+
 class Measured:
     action_schema = ActionSchema([ActionPart("x", size=3)])
 
 
 def test_the_schema_is_that_of_checkpoint_adapter_or_data(tmp_path: Path) -> None:
-    assert find_schema(None, None, Measured(), takes_actions=True) is Measured.action_schema
-    assert find_schema(None, None, None, takes_actions=False) is None
+    assert find_schema(None, None, Measured(), takes_actions=True, vae=VAE) is Measured.action_schema
+    assert find_schema(None, None, None, takes_actions=False, vae=VAE) == ActionSchema(temporal_compression_ratio=4)
     with pytest.raises(ValueError, match="schema: auto takes what an action is from the data, and NoneType says noth"):
-        find_schema(None, None, None, takes_actions=True)
+        find_schema(None, None, None, takes_actions=True, vae=VAE)
     other = ActionSchema([ActionPart("y", size=4)])
     checkpoint: dict[str, Any] = {}
     RunEntries(other, 2, 0.0).write(checkpoint)
     torch.save(checkpoint, tmp_path / "last.ckpt")
-    assert find_schema(tmp_path / "last.ckpt", None, Measured(), takes_actions=True) == other
+    assert find_schema(tmp_path / "last.ckpt", None, Measured(), takes_actions=True, vae=VAE) == other
     projection = ActionModulationProjection(other.action_dim, 24, 20)
     write_adapter(tmp_path / "a.safetensors", small_generator(), projection, other)
-    assert find_schema(None, tmp_path / "a.safetensors", Measured(), takes_actions=True) == other
+    assert find_schema(None, tmp_path / "a.safetensors", Measured(), takes_actions=True, vae=VAE) == other
+    other_vae = LinearVideoCodec(5, 4, 3)
+    for adapter in (tmp_path / "a.safetensors", None):
+        with pytest.raises(ValueError, match="temporal_compression_ratio is 4, that of the VAE is 3: a latent"):
+            find_schema(None, adapter, Measured(), takes_actions=True, vae=other_vae)
+    assert find_schema(None, None, None, takes_actions=False, vae=other_vae).temporal_compression_ratio == 3

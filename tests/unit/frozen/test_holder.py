@@ -171,3 +171,13 @@ def test_the_fitted_codec_is_held_too() -> None:
     frozen = FrozenParts(HashingTextEncoder(), codec)
     assert not codec.training
     assert frozen.decoder()(frozen.encode_video(VIDEO)).shape == VIDEO.shape
+
+
+def test_what_a_batch_has_encoded_is_not_encoded_again() -> None:
+    frozen = FrozenParts(Text(), Vae())
+    pixels = {"video": VIDEO, "prompt": ["a", "bcd"]}
+    encoded = {"latents": frozen.encode_video(VIDEO), "text": frozen.encode_text(["a", "bcd"]), "prompt": ["?", "?"]}
+    for batch in (pixels, encoded):
+        latents, text = (of(batch, "cpu", torch.float64) for of in (frozen.latents_of, frozen.text_of))
+        assert latents.dtype == text.dtype == torch.float64
+        assert torch.equal(latents.float(), encoded["latents"]) and torch.equal(text.float(), encoded["text"])
