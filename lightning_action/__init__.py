@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from lightning_action.data.video_folder import VideoFolderDataModule as VideoFolderDataModule
     from lightning_action.distributed.fsdp2 import FSDP2Strategy as FSDP2Strategy
     from lightning_action.distributed.sharding import Sharding as Sharding
+    from lightning_action.evaluation.color_locator import ColorLocator as ColorLocator
+    from lightning_action.frozen.conv_codec import ConvVideoCodec as ConvVideoCodec
     from lightning_action.frozen.hashing_text import HashingTextEncoder as HashingTextEncoder
     from lightning_action.frozen.linear_codec import LinearVideoCodec as LinearVideoCodec
     from lightning_action.frozen.tiny_vae import TinyWanVAE as TinyWanVAE
@@ -61,7 +63,9 @@ _EXPORTS = {
     "BlockCausality": "lightning_action.generator.causality",
     "CausalRollout": "lightning_action.generation.rollout",
     "CausalWanModel": "lightning_action.generator.model",
+    "ColorLocator": "lightning_action.evaluation.color_locator",
     "ConvActionModule": "lightning_action.action.modules",
+    "ConvVideoCodec": "lightning_action.frozen.conv_codec",
     "DiscreteActionModule": "lightning_action.action.modules",
     "EnvironmentDataModule": "lightning_action.data.environment",
     "FSDP2Strategy": "lightning_action.distributed.fsdp2",

@@ -1,0 +1,246 @@
+"""A small convolutional video codec with the geometry of a causal video VAE, fitted to the training data in minutes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+from tqdm import tqdm
+
+from lightning_action.frozen.interfaces import FittedCodec, StreamingDecoder
+from lightning_action.ranges import require_numbers
+from lightning_action.weights.fit import load_strictly
+
+# Pixel rows, and columns, that the first layer of the encoder folds into channels.
+_FOLD = 4
+# Frames that pass through the network at once, and those by which codes are scaled.
+_CHUNK, _NUM_MEASURED = 256, 4096
+
+
+class ConvVideoCodec(nn.Module, FittedCodec):
+    """A convolutional autoencoder of single frames; the codes of r frames side by side are one latent frame.
+
+    It is causal in time, `T = 1 + r (F - 1)` pixel frames to F latent frames, with the interface of the real video
+    VAEs: latent frame 0 stands for r times the first frame. Frames are encoded one by one because a network that codes
+    r of them together needs many more examples for the same pictures.
+
+    It is fitted with noise on the codes, so that what the generator gets slightly wrong still decodes to a clean
+    picture. Errors are measured in colours whose covariance is reduced to its square root: a small object with a colour
+    of its own would else be the last thing learned.
+
+    Args:
+        latent_dim: Number of latent channels C, a multiple of `temporal_compression_ratio`.
+        spatial_compression_ratio: Number of pixel rows, and of columns, of one latent position: 4, 8, 16 or so on.
+        temporal_compression_ratio: Number r of pixel frames of one latent frame.
+        width: Number of channels of the network at its highest resolution.
+        num_steps: Number of optimizer steps of the fit.
+        batch_size: Number of frames of a step.
+        learning_rate: Highest learning rate of the fit.
+        noise: Deviation of the noise on the codes, whose own is about 1.
+        seed: Random seed of initial weights, order and noise.
+    """
+
+    color: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        latent_dim: int = 16,
+        spatial_compression_ratio: int = 8,
+        temporal_compression_ratio: int = 4,
+        width: int = 64,
+        num_steps: int = 1500,
+        batch_size: int = 32,
+        learning_rate: float = 3e-3,
+        noise: float = 0.3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = {"width": width, "num_steps": num_steps, "batch_size": batch_size}
+        require_numbers({**sizes, "temporal_compression_ratio": temporal_compression_ratio}, 1, whole=True)
+        require_numbers({"learning_rate": learning_rate, "noise": noise}, 0)
+        num_halvings = round(math.log2(max(spatial_compression_ratio / _FOLD, 1)))
+        if spatial_compression_ratio != _FOLD * 2**num_halvings:
+            raise ValueError(
+                f"spatial_compression_ratio is {_FOLD} times a power of 2, got {spatial_compression_ratio}"
+            )
+        if latent_dim < 1 or latent_dim % temporal_compression_ratio:
+            raise ValueError(
+                f"latent_dim is a multiple of temporal_compression_ratio {temporal_compression_ratio}, of which each "
+                f"pixel frame has its share, got {latent_dim}"
+            )
+        self.latent_dim = latent_dim
+        self.spatial_compression_ratio = spatial_compression_ratio
+        self.temporal_compression_ratio = temporal_compression_ratio
+        self.num_steps, self.batch_size, self.learning_rate = num_steps, batch_size, learning_rate
+        self.noise, self.seed = noise, seed
+        code_dim = latent_dim // temporal_compression_ratio
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = _encoder(code_dim, width, num_halvings)
+            self.decoder = _decoder(code_dim, width, num_halvings)
+        self.register_buffer("color", torch.zeros(3, 1, 1))
+        self.register_buffer("mean", torch.zeros(code_dim, 1, 1))
+        self.register_buffer("scale", torch.zeros(()))
+
+    @property
+    def fitted(self) -> bool:
+        """Flag that says whether `fit` was called or fitted tensors were loaded."""
+        return bool(self.scale > 0)
+
+    def fit(self, video: Tensor) -> None:
+        """Fit to training videos `[B, T, 3, H, W]` in [-1, 1]; the same videos and seed give the same codec.
+
+        Raises:
+            ValueError: The videos are no whole number of latent frames, or hold a value that is not finite.
+        """
+        self.require_video(video)
+        if not bool(torch.isfinite(video).all()):
+            raise ValueError("the training videos hold NaN or infinity: check the data set")
+        frames = video.flatten(0, 1)
+        self.color.copy_(frames.mean((0, 2, 3))[:, None, None])
+        self.requires_grad_(True)
+        # Whoever fits may compute without gradient, or in another precision.
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            self._train(frames)
+        self.requires_grad_(False)
+        codes = self._codes(frames[:: math.ceil(len(frames) / _NUM_MEASURED)])
+        self.mean.copy_(codes.mean((0, 2, 3))[:, None, None])
+        # One scale for all channels: full whitening makes details as loud as positions.
+        self.scale.copy_((codes - self.mean).square().mean().sqrt().clamp_min(1e-6))
+
+    def fitted_tensors(self) -> dict[str, Tensor]:
+        """Return weights, the mean colour, and mean and scale of the codes."""
+        return dict(self.state_dict())
+
+    def load_fitted_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
+        """Take the tensors of another codec's `fitted_tensors`.
+
+        Raises:
+            ValueError: The other codec has other sizes.
+        """
+        load_strictly(self, tensors, source)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Encode pixels `[B, T, 3, H, W]` in [-1, 1] as latents `[B, F, C, H / p, W / p]`.
+
+        Raises:
+            ValueError: T is not 1 + r (F - 1), or a side is no multiple of the compression ratio.
+        """
+        self._require_fitted()
+        self.require_video(video)
+        codes = (self._codes(video.flatten(0, 1)) - self.mean) / self.scale
+        codes = codes.unflatten(0, video.shape[:2])
+        ratio = self.temporal_compression_ratio
+        codes = torch.cat([codes[:, :1].expand(-1, ratio - 1, -1, -1, -1), codes], dim=1)
+        return rearrange(codes, "b (f r) c h w -> b f (r c) h w", r=ratio)
+
+    def encode_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Encode a long video that comes in parts, of which each is encoded by itself: the codec has no memory."""
+        for number, part in enumerate(parts):
+            self.frames_of_latents(part, is_first=number == 0)
+            yield self.encode(part) if number == 0 else self.encode(torch.cat([part[:, :1], part], dim=1))[:, 1:]
+
+    def streaming_decoder(self) -> StreamingDecoder:
+        """Return a function that decodes a video block by block; each call takes the next latents of the same video."""
+        self._require_fitted()
+        started = False
+
+        @torch.no_grad()
+        def decode_next(latents: Tensor) -> Tensor:
+            nonlocal started
+            parts = []
+            # Latent by latent: a convolution over another number of frames may round differently.
+            for latent in latents.unbind(1):
+                codes = latent.unflatten(1, (self.temporal_compression_ratio, -1))
+                codes = codes if started else codes[:, -1:]
+                started = True
+                pixels = self.decoder(codes.flatten(0, 1) * self.scale + self.mean) + self.color
+                parts.append(pixels.unflatten(0, codes.shape[:2]))
+            return torch.cat(parts, dim=1).clamp(-1, 1)
+
+        return decode_next
+
+    @torch.no_grad()
+    def _codes(self, frames: Tensor) -> Tensor:
+        """Encode frames `[N, 3, H, W]` one by one, not scaled."""
+        return torch.cat([self.encoder(chunk - self.color) for chunk in frames.split(_CHUNK)])
+
+    def _train(self, frames: Tensor) -> None:
+        """Train the network to give frames `[N, 3, H, W]` back."""
+        random = torch.Generator().manual_seed(self.seed)
+        metric = _colour_metric(frames)
+        optimizer = AdamW(self.parameters(), self.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+        schedule = OneCycleLR(optimizer, self.learning_rate, total_steps=self.num_steps, pct_start=0.1)
+        for _ in tqdm(range(self.num_steps), "fitting the codec", mininterval=5):
+            batch = frames[torch.randint(len(frames), (self.batch_size,), generator=random)] - self.color
+            codes = self.encoder(batch)
+            noise = self.noise * torch.randn(codes.shape, generator=random)
+            error = self.decoder(codes + noise) - batch
+            loss = torch.einsum("nchw, cd, ndhw ->", error, metric, error) / error[:, 0].numel()
+            # What keeps the codes from growing until no noise matters.
+            loss = loss + 0.01 * functional.relu(codes.square().mean() - 1)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+
+    def _require_fitted(self) -> None:
+        if not self.fitted:
+            raise RuntimeError(
+                "the codec is not fitted: call fit(video) with training videos, or load a run's checkpoint"
+            )
+
+
+def _colour_metric(frames: Tensor) -> Tensor:
+    """Compute the inverse square root of the covariance of colours, `[3, 3]`, by which their mean square is 3."""
+    colours = frames[:: math.ceil(len(frames) / _NUM_MEASURED)].movedim(1, -1).flatten(0, -2).double()
+    # The diagonal is for colours that never vary.
+    covariance = colours.T.cov() + 1e-5 * torch.eye(3, dtype=torch.float64)
+    variance, directions = torch.linalg.eigh(covariance)
+    metric = directions / variance.sqrt() @ directions.T
+    return (3 * metric / torch.trace(metric @ covariance)).float()
+
+
+def _encoder(code_dim: int, width: int, num_halvings: int) -> nn.Sequential:
+    layers = [nn.PixelUnshuffle(_FOLD), _convolution(3 * _FOLD**2, width), _ResidualBlock(width)]
+    for level in range(num_halvings):
+        narrow, wide = width * min(level + 1, 2), 2 * width
+        layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), _ResidualBlock(wide)]
+    return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(width * min(num_halvings + 1, 2), code_dim, 1))
+
+
+def _decoder(code_dim: int, width: int, num_halvings: int) -> nn.Sequential:
+    layers: list[nn.Module] = [_convolution(code_dim, width * min(num_halvings + 1, 2))]
+    for level in range(num_halvings, 0, -1):
+        narrow, wide = width * min(level, 2), 2 * width
+        layers += [_ResidualBlock(wide), _convolution(wide, 4 * narrow), nn.PixelShuffle(2)]
+    layers += [_ResidualBlock(width), nn.SiLU(), _convolution(width, 3 * _FOLD**2), nn.PixelShuffle(_FOLD)]
+    return nn.Sequential(*layers)
+
+
+def _convolution(num_inputs: int, num_outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(num_inputs, num_outputs, 3, padding=1)
+
+
+class _ResidualBlock(nn.Module):
+    """A residual block without a norm, which starts as the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = _convolution(width, width), _convolution(width, width)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        residual: Tensor = self.second(functional.silu(self.first(functional.silu(frames))))
+        return frames + residual
