@@ -5,6 +5,9 @@ INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
 MAIN := $(BIN)/python main.py
 DEMO := configs/demo.yaml
 DEMO_CKPT := runs/demo/checkpoints/last.ckpt
+PUSHT := --config configs/pusht.yaml
+PUSHT_LATENTS := $(PUSHT) --config configs/pusht_latents.yaml
+PUSHT_CKPT := --ckpt_path runs/pusht/checkpoints/last.ckpt
 # More arguments for pytest, as in: make test-unit ARGS="-k rope -x"
 ARGS ?=
 # Processes that share the test files; as many as there are calm cores.
@@ -12,7 +15,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test test-fast test-unit test-parity test-integration test-gpu lint format bench clean
+.PHONY: help install install-dev demo demo-pusht test test-fast test-unit test-parity test-integration test-gpu lint format bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +31,17 @@ demo: install  ## pretrain a toy generator, teach it actions, generate with it, 
 	$(MAIN) fit --config $(DEMO) --checkpoint.overwrite true
 	$(MAIN) predict --config $(DEMO) --ckpt_path $(DEMO_CKPT)
 	$(MAIN) test --config $(DEMO) --ckpt_path $(DEMO_CKPT)
+
+# The store of latents goes with the recording that it was made of.
+demo-pusht: $(VENV)/.installed-pusht  ## the same from a recording of Push-T, a real environment, in 30 minutes
+	$(MAIN) record --env lightning_action.recordings.pusht:make --policy lightning_action.recordings.pusht:Wanderer --episodes 200 --steps 101 --frame_size 128 128 --prompt "push the T" --out runs/pusht/recording --overwrite
+	$(MAIN) inspect $(PUSHT) --output runs/pusht/contact_sheet.png
+	rm -rf runs/pusht/latents
+	$(MAIN) encode $(PUSHT) --model.pretrained null --out runs/pusht/latents
+	$(MAIN) fit $(PUSHT_LATENTS) --config configs/pusht_backbone.yaml --checkpoint.overwrite true
+	$(MAIN) fit $(PUSHT_LATENTS) --checkpoint.overwrite true
+	$(MAIN) predict $(PUSHT) $(PUSHT_CKPT)
+	$(MAIN) test $(PUSHT) $(PUSHT_CKPT)
 
 test: install-dev  ## run all tests; those that need a GPU are skipped without one
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
@@ -63,6 +77,10 @@ clean:  ## remove caches and build products; .venv and runs stay
 $(VENV)/.installed: setup.cfg constraints.txt | $(BIN)/python
 	$(INSTALL) --editable .
 	@touch $@
+
+$(VENV)/.installed-pusht: setup.cfg constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[pusht]'
+	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: setup.cfg constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[dev]'
