@@ -19,6 +19,8 @@ from lightning_action.weights.fit import load_strictly
 
 # Pixel rows, and columns, that the first layer of the encoder folds into channels.
 _FOLD = 4
+# 0 would measure errors in colours as they are, 1 in whitened ones.
+_WHITENING = 0.65
 # Frames that pass through the network at once, and those by which codes are scaled.
 _CHUNK, _NUM_MEASURED = 256, 4096
 
@@ -30,9 +32,10 @@ class ConvVideoCodec(nn.Module, FittedCodec):
     VAEs: latent frame 0 stands for r times the first frame. Frames are encoded one by one because a network that codes
     r of them together needs many more examples for the same pictures.
 
-    It is fitted with noise on the codes, so that what the generator gets slightly wrong still decodes to a clean
-    picture. Errors are measured in colours whose covariance is reduced to its square root: a small object with a colour
-    of its own would else be the last thing learned.
+    It is fitted with noise on the codes, and without some positions of them. So neighbours come to tell the same, codes
+    change little where the picture changes little, and what the generator gets slightly wrong decodes to a clean
+    picture. Errors are measured in partly whitened colours: a small object with a colour of its own would else be the
+    last thing learned.
 
     Args:
         latent_dim: Number of latent channels C, a multiple of `temporal_compression_ratio`.
@@ -43,6 +46,7 @@ class ConvVideoCodec(nn.Module, FittedCodec):
         batch_size: Number of frames of a step.
         learning_rate: Highest learning rate of the fit.
         noise: Deviation of the noise on the codes, whose own is about 1.
+        dropout: Share of positions whose codes are left out.
         seed: Random seed of initial weights, order and noise.
     """
 
@@ -52,20 +56,22 @@ class ConvVideoCodec(nn.Module, FittedCodec):
 
     def __init__(
         self,
-        latent_dim: int = 16,
+        latent_dim: int = 24,
         spatial_compression_ratio: int = 8,
         temporal_compression_ratio: int = 4,
         width: int = 64,
         num_steps: int = 1500,
         batch_size: int = 32,
-        learning_rate: float = 3e-3,
-        noise: float = 0.3,
+        learning_rate: float = 4e-3,
+        noise: float = 0.6,
+        dropout: float = 0.15,
         seed: int = 0,
     ) -> None:
         super().__init__()
         sizes = {"width": width, "num_steps": num_steps, "batch_size": batch_size}
         require_numbers({**sizes, "temporal_compression_ratio": temporal_compression_ratio}, 1, whole=True)
         require_numbers({"learning_rate": learning_rate, "noise": noise}, 0)
+        require_numbers({"dropout": dropout}, 0, 1, without_high=True)
         num_halvings = round(math.log2(max(spatial_compression_ratio / _FOLD, 1)))
         if spatial_compression_ratio != _FOLD * 2**num_halvings:
             raise ValueError(
@@ -80,7 +86,7 @@ class ConvVideoCodec(nn.Module, FittedCodec):
         self.spatial_compression_ratio = spatial_compression_ratio
         self.temporal_compression_ratio = temporal_compression_ratio
         self.num_steps, self.batch_size, self.learning_rate = num_steps, batch_size, learning_rate
-        self.noise, self.seed = noise, seed
+        self.noise, self.dropout, self.seed = noise, dropout, seed
         code_dim = latent_dim // temporal_compression_ratio
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -184,7 +190,8 @@ class ConvVideoCodec(nn.Module, FittedCodec):
             batch = frames[torch.randint(len(frames), (self.batch_size,), generator=random)] - self.color
             codes = self.encoder(batch)
             noise = self.noise * torch.randn(codes.shape, generator=random)
-            error = self.decoder(codes + noise) - batch
+            kept = torch.rand(len(codes), 1, *codes.shape[2:], generator=random) >= self.dropout
+            error = self.decoder((codes + noise) * kept) - batch
             loss = torch.einsum("nchw, cd, ndhw ->", error, metric, error) / error[:, 0].numel()
             # What keeps the codes from growing until no noise matters.
             loss = loss + 0.01 * functional.relu(codes.square().mean() - 1)
@@ -202,12 +209,12 @@ class ConvVideoCodec(nn.Module, FittedCodec):
 
 
 def _colour_metric(frames: Tensor) -> Tensor:
-    """Compute the inverse square root of the covariance of colours, `[3, 3]`, by which their mean square is 3."""
+    """Compute a power of the covariance of colours, `[3, 3]`, by which their mean square is 3."""
     colours = frames[:: math.ceil(len(frames) / _NUM_MEASURED)].movedim(1, -1).flatten(0, -2).double()
     # The diagonal is for colours that never vary.
     covariance = colours.T.cov() + 1e-5 * torch.eye(3, dtype=torch.float64)
     variance, directions = torch.linalg.eigh(covariance)
-    metric = directions / variance.sqrt() @ directions.T
+    metric = directions * variance.pow(-_WHITENING) @ directions.T
     return (3 * metric / torch.trace(metric @ covariance)).float()
 
 
