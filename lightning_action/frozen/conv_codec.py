@@ -245,8 +245,8 @@ class _ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second = _convolution(width, width), _convolution(width, width)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, frames: Tensor) -> Tensor:
         residual: Tensor = self.second(functional.silu(self.first(functional.silu(frames))))
