@@ -1,4 +1,4 @@
-"""Makes the README's pictures from what `make demo` left: python docs/make_pictures.py."""
+"""Makes the README's pictures from what `make demo` and `make demo-pusht` left: python docs/make_pictures.py."""
 
 from __future__ import annotations
 
@@ -23,19 +23,27 @@ def read_video(path: Path) -> Tensor:
     return torch.stack(frames).permute(0, 3, 1, 2) / 255
 
 
+def write_gif(root: Path, name: str) -> None:
+    """Put the first predictions of `runs/NAME` side by side, as `docs/NAME.gif`."""
+    paths = sorted((root / "runs" / name / "predictions").glob("*.mp4"))[:NUM_VIDEOS]
+    if len(paths) < NUM_VIDEOS:
+        raise FileNotFoundError(
+            f"expected {NUM_VIDEOS} videos in runs/{name}/predictions, found {len(paths)}: make demo"
+        )
+    videos = [shrink(read_video(path), 320) for path in paths]
+    write_bytes(root / "docs" / f"{name}.gif", encode_gif(torch.cat(videos, dim=-1), fps=8))
+
+
 def main(root: Path = ROOT) -> None:
-    """Put the first predictions side by side, and the action scan beside them.
+    """Make the demo's pictures, and those of `make demo-pusht` where it has run.
 
     Args:
         root: holds `runs/demo`, and `docs`, which the pictures are written to.
     """
-    paths = sorted((root / "runs" / "demo" / "predictions").glob("*.mp4"))[:NUM_VIDEOS]
-    if len(paths) < NUM_VIDEOS:
-        raise FileNotFoundError(f"expected {NUM_VIDEOS} videos in runs/demo/predictions, found {len(paths)}: make demo")
-    videos = [read_video(path) for path in paths]
+    write_gif(root, "demo")
     shutil.copyfile(root / "runs" / "demo" / "action_scan.png", root / "docs" / "action_scan.png")
-    gif = encode_gif(torch.cat([shrink(video, 320) for video in videos], dim=-1), fps=8)
-    write_bytes(root / "docs" / "demo.gif", gif)
+    if (root / "runs" / "pusht" / "predictions").is_dir():
+        write_gif(root, "pusht")
 
 
 if __name__ == "__main__":
