@@ -72,6 +72,7 @@ class FlowMatchingLosses:
         schedule: Noise levels and their weights.
         objective: Rule of what is noised, and what is seen.
         weighting: `bell` weighs noise levels as this family does, `uniform` all alike.
+        past_noise: Largest deviation of the noise on the past that blocks see in training.
         seed: Random seed of noise and noise levels.
     """
 
@@ -82,12 +83,15 @@ class FlowMatchingLosses:
     objective: Objective
     weighting: Literal["bell", "uniform"]
     seed: int
+    past_noise: float = 0.0
 
     def of_training(self, encoded: Encoded, epoch: int, batch_idx: int, action_dropout_prob: float) -> Loss:
         """Return the loss of a training step, in which samples lose their actions with the given probability."""
         randoms = self._randoms(encoded, _TRAINING_STREAM, epoch, batch_idx)
         draw = self._draw(encoded.latents, randoms)
-        return self._loss(encoded, draw, draw_dropped(action_dropout_prob, randoms))
+        dropped = draw_dropped(action_dropout_prob, randoms)
+        past = _with_noise(encoded.latents, self.past_noise, randoms) if self.past_noise else None
+        return self._loss(encoded, draw, dropped, past)
 
     @torch.no_grad()
     def matched(self, encoded: Encoded, names: Sequence[str] = ("true", "other", "null")) -> dict[str, Loss]:
@@ -121,11 +125,18 @@ class FlowMatchingLosses:
         noise = _noise(latents, self._randoms(encoded, _PROBE_STREAM, seed))
         return self._velocities(encoded, noise, timesteps, None)
 
-    def _loss(self, encoded: Encoded, draw: _Draw, dropped: Tensor | None = None) -> Loss:
-        error = per_frame_error(self._velocities(encoded, draw.noise, draw.timestep, dropped))
+    def _loss(self, encoded: Encoded, draw: _Draw, dropped: Tensor | None = None, past: Tensor | None = None) -> Loss:
+        error = per_frame_error(self._velocities(encoded, draw.noise, draw.timestep, dropped, past))
         return Loss((draw.weight * error).mean(dim=1), error.detach(), draw.timestep)
 
-    def _velocities(self, encoded: Encoded, noise: Tensor, timestep: Tensor, dropped: Tensor | None) -> Velocities:
+    def _velocities(
+        self,
+        encoded: Encoded,
+        noise: Tensor,
+        timestep: Tensor,
+        dropped: Tensor | None,
+        past: Tensor | None = None,
+    ) -> Velocities:
         batch, latents, text = encoded.batch, encoded.latents, encoded.text
         absent = without_action(batch)
         if absent is not None:
@@ -133,7 +144,8 @@ class FlowMatchingLosses:
         modulation = self.conditioning.of_known_video(
             batch.get("action"), infers_actions(batch), latents, text, self.causality, dropped
         )
-        return self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation)
+        seen = {} if past is None else {"past": past}
+        return self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation, **seen)
 
     def _draw(self, latents: Tensor, randoms: Sequence[torch.Generator]) -> _Draw:
         timestep, weight = draw_block_levels(self.schedule, latents.shape[1], self.causality, randoms)
@@ -154,6 +166,12 @@ class _Draw:
 def _noise(latents: Tensor, randoms: Sequence[torch.Generator]) -> Tensor:
     """Draw on the CPU, so that it is the same on every device."""
     return torch.stack([torch.randn(latents.shape[1:], generator=random) for random in randoms]).to(latents)
+
+
+def _with_noise(latents: Tensor, largest: float, randoms: Sequence[torch.Generator]) -> Tensor:
+    """Add noise whose deviation is drawn for each latent frame, from 0 to `largest`."""
+    deviation = torch.stack([largest * torch.rand(latents.shape[1], generator=random) for random in randoms])
+    return latents + deviation.to(latents)[:, :, None, None, None] * _noise(latents, randoms)
 
 
 def _mean(losses: list[Loss]) -> Loss:

@@ -42,6 +42,9 @@ class ActionVideoModule(GenerativeModule):
             `diffusion_forcing` (the noisy past).
         loss_weighting: Weights of noise levels: `bell` weighs them as this family does; `uniform` keeps the high ones,
             where actions act.
+        past_noise: Largest deviation of noise on the past that a block sees in training, under teacher forcing; 0 adds
+            none. The past that a model generates is not perfect either (GameNGen, Valevski et al. 2024,
+            arXiv:2408.14837).
         action_dropout_prob: Chance that a training sample is shown without its actions.
         optimization: Settings of AdamW, its groups and schedule.
         kwargs: Arguments of `GenerativeModule` by their names.
@@ -54,6 +57,7 @@ class ActionVideoModule(GenerativeModule):
         *args: Any,
         objective: Literal["teacher_forcing", "diffusion_forcing"] = "teacher_forcing",
         loss_weighting: Literal["bell", "uniform"] = "bell",
+        past_noise: float = 0.0,
         action_dropout_prob: float = 0.1,
         optimization: Optimization = Optimization(),
         **kwargs: Any,
@@ -62,7 +66,11 @@ class ActionVideoModule(GenerativeModule):
         require_numbers({"action_dropout_prob": action_dropout_prob}, 0, 1)
         if loss_weighting not in ("bell", "uniform"):
             raise ValueError(f"expected loss_weighting bell or uniform, got {loss_weighting!r}")
+        require_numbers({"past_noise": past_noise}, 0)
+        if past_noise and objective != "teacher_forcing":
+            raise ValueError(f"past_noise is for teacher_forcing: under {objective} the past is noisy already")
         self.objective = OBJECTIVES[objective]
+        self.past_noise = past_noise
         self.loss_weighting = loss_weighting
         self.action_dropout_prob = action_dropout_prob
         self.optimization = optimization
@@ -82,6 +90,7 @@ class ActionVideoModule(GenerativeModule):
             objective=self.objective,
             weighting=self.loss_weighting,
             seed=self.seed,
+            past_noise=self.past_noise,
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

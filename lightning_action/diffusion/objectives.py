@@ -25,7 +25,7 @@ class Velocities(NamedTuple):
     true: Tensor
 
 
-Objective = Callable[[CausalWanModel, Tensor, Tensor, Tensor, Tensor, BlockCausality, Tensor | None], Velocities]
+Objective = Callable[..., Velocities]
 
 
 def teacher_forcing(
@@ -37,6 +37,7 @@ def teacher_forcing(
     causality: BlockCausality,
     action_modulation: Tensor | None,
     image: ImageCondition = NO_IMAGE,
+    past: Tensor | None = None,
 ) -> Velocities:
     """Denoise each block given the clean past: what it will see through the cache, were its own past perfect.
 
@@ -51,9 +52,12 @@ def teacher_forcing(
         causality: Block size, window and sink.
         action_modulation: Modulation as in `CausalWanModel.forward`.
         image: Condition as in `CausalWanModel.forward`.
+        past: Latents that blocks see in place of `clean`.
     """
     noisy = add_noise(clean, noise, timestep / NUM_TRAIN_TIMESTEPS)
-    velocity = generator.teacher_forcing(clean, noisy, timestep, text, causality, action_modulation, image)
+    velocity = generator.teacher_forcing(
+        clean if past is None else past, noisy, timestep, text, causality, action_modulation, image
+    )
     return Velocities(velocity, noise - clean)
 
 

@@ -63,6 +63,26 @@ def test_velocity_of_a_probe_follows_from_batch_timestep_and_seed() -> None:
     assert torch.equal(true, module.predict_velocity(*changes[0])[1])
 
 
+def test_noise_on_the_past_changes_what_later_blocks_see_and_nothing_else() -> None:
+    (plain, both), (noisy, _) = ready(), ready(past_noise=0.5)
+    before, after = training_loss(plain, both), training_loss(noisy, both)
+    assert torch.equal(before.timestep, after.timestep)
+    # The first block has no past.
+    torch.testing.assert_close(before.per_frame[:, 0], after.per_frame[:, 0])
+    assert bool((before.per_frame[:, 1:] != after.per_frame[:, 1:]).all())
+    alone = training_loss(noisy, data().dataset("test").batch([4]))
+    torch.testing.assert_close(alone.per_frame[0], after.per_frame[1])
+    measured = [module.matched_losses(both)["true"] for module in (plain, noisy)]
+    assert torch.equal(*measured), "it is for training alone"
+
+
+def test_noise_on_the_past_is_for_teacher_forcing() -> None:
+    with pytest.raises(ValueError, match="past_noise is for teacher_forcing"):
+        ready(objective="diffusion_forcing", past_noise=0.5)
+    with pytest.raises(ValueError, match="past_noise must be"):
+        ready(past_noise=-1.0)
+
+
 @pytest.mark.parametrize("objective", ["teacher_forcing", "diffusion_forcing"])
 def test_operations_of_a_training_step(objective: str) -> None:
     """Of two videos of five latent frames of four tokens; what one of them costs is shown in test_cost.py."""
