@@ -14,8 +14,14 @@ _CELLS = 4
 # Longer side of the frames that motion is measured in.
 _SIDE = 64
 _RIDGE = 0.3
-# Part of the actions' variance that motion must explain for a verdict, and by how much more than at other lags.
-_LEAST_SCORE, _LEAST_MARGIN = 0.05, 0.02
+# Part of the actions' variance that motion must explain for a verdict, and how often as much as at any other lag:
+# things that answer slowly, to commands of a place or of a force, answer at several lags about as much.
+_LEAST_SCORE, _LEAST_RATIO = 0.05, 1.3
+# Motions from which chance alone explains less than that.
+_LEAST_MOTIONS = 150
+# Part of the mean deviation of features that is taken for that of one which hardly varies, such as a cell that nothing
+# enters in one half of the clips.
+_LEAST_DEVIATION = 0.3
 
 
 @dataclass(frozen=True)
@@ -36,16 +42,27 @@ class LagEstimate:
 
     @property
     def is_certain(self) -> bool:
-        """Whether motion tells the actions at all, and best at one lag."""
+        """Whether motion tells the actions at all, and best at one lag inside those that were tried."""
         others = [score for lag, score in self.scores.items() if lag != self.lag]
-        return self.scores[self.lag] > max(_LEAST_SCORE, max(others) + _LEAST_MARGIN)
+        return abs(self.lag) < max(self.scores) and self.scores[self.lag] > max(
+            _LEAST_SCORE, _LEAST_RATIO * max(others)
+        )
 
     def verdict(self) -> str:
         """Say in a sentence what follows for the alignment."""
         best = self.scores[self.lag]
+        near = [lag for lag, score in self.scores.items() if score > best / _LEAST_RATIO]
+        if best <= _LEAST_SCORE:
+            return f"cannot tell: motion explains {best:.0%} of the actions at most, at any lag"
+        if abs(self.lag) == max(self.scores):
+            return (
+                f"cannot tell: motion explains {best:.0%} of the actions at lag {self.lag}, the largest that is tried"
+            )
         if not self.is_certain:
             return (
-                f"cannot tell: motion explains {best:.0%} of the actions at lag {self.lag}, and about as much at others"
+                f"cannot tell: motion explains about as much of the actions, up to {best:.0%}, at the lags "
+                f"{', '.join(map(str, near))}: things answer slowly, as to commands of a place or a force, or actions "
+                "are held long"
             )
         found = f"lag {self.lag}: motion from frame k to k + 1 explains {best:.0%} of the actions of row "
         if self.lag == 0:
@@ -68,11 +85,17 @@ def estimate_lag(clips: Sequence[tuple[Tensor, Tensor]], max_lag: int = 4) -> La
         max_lag: Largest lag that is tried, in either direction.
 
     Raises:
-        ValueError: There are fewer than two clips, or none is long enough.
+        ValueError: There are fewer than two clips that are long enough, or too few frames to tell.
     """
     long_enough = [(video, action) for video, action in clips if len(action) > 2 * max_lag + 2]
     if len(long_enough) < 2:
         raise ValueError(f"expected at least two clips of more than {2 * max_lag + 3} frames, got {len(long_enough)}")
+    num_motions = sum(len(action) - 2 * max_lag for _, action in long_enough)
+    if num_motions < _LEAST_MOTIONS:
+        raise ValueError(
+            f"{num_motions} motions between frames are too few, expected at least {_LEAST_MOTIONS} behind the first and "
+            f"before the last {max_lag} of each clip"
+        )
     motions = [_motion(video) for video, _ in long_enough]
     targets = [_targets(action) for _, action in long_enough]
     reach = range(-max_lag, max_lag + 1)
@@ -119,7 +142,8 @@ def _score(motions: Sequence[Tensor], targets: Sequence[Tensor], lag: int, max_l
 def _explained(fitted: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> Tensor:
     """Compute R^2 of each column of a ridge regression, on data that it was not fitted to."""
     x, y = fitted
-    mean, deviation = x.mean(dim=0), x.std(dim=0).clamp_min(1e-12)
+    mean, deviation = x.mean(dim=0), x.std(dim=0)
+    deviation = deviation.clamp_min(float(_LEAST_DEVIATION * deviation.square().mean().sqrt()) + 1e-12)
     x, centre = (x - mean) / deviation, y.mean(dim=0)
     gram = x.T @ x / len(x) + _RIDGE * torch.eye(x.shape[1], dtype=x.dtype)
     weights = torch.linalg.solve(gram, x.T @ (y - centre) / len(x))

@@ -42,6 +42,9 @@ def test_frames_actions_and_tasks_are_those_of_the_library(name: str) -> None:
         frames = np.stack([episode.cameras[0].read([frame])[0] for episode, frame in window])
         expected = np.round(truth["frames"][sample] * 255).astype(np.uint8).transpose(0, 2, 3, 1)
         np.testing.assert_array_equal(frames, expected)
-        rows = np.stack([np.asarray(episode.rows)[frame] for episode, frame in window])
-        np.testing.assert_array_equal(rows, truth["action"][sample])
+        if "action" in truth.files:
+            # The library gives a feature of one column without that axis, in the type that it is stored as.
+            expected = truth["action"][sample].astype(np.float32)
+            rows = np.stack([np.asarray(episode.rows)[frame] for episode, frame in window])
+            np.testing.assert_array_equal(rows.reshape(expected.shape), expected)
         assert places[index][0].prompt == str(truth["task"][sample])

@@ -37,11 +37,28 @@ def test_actions_of_other_videos_tell_nothing() -> None:
     pairs = recorded(0)
     mixed = [(video, rows) for (video, _), (_, rows) in zip(pairs, pairs[5:] + pairs[:5], strict=True)]
     found = estimate_lag(mixed)
-    assert not found.is_certain and found.verdict().startswith("cannot tell: motion explains 0% of the actions")
+    assert not found.is_certain and found.verdict().startswith("cannot tell: motion explains")
+
+
+def test_few_clips_of_a_clean_picture_are_enough() -> None:
+    """A cell that nothing enters in one half of the clips does not spoil what the other half says."""
+    found = estimate_lag(recorded(1, 7))
+    assert (found.lag, found.is_certain) == (1, True)
+
+
+def test_an_answer_at_several_lags_is_not_certain() -> None:
+    found = LagEstimate({-1: 0.1, 0: 0.5, 1: 0.6, 2: 0.58})
+    assert not found.is_certain
+    assert "up to 60%, at the lags 0, 1, 2: things answer slowly" in found.verdict()
+
+
+def test_the_largest_lag_is_not_certain() -> None:
+    assert not estimate_lag(recorded(4)).is_certain
+    assert "at lag 4, the largest that is tried" in estimate_lag(recorded(4)).verdict()
 
 
 def test_a_video_that_stands_still_tells_nothing() -> None:
-    pairs = [(video[:1].expand_as(video), rows) for video, rows in recorded(0, 4)]
+    pairs = [(video[:1].expand_as(video), rows) for video, rows in recorded(0, 8)]
     assert not estimate_lag(pairs).is_certain
 
 
@@ -64,4 +81,6 @@ def test_too_little_is_refused() -> None:
         estimate_lag(recorded(0, 1))
     with pytest.raises(ValueError, match="got 0"):
         estimate_lag([(torch.zeros(11, 3, 8, 8), torch.zeros(10, 2))] * 3)
-    assert estimate_lag([(torch.rand(12, 3, 16, 16), torch.rand(11, 2))] * 2).scores.keys() == set(range(-4, 5))
+    with pytest.raises(ValueError, match="144 motions between frames are too few, expected at least 150"):
+        estimate_lag(recorded(0, 6))
+    assert estimate_lag(recorded(0, 7)).scores.keys() == set(range(-4, 5))
