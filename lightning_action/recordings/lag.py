@@ -93,8 +93,8 @@ def estimate_lag(clips: Sequence[tuple[Tensor, Tensor]], max_lag: int = 4) -> La
     num_motions = sum(len(action) - 2 * max_lag for _, action in long_enough)
     if num_motions < _LEAST_MOTIONS:
         raise ValueError(
-            f"{num_motions} motions between frames are too few, expected at least {_LEAST_MOTIONS} behind the first and "
-            f"before the last {max_lag} of each clip"
+            f"{num_motions} motions between frames are too few, expected at least {_LEAST_MOTIONS} behind the first "
+            f"{max_lag} and before the last of each clip"
         )
     motions = [_motion(video) for video, _ in long_enough]
     targets = [_targets(action) for _, action in long_enough]

@@ -13,7 +13,7 @@ import numpy as np
 from lightning_action.action.schema import ActionPart, ActionSchema, Alignment, Combine
 
 # Classes that a column of whole numbers may have, to be taken for discrete.
-_MAX_CLASSES = 256
+_MAX_CLASSES = 64
 # What `ActionPart` warns of, in halves of the range from q01 to q99.
 _FAR_OUTSIDE = 4
 _FULL_TURNS = (2 * math.pi, 360.0)

@@ -43,10 +43,12 @@ class Table:
     Args:
         rows: Finite numbers, `[rows, columns]`, float32.
         names: Names of the columns, if the file has any.
+        is_whole: Whether the file has them as whole numbers, not as decimals.
     """
 
     rows: np.ndarray
     names: list[str] | None = None
+    is_whole: bool = False
 
 
 def read_actions(path: str | Path) -> Tensor:
@@ -81,7 +83,8 @@ def _read_npz(path: Path) -> Table:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # broken archives raise whatever their parser meets
         raise ValueError(f"{path} is cut off, broken, or holds objects ({error}): save numbers again") from error
-    return Table(_finite(path, _of_actions(path, arrays)))
+    rows = _of_actions(path, arrays)
+    return Table(_finite(path, rows), is_whole=rows.dtype.kind in "iu")
 
 
 def _read_json(path: Path) -> Table:
@@ -98,9 +101,10 @@ def _read_json(path: Path) -> Table:
         rows = [list(row.values()) for row in rows]
     try:
         table = np.array(rows, np.float64)
+        is_whole = np.array(rows).dtype.kind in "iu"
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no rows of numbers, all of one length ({error})") from error
-    return Table(_finite(path, table), names)
+    return Table(_finite(path, table), names, is_whole)
 
 
 def _read_parquet(path: Path) -> Table:
@@ -116,9 +120,10 @@ def _read_parquet(path: Path) -> Table:
     values = columns[lists[0]] if lists else list(zip(*columns.values(), strict=True))
     try:
         table = np.array(values, np.float64)
+        is_whole = np.array(values).dtype.kind in "iu"
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} holds more than numbers ({error}): put the rows into a column `action`") from error
-    return Table(_finite(path, table), names)
+    return Table(_finite(path, table), names, is_whole)
 
 
 def _of_actions(path: Path, found: Mapping[str, Any]) -> Any:
@@ -155,7 +160,7 @@ def _read_npy(path: Path) -> Table:
             raise ValueError(f"{path} is cut off, broken, or holds objects ({error}): save numbers again") from error
     if table.ndim != 2:
         raise ValueError(f"{path} must hold numbers [rows, columns], got {table.dtype} of shape {list(table.shape)}")
-    return Table(_finite(path, table))
+    return Table(_finite(path, table), is_whole=table.dtype.kind in "iu")
 
 
 def _read_csv(path: Path) -> Table:
@@ -176,7 +181,8 @@ def _read_csv(path: Path) -> Table:
     marks = {mark for _, cells in rows for cell in cells for mark in ".," if mark in cell}
     if len(marks) > 1:
         raise ValueError(f"{path} has decimals with a point and decimals with a comma: write all with a point")
-    return Table(np.array(numbers, np.float32), first if named else None)
+    is_whole = all(map(_WHOLE.fullmatch, (cell for _, cells in rows for cell in cells)))
+    return Table(np.array(numbers, np.float32), first if named else None, is_whole)
 
 
 def _split(path: Path) -> tuple[list[_Row], str]:
@@ -237,10 +243,14 @@ def read_records(path: Path) -> list[dict[str, str]]:
         ValueError: The file is of another kind, or a row is no record of texts.
     """
     if path.suffix.lower() == ".csv":
-        rows, _ = _split(path)
-        if not rows or any(len(cells) != len(rows[0][1]) for _, cells in rows):
-            raise ValueError(f"{path} has no first line of names, or rows of another width")
-        return [dict(zip(rows[0][1], cells, strict=True)) for _, cells in rows[1:]]
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            names = next(reader, [])
+            rows = [(reader.line_num, cells) for cells in reader if any(cells)]
+        for line, cells in rows:
+            if len(cells) != len(names):
+                raise ValueError(f"{path}, line {line}: {len(cells)} cells, expected {len(names)} as in {names}")
+        return [dict(zip(names, cells, strict=True)) for _, cells in rows]
     if path.suffix.lower() not in (".json", ".jsonl"):
         raise ValueError(f"a manifest is a .csv, .json or .jsonl file, got {path.name}")
     text = path.read_text(encoding="utf-8-sig")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,14 @@ class Entry:
     Args:
         video: Video file, or folder of pictures, relative to the folder.
         actions: File of action rows; None for none.
-        prompt: Description of what the video shows.
+        prompt: Description of what the video shows, if it is known.
+        caption: File that holds the description; None for none.
     """
 
     video: str
     actions: str | None
     prompt: str
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,54 +97,85 @@ def read_video_folder(
     faults = Faults(bad_episodes)
     found: list[Episode] = []
     columns: list[str] | None = None
-    rate = fps
+    classes, rate = True, fps
     for index, entry in enumerate(tqdm(entries, "reading videos", unit="video", delay=_DELAY, leave=False)):
         with faults.of(f"{folder.address}, {entry.video}"):
             frames, count, size, own_fps = _frames_of(folder, entry.video, fps)
             table = None if entry.actions is None else _rows_of(folder, entry.actions, count)
             if rate is not None and abs(own_fps - rate) > 0.01 * rate:
                 raise ValueError(f"it has {own_fps:g} frames a second, expected {rate:g} as in the videos before it")
-            if table is not None and columns is not None and table.rows.shape[1] != len(columns):
-                raise ValueError(
-                    f"{entry.actions} has {table.rows.shape[1]} columns, expected {len(columns)}: {columns}"
-                )
             rate = own_fps if rate is None else rate
-            if table is not None and columns is None:
-                columns = table.names or [f"action_{column}" for column in range(table.rows.shape[1])]
+            if table is not None:
+                names = table.names or [f"action_{column}" for column in range(table.rows.shape[1])]
+                if columns is not None and names != columns:
+                    raise ValueError(f"{entry.actions} has the columns {names}, expected {columns} as before it")
+                columns, classes = names, classes and table.is_whole
+            prompt = _caption(folder, entry)
             rows = None if table is None else table.rows
-            found.append(Episode(index, entry.video, entry.prompt, (frames,), count, size, rows))
+            found.append(Episode(index, entry.video, prompt, (frames,), count, size, rows))
     if not found or rate is None:
         raise ValueError(f"{folder.address} has no videos to read: {faults.summary(len(entries))}")
-    passed_over = faults.summary(len(entries)) if faults.found else ""
-    return Recording(rate, columns or [], False, found, passed_over)
+    remarks = [faults.summary(len(entries))] if faults.found else []
+    unread = sorted(set(_tables(folder)) - {entry.actions for entry in entries} - {manifest})
+    if unread:
+        remarks.append(f"not read, for they belong to no video: {', '.join(unread[:5])}{', ...' * (len(unread) > 5)}")
+    return Recording(rate, columns or [], classes and columns is not None, found, "; ".join(remarks))
+
+
+def _tables(folder: LocalFolder) -> list[str]:
+    return [name for name in _visible(folder) if name.lower().endswith(TABLES)]
+
+
+def _visible(folder: LocalFolder) -> list[str]:
+    """List files, without those that systems hide beside others."""
+    found = folder.list("**/*")
+    return [name for name in found if not any(part[0] == "." or part == "__MACOSX" for part in name.split("/"))]
 
 
 def _by_name(folder: LocalFolder) -> Iterator[Entry]:
-    """Find videos and folders of pictures, in the order of their names."""
-    files = folder.list("**/*")
-    known = set(files)
-    videos = {name for name in files if name.lower().endswith(VIDEOS)}
-    parents = {name.rpartition("/")[0] for name in files if name.lower().endswith(PICTURES)}
-    for video in sorted(videos | (parents - {""})):
-        stem = video.rpartition(".")[0] if video in videos else video
-        actions = [stem + suffix for suffix in TABLES if stem + suffix in known]
-        if len(actions) > 1:
-            raise ValueError(
-                f"{folder.address} has several actions for {video}: {', '.join(actions)}; keep one of them"
-            )
-        caption = f"{stem}.txt"
-        prompt = folder.path(caption).read_text(encoding="utf-8").strip() if caption in known else ""
-        yield Entry(video, actions[0] if actions else None, prompt)
+    """Find videos and folders of pictures, in the order of their names, and what has the same name.
+
+    Raises:
+        ValueError: A video has several tables.
+    """
+    files = _visible(folder)
+    videos = {name: name.rpartition(".")[0] for name in files if name.lower().endswith(VIDEOS)}
+    parents = {name.rpartition("/")[0] for name in files if name.lower().endswith(PICTURES)} - {""}
+    videos |= {parent: parent for parent in parents}
+    beside: dict[str, list[str]] = {}
+    for name in files:
+        if name.lower().endswith((*TABLES, ".txt")) and name.rpartition("/")[0] not in parents:
+            beside.setdefault(name.rpartition(".")[0], []).append(name)
+    for video, stem in sorted(videos.items()):
+        own = beside.get(stem, [])
+        tables = [name for name in own if not name.lower().endswith(".txt")]
+        if len(tables) > 1:
+            raise ValueError(f"{folder.address} has several actions for {video}: {', '.join(tables)}; keep one of them")
+        caption = next((name for name in own if name.lower().endswith(".txt")), None)
+        yield Entry(video, tables[0] if tables else None, "", caption)
 
 
 def _by_manifest(folder: LocalFolder, manifest: str) -> Iterator[Entry]:
+    seen: set[str] = set()
     for number, record in enumerate(read_records(folder.path(manifest)), 1):
         unknown = sorted(set(record) - {"video", "actions", "prompt"})
         if not record.get("video") or unknown:
             raise ValueError(
                 f"{manifest}, entry {number}: expected a video, and perhaps actions and prompt, got {dict(record)}"
             )
+        if record["video"] in seen:
+            raise ValueError(f"{manifest}, entry {number}: {record['video']} is there already")
+        seen.add(record["video"])
         yield Entry(record["video"], record.get("actions") or None, record.get("prompt") or "")
+
+
+def _caption(folder: LocalFolder, entry: Entry) -> str:
+    if entry.caption is None:
+        return entry.prompt
+    try:
+        return folder.path(entry.caption).read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{entry.caption} is not text in UTF-8 ({error})") from error
 
 
 def _frames_of(folder: LocalFolder, video: str, fps: float | None) -> tuple[Frames, int, tuple[int, int], float]:
@@ -170,7 +203,7 @@ def _rows_of(folder: LocalFolder, actions: str, num_frames: int) -> Table:
             "the last"
         )
     missing = num_frames - len(table.rows)
-    return Table(np.concatenate([table.rows, table.rows[-1:].repeat(missing, axis=0)]), table.names)
+    return replace(table, rows=np.concatenate([table.rows, table.rows[-1:].repeat(missing, axis=0)]))
 
 
 def _numbers_in(name: str) -> list[tuple[int, str]]:

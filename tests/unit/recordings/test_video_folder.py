@@ -89,9 +89,12 @@ def test_a_manifest_says_what_belongs_together(tmp_path: Path, name: str) -> Non
     ("files", "message"),
     [
         ({"a.npy": ROWS[:5]}, "a.npy has 5 rows for 12 frames: expected a row for each, or for all but the last"),
-        ({"a.npy": ROWS, "a.csv": ROWS}, "has several actions for a.mp4: a.npy, a.csv"),
+        ({"a.npy": ROWS, "a.csv": ROWS}, "has several actions for a.mp4: a.csv, a.npy"),
         ({"a.npy": np.where(ROWS == 7, np.nan, ROWS)}, r"a.npy, row 3, column 1 .* is no finite float32"),
-        ({"a.npy": ROWS, "b.npy": ROWS[:, :1]}, "b.npy has 1 columns, expected 2"),
+        (
+            {"a.npy": ROWS, "b.npy": ROWS[:, :1]},
+            r"b.npy has the columns \['action_0'\], expected \['action_0', 'action_1'\]",
+        ),
     ],
     ids=["rows", "several", "nan", "columns"],
 )
@@ -115,11 +118,52 @@ def test_broken_videos_are_named_and_passed_over_if_asked(tmp_path: Path) -> Non
     assert "passed over 2 of 3 episodes" in found.passed_over and "c.mp4" in found.passed_over
 
 
+def test_columns_go_by_their_names(tmp_path: Path) -> None:
+    for name, names in (("a", "dx,dy"), ("b", "dy,dx")):
+        write_video(tmp_path / f"{name}.mp4", numbered_frames(12))
+        np.savetxt(tmp_path / f"{name}.csv", ROWS + 0.5, delimiter=",", header=names, comments="")
+    with pytest.raises(ValueError, match=r"b.csv has the columns \['dy', 'dx'\], expected \['dx', 'dy'\] as before it"):
+        read(tmp_path)
+
+
+def test_suffixes_may_be_in_capitals_and_hidden_files_are_left_alone(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered_frames(12))
+    (tmp_path / "a.mp4").rename(tmp_path / "A.MP4")
+    write_actions(tmp_path / "A.npy")
+    (tmp_path / "A.npy").rename(tmp_path / "A.NPY")
+    (tmp_path / "A.TXT").write_text("\ufeffa dot")
+    (tmp_path / "._A.mp4").write_bytes(b"what a system hides")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX/b.mp4").write_bytes(b"")
+    (episode,) = read(tmp_path).episodes
+    assert (episode.name, episode.prompt, episode.rows is None) == ("A.MP4", "a dot", False)
+
+
+def test_tables_that_belong_to_no_video_are_named(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered_frames(12))
+    write_actions(tmp_path / "a_actions.npy")
+    assert "not read, for they belong to no video: a_actions.npy" in read(tmp_path).passed_over
+
+
+def test_whole_numbers_are_classes(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", numbered_frames(12))
+    np.save(tmp_path / "a.npy", np.arange(12)[:, None])
+    assert read(tmp_path).classes
+    np.save(tmp_path / "a.npy", np.arange(12.0)[:, None])
+    assert not read(tmp_path).classes
+
+
 def test_a_folder_without_videos_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no videos"):
         read(tmp_path)
     (tmp_path / "m.csv").write_text("video,action\na.mp4,b.npy\n")
     with pytest.raises(ValueError, match=r"m.csv, entry 1: expected a video, and perhaps actions and prompt, got"):
+        read(tmp_path, manifest="m.csv")
+    (tmp_path / "m.csv").write_text("video,prompt\na.mp4,a; b\na.mp4,c\n")
+    with pytest.raises(ValueError, match=r"m.csv, entry 2: a.mp4 is there already"):
+        read(tmp_path, manifest="m.csv")
+    (tmp_path / "m.csv").write_text("video,prompt\na.mp4\n")
+    with pytest.raises(ValueError, match=r"m.csv, line 2: 1 cells, expected 2"):
         read(tmp_path, manifest="m.csv")
     (tmp_path / "m.csv").write_text("video\n../a.mp4\n")
     with pytest.raises(ValueError, match="leads out of the data set"):
