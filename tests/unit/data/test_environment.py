@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import pickle
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from lightning_action import EnvironmentDataModule
 from lightning_action.batch import Batch, check_batch, check_pixels
 from lightning_action.configuration.class_paths import only_importing
-from lightning_action.data.resumable import ResumableDataLoader
 from lightning_action.data.split_data import Split
 from lightning_action.evaluation.obedience import StateReader
 from lightning_action.frozen.interfaces import CodecVideos
@@ -110,37 +108,6 @@ def test_processes_play_what_one_process_plays() -> None:
     )
     dataset = data().dataset("test")
     assert equal(pickle.loads(pickle.dumps(dataset))[1], dataset[1])
-
-
-def test_the_order_changes_with_the_epoch_and_can_be_had_again() -> None:
-    loader, orders = data().train_dataloader(), []
-    assert isinstance(loader.sampler, DistributedSampler)
-    for epoch in (0, 1, 0):
-        loader.sampler.set_epoch(epoch)
-        orders.append(ids(loader))
-    assert orders[0] == orders[2] != orders[1] and len(set(orders[0])) == 8
-
-
-def test_training_goes_on_in_the_middle_of_an_epoch() -> None:
-    loader, resumed = data(train_size=13).train_dataloader(), data(train_size=13).train_dataloader()
-    assert isinstance(loader, ResumableDataLoader) and isinstance(resumed, ResumableDataLoader)
-    whole = ids(loader)
-    next(iter(loader))
-    resumed.load_state_dict(loader.state_dict())
-    assert ids(resumed) == whole[4:]
-
-
-def test_ranks_share_the_samples_of_an_epoch() -> None:
-    parts = []
-    for rank in range(2):
-        module = data(train_size=16)
-        module.trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
-        parts += ids(module.train_dataloader())
-    assert sorted(parts) == list(range(16))
-    module = data(train_size=7)
-    module.trainer = SimpleNamespace(world_size=2, global_rank=0)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="7 training samples do not fill one batch of batch_size 4 on each device"):
-        module.train_dataloader()
 
 
 def test_a_prediction_can_do_with_some_of_the_samples() -> None:

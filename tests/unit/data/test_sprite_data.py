@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 
 from lightning_action.batch import Batch
-from lightning_action.data.resumable import ResumableDataLoader
 from lightning_action.data.split_data import Split
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
@@ -124,42 +122,6 @@ def test_the_sizes_of_splits_change_no_sample() -> None:
     assert [len(small.dataset(split)) for split in SPLITS] == [11, 5, 6, 2]
 
 
-def test_the_order_changes_with_the_epoch_and_can_be_had_again() -> None:
-    loader, again = data().train_dataloader(), data().train_dataloader()
-    orders = []
-    for epoch in range(3):
-        for each in (loader, again):
-            assert isinstance(each.sampler, DistributedSampler)
-            each.sampler.set_epoch(epoch)
-        orders.append(ids(loader))
-        assert ids(again) == orders[-1]
-    assert len({tuple(order) for order in orders}) == 3
-    # A resumed run goes straight to its epoch.
-    resumed = data().train_dataloader()
-    assert isinstance(resumed.sampler, DistributedSampler)
-    resumed.sampler.set_epoch(2)
-    assert ids(resumed) == orders[2]
-    assert all(len(set(order)) == 8 and set(order) < set(range(11)) for order in orders)
-    assert ids(data(seed=1).train_dataloader()) != orders[0]
-
-
-def test_training_goes_on_in_the_middle_of_an_epoch() -> None:
-    loader, resumed = data(train_size=13).train_dataloader(), data(train_size=13).train_dataloader()
-    assert isinstance(loader, ResumableDataLoader) and isinstance(resumed, ResumableDataLoader)
-    whole = ids(loader)
-    batches = iter(loader)
-    assert next(batches)["sample_id"].tolist() == whole[:4]
-    resumed.load_state_dict(loader.state_dict())
-    assert ids(resumed) == whole[4:]
-    assert ids(resumed) == whole  # the next epoch is whole again
-
-
-@pytest.mark.parametrize("split", ["validation", "test", "predict"])
-def test_held_out_samples_come_in_order_and_all_of_them(split: Split) -> None:
-    module = data()
-    assert ids(loaders(module)[split]) == list(range(module.sizes[split]))
-
-
 def test_a_prediction_can_do_with_some_of_the_samples() -> None:
     module = data(predict_size=7)
     seen: list[Batch] = []
@@ -181,24 +143,6 @@ def test_a_prediction_can_do_with_some_of_the_samples() -> None:
     assert ids(module.predict_dataloader()) == []
     module.setup("predict")
     assert ids(module.predict_dataloader()) == list(range(7))
-
-
-def test_ranks_share_the_samples_of_an_epoch() -> None:
-    parts = []
-    for rank in range(2):
-        module = data(train_size=16)
-        module.trainer = SimpleNamespace(world_size=2, global_rank=rank)  # type: ignore[assignment]
-        parts.append(ids(module.train_dataloader()))
-    assert len(parts[0]) == len(parts[1]) == 8
-    assert sorted(parts[0] + parts[1]) == list(range(16))
-
-
-def test_a_share_that_fills_no_batch_is_refused() -> None:
-    module = data(train_size=7, batch_size=4)
-    assert len(module.train_dataloader()) == 1
-    module.trainer = SimpleNamespace(world_size=2, global_rank=0)  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="7 training samples do not fill one batch of batch_size 4 on each device"):
-        module.train_dataloader()
 
 
 def test_positions_are_read_off_the_videos_of_a_split() -> None:
