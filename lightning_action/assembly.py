@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -196,6 +196,16 @@ class HasActionSchema(Protocol):
     """A DataModule that knows, once it is set up, what the actions of its batches are."""
 
     action_schema: ActionSchema | None
+
+
+@runtime_checkable
+class HasActionStatistics(Protocol):
+    """A DataModule that has measured its actions, once it is set up: figures of each column, by name."""
+
+    @property
+    def action_statistics(self) -> list[dict[str, Any]]:
+        """Figures of each column, as `ColumnStatistics` has them."""
+        ...
 
 
 def find_schema(

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from lightning_action.action.conditioning import ActionConditioning
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
-from lightning_action.assembly import Factories, InitialWeights, describe, find_schema, require_same_ratio
+from lightning_action.assembly import (
+    Factories,
+    HasActionStatistics,
+    InitialWeights,
+    describe,
+    find_schema,
+    require_same_ratio,
+)
 from lightning_action.batch import (
     Batch,
     first_frames,
@@ -135,6 +142,7 @@ class GenerativeModule(L.LightningModule):
         self.acceleration = acceleration
         self.sharding = sharding
         self.seed = seed
+        self.action_statistics: list[dict[str, Any]] = []
         self._built = False
         self._resumes = False
         self._starts_from_weights = False
@@ -163,6 +171,8 @@ class GenerativeModule(L.LightningModule):
             self.frozen.text_encoder.load()
         self._resumes = self.trainer.ckpt_path is not None
         self.settle_schema(self.trainer.ckpt_path, datamodule)
+        if stage == "fit" and isinstance(datamodule, HasActionStatistics):
+            self.action_statistics = datamodule.action_statistics
         self._starts_from_weights = not self._resumes and self.initial_weights.generator is not None
         if not self._resumes and isinstance(vae, FittedCodec) and not vae.fitted:
             prepare_codec(vae, self.initial_weights.generator, datamodule)
@@ -376,6 +386,7 @@ class GenerativeModule(L.LightningModule):
             vae=vae.fitted_tensors() if isinstance(vae, FittedCodec) else None,
             lora_alpha=lora_alpha(self.generator),
             num_unstepped=num_unstepped,
+            action_statistics=self.action_statistics,
         ).write(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -392,6 +403,7 @@ class GenerativeModule(L.LightningModule):
         if self._is_fitting and "loops" in checkpoint:
             settle_position(checkpoint["loops"]["fit_loop"], self.trainer.max_steps != -1, saved.num_unstepped)
         self._fit_seconds_before = saved.fit_seconds
+        self.action_statistics = self.action_statistics or saved.action_statistics
         if isinstance(self.frozen.vae, FittedCodec):
             if saved.vae is None:
                 raise ValueError("the checkpoint holds no fitted VAE: use the configuration it was trained with")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,9 +80,21 @@ class ActionAdapter:
 
 
 def write_adapter(
-    path: str | Path, generator: CausalWanModel, projection: ActionModulationProjection, schema: ActionSchema
+    path: str | Path,
+    generator: CausalWanModel,
+    projection: ActionModulationProjection,
+    schema: ActionSchema,
+    statistics: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write projection, schema, and LoRA layers if there are any, with the fingerprint of the weights below them."""
+    """Write projection, schema, and LoRA layers if there are any, with the fingerprint of the weights below them.
+
+    Args:
+        path: File that is written.
+        generator: Generator that the actions act on, for its LoRA layers and fingerprint.
+        projection: Action projection.
+        schema: Meaning of an action.
+        statistics: Figures of each column of the actions that were trained on, for people to read.
+    """
     parts = {"projection": projection.state_dict(), "constants": _constants(projection)}
     parts["lora"] = lora_state_dict(generator)
     alpha = lora_alpha(generator)
@@ -90,6 +103,7 @@ def write_adapter(
         "schema": json.dumps(schema.to_dict()),
         "base": fingerprint(base_state_dict(generator)),
         "num_heads": str(generator.num_heads),
+        **({"action_statistics": json.dumps(list(statistics))} if statistics else {}),
         **({} if alpha is None else {"lora_alpha": str(alpha)}),
     }
     tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}

@@ -6,7 +6,7 @@ The callback `EMA`, which stands alone, adds `ema_state_dict`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_action.action.schema import ActionSchema
 
 SCHEMA, NUM_HEADS, FIT_SECONDS, VAE = "action_schema", "num_heads", "fit_seconds", "vae"
-LORA_ALPHA, NUM_UNSTEPPED = "lora_alpha", "num_unstepped"
+LORA_ALPHA, NUM_UNSTEPPED, STATISTICS = "lora_alpha", "num_unstepped", "action_statistics"
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class RunEntries:
         vae: Tensors of a VAE that was fitted to the data; None for one that was not.
         lora_alpha: Numerator of the scale of LoRA; None without LoRA.
         num_unstepped: Batches since the last optimizer step.
+        action_statistics: Figures of each column of the actions that were trained on, if the data has measured them.
     """
 
     schema: ActionSchema
@@ -37,6 +38,7 @@ class RunEntries:
     vae: dict[str, Tensor] | None = None
     lora_alpha: float | None = None
     num_unstepped: int = 0
+    action_statistics: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, checkpoint: dict[str, Any]) -> None:
         """Add the entries to a checkpoint."""
@@ -44,6 +46,8 @@ class RunEntries:
         checkpoint |= {NUM_HEADS: self.num_heads, FIT_SECONDS: self.fit_seconds, NUM_UNSTEPPED: self.num_unstepped}
         if self.vae is not None:
             checkpoint[VAE] = self.vae
+        if self.action_statistics:
+            checkpoint[STATISTICS] = self.action_statistics
         if self.lora_alpha is not None:
             checkpoint[LORA_ALPHA] = torch.tensor(self.lora_alpha)
 
@@ -66,4 +70,5 @@ class RunEntries:
             checkpoint.get(VAE),
             None if alpha is None else float(alpha),
             checkpoint.get(NUM_UNSTEPPED, 0),
+            checkpoint.get(STATISTICS, []),
         )

@@ -62,7 +62,7 @@ def export_adapter(module: ActionVideoModule, output: str | Path, base: str | Pa
         _check_is_still(module.generator, base)
     elif started.generator is not None:
         _check_is_still(module.generator, started.path, started.lora)
-    write_adapter(output, module.generator, module.action_projection, module.schema)
+    write_adapter(output, module.generator, module.action_projection, module.schema, module.action_statistics)
 
 
 def _check_is_still(generator: CausalWanModel, base: str | Path | None, lora: str | None = None) -> None:

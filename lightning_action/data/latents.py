@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -145,6 +146,11 @@ class LatentDataModule(SplitDataModule):
         """Meaning of the action rows; None where no clip has any."""
         index = self.store.index
         return index.encoding.schema if any(clip.has_actions for clip in index.clips) else None
+
+    @property
+    def action_statistics(self) -> list[dict[str, Any]]:
+        """Figures of each column of the training clips' actions."""
+        return self.store.index.statistics
 
     def dataset(self, split: Split) -> SampleDataset:
         """Return the windows of a split that are taken.

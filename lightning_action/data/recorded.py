@@ -136,6 +136,11 @@ class RecordedDataModule(SplitDataModule):
         }
         self._measure(recording, timing, [episode for episode, _ in clips if episode.index in splits["train"]])
 
+    @property
+    def action_statistics(self) -> list[dict[str, Any]]:
+        """Figures of each column of the training episodes' actions."""
+        return [column.to_dict() for column in self.statistics]
+
     def clips(self, split: str) -> Sequence[Clip]:
         """Return the whole episodes of a split, at the model's frame rate; `predict` has those of `test`."""
         return self._clips["test" if split == "predict" else split]

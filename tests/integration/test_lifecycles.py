@@ -60,7 +60,7 @@ LIVES = (
     Life(("wan2.2_5b", "fsdp"), factor=2000, stop=2, end=3),
 )
 # Run elsewhere, or (own_actions) no life of its own.
-ELSEWHERE = {"demo_backbone", "fp8", "latents", "own_actions", "pusht", "pusht_backbone", "pusht_latents"}
+ELSEWHERE = {"demo_backbone", "fp8", "latents", "lerobot", "own_actions", "pusht", "pusht_backbone", "pusht_latents"}
 
 
 # Of a model that has trained for some steps.

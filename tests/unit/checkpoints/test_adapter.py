@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,10 @@ def test_a_damaged_adapter_is_refused(changes: dict[str, Any], added: dict[str, 
     write_safetensors(path, {**read_safetensors(path), **added}, metadata)
     with pytest.raises(ValueError, match=r"the adapter .*adapter\.safetensors is damaged \(.*\): export it again"):
         read_adapter(path)
+
+
+def test_the_figures_of_the_actions_are_there_to_read(tmp_path: Path) -> None:
+    figures = [{"name": "x", "mean": 0.5}]
+    write_adapter(tmp_path / "a.safetensors", generator(), projection(1), SCHEMA, figures)
+    assert json.loads(read_metadata(tmp_path / "a.safetensors")["action_statistics"]) == figures
+    assert read_adapter(tmp_path / "a.safetensors").schema == SCHEMA

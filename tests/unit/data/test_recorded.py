@@ -233,6 +233,9 @@ def test_it_trains_validates_tests_and_predicts(tmp_path: Path, locator: Any) ->
     data = lerobot_data(locator=locator)
     trainer.fit(module, data)
     assert module.schema == data.action_schema and module.schema.parts[0].size == 2
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["action_statistics"]
+    assert [column["name"] for column in saved] == ["dx", "dy"] and saved == data.action_statistics
     (tested,) = trainer.test(module, data, verbose=False)
     assert ("test/sign_accuracy" in tested) == (locator is not None)
     predicted = trainer.predict(module, data)
