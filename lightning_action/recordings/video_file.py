@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 
 # Open files of one process. Each keeps a decoder, which holds some frames.
 _MAX_OPEN = 16
+# Part of a frame's time by which frames may be away from even times.
+_UNEVEN = 0.1
 # Key frames from which a frame is looked for, the nearest first.
 _SEEKS = 4
 
@@ -34,31 +37,51 @@ class VideoFile:
         self.path = path
         with _blaming(path):
             self._container = av.open(str(path))
-            if not self._container.streams.video:
-                raise ValueError(f"{path} holds no video stream")
-            self._stream = self._container.streams.video[0]
-            # Workers of a DataLoader are the parallelism; threads beside them only wait for each other.
-            self._stream.codec_context.thread_count = 1
-            packets = [
-                (packet.pts, packet.is_keyframe)
-                for packet in self._container.demux(self._stream)
-                if packet.pts is not None and not packet.is_discard
-            ]
-        announced = self._stream.frames
-        if not packets or len(packets) < announced:
-            raise ValueError(f"{path} is cut off: it announces {announced} frames and holds {len(packets)}")
-        self._pts = np.array(sorted(pts for pts, _ in packets))
-        self._key_pts = np.array(sorted(pts for pts, is_key in packets if is_key))
-        self._time_base = float(self._stream.time_base or 1)
         # One converter for all frames: a new one for each costs up to thirty times more on small frames.
         self._reformatter = VideoReformatter()
         self._decoded: Any = iter(())
         self._next_pts: int | None = None
+        try:
+            with _blaming(path):
+                self._pts, self._key_pts = self._packets()
+        except ValueError:
+            self.close()
+            raise
+        self._time_base = float(self._stream.time_base or 1)
+
+    def _packets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Read the time stamps of all frames and of the key frames, in order."""
+        if not self._container.streams.video:
+            raise ValueError(f"{self.path} holds no video stream")
+        self._stream = self._container.streams.video[0]
+        # Workers of a DataLoader are the parallelism; threads beside them only wait for each other.
+        self._stream.codec_context.thread_count = 1
+        packets = [
+            (packet.pts, packet.is_keyframe)
+            for packet in self._container.demux(self._stream)
+            if packet.pts is not None and not packet.is_discard
+        ]
+        announced = self._stream.frames
+        if not packets or len(packets) < announced:
+            raise ValueError(f"{self.path} is cut off: it announces {announced} frames and holds {len(packets)}")
+        packets.sort()
+        return np.array([pts for pts, _ in packets]), np.array([pts for pts, is_key in packets if is_key])
+
+    def close(self) -> None:
+        """Give back the file and its decoder, which are in a circle of references and would wait for its end."""
+        self._decoded = iter(())
+        self._container.close()
 
     @property
     def num_frames(self) -> int:
         """Number of frames of the file."""
         return len(self._pts)
+
+    @property
+    def times(self) -> np.ndarray:
+        """Times of the frames `[num_frames]` in seconds, float64, in order."""
+        times: np.ndarray = self._pts * self._time_base
+        return times
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -83,19 +106,7 @@ class VideoFile:
         Raises:
             ValueError: There is no frame at one of the times, or the file cannot be decoded.
         """
-        wanted = np.asarray(times, np.float64)
-        held = self._pts * self._time_base
-        right = np.searchsorted(held, wanted).clip(1, len(held) - 1) if len(held) > 1 else np.zeros(len(wanted), int)
-        left = (right - 1).clip(0)
-        nearest = np.where(wanted - held[left] <= held[right] - wanted, left, right)
-        far = np.abs(held[nearest] - wanted)
-        if len(far) and far.max() > tolerance:
-            worst = int(far.argmax())
-            raise ValueError(
-                f"{self.path} has no frame at {wanted[worst]:.4f} s: nearest is {held[nearest[worst]]:.4f} s, of "
-                f"{self.num_frames} frames from {held[0]:.4f} to {held[-1]:.4f} s"
-            )
-        return self.frames(nearest.tolist())
+        return self.frames(frames_nearest(self.path, self.times, np.asarray(times, np.float64), tolerance).tolist())
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         """Decode frames by their numbers from 0 on, in any order: `[len(indices), H, W, 3]`, uint8 RGB.
@@ -139,19 +150,49 @@ class VideoFile:
         return None
 
 
-@dataclass(frozen=True)
-class VideoFacts:
-    """What a container says of its video, without decoding or reading it.
+def frames_nearest(path: Path, held: np.ndarray, wanted: np.ndarray, tolerance: float) -> np.ndarray:
+    """Find the numbers of the frames that are nearest to some times.
 
     Args:
-        num_frames: Number of frames.
+        path: Video file, for messages.
+        held: Times of its frames in seconds, in order, at least one.
+        wanted: Times to look for.
+        tolerance: Largest distance in seconds.
+
+    Raises:
+        ValueError: There is no frame at one of the times.
+    """
+    right = np.searchsorted(held, wanted).clip(0, len(held) - 1)
+    left = (right - 1).clip(0)
+    nearest: np.ndarray = np.where(wanted - held[left] <= held[right] - wanted, left, right)
+    off = ~(np.abs(held[nearest] - wanted) <= tolerance)
+    if off.any():
+        first = int(off.argmax())
+        raise ValueError(
+            f"{path} has no frame at {wanted[first]:.4f} s: nearest is {held[nearest[first]]:.4f} s, of {len(held)} "
+            f"frames from {held[0]:.4f} to {held[-1]:.4f} s"
+        )
+    return nearest
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a container says of its video, without decoding.
+
+    Args:
+        times: Times of the frames in seconds, float64, in order.
         frame_size: Height and width.
         fps: Average number of frames of a second.
     """
 
-    num_frames: int
+    times: np.ndarray
     frame_size: tuple[int, int]
     fps: float
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames."""
+        return len(self.times)
 
 
 def probe_video(path: Path) -> VideoFacts:
@@ -164,7 +205,7 @@ def probe_video(path: Path) -> VideoFacts:
     return _probed(path, _written(path))
 
 
-@cache
+@lru_cache(maxsize=_MAX_OPEN)
 def _probed(path: Path, written: int) -> VideoFacts:
     import av
 
@@ -172,26 +213,58 @@ def _probed(path: Path, written: int) -> VideoFacts:
         if not container.streams.video:
             raise ValueError(f"{path} holds no video stream")
         stream = container.streams.video[0]
-        entries = stream.index_entries
-        if stream.frames and len(entries) == stream.frames:
-            last = max(entries[index].pos + entries[index].size for index in (0, len(entries) - 1))
-            if last > path.stat().st_size:
-                raise ValueError(f"{path} is cut off: it announces {last} bytes and has {path.stat().st_size}")
-            return VideoFacts(stream.frames, (stream.height, stream.width), float(stream.average_rate or 0))
-    # A container without an index, such as WebM.
+        times = _even_times(container, path)
+        if times is not None:
+            return VideoFacts(times, (stream.height, stream.width), float(stream.average_rate or 0))
+    # A container without an index, such as WebM, or of frames at uneven times.
     video = VideoFile(path)
-    return VideoFacts(video.num_frames, video.frame_size, video.fps)
+    try:
+        return VideoFacts(video.times, video.frame_size, video.fps)
+    finally:
+        video.close()
+
+
+def _even_times(container: Any, path: Path) -> np.ndarray | None:
+    """Compute times from the index and the last group of frames; None where they are uneven or there is no index.
+
+    Raises:
+        ValueError: The file is shorter than its index says.
+    """
+    stream = container.streams.video[0]
+    entries = list(stream.index_entries)
+    if not stream.frames or len(entries) != stream.frames:
+        return None
+    end = max(entry.pos + entry.size for entry in (entries[0], entries[-1]))
+    if end > path.stat().st_size:
+        raise ValueError(f"{path} is cut off: it announces {end} bytes and has {path.stat().st_size}")
+    stamps = np.array([entry.timestamp for entry in entries])
+    even = np.linspace(stamps[0], stamps[-1], len(stamps))
+    allowed = _UNEVEN * (even[-1] - even[0]) / len(even)
+    uneven = np.abs(stamps - even).max() > allowed
+    if uneven or stream.start_time is None or any(entry.is_discard for entry in entries):
+        return None
+    # An index has times of decoding, which lag behind those of showing: what they have not reached yet is read.
+    container.seek(entries[-1].timestamp, stream=stream, backward=True)
+    shown = even - even[0] + stream.start_time
+    last = max((packet.pts for packet in container.demux(stream) if packet.pts is not None), default=np.inf)
+    times: np.ndarray = shown * float(stream.time_base)
+    return times if abs(last - shown[-1]) <= allowed else None
+
+
+# Open files by path, time of writing and process, the one used last at the end.
+_open_videos: OrderedDict[tuple[Path, int, int], VideoFile] = OrderedDict()
 
 
 def open_video(path: Path) -> VideoFile:
     """Open a video file, or take the one that this process has open already."""
-    return _opened(path, _written(path), os.getpid())
-
-
-@lru_cache(maxsize=_MAX_OPEN)
-def _opened(path: Path, written: int, process_id: int) -> VideoFile:
     # A forked process must not read through the file handles of the one it came from.
-    return VideoFile(path)
+    key = path, _written(path), os.getpid()
+    if key not in _open_videos:
+        while len(_open_videos) >= _MAX_OPEN:
+            _open_videos.popitem(last=False)[1].close()
+        _open_videos[key] = VideoFile(path)
+    _open_videos.move_to_end(key)
+    return _open_videos[key]
 
 
 def _written(path: Path) -> int:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import gc
 import multiprocessing
+import os
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +90,54 @@ def test_the_head_of_a_file_says_what_reading_finds(tmp_path: Path, suffix: str,
     write_video(path, numbered_frames(9), fps=5, codec=codec)
     facts = probe_video(path)
     assert (facts.num_frames, facts.frame_size, facts.fps) == (9, (32, 48), 5.0)
+    np.testing.assert_allclose(facts.times, VideoFile(path).times, atol=1e-9)
+
+
+def write_at(path: Path, times: list[int], bf: int) -> None:
+    """Write numbered frames at times in tenths of a second."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"bf": str(bf)})
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for time, pixels in zip(times, numbered_frames(len(times)), strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("bf", [0, 2])
+@pytest.mark.parametrize(
+    "times",
+    [[0], list(range(12)), list(range(7, 19)), [*range(9), 14, 15, 16], [*range(11), 12], [0, *range(2, 13)]],
+    ids=["one", "even", "late", "pause", "last", "first"],
+)
+def test_times_are_those_of_the_frames_that_are_decoded(tmp_path: Path, times: list[int], bf: int) -> None:
+    path = tmp_path / "a.mp4"
+    write_at(path, times, bf)
+    found = probe_video(path).times
+    np.testing.assert_allclose(found, np.array(times) / 10, atol=1e-9)
+    assert numbers_in(VideoFile(path).frames_at(found.tolist(), 0.01)) == list(range(len(times)))
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_files_are_given_back_when_too_many_are_open(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.mp4" for number in range(24)]
+    for path in paths:
+        write_video(path, numbered_frames(4))
+    gc.collect()
+    before = open_files()
+    gc.disable()
+    try:
+        for path in [*paths, paths[0]]:
+            assert numbers_in(open_video(path).frames([3, 1])) == [3, 1]
+        assert open_files() <= before + 16
+    finally:
+        gc.enable()
 
 
 def _numbers_in_child(path: Path) -> list[int]:
