@@ -17,7 +17,8 @@ class LeRobotDataModule(RecordedDataModule):
         root: Folder of the data set, or an address such as `s3://bucket/name`, which is copied to `cache_dir`.
         cameras: Names of the features that show the video, such as `observation.images.top`; several are shown side by
             side. None takes the first one.
-        action_keys: Names of the features whose columns make an action row; None takes `action`.
+        action_keys: Names of the features whose columns make an action row; None takes `action`, and no
+            actions where there is none; an empty list takes no actions.
         episodes: Numbers of the episodes to use; None takes all.
         exclude: Numbers of episodes to leave out; None leaves out none.
         kwargs: Arguments of `RecordedDataModule`.
@@ -33,7 +34,7 @@ class LeRobotDataModule(RecordedDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(root, **kwargs)
-        self.cameras, self.action_keys = cameras, action_keys or ["action"]
+        self.cameras, self.action_keys = cameras, action_keys
         self.episodes, self.exclude = episodes, exclude or []
 
     def read_recording(self, folder: LocalFolder) -> Recording:

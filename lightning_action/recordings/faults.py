@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Literal
 
@@ -49,3 +49,19 @@ class _Fault(AbstractContextManager[None]):
             return False
         self.deal_with(f"{self.episode}: {error}", error)
         return True
+
+
+@contextmanager
+def reading(file: object) -> Iterator[None]:
+    """Name a file in whatever its parser meets.
+
+    Raises:
+        ValueError: The block raised; the message has the file and what was wrong.
+    """
+    try:
+        yield
+    except (FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:  # broken files raise whatever their parser meets
+        what = f"no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{file} cannot be read: {what}") from error

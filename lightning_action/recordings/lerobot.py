@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lightning_action.recordings.faults import Faults, OnFault
-from lightning_action.recordings.lerobot_index import EpisodeEntry, LeRobotIndex, read_index
+from lightning_action.recordings.faults import Faults, OnFault, reading
+from lightning_action.recordings.lerobot_index import EpisodeEntry, LeRobotIndex, read_index, read_parquet
 from lightning_action.recordings.local_folder import LocalFolder
 from lightning_action.recordings.recorded_clip import Frames
-from lightning_action.recordings.recording import Episode, Recording, require_finite
-from lightning_action.recordings.video_file import open_video, probe_video
+from lightning_action.recordings.recording import Episode, Recording, finite_rows
+from lightning_action.recordings.video_file import frames_nearest, open_video, probe_video
 
 # Part of a frame's time by which a time stamp may be off.
 _TOLERANCE = 0.25
@@ -101,7 +101,7 @@ def _image_cells(path: Path, column: str, start: int, stop: int, written: int) -
 def read_lerobot(
     folder: LocalFolder,
     cameras: Sequence[str] | None = None,
-    action_keys: Sequence[str] = ("action",),
+    action_keys: Sequence[str] | None = None,
     episodes: Collection[int] | None = None,
     exclude: Collection[int] = (),
     bad_episodes: OnFault = "refuse",
@@ -111,7 +111,7 @@ def read_lerobot(
     Args:
         folder: Folder of the data set.
         cameras: Features that show the video, side by side if there are several; None takes the first.
-        action_keys: Features whose columns make an action row. Without any of them, episodes have no actions.
+        action_keys: Features whose columns make an action row; None takes `action`, and none where there is none.
         episodes: Numbers of the episodes to read; None takes all.
         exclude: Numbers of episodes to leave out.
         bad_episodes: Way to deal with broken episodes, `refuse` or `skip`.
@@ -121,27 +121,25 @@ def read_lerobot(
         ValueError: The index is broken, a name or number is not in it, or an episode is broken.
     """
     index = read_index(folder)
-    reader = _Reader(folder, index, _chosen_cameras(index, cameras), _action_keys(index, action_keys))
-    known = {entry.index for entry in index.episodes}
-    unknown = sorted({*(episodes or ()), *exclude} - known)
+    keys = _action_keys(index, action_keys)
+    columns = [name for key in keys for name in _column_names(index, key, len(keys) > 1)]
+    reader = _Reader(folder, index, _chosen_cameras(index, cameras), keys, len(columns))
+    unknown = sorted({*(episodes or ()), *exclude} - index.episodes.keys())
     if unknown:
-        raise ValueError(f"{folder.address} has episodes {_span(known)}, not {unknown[:10]}")
-    chosen = [
-        entry
-        for entry in index.episodes
-        if (episodes is None or entry.index in episodes) and entry.index not in exclude
-    ]
+        raise ValueError(f"{folder.address} has episodes {_span(index.episodes)}, not {unknown[:10]}")
+    chosen = [number for number in index.episodes if (episodes is None or number in episodes) and number not in exclude]
+    if not chosen:
+        raise ValueError(f"{folder.address} has episodes {_span(index.episodes)} in its index, and none is chosen")
     faults = Faults(bad_episodes)
     found: list[Episode] = []
-    for entry in tqdm(chosen, "reading episodes", unit="episode", delay=_DELAY, leave=False):
-        with faults.of(f"{folder.address}, episode {entry.index}"):
-            found += list(reader.episodes(entry))
+    for number in tqdm(chosen, "reading episodes", unit="episode", delay=_DELAY, leave=False):
+        with faults.of(f"{folder.address}, episode {number}"):
+            found += list(reader.episodes(index.episodes[number]()))
     if not found:
         raise ValueError(f"{folder.address} has no episodes to read: {faults.summary(len(chosen))}")
-    keys = reader.action_keys
     return Recording(
         fps=index.fps,
-        columns=[name for key in keys for name in _column_names(index, key, len(keys) > 1)],
+        columns=columns,
         classes=bool(keys) and all(index.features[key].dtype in _CLASS_TYPES for key in keys),
         episodes=found,
         passed_over=faults.summary(len(chosen)) if faults.found else "",
@@ -151,22 +149,26 @@ def read_lerobot(
 class _Reader:
     """Reads episodes one after the other; the rows of a file that holds several are read once."""
 
-    def __init__(self, folder: LocalFolder, index: LeRobotIndex, cameras: list[str], action_keys: list[str]) -> None:
-        self.folder, self.index, self.cameras, self.action_keys = folder, index, cameras, action_keys
-        self._rows_of_file = lru_cache(maxsize=1)(self._read_rows)
+    def __init__(
+        self, folder: LocalFolder, index: LeRobotIndex, cameras: list[str], action_keys: list[str], num_columns: int
+    ) -> None:
+        self.folder, self.index, self.cameras = folder, index, cameras
+        self.action_keys, self.num_columns = action_keys, num_columns
+        self._table_of_file = lru_cache(maxsize=1)(self._read_table)
 
     def episodes(self, entry: EpisodeEntry) -> Iterator[Episode]:
         """Check an episode, and give it in parts of one task each."""
         path = self.folder.path(entry.data_file)
-        table = self._rows_of_file(path)
-        places = np.flatnonzero(table["episode_index"] == entry.index)
+        table, numbers = self._table_of_file(path)
+        places = np.flatnonzero(numbers == entry.index)
         if not len(places):
             raise ValueError(f"the index lists it, but {path} holds no rows of it")
         if len(places) != entry.length or places[-1] - places[0] + 1 != entry.length:
             raise ValueError(f"the index lists {entry.length} frames, {path} holds {len(places)} rows of it")
-        rows = {name: column[places] for name, column in table.items()}
+        own = table.slice(places[0], entry.length)
+        rows = {name: _numbers(own[name], path, name) for name in own.column_names}
         offset = self._offset(rows, path)
-        actions = self._actions(rows)
+        actions = self._actions(rows, path)
         cameras = [self._frames(entry, camera, path, places, offset) for camera in self.cameras]
         sizes = [size for _, size in cameras]
         for start, stop, prompt in self._tasks(entry, rows):
@@ -179,23 +181,21 @@ class _Reader:
                 num_frames=stop - start,
                 frame_size=sizes[0],
                 rows=None if actions is None else actions[start:stop],
+                file=entry.data_file,
             )
 
-    def _read_rows(self, path: Path) -> dict[str, np.ndarray]:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-
+    def _read_table(self, path: Path) -> tuple[Any, np.ndarray]:
+        """Read the columns that are needed, and of each row the number of its episode."""
         wanted = ["episode_index", "frame_index", "timestamp", *self.action_keys]
-        try:
-            with parquet.ParquetFile(path) as file:
-                names = file.schema_arrow.names
-                missing = [name for name in wanted if name not in names]
-                if missing:
-                    raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(names)}")
-                table = file.read(columns=[*wanted, *(name for name in ("task_index",) if name in names)])
-        except arrow.ArrowException as error:
-            raise ValueError(f"{path} cannot be read as parquet ({error}): it is cut off or broken") from error
-        return {name: _numbers(table[name], path, name) for name in table.column_names}
+
+        def choose(names: list[str]) -> list[str]:
+            missing = [name for name in wanted if name not in names]
+            if missing:
+                raise ValueError(f"it has no column {', '.join(missing)}, only {', '.join(names)}")
+            return [*wanted, *(name for name in ("task_index",) if name in names)]
+
+        table = read_parquet(path, choose)
+        return table, _numbers(table["episode_index"], path, "episode_index")
 
     def _offset(self, rows: dict[str, np.ndarray], path: Path) -> float:
         """Return the time stamp of the first frame, from which all others follow at the frame rate."""
@@ -212,12 +212,15 @@ class _Reader:
             )
         return float(stamps[0])
 
-    def _actions(self, rows: dict[str, np.ndarray]) -> np.ndarray | None:
+    def _actions(self, rows: dict[str, np.ndarray], path: Path) -> np.ndarray | None:
         if not self.action_keys:
             return None
         actions = np.concatenate([rows[key].reshape(len(rows[key]), -1) for key in self.action_keys], axis=1)
-        require_finite(actions)
-        return actions.astype(np.float32)
+        if actions.shape[1] != self.num_columns:
+            raise ValueError(
+                f"{path} has actions of {actions.shape[1]} columns, meta/info.json says {self.num_columns}"
+            )
+        return finite_rows(actions, path)
 
     def _frames(
         self, entry: EpisodeEntry, camera: str, table: Path, places: np.ndarray, offset: float
@@ -230,10 +233,13 @@ class _Reader:
         relative, from_timestamp = entry.video_files[camera]
         path = self.folder.path(relative)
         facts = probe_video(path)
-        first = round((from_timestamp + offset) * facts.fps)
-        needed = first + 1 + round((entry.length - 1) * facts.fps / self.index.fps)
-        if facts.num_frames < needed:
-            raise ValueError(f"{path} has {facts.num_frames} frames, the index wants frames {first} to {needed - 1}")
+        times = from_timestamp + offset + np.arange(entry.length) / self.index.fps
+        frames_nearest(path, facts.times, times, _TOLERANCE / self.index.fps)
+        if self.index.whole_videos and facts.times[-1] > times[-1] + (1 - _TOLERANCE) / self.index.fps:
+            raise ValueError(
+                f"{path} has {facts.num_frames} frames up to {facts.times[-1]:g} s, which is longer than its "
+                f"{entry.length} rows up to {times[-1]:g} s"
+            )
         if len(feature.shape) == 3 and sorted(facts.frame_size) != sorted(_sides(feature.shape)):
             raise ValueError(f"{path} has frames of {facts.frame_size}, meta/info.json says {list(feature.shape)}")
         return VideoFrames(path, from_timestamp + offset, self.index.fps), facts.frame_size
@@ -264,27 +270,26 @@ class _Later:
 
 
 def _numbers(column: Any, path: Path, name: str) -> np.ndarray:
-    """Turn a column of numbers, or of lists of them, into an array `[rows]` or `[rows, values]`."""
+    """Turn a column of numbers, or of lists of them, nested or not, into an array `[rows]` or `[rows, values]`."""
     import pyarrow as arrow
     import pyarrow.compute as compute
 
-    values, width = column.combine_chunks(), None
-    if values.null_count:
-        raise ValueError(f"{path}, column {name}: {values.null_count} rows are empty")
-    if arrow.types.is_list(values.type) or arrow.types.is_large_list(values.type):
-        lengths = compute.unique(compute.list_value_length(values)).to_pylist()
-        if len(lengths) != 1:
-            raise ValueError(f"{path}, column {name}: rows have different numbers of values, {lengths[:5]}")
-        width = lengths[0]
-    elif arrow.types.is_fixed_size_list(values.type):
-        width = values.type.list_size
-    if width is not None:
-        values = values.flatten()
-    kind = values.type
-    if not (arrow.types.is_integer(kind) or arrow.types.is_floating(kind) or arrow.types.is_boolean(kind)):
-        raise ValueError(f"{path}, column {name}: expected numbers, got {kind}")
-    numbers: np.ndarray = values.cast(arrow.float64()).to_numpy(zero_copy_only=False)
-    return numbers if width is None else numbers.reshape(-1, width)
+    types = arrow.types
+    with reading(f"{path}, column {name}"):
+        values, is_list = column.combine_chunks(), False
+        num_rows = len(values)
+        while types.is_list(values.type) or types.is_large_list(values.type) or types.is_fixed_size_list(values.type):
+            lengths = compute.unique(compute.list_value_length(values)).to_pylist()
+            if len(lengths) > 1:
+                raise ValueError(f"rows have different numbers of values, {lengths[:5]} (None: empty rows)")
+            values, is_list = values.flatten(), True
+        kind = values.type
+        if values.null_count:
+            raise ValueError(f"{values.null_count} values are empty")
+        if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
+            raise ValueError(f"expected numbers, got {kind}")
+        numbers: np.ndarray = values.cast(arrow.float64()).to_numpy(zero_copy_only=False)
+        return numbers.reshape(num_rows, -1) if is_list else numbers
 
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -301,12 +306,14 @@ def _chosen_cameras(index: LeRobotIndex, cameras: Sequence[str] | None) -> list[
     return list(cameras or index.cameras[:1])
 
 
-def _action_keys(index: LeRobotIndex, keys: Sequence[str]) -> list[str]:
-    """Refuse some of the keys missing; where all are, nothing was recorded of what was done."""
-    present = [key for key in keys if key in index.features]
-    if present and len(present) < len(keys):
-        raise ValueError(f"the data set has no features {sorted(set(keys) - set(present))}, only {present}")
-    return present
+def _action_keys(index: LeRobotIndex, keys: Sequence[str] | None) -> list[str]:
+    """Refuse that a key is missing which was asked for by name."""
+    if keys is None:
+        return [key for key in ("action",) if key in index.features]
+    missing = [key for key in keys if key not in index.features]
+    if missing:
+        raise ValueError(f"the data set has no features {missing}, only {', '.join(index.features)}")
+    return list(keys)
 
 
 def _column_names(index: LeRobotIndex, key: str, several: bool) -> list[str]:

@@ -21,6 +21,7 @@ class Episode:
         num_frames: Number of recorded frames.
         frame_size: Height and width of the frames of the first camera.
         rows: Action rows `[num_frames, columns]`, float32, row k recorded with frame k; None for none.
+        file: File that messages name beside the name; empty where the name says it.
     """
 
     index: int
@@ -30,6 +31,7 @@ class Episode:
     num_frames: int
     frame_size: tuple[int, int]
     rows: np.ndarray | None
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,14 @@ class Recording:
     passed_over: str = ""
 
 
-def require_finite(rows: np.ndarray) -> None:
-    """Refuse action rows that hold NaN or infinity.
+def finite_rows(rows: np.ndarray, source: object) -> np.ndarray:
+    """Bring action rows to float32.
 
     Raises:
-        ValueError: They do; the message has row and column.
+        ValueError: They hold NaN or what is infinite there; the message has source, row and column.
     """
-    broken = np.argwhere(~np.isfinite(rows))
-    if len(broken):
-        row, column = broken[0].tolist()
-        raise ValueError(f"its actions hold {rows[row, column]} at frame {row}, column {column}")
+    with np.errstate(over="ignore"):
+        numbers: np.ndarray = rows.astype(np.float32)
+    for row, column in np.argwhere(~np.isfinite(numbers))[:1].tolist():
+        raise ValueError(f"its actions in {source} hold {rows[row, column]} at frame {row}, column {column}")
+    return numbers

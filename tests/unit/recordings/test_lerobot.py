@@ -21,6 +21,7 @@ from tests.support.written_videos import lerobot_copy, numbered_frames, numbers_
 
 CAMERA = "observation.images.top"
 V21_DATA, V21_VIDEO = "data/chunk-000/episode_000001.parquet", f"videos/chunk-000/{CAMERA}/episode_000001.mp4"
+V3_DATA, V3_EPISODES = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
 
 
 def read(root: Path, **kwargs: Any) -> Recording:
@@ -57,13 +58,33 @@ def shift_time(root: Path) -> None:
     change_table(root / V21_DATA, change)
 
 
-def put_nan(root: Path) -> None:
+def put(root: Path, value: float) -> None:
     def change(table: dict[str, Any]) -> dict[str, Any]:
         rows = [list(row) for row in table["action"].to_pylist()]
-        rows[7][1] = float("nan")
+        rows[7][1] = value
         return {**table, "action": rows}
 
     change_table(root / V21_DATA, change)
+
+
+def put_nan(root: Path) -> None:
+    put(root, float("nan"))
+
+
+def put_huge(root: Path) -> None:
+    put(root, 1e300)
+
+
+def widen(root: Path) -> None:
+    change_table(
+        root / V21_DATA, lambda table: {**table, "action": [[*row, 0.0] for row in table["action"].to_pylist()]}
+    )
+
+
+def break_pages(root: Path) -> None:
+    content = bytearray((root / V21_DATA).read_bytes())
+    content[50:900] = bytes(850)
+    (root / V21_DATA).write_bytes(bytes(content))
 
 
 def empty_row(root: Path) -> None:
@@ -94,6 +115,27 @@ def short_video(root: Path) -> None:
     write_video(root / V21_VIDEO, numbered_frames(30, 64, 64))
 
 
+def long_video(root: Path) -> None:
+    from tests.support.written_videos import write_video
+
+    write_video(root / V21_VIDEO, numbered_frames(45, 64, 64))
+
+
+def change_second_line(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    lines = (root / "meta/episodes.jsonl").read_text().splitlines()
+    entry = json.loads(lines[1])
+    change(entry)
+    (root / "meta/episodes.jsonl").write_text("\n".join([lines[0], json.dumps(entry), lines[2]]))
+
+
+def no_length(root: Path) -> None:
+    change_second_line(root, lambda entry: entry.pop("length"))
+
+
+def null_length(root: Path) -> None:
+    change_second_line(root, lambda entry: entry.update(length=None))
+
+
 def remove_file(root: Path) -> None:
     (root / V21_DATA).unlink()
 
@@ -104,17 +146,23 @@ def no_parquet(root: Path) -> None:
 
 FAULTS = [
     (cut, r"episode_000001.mp4.*cut off"),
-    (drop_column, r"episode_000001.parquet has no column action; it has"),
+    (drop_column, r"episode_000001.parquet cannot be read: it has no column action, only observation.state"),
     (shift_time, r"do not fit 10 frames a second: frame 20 is at 2.05 s, expected 2 s"),
-    (put_nan, "its actions hold nan at frame 7, column 1"),
-    (empty_row, "column action: 1 rows are empty"),
+    (put_nan, r"its actions in .*episode_000001.parquet hold nan at frame 7, column 1"),
+    (put_huge, r"its actions in .*episode_000001.parquet hold 1e\+300 at frame 7, column 1"),
+    (widen, r"episode_000001.parquet has actions of 3 columns, meta/info.json says 2"),
+    (break_pages, r"episode_000001.parquet cannot be read: "),
+    (empty_row, r"column action cannot be read: rows have different numbers of values, \[None, 2\]"),
     (remove_rows, r"the index lists 40 frames, .*episode_000001.parquet holds 30 rows of it"),
     (other_episode, r"the index lists it, but .*episode_000001.parquet holds no rows of it"),
     (unknown_task, "it has task 5, which meta/tasks does not list"),
     (other_size, r"has frames of \(32, 48\), meta/info.json says \[64, 64, 3\]"),
-    (short_video, r"has 30 frames, the index wants frames 0 to 39"),
+    (short_video, r"episode_000001.mp4 has no frame at 3.0000 s: nearest is 2.9000 s, of 30 frames"),
+    (long_video, r"episode_000001.mp4 has 45 frames up to 4.4 s, which is longer than its 40 rows up to 3.9 s"),
+    (no_length, r"episodes.jsonl, line 2 cannot be read: no 'length'"),
+    (null_length, r"episodes.jsonl, line 2 cannot be read: length is None, expected a whole number"),
     (remove_file, r"has no file data/chunk-000/episode_000001.parquet"),
-    (no_parquet, r"episode_000001.parquet cannot be read as parquet"),
+    (no_parquet, r"episode_000001.parquet cannot be read: Parquet file size is 4 bytes"),
 ]
 
 
@@ -143,17 +191,81 @@ def set_key(key: str, value: object) -> Callable[[Path], None]:
         ("v3", set_key("video_path", "/etc/{video_key}"), "leads out of the data set"),
         ("v3", set_key("video_path", "{camera}.mp4"), "has the path '{camera}.mp4', which nothing gives"),
         ("v21", set_key("codebase_version", "v1.6"), "is in version 'v1.6' of the LeRobot format, expected v2.0, v2.1"),
-        ("v21", set_key("fps", 0), "has no fps"),
-        ("v21", lambda root: (root / "meta/info.json").write_text("{"), "is no JSON"),
-        ("v21", lambda root: (root / "meta/episodes.jsonl").write_text(""), "has no episodes to read"),
-        ("v21", lambda root: (root / "meta/episodes.jsonl").write_text("{}\n[1]"), "line 2: no JSON object"),
+        ("v21", set_key("fps", 0), "info.json cannot be read: expected fps and chunks_size above 0, got 0 and 1000"),
+        ("v21", set_key("fps", float("nan")), "info.json cannot be read: expected fps and chunks_size above 0"),
+        ("v21", set_key("fps", "ten"), "info.json cannot be read: could not convert string to float: 'ten'"),
+        ("v21", set_key("chunks_size", 0), "info.json cannot be read: expected fps and chunks_size above 0"),
+        ("v3", set_key("features", ["action"]), "info.json cannot be read: "),
+        ("v21", lambda root: change_info(root, lambda info: info.pop("video_path")), "cannot be read: no 'video_path'"),
+        ("v21", lambda root: (root / "meta/info.json").write_text("{"), "info.json cannot be read: Expecting property"),
+        ("v21", lambda root: (root / "meta/episodes.jsonl").write_text(""), "has episodes none in its index"),
+        ("v21", lambda root: (root / "meta/episodes.jsonl").write_text("[1]"), "episodes.jsonl, line 1 cannot be read"),
+        ("v21", lambda root: (root / "meta/episodes.jsonl").write_bytes(b"\xff"), "episodes.jsonl cannot be read"),
+        ("v21", lambda root: change_second_line(root, lambda entry: entry.update(episode_index=0)), "line 2 lists ep"),
+        ("v21", lambda root: (root / "meta/tasks.jsonl").write_text("{}"), "tasks.jsonl, line 1 cannot be read: no 't"),
+        ("v3", lambda root: (root / V3_EPISODES).write_bytes(b"PAR1"), "episodes.*file-000.parquet cannot be read"),
+        ("v3", lambda root: (root / "meta/tasks.parquet").write_bytes(b"PAR1"), "tasks.parquet cannot be read"),
     ],
 )
 def test_a_broken_index_is_refused(tmp_path: Path, name: str, break_it: Callable[[Path], object], message: str) -> None:
     root = lerobot_copy(name, tmp_path)
     break_it(root)
-    with pytest.raises(ValueError, match=message):
+    for bad_episodes in ("refuse", "skip"):
+        with pytest.raises(ValueError, match=message):
+            read(root, bad_episodes=bad_episodes)
+
+
+def set_row(path: Path, column: str, row: int, value: object) -> None:
+    """Write a parquet file anew with another value in one place."""
+
+    def change(table: dict[str, Any]) -> dict[str, Any]:
+        values = table[column].to_pylist()
+        values[row] = value
+        return {**table, column: values}
+
+    change_table(path, change)
+
+
+@pytest.mark.parametrize(
+    ("path", "column", "row", "value", "message"),
+    [
+        (V3_DATA, "action", 50, None, r"rows have different numbers of values, \[2, None\]"),
+        (V3_DATA, "action", 50, [1.0], r"rows have different numbers of values, \[2, 1\]"),
+        (V3_DATA, "action", 50, [1.0, None], "1 values are empty"),
+        (V3_EPISODES, f"videos/{CAMERA}/from_timestamp", 1, None, "row 1 cannot be read: float"),
+        (V3_EPISODES, f"videos/{CAMERA}/from_timestamp", 1, 4.05, "has no frame at 4.0500 s: nearest is 4."),
+        (V3_EPISODES, f"videos/{CAMERA}/from_timestamp", 1, -1.0, "has no frame at -1.0000 s: nearest is 0.0000 s"),
+        (V3_EPISODES, f"videos/{CAMERA}/from_timestamp", 1, float("nan"), "has no frame at nan s"),
+        (V3_EPISODES, "data/file_index", 1, None, "row 1 cannot be read: data/file_index is None"),
+        (V3_EPISODES, "data/file_index", 1, 9, "has no file data/chunk-000/file-009.parquet"),
+    ],
+)
+def test_one_episode_of_a_file_is_broken_alone(
+    tmp_path: Path, path: str, column: str, row: int, value: object, message: str
+) -> None:
+    root = lerobot_copy("v3", tmp_path)
+    set_row(root / path, column, row, value)
+    with pytest.raises(ValueError, match=rf"v3, episode 1: .*{message}"):
         read(root)
+    assert [episode.index for episode in read(root, bad_episodes="skip").episodes] == [0, 2]
+    assert [episode.index for episode in read(root, exclude=[1]).episodes] == [0, 2]
+
+
+def test_an_index_that_lists_an_episode_twice_is_refused(tmp_path: Path) -> None:
+    root = lerobot_copy("v3", tmp_path)
+    set_row(root / V3_EPISODES, "episode_index", 2, 1)
+    with pytest.raises(ValueError, match=r"file-000.parquet, row 2 lists episode 1 again"):
+        read(root, bad_episodes="skip")
+
+
+def test_nested_lists_are_one_row(tmp_path: Path) -> None:
+    root = lerobot_copy("v3", tmp_path)
+    flat = read(root).episodes[1].rows
+    change_table(
+        root / V3_DATA, lambda table: {**table, "action": [[[x], [y]] for x, y in table["action"].to_pylist()]}
+    )
+    change_info(root, lambda info: info["features"]["action"].update(shape=[2, 1]))
+    np.testing.assert_array_equal(np.asarray(read(root).episodes[1].rows), np.asarray(flat))
 
 
 def test_choices_that_the_data_set_does_not_have_are_refused(tmp_path: Path) -> None:
@@ -162,8 +274,12 @@ def test_choices_that_the_data_set_does_not_have_are_refused(tmp_path: Path) -> 
         read(root, cameras=["front"])
     with pytest.raises(ValueError, match=r"has episodes 0 to 2, not \[7, 8\]"):
         read(root, episodes=[0, 8], exclude=[7])
-    with pytest.raises(ValueError, match=r"has no features \['effort'\], only \['action'\]"):
+    with pytest.raises(ValueError, match=r"has no features \['effort'\], only observation.images.top"):
         read(root, action_keys=["action", "effort"])
+    with pytest.raises(ValueError, match=r"has no features \['actions'\], only"):
+        read(root, action_keys=["actions"])
+    with pytest.raises(ValueError, match=r"has episodes 0 to 2 in its index, and none is chosen"):
+        read(root, exclude=[0, 1, 2])
     assert [episode.index for episode in read(root, episodes=[2, 0], exclude=[0]).episodes] == [2]
 
 
@@ -174,8 +290,10 @@ def test_several_keys_make_one_row(tmp_path: Path) -> None:
 
 
 def test_without_the_feature_there_are_no_actions(tmp_path: Path) -> None:
-    found = read(lerobot_copy("v3", tmp_path), action_keys=["pedal"])
-    assert found.columns == [] and all(episode.rows is None for episode in found.episodes)
+    root = lerobot_copy("v3", tmp_path)
+    change_info(root, lambda info: info["features"].pop("action"))
+    for found in (read(root), read(lerobot_copy("v21", tmp_path), action_keys=[])):
+        assert found.columns == [] and all(episode.rows is None for episode in found.episodes)
 
 
 def test_an_episode_of_several_tasks_is_cut_where_the_task_changes(tmp_path: Path) -> None:
