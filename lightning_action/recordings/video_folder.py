@@ -21,6 +21,8 @@ from lightning_action.recordings.video_file import open_video, probe_video
 VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 # Seconds after which work is long enough for a progress bar.
 _DELAY = 2.0
+# Part of a frame's time by which a frame may be early or late.
+_UNEVEN = 0.5
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -183,6 +185,14 @@ def _frames_of(folder: LocalFolder, video: str, fps: float | None) -> tuple[Fram
     if video.lower().endswith(VIDEOS):
         path = folder.path(video)
         facts = probe_video(path)
+        even = facts.times[0] + np.arange(facts.num_frames) / facts.fps
+        late = np.abs(facts.times - even) > _UNEVEN / facts.fps
+        if late.any():
+            frame = int(late.argmax())
+            raise ValueError(
+                f"its frames are not at even times: frame {frame} is at {facts.times[frame]:g} s, not {even[frame]:g} "
+                f"s at {facts.fps:g} frames a second; convert it to a constant rate"
+            )
         return FileFrames(path), facts.num_frames, facts.frame_size, facts.fps
     names = [name for name in folder.list(f"{video}/*") if name.lower().endswith(PICTURES)]
     if not names:

@@ -145,6 +145,21 @@ def test_tables_that_belong_to_no_video_are_named(tmp_path: Path) -> None:
     assert "not read, for they belong to no video: a_actions.npy" in read(tmp_path).passed_over
 
 
+def test_frames_at_uneven_times_are_refused(tmp_path: Path) -> None:
+    import av
+
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for number, pixels in enumerate(numbered_frames(12)):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = number + 5 * (number > 6)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(ValueError, match=r"a.mp4: its frames are not at even times: frame \d+ is at .* constant rate"):
+        read(tmp_path)
+
+
 def test_whole_numbers_are_classes(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", numbered_frames(12))
     np.save(tmp_path / "a.npy", np.arange(12)[:, None])
