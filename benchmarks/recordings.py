@@ -42,7 +42,7 @@ class Sizes:
         windows: Number of windows over which memory must not grow.
     """
 
-    videos: int = 8
+    videos: int = 40
     frames: int = 300
     num_latents: int = 9
     batch_size: int = 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from lightning_action.recordings.local_folder import LocalFolder
 from lightning_action.recordings.recorded_clip import RecordedClip, Timing
 from lightning_action.recordings.recording import Episode, Recording
 from lightning_action.recordings.splits import split_episodes
-from lightning_action.recordings.statistics import ColumnStatistics, measure, schema_from
+from lightning_action.recordings.statistics import ColumnStatistics, count_classes, measure, schema_from
 
 
 class RecordedDataModule(SplitDataModule):
@@ -134,7 +134,7 @@ class RecordedDataModule(SplitDataModule):
         self._clips = {
             split: [clip for episode, clip in clips if episode.index in members] for split, members in splits.items()
         }
-        self._measure(recording, timing, [episode for episode, _ in clips if episode.index in splits["train"]])
+        self._measure(recording, timing, [episode for episode, _ in clips], splits["train"])
 
     @property
     def action_statistics(self) -> list[dict[str, Any]]:
@@ -183,7 +183,7 @@ class RecordedDataModule(SplitDataModule):
             f"; {cameras} cameras side by side" if cameras > 1 else ""
         )
         for episode in episodes:
-            with faults.of(episode.name):
+            with faults.of(", ".join(filter(None, (self.root, episode.name, episode.file)))):
                 if timing.num_frames(episode.num_frames) < self.num_frames:
                     raise ValueError(
                         f"it has {timing.num_frames(episode.num_frames)} frames at {timing.fps:g} frames a second, a "
@@ -212,15 +212,18 @@ class RecordedDataModule(SplitDataModule):
             fit=fit,
         )
 
-    def _measure(self, recording: Recording, timing: Timing, episodes: Sequence[Episode]) -> None:
+    def _measure(
+        self, recording: Recording, timing: Timing, episodes: Sequence[Episode], train: Collection[int]
+    ) -> None:
         """Measure the actions of training episodes, and make the schema that they need."""
-        rows = [episode.rows for episode in episodes if episode.rows is not None]
+        rows = [episode.rows for episode in episodes if episode.rows is not None and episode.index in train]
         if not rows:
             return
         self.statistics = measure(rows, recording.columns, sum(map(len, rows)))
+        every = (episode.rows for episode in episodes if episode.rows is not None)
         self.action_schema = schema_from(
             self.statistics,
-            recording.classes,
+            count_classes(every) if recording.classes else None,
             self.alignment,
             self.combine,
             self.temporal_compression_ratio,

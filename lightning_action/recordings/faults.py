@@ -63,5 +63,5 @@ def reading(file: object) -> Iterator[None]:
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:  # broken files raise whatever their parser meets
-        what = f"no {error}" if isinstance(error, KeyError) else error
+        what = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split()).rstrip(".")
         raise ValueError(f"{file} cannot be read: {what}") from error

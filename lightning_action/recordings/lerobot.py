@@ -129,7 +129,7 @@ def read_lerobot(
         raise ValueError(f"{folder.address} has episodes {_span(index.episodes)}, not {unknown[:10]}")
     chosen = [number for number in index.episodes if (episodes is None or number in episodes) and number not in exclude]
     if not chosen:
-        raise ValueError(f"{folder.address} has episodes {_span(index.episodes)} in its index, and none is chosen")
+        raise ValueError(f"of the episodes of {folder.address} ({_span(index.episodes)}) there is none to be read")
     faults = Faults(bad_episodes)
     found: list[Episode] = []
     for number in tqdm(chosen, "reading episodes", unit="episode", delay=_DELAY, leave=False):

@@ -105,7 +105,9 @@ def read_index(folder: LocalFolder) -> LeRobotIndex:
             raise ValueError(f"expected fps and chunks_size above 0, got {fps:g} and {chunks_size}")
         features = {name: _feature(name, content) for name, content in info["features"].items()}
         videos = [name for name, feature in features.items() if feature.dtype == "video" and feature.is_camera]
-        paths = {key: str(info[key]) for key in ("data_path", *(["video_path"] if videos else []))}
+        paths = {key: info[key] for key in ("data_path", *(["video_path"] if videos else []))}
+        if not all(isinstance(value, str) for value in paths.values()):
+            raise ValueError(f"expected paths, got {paths}")
     if version == "v3.0":
         read, records, tasks = partial(_entry_of_v3, paths, videos), _records_of_v3(folder), _tasks_of_v3(folder)
     else:
@@ -190,7 +192,11 @@ def _entry_of_v3(paths: dict[str, str], videos: list[str], record: _Record) -> E
 
 
 def _records_of_v3(folder: LocalFolder) -> Iterator[tuple[str, _Record]]:
-    for relative in folder.list("meta/episodes/**/*.parquet"):
+    pattern = "meta/episodes/**/*.parquet"
+    files = folder.list(pattern)
+    if not files:
+        raise FileNotFoundError(f"the data set {folder.address} has no files {pattern}: copy it again")
+    for relative in files:
         path = folder.path(relative)
         # Statistics are most of the columns, and not to be relied on: those of merged data sets may be wrong.
         table = read_parquet(path, lambda names: [name for name in names if not name.startswith("stats/")])
@@ -227,7 +233,7 @@ def read_parquet(path: Path, choose: Callable[[list[str]], list[str]]) -> Any:
 def _formatted(template: str, **values: Any) -> str:
     try:
         return template.format(**values)
-    except (KeyError, IndexError, AttributeError, ValueError) as error:
+    except (KeyError, IndexError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"meta/info.json has the path {template!r}, which nothing gives {error}") from error
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from lightning_action.action.schema import Alignment
 from lightning_action.recordings.frame_fit import FrameFit
 
+# Part by which two rates may differ and be the same: 30000/1001 is written 29.97, and called 30.
+_SAME = 1.1e-3
+
 
 class Frames(Protocol):
     """Recorded frames of an episode, as they are."""
@@ -28,11 +31,12 @@ class Timing:
 
     The model's frame k is the recorded frame that was the last one at its time, or that very one if one is a multiple
     of the other. Action row m of `rows_per_frame` s is the recorded row in force at the time `m / s` of the model's
-    frames: each recorded row once, if the rates divide.
+    frames: each recorded row once, if the rates divide. Rates that divide to a thousandth do, such as 30000/1001 and
+    29.97 or 30.
 
     Args:
         recorded_fps: Number of recorded frames of a second.
-        fps: Number of the model's frames of a second, at most as many.
+        fps: Number of the model's frames of a second, at most as many, to a thousandth.
 
     Raises:
         ValueError: The model's rate is not positive, or higher than the recorded one.
@@ -42,7 +46,7 @@ class Timing:
     fps: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.fps <= self.recorded_fps:
+        if not 0 < self.fps <= self.recorded_fps * (1 + _SAME):
             raise ValueError(
                 f"expected 0 < fps <= {self.recorded_fps:g}, the rate of the recording, got {self.fps:g}: frames that "
                 "were not recorded cannot be shown"
@@ -56,11 +60,11 @@ class Timing:
     @property
     def divides(self) -> bool:
         """Whether each recorded row is in force exactly once."""
-        return math.isclose(self.recorded_fps, self.fps * self.rows_per_frame)
+        return math.isclose(self.recorded_fps, self.fps * self.rows_per_frame, rel_tol=_SAME)
 
     def num_frames(self, num_recorded: int) -> int:
         """Number of the model's frames in so many recorded ones."""
-        return 1 + math.floor((num_recorded - 1) * self.fps / self.recorded_fps + 1e-6)
+        return 1 + math.floor((num_recorded - 1) / self._step + 1e-6)
 
     def frames(self, start: int, num_frames: int) -> list[int]:
         """Recorded frames of the model's frames from `start` on."""
@@ -73,7 +77,12 @@ class Timing:
         return [self._in_force((start * per_frame + row) / per_frame) for row in range(count)]
 
     def _in_force(self, frame: float) -> int:
-        return math.floor(frame * self.recorded_fps / self.fps + 1e-6)
+        return math.floor(frame * self._step + 1e-6)
+
+    @property
+    def _step(self) -> float:
+        """Number of recorded frames of one of the model's."""
+        return self.rows_per_frame if self.divides else self.recorded_fps / self.fps
 
 
 @dataclass(frozen=True)

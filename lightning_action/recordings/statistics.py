@@ -143,9 +143,28 @@ def measure(episodes: Iterable[np.ndarray], names: Sequence[str], num_rows: int)
     ]
 
 
+def count_classes(episodes: Iterable[np.ndarray]) -> list[int] | None:
+    """Count the classes of each column of action rows.
+
+    Classes are a vocabulary and not a statistic: all episodes are counted, those that nothing trains on included.
+
+    Args:
+        episodes: Action rows of each episode, `[rows, columns]`.
+
+    Returns:
+        The largest value of each column, plus 1; None if values are no whole numbers from 0 to 255.
+    """
+    largest: np.ndarray | int = 0
+    for rows in episodes:
+        if (rows != rows.round()).any() or rows.min() < 0 or rows.max() >= _MAX_CLASSES:
+            return None
+        largest = np.maximum(largest, rows.max(0))
+    return [int(value) + 1 for value in np.atleast_1d(largest)]
+
+
 def schema_from(
     statistics: Sequence[ColumnStatistics],
-    classes: bool,
+    num_classes: Sequence[int] | None,
     alignment: Alignment,
     combine: Combine,
     temporal_compression_ratio: int,
@@ -155,14 +174,14 @@ def schema_from(
 
     Args:
         statistics: Figures of the columns.
-        classes: Whether the columns are stored as whole numbers, each of which is a class.
+        num_classes: Number of classes of each column; None if their values are no classes.
         alignment: Rule of which rows belong to which latent frame.
         combine: Way in which the rows of a latent frame become one vector.
         temporal_compression_ratio: Number of pixel frames of a latent frame.
         rows_per_frame: Number of action rows of a pixel frame.
     """
-    if classes and all(each.is_whole and each.low >= 0 and each.high < _MAX_CLASSES for each in statistics):
-        parts = [ActionPart(each.name, "discrete", int(each.high) + 1) for each in statistics]
+    if num_classes is not None:
+        parts = [ActionPart(each.name, "discrete", count) for each, count in zip(statistics, num_classes, strict=True)]
     else:
         bounds = [each.bounds() for each in statistics]
         low, high = ([_rounded(value) for value in side] for side in zip(*bounds, strict=True))

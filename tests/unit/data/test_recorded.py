@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_action import ActionSchema, VideoFolderDataModule
+from lightning_action import ActionPart, ActionSchema, VideoFolderDataModule
 from lightning_action.batch import without_actions
 from lightning_action.data.recorded import RecordedDataModule
 from lightning_action.data.resumable import ResumableDataLoader
@@ -118,7 +121,7 @@ def test_a_video_shorter_than_a_window(tmp_path: Path, bad_episodes: str, left: 
         with pytest.raises(ValueError, match=r"b.mp4: it has 8 frames at 10 frames a second, a window has 9\. Mend"):
             data.setup("fit")
         return
-    with pytest.warns(UserWarning, match=r"passed over 1 of 3 episodes: b.mp4: it has 8 frames"):
+    with pytest.warns(UserWarning, match=r"passed over 1 of 3 episodes: .*, b.mp4: it has 8 frames"):
         data.setup("fit")
     assert [clip.name for clip in data.clips("train")] == ["a.mp4", "c.mp4"]
 
@@ -187,9 +190,40 @@ def test_clips_without_actions_train_beside_the_others(tmp_path: Path) -> None:
 
 
 def test_a_recording_without_actions_trains_without(tmp_path: Path) -> None:
-    data = ready_data(action_keys=[])
+    root = lerobot_copy("v3", tmp_path)
+    info = json.loads((root / "meta/info.json").read_text())
+    del info["features"]["action"]
+    (root / "meta/info.json").write_text(json.dumps(info))
+    data = ready_data(root=root)
     assert data.action_schema is None
     assert next(iter(data.train_dataloader()))["action"] is None
+
+
+def test_an_empty_choice_of_actions_trains_without() -> None:
+    assert ready_data(action_keys=[]).action_schema is None
+
+
+def test_classes_of_held_out_episodes_are_counted(tmp_path: Path) -> None:
+    root = lerobot_copy("v21", tmp_path)
+    held_out = ready_data().clips("validation")[0].name
+    for episode in range(3):
+        path = root / f"data/chunk-000/episode_{episode:06d}.parquet"
+        table = parquet.read_table(path)
+        rows = arrow.array([[7 if held_out == f"episode {episode}" else row % 3] for row in range(40)])
+        parquet.write_table(table.set_column(table.column_names.index("action"), "action", rows), path)
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"]["action"] = {"dtype": "int64", "shape": [1], "names": ["key"]}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    data = ready_data(root=root)
+    assert data.action_schema == ActionSchema([ActionPart("key", "discrete", 8)], "transition", "concat", 4, 1)
+    assert data.statistics[0].high == 2
+    batch = next(iter(data.val_dataloader()))
+    assert data.action_schema.encode(batch["action"], 3)[1][:, 1:].all()
+
+
+def test_a_short_episode_is_named_with_folder_and_file() -> None:
+    with pytest.raises(ValueError, match=r"v3, episode 0, data/chunk-000/file-000.parquet: it has 40 frames"):
+        ready_data(num_latents=12)
 
 
 def middle(video: Tensor) -> tuple[Tensor, Tensor]:

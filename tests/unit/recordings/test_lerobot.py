@@ -197,8 +197,9 @@ def set_key(key: str, value: object) -> Callable[[Path], None]:
         ("v21", set_key("chunks_size", 0), "info.json cannot be read: expected fps and chunks_size above 0"),
         ("v3", set_key("features", ["action"]), "info.json cannot be read: "),
         ("v21", lambda root: change_info(root, lambda info: info.pop("video_path")), "cannot be read: no 'video_path'"),
+        ("v21", set_key("video_path", None), "info.json cannot be read: expected paths, got"),
         ("v21", lambda root: (root / "meta/info.json").write_text("{"), "info.json cannot be read: Expecting property"),
-        ("v21", lambda root: (root / "meta/episodes.jsonl").write_text(""), "has episodes none in its index"),
+        ("v21", lambda root: (root / "meta/episodes.jsonl").write_text(""), "none. there is none to be read"),
         ("v21", lambda root: (root / "meta/episodes.jsonl").write_text("[1]"), "episodes.jsonl, line 1 cannot be read"),
         ("v21", lambda root: (root / "meta/episodes.jsonl").write_bytes(b"\xff"), "episodes.jsonl cannot be read"),
         ("v21", lambda root: change_second_line(root, lambda entry: entry.update(episode_index=0)), "line 2 lists ep"),
@@ -278,7 +279,7 @@ def test_choices_that_the_data_set_does_not_have_are_refused(tmp_path: Path) -> 
         read(root, action_keys=["action", "effort"])
     with pytest.raises(ValueError, match=r"has no features \['actions'\], only"):
         read(root, action_keys=["actions"])
-    with pytest.raises(ValueError, match=r"has episodes 0 to 2 in its index, and none is chosen"):
+    with pytest.raises(ValueError, match=r"of the episodes of .* \(0 to 2\) there is none to be read"):
         read(root, exclude=[0, 1, 2])
     assert [episode.index for episode in read(root, episodes=[2, 0], exclude=[0]).episodes] == [2]
 

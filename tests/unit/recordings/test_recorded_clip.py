@@ -79,3 +79,12 @@ def test_the_last_window_is_inside_the_recording(recorded: float, fps: float) ->
 def test_a_rate_above_the_recorded_one_is_refused(fps: float) -> None:
     with pytest.raises(ValueError, match="expected 0 < fps <= 10, the rate of the recording"):
         Timing(10, fps)
+
+
+@pytest.mark.parametrize(("recorded", "fps", "step"), [(30000 / 1001, 29.97, 1), (30000 / 1001, 30, 1), (29.97, 10, 3)])
+def test_rates_that_differ_by_a_thousandth_are_the_same(recorded: float, fps: float, step: int) -> None:
+    timing = Timing(recorded, fps)
+    assert timing.divides and timing.rows_per_frame == step
+    assert timing.num_frames(6001 * step) == 6001
+    assert timing.frames(5990, 11) == [step * frame for frame in range(5990, 6001)]
+    assert timing.rows(5990, 11, "state") == list(range(5990 * step, 6000 * step + 1))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_action.action.schema import ActionPart
-from lightning_action.recordings.statistics import measure, schema_from
+from lightning_action.recordings.statistics import count_classes, measure, schema_from
 
 
 @pytest.mark.parametrize("lengths", [[1], [2, 1], [40, 40, 40], [1000, 1, 503], [7] * 300])
@@ -54,7 +54,7 @@ def test_what_a_user_should_know_is_named() -> None:
 
 def test_the_schema_maps_the_percentiles_to_one() -> None:
     rows = np.stack([np.linspace(-3, 5, 101), np.full(101, 0.5)], axis=1)
-    schema = schema_from(measure([rows], ["x", "y"], 101), False, "state", "mean", 4, 3)
+    schema = schema_from(measure([rows], ["x", "y"], 101), None, "state", "mean", 4, 3)
     assert schema.parts == [ActionPart("action", "continuous", 2, [-2.92, -0.5], [4.92, 1.5])]
     assert (schema.alignment, schema.combine, schema.rows_per_frame) == ("state", "mean", 3)
     encoded = schema.parts[0].encode(torch.from_numpy(rows))
@@ -64,5 +64,12 @@ def test_the_schema_maps_the_percentiles_to_one() -> None:
 def test_whole_numbers_are_classes_if_they_are_stored_as_such() -> None:
     rows = np.array([[0.0], [4.0], [2.0]])
     figures = measure([rows], ["move"], 3)
-    assert schema_from(figures, True, "transition", "concat", 4, 1).parts == [ActionPart("move", "discrete", 5)]
-    assert schema_from(figures, False, "transition", "concat", 4, 1).parts[0].kind == "continuous"
+    counted = count_classes([rows, rows + 3])
+    assert counted == [8]
+    assert schema_from(figures, counted, "transition", "concat", 4, 1).parts == [ActionPart("move", "discrete", 8)]
+    assert schema_from(figures, None, "transition", "concat", 4, 1).parts[0].kind == "continuous"
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5, 256.0])
+def test_other_numbers_are_no_classes(value: float) -> None:
+    assert count_classes([np.array([[3.0, 1.0]]), np.array([[0.0, value]])]) is None
