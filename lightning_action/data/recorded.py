@@ -36,7 +36,7 @@ class RecordedDataModule(SplitDataModule):
         fps: Number of frames of a second that the model sees; None takes that of the recording. Where the recording has
             s times as many, each frame has s action rows, which the schema combines.
         frame_size: Height and width of the frames of a camera: they are scaled until they cover it, and the middle is
-            cut out. None takes the recorded size, cut to multiples of `size_multiple`.
+            cut out. None takes the recorded size of the first camera, cut to multiples of `size_multiple`.
         size_multiple: Number of pixels that a side must be a multiple of: pixels of a latent times latents of a patch.
         alignment: Rule of which action rows belong to which latent frame. Row k is recorded with frame k: `transition`
             takes it for what leads to frame k + 1, `state` for what is the case at frame k.

@@ -259,6 +259,13 @@ def test_an_index_that_lists_an_episode_twice_is_refused(tmp_path: Path) -> None
         read(root, bad_episodes="skip")
 
 
+def test_a_missing_file_of_the_index_is_named(tmp_path: Path) -> None:
+    root = lerobot_copy("v3", tmp_path)
+    (root / V3_EPISODES).unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no files meta/episodes/\*\*/\*.parquet"):
+        read(root, bad_episodes="skip")
+
+
 def test_nested_lists_are_one_row(tmp_path: Path) -> None:
     root = lerobot_copy("v3", tmp_path)
     flat = read(root).episodes[1].rows
