@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import subprocess
@@ -24,7 +25,10 @@ from lightning_action.cli.check import run_check
 from lightning_action.cli.export import run_export
 from lightning_action.cli.trainer_verbs import require_strategy_for, run
 from lightning_action.data.action_file import read_actions
+from lightning_action.data.lerobot import LeRobotDataModule
+from lightning_action.data.video_folder import VideoFolderDataModule
 from lightning_action.distributed.fsdp2 import FSDP2Strategy
+from lightning_action.recordings.local_folder import LocalFolder
 from lightning_action.run import load_averages
 from lightning_action.weights.generator_file import read_generator
 from lightning_action.weights.low_rank import read_low_rank
@@ -32,6 +36,7 @@ from lightning_action.weights.tensor_files import read_tensors
 from tests.support.malice import POISONS, Touches, poison_tensors
 from tests.support.two_parts import TwoParts
 from tests.support.written_run import CONFIG, as_folder, write_run
+from tests.support.written_videos import lerobot_copy
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 # The rows of the page, by how they begin.
@@ -44,6 +49,8 @@ ROWS = [
     "a configuration",
     "the name of an environment",
     "a table of actions",
+    "a recording",
+    "a store of latents",
     "a picture",
     "a folder with a text encoder",
 ]
@@ -241,3 +248,23 @@ def test_a_table_of_actions(tmp_path: Path, marker: Path) -> None:
         assert not marker.exists()
     np.load(tmp_path / "a.npy", allow_pickle=True)
     assert marker.exists(), "the control: without care it runs"
+
+
+@pytest.mark.parametrize("kind", ["lerobot", "folder", "store"])
+def test_data_that_points_outside_its_folder(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "secret.mp4").write_bytes(b"")
+    if kind == "lerobot":
+        root = lerobot_copy("v21", tmp_path)
+        info = json.loads((root / "meta/info.json").read_text())
+        (root / "meta/info.json").write_text(json.dumps({**info, "video_path": "../secret.mp4"}))
+        data: Any = LeRobotDataModule(str(root), num_latents=3)
+    else:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data/files.csv").write_text("video\n../secret.mp4\n")
+        data = VideoFolderDataModule(str(tmp_path / "data"), manifest="files.csv")
+    if kind == "store":
+        with pytest.raises(ValueError, match="leads out of"):
+            LocalFolder(str(tmp_path / "data")).path("../secret.mp4")
+        return
+    with pytest.raises(ValueError, match="leads out of"):
+        data.setup("fit")
