@@ -66,10 +66,12 @@ def test_a_row_leads_from_its_frame_to_the_next(tmp_path: Path, capsys: pytest.C
 
 
 def test_the_same_command_writes_the_same_bytes(tmp_path: Path) -> None:
+    """Those of the videos: test_lerobot_writer.py."""
     record(tmp_path / "one", "--seed=1")
     record(tmp_path / "two", "--seed=1")
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
     assert len(files) == 7
+    files = [name for name in files if name.suffix != ".mp4"]
     assert [
         name for name in files if (tmp_path / "one" / name).read_bytes() != (tmp_path / "two" / name).read_bytes()
     ] == []
