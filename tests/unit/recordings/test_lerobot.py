@@ -363,3 +363,10 @@ def test_pictures_in_tables_are_frames(tmp_path: Path) -> None:
     change_table(root / V21_DATA, lambda table: {**table, "front": pictures})
     with pytest.raises(ValueError, match=r"episode 1: .*column front, row 0: a broken picture"):
         read(root, cameras=["front"])
+
+
+def test_version_2_0_has_one_file_of_statistics(tmp_path: Path) -> None:
+    root = lerobot_copy("v21", tmp_path)
+    change_info(root, lambda info: info.update({"codebase_version": "v2.0"}))
+    (root / "meta/episodes_stats.jsonl").rename(root / "meta/stats.json")
+    assert [episode.num_frames for episode in read(root).episodes] == [40, 40, 40]
