@@ -216,9 +216,14 @@ def _probed(path: Path, written: int) -> VideoFacts:
         times = _even_times(container, path)
         if times is not None:
             return VideoFacts(times, (stream.height, stream.width), float(stream.average_rate or 0))
+        # In microseconds; sound beside it may last longer than the picture.
+        announced = (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
     # A container without an index, such as WebM, or of frames at uneven times.
     video = VideoFile(path)
     try:
+        end = float(video.times[-1])
+        if announced > end + max(0.5, 2 / video.fps if video.fps else 0):
+            raise ValueError(f"{path} is cut off: it announces {announced:g} s, and its frames end at {end:g} s")
         return VideoFacts(video.times, video.frame_size, video.fps)
     finally:
         video.close()

@@ -153,3 +153,13 @@ def test_a_forked_process_opens_the_file_anew(tmp_path: Path) -> None:
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(_numbers_in_child, [path, path, path]) == [[7, 2]] * 3
     assert numbers_in(mine.frames([4, 9])) == [4, 9]
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("webm", "libvpx-vp9"), ("mkv", "libx264")])
+def test_a_cut_file_without_an_index_is_named(tmp_path: Path, suffix: str, codec: str) -> None:
+    whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    write_video(whole, np.random.default_rng(0).integers(0, 256, (40, 32, 48, 3), dtype=np.uint8), codec=codec)
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    assert probe_video(whole).num_frames == 40
+    with pytest.raises(ValueError, match=rf"cut.{suffix} is cut off: it announces 4 s, and its frames end at 1"):
+        probe_video(cut)
