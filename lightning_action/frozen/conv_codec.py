@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from einops import rearrange
@@ -13,9 +12,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from lightning_action.frozen.interfaces import FittedCodec, StreamingDecoder
+from lightning_action.frozen.interfaces import FittedFrames, StreamingDecoder
 from lightning_action.ranges import require_numbers
-from lightning_action.weights.fit import load_strictly
 
 # Pixel rows, and columns, that the first layer of the encoder folds into channels.
 _FOLD = 4
@@ -25,7 +23,7 @@ _WHITENING = 0.65
 _CHUNK, _NUM_MEASURED = 256, 4096
 
 
-class ConvVideoCodec(nn.Module, FittedCodec):
+class ConvVideoCodec(FittedFrames):
     """A convolutional autoencoder of single frames; the codes of r frames side by side are one latent frame.
 
     It is causal in time, `T = 1 + r (F - 1)` pixel frames to F latent frames, with the interface of the real video
@@ -122,18 +120,6 @@ class ConvVideoCodec(nn.Module, FittedCodec):
         # One scale for all channels: full whitening makes details as loud as positions.
         self.scale.copy_((codes - self.mean).square().mean().sqrt().clamp_min(1e-6))
 
-    def fitted_tensors(self) -> dict[str, Tensor]:
-        """Return weights, the mean colour, and mean and scale of the codes."""
-        return dict(self.state_dict())
-
-    def load_fitted_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Take the tensors of another codec's `fitted_tensors`.
-
-        Raises:
-            ValueError: The other codec has other sizes.
-        """
-        load_strictly(self, tensors, source)
-
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """Encode pixels `[B, T, 3, H, W]` in [-1, 1] as latents `[B, F, C, H / p, W / p]`.
@@ -148,12 +134,6 @@ class ConvVideoCodec(nn.Module, FittedCodec):
         ratio = self.temporal_compression_ratio
         codes = torch.cat([codes[:, :1].expand(-1, ratio - 1, -1, -1, -1), codes], dim=1)
         return rearrange(codes, "b (f r) c h w -> b f (r c) h w", r=ratio)
-
-    def encode_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Encode a long video that comes in parts, of which each is encoded by itself: the codec has no memory."""
-        for number, part in enumerate(parts):
-            self.frames_of_latents(part, is_first=number == 0)
-            yield self.encode(part) if number == 0 else self.encode(torch.cat([part[:, :1], part], dim=1))[:, 1:]
 
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a function that decodes a video block by block; each call takes the next latents of the same video."""
@@ -200,12 +180,6 @@ class ConvVideoCodec(nn.Module, FittedCodec):
             nn.utils.clip_grad_norm_(self.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-
-    def _require_fitted(self) -> None:
-        if not self.fitted:
-            raise RuntimeError(
-                "the codec is not fitted: call fit(video) with training videos, or load a run's checkpoint"
-            )
 
 
 def _colour_metric(frames: Tensor) -> Tensor:

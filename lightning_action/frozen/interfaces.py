@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_action.weights.fingerprint import fingerprint
+from lightning_action.weights.fit import load_strictly
 
 StreamingDecoder = Callable[[Tensor], Tensor]
 
@@ -139,6 +140,34 @@ class FittedCodec(VideoCodec):
 
     def _weights(self) -> Mapping[str, Tensor]:
         return self.fitted_tensors()
+
+
+class FittedFrames(nn.Module, FittedCodec):
+    """A fitted codec whose weights are a module's, and that encodes each latent frame by itself: it has no memory."""
+
+    def fitted_tensors(self) -> dict[str, Tensor]:
+        """Return all that `fit` has found."""
+        return dict(self.state_dict())
+
+    def load_fitted_tensors(self, tensors: Mapping[str, Any], source: str) -> None:
+        """Take the tensors of another codec's `fitted_tensors`.
+
+        Raises:
+            ValueError: The other codec has other sizes.
+        """
+        load_strictly(self, tensors, source)
+
+    def encode_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Encode a long video that comes in parts, of which each is encoded by itself."""
+        for number, part in enumerate(parts):
+            self.frames_of_latents(part, is_first=number == 0)
+            yield self.encode(part) if number == 0 else self.encode(torch.cat([part[:, :1], part], dim=1))[:, 1:]
+
+    def _require_fitted(self) -> None:
+        if not self.fitted:
+            raise RuntimeError(
+                "the codec is not fitted: call fit(video) with training videos, or load a run's checkpoint"
+            )
 
 
 @runtime_checkable

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from lightning_action.frozen.interfaces import FittedCodec, StreamingDecoder
-from lightning_action.weights.fit import load_strictly
+from lightning_action.frozen.interfaces import FittedFrames, StreamingDecoder
 
 
-class LinearVideoCodec(nn.Module, FittedCodec):
+class LinearVideoCodec(FittedFrames):
     """Principal components of video patches: the first frame alone, then groups of `temporal_compression_ratio` frames.
 
     It is causal in time, `T = 1 + r (F - 1)` pixel frames to F latent frames, with the interface of the real video
@@ -60,18 +57,6 @@ class LinearVideoCodec(nn.Module, FittedCodec):
         self.first.fit(first.flatten(0, -2))
         self.later.fit(later.flatten(0, -2))
 
-    def fitted_tensors(self) -> dict[str, Tensor]:
-        """Return means, components and scales."""
-        return dict(self.state_dict())
-
-    def load_fitted_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Take the tensors of another codec's `fitted_tensors`.
-
-        Raises:
-            ValueError: The other codec has other sizes.
-        """
-        load_strictly(self, tensors, source)
-
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """Encode pixels `[B, T, 3, H, W]` in [-1, 1] as latents `[B, F, C, H / p, W / p]`.
@@ -83,12 +68,6 @@ class LinearVideoCodec(nn.Module, FittedCodec):
         first, later = self._patches(video)
         latents = torch.cat([self.first.encode(first), self.later.encode(later)], dim=1)
         return rearrange(latents, "b f h w c -> b f c h w")
-
-    def encode_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Encode a long video that comes in parts, of which each is encoded by itself: the codec has no memory."""
-        for number, part in enumerate(parts):
-            self.frames_of_latents(part, is_first=number == 0)
-            yield self.encode(part) if number == 0 else self.encode(torch.cat([part[:, :1], part], dim=1))[:, 1:]
 
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a function that decodes a video block by block; each call takes the next latents of the same video."""
@@ -122,12 +101,6 @@ class LinearVideoCodec(nn.Module, FittedCodec):
     def _pixels(self, patches: Tensor, ratio: int) -> Tensor:
         pattern = "b f h w (r c p q) -> b (f r) c (h p) (w q)"
         return rearrange(patches, pattern, r=ratio, c=3, p=self.patch_size, q=self.patch_size)
-
-    def _require_fitted(self) -> None:
-        if not self.fitted:
-            raise RuntimeError(
-                "the codec is not fitted: call fit(video) with training videos, or load a run's checkpoint"
-            )
 
 
 class _LinearMap(nn.Module):
