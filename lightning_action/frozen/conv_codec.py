@@ -21,6 +21,8 @@ _FOLD = 4
 _WHITENING = 0.65
 # Frames that pass through the network at once, and those by which codes are scaled.
 _CHUNK, _NUM_MEASURED = 256, 4096
+# Deviation of the codes below which they say nothing; that of a fit which worked is about 1.
+_LEAST_DEVIATION = 1e-2
 
 
 class ConvVideoCodec(FittedFrames):
@@ -104,6 +106,7 @@ class ConvVideoCodec(FittedFrames):
 
         Raises:
             ValueError: The videos are no whole number of latent frames, or hold a value that is not finite.
+            RuntimeError: The fit failed, and the codec tells no pictures apart.
         """
         self.require_video(video)
         if not bool(torch.isfinite(video).all()):
@@ -119,6 +122,13 @@ class ConvVideoCodec(FittedFrames):
         self.mean.copy_(codes.mean((0, 2, 3))[:, None, None])
         # One scale for all channels: full whitening makes details as loud as positions.
         self.scale.copy_((codes - self.mean).square().mean().sqrt().clamp_min(1e-6))
+        if self.scale < _LEAST_DEVIATION and bool(frames.std() > 0):
+            deviation = self.scale.item()
+            self.scale.zero_()
+            raise RuntimeError(
+                f"the fit of the codec failed: all pictures have the same codes (deviation {deviation:.1e}). Fit "
+                "with another seed, or a lower learning_rate"
+            )
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:

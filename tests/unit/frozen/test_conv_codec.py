@@ -176,3 +176,11 @@ def test_videos_of_one_colour_are_no_reason_to_divide_by_zero() -> None:
 def test_arguments_out_of_range_are_refused(arguments: dict[str, float], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         ConvVideoCodec(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_fit_after_which_all_pictures_have_the_same_codes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = ConvVideoCodec(12, 8, width=8, num_steps=3, batch_size=6)
+    monkeypatch.setattr(codec, "_train", lambda frames: codec.encoder[-1].weight.data.zero_())
+    with pytest.raises(RuntimeError, match="the fit of the codec failed: all pictures have the same codes"):
+        codec.fit(dot_videos(9))
+    assert not codec.fitted
