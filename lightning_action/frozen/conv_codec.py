@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from lightning_action.frozen.interfaces import FittedFrames, StreamingDecoder
@@ -19,10 +19,8 @@ from lightning_action.ranges import require_numbers
 _FOLD = 4
 # 0 would measure errors in colours as they are, 1 in whitened ones.
 _WHITENING = 0.65
-# Frames that pass through the network at once, and those by which codes are scaled.
+# Frames that pass through the network at once, and those that codes and errors are measured on.
 _CHUNK, _NUM_MEASURED = 256, 4096
-# Deviation of the codes below which they say nothing; that of a fit which worked is about 1.
-_LEAST_DEVIATION = 1e-2
 
 
 class ConvVideoCodec(FittedFrames):
@@ -45,7 +43,7 @@ class ConvVideoCodec(FittedFrames):
         num_steps: Number of optimizer steps of the fit.
         batch_size: Number of frames of a step.
         learning_rate: Highest learning rate of the fit.
-        noise: Deviation of the noise on the codes, whose own is about 1.
+        noise: Deviation of the noise on the codes, whose own is 1.
         dropout: Share of positions whose codes are left out.
         seed: Random seed of initial weights, order and noise.
     """
@@ -62,7 +60,7 @@ class ConvVideoCodec(FittedFrames):
         width: int = 64,
         num_steps: int = 1500,
         batch_size: int = 32,
-        learning_rate: float = 4e-3,
+        learning_rate: float = 2e-3,
         noise: float = 0.6,
         dropout: float = 0.15,
         seed: int = 0,
@@ -106,7 +104,7 @@ class ConvVideoCodec(FittedFrames):
 
         Raises:
             ValueError: The videos are no whole number of latent frames, or hold a value that is not finite.
-            RuntimeError: The fit failed, and the codec tells no pictures apart.
+            RuntimeError: The fit failed: a single picture in place of all frames would have been as good.
         """
         self.require_video(video)
         if not bool(torch.isfinite(video).all()):
@@ -116,19 +114,10 @@ class ConvVideoCodec(FittedFrames):
         self.requires_grad_(True)
         # Whoever fits may compute without gradient, or in another precision.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            self._train(frames)
+            metric = _colour_metric(frames)
+            self._train(frames, metric)
         self.requires_grad_(False)
-        codes = self._codes(frames[:: math.ceil(len(frames) / _NUM_MEASURED)])
-        self.mean.copy_(codes.mean((0, 2, 3))[:, None, None])
-        # One scale for all channels: full whitening makes details as loud as positions.
-        self.scale.copy_((codes - self.mean).square().mean().sqrt().clamp_min(1e-6))
-        if self.scale < _LEAST_DEVIATION and bool(frames.std() > 0):
-            deviation = self.scale.item()
-            self.scale.zero_()
-            raise RuntimeError(
-                f"the fit of the codec failed: all pictures have the same codes (deviation {deviation:.1e}). Fit "
-                "with another seed, or a lower learning_rate"
-            )
+        self._measure(frames[:: math.ceil(len(frames) / _NUM_MEASURED)], metric)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -139,8 +128,7 @@ class ConvVideoCodec(FittedFrames):
         """
         self._require_fitted()
         self.require_video(video)
-        codes = (self._codes(video.flatten(0, 1)) - self.mean) / self.scale
-        codes = codes.unflatten(0, video.shape[:2])
+        codes = self._codes(video.flatten(0, 1)).unflatten(0, video.shape[:2])
         ratio = self.temporal_compression_ratio
         codes = torch.cat([codes[:, :1].expand(-1, ratio - 1, -1, -1, -1), codes], dim=1)
         return rearrange(codes, "b (f r) c h w -> b f (r c) h w", r=ratio)
@@ -159,7 +147,7 @@ class ConvVideoCodec(FittedFrames):
                 codes = latent.unflatten(1, (self.temporal_compression_ratio, -1))
                 codes = codes if started else codes[:, -1:]
                 started = True
-                pixels = self.decoder(codes.flatten(0, 1) * self.scale + self.mean) + self.color
+                pixels = self.decoder(codes.flatten(0, 1)) + self.color
                 parts.append(pixels.unflatten(0, codes.shape[:2]))
             return torch.cat(parts, dim=1).clamp(-1, 1)
 
@@ -167,29 +155,65 @@ class ConvVideoCodec(FittedFrames):
 
     @torch.no_grad()
     def _codes(self, frames: Tensor) -> Tensor:
-        """Encode frames `[N, 3, H, W]` one by one, not scaled."""
-        return torch.cat([self.encoder(chunk - self.color) for chunk in frames.split(_CHUNK)])
+        """Encode frames `[N, 3, H, W]` one by one."""
+        chunks = [(self.encoder(chunk - self.color) - self.mean) / self.scale for chunk in frames.split(_CHUNK)]
+        return torch.cat(chunks)
 
-    def _train(self, frames: Tensor) -> None:
+    @torch.no_grad()
+    def _measure(self, frames: Tensor, metric: Tensor) -> None:
+        """Set mean and scale of the codes by frames `[N, 3, H, W]`, and refuse a fit that has failed.
+
+        Raises:
+            RuntimeError: A single picture in place of all frames would have been as good.
+        """
+        codes = torch.cat([self.encoder(chunk - self.color) for chunk in frames.split(_CHUNK)])
+        _, mean, scale = _normalize(codes)
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
+        decoded = torch.cat([self.decoder(chunk) + self.color for chunk in self._codes(frames).split(_CHUNK)])
+        error, of_mean = (_error(frames - guess, metric).item() for guess in (decoded, frames.mean(0)))
+        if not error < of_mean and bool((frames != frames[0]).any()):
+            self.scale.zero_()
+            raise RuntimeError(
+                f"the fit of the codec failed: its pictures have an error of {error:.3g}, and the mean of all frames "
+                f"has one of {of_mean:.3g}. Fit for more steps, with a lower learning_rate or another seed"
+            )
+
+    def _train(self, frames: Tensor, metric: Tensor) -> None:
         """Train the network to give frames `[N, 3, H, W]` back."""
         random = torch.Generator().manual_seed(self.seed)
-        metric = _colour_metric(frames)
         optimizer = AdamW(self.parameters(), self.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-        schedule = OneCycleLR(optimizer, self.learning_rate, total_steps=self.num_steps, pct_start=0.1)
+        schedule = LambdaLR(optimizer, self._learning_rate_factor)
         for _ in tqdm(range(self.num_steps), "fitting the codec", mininterval=5):
             batch = frames[torch.randint(len(frames), (self.batch_size,), generator=random)] - self.color
-            codes = self.encoder(batch)
+            # Noise that codes could outgrow would be no noise, and codes that it drowns would never be learned.
+            codes, _, _ = _normalize(self.encoder(batch))
             noise = self.noise * torch.randn(codes.shape, generator=random)
             kept = torch.rand(len(codes), 1, *codes.shape[2:], generator=random) >= self.dropout
-            error = self.decoder((codes + noise) * kept) - batch
-            loss = torch.einsum("nchw, cd, ndhw ->", error, metric, error) / error[:, 0].numel()
-            # What keeps the codes from growing until no noise matters.
-            loss = loss + 0.01 * functional.relu(codes.square().mean() - 1)
+            loss = _error(self.decoder((codes + noise) * kept) - batch, metric)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters(), 1.0)
             optimizer.step()
             schedule.step()
+
+    def _learning_rate_factor(self, step: int) -> float:
+        """Compute a linear rise over a tenth of the steps, times half a cosine over all."""
+        rise = min(10 * (step + 1) / self.num_steps, 1)
+        return rise * (1 + math.cos(math.pi * step / self.num_steps)) / 2
+
+
+def _normalize(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring codes `[N, C, h, w]` to a mean of 0 in each channel and a deviation of 1; return mean and scale as well."""
+    mean = codes.mean((0, 2, 3), keepdim=True)
+    # One scale for all channels: full whitening makes details as loud as positions.
+    scale = (codes - mean).square().mean().sqrt().clamp_min(1e-6)
+    return (codes - mean) / scale, mean[0], scale
+
+
+def _error(difference: Tensor, metric: Tensor) -> Tensor:
+    """Compute the mean square of differences of colours `[N, 3, H, W]`."""
+    return torch.einsum("nchw, cd, ndhw ->", difference, metric, difference) / difference[:, 0].numel()
 
 
 def _colour_metric(frames: Tensor) -> Tensor:
@@ -215,12 +239,18 @@ def _decoder(code_dim: int, width: int, num_halvings: int) -> nn.Sequential:
     for level in range(num_halvings, 0, -1):
         narrow, wide = width * min(level, 2), 2 * width
         layers += [_ResidualBlock(wide), _convolution(wide, 4 * narrow), nn.PixelShuffle(2)]
-    layers += [_ResidualBlock(width), nn.SiLU(), _convolution(width, 3 * _FOLD**2), nn.PixelShuffle(_FOLD)]
-    return nn.Sequential(*layers)
+    pixels = _start_at_zero(_convolution(width, 3 * _FOLD**2))
+    return nn.Sequential(*layers, _ResidualBlock(width), nn.SiLU(), pixels, nn.PixelShuffle(_FOLD))
 
 
 def _convolution(num_inputs: int, num_outputs: int) -> nn.Conv2d:
     return nn.Conv2d(num_inputs, num_outputs, 3, padding=1)
+
+
+def _start_at_zero(layer: nn.Conv2d) -> nn.Conv2d:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 class _ResidualBlock(nn.Module):
@@ -228,9 +258,7 @@ class _ResidualBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first, self.second = _convolution(width, width), _convolution(width, width)
-        for parameter in self.second.parameters():
-            nn.init.zeros_(parameter)
+        self.first, self.second = _convolution(width, width), _start_at_zero(_convolution(width, width))
 
     def forward(self, frames: Tensor) -> Tensor:
         residual: Tensor = self.second(functional.silu(self.first(functional.silu(frames))))

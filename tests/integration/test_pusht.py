@@ -15,7 +15,7 @@ RECORDING = ROOT / "tests" / "data" / "lerobot" / "v3"
 SMALL_DATA = ["--data.init_args.num_latents=3", "--data.init_args.batch_size=4"]
 # Its prompts have up to eight words.
 PROMPTS = ["--model.generator.init_args.text_len=8", "--model.text_encoder.init_args.text_len=8"]
-SMALL_CODEC = ["--model.vae.init_args.num_steps=20", "--model.vae.init_args.width=8"]
+SMALL_CODEC = ["--model.vae.init_args.num_steps=80", "--model.vae.init_args.width=8"]
 
 
 def command(verb: str, folder: Path, *overlays: str) -> list[str]:
