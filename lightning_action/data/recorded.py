@@ -176,11 +176,14 @@ class RecordedDataModule(SplitDataModule):
     def _long_enough(self, episodes: Sequence[Episode], timing: Timing) -> list[tuple[Episode, RecordedClip]]:
         """Make clips of episodes, and deal with those that are shorter than a window or of another size."""
         faults, found = Faults(self.bad_episodes), []
-        size = episodes[0].frame_size
-        fit = FrameFit.of(size, self.frame_size, self.size_multiple)
-        cameras = len(episodes[0].cameras)
-        self.frame_rule = f"{timing.recorded_fps:g} a second, {timing.fps:g} to the model; {fit.describe(size)}" + (
-            f"; {cameras} cameras side by side" if cameras > 1 else ""
+        sizes = episodes[0].frame_sizes
+        fit = FrameFit.of(sizes[0], self.frame_size, self.size_multiple)
+        self.frame_rule = "; ".join(
+            [
+                f"{timing.recorded_fps:g} a second, {timing.fps:g} to the model",
+                *dict.fromkeys(fit.describe(size) for size in sizes),
+                *([f"{len(sizes)} cameras side by side"] if len(sizes) > 1 else []),
+            ]
         )
         for episode in episodes:
             with faults.of(", ".join(filter(None, (self.root, episode.name, episode.file)))):
@@ -189,9 +192,10 @@ class RecordedDataModule(SplitDataModule):
                         f"it has {timing.num_frames(episode.num_frames)} frames at {timing.fps:g} frames a second, a "
                         f"window has {self.num_frames}"
                     )
-                if self.frame_size is None and episode.frame_size != size:
+                if self.frame_size is None and episode.frame_sizes != sizes:
                     raise ValueError(
-                        f"its frames are {episode.frame_size}, those of {episodes[0].name} {size}: give a frame_size"
+                        f"its frames are {_in_words(episode.frame_sizes)}, those of {episodes[0].name} "
+                        f"{_in_words(sizes)}: give a frame_size"
                     )
                 found.append((episode, self._clip(episode, timing, fit)))
         if not found:
@@ -231,3 +235,7 @@ class RecordedDataModule(SplitDataModule):
         )
         acting = next(clip for clip in self._clips["train"] if clip.has_actions)
         self._some_action = acting.action(0, self.num_frames)
+
+
+def _in_words(sizes: Sequence[tuple[int, int]]) -> str:
+    return " and ".join(f"{height} x {width}" for height, width in sizes)

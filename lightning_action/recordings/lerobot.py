@@ -170,7 +170,6 @@ class _Reader:
         offset = self._offset(rows, path)
         actions = self._actions(rows, path)
         cameras = [self._frames(entry, camera, path, places, offset) for camera in self.cameras]
-        sizes = [size for _, size in cameras]
         for start, stop, prompt in self._tasks(entry, rows):
             part = "" if stop - start == entry.length else f", frames {start} to {stop - 1}"
             yield Episode(
@@ -179,7 +178,7 @@ class _Reader:
                 prompt=prompt,
                 cameras=tuple(frames if not start else _Later(frames, start) for frames, _ in cameras),
                 num_frames=stop - start,
-                frame_size=sizes[0],
+                frame_sizes=tuple(size for _, size in cameras),
                 rows=None if actions is None else actions[start:stop],
                 file=entry.data_file,
             )

@@ -19,7 +19,7 @@ class Episode:
         prompt: Description of what the video shows.
         cameras: Recorded frames of each camera.
         num_frames: Number of recorded frames.
-        frame_size: Height and width of the frames of the first camera.
+        frame_sizes: Height and width of the frames of each camera.
         rows: Action rows `[num_frames, columns]`, float32, row k recorded with frame k; None for none.
         file: File that messages name beside the name; empty where the name says it.
     """
@@ -29,7 +29,7 @@ class Episode:
     prompt: str
     cameras: tuple[Frames, ...]
     num_frames: int
-    frame_size: tuple[int, int]
+    frame_sizes: tuple[tuple[int, int], ...]
     rows: np.ndarray | None
     file: str = ""
 

@@ -114,7 +114,7 @@ def read_video_folder(
                 columns, classes = names, classes and table.is_whole
             prompt = _caption(folder, entry)
             rows = None if table is None else table.rows
-            found.append(Episode(index, entry.video, prompt, (frames,), count, size, rows))
+            found.append(Episode(index, entry.video, prompt, (frames,), count, (size,), rows))
     if not found or rate is None:
         raise ValueError(f"{folder.address} has no videos to read: {faults.summary(len(entries))}")
     remarks = [faults.summary(len(entries))] if faults.found else []

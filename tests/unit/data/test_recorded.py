@@ -130,9 +130,7 @@ def test_other_sizes_need_a_frame_size(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", numbered_frames(9))
     write_video(tmp_path / "b.mp4", numbered_frames(9, 48, 48))
     shares: dict[str, Any] = {"num_latents": 3, "validation_share": 0, "test_share": 0}
-    with pytest.raises(
-        ValueError, match=r"b.mp4: its frames are \(48, 48\), those of a.mp4 \(32, 48\): give a frame_s"
-    ):
+    with pytest.raises(ValueError, match=r"b.mp4: its frames are 48 x 48, those of a.mp4 32 x 48: give a frame_s"):
         VideoFolderDataModule(str(tmp_path), **shares).setup("fit")
     data = VideoFolderDataModule(str(tmp_path), frame_size=(16, 32), **shares)
     data.setup("fit")
@@ -144,17 +142,20 @@ def test_cameras_stand_side_by_side(tmp_path: Path) -> None:
     import json
 
     info = json.loads((root / "meta/info.json").read_text())
-    info["features"]["wrist"] = info["features"]["observation.images.top"]
+    info["features"]["wrist"] = {**info["features"]["observation.images.top"], "shape": [48, 96, 3]}
     (root / "meta/info.json").write_text(json.dumps(info))
     folder = root / "videos/chunk-000"
     (folder / "wrist").mkdir()
     for episode in range(3):
-        write_video(folder / f"wrist/episode_{episode:06d}.mp4", numbered_frames(40, 64, 64))
+        write_video(folder / f"wrist/episode_{episode:06d}.mp4", numbered_frames(40, 48, 96))
     data = ready_data(root=root, cameras=["observation.images.top", "wrist"], frame_size=(32, 16))
     video = data.dataset("train")[5]["video"]
     assert video.shape == (9, 3, 32, 32)
     wrist = (video[..., 16:].mean(dim=(1, 2, 3)) + 1) * 127.5 / 5
     assert wrist.round().tolist() == list(range(5, 14))
+    top, other = "64 x 64, scaled to 32 x 32", "48 x 96, scaled to 32 x 64"
+    cut = "middle cut to 32 x 16"
+    assert data.frame_rule.endswith(f"; {top}, {cut}; {other}, {cut}; 2 cameras side by side")
     alone = ready_data(root=root, cameras=["observation.images.top"], frame_size=(32, 16)).dataset("train")[5]["video"]
     assert torch.equal(video[..., :16], alone)
 

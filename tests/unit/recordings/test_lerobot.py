@@ -358,7 +358,7 @@ def test_pictures_in_tables_are_frames(tmp_path: Path) -> None:
     change_info(root, lambda info: info["features"].update({"front": feature}))
     found = read(root, cameras=["front"])
     assert numbers_in(found.episodes[2].cameras[0].read([39, 0, 12])) == [39, 0, 12]
-    assert found.episodes[0].frame_size == (32, 48)
+    assert found.episodes[0].frame_sizes == ((32, 48),)
     pictures[0] = {"bytes": b"no picture", "path": None}
     change_table(root / V21_DATA, lambda table: {**table, "front": pictures})
     with pytest.raises(ValueError, match=r"episode 1: .*column front, row 0: a broken picture"):
