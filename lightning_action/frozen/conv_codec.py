@@ -30,10 +30,11 @@ class ConvVideoCodec(FittedFrames):
     VAEs: latent frame 0 stands for r times the first frame. Frames are encoded one by one because a network that codes
     r of them together needs many more examples for the same pictures.
 
-    It is fitted with noise on the codes, and without some positions of them. So neighbours come to tell the same, codes
-    change little where the picture changes little, and what the generator gets slightly wrong decodes to a clean
-    picture. Errors are measured in partly whitened colours: a small object with a colour of its own would else be the
-    last thing learned.
+    It is fitted with noise on the codes, and without some positions of them. So neighbours come to tell the same, and
+    what the generator gets slightly wrong decodes to a clean picture. Consecutive frames are fitted together, and the
+    absolute difference of their codes is kept small: codes change where the picture does and hardly elsewhere. Errors
+    are measured in partly whitened colours: a small object with a colour of its own would else be the last thing
+    learned.
 
     Args:
         latent_dim: Number of latent channels C, a multiple of `temporal_compression_ratio`.
@@ -41,10 +42,11 @@ class ConvVideoCodec(FittedFrames):
         temporal_compression_ratio: Number r of pixel frames of one latent frame.
         width: Number of channels of the network at its highest resolution.
         num_steps: Number of optimizer steps of the fit.
-        batch_size: Number of frames of a step.
+        batch_size: Number of frames of a step, half of them the next ones of the others.
         learning_rate: Highest learning rate of the fit.
         noise: Deviation of the noise on the codes, whose own is 1.
         dropout: Share of positions whose codes are left out.
+        change_weight: Weight of the absolute difference of the codes of consecutive frames.
         seed: Random seed of initial weights, order and noise.
     """
 
@@ -63,12 +65,13 @@ class ConvVideoCodec(FittedFrames):
         learning_rate: float = 2e-3,
         noise: float = 0.6,
         dropout: float = 0.15,
+        change_weight: float = 0.5,
         seed: int = 0,
     ) -> None:
         super().__init__()
         sizes = {"width": width, "num_steps": num_steps, "batch_size": batch_size}
         require_numbers({**sizes, "temporal_compression_ratio": temporal_compression_ratio}, 1, whole=True)
-        require_numbers({"learning_rate": learning_rate, "noise": noise}, 0)
+        require_numbers({"learning_rate": learning_rate, "noise": noise, "change_weight": change_weight}, 0)
         require_numbers({"dropout": dropout}, 0, 1, without_high=True)
         num_halvings = round(math.log2(max(spatial_compression_ratio / _FOLD, 1)))
         if spatial_compression_ratio != _FOLD * 2**num_halvings:
@@ -84,7 +87,7 @@ class ConvVideoCodec(FittedFrames):
         self.spatial_compression_ratio = spatial_compression_ratio
         self.temporal_compression_ratio = temporal_compression_ratio
         self.num_steps, self.batch_size, self.learning_rate = num_steps, batch_size, learning_rate
-        self.noise, self.dropout, self.seed = noise, dropout, seed
+        self.noise, self.dropout, self.change_weight, self.seed = noise, dropout, change_weight, seed
         code_dim = latent_dim // temporal_compression_ratio
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -115,7 +118,7 @@ class ConvVideoCodec(FittedFrames):
         # Whoever fits may compute without gradient, or in another precision.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
             metric = _colour_metric(frames)
-            self._train(frames, metric)
+            self._train(video, metric)
         self.requires_grad_(False)
         self._measure(frames[:: math.ceil(len(frames) / _NUM_MEASURED)], metric)
 
@@ -179,18 +182,23 @@ class ConvVideoCodec(FittedFrames):
                 f"has one of {of_mean:.3g}. Fit for more steps, with a lower learning_rate or another seed"
             )
 
-    def _train(self, frames: Tensor, metric: Tensor) -> None:
-        """Train the network to give frames `[N, 3, H, W]` back."""
+    def _train(self, video: Tensor, metric: Tensor) -> None:
+        """Train the network to give frames of `[B, T, 3, H, W]` back."""
         random = torch.Generator().manual_seed(self.seed)
+        num_pairs = (self.batch_size + 1) // 2
         optimizer = AdamW(self.parameters(), self.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
         schedule = LambdaLR(optimizer, self._learning_rate_factor)
         for _ in tqdm(range(self.num_steps), "fitting the codec", mininterval=5):
-            batch = frames[torch.randint(len(frames), (self.batch_size,), generator=random)] - self.color
+            sample, time = (torch.randint(size, (num_pairs,), generator=random) for size in video.shape[:2])
+            later = (time + 1).clamp_max(video.shape[1] - 1)
+            batch = torch.cat([video[sample, time], video[sample, later]]) - self.color
             # Noise that codes could outgrow would be no noise, and codes that it drowns would never be learned.
             codes, _, _ = _normalize(self.encoder(batch))
             noise = self.noise * torch.randn(codes.shape, generator=random)
             kept = torch.rand(len(codes), 1, *codes.shape[2:], generator=random) >= self.dropout
+            before, after = codes.split(num_pairs)
             loss = _error(self.decoder((codes + noise) * kept) - batch, metric)
+            loss = loss + self.change_weight * (after - before).abs().mean()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.parameters(), 1.0)

@@ -70,6 +70,16 @@ def test_latents_have_mean_0_and_deviation_1_over_all_channels() -> None:
     assert latents.std() == pytest.approx(1, abs=0.05)
 
 
+def test_codes_change_less_with_a_weight_on_their_change() -> None:
+    """Both are scaled to deviation 1, so that smaller codes are no way to it."""
+    video = dot_videos(9, batch_size=20)
+    changes = []
+    for weight in (0.0, 3.0):
+        latents = fitted(num_steps=150, ratio=1, change_weight=weight).encode(video)
+        changes.append((latents[:, 1:] - latents[:, :-1]).abs().mean())
+    assert changes[1] < 0.8 * changes[0]
+
+
 def test_a_latent_frame_depends_on_its_own_pixel_frames_alone() -> None:
     codec, video = fitted(), dot_videos(13)
     latents = codec.encode(video)
@@ -177,6 +187,7 @@ def test_videos_of_one_colour_are_no_reason_to_divide_by_zero() -> None:
         ({"num_steps": 0}, "num_steps must be"),
         ({"noise": -0.1}, "noise must be"),
         ({"dropout": 1.0}, "dropout must be"),
+        ({"change_weight": -0.1}, "change_weight must be"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, float], told: str) -> None:
