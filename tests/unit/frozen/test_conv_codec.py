@@ -32,7 +32,7 @@ def dot_videos(num_frames: int, batch_size: int = BATCH, seed: int = 0) -> Tenso
 
 
 def fit_codec(ratio: int = 4, latent_dim: int = 12, spatial: int = 8, seed: int = 0, **settings: Any) -> ConvVideoCodec:
-    chosen = {"width": 8, "num_steps": 20, "batch_size": 6, "learning_rate": 4e-3, **settings}
+    chosen = {"width": 8, "num_steps": 20, "batch_size": 6, "learning_rate": 4e-3, "change_weight": 0.0, **settings}
     codec = ConvVideoCodec(latent_dim, spatial, ratio, seed=seed, **chosen)
     codec.fit(dot_videos(1 + 2 * ratio, batch_size=20))
     return codec
