@@ -17,6 +17,7 @@ from lightning_action.frozen.holder import FrozenParts
 from lightning_action.weights.safetensors_files import read_safetensors, write_safetensors
 
 BATCH, HEIGHT, WIDTH = 3, 16, 24
+QUICK: dict[str, Any] = {"width": 8, "num_steps": 20, "batch_size": 6, "learning_rate": 4e-3, "change_weight": 0.0}
 
 
 def dot_videos(num_frames: int, batch_size: int = BATCH, seed: int = 0) -> Tensor:
@@ -32,8 +33,7 @@ def dot_videos(num_frames: int, batch_size: int = BATCH, seed: int = 0) -> Tenso
 
 
 def fit_codec(ratio: int = 4, latent_dim: int = 12, spatial: int = 8, seed: int = 0, **settings: Any) -> ConvVideoCodec:
-    chosen = {"width": 8, "num_steps": 20, "batch_size": 6, "learning_rate": 4e-3, "change_weight": 0.0, **settings}
-    codec = ConvVideoCodec(latent_dim, spatial, ratio, seed=seed, **chosen)
+    codec = ConvVideoCodec(latent_dim, spatial, ratio, seed=seed, **{**QUICK, **settings})
     codec.fit(dot_videos(1 + 2 * ratio, batch_size=20))
     return codec
 
@@ -127,9 +127,7 @@ def test_a_fit_neither_reads_nor_moves_the_global_generator() -> None:
 
 
 def test_it_is_fitted_where_gradients_are_off_and_is_frozen_afterwards() -> None:
-    frozen = FrozenParts(
-        HashingTextEncoder(), ConvVideoCodec(12, width=8, num_steps=20, batch_size=6, learning_rate=4e-3)
-    )
+    frozen = FrozenParts(HashingTextEncoder(), ConvVideoCodec(12, **QUICK))
     codec = frozen.vae
     assert isinstance(codec, ConvVideoCodec)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
