@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_action.distributed.sharding import is_sharded
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.context import TextCache
 from lightning_action.generator.kv_cache import KVCache
-from lightning_action.generator.layers import CrossAttention, KeysValues
 from lightning_action.generator.model import CausalWanModel
 
 
@@ -60,14 +60,12 @@ def idle_pass(generator: CausalWanModel, dtype: torch.dtype) -> None:
     latents = torch.zeros(1, 1, generator.out_dim, rows, columns, device=device, dtype=dtype)
     num_channels = generator.in_dim - generator.out_dim
     channels = latents.new_zeros(1, 1, num_channels, rows, columns) if num_channels else None
-    token = latents.new_zeros(1, 1, generator.dim)
-
-    def keys_values(layer: int, cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
-        return cross_attention.keys_values(token, None if generator.img_emb is None else token)
-
     head_dim = generator.dim // generator.num_heads
+    token = latents.new_zeros(1, 1, generator.num_heads, head_dim)
+    prompt = ((token, token),) if generator.img_emb is None else ((token, token), (token, token))
+    text = TextCache((prompt,) * generator.num_layers)
     cache = KVCache(generator.num_layers, 1, generator.num_heads, head_dim, 1, 1, BlockCausality(1), device, dtype)
-    generator.denoise(latents, torch.zeros(1, 1, device=device), keys_values, cache, image_channels=channels)
+    generator.denoise(latents, torch.zeros(1, 1, device=device), text, cache, image_channels=channels)
 
 
 def _no_context(generator: CausalWanModel, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -20,8 +20,9 @@ from torch.distributed.fsdp import (
 from lightning_action.generator.model import CausalWanModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Methods that reach the generator's parameters without going through `forward`.
+# Methods that reach parameters without going through `forward`.
 _GENERATOR_METHODS = ("block_causal", "teacher_forcing", "text_cache", "denoise", "write")
+_LAYER_METHODS = ("prompt", "write")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ def shard_generator(generator: CausalWanModel, mesh: DeviceMesh, sharding: Shard
     shard(generator, generator.blocks, mesh, sharding)
     for name in _GENERATOR_METHODS:
         register_fsdp_forward_method(generator, name)
+    for layer in generator.blocks:
+        for name in _LAYER_METHODS:
+            register_fsdp_forward_method(layer, name)
 
 
 def shard(module: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, sharding: Sharding) -> None:

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from lightning_action.generator.causality import Visibility
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
 
 def attend_dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Compute scaled dot-product attention; `mask` `[N_query, N_key]` is True where attention is allowed."""
@@ -58,7 +56,9 @@ def attend_flex(
     return out.transpose(1, 2)
 
 
-def choose_attention(visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device) -> Attend:
+def choose_attention(
+    visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Choose dense where everything sees everything, FlexAttention on CUDA, block by block elsewhere.
 
     Below `_SMALL_BLOCK` query tokens a block, the calls cost more than the masked work they save, so the mask is used.

@@ -11,9 +11,9 @@ from lightning_action.generator.causality import BlockCausality
 class KVCache:
     """A pinned sink, a ring over the window, and behind them the place of the block that is being denoised.
 
-    Three verbs: `attend_to` puts the current block's keys and values beside the past and returns views of both (the
-    past is only read), `write` keeps the clean block, `advance` moves on by one block, once for all layers. Keys are
-    stored rotated, so their order in memory does not matter. All positions are Python integers.
+    `of_layer` gives views of the past and, behind it, of the current block's place, which each pass of the block
+    overwrites; the past is only read. `advance` keeps what the last pass has left there, and moves on by one block.
+    Keys are stored rotated, so their order in memory does not matter. All positions are Python integers.
 
     Sink and window follow StreamingLLM (Xiao et al. 2023, arXiv:2309.17453), with one difference: there positions count
     within the cache, here each key keeps its frame's position in the video, as training had it.
@@ -64,30 +64,30 @@ class KVCache:
         """Memory of the cache in bytes, constant over its life."""
         return 2 * self.keys.numel() * self.keys.element_size()
 
-    def attend_to(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return views of the past followed by the current block, `[B, past + current, heads, head_dim]`."""
-        # Slots fill in order until the window is full; from then on all of them hold frames that this block sees. So
-        # the past is always one slice, the block's own place lies directly behind it, and nothing has to be joined.
-        start = min(self.position, self._capacity) * self.tokens_per_frame
-        stop = start + key.shape[1]
-        self.keys[layer, :, start:stop] = key
-        self.values[layer, :, start:stop] = value
+    def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return views of keys and values, the past followed by the block's place, `[B, N, heads, head_dim]`."""
+        stop = (self._place + len(self.block)) * self.tokens_per_frame
         return self.keys[layer, :, :stop], self.values[layer, :, :stop]
 
-    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Keep the current block's clean keys and values; frames that no later block sees are dropped."""
-        for offset, frame in enumerate(self.block):
-            slot = self._slot(frame)
-            if slot is None:
-                continue
-            source = slice(offset * self.tokens_per_frame, (offset + 1) * self.tokens_per_frame)
-            target = slice(slot * self.tokens_per_frame, (slot + 1) * self.tokens_per_frame)
-            self.keys[layer, :, target] = key[:, source]
-            self.values[layer, :, target] = value[:, source]
-
     def advance(self) -> None:
-        """Move on to the next block, after `write` was called for every layer."""
+        """Keep the current block's keys and values, drop frames that no later block sees, and move on."""
+        for source, frame in enumerate(self.block, self._place):
+            slot = self._slot(frame)
+            if slot is None or slot == source:
+                continue
+            for stored in (self.keys, self.values):
+                in_slots = stored.unflatten(2, (-1, self.tokens_per_frame))
+                in_slots[:, :, slot] = in_slots[:, :, source]
         self.position = self.block.stop
+
+    @property
+    def _place(self) -> int:
+        """First slot of the current block.
+
+        Slots fill in order until the window is full; from then on all of them hold frames that the block sees. So the
+        past is always one slice, the block's own place lies directly behind it, and nothing has to be joined.
+        """
+        return min(self.position, self._capacity)
 
     def require_block(self, num_frames: int) -> None:
         """Refuse a call that is not exactly the next block, or that lies past the end of an unlimited cache.

@@ -7,30 +7,36 @@ Shapes: `x` is `[B, F, S, D]`, F latent frames of S tokens each; modulation is p
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_action.generator.attention import Attend, attend_dense
+from lightning_action.generator.attention import attend_dense
 from lightning_action.generator.rope import rotate
 
 KeysValues = tuple[Tensor, Tensor]
-ContextKeysValues = Callable[["CrossAttention"], tuple[KeysValues, ...]]
 
 
-class AtLayer:
-    """A function of (layer, ...) at one layer. Compiled code calls it and knows neither layer nor position in time."""
+class Context(Protocol):
+    """What a layer's tokens attend to: `context.MaskedContext`, or `context.CachedContext`."""
 
-    def __init__(self, function: Callable[..., Any], layer: int) -> None:
-        self.function = function
-        self.layer = layer
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Compute self-attention, all `[B, N, heads, head_dim]`."""
+        ...
 
-    @torch.compiler.disable
-    def __call__(self, *args: Any) -> Any:
-        return self.function(self.layer, *args)
+    def prompt(self, cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
+        """Return the keys and values that this layer's cross-attention sees: a prompt's, and an image's."""
+        ...
+
+
+class KeepsKeysValues(Protocol):
+    """A context that keeps the keys and values of what passes."""
+
+    def write(self, key: Tensor, value: Tensor) -> None:
+        """Keep keys and values, `[B, N, heads, head_dim]`."""
+        ...
 
 
 class RMSNorm(nn.Module):
@@ -67,13 +73,15 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """Attention among the video's tokens; who sees whom is the caller's `attend`."""
+    """Attention among the video's tokens; who sees whom is the context's."""
 
-    def forward(self, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor, context: Context) -> Tensor:
         query = rotate(self.split_heads(self.norm_q(self.q(x))), rotation)
-        key = rotate(self.split_heads(self.norm_k(self.k(x))), rotation)
-        value = self.split_heads(self.v(x))
-        return self.o(attend(query, key, value).flatten(-2))
+        return self.o(context.attend(query, *self.keys_values(x, rotation)).flatten(-2))
+
+    def keys_values(self, x: Tensor, rotation: Tensor) -> KeysValues:
+        """Compute keys and values of tokens `[B, N, D]`."""
+        return rotate(self.split_heads(self.norm_k(self.k(x))), rotation), self.split_heads(self.v(x))
 
 
 class CrossAttention(Attention):
@@ -100,10 +108,10 @@ class CrossAttention(Attention):
         of_image = self.split_heads(self.norm_k_img(self.k_img(image))), self.split_heads(self.v_img(image))
         return of_text, of_image
 
-    def forward(self, x: Tensor, context: tuple[KeysValues, ...]) -> Tensor:
+    def forward(self, x: Tensor, prompt: tuple[KeysValues, ...]) -> Tensor:
         query = self.split_heads(self.norm_q(self.q(x)))
-        attended = attend_dense(query, *context[0])
-        for keys_values in context[1:]:
+        attended = attend_dense(query, *prompt[0])
+        for keys_values in prompt[1:]:
             attended = attended + attend_dense(query, *keys_values)
         return self.o(attended.flatten(-2))
 
@@ -136,28 +144,33 @@ class WanLayer(nn.Module):
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
-    def forward(
-        self, x: Tensor, modulation: Tensor, rotation: Tensor, attend: Attend, context: ContextKeysValues
-    ) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, rotation: Tensor, context: Context) -> Tensor:
         """Apply the layer.
 
         Args:
             x: Tokens of the video, `[B, F, S, D]`.
             modulation: Modulation of time and action, `[B, F, 6, D]`; the layer's own table is added here.
             rotation: Cosines and sines from `rope.rotation`.
-            attend: Function that computes self-attention over `[B, F * S, heads, head_dim]`.
-            context: Function that gives the keys and values that this layer's cross-attention sees: the prompt's, and
-                an image's.
+            context: What the tokens attend to.
 
         Returns:
             Tokens, `[B, F, S, D]`.
         """
         shift_sa, scale_sa, gate_sa, shift_ffn, scale_ffn, gate_ffn = per_token(self.modulation + modulation)
-        attended = self.self_attn((self.norm1(x) * (1 + scale_sa) + shift_sa).flatten(1, 2), rotation, attend)
+        attended = self.self_attn((self.norm1(x) * (1 + scale_sa) + shift_sa).flatten(1, 2), rotation, context)
         x = x + gate_sa * attended.view_as(x)
         # As in Wan, cross-attention has neither shift, scale nor gate.
-        x = x + self.cross_attn(self.norm3(x).flatten(1, 2), context(self.cross_attn)).view_as(x)
+        x = x + self.cross_attn(self.norm3(x).flatten(1, 2), context.prompt(self.cross_attn)).view_as(x)
         return x + gate_ffn * self.ffn(self.norm2(x) * (1 + scale_ffn) + shift_ffn)
+
+    def write(self, x: Tensor, modulation: Tensor, rotation: Tensor, context: KeepsKeysValues) -> None:
+        """Have the context keep what it would in `forward`, and compute nothing else."""
+        shift, scale, *_ = per_token(self.modulation + modulation)
+        context.write(*self.self_attn.keys_values((self.norm1(x) * (1 + scale) + shift).flatten(1, 2), rotation))
+
+    def prompt(self, text: Tensor, image: Tensor | None) -> tuple[KeysValues, ...]:
+        """Compute the keys and values of embedded prompts `[B, L, D]`, and images, that cross-attention sees."""
+        return self.cross_attn.keys_values(text, image)
 
 
 class Head(nn.Module):

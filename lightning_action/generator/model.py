@@ -8,15 +8,15 @@ Shapes: B batch, F latent frames, C channels, H x W latent size, S = (H / p)(W /
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_action.generator.attention import Attend, attend_dense, choose_attention
 from lightning_action.generator.causality import (
     BlockCausality,
     Visibility,
@@ -24,14 +24,26 @@ from lightning_action.generator.causality import (
     block_causal,
     teacher_forcing,
 )
+from lightning_action.generator.context import CachedContext, MaskedContext, TextCache
 from lightning_action.generator.image import NO_IMAGE, ImageCondition, ImageEmbedding
 from lightning_action.generator.kv_cache import KVCache
-from lightning_action.generator.layers import AtLayer, ContextKeysValues, CrossAttention, Head, KeysValues, WanLayer
+from lightning_action.generator.layers import Context, Head, WanLayer
 from lightning_action.generator.rope import rotation
 from lightning_action.ranges import require_numbers
 
-LayerAttend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-LayerContext = Callable[[int, CrossAttention], tuple[KeysValues, ...]]
+
+@dataclass(frozen=True)
+class _Embedded:
+    """Inputs of the layers: tokens `[B, F, S, D]`, modulation `[B, F, 1 or num_layers, 6, D]`, rotation, and time."""
+
+    tokens: Tensor
+    modulation: Tensor
+    rotation: Tensor
+    time: Tensor
+    num_rows: int
+
+    def modulation_of(self, layer: int) -> Tensor:
+        return self.modulation[:, :, layer if self.modulation.shape[2] > 1 else 0]
 
 
 class CausalWanModel(nn.Module):
@@ -246,23 +258,16 @@ class CausalWanModel(nn.Module):
         twice = image.twice_in_time()
         return self._masked_pass(both, timesteps, text, visibility, action_modulation, twice, positions, num_frames)
 
-    def text_cache(self, text: Tensor, image_embeds: Tensor | None = None) -> LayerContext:
-        """Embed prompts (and images) once; each layer's keys and values are computed at its first use and kept."""
+    def text_cache(self, text: Tensor, image_embeds: Tensor | None = None) -> TextCache:
+        """Embed prompts (and images), and compute the keys and values of them that each layer sees."""
         embedded = self._embed_context(text, image_embeds)
-        stored: dict[int, tuple[KeysValues, ...]] = {}
-
-        def keys_values(layer: int, cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
-            if layer not in stored:
-                stored[layer] = cross_attention.keys_values(*embedded)
-            return stored[layer]
-
-        return keys_values
+        return TextCache(tuple(layer.prompt(*embedded) for layer in self._layers))
 
     def denoise(
         self,
         latents: Tensor,
         timestep: Tensor,
-        text: LayerContext,
+        text: TextCache,
         cache: KVCache,
         action_modulation: Tensor | None = None,
         image_channels: Tensor | None = None,
@@ -277,16 +282,13 @@ class CausalWanModel(nn.Module):
             action_modulation: Modulation of the block, as in `forward`.
             image_channels: Channels of the block, as in `ImageCondition`.
         """
-
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return attend_dense(query, *cache.attend_to(layer, key, value))
-
-        return self._cached_pass(latents, timestep, text, cache, attend, action_modulation, image_channels)
+        embedded = self._embed_block(latents, timestep, cache, action_modulation, image_channels)
+        return self._velocity(self._through_layers(embedded, self._cached_contexts(text, cache)), embedded)
 
     def write(
         self,
         latents: Tensor,
-        text: LayerContext,
+        text: TextCache,
         cache: KVCache,
         action_modulation: Tensor | None = None,
         image_channels: Tensor | None = None,
@@ -296,15 +298,11 @@ class CausalWanModel(nn.Module):
         It is one pass more for each block: what the last step of denoising computed came from a block with noise, and
         at another timestep than the past has in `teacher_forcing`.
         """
-
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            attended = attend_dense(query, *cache.attend_to(layer, key, value))
-            # Only now, since it may take the place of a frame that this block still sees.
-            cache.write(layer, key, value)
-            return attended
-
         timestep = latents.new_zeros(latents.shape[:2])
-        self._cached_pass(latents, timestep, text, cache, attend, action_modulation, image_channels)
+        embedded = self._embed_block(latents, timestep, cache, action_modulation, image_channels)
+        *contexts, last = self._cached_contexts(text, cache)
+        tokens = self._through_layers(embedded, contexts)
+        self._layers[-1].write(tokens, embedded.modulation_of(len(contexts)), embedded.rotation, last)
         cache.advance()
 
     def _masked_pass(
@@ -315,87 +313,79 @@ class CausalWanModel(nn.Module):
         visibility: tuple[Visibility, ...],
         action_modulation: Tensor | None,
         image: ImageCondition,
-        positions: tuple[int, ...] | None = None,
+        positions: Sequence[int] | None = None,
         first_out: int = 0,
     ) -> Tensor:
-        tokens = self.tokens_per_frame(*latents.shape[-2:])
-        chosen = choose_attention(visibility, tokens, latents.device)
-        embedded = self._embed_context(text, image.embeds)
+        positions = positions or range(latents.shape[1])
+        embedded = self._embed(latents, timestep, positions, action_modulation, image.channels)
+        context = MaskedContext(visibility, embedded.tokens.shape[2], *self._embed_context(text, image.embeds))
+        return self._velocity(self._through_layers(embedded, [context] * self.num_layers), embedded, first_out)
 
-        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return chosen(query, key, value)
+    def _cached_contexts(self, text: TextCache, cache: KVCache) -> list[CachedContext]:
+        return [CachedContext(*cache.of_layer(layer), prompt) for layer, prompt in enumerate(text.layers)]
 
-        def keys_values(layer: int, cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
-            return cross_attention.keys_values(*embedded)
-
-        positions = positions or tuple(range(latents.shape[1]))
-        return self._run(
-            latents, timestep, positions, attend, keys_values, action_modulation, image.channels, first_out
-        )
-
-    def _cached_pass(
+    def _embed_block(
         self,
         latents: Tensor,
         timestep: Tensor,
-        text: LayerContext,
         cache: KVCache,
-        attend: LayerAttend,
         action_modulation: Tensor | None,
         image_channels: Tensor | None,
-    ) -> Tensor:
+    ) -> _Embedded:
         cache.require_block(latents.shape[1])
-        return self._run(latents, timestep, tuple(cache.block), attend, text, action_modulation, image_channels)
+        # Positions are those in the video, not in this call: a block goes on where its past stopped.
+        return self._embed(latents, timestep, cache.block, action_modulation, image_channels)
 
-    def _run(
+    def _embed(
         self,
         latents: Tensor,
         timestep: Tensor,
-        positions: tuple[int, ...],
-        attend: LayerAttend,
-        text: LayerContext,
+        positions: Sequence[int],
         action_modulation: Tensor | None,
         image_channels: Tensor | None,
-        first_out: int = 0,
-    ) -> Tensor:
-        """Velocity of the frames from `first_out` on."""
+    ) -> _Embedded:
         height, width = latents.shape[-2:]
         self.tokens_per_frame(height, width)
         rows, columns = height // self.patch_size[1], width // self.patch_size[2]
-        # Positions are those in the video, not in this call: a block under a cache goes on where its past stopped.
-        angles = rotation(positions, rows, columns, self.dim // self.num_heads, latents.device)
         time = self._embed_time(timestep)
-        modulation = self.time_projection(time).unflatten(-1, (6, self.dim))
+        modulation = self.time_projection(time).unflatten(-1, (1, 6, self.dim))
         if action_modulation is not None:
             self.require_action_modulation(action_modulation, *modulation.shape[:2])
-        joined = self._join_channels(latents, image_channels)
-        x = rearrange(self.patch_embedding(joined.transpose(1, 2)), "b d f h w -> b f (h w) d")
-        for index, layer in enumerate(self.blocks):
-            x = self._apply_layer(
-                layer,
-                x,
-                self._add_action(modulation, action_modulation, index),
-                angles,
-                AtLayer(attend, index),
-                AtLayer(text, index),
+            # A sum, so that no action (exactly zero) leaves the base model's modulation as it is, to the bit.
+            modulation = modulation + (
+                action_modulation if action_modulation.ndim == 5 else action_modulation[:, :, None]
             )
-        # The clean half of teacher forcing is context alone; nothing is predicted for it.
-        patches = self.head(x[:, first_out:], time[:, first_out:])
-        return rearrange(
-            patches, "b f (h w) (p q c) -> b f c (h p) (w q)", h=rows, p=self.patch_size[1], q=self.patch_size[2]
+        patches = self.patch_embedding(self._join_channels(latents, image_channels).transpose(1, 2))
+        return _Embedded(
+            # Layers keep the order in memory that they find, and every norm would copy tokens in another.
+            tokens=rearrange(patches, "b d f h w -> b f (h w) d").contiguous(),
+            modulation=modulation,
+            rotation=rotation(positions, rows, columns, self.dim // self.num_heads, latents.device),
+            time=time,
+            num_rows=rows,
         )
 
-    def _apply_layer(
-        self, layer: nn.Module, x: Tensor, modulation: Tensor, angles: Tensor, attend: Attend, text: ContextKeysValues
-    ) -> Tensor:
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, x, modulation, angles, attend, text, use_reentrant=False)
-        return layer(x, modulation, angles, attend, text)
+    @property
+    def _layers(self) -> list[WanLayer]:
+        return cast("list[WanLayer]", list(self.blocks))
 
-    def _add_action(self, modulation: Tensor, action_modulation: Tensor | None, layer: int) -> Tensor:
-        if action_modulation is None:
-            return modulation
-        # A sum, so that no action (exactly zero) leaves the base model's modulation as it is, to the bit.
-        return modulation + (action_modulation[:, :, layer] if action_modulation.ndim == 5 else action_modulation)
+    def _through_layers(self, embedded: _Embedded, contexts: Sequence[Context]) -> Tensor:
+        """Pass the first layers, one for each context."""
+        tokens = embedded.tokens
+        for index, context in enumerate(contexts):
+            arguments = tokens, embedded.modulation_of(index), embedded.rotation, context
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(self.blocks[index], *arguments, use_reentrant=False)
+            else:
+                tokens = self.blocks[index](*arguments)
+        return tokens
+
+    def _velocity(self, tokens: Tensor, embedded: _Embedded, first_out: int = 0) -> Tensor:
+        """Velocity of the frames from `first_out` on."""
+        # The clean half of teacher forcing is context alone; nothing is predicted for it.
+        patches = self.head(tokens[:, first_out:], embedded.time[:, first_out:])
+        rows, columns = self.patch_size[1:]
+        return rearrange(patches, "b f (h w) (p q c) -> b f c (h p) (w q)", h=embedded.num_rows, p=rows, q=columns)
 
     def _embed_time(self, timestep: Tensor) -> Tensor:
         # The sinusoids of Vaswani et al. (2017, arXiv:1706.03762), in float64 and with cosines first, as in Wan.

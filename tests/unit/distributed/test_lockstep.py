@@ -21,7 +21,7 @@ from tests.support.small_rollout import EULER, FEW, SHAPE, session
 def test_passes_are_counted_before_they_are_made(num_initial: int, sampler: Any) -> None:
     generator, causality = small_generator(), BlockCausality(3, independent_first_frame=True)
     passes: list[Tensor] = []
-    generator.head.register_forward_hook(lambda module, arguments, output: passes.append(output))
+    generator.patch_embedding.register_forward_hook(lambda module, arguments, output: passes.append(output))
     run = session(generator, torch.randn(2, 6, 9), causality, 7, sampler)
     list(rollout(run, 7, None, torch.randn(2, num_initial, *SHAPE)))
     num_steps = 3 if sampler is FEW else 4

@@ -65,7 +65,7 @@ def test_values_that_are_not_finite_are_refused() -> None:
 def test_asking_for_a_block_generates_it_and_no_more() -> None:
     module, batch = ready(sampling=SAMPLING)
     passes: list[int] = []
-    module.generator.head.register_forward_hook(lambda *_: passes.append(1))
+    module.generator.patch_embedding.register_forward_hook(lambda *_: passes.append(1))
     stream = module.stream_video(batch)
     next(stream)
     known = len(passes)

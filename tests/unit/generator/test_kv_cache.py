@@ -4,11 +4,18 @@ from itertools import product
 
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.kv_cache import KVCache
 
 TOKENS = 2
+
+
+def write(cache: KVCache, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    keys, values = cache.of_layer(layer)
+    keys[:, -key.shape[1] :], values[:, -key.shape[1] :] = key, value
+    return keys, values
 
 
 def walk(causality: BlockCausality, num_frames: int) -> tuple[KVCache, list[tuple[range, list[int]]]]:
@@ -20,13 +27,12 @@ def walk(causality: BlockCausality, num_frames: int) -> tuple[KVCache, list[tupl
         own = torch.tensor([float(frame) for frame in block]).repeat_interleave(TOKENS)
         for layer in range(3):
             key = (own + 1000 * layer)[None, :, None, None].expand(1, -1, 1, 4)
-            keys, values = cache.attend_to(layer, key, -key)
+            keys, values = write(cache, layer, key, -key)
             assert torch.equal(keys, -values)
             frames = (keys[0, ::TOKENS, 0, 0] - 1000 * layer).tolist()
             assert frames[-len(block) :] == [float(frame) for frame in block]
             if layer == 0:
                 seen.append((block, sorted(int(frame) for frame in frames[: -len(block)])))
-            cache.write(layer, key, -key)
         cache.advance()
     return cache, seen
 
@@ -76,8 +82,7 @@ def test_memory_never_moves_or_grows() -> None:
     for _ in range(20):
         key = torch.randn(1, 2 * TOKENS, 1, 4)
         for layer in range(2):
-            cache.attend_to(layer, key, key)
-            cache.write(layer, key, key)
+            write(cache, layer, key, key)
         cache.advance()
     assert (cache.keys.data_ptr(), cache.values.data_ptr(), cache.num_bytes) == before
     assert cache.num_bytes == 2 * 2 * 6 * TOKENS * 4 * 4
@@ -88,8 +93,8 @@ def test_reading_leaves_the_past_alone() -> None:
     causality = BlockCausality(1, 3)
     cache, _ = walk(causality, 5)
     key = torch.full((1, TOKENS, 1, 4), 77.0)
-    first = cache.attend_to(0, key, key)[0].clone()
-    second = cache.attend_to(0, 2 * key, key)[0]
+    first = write(cache, 0, key, key)[0].clone()
+    second = write(cache, 0, 2 * key, key)[0]
     assert torch.equal(first[:, :-TOKENS], second[:, :-TOKENS])
     assert not torch.equal(first[:, -TOKENS:], second[:, -TOKENS:])
 

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_action.generator.attention import attend_dense
-from lightning_action.generator.layers import CrossAttention, Head, KeysValues, RMSNorm, WanLayer, per_token
+from lightning_action.generator.causality import bidirectional
+from lightning_action.generator.context import CachedContext, MaskedContext
+from lightning_action.generator.layers import Head, RMSNorm, WanLayer, per_token
 from lightning_action.generator.rope import rotation
 from tests.support.small_generator import fill
 
@@ -26,21 +27,32 @@ def test_modulation_order_is_shift_scale_gate_twice() -> None:
     modulation = torch.randn(2, 3, 6, 12, dtype=torch.float64)
     angles = rotation((0, 1, 2), 2, 2, 6, torch.device("cpu")).double()
     text = torch.randn(2, 5, 12, dtype=torch.float64)
-
-    def keys_values(cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
-        return cross_attention.keys_values(text)
-
+    context = MaskedContext(bidirectional(3), 4, text)
     shift1, scale1, gate1, shift2, scale2, gate2 = (layer.modulation + modulation).unsqueeze(3).unbind(2)
 
     def norm(tokens: Tensor) -> Tensor:
         return F.layer_norm(tokens, (12,), eps=1e-6)
 
     flat = (norm(x) * (1 + scale1) + shift1).flatten(1, 2)
-    expected = x + gate1 * layer.self_attn(flat, angles, attend_dense).view_as(x)
-    cross = layer.cross_attn(layer.norm3(expected).flatten(1, 2), keys_values(layer.cross_attn))
+    expected = x + gate1 * layer.self_attn(flat, angles, context).view_as(x)
+    cross = layer.cross_attn(layer.norm3(expected).flatten(1, 2), layer.cross_attn.keys_values(text))
     expected = expected + cross.view_as(x)
     expected = expected + gate2 * layer.ffn(norm(expected) * (1 + scale2) + shift2)
-    torch.testing.assert_close(layer(x, modulation, angles, attend_dense, keys_values), expected)
+    torch.testing.assert_close(layer(x, modulation, angles, context), expected)
+
+
+def test_write_keeps_what_forward_keeps() -> None:
+    layer = WanLayer(12, 20, 2, qk_norm=True, cross_attn_norm=True, eps=1e-6)
+    fill(layer)
+    x, modulation, text = torch.randn(2, 3, 4, 12), torch.randn(2, 3, 6, 12), torch.randn(2, 5, 12)
+    angles = rotation((0, 1, 2), 2, 2, 6, torch.device("cpu"))
+    kept = []
+    for method in (layer, layer.write):
+        keys, values = torch.zeros(2, 14, 2, 6), torch.zeros(2, 14, 2, 6)
+        method(x, modulation, angles, CachedContext(keys, values, layer.prompt(text, None)))
+        kept.append((keys, values))
+    assert torch.equal(kept[0][0], kept[1][0]) and torch.equal(kept[0][1], kept[1][1])
+    assert not kept[0][0][:, :2].any() and kept[0][0][:, 2:].all()
 
 
 def test_head_is_modulated_by_the_time_embedding() -> None:

@@ -1,0 +1,81 @@
+"""What the tokens of a layer attend to: frames of the same pass, or those that a cache keeps; and a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_action.generator.attention import attend_dense, choose_attention
+from lightning_action.generator.causality import Visibility
+from lightning_action.generator.layers import CrossAttention, KeysValues
+
+
+class MaskedContext:
+    """Frames of this pass, each of which sees others of it, and embedded prompts; the same for every layer.
+
+    Args:
+        visibility: Rule of which frames see which.
+        tokens_per_frame: Number of tokens of a latent frame.
+        text: Embedded prompts, `[B, L, D]`.
+        image: Embedded images, `[B, L, D]`, for models that see one.
+    """
+
+    def __init__(
+        self, visibility: tuple[Visibility, ...], tokens_per_frame: int, text: Tensor, image: Tensor | None = None
+    ) -> None:
+        self._attend = choose_attention(visibility, tokens_per_frame, text.device)
+        self._text, self._image = text, image
+
+    @torch.compiler.disable
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Compute self-attention, all `[B, N, heads, head_dim]`."""
+        return self._attend(query, key, value)
+
+    def prompt(self, cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
+        """Compute the keys and values that a layer's cross-attention sees."""
+        return cross_attention.keys_values(self._text, self._image)
+
+
+@dataclass(frozen=True)
+class TextCache:
+    """Keys and values of prompts (and images) in every layer: the same for all blocks and timesteps of a video.
+
+    Args:
+        layers: Keys and values that the cross-attention of each layer sees.
+    """
+
+    layers: tuple[tuple[KeysValues, ...], ...]
+
+
+@dataclass(frozen=True)
+class CachedContext:
+    """The past and the present block in the `KVCache`, and prompts in the `TextCache`, of one layer.
+
+    Args:
+        keys: Keys of the past, and behind them the place of the block's, `[B, N, heads, head_dim]`.
+        values: Values, likewise.
+        text: Keys and values that cross-attention sees.
+    """
+
+    keys: Tensor
+    values: Tensor
+    text: tuple[KeysValues, ...]
+
+    @torch.compiler.disable
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Keep the block's keys and values, and compute its attention to the past and itself."""
+        self.write(key, value)
+        return attend_dense(query, self.keys, self.values)
+
+    def write(self, key: Tensor, value: Tensor) -> None:
+        """Put the block's keys and values where attention reads them."""
+        self.keys[:, -key.shape[1] :] = key
+        self.values[:, -value.shape[1] :] = value
+
+    # Compiled layers keep one code for all blocks and layers by not looking into either cache.
+    @torch.compiler.disable
+    def prompt(self, cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
+        """Return the keys and values that were computed with this layer's cross-attention."""
+        return self.text
