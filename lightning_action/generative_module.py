@@ -49,7 +49,6 @@ from lightning_action.distributed.sharding import Sharding, gathered_state_dict,
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import EncodedData, FittedCodec, TextEncoder, VideoCodec
 from lightning_action.generation.clock import Clock
-from lightning_action.generation.rollout import count_passes
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.video import VideoGenerator, stream_pixels, whole_video
 from lightning_action.generator.acceleration import Acceleration, quantize_layers
@@ -244,7 +243,7 @@ class GenerativeModule(L.LightningModule):
         self._require_fits(batch, trains=False)
         blocks = self.causality.split(num_latents(batch, self.schema))
         num_initial = self.sampling.num_initial_latents if has_video(batch) else 0
-        self._in_lockstep.begin(count_passes(blocks, num_initial, self.sampling.num_steps))
+        self._in_lockstep.begin(self.sampling.count_passes(blocks, num_initial))
         clock, overlaps = Clock(self.device), self.acceleration.overlap_decoding
         decoder = self.frozen.decoder(self.device)
         video, latents = whole_video(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from lightning_action.batch import (
     without_action,
     without_actions,
 )
-from lightning_action.diffusion.flow_matching import FlowMatchSchedule
+from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, FlowMatchSchedule, add_noise
 from lightning_action.diffusion.objectives import Objective, Velocities, draw_block_levels, per_frame_error
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
@@ -74,6 +74,7 @@ class FlowMatchingLosses:
         weighting: `bell` weighs noise levels as this family does, `uniform` all alike.
         past_noise: Largest deviation of the noise on the past that blocks see in training.
         seed: Random seed of noise and noise levels.
+        past_timestep: Noise level of the past that blocks see, under teacher forcing; 0 shows it clean.
     """
 
     generator: CausalWanModel
@@ -84,14 +85,16 @@ class FlowMatchingLosses:
     weighting: Literal["bell", "uniform"]
     seed: int
     past_noise: float = 0.0
+    past_timestep: float = 0.0
 
     def of_training(self, encoded: Encoded, epoch: int, batch_idx: int, action_dropout_prob: float) -> Loss:
         """Return the loss of a training step, in which samples lose their actions with the given probability."""
         randoms = self._randoms(encoded, _TRAINING_STREAM, epoch, batch_idx)
         draw = self._draw(encoded.latents, randoms)
         dropped = draw_dropped(action_dropout_prob, randoms)
-        past = _with_noise(encoded.latents, self.past_noise, randoms) if self.past_noise else None
-        return self._loss(encoded, draw, dropped, past)
+        if self.past_noise:
+            draw = replace(draw, past=_with_noise(encoded.latents, self.past_noise, randoms))
+        return self._loss(encoded, draw, dropped)
 
     @torch.no_grad()
     def matched(self, encoded: Encoded, names: Sequence[str] = ("true", "other", "null")) -> dict[str, Loss]:
@@ -122,11 +125,12 @@ class FlowMatchingLosses:
         """Return what the model predicts with all frames at one noise level in [0, 1000], beside what is true."""
         latents = encoded.latents
         timesteps = torch.full(latents.shape[:2], timestep, device=latents.device)
-        noise = _noise(latents, self._randoms(encoded, _PROBE_STREAM, seed))
-        return self._velocities(encoded, noise, timesteps, None)
+        randoms = self._randoms(encoded, _PROBE_STREAM, seed)
+        noise = _noise(latents, randoms)
+        return self._velocities(encoded, noise, timesteps, None, self._past(latents, randoms))
 
-    def _loss(self, encoded: Encoded, draw: _Draw, dropped: Tensor | None = None, past: Tensor | None = None) -> Loss:
-        error = per_frame_error(self._velocities(encoded, draw.noise, draw.timestep, dropped, past))
+    def _loss(self, encoded: Encoded, draw: _Draw, dropped: Tensor | None = None) -> Loss:
+        error = per_frame_error(self._velocities(encoded, draw.noise, draw.timestep, dropped, draw.past))
         return Loss((draw.weight * error).mean(dim=1), error.detach(), draw.timestep)
 
     def _velocities(
@@ -135,7 +139,7 @@ class FlowMatchingLosses:
         noise: Tensor,
         timestep: Tensor,
         dropped: Tensor | None,
-        past: Tensor | None = None,
+        past: Tensor | None,
     ) -> Velocities:
         batch, latents, text = encoded.batch, encoded.latents, encoded.text
         absent = without_action(batch)
@@ -144,13 +148,20 @@ class FlowMatchingLosses:
         modulation = self.conditioning.of_known_video(
             batch.get("action"), infers_actions(batch), latents, text, self.causality, dropped
         )
-        seen = {} if past is None else {"past": past}
+        seen: dict[str, Any] = {} if past is None else {"past": past, "past_timestep": self.past_timestep}
         return self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation, **seen)
 
     def _draw(self, latents: Tensor, randoms: Sequence[torch.Generator]) -> _Draw:
         timestep, weight = draw_block_levels(self.schedule, latents.shape[1], self.causality, randoms)
         weight = weight if self.weighting == "bell" else torch.ones_like(weight)
-        return _Draw(_noise(latents, randoms), timestep.to(latents.device), weight.to(latents.device))
+        noise = _noise(latents, randoms)
+        return _Draw(noise, timestep.to(latents.device), weight.to(latents.device), self._past(latents, randoms))
+
+    def _past(self, latents: Tensor, randoms: Sequence[torch.Generator]) -> Tensor | None:
+        if not self.past_timestep:
+            return None
+        level = torch.full(latents.shape[:2], self.past_timestep / NUM_TRAIN_TIMESTEPS, device=latents.device)
+        return add_noise(latents, _noise(latents, randoms), level)
 
     def _randoms(self, encoded: Encoded, *numbers: int) -> list[torch.Generator]:
         return [generator_for(self.seed, *numbers, sample) for sample in encoded.batch["sample_id"].tolist()]
@@ -161,6 +172,7 @@ class _Draw:
     noise: Tensor
     timestep: Tensor
     weight: Tensor
+    past: Tensor | None
 
 
 def _noise(latents: Tensor, randoms: Sequence[torch.Generator]) -> Tensor:

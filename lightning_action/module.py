@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_action.batch import Batch, first_samples, has_actions, kinds_in
 from lightning_action.checkpoints.lora import split_parameters
-from lightning_action.diffusion.objectives import OBJECTIVES, training_visibility
+from lightning_action.diffusion.objectives import OBJECTIVES, teacher_forcing, training_visibility
 from lightning_action.evaluation.obedience import ObedienceTest, StateReader, wins
 from lightning_action.evaluation.report import format_table, write_report
 from lightning_action.generative_module import GenerativeModule
@@ -69,6 +69,8 @@ class ActionVideoModule(GenerativeModule):
         require_numbers({"past_noise": past_noise}, 0)
         if past_noise and objective != "teacher_forcing":
             raise ValueError(f"past_noise is for teacher_forcing: under {objective} the past is noisy already")
+        if past_noise and self._past_timestep:
+            raise ValueError("past_noise is for sampling.context clean: that of last_step is noisy already")
         self.objective = OBJECTIVES[objective]
         self.past_noise = past_noise
         self.loss_weighting = loss_weighting
@@ -91,7 +93,13 @@ class ActionVideoModule(GenerativeModule):
             weighting=self.loss_weighting,
             seed=self.seed,
             past_noise=self.past_noise,
+            past_timestep=self._past_timestep if self.objective is teacher_forcing else 0.0,
         )
+
+    @property
+    def _past_timestep(self) -> float:
+        """Noise level of the past in the cache of a rollout, which training shows too."""
+        return 0.0 if self.sampling.context == "clean" else self.sampling.last_timestep(self.schedule)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, or one that trained other parameters, before anything is loaded."""

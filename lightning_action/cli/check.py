@@ -69,7 +69,7 @@ _TITLES = {
     "adamw_moments": "training: moments of AdamW",
     "activations": "training: activations, {compute_dtype}, {checkpointed}",
     "one_pass": "one pass of a block of {frames_per_block}, which sees {frames_seen} latent frames",
-    "block": "a block generated ({num_steps} steps + 1 clean pass{branches})",
+    "block": "a block generated ({num_steps} steps + {num_clean_passes} clean pass{branches})",
     "pixel_frame": "for each pixel frame of it",
     "prompt": "the prompt, once a video",
     "training_step": "a training step (batch of {batch_size}, {num_training_passes} x forward)",

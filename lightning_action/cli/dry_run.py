@@ -147,6 +147,7 @@ def settings(module: ActionVideoModule, sizes: Geometry, precision: Precision) -
     return {
         "batch_size": sizes.batch_size,
         "num_steps": module.sampling.num_steps,
+        "num_clean_passes": module.sampling.num_passes - module.sampling.num_steps,
         "num_branches": _num_branches(module),
         "num_training_passes": num_passes_of_training(module.generator),
         "activation_checkpointing": module.generator.activation_checkpointing,
@@ -193,8 +194,7 @@ def flops(module: ActionVideoModule, sizes: Geometry) -> dict[str, Flops]:
     generator, tokens = module.generator, sizes.tokens_per_frame
     last = module.causality.split(sizes.num_latents)[-1]
     one_pass = video_flops(generator, (Visibility(last, (*module.causality.past(last), last)),), tokens)
-    # The clean pass writes the block's keys and values into the cache.
-    block = one_pass * ((module.sampling.num_steps + 1) * _num_branches(module))
+    block = one_pass * (module.sampling.num_passes * _num_branches(module))
     training = training_flops(generator, _training_visibility(module, sizes), tokens)
     return {
         "one_pass": one_pass,

@@ -38,6 +38,7 @@ def teacher_forcing(
     action_modulation: Tensor | None,
     image: ImageCondition = NO_IMAGE,
     past: Tensor | None = None,
+    past_timestep: float = 0.0,
 ) -> Velocities:
     """Denoise each block given the clean past: what it will see through the cache, were its own past perfect.
 
@@ -53,10 +54,11 @@ def teacher_forcing(
         action_modulation: Modulation as in `CausalWanModel.forward`.
         image: Condition as in `CausalWanModel.forward`.
         past: Latents that blocks see in place of `clean`.
+        past_timestep: Noise level that these are passed at.
     """
     noisy = add_noise(clean, noise, timestep / NUM_TRAIN_TIMESTEPS)
     velocity = generator.teacher_forcing(
-        clean if past is None else past, noisy, timestep, text, causality, action_modulation, image
+        clean if past is None else past, noisy, timestep, text, causality, action_modulation, image, past_timestep
     )
     return Velocities(velocity, noise - clean)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain, repeat
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from lightning_action.action.conditioning import BlockModulation
 from lightning_action.diffusion.noise import NoiseSource
 from lightning_action.diffusion.samplers import Sampler, guide
+from lightning_action.generation.sampling import BlockContext
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.kv_cache import KVCache
@@ -23,6 +25,9 @@ from lightning_action.generator.model import CausalWanModel
 
 class CausalRollout:
     """One batch of videos while they are being generated.
+
+    A block is handed over as soon as it is clean. The pass that writes it into the cache comes when the next one is
+    asked for, or before that with `write_pending`; after the last block it never comes.
 
     With an action guidance scale other than 0 and 1 the null branch (no action, the past included) runs beside the
     action branch as a second half of the batch, with its own half of the cache.
@@ -37,6 +42,8 @@ class CausalRollout:
         num_frames: Longest video, in latent frames; only matters where the window is unlimited.
         action_guidance_scale: Weight w in `v_null + w (v_action - v_null)`; 1 is plain conditioning and costs one pass.
         image: Condition that an image-to-video model sees besides, its channels for the whole video.
+        context: What later blocks see of a generated one, see `Sampling`.
+        first_sampler: Way to the first block that is generated, if it is another.
     """
 
     def __init__(
@@ -50,11 +57,15 @@ class CausalRollout:
         num_frames: int,
         action_guidance_scale: float = 1.0,
         image: ImageCondition = NO_IMAGE,
+        context: BlockContext = "clean",
+        first_sampler: Sampler | None = None,
     ) -> None:
         self.generator = generator
-        self.sampler = sampler
+        self._samplers = chain([first_sampler or sampler], repeat(sampler))
         self.noise = noise
         self.action_guidance_scale = action_guidance_scale
+        self.context = context
+        self._pending: tuple[Tensor, Tensor | None] | None = None
         self.nothing = text.new_zeros(len(text), 0, *latent_shape)
         self._guided = action_guidance_scale not in (0.0, 1.0)
         self._image = image.twice_in_batch() if self._guided else image
@@ -74,20 +85,31 @@ class CausalRollout:
     @property
     def block(self) -> range:
         """The latent frames that come next."""
-        return self.cache.block
+        here = self.cache.block
+        return here if self._pending is None else self.cache.causality.block_after(here.stop)
 
     def append(self, latents: Tensor, action_modulation: Tensor | None = None) -> None:
         """Take the next block of a known video, `[B, block, C, H, W]`, with its modulation `[B, block, ..., 6, D]`."""
+        self.write_pending()
+        self.cache.require_block(latents.shape[1])
+        self._pending = latents, action_modulation
+
+    def write_pending(self) -> None:
+        """Write the last block into the cache now, while nobody waits for the next one."""
+        if self._pending is None:
+            return
+        latents, action_modulation = self._pending
+        self._pending = None
         self.generator.write(
             self._both_branches(latents),
             self._text,
             self.cache,
             self._branch_modulation(action_modulation),
-            self._image.of_frames(self.block),
+            self._image.of_frames(self.cache.block),
         )
 
     def next_block(self, action_modulation: Tensor | None = None, known: Tensor | None = None) -> Tensor:
-        """Generate the next block and append it.
+        """Generate the next block.
 
         Args:
             action_modulation: Modulation of the block, `[B, block, ..., 6, D]`.
@@ -97,10 +119,14 @@ class CausalRollout:
         Returns:
             Clean latents, `[B, block, C, H, W]`, the known ones included.
         """
+        self.write_pending()
         modulation = self._branch_modulation(action_modulation)
-        clean = self.sampler(partial(self._velocity, modulation, known), partial(self.noise, self.block))
-        clean = hold(clean, known)
-        self.append(clean, action_modulation)
+        sampler = next(self._samplers)
+        clean = hold(sampler(partial(self._velocity, modulation, known), partial(self.noise, self.block)), known)
+        if self.context == "clean":
+            self._pending = clean, action_modulation
+        else:
+            self.cache.advance()
         return clean
 
     def _velocity(self, modulation: Tensor | None, known: Tensor | None, noisy: Tensor, timestep: float) -> Tensor:
@@ -183,11 +209,6 @@ def rollout(
         if callable(action_modulation):
             history.append(latents)
         yield latents
-
-
-def count_passes(blocks: list[range], num_initial: int, num_steps: int) -> int:
-    """Passes through the generator that a rollout makes: one for a known block, one more than steps for another."""
-    return sum(1 if block.stop <= num_initial else num_steps + 1 for block in blocks)
 
 
 def _check_initial(latents: Tensor, num_frames: int) -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal, get_args
 
-from lightning_action.diffusion.flow_matching import FlowMatchSchedule, check_denoising_steps
+from lightning_action.diffusion.flow_matching import (
+    NUM_TRAIN_TIMESTEPS,
+    FlowMatchSchedule,
+    check_denoising_steps,
+)
 from lightning_action.diffusion.samplers import Sampler, euler, few_step
 from lightning_action.ranges import require_numbers
+
+BlockContext = Literal["clean", "last_step"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,11 @@ class Sampling:
         num_initial_latents: Number of latent frames taken from the batch's video; the rest is generated. 0 starts from
             the prompt.
         seed: Random seed of the noise; each frame of each sample has its own stream.
+        context: What later blocks see of a generated one: its `clean` keys and values, which cost a pass, or those that
+            the `last_step` of denoising has computed from its noisy input. A model follows the latter well if it was
+            trained so: `fit` with the same setting trains so, under teacher forcing.
+        first_num_inference_steps: Number of Euler steps of the first block that is generated; None takes as many.
+        first_denoising_step_list: Timesteps of the first block that is generated; None takes the same.
     """
 
     num_inference_steps: int = 8
@@ -32,19 +45,46 @@ class Sampling:
     action_guidance_scale: float = 1.0
     num_initial_latents: int = 1
     seed: int = 0
+    context: BlockContext = "clean"
+    first_num_inference_steps: int | None = None
+    first_denoising_step_list: list[float] | None = None
 
     def __post_init__(self) -> None:
         require_numbers({"num_inference_steps": self.num_inference_steps}, 1, whole=True)
+        if self.first_num_inference_steps is not None:
+            require_numbers({"first_num_inference_steps": self.first_num_inference_steps}, 1, whole=True)
         require_numbers({"num_initial_latents": self.num_initial_latents}, 0, whole=True)
         require_numbers({"sampling.seed": self.seed}, 0, 2**63 - 1, whole=True)
         require_numbers({"action_guidance_scale": self.action_guidance_scale})
-        if self.denoising_step_list is not None:
-            check_denoising_steps(self.denoising_step_list)
+        if self.context not in get_args(BlockContext):
+            raise ValueError(f"sampling.context must be clean or last_step, got {self.context!r}")
+        for steps in (self.denoising_step_list, self.first_denoising_step_list):
+            if steps is not None:
+                check_denoising_steps(steps)
 
     @property
     def num_steps(self) -> int:
         """Number of passes that denoise a block."""
         return self.num_inference_steps if self.denoising_step_list is None else len(self.denoising_step_list)
+
+    @property
+    def num_passes(self) -> int:
+        """Number of passes that a block costs: those that denoise it, and the one that writes it where it is clean."""
+        return self.num_steps + (self.context == "clean")
+
+    def count_passes(self, blocks: Sequence[range], num_initial: int) -> int:
+        """Count the passes of a rollout: the steps, and one that writes each block that another follows.
+
+        Args:
+            blocks: Latent frames of each block.
+            num_initial: Number of latent frames that are known.
+        """
+        known = [block.stop <= num_initial for block in blocks]
+        num_written = sum(is_known or self.context == "clean" for is_known in known[:-1])
+        if all(known):
+            return num_written
+        num_later = len(known) - sum(known) - 1
+        return num_written + self._of_first_block().num_steps + num_later * self.num_steps
 
     def sampler(self, schedule: FlowMatchSchedule) -> Sampler:
         """Build the sampler that these settings describe."""
@@ -52,3 +92,20 @@ class Sampling:
             return partial(euler, sigmas=schedule.euler_sigmas(self.num_inference_steps))
         timesteps = schedule.denoising_timesteps(self.denoising_step_list, self.warp_denoising_step)
         return partial(few_step, timesteps=timesteps, schedule=schedule)
+
+    def first_sampler(self, schedule: FlowMatchSchedule) -> Sampler:
+        """Build the sampler of the first block that is generated."""
+        return self._of_first_block().sampler(schedule)
+
+    def last_timestep(self, schedule: FlowMatchSchedule) -> float:
+        """Compute the timestep of the last pass that denoises a block, in [0, 1000]."""
+        if self.denoising_step_list is None:
+            return float(schedule.euler_sigmas(self.num_inference_steps)[-2]) * NUM_TRAIN_TIMESTEPS
+        return schedule.denoising_timesteps(self.denoising_step_list, self.warp_denoising_step)[-1]
+
+    def _of_first_block(self) -> Sampling:
+        return replace(
+            self,
+            num_inference_steps=self.first_num_inference_steps or self.num_inference_steps,
+            denoising_step_list=self.first_denoising_step_list or self.denoising_step_list,
+        )

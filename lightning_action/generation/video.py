@@ -75,6 +75,8 @@ class VideoGenerator:
             num_frames,
             self.sampling.action_guidance_scale,
             image,
+            self.sampling.context,
+            self.sampling.first_sampler(self.schedule),
         )
         return rollout(session, num_frames, modulation, initial)
 

@@ -229,6 +229,7 @@ class CausalWanModel(nn.Module):
         causality: BlockCausality,
         action_modulation: Tensor | None = None,
         image: ImageCondition = NO_IMAGE,
+        clean_timestep: float = 0.0,
     ) -> Tensor:
         """Predict noisy blocks that see the clean past (timestep 0, its own actions), as they do through a cache.
 
@@ -242,6 +243,8 @@ class CausalWanModel(nn.Module):
             causality: Block size, window and sink.
             action_modulation: Modulation as in `forward`; it serves both halves.
             image: Condition as in `forward`; it serves both halves.
+            clean_timestep: Noise level of the clean half, where a cache holds other keys and values than those that
+                `write` computes, at 0.
 
         Returns:
             Velocity of the noisy half, `[B, F, out_dim, H, W]`.
@@ -249,8 +252,7 @@ class CausalWanModel(nn.Module):
         num_frames = noisy.shape[1]
         visibility = teacher_forcing(num_frames, causality)
         both = torch.cat([clean, noisy], dim=1)
-        # Timestep 0 as in `write`, so that keys and values of the past are those that a cache will hold.
-        timesteps = torch.cat([torch.zeros_like(timestep), timestep], dim=1)
+        timesteps = torch.cat([torch.full_like(timestep, clean_timestep), timestep], dim=1)
         if action_modulation is not None:
             action_modulation = torch.cat([action_modulation, action_modulation], dim=1)
         # A noisy frame stands where its clean copy stands: its distance to the past is that of generation.

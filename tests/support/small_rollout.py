@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -29,6 +30,7 @@ def session(
     samples: tuple[int, ...] = (4, 9),
     guidance: float = 1.0,
     image: ImageCondition = NO_IMAGE,
+    **settings: Any,
 ) -> CausalRollout:
     noise = frame_noise(7, samples, SHAPE)
-    return CausalRollout(generator, text, causality, sampler, noise, SHAPE, num_frames, guidance, image)
+    return CausalRollout(generator, text, causality, sampler, noise, SHAPE, num_frames, guidance, image, **settings)

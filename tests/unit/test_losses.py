@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_action.generation.sampling import Sampling
 from lightning_action.generator import causality
 from lightning_action.generator.cost import training_flops
 from lightning_action.losses import Encoded, Loss
@@ -92,3 +93,19 @@ def test_operations_of_a_training_step(objective: str) -> None:
     assert module.flops_per_batch == 0, "before the first step"
     module.training_step(batch, 0)
     assert module.flops_per_batch == 2 * one.total
+
+
+def test_a_rollout_without_clean_passes_is_trained_for() -> None:
+    sampling = Sampling(denoising_step_list=[1000, 500, 250], context="last_step")
+    (plain, both), (skipping, _) = ready(), ready(sampling=sampling)
+    assert skipping.losses.past_timestep == sampling.last_timestep(skipping.schedule) > 0
+    before, after = training_loss(plain, both), training_loss(skipping, both)
+    assert torch.equal(before.timestep, after.timestep)
+    # The first block has no past.
+    torch.testing.assert_close(before.per_frame[:, 0], after.per_frame[:, 0])
+    assert bool((before.per_frame[:, 1:] != after.per_frame[:, 1:]).all())
+    assert not torch.equal(plain.matched_losses(both)["true"], skipping.matched_losses(both)["true"])
+    assert not torch.equal(plain.predict_velocity(both, 600.0, 3)[0], skipping.predict_velocity(both, 600.0, 3)[0])
+    assert ready(sampling=sampling, objective="diffusion_forcing")[0].losses.past_timestep == 0
+    with pytest.raises(ValueError, match="past_noise is for sampling.context clean"):
+        ready(sampling=sampling, past_noise=0.5)

@@ -134,6 +134,7 @@ def test_settings() -> None:
     assert settings(guided, geometry(guided, batch_of(), trains=True), precision) == {
         "batch_size": 3,
         "num_steps": 2,
+        "num_clean_passes": 1,
         "num_branches": 2,
         "num_training_passes": 3,
         "activation_checkpointing": False,

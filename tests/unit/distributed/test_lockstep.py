@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_action.distributed.lockstep import Lockstep, idle_pass
-from lightning_action.generation.rollout import count_passes, rollout
+from lightning_action.generation.rollout import rollout
+from lightning_action.generation.sampling import BlockContext, Sampling
 from lightning_action.generator.causality import BlockCausality
 from tests.support.small_generator import small_generator
 from tests.support.small_rollout import EULER, FEW, SHAPE, session
@@ -17,15 +18,16 @@ from tests.support.small_rollout import EULER, FEW, SHAPE, session
 
 @pytest.mark.parametrize("num_initial", [0, 2, 3, 4, 7])
 @pytest.mark.parametrize("sampler", [FEW, EULER], ids=["few", "euler"])
+@pytest.mark.parametrize("context", ["clean", "last_step"])
 @torch.no_grad()
-def test_passes_are_counted_before_they_are_made(num_initial: int, sampler: Any) -> None:
+def test_passes_are_counted_before_they_are_made(num_initial: int, sampler: Any, context: BlockContext) -> None:
     generator, causality = small_generator(), BlockCausality(3, independent_first_frame=True)
     passes: list[Tensor] = []
     generator.patch_embedding.register_forward_hook(lambda module, arguments, output: passes.append(output))
-    run = session(generator, torch.randn(2, 6, 9), causality, 7, sampler)
+    run = session(generator, torch.randn(2, 6, 9), causality, 7, sampler, context=context)
     list(rollout(run, 7, None, torch.randn(2, num_initial, *SHAPE)))
-    num_steps = 3 if sampler is FEW else 4
-    assert len(passes) == count_passes(causality.split(7), num_initial, num_steps)
+    sampling = Sampling(num_inference_steps=3 if sampler is FEW else 4, context=context)
+    assert len(passes) == sampling.count_passes(causality.split(7), num_initial)
 
 
 @pytest.mark.parametrize("changes", [{}, {"image_dim": 8, "in_dim": 9}, {"image_dim": 8, "num_image_positions": 4}])

@@ -305,3 +305,56 @@ def test_compiled_layers_serve_every_block_with_one_code() -> None:
     assert torch.equal(compiled, expected)
     with pytest.raises(RuntimeError, match="recompile"), torch.compiler.set_stance("fail_on_recompile"):
         video(session(generator, x["text"], BlockCausality(1), 2), 2, modulation[:, :2])
+
+
+@torch.no_grad()
+def test_a_block_is_handed_over_before_it_is_written() -> None:
+    generator, x, causality = small_generator(), small_inputs(6), BlockCausality(2)
+    passes: list[int] = []
+    generator.patch_embedding.register_forward_hook(lambda *_: passes.append(1))
+    run = session(generator, x["text"], causality, 6)
+    blocks = [run.next_block()]
+    assert (len(passes), run.block, run.cache.block) == (3, range(2, 4), range(2))
+    run.write_pending()
+    run.write_pending()
+    assert (len(passes), run.block, run.cache.block) == (4, range(2, 4), range(2, 4))
+    blocks += [run.next_block(), run.next_block()]
+    assert len(passes) == 3 + 1 + 3 + 1 + 3, "nobody asks for what follows the last block"
+    assert torch.equal(torch.cat(blocks, 1), video(session(generator, x["text"], causality, 6), 6))
+
+
+@pytest.mark.parametrize("causality", [BlockCausality(2, 4), BlockCausality(1, 5, 2), BlockCausality(3)])
+@torch.no_grad()
+def test_keys_and_values_of_the_last_step_stay(causality: BlockCausality) -> None:
+    """Later blocks see earlier ones as their last step saw them, which teacher forcing can show as well."""
+    generator, x, last = small_generator(), small_inputs(6), 400.0
+    inputs: list[Tensor] = []
+
+    def one_step(velocity: Any, noise: Any) -> Tensor:
+        inputs.append(noise(0))
+        predicted.append(velocity(inputs[-1], last))
+        return inputs[-1] - 0.4 * predicted[-1]
+
+    predicted: list[Tensor] = []
+    run = session(generator, x["text"], causality, 6, one_step, context="last_step")
+    list(rollout(run, 6, x["modulation"]))
+    noisy = torch.cat(inputs, dim=1)
+    timestep = torch.full(noisy.shape[:2], last)
+    arguments = noisy, noisy, timestep, x["text"], causality, x["modulation"], NO_IMAGE
+    torch.testing.assert_close(
+        torch.cat(predicted, dim=1), generator.teacher_forcing(*arguments, last), atol=1e-5, rtol=0
+    )
+    assert (torch.cat(predicted, dim=1) - generator.teacher_forcing(*arguments)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_the_first_block_that_is_generated_has_a_sampler_of_its_own() -> None:
+    generator, x = small_generator(), small_inputs(6)
+    asked: list[str] = []
+
+    def named(name: str) -> Sampler:
+        return lambda velocity, noise: asked.append(name) or velocity(noise(0), 1000.0)  # type: ignore[func-returns-value]
+
+    run = session(generator, x["text"], BlockCausality(2), 6, named("later"), first_sampler=named("first"))
+    list(rollout(run, 6, None, x["clean"][:, :2]))
+    assert asked == ["first", "later"]

@@ -54,3 +54,32 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 def test_passes_that_denoise_a_block() -> None:
     assert Sampling(num_inference_steps=7).num_steps == 7
     assert Sampling(num_inference_steps=7, denoising_step_list=[1000, 500, 250]).num_steps == 3
+
+
+def test_passes_of_a_rollout_with_other_steps_for_its_first_block() -> None:
+    blocks = [range(0, 1), range(1, 4), range(4, 7), range(7, 10)]
+    plain = Sampling(num_inference_steps=4)
+    assert (plain.num_passes, plain.count_passes(blocks, 1)) == (5, 1 + 5 + 5 + 4)
+    assert [plain.count_passes(blocks, known) for known in (0, 9, 10)] == [19, 3 + 4, 3]
+    skipping = Sampling(num_inference_steps=2, context="last_step", first_num_inference_steps=4)
+    assert (skipping.num_passes, skipping.count_passes(blocks, 1)) == (2, 1 + 4 + 2 + 2)
+    listed = Sampling(denoising_step_list=[1000, 500], first_denoising_step_list=[1000, 750, 250])
+    assert listed.count_passes(blocks, 0) == 4 + 3 * 3 - 1
+
+
+def test_the_first_block_may_have_other_steps() -> None:
+    sampling = Sampling(num_inference_steps=1, first_num_inference_steps=3)
+    assert sampling.first_sampler(SCHEDULE).keywords["sigmas"] == SCHEDULE.euler_sigmas(3)  # type: ignore[attr-defined]
+    assert sampling.sampler(SCHEDULE).keywords["sigmas"] == SCHEDULE.euler_sigmas(1)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(num_inference_steps=3), Sampling(denoising_step_list=[1000, 400])])
+def test_the_last_timestep_is_that_of_the_last_pass(sampling: Sampling) -> None:
+    assert sampling.last_timestep(SCHEDULE) == pytest.approx(told_timesteps(sampling)[-1])
+
+
+def test_a_context_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be clean or last_step, got 'noisy'"):
+        Sampling(context="noisy")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="first_num_inference_steps must be"):
+        Sampling(first_num_inference_steps=0)
