@@ -79,6 +79,8 @@ def choose_attention(
 
 
 _SMALL_BLOCK = 32
+# Queries, and keys, that FlexAttention takes or leaves together.
+_TILE = 128
 
 
 @lru_cache(maxsize=32)
@@ -103,15 +105,38 @@ def _token_mask(visibility: tuple[Visibility, ...], tokens_per_frame: int, devic
 
 @lru_cache(maxsize=8)
 def _flex_mask(visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
+    """Build the block mask from whole frames; a mask of all pairs of tokens would take gigabytes on the way."""
+    from torch.nn.attention.flex_attention import BlockMask
 
     def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return frames[q // tokens_per_frame, k // tokens_per_frame]
 
     with torch.inference_mode(False):
-        frames = frame_mask(visibility).to(device)
-        tokens = frames.shape[0] * tokens_per_frame
-        return create_block_mask(sees, B=None, H=None, Q_LEN=tokens, KV_LEN=tokens, device=str(device))
+        mask = frame_mask(visibility)
+        frames, num_tokens = mask.to(device), len(mask) * tokens_per_frame
+        counts = _tokens_in_tiles(len(mask), tokens_per_frame)
+        pairs = counts @ mask.long() @ counts.T
+        partial, full = (pairs > 0) & (pairs < _TILE**2), pairs == _TILE**2
+        return BlockMask.from_kv_blocks(
+            *_ordered(partial, device),
+            *_ordered(full, device),
+            BLOCK_SIZE=_TILE,
+            mask_mod=sees,
+            seq_lengths=(num_tokens, num_tokens),
+        )
+
+
+def _tokens_in_tiles(num_frames: int, tokens_per_frame: int) -> Tensor:
+    """Count the tokens of each frame in each tile, `[tiles, frames]`."""
+    starts = torch.arange(0, num_frames * tokens_per_frame, _TILE)[:, None]
+    first = torch.arange(num_frames) * tokens_per_frame
+    return (torch.minimum(starts + _TILE, first + tokens_per_frame) - torch.maximum(starts, first)).clamp_min(0)
+
+
+def _ordered(tiles: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Number of key tiles of each query tile, `[1, 1, tiles]`, and places, theirs first, `[1, 1, tiles, tiles]`."""
+    places = tiles.int().argsort(dim=-1, descending=True, stable=True)
+    return tiles.sum(-1, dtype=torch.int32)[None, None].to(device), places.int()[None, None].to(device)
 
 
 @lru_cache(maxsize=1)

@@ -64,6 +64,21 @@ def test_flex_attention_agrees_below_at_and_above_a_multiple_of_128(
     torch.testing.assert_close(out, by_hand(plan, tokens, query, key, value), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("name", list(PLANS))
+@pytest.mark.parametrize("tokens", [1, 15, 16, 100, 128, 300])
+def test_a_block_mask_of_frames_is_that_of_their_tokens(name: str, tokens: int) -> None:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    plan = PLANS[name]
+    frames = attention.frame_mask(plan)
+    found = attention._flex_mask(plan, tokens, torch.device("cpu"))
+    size = len(frames) * tokens
+    expected = create_block_mask(lambda b, h, q, k: frames[q // tokens, k // tokens], None, None, size, size, "cpu")
+    assert found.shape == expected.shape and found.BLOCK_SIZE == expected.BLOCK_SIZE
+    for part in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices"):
+        assert torch.equal(getattr(found, part), getattr(expected, part)), part
+
+
 def test_gradients_agree() -> None:
     plan = PLANS["teacher_forcing"]
     grads = []
