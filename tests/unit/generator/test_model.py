@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from lightning_action.generation.rollout import rollout
 from lightning_action.generator import attention
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
 from tests.support.small_generator import small_generator, small_inputs
+from tests.support.small_rollout import session
 
 CAUSALITIES = [
     BlockCausality(1),
@@ -152,3 +159,57 @@ def test_half_a_patch_is_refused() -> None:
     generator, x = small_generator(), small_inputs(2, height=5)
     with pytest.raises(ValueError, match="5 x 3 are not a whole number of patches of 2 x 1"):
         generator(x["noisy"], x["timestep"], x["text"])
+
+
+@pytest.mark.parametrize("mode", ["block_causal", "teacher_forcing", "cached"])
+@torch.no_grad()
+def test_tokens_are_contiguous_in_every_layer(mode: str) -> None:
+    generator, x, causality = small_generator(), small_inputs(6), BlockCausality(3)
+    seen: list[bool] = []
+    for layer in generator.blocks:
+        layer.register_forward_hook(lambda _, given, out: seen.extend([given[0].is_contiguous(), out.is_contiguous()]))
+    if mode == "cached":
+        list(rollout(session(generator, x["text"], causality, 6), 6))
+    else:
+        run(generator, mode, x, causality)
+    assert seen and all(seen)
+
+
+class Trace(TorchDispatchMode):
+    """Operations with their numbers, and the shapes, strides and places in the cache of their tensors."""
+
+    def __init__(self, cache: KVCache) -> None:
+        super().__init__()
+        self.operations: list[tuple[str, ...]] = []
+        self._cache = [stored.untyped_storage().data_ptr() for stored in (cache.keys, cache.values)]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations.append((str(func), *map(self._told, tree_leaves((args, kwargs)))))
+        return func(*args, **(kwargs or {}))
+
+    def _told(self, value: Any) -> str:
+        if not isinstance(value, Tensor):
+            return str(value)
+        is_cached = value.untyped_storage().data_ptr() in self._cache
+        return f"{list(value.shape)} {value.stride()} {value.storage_offset() if is_cached else ''}"
+
+
+@pytest.mark.parametrize("causality", [BlockCausality(2, 6, 2), BlockCausality(1, 4)])
+@torch.no_grad()
+def test_behind_a_full_window_every_pass_is_the_same_computation(causality: BlockCausality) -> None:
+    """What a captured graph needs: but for the positions that rotation counts from, no block differs from another."""
+    generator, x, size = small_generator(), small_inputs(2, batch_size=1), causality.num_frame_per_block
+    text, block = generator.text_cache(x["text"][:1]), x["noisy"][:1, :size]
+    cache = KVCache(2, 1, 3, 12, 6, 99, causality)
+    traces: list[list[tuple[str, ...]]] = []
+    for _ in range(9):
+        for _ in range(2):
+            with Trace(cache) as trace:
+                generator.denoise(block, torch.full((1, size), 500.0), text, cache)
+            traces.append([operation for operation in trace.operations if operation[0] != "aten.arange.start"])
+        generator.write(block, text, cache)
+    # The first pass of a block makes its rotation, which the others keep.
+    first, later = traces[-8::2], traces[-7::2]
+    assert all(trace == first[0] for trace in first) and all(trace == later[0] for trace in later)
+    assert traces[0] != first[0], "a window that fills is seen to differ"
+    assert not any("_local_scalar_dense" in name for name, *_ in first[0])
