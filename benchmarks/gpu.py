@@ -2,22 +2,25 @@
 
 `docs/benchmarks.md` says what each figure means. One flag for each optimization, so that its gain is visible:
 
-    python benchmarks/gpu.py --device cuda --json plain.json
-    python benchmarks/gpu.py --device cuda --compile default --overlap --json fast.json
+    python -m benchmarks.gpu --device cuda --json plain.json
+    python -m benchmarks.gpu --device cuda --only generation --compile default --overlap --json fast.json
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from time import perf_counter
 from typing import Any, get_args
 
@@ -25,207 +28,80 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.profiler import ProfilerActivity, profile
 
-from lightning_action import ActionModulationProjection, BlockCausality, CausalRollout, CausalWanModel
+from benchmarks._gpu_bench import (
+    FRAMES_PER_LATENT,
+    NUM_FRAME_PER_BLOCK,
+    TOY,
+    Bench,
+    Options,
+    Sizes,
+    causality,
+    codec_named,
+    peers,
+)
 from lightning_action.atomic import write_json
-from lightning_action.diffusion.flow_matching import FlowMatchSchedule
-from lightning_action.diffusion.noise import frame_noise
+from lightning_action.batch import to_unit_range
 from lightning_action.diffusion.objectives import per_frame_error, teacher_forcing
-from lightning_action.diffusion.samplers import few_step
 from lightning_action.distributed.sharding import Sharding, shard, shard_generator
-from lightning_action.frozen.hashing_text import HashingTextEncoder
-from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import VideoCodec
-from lightning_action.frozen.tiny_vae import TinyWanVAE
-from lightning_action.frozen.wan_vae import WanVideoVAE
-from lightning_action.generation.rollout import rollout
-from lightning_action.generation.video import decode_behind
+from lightning_action.generation.sampling import BlockContext
 from lightning_action.generator.acceleration import Quantization, quantize_layers
-from lightning_action.generator.causality import Visibility
-from lightning_action.generator.cost import video_flops
-from lightning_action.weights.safetensors_files import write_safetensors
 
-SCHEDULE = FlowMatchSchedule(5.0)
-TIMESTEPS = SCHEDULE.denoising_timesteps([1000, 750, 500, 250], warp_denoising_step=True)
-CAUSALITY = BlockCausality(num_frame_per_block=3, local_attn_size=12, sink_size=3)
-WINDOW_BLOCKS = 4
-FRAMES_PER_LATENT = 4
-ACTION_DIM = 8
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What is measured: the defaults are Wan 2.1 1.3B at 480 x 832.
-
-    Args:
-        dim: width of the generator.
-        ffn_dim: width of its feed-forward layers.
-        num_heads: attention heads.
-        num_layers: layers.
-        text_dim: channels of a prompt.
-        text_len: tokens of a prompt.
-        height: latent rows.
-        width: latent columns.
-        vae_dim: width of the full VAE.
-        tiny_vae_dims: widths of the tiny VAE's decoder.
-        blocks: measured blocks, after those that fill the window.
-        training_frames: latent frames of a training step.
-        training_steps: measured training steps, after one that is not.
-        matrix_side: rows of the matrices that the device's rate is measured with.
-    """
-
-    dim: int = 1536
-    ffn_dim: int = 8960
-    num_heads: int = 12
-    num_layers: int = 30
-    text_dim: int = 4096
-    text_len: int = 512
-    height: int = 60
-    width: int = 104
-    vae_dim: int = 96
-    tiny_vae_dims: tuple[int, ...] = (256, 128, 64, 64)
-    blocks: int = 24
-    training_frames: int = 21
-    training_steps: int = 5
-    matrix_side: int = 8192
-
-
-TOY = Sizes(48, 64, 2, 2, 32, 8, 4, 6, 8, (8, 6, 5, 4), 4, 6, 1, 128)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is switched on.
-
-    Args:
-        device: where everything runs.
-        compile_mode: of `torch.compile`, for the layers; None leaves them as they are.
-        quantization: of the layers' weights in generation; None for none.
-        overlap: decode a block while the next one is denoised.
-        actions: give actions, their projection included.
-        checkpointing: recompute layers in the backward pass.
-        fsdp: shard the training step over the ranks (`torchrun`; one process is a mesh of one).
-    """
-
-    device: str = "cpu"
-    compile_mode: str | None = None
-    quantization: Quantization | None = None
-    overlap: bool = False
-    actions: bool = True
-    checkpointing: bool = True
-    fsdp: bool = False
-
-
-class Bench:
-    """A generator with random weights, and all that it takes to run it."""
-
-    def __init__(self, sizes: Sizes, options: Options, dtype: torch.dtype) -> None:
-        self.sizes, self.options, self.dtype = sizes, options, dtype
-        self.device = torch.device(options.device)
-        torch.manual_seed(0)
-        with self.device:
-            self.generator = CausalWanModel(
-                sizes.dim,
-                sizes.ffn_dim,
-                sizes.num_heads,
-                sizes.num_layers,
-                text_dim=sizes.text_dim,
-                text_len=sizes.text_len,
-                activation_checkpointing=options.checkpointing,
-            ).to(dtype)
-            self.projection = ActionModulationProjection(ACTION_DIM, sizes.dim, zero_init=False).to(dtype)
-            self.text = torch.randn(1, sizes.text_len, sizes.text_dim).to(dtype)
-        if options.compile_mode is not None:
-            self.generator.compile_layers(mode=options.compile_mode)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Of one latent frame, (C, H, W)."""
-        return self.generator.out_dim, self.sizes.height, self.sizes.width
-
-    def blocks(self, num_blocks: int) -> Iterator[Tensor]:
-        """Latents of each block of a fresh video."""
-        num_frames = num_blocks * CAUSALITY.num_frame_per_block
-        noise = frame_noise(0, [0], self.latent_shape, self.device, self.dtype)
-        sampler = partial(few_step, timesteps=TIMESTEPS, schedule=SCHEDULE)
-        session = CausalRollout(self.generator, self.text, CAUSALITY, sampler, noise, self.latent_shape, num_frames)
-        return rollout(session, num_frames, self._modulation if self.options.actions else None)
-
-    def modulation(self, num_frames: int) -> Tensor:
-        """Of some actions, `[1, F, 6, D]`."""
-        return self.projection(torch.ones(1, num_frames, ACTION_DIM, device=self.device, dtype=self.dtype))
-
-    def _modulation(self, block: range, history: Tensor) -> Tensor:
-        return self.modulation(len(block))
-
-    def wait(self) -> None:
-        """For the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def codecs(sizes: Sizes, folder: Path) -> dict[str, VideoCodec | None]:
-    """No decoder, the full VAE and the tiny one, with random weights of the real formats."""
-    from diffusers import AutoencoderKLWan
-
-    AutoencoderKLWan(base_dim=sizes.vae_dim).save_pretrained(folder / "vae")
-    tiny = folder / "taew2_1.safetensors"
-    write_safetensors(tiny, tiny_decoder_tensors(sizes.tiny_vae_dims), {})
-    return {
-        "none": None,
-        "full": WanVideoVAE(str(folder / "vae"), dtype="bfloat16"),
-        "tiny": TinyWanVAE(str(tiny), dtype="bfloat16"),
-    }
+PARTS = ("generation", "peer", "training")
+DECODERS = ("none", "tiny", "full")
+DATASHEET_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+Results = dict[str, Any]
 
 
 @torch.no_grad()
-def generation(bench: Bench, codec: VideoCodec | None, flops_per_second: float) -> dict[str, float]:
-    """Latency, and video frames per second once the window is full."""
+def generation(bench: Bench, codec: VideoCodec | None, window: int, context: BlockContext, rate: float) -> Results:
+    """Latency, and video frames per second once the window is full.
+
+    Args:
+        bench: what runs.
+        codec: decoder; None hands over latents.
+        window: latent frames that a block sees.
+        context: with the clean pass or without.
+        rate: of the device, in operations a second.
+    """
     if codec is not None:
         codec.load()
-    for _ in pixels(bench, codec, WINDOW_BLOCKS + 1):  # the first call of a kernel chooses it, or compiles it
+    filling, overlap = -(-window // NUM_FRAME_PER_BLOCK), bench.options.overlap
+
+    def fresh(num_blocks: int, overlaps: bool) -> Iterator[Tensor]:
+        return bench.pixels(codec, num_blocks, window, context, overlaps)
+
+    # The first call of a kernel chooses it, or compiles it.
+    for _ in fresh(filling + 1, overlap):
         pass
     reset_memory(bench.device)
-    seconds = list(intervals(bench, pixels(bench, codec, WINDOW_BLOCKS + bench.sizes.blocks)))
-    cuts = quantiles(seconds[WINDOW_BLOCKS:], n=20, method="inclusive")
-    p50, p95 = cuts[9], cuts[18]
-    num_frames = FRAMES_PER_LATENT * CAUSALITY.num_frame_per_block
-    return {
-        "first_frame_latency_s": seconds[0],
-        "block_s_p50": p50,
-        "block_s_p95": p95,
-        "frames_per_second_p50": num_frames / p50,
-        "frames_per_second_p95": num_frames / p95,
-        "flop_utilization": block_flops(bench) / p50 / flops_per_second,
-        "peak_memory_bytes": peak_memory(bench.device),
+    before = clocks(bench.device)
+    # Without overlap: with it the first pixels come after the second block was queued.
+    latency = next(intervals(bench, fresh(1, False)))
+    waited = list(intervals(bench, fresh(filling + bench.sizes.blocks, overlap)))[filling:]
+    free = free_running(bench, fresh(filling + bench.sizes.blocks, overlap), filling)
+    cuts = quantiles(waited, n=20, method="inclusive")
+    num_frames = FRAMES_PER_LATENT * NUM_FRAME_PER_BLOCK
+    found = {
+        "first_frame_latency_s": latency,
+        "block_s": free,
+        "block_s_waited_p50": cuts[9],
+        "block_s_waited_p95": cuts[18],
+        "frames_per_second": num_frames / free,
+        "frames_per_second_waited": num_frames / cuts[9],
+        "flop_utilization": bench.block_flops(window, context) / free / rate,
+        "flops_per_second": bench.block_flops(window, context) / free,
     }
+    if codec is not None:
+        delivered = to_host(fresh(filling + bench.sizes.blocks, overlap))
+        found["frames_per_second_delivered"] = num_frames / free_running(bench, delivered, filling)
+    found["peak_memory_bytes"] = peak_memory(bench.device)
+    return found | {"clocks_before": before, "clocks_after": clocks(bench.device)}
 
 
-def tiny_decoder_tensors(widths: Sequence[int], latent_dim: int = 16) -> dict[str, Tensor]:
-    """Random weights of a decoder in the format of `taew2_1.pth`."""
-    shapes: dict[str, tuple[int, ...]] = {"1": (widths[0], latent_dim, 3, 3), "22": (3, widths[3], 3, 3)}
-    for first, growth, width, next_width in zip((3, 9, 15), (1, 2, 2), widths, widths[1:], strict=False):
-        for block in range(first, first + 3):
-            shapes[f"{block}.conv.0"] = (width, 2 * width, 3, 3)
-            shapes |= {f"{block}.conv.{place}": (width, width, 3, 3) for place in (2, 4)}
-        shapes[f"{first + 4}.conv"] = (growth * width, width, 1, 1)
-        shapes[f"{first + 5}"] = (next_width, width, 3, 3)
-    without_bias = {f"{first + place}" for first in (3, 9, 15) for place in (4, 5)}
-    tensors = {f"decoder.{name}.weight": torch.randn(shape) / shape[1] for name, shape in shapes.items()}
-    biased = {name: shape for name, shape in shapes.items() if name.removesuffix(".conv") not in without_bias}
-    return tensors | {f"decoder.{name}.bias": torch.zeros(shape[0]) for name, shape in biased.items()}
-
-
-def pixels(bench: Bench, codec: VideoCodec | None, num_blocks: int) -> Iterator[Tensor]:
-    """What each block gives: pixels, or latents without a decoder."""
-    blocks = bench.blocks(num_blocks)
-    if codec is None:
-        return blocks
-    decode = FrozenParts(HashingTextEncoder(), codec).decoder(bench.device)
-    return decode_behind(blocks, decode) if bench.options.overlap else map(decode, blocks)
-
-
-def intervals(bench: Bench, results: Iterator[Tensor]) -> Iterator[float]:
+def intervals(bench: Bench, results: Iterator[Any]) -> Iterator[float]:
     """Seconds that each result was waited for."""
     bench.wait()
     before = perf_counter()
@@ -236,15 +112,42 @@ def intervals(bench: Bench, results: Iterator[Tensor]) -> Iterator[float]:
         before = now
 
 
-def block_flops(bench: Bench) -> float:
-    """Of all passes of one block behind a full window, decoding not counted."""
-    window, size = CAUSALITY.local_attn_size or 0, CAUSALITY.num_frame_per_block
-    seen = Visibility(range(window - size, window), (range(window),))
-    tokens = bench.generator.tokens_per_frame(bench.sizes.height, bench.sizes.width)
-    return (len(TIMESTEPS) + 1) * video_flops(bench.generator, (seen,), tokens).total
+def free_running(bench: Bench, results: Iterator[Any], skipped: int) -> float:
+    """Seconds of each result after the first ones, where nobody waits but at both ends."""
+    for _ in range(skipped):
+        next(results)
+    bench.wait()
+    before = perf_counter()
+    count = sum(1 for _ in results)
+    bench.wait()
+    return (perf_counter() - before) / count
 
 
-def training(sizes: Sizes, options: Options) -> dict[str, float]:
+def to_host(pixels: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Bytes of the pixels in memory of the host, copied beside the next block."""
+    for block in pixels:
+        as_bytes = (to_unit_range(block) * 255).round().to(torch.uint8)
+        pinned = torch.empty(as_bytes.shape, dtype=torch.uint8, pin_memory=block.is_cuda)
+        yield pinned.copy_(as_bytes, non_blocking=True)
+
+
+@torch.no_grad()
+def peer(bench: Bench) -> Results:
+    """Milliseconds of a bidirectional pass, ours and diffusers', by turns."""
+    passes = peers(bench)
+    if len(passes) == 1:
+        return {"left out": "diffusers is not installed"}
+    for run in passes.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for number in range(5):
+        names = list(passes)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            seconds[name].append(next(intervals(bench, iter_calls(passes[name], 1))))
+    return {f"{name} ms": 1000 * median(each) for name, each in seconds.items()}
+
+
+def training(sizes: Sizes, options: Options) -> Results:
     """Seconds of a teacher-forcing step with AdamW: float32 weights, bfloat16 compute."""
     bench = Bench(sizes, options, torch.float32)
     compute = Sharding().compute_dtype
@@ -258,18 +161,18 @@ def training(sizes: Sizes, options: Options) -> dict[str, float]:
     shape = (1, sizes.training_frames, *bench.latent_shape)
     clean, noise = (torch.randn(shape, device=bench.device, dtype=bench.dtype) for _ in range(2))
     timestep = torch.full(shape[:2], 500.0, device=bench.device)
-    text = bench.text.to(bench.dtype)
+    text, seen = bench.text.to(bench.dtype), causality(sizes.windows[0])
 
     def step() -> None:
         with nullcontext() if options.fsdp else torch.autocast(bench.device.type, compute):
             modulation = bench.modulation(sizes.training_frames)
-            velocities = teacher_forcing(bench.generator, clean, noise, timestep, text, CAUSALITY, modulation)
+            velocities = teacher_forcing(bench.generator, clean, noise, timestep, text, seen, modulation)
         per_frame_error(velocities).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    seconds = list(intervals(bench, iter_calls(step, 1 + sizes.training_steps)))
-    return {"step_s": min(seconds[1:]), "peak_memory_bytes": peak_memory(bench.device)}
+    seconds = list(intervals(bench, iter_calls(step, 1 + sizes.training_steps)))[1:]
+    return {"step_s_p50": median(seconds), "step_s_min": min(seconds), "peak_memory_bytes": peak_memory(bench.device)}
 
 
 def iter_calls(function: Callable[[], Any], times: int) -> Iterator[Any]:
@@ -303,44 +206,98 @@ def peak_memory(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
-def measure(sizes: Sizes, options: Options) -> dict[str, Any]:
-    """Everything, ready for JSON."""
-    device = torch.device(options.device)
-    rate = matrix_rate(device, sizes.matrix_side)
-    bench = Bench(sizes, options, torch.bfloat16)
-    if options.quantization is not None:
-        quantize_layers(bench.generator.blocks, options.quantization)
-    results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, codec in codecs(sizes, Path(folder)).items():
-            say(f"generating, decoder: {name}")
-            results[name] = generation(bench, codec, rate)
-    del bench
-    say("training")
+def clocks(device: torch.device) -> str:
+    """Clocks, power and temperature of the card, as nvidia-smi tells them; empty without one."""
+    if device.type != "cuda" or shutil.which("nvidia-smi") is None:
+        return ""
+    query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def machine(device: torch.device, rate: float) -> Results:
+    """What the figures were measured with."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    datasheet = next((flops for card, flops in DATASHEET_FLOPS.items() if card in name), None)
     return {
-        "machine": machine(device) | {"matrix_flops_per_second": rate},
-        "sizes": asdict(sizes),
-        "options": asdict(options),
-        "generation": results,
-        "training": training(sizes, options),
+        "device": name,
+        "matrix_flops_per_second": rate,
+        "datasheet_flops_per_second": datasheet,
+        "attention": attention_kernels(device),
+        "threads": torch.get_num_threads(),
+        "cudnn": torch.backends.cudnn.version(),
+        **{package: _version(package) for package in ("torch", "triton", "diffusers", "torchao")},
     }
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured with."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
+def attention_kernels(device: torch.device) -> list[str]:
+    """Operations that scaled dot product attention in bfloat16 with heads of 128 channels ends in."""
+    q = torch.randn(1, 2, 256, 128, device=device, dtype=torch.bfloat16)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    return sorted({event.key for event in seen.key_averages() if event.key.startswith("aten::_scaled_dot_product")})
 
 
-def table(result: dict[str, Any]) -> str:
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def measure(sizes: Sizes, options: Options, parts: Sequence[str], decoders: Sequence[str]) -> Iterator[Results]:
+    """Everything that was measured so far, after each part; what does not fit in memory says so and ends nothing."""
+    device = torch.device(options.device)
+    rate = matrix_rate(device, sizes.matrix_side)
+    result: Results = {"machine": machine(device, rate), "sizes": asdict(sizes), "options": asdict(options)}
+    result |= {part: {} for part in parts}
+    if {"generation", "peer"} & set(parts):
+        bench = Bench(sizes, options, torch.bfloat16)
+        if options.quantization is not None:
+            quantize_layers(bench.generator.blocks, options.quantization)
+        if "generation" in parts:
+            with tempfile.TemporaryDirectory() as folder:
+                for decoder, window, context in product(decoders, sizes.windows, get_args(BlockContext)):
+                    name = f"{decoder}, window {window}, {context}"
+                    say(f"generating, decoder {name}")
+                    result["generation"][name] = attempted(
+                        lambda decoder=decoder, window=window, context=context: generation(  # type: ignore[misc]
+                            bench, codec_named(decoder, sizes, Path(folder)), window, context, rate
+                        )
+                    )
+                    yield result
+        if "peer" in parts:
+            say("the peer")
+            result["peer"] = attempted(lambda: peer(bench))
+            yield result
+        del bench
+    if "training" in parts:
+        say("training")
+        result["training"] = attempted(lambda: training(sizes, options))
+        yield result
+
+
+def attempted(part: Callable[[], Results]) -> Results:
+    """The figures of a part, or why there are none."""
+    try:
+        return part()
+    except (torch.OutOfMemoryError, ImportError) as error:
+        return {"left out": str(error).splitlines()[0]}
+
+
+def table(result: Results) -> str:
     """The figures in Markdown."""
-    keys = list(result["generation"]["none"])
-    lines = ["| decoder | " + " | ".join(keys) + " |", "|---|" + "---:|" * len(keys)]
-    for name, figures in result["generation"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{figures[key]:.4g}" for key in keys) + " |")
-    lines += ["", "| training | |", "|---|---:|"]
-    lines += [f"| {key} | {value:.4g} |" for key, value in result["training"].items()]
+    lines = []
+    for part in (part for part in PARTS if part in result):
+        rows = result[part] if part == "generation" else {part: result[part]}
+        lines += ["", f"## {part}"]
+        for name, figures in rows.items():
+            lines += ["", f"| {name} | |", "|---|---:|"]
+            lines += [f"| {key} | {_rounded(value)} |" for key, value in figures.items()]
     return "\n".join(lines)
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def say(line: str) -> None:
@@ -365,14 +322,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="such as cuda")
     parser.add_argument("--toy", action="store_true", help="a model of seconds: shows that everything runs")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to measure")
+    parser.add_argument("--decoders", choices=DECODERS, nargs="+", default=DECODERS[:2], help="of generation")
     parser.add_argument("--compile", metavar="MODE", help="compile the layers; a mode of torch.compile, or default")
     parser.add_argument("--quantization", choices=get_args(Quantization), help="of the layers, in generation")
     parser.add_argument("--overlap", action="store_true", help="decode a block while the next one is denoised")
     parser.add_argument("--no-actions", action="store_true", help="leave the action conditioning out")
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations of a training step")
     parser.add_argument("--fsdp", action="store_true", help="shard the training step (also with one process)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well, after each part")
     chosen = parser.parse_args(arguments)
+    if chosen.device == "cpu" and not chosen.toy:
+        parser.exit(message="a model of this size takes hours on a CPU: give --device cuda, or --toy\n")
     if chosen.json is not None and not chosen.json.parent.is_dir():
         parser.error(f"--json: there is no folder {chosen.json.parent}: make it first")
     options = Options(
@@ -386,11 +347,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if options.fsdp:
         start_processes(options)
-    result = measure(TOY if chosen.toy else Sizes(), options)
-    if not options.fsdp or dist.get_rank() == 0:
-        print(table(result))
-        if chosen.json is not None:
+    is_first = not options.fsdp or dist.get_rank() == 0
+    result: Results = {}
+    for result in measure(TOY if chosen.toy else Sizes(), options, chosen.only, chosen.decoders):
+        if is_first and chosen.json is not None:
             write_json(chosen.json, result)
+    if is_first:
+        print(table(result))
     if options.fsdp:
         dist.destroy_process_group()
 

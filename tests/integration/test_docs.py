@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import gpu
+from benchmarks import _gpu_bench, gpu
 from lightning_action.cli import main, selfcheck
 from lightning_action.weights.safetensors_files import write_safetensors
 from tests.support.wan_release import VERSIONS, small_arguments, small_model, write_release
@@ -107,8 +107,8 @@ def run_command(words: list[str], folder: Path, patched: pytest.MonkeyPatch) -> 
         name, value = words[1].split("=")
         assert Path(value).is_dir(), f"there is no {value} in the test"
         patched.setenv(name, value)
-    elif "benchmarks/gpu.py" in words:
-        line = " ".join(words[words.index("benchmarks/gpu.py") + 1 :])
+    elif "benchmarks.gpu" in words:
+        line = " ".join(words[words.index("benchmarks.gpu") + 1 :])
         for theirs, ours in ON_A_CPU.items():
             line = line.replace(theirs, ours)
         gpu.main(["--toy", *line.split()])
@@ -167,7 +167,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         write_video(weights / "kitchen" / f"{take}.mp4", numbered_frames(30))
     (weights / "kitchen" / "take_01.csv").write_text("x,y\n" + "0.5,1\n" * 30)
     (weights / "Wan2.1-T2V-14B").symlink_to(weights / "Wan2.1-T2V-1.3B")
-    write_safetensors(weights / "Wan2.1-T2V-1.3B" / "taew2_1.safetensors", gpu.tiny_decoder_tensors((8, 6, 5, 4)), {})
+    write_safetensors(weights / "Wan2.1-T2V-1.3B" / "taew2_1.safetensors", _gpu_bench.tiny_decoder_tensors((8, 6, 5, 4)), {})
     torch.save({"generator_ema": generator.state_dict()}, weights / "longlive_base.pt")
     lora = {f"blocks.0.self_attn.q.lora_{part}.weight": torch.randn(4, 24) for part in "AB"}
     lora = {name: tensor.T if "lora_B" in name else tensor for name, tensor in lora.items()}

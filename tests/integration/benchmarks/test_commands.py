@@ -15,7 +15,7 @@ COMMANDS = sorted(
 )
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "benchmarks/gpu.py"])
+@pytest.mark.parametrize("command", [*COMMANDS, "-m benchmarks.gpu"])
 def test_it_starts(command: str) -> None:
     arguments = [sys.executable, *command.split(), "--help"]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from benchmarks import gpu
+from benchmarks import _gpu_bench, gpu
 from lightning_action.generator.causality import Visibility
 from lightning_action.generator.cost import video_flops
 from lightning_action.generator.model import CausalWanModel
@@ -27,41 +27,77 @@ def no_process_group() -> None:
         dist.destroy_process_group()
 
 
-FIGURES = {"first_frame_latency_s", "block_s_p50", "block_s_p95", "frames_per_second_p50", "frames_per_second_p95"}
+FIGURES = {"first_frame_latency_s", "block_s", "block_s_waited_p50", "block_s_waited_p95", "frames_per_second"}
+EVERY_FLAG = ["--overlap", "--quantization=int8_weight_only", "--no-checkpointing", "--fsdp", "--no-actions"]
 
 
-@pytest.mark.parametrize(
-    "flags", [[], ["--overlap", "--quantization=int8_weight_only", "--no-checkpointing", "--fsdp", "--no-actions"]]
-)
-def test_it_runs_with_every_flag(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("flags", "decoders"), [([], ["none", "tiny"]), (EVERY_FLAG, ["full", "none", "tiny"])])
+def test_it_runs_with_every_flag(
+    flags: list[str], decoders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "gpu.json"
-    gpu.main(["--toy", f"--json={path}", *flags])
+    parts = ["--only", "generation", "training", "--decoders", *decoders]
+    gpu.main(["--toy", f"--json={path}", *parts, *flags])
     result = json.loads(path.read_text())
-    assert result["generation"].keys() == {"none", "full", "tiny"}
-    for figures in result["generation"].values():
-        assert figures.keys() >= FIGURES and all(figures[name] > 0 for name in FIGURES)
-        assert figures["block_s_p50"] <= figures["block_s_p95"]
-    assert result["training"]["step_s"] > 0
-    assert "| tiny |" in capsys.readouterr().out
+    cases = [
+        f"{name}, window {size}, {kept}" for name in decoders for size in (6, 9) for kept in ("clean", "last_step")
+    ]
+    assert list(result["generation"]) == cases
+    for name, figures in result["generation"].items():
+        assert figures.keys() >= FIGURES and all(figures[figure] > 0 for figure in FIGURES)
+        assert figures["block_s_waited_p50"] <= figures["block_s_waited_p95"]
+        assert ("frames_per_second_delivered" in figures) == (not name.startswith("none"))
+    assert result["training"]["step_s_min"] > 0
+    assert result["machine"]["attention"] and result["machine"]["torch"] == torch.__version__
+    assert "| tiny, window 6, clean |" in capsys.readouterr().out
+
+
+def test_what_cannot_be_measured_is_left_out_and_the_rest_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory\nmore lines")
+
+    path = tmp_path / "gpu.json"
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.setattr(gpu, "training", full_memory)
+    monkeypatch.setattr(_gpu_bench, "find_spec", lambda name: None)
+    gpu.main(["--toy", f"--json={path}", "--decoders", "full", "none"])
+    result = json.loads(path.read_text())
+    assert result["training"] == {"left out": "out of memory"}
+    assert result["peer"] == {"left out": "diffusers is not installed"}
+    assert "diffusers" in result["generation"]["full, window 6, clean"]["left out"]
+    assert result["generation"]["none, window 6, clean"]["block_s"] > 0
+
+
+def test_the_peer_is_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    bench = gpu.Bench(gpu.TOY, gpu.Options(), torch.float32)
+    passes = _gpu_bench.peers(bench)
+    assert set(passes) == {"ours", "diffusers", "diffusers, compiled"}
+    assert passes["ours"]().transpose(1, 2).shape == passes["diffusers"]().shape
+    theirs = _gpu_bench.diffusers_model(gpu.TOY)
+    assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in bench.generator.parameters())
+    assert all(milliseconds > 0 for milliseconds in gpu.peer(bench).values())
 
 
 @pytest.mark.distributed
 def test_several_processes_measure_once(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["benchmarks/gpu.py", "--toy", "--fsdp", f"--json={path}"]
+    command += ["-m", "benchmarks.gpu", "--toy", "--fsdp", f"--json={path}", "--only", "generation", "training"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("| tiny |") == 1
-    assert json.loads(path.read_text())["training"]["step_s"] > 0
+    assert done.stdout.count("| tiny, window 6, clean |") == 1
+    assert json.loads(path.read_text())["training"]["step_s_min"] > 0
 
 
 def test_compiled_layers_are_measured_too() -> None:
     bench = gpu.Bench(gpu.TOY, gpu.Options(compile_mode="default"), torch.float32)
     plain = gpu.Bench(gpu.TOY, gpu.Options(), torch.float32)
     with torch.no_grad():
-        for ours, theirs in zip(bench.blocks(3), plain.blocks(3), strict=True):
+        for ours, theirs in zip(bench.blocks(3, 9, "clean"), plain.blocks(3, 9, "clean"), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
