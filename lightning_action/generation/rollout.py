@@ -190,13 +190,14 @@ def rollout(
         raise ValueError(
             f"action_modulation is for {action_modulation.shape[1]} latent frames, the video has {num_frames}"
         )
-    history: list[Tensor] = []
+    # Written once each, for a history that is joined for every block would be copied again and again.
+    history = session.nothing.new_empty(len(session.nothing), num_frames, *session.nothing.shape[2:])
     for block in blocks:
         here = slice(block.start - start, block.stop - start)
         modulation = (
             action_modulation[:, here]
             if isinstance(action_modulation, Tensor)
-            else action_modulation(block, torch.cat([session.nothing, *history], dim=1))
+            else action_modulation(block, history[:, : here.start])
             if action_modulation is not None
             else None
         )
@@ -207,7 +208,7 @@ def rollout(
         else:
             latents = session.next_block(modulation, known)
         if callable(action_modulation):
-            history.append(latents)
+            history[:, here] = latents
         yield latents
 
 
