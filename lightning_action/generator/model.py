@@ -150,11 +150,13 @@ class CausalWanModel(nn.Module):
     def compile_layers(self, **options: Any) -> None:
         """Compile the layers in place, one code for all of them, whatever the block; names of weights stay as they are.
 
+        Each number of frames has a code of its own: one for all would be slower for every block.
+
         Args:
             **options: Options of `torch.compile`, for example `mode="max-autotune-no-cudagraphs"`.
         """
         for layer in self.blocks:
-            layer.compile(**options)
+            layer.compile(**{"dynamic": False, **options})
 
     def tokens_per_frame(self, height: int, width: int) -> int:
         """Tokens of one latent frame.

@@ -167,7 +167,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         write_video(weights / "kitchen" / f"{take}.mp4", numbered_frames(30))
     (weights / "kitchen" / "take_01.csv").write_text("x,y\n" + "0.5,1\n" * 30)
     (weights / "Wan2.1-T2V-14B").symlink_to(weights / "Wan2.1-T2V-1.3B")
-    write_safetensors(weights / "Wan2.1-T2V-1.3B" / "taew2_1.safetensors", _gpu_bench.tiny_decoder_tensors((8, 6, 5, 4)), {})
+    tiny = _gpu_bench.tiny_decoder_tensors((8, 6, 5, 4))
+    write_safetensors(weights / "Wan2.1-T2V-1.3B" / "taew2_1.safetensors", tiny, {})
     torch.save({"generator_ema": generator.state_dict()}, weights / "longlive_base.pt")
     lora = {f"blocks.0.self_attn.q.lora_{part}.weight": torch.randn(4, 24) for part in "AB"}
     lora = {name: tensor.T if "lora_B" in name else tensor for name, tensor in lora.items()}

@@ -289,22 +289,29 @@ def test_parts_of_blocks_are_refused() -> None:
         video(session(generator, x["text"], BlockCausality(3), 6), 3, x["modulation"])
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @torch.no_grad()
-def test_compiled_layers_serve_every_block_with_one_code() -> None:
+def test_compiled_layers_serve_every_block_with_one_code(alone: bool) -> None:
     """Compiled at the first blocks; at none of the later ones, while the window fills and when it is full."""
     # Heads that fill vectors, whose complex and real rotation are equal to the bit.
     generator, x = small_generator(num_layers=3, dim=32, num_heads=2), small_inputs(14)
-    causality, modulation = BlockCausality(2, 6, 2), x["modulation"][..., :32]
-    expected = video(session(generator, x["text"], causality, 14), 14, modulation)
+    causality, modulation = BlockCausality(2, 6, 2, independent_first_frame=alone), x["modulation"][..., :32]
+    length, begun = (13, 3) if alone else (14, 2)
+    expected = video(session(generator, x["text"], causality, length), length, modulation[:, :length])
     torch.compiler.reset()  # what other tests compiled may serve other shapes, too
-    generator.compile_layers(backend="aot_eager", dynamic=False)
+    graphs: list[torch.fx.GraphModule] = []
+    generator.compile_layers(backend=partial(_noted, graphs))
     assert all("_orig_mod" not in name for name in generator.state_dict())
-    video(session(generator, x["text"], causality, 2), 2, modulation[:, :2])
+    video(session(generator, x["text"], causality, begun), begun, modulation[:, :begun])
+    num_graphs = len(graphs)
     with torch.compiler.set_stance("fail_on_recompile"):
-        compiled = video(session(generator, x["text"], causality, 14), 14, modulation)
+        compiled = video(session(generator, x["text"], causality, length), length, modulation[:, :length])
     assert torch.equal(compiled, expected)
+    assert len(graphs) == num_graphs <= (10 if alone else 5)
+    inputs = [node.meta["example_value"] for graph in graphs for node in graph.graph.find_nodes(op="placeholder")]
+    assert not any(isinstance(size, torch.SymInt) for tensor in inputs for size in tensor.shape)
     with pytest.raises(RuntimeError, match="recompile"), torch.compiler.set_stance("fail_on_recompile"):
-        video(session(generator, x["text"], BlockCausality(1), 2), 2, modulation[:, :2])
+        video(session(generator, x["text"], BlockCausality(3), 3), 3, modulation[:, :3])
 
 
 @torch.no_grad()
@@ -358,3 +365,8 @@ def test_the_first_block_that_is_generated_has_a_sampler_of_its_own() -> None:
     run = session(generator, x["text"], BlockCausality(2), 6, named("later"), first_sampler=named("first"))
     list(rollout(run, 6, None, x["clean"][:, :2]))
     assert asked == ["first", "later"]
+
+
+def _noted(graphs: list[torch.fx.GraphModule], graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
+    graphs.append(graph)
+    return graph.forward
