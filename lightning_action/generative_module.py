@@ -162,7 +162,8 @@ class GenerativeModule(L.LightningModule):
         require_supported(self.trainer.strategy)
         if self.device_mesh is not None:
             merges_lora = self.export_weights and self._factories.lora is not None
-            require_shardable(stage, merges_lora, self.acceleration.quantization is not None)
+            quantizes, captures = self.acceleration.quantization is not None, self.acceleration.capture_pass
+            require_shardable(stage, merges_lora, quantizes, captures)
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         vae = self.frozen.vae
         vae.load()
@@ -344,7 +345,8 @@ class GenerativeModule(L.LightningModule):
             batch.get("action"), infers_actions(batch), length, text, without_action(batch)
         )
         shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
-        videos = VideoGenerator(self.generator, self.causality, self.sampling, self.schedule)
+        captures = self.acceleration.capture_pass
+        videos = VideoGenerator(self.generator, self.causality, self.sampling, self.schedule, captures)
         yield from videos.stream_latents(text, batch["sample_id"].tolist(), shape, modulation, initial)
 
     def on_fit_start(self) -> None:

@@ -63,13 +63,14 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
             )
 
 
-def require_shardable(stage: str, merges_lora: bool, quantizes: bool) -> None:
+def require_shardable(stage: str, merges_lora: bool, quantizes: bool, captures: bool) -> None:
     """Refuse what needs whole weights.
 
     Args:
         stage: What the Trainer does: `fit`, `validate`, `test` or `predict`.
         merges_lora: Whether a fit merges LoRA at its end.
         quantizes: Whether a prediction quantizes.
+        captures: Whether whole passes are captured.
 
     Raises:
         ValueError: It does.
@@ -80,6 +81,11 @@ def require_shardable(stage: str, merges_lora: bool, quantizes: bool) -> None:
         raise ValueError(
             "acceleration.quantization needs whole weights: predict with `--trainer.strategy ddp`, not FSDP, "
             "or without quantization"
+        )
+    if captures:
+        raise ValueError(
+            "acceleration.capture_pass needs whole weights, and each layer's are gathered in the middle of a pass: "
+            "generate with `--trainer.strategy ddp`, not FSDP, or without it"
         )
 
 

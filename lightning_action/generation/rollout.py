@@ -6,7 +6,7 @@ actions of that block. `rollout` is the loop over it for a video of known length
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, repeat
 
@@ -16,8 +16,10 @@ from torch import Tensor
 from lightning_action.action.conditioning import BlockModulation
 from lightning_action.diffusion.noise import NoiseSource
 from lightning_action.diffusion.samplers import Sampler, guide
+from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.sampling import BlockContext
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.context import TextCache
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
@@ -44,6 +46,7 @@ class CausalRollout:
         image: Condition that an image-to-video model sees besides, its channels for the whole video.
         context: What later blocks see of a generated one, see `Sampling`.
         first_sampler: Way to the first block that is generated, if it is another.
+        capture: Function that makes a `CapturedPass` for the blocks behind a full window; None captures none.
     """
 
     def __init__(
@@ -59,12 +62,15 @@ class CausalRollout:
         image: ImageCondition = NO_IMAGE,
         context: BlockContext = "clean",
         first_sampler: Sampler | None = None,
+        capture: Callable[[CausalWanModel, TextCache, KVCache], CapturedPass] | None = None,
     ) -> None:
         self.generator = generator
         self._samplers = chain([first_sampler or sampler], repeat(sampler))
         self.noise = noise
         self.action_guidance_scale = action_guidance_scale
         self.context = context
+        self._capture = capture
+        self._captured: CapturedPass | None = None
         self._pending: tuple[Tensor, Tensor | None] | None = None
         self.nothing = text.new_zeros(len(text), 0, *latent_shape)
         self._guided = action_guidance_scale not in (0.0, 1.0)
@@ -100,13 +106,12 @@ class CausalRollout:
             return
         latents, action_modulation = self._pending
         self._pending = None
-        self.generator.write(
-            self._both_branches(latents),
-            self._text,
-            self.cache,
-            self._branch_modulation(action_modulation),
-            self._image.of_frames(self.cache.block),
-        )
+        both, modulation = self._both_branches(latents), self._branch_modulation(action_modulation)
+        image_channels = self._image.of_frames(self.cache.block)
+        if (captured := self._captured_pass()) is not None:
+            captured.write(both, modulation, image_channels)
+        else:
+            self.generator.write(both, self._text, self.cache, modulation, image_channels)
 
     def next_block(self, action_modulation: Tensor | None = None, known: Tensor | None = None) -> Tensor:
         """Generate the next block.
@@ -135,11 +140,19 @@ class CausalRollout:
         if known is not None:
             timesteps[:, : known.shape[1]] = 0
         image_channels = self._image.of_frames(self.block)
-        velocity = self.generator.denoise(both, timesteps, self._text, self.cache, modulation, image_channels)
+        if (captured := self._captured_pass()) is not None:
+            velocity = captured.denoise(both, timesteps, modulation, image_channels)
+        else:
+            velocity = self.generator.denoise(both, timesteps, self._text, self.cache, modulation, image_channels)
         if not self._guided:
             return velocity
         with_action, without_action = velocity.chunk(2)
         return guide(with_action, without_action, self.action_guidance_scale)
+
+    def _captured_pass(self) -> CapturedPass | None:
+        if self._captured is None and self._capture is not None and self.cache.is_full:
+            self._captured = self._capture(self.generator, self._text, self.cache)
+        return self._captured
 
     def _both_branches(self, x: Tensor) -> Tensor:
         return torch.cat([x, x]) if self._guided else x

@@ -13,6 +13,7 @@ from lightning_action.batch import to_unit_range
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise, starting_from
 from lightning_action.frozen.interfaces import StreamingDecoder
+from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generator.causality import BlockCausality
@@ -29,12 +30,14 @@ class VideoGenerator:
         causality: Block size, window and sink.
         sampling: Sampler, action guidance and random seed.
         schedule: Noise levels.
+        captures: Whether the pass behind a full window is captured, see `CapturedPass`.
     """
 
     generator: CausalWanModel
     causality: BlockCausality
     sampling: Sampling
     schedule: FlowMatchSchedule
+    captures: bool = False
 
     def stream_latents(
         self,
@@ -77,6 +80,7 @@ class VideoGenerator:
             image,
             self.sampling.context,
             self.sampling.first_sampler(self.schedule),
+            CapturedPass if self.captures else None,
         )
         return rollout(session, num_frames, modulation, initial)
 

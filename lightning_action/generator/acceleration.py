@@ -18,11 +18,18 @@ class Acceleration:
         compile_mode: Mode of `torch.compile` for the layers; None leaves them as they are.
         quantization: Kind of 8-bit weights that the layers get in `predict`; None keeps them as they are.
         overlap_decoding: Decode a block while the next one is denoised, in `predict` on CUDA.
+        capture_pass: Compile the whole pass behind a full window, in generation without FSDP; on CUDA, record it as a
+            CUDA graph that is replayed for every step of every block.
     """
 
     compile_mode: Literal["default", "max-autotune-no-cudagraphs"] | None = None
     quantization: Quantization | None = None
     overlap_decoding: bool = False
+    capture_pass: bool = False
+
+    def __post_init__(self) -> None:
+        if self.capture_pass and self.compile_mode is not None:
+            raise ValueError("acceleration.capture_pass compiles the whole pass: leave compile_mode null beside it")
 
 
 def quantize_layers(layers: nn.ModuleList, quantization: Quantization) -> None:

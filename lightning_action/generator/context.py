@@ -63,7 +63,6 @@ class CachedContext:
     values: Tensor
     text: tuple[KeysValues, ...]
 
-    @torch.compiler.disable
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Keep the block's keys and values, and compute its attention to the past and itself."""
         self.write(key, value)
@@ -74,8 +73,13 @@ class CachedContext:
         self.keys[:, -key.shape[1] :] = key
         self.values[:, -value.shape[1] :] = value
 
-    # Compiled layers keep one code for all blocks and layers by not looking into either cache.
-    @torch.compiler.disable
     def prompt(self, cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
         """Return the keys and values that were computed with this layer's cross-attention."""
         return self.text
+
+
+class OpaqueContext(CachedContext):
+    """The same for layers that are compiled one by one: not looking into it, one code serves all blocks and layers."""
+
+    attend = torch.compiler.disable(CachedContext.attend)
+    prompt = torch.compiler.disable(CachedContext.prompt)

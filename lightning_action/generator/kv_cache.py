@@ -60,6 +60,11 @@ class KVCache:
         return self.causality.block_after(self.position)
 
     @property
+    def is_full(self) -> bool:
+        """Whether the window is full, so that all later blocks find the same number of frames in the same places."""
+        return self.causality.local_attn_size is not None and self.position >= self._capacity
+
+    @property
     def num_bytes(self) -> int:
         """Memory of the cache in bytes, constant over its life."""
         return 2 * self.keys.numel() * self.keys.element_size()

@@ -24,7 +24,7 @@ from lightning_action.generator.causality import (
     block_causal,
     teacher_forcing,
 )
-from lightning_action.generator.context import CachedContext, MaskedContext, TextCache
+from lightning_action.generator.context import MaskedContext, OpaqueContext, TextCache
 from lightning_action.generator.image import NO_IMAGE, ImageCondition, ImageEmbedding
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.layers import Context, Head, WanLayer
@@ -286,8 +286,36 @@ class CausalWanModel(nn.Module):
             action_modulation: Modulation of the block, as in `forward`.
             image_channels: Channels of the block, as in `ImageCondition`.
         """
-        embedded = self._embed_block(latents, timestep, cache, action_modulation, image_channels)
-        return self._velocity(self._through_layers(embedded, self._cached_contexts(text, cache)), embedded)
+        cache.require_block(latents.shape[1])
+        turned, contexts = self.rotation(cache.block, latents), self._cached_contexts(text, cache)
+        return self.denoise_in(contexts, latents, timestep, turned, action_modulation, image_channels)
+
+    def denoise_in(
+        self,
+        contexts: Sequence[Context],
+        latents: Tensor,
+        timestep: Tensor,
+        rotation: Tensor,
+        action_modulation: Tensor | None = None,
+        image_channels: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the velocity of a block as `denoise` does, from tensors alone: what a whole pass is compiled from.
+
+        Args:
+            contexts: What the tokens of each layer attend to.
+            latents: Block with noise, `[B, block, C, H, W]`.
+            timestep: Noise level of each frame, `[B, block]`.
+            rotation: Rotation of the block's positions, from `rotation`.
+            action_modulation: Modulation of the block, as in `forward`.
+            image_channels: Channels of the block, as in `ImageCondition`.
+        """
+        embedded = self._embed(latents, timestep, rotation, action_modulation, image_channels)
+        return self._velocity(self._through_layers(embedded, contexts), embedded)
+
+    def rotation(self, positions: Sequence[int], latents: Tensor) -> Tensor:
+        """Return the rotation of all tokens of latents `[B, F, C, H, W]` at F positions in the video."""
+        rows, columns = (size // patch for size, patch in zip(latents.shape[-2:], self.patch_size[1:], strict=True))
+        return rotation(positions, rows, columns, self.dim // self.num_heads, latents.device)
 
     def write(
         self,
@@ -303,7 +331,10 @@ class CausalWanModel(nn.Module):
         at another timestep than the past has in `teacher_forcing`.
         """
         timestep = latents.new_zeros(latents.shape[:2])
-        embedded = self._embed_block(latents, timestep, cache, action_modulation, image_channels)
+        cache.require_block(latents.shape[1])
+        # Positions are those in the video, not in this call: a block goes on where its past stopped.
+        turned = self.rotation(cache.block, latents)
+        embedded = self._embed(latents, timestep, turned, action_modulation, image_channels)
         *contexts, last = self._cached_contexts(text, cache)
         tokens = self._through_layers(embedded, contexts)
         self._layers[-1].write(tokens, embedded.modulation_of(len(contexts)), embedded.rotation, last)
@@ -321,36 +352,23 @@ class CausalWanModel(nn.Module):
         first_out: int = 0,
     ) -> Tensor:
         positions = positions or range(latents.shape[1])
-        embedded = self._embed(latents, timestep, positions, action_modulation, image.channels)
+        turned = self.rotation(positions, latents)
+        embedded = self._embed(latents, timestep, turned, action_modulation, image.channels)
         context = MaskedContext(visibility, embedded.tokens.shape[2], *self._embed_context(text, image.embeds))
         return self._velocity(self._through_layers(embedded, [context] * self.num_layers), embedded, first_out)
 
-    def _cached_contexts(self, text: TextCache, cache: KVCache) -> list[CachedContext]:
-        return [CachedContext(*cache.of_layer(layer), prompt) for layer, prompt in enumerate(text.layers)]
-
-    def _embed_block(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        cache: KVCache,
-        action_modulation: Tensor | None,
-        image_channels: Tensor | None,
-    ) -> _Embedded:
-        cache.require_block(latents.shape[1])
-        # Positions are those in the video, not in this call: a block goes on where its past stopped.
-        return self._embed(latents, timestep, cache.block, action_modulation, image_channels)
+    def _cached_contexts(self, text: TextCache, cache: KVCache) -> list[OpaqueContext]:
+        return [OpaqueContext(*cache.of_layer(layer), prompt) for layer, prompt in enumerate(text.layers)]
 
     def _embed(
         self,
         latents: Tensor,
         timestep: Tensor,
-        positions: Sequence[int],
+        rotation: Tensor,
         action_modulation: Tensor | None,
         image_channels: Tensor | None,
     ) -> _Embedded:
-        height, width = latents.shape[-2:]
-        self.tokens_per_frame(height, width)
-        rows, columns = height // self.patch_size[1], width // self.patch_size[2]
+        self.tokens_per_frame(*latents.shape[-2:])
         time = self._embed_time(timestep)
         modulation = self.time_projection(time).unflatten(-1, (1, 6, self.dim))
         if action_modulation is not None:
@@ -364,9 +382,9 @@ class CausalWanModel(nn.Module):
             # Layers keep the order in memory that they find, and every norm would copy tokens in another.
             tokens=rearrange(patches, "b d f h w -> b f (h w) d").contiguous(),
             modulation=modulation,
-            rotation=rotation(positions, rows, columns, self.dim // self.num_heads, latents.device),
+            rotation=rotation,
             time=time,
-            num_rows=rows,
+            num_rows=latents.shape[-2] // self.patch_size[1],
         )
 
     @property

@@ -57,6 +57,9 @@ def test_what_sharded_weights_do_not_allow_is_refused_before_the_run(tmp_path: P
     module = build(acceleration=Acceleration(quantization="int8_weight_only"))
     with pytest.raises(ValueError, match="quantization needs whole weights: predict with `--trainer.strategy ddp`"):
         trainer(tmp_path, strategy=FSDP2Strategy()).predict(module, data())
+    module = build(acceleration=Acceleration(capture_pass=True))
+    with pytest.raises(ValueError, match="capture_pass needs whole weights"):
+        trainer(tmp_path, strategy=FSDP2Strategy()).predict(module, data())
 
 
 def test_something_must_train() -> None:

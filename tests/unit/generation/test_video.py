@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.video import decode_behind, whole_video
+from lightning_action.generator.acceleration import Acceleration
+from lightning_action.generator.causality import BlockCausality
 from tests.support.sprite_module import LATENTS, ready
 
 SAMPLING = Sampling(num_inference_steps=2)
@@ -71,3 +74,19 @@ def test_asking_for_a_block_generates_it_and_no_more() -> None:
     known = len(passes)
     next(stream)
     assert len(passes) - known == SAMPLING.num_steps + 1 and known <= 1, "the first block is the start itself"
+
+
+@torch.no_grad()
+def test_a_captured_pass_gives_the_same_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    causality = BlockCausality(1, 3)
+    (plain, batch), (capturing, _) = (
+        ready(sampling=SAMPLING, causality=causality, acceleration=Acceleration(capture_pass=captures))
+        for captures in (False, True)
+    )
+    captured: list[int] = []
+    denoise = CapturedPass.denoise
+    monkeypatch.setattr(CapturedPass, "denoise", lambda *given: captured.append(1) or denoise(*given))
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(capturing.generate(batch), plain.generate(batch))
+    # Two steps for each of the three blocks behind two others, and two that are written.
+    assert len(captured) == 3 * 2 + 2

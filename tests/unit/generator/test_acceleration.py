@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from lightning_action.generator.acceleration import Quantization, quantize_layers
+from lightning_action.generator.acceleration import Acceleration, Quantization, quantize_layers
 from lightning_action.generator.causality import BlockCausality
 from tests.support.small_generator import small_generator, small_inputs
 
@@ -33,3 +33,8 @@ def test_without_torchao_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ImportError, match=r"pip install 'lightning_action\[quantization\]'"):
         quantize_layers(small_generator().blocks, "int8_weight_only")
+
+
+def test_a_pass_and_its_layers_are_not_compiled_both() -> None:
+    with pytest.raises(ValueError, match="capture_pass compiles the whole pass"):
+        Acceleration(compile_mode="default", capture_pass=True)

@@ -1,0 +1,96 @@
+"""The whole pass as one graph, against the plain one; a CUDA graph of it needs a GPU."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._inductor.utils import run_and_get_code
+
+from lightning_action.generation.captured_pass import CapturedPass
+from lightning_action.generation.rollout import CausalRollout, rollout
+from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.model import CausalWanModel
+from tests.support.small_generator import small_generator, small_inputs
+from tests.support.small_rollout import session
+
+LENGTH = 26
+
+
+def generator_and_inputs() -> tuple[CausalWanModel, dict[str, Tensor]]:
+    """Heads that fill vectors, whose complex and real rotation are equal to the bit."""
+    x = small_inputs(LENGTH)
+    return small_generator(dim=32, num_heads=2), {**x, "modulation": x["modulation"][..., :32]}
+
+
+def video(run: CausalRollout, modulation: Any) -> Tensor:
+    return torch.cat(list(rollout(run, LENGTH, modulation)), dim=1)
+
+
+@pytest.mark.parametrize("context", ["clean", "last_step"])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@torch.no_grad()
+def test_one_graph_serves_all_steps_of_all_blocks(context: str, guidance: float) -> None:
+    generator, x = generator_and_inputs()
+    causality, graphs = BlockCausality(2, 6, 2), list[torch.fx.GraphModule]()
+
+    def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    settings = {"guidance": guidance, "context": context}
+    plain = session(generator, x["text"], causality, LENGTH, **settings)
+    expected = video(plain, x["modulation"])
+    assert (expected - video(session(generator, x["text"], causality, LENGTH, **settings), None)).abs().max() > 1e-3
+    for _ in range(2):
+        capture = partial(CapturedPass, backend=backend)
+        captured = session(generator, x["text"], causality, LENGTH, capture=capture, **settings)
+        places = captured.cache.keys.data_ptr(), captured.cache.values.data_ptr()
+        assert torch.equal(video(captured, x["modulation"]), expected)
+        assert (captured.cache.keys.data_ptr(), captured.cache.values.data_ptr()) == places
+    # A second video finds the code of the first.
+    assert len(graphs) == 1
+
+
+@torch.no_grad()
+def test_a_block_without_actions_is_a_graph_of_its_own() -> None:
+    generator, x = generator_and_inputs()
+
+    def every_other(block: range, history: Tensor) -> Tensor | None:
+        return None if block.start % 4 else x["modulation"][:, block.start : block.stop]
+
+    runs = [
+        session(generator, x["text"], BlockCausality(2, 6, 2), LENGTH, capture=capture)
+        for capture in (None, partial(CapturedPass, backend="eager"))
+    ]
+    plain, captured = (video(run, every_other) for run in runs)
+    assert torch.equal(plain, captured)
+
+
+@torch.no_grad()
+def test_compiled_code_copies_no_cache() -> None:
+    generator, x = generator_and_inputs()
+    causality = BlockCausality(2, 6, 2)
+    run = session(generator, x["text"], causality, LENGTH, capture=CapturedPass)
+    torch.compiler.reset()
+    expected = video(session(generator, x["text"], causality, LENGTH), x["modulation"])
+    found, codes = run_and_get_code(lambda: video(run, x["modulation"]))
+    torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
+    shape = ", ".join(map(str, run.cache.of_layer(0)[0].shape))
+    assert len(codes) == 1
+    assert re.search(rf"assert_size_stride\(\w+, \({shape}\)", codes[0]), "the cache is an input"
+    assert not re.search(rf"empty_strided\w*\(\({shape}\)", codes[0]), "and no buffer"
+
+
+@torch.no_grad()
+def test_a_window_that_fills_is_refused() -> None:
+    generator, x = generator_and_inputs()
+    run = session(generator, x["text"], BlockCausality(2, 6, 2), LENGTH)
+    early = CapturedPass(generator, generator.text_cache(x["text"]), run.cache)
+    with pytest.raises(ValueError, match="captured behind a full window"):
+        early.denoise(x["noisy"][:, :2], x["timestep"][:, :2])
