@@ -20,6 +20,7 @@ from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import VideoCodec
 from lightning_action.frozen.tiny_vae import TinyWanVAE
 from lightning_action.frozen.wan_vae import WanVideoVAE
+from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.rollout import rollout
 from lightning_action.generation.sampling import BlockContext
 from lightning_action.generation.video import decode_behind
@@ -85,6 +86,7 @@ class Options:
         device: where everything runs.
         compile_mode: of `torch.compile`, for the layers; None leaves them as they are.
         quantization: of the layers' weights in generation; None for none.
+        capture: compile the whole pass behind a full window; on CUDA as a CUDA graph.
         overlap: decode a block while the next one is denoised.
         actions: give actions, their projection included.
         checkpointing: recompute layers in the backward pass.
@@ -94,6 +96,7 @@ class Options:
     device: str = "cpu"
     compile_mode: str | None = None
     quantization: Quantization | None = None
+    capture: bool = False
     overlap: bool = False
     actions: bool = True
     checkpointing: bool = True
@@ -139,6 +142,7 @@ class Bench:
             self.latent_shape,
             num_frames,
             context=context,
+            capture=CapturedPass if self.options.capture else None,
         )
         return rollout(session, num_frames, self._modulation if self.options.actions else None)
 

@@ -326,6 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--decoders", choices=DECODERS, nargs="+", default=DECODERS[:2], help="of generation")
     parser.add_argument("--compile", metavar="MODE", help="compile the layers; a mode of torch.compile, or default")
     parser.add_argument("--quantization", choices=get_args(Quantization), help="of the layers, in generation")
+    parser.add_argument("--capture", action="store_true", help="compile the whole pass; on CUDA as a CUDA graph")
     parser.add_argument("--overlap", action="store_true", help="decode a block while the next one is denoised")
     parser.add_argument("--no-actions", action="store_true", help="leave the action conditioning out")
     parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations of a training step")
@@ -340,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen.device,
         chosen.compile,
         chosen.quantization,
+        chosen.capture,
         chosen.overlap,
         not chosen.no_actions,
         not chosen.no_checkpointing,

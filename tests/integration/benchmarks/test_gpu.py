@@ -28,7 +28,14 @@ def no_process_group() -> None:
 
 
 FIGURES = {"first_frame_latency_s", "block_s", "block_s_waited_p50", "block_s_waited_p95", "frames_per_second"}
-EVERY_FLAG = ["--overlap", "--quantization=int8_weight_only", "--no-checkpointing", "--fsdp", "--no-actions"]
+EVERY_FLAG = [
+    "--overlap",
+    "--capture",
+    "--quantization=int8_weight_only",
+    "--no-checkpointing",
+    "--fsdp",
+    "--no-actions",
+]
 
 
 @pytest.mark.parametrize(("flags", "decoders"), [([], ["none", "tiny"]), (EVERY_FLAG, ["full", "none", "tiny"])])
@@ -37,7 +44,8 @@ def test_it_runs_with_every_flag(
 ) -> None:
     path = tmp_path / "gpu.json"
     parts = ["--only", "generation", "training", "--decoders", *decoders]
-    gpu.main(["--toy", f"--json={path}", *parts, *flags])
+    with torch.compiler.set_stance("force_eager"):
+        gpu.main(["--toy", f"--json={path}", *parts, *flags])
     result = json.loads(path.read_text())
     cases = [
         f"{name}, window {size}, {kept}" for name in decoders for size in (6, 9) for kept in ("clean", "last_step")
