@@ -18,7 +18,7 @@ from lightning_action.ranges import require_numbers
 # Pixel rows, and columns, that the first layer of the encoder folds into channels.
 _FOLD = 4
 # 0 would measure errors in colours as they are, 1 in whitened ones.
-_WHITENING = 0.65
+_WHITENING = 0.8
 # Frames that pass through the network at once, and those that codes and errors are measured on.
 _CHUNK, _NUM_MEASURED = 256, 4096
 
