@@ -269,6 +269,7 @@ def _denoise(bench: Bench) -> Callable[[Tensor | None], Tensor]:
     session = bench.session(bench.windowed)
     while session.block.start < bench.sizes.local_attn_size:
         session.append(bench.noise(session.block, 0))
+    session.write_pending()
     noisy = bench.noise(session.block, 0)
     timestep = torch.full(noisy.shape[:2], 500.0, device=bench.device)
     text = bench.generator.text_cache(bench.text)

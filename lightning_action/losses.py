@@ -75,6 +75,7 @@ class FlowMatchingLosses:
         past_noise: Largest deviation of the noise on the past that blocks see in training.
         seed: Random seed of noise and noise levels.
         past_timestep: Noise level of the past that blocks see, under teacher forcing; 0 shows it clean.
+        num_clean: Number of frames at the beginning that blocks see clean all the same.
     """
 
     generator: CausalWanModel
@@ -86,6 +87,7 @@ class FlowMatchingLosses:
     seed: int
     past_noise: float = 0.0
     past_timestep: float = 0.0
+    num_clean: int = 0
 
     def of_training(self, encoded: Encoded, epoch: int, batch_idx: int, action_dropout_prob: float) -> Loss:
         """Return the loss of a training step, in which samples lose their actions with the given probability."""
@@ -148,7 +150,7 @@ class FlowMatchingLosses:
         modulation = self.conditioning.of_known_video(
             batch.get("action"), infers_actions(batch), latents, text, self.causality, dropped
         )
-        seen: dict[str, Any] = {} if past is None else {"past": past, "past_timestep": self.past_timestep}
+        seen: dict[str, Any] = {} if past is None else {"past": past, "past_timestep": self._past_timestep(latents)}
         return self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation, **seen)
 
     def _draw(self, latents: Tensor, randoms: Sequence[torch.Generator]) -> _Draw:
@@ -160,8 +162,13 @@ class FlowMatchingLosses:
     def _past(self, latents: Tensor, randoms: Sequence[torch.Generator]) -> Tensor | None:
         if not self.past_timestep:
             return None
-        level = torch.full(latents.shape[:2], self.past_timestep / NUM_TRAIN_TIMESTEPS, device=latents.device)
+        level = self._past_timestep(latents) / NUM_TRAIN_TIMESTEPS
         return add_noise(latents, _noise(latents, randoms), level)
+
+    def _past_timestep(self, latents: Tensor) -> Tensor:
+        timestep = torch.full(latents.shape[:2], self.past_timestep, device=latents.device)
+        timestep[:, : self.num_clean] = 0
+        return timestep
 
     def _randoms(self, encoded: Encoded, *numbers: int) -> list[torch.Generator]:
         return [generator_for(self.seed, *numbers, sample) for sample in encoded.batch["sample_id"].tolist()]

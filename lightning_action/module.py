@@ -94,6 +94,8 @@ class ActionVideoModule(GenerativeModule):
             seed=self.seed,
             past_noise=self.past_noise,
             past_timestep=self._past_timestep if self.objective is teacher_forcing else 0.0,
+            # Rollouts write what they are given as it is.
+            num_clean=self.sampling.num_initial_latents,
         )
 
     @property

@@ -38,7 +38,7 @@ def teacher_forcing(
     action_modulation: Tensor | None,
     image: ImageCondition = NO_IMAGE,
     past: Tensor | None = None,
-    past_timestep: float = 0.0,
+    past_timestep: Tensor | None = None,
 ) -> Velocities:
     """Denoise each block given the clean past: what it will see through the cache, were its own past perfect.
 
@@ -54,7 +54,7 @@ def teacher_forcing(
         action_modulation: Modulation as in `CausalWanModel.forward`.
         image: Condition as in `CausalWanModel.forward`.
         past: Latents that blocks see in place of `clean`.
-        past_timestep: Noise level that these are passed at.
+        past_timestep: Noise levels that these are passed at, `[B, F]`; None for 0.
     """
     noisy = add_noise(clean, noise, timestep / NUM_TRAIN_TIMESTEPS)
     velocity = generator.teacher_forcing(

@@ -12,6 +12,8 @@ from lightning_action.generator.context import CachedContext, TextCache
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
 
+_MOST_CODES = 256
+
 
 class CapturedPass:
     """A denoising pass as one graph, whose inputs keep their places in memory.
@@ -34,8 +36,7 @@ class CapturedPass:
         compiled = torch.compile(generator.denoise_in, fullgraph=True, dynamic=False, **options)
         self._pass: Callable[..., Tensor] = compiled
         self._inputs: tuple[Tensor | None, ...] = ()
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._velocity: Tensor | None = None
+        self._recorded: tuple[torch.cuda.CUDAGraph, Tensor] | None = None
 
     def denoise(
         self,
@@ -49,6 +50,23 @@ class CapturedPass:
         Raises:
             ValueError: The window is not full, or the block is another.
         """
+        velocity = self._step(latents, timestep, action_modulation, image_channels)
+        # The next replay writes to the same place.
+        return velocity.clone() if latents.is_cuda else velocity
+
+    def write(
+        self, latents: Tensor, action_modulation: Tensor | None = None, image_channels: Tensor | None = None
+    ) -> None:
+        """Keep the keys and values of the cache's next block, now clean: the same pass at timestep 0."""
+        # In float32 whatever the latents are, because all noise levels of the graph go through one place.
+        timestep = torch.zeros(latents.shape[:2], device=latents.device)
+        self._step(latents, timestep, action_modulation, image_channels)
+        self._cache.advance()
+
+    @torch.no_grad()
+    def _step(
+        self, latents: Tensor, timestep: Tensor, action_modulation: Tensor | None, image_channels: Tensor | None
+    ) -> Tensor:
         self._cache.require_block(latents.shape[1])
         if not self._cache.is_full:
             raise ValueError("a pass is captured behind a full window: denoise the blocks before that by the generator")
@@ -56,33 +74,28 @@ class CapturedPass:
         self._place(latents, timestep, rotation, action_modulation, image_channels)
         if not latents.is_cuda:
             return self._run()
-        if self._graph is None:
-            self._capture()
-        assert self._graph is not None and self._velocity is not None
-        self._graph.replay()
-        # The next replay writes to the same place.
-        return self._velocity.clone()
-
-    def write(
-        self, latents: Tensor, action_modulation: Tensor | None = None, image_channels: Tensor | None = None
-    ) -> None:
-        """Keep the keys and values of the cache's next block, now clean: the same pass at timestep 0."""
-        self.denoise(latents, latents.new_zeros(latents.shape[:2]), action_modulation, image_channels)
-        self._cache.advance()
+        with torch.cuda.device(latents.device):
+            if self._recorded is None:
+                self._recorded = self._record()
+            graph, velocity = self._recorded
+            graph.replay()
+        return velocity
 
     def _place(self, *inputs: Tensor | None) -> None:
-        if _shapes(inputs) != _shapes(self._inputs):
+        if _kinds(inputs) != _kinds(self._inputs):
             # The first block, or one of another kind: without actions, say.
             self._inputs = tuple(None if value is None else value.clone() for value in inputs)
-            self._graph = None
+            self._recorded = None
         for place, value in zip(self._inputs, inputs, strict=True):
             if place is not None and value is not None:
                 place.copy_(value)
 
     def _run(self) -> Tensor:
-        return self._pass(self._contexts, *self._inputs)
+        # Each size of videos is a code of its own, and torch gives up after eight.
+        with torch._dynamo.config.patch(recompile_limit=_MOST_CODES):
+            return self._pass(self._contexts, *self._inputs)
 
-    def _capture(self) -> None:
+    def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -90,10 +103,12 @@ class CapturedPass:
             for _ in range(2):
                 self._run()
         torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._velocity = self._run()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the device meanwhile, to pin memory for example.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            velocity = self._run()
+        return graph, velocity
 
 
-def _shapes(inputs: Sequence[Tensor | None]) -> list[torch.Size | None]:
-    return [None if value is None else value.shape for value in inputs]
+def _kinds(inputs: Sequence[Tensor | None]) -> list[tuple[torch.Size, torch.dtype] | None]:
+    return [None if value is None else (value.shape, value.dtype) for value in inputs]

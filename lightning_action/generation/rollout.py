@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, repeat
 
 import torch
 from torch import Tensor
@@ -65,7 +64,7 @@ class CausalRollout:
         capture: Callable[[CausalWanModel, TextCache, KVCache], CapturedPass] | None = None,
     ) -> None:
         self.generator = generator
-        self._samplers = chain([first_sampler or sampler], repeat(sampler))
+        self._sampler, self._first_sampler = sampler, first_sampler
         self.noise = noise
         self.action_guidance_scale = action_guidance_scale
         self.context = context
@@ -98,20 +97,21 @@ class CausalRollout:
         """Take the next block of a known video, `[B, block, C, H, W]`, with its modulation `[B, block, ..., 6, D]`."""
         self.write_pending()
         self.cache.require_block(latents.shape[1])
-        self._pending = latents, action_modulation
+        # What was handed in, or over, is its owner's to change.
+        self._pending = latents.clone(), action_modulation
 
     def write_pending(self) -> None:
         """Write the last block into the cache now, while nobody waits for the next one."""
         if self._pending is None:
             return
         latents, action_modulation = self._pending
-        self._pending = None
         both, modulation = self._both_branches(latents), self._branch_modulation(action_modulation)
         image_channels = self._image.of_frames(self.cache.block)
         if (captured := self._captured_pass()) is not None:
             captured.write(both, modulation, image_channels)
         else:
             self.generator.write(both, self._text, self.cache, modulation, image_channels)
+        self._pending = None
 
     def next_block(self, action_modulation: Tensor | None = None, known: Tensor | None = None) -> Tensor:
         """Generate the next block.
@@ -126,10 +126,11 @@ class CausalRollout:
         """
         self.write_pending()
         modulation = self._branch_modulation(action_modulation)
-        sampler = next(self._samplers)
+        sampler = self._first_sampler or self._sampler
         clean = hold(sampler(partial(self._velocity, modulation, known), partial(self.noise, self.block)), known)
+        self._first_sampler = None
         if self.context == "clean":
-            self._pending = clean, action_modulation
+            self._pending = clean.clone(), action_modulation
         else:
             self.cache.advance()
         return clean
@@ -203,8 +204,10 @@ def rollout(
         raise ValueError(
             f"action_modulation is for {action_modulation.shape[1]} latent frames, the video has {num_frames}"
         )
-    # Written once each, for a history that is joined for every block would be copied again and again.
-    history = session.nothing.new_empty(len(session.nothing), num_frames, *session.nothing.shape[2:])
+    history = session.nothing
+    if callable(action_modulation):
+        # Written once each: what is joined for every block would be copied again and again.
+        history = history.new_empty(len(history), num_frames, *history.shape[2:])
     for block in blocks:
         here = slice(block.start - start, block.stop - start)
         modulation = (

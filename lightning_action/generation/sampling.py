@@ -34,7 +34,7 @@ class Sampling:
         seed: Random seed of the noise; each frame of each sample has its own stream.
         context: What later blocks see of a generated one: its `clean` keys and values, which cost a pass, or those that
             the `last_step` of denoising has computed from its noisy input. A model follows the latter well if it was
-            trained so: `fit` with the same setting trains so, under teacher forcing.
+            trained so: `fit` with the same setting trains so, under teacher forcing, with `num_initial_latents` clean.
         first_num_inference_steps: Number of Euler steps of the first block that is generated; None takes as many.
         first_denoising_step_list: Timesteps of the first block that is generated; None takes the same.
     """
@@ -58,6 +58,10 @@ class Sampling:
         require_numbers({"action_guidance_scale": self.action_guidance_scale})
         if self.context not in get_args(BlockContext):
             raise ValueError(f"sampling.context must be clean or last_step, got {self.context!r}")
+        if self.denoising_step_list is not None and self.first_num_inference_steps is not None:
+            raise ValueError("first_num_inference_steps counts Euler steps: give first_denoising_step_list instead")
+        if self.context == "last_step" and 1 in (self.num_steps, self._of_first_block().num_steps):
+            raise ValueError("sampling.context last_step needs two steps or more: the input of the first is pure noise")
         for steps in (self.denoising_step_list, self.first_denoising_step_list):
             if steps is not None:
                 check_denoising_steps(steps)
@@ -104,8 +108,12 @@ class Sampling:
         return schedule.denoising_timesteps(self.denoising_step_list, self.warp_denoising_step)[-1]
 
     def _of_first_block(self) -> Sampling:
+        if self.first_num_inference_steps is None and self.first_denoising_step_list is None:
+            return self
         return replace(
             self,
             num_inference_steps=self.first_num_inference_steps or self.num_inference_steps,
             denoising_step_list=self.first_denoising_step_list or self.denoising_step_list,
+            first_num_inference_steps=None,
+            first_denoising_step_list=None,
         )

@@ -62,7 +62,8 @@ class KVCache:
     @property
     def is_full(self) -> bool:
         """Whether the window is full, so that all later blocks find the same number of frames in the same places."""
-        return self.causality.local_attn_size is not None and self.position >= self._capacity
+        is_whole = len(self.block) == self.causality.num_frame_per_block
+        return self.causality.local_attn_size is not None and self.position >= self._capacity and is_whole
 
     @property
     def num_bytes(self) -> int:

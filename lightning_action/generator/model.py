@@ -31,6 +31,8 @@ from lightning_action.generator.layers import Context, Head, WanLayer
 from lightning_action.generator.rope import rotation
 from lightning_action.ranges import require_numbers
 
+_MOST_CODES = 256
+
 
 @dataclass(frozen=True)
 class _Embedded:
@@ -148,13 +150,15 @@ class CausalWanModel(nn.Module):
                 yield name, child
 
     def compile_layers(self, **options: Any) -> None:
-        """Compile the layers in place, one code for all of them, whatever the block; names of weights stay as they are.
+        """Compile the layers in place, one code for all of them, wherever a block stands; names of weights stay.
 
-        Each number of frames has a code of its own: one for all would be slower for every block.
+        Each size of latents has a code of its own: one for all would be slower for every block.
 
         Args:
             **options: Options of `torch.compile`, for example `mode="max-autotune-no-cudagraphs"`.
         """
+        # Each size of videos and batches is a code, and torch gives up after eight.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_CODES)
         for layer in self.blocks:
             layer.compile(**{"dynamic": False, **options})
 
@@ -231,7 +235,7 @@ class CausalWanModel(nn.Module):
         causality: BlockCausality,
         action_modulation: Tensor | None = None,
         image: ImageCondition = NO_IMAGE,
-        clean_timestep: float = 0.0,
+        clean_timestep: Tensor | None = None,
     ) -> Tensor:
         """Predict noisy blocks that see the clean past (timestep 0, its own actions), as they do through a cache.
 
@@ -245,8 +249,8 @@ class CausalWanModel(nn.Module):
             causality: Block size, window and sink.
             action_modulation: Modulation as in `forward`; it serves both halves.
             image: Condition as in `forward`; it serves both halves.
-            clean_timestep: Noise level of the clean half, where a cache holds other keys and values than those that
-                `write` computes, at 0.
+            clean_timestep: Noise level of each frame of the clean half, `[B, F]`, where a cache holds other keys and
+                values than those that `write` computes, at 0.
 
         Returns:
             Velocity of the noisy half, `[B, F, out_dim, H, W]`.
@@ -254,7 +258,8 @@ class CausalWanModel(nn.Module):
         num_frames = noisy.shape[1]
         visibility = teacher_forcing(num_frames, causality)
         both = torch.cat([clean, noisy], dim=1)
-        timesteps = torch.cat([torch.full_like(timestep, clean_timestep), timestep], dim=1)
+        levels = torch.zeros_like(timestep) if clean_timestep is None else clean_timestep
+        timesteps = torch.cat([levels, timestep], dim=1)
         if action_modulation is not None:
             action_modulation = torch.cat([action_modulation, action_modulation], dim=1)
         # A noisy frame stands where its clean copy stands: its distance to the past is that of generation.
@@ -330,7 +335,7 @@ class CausalWanModel(nn.Module):
         It is one pass more for each block: what the last step of denoising computed came from a block with noise, and
         at another timestep than the past has in `teacher_forcing`.
         """
-        timestep = latents.new_zeros(latents.shape[:2])
+        timestep = torch.zeros(latents.shape[:2], device=latents.device)
         cache.require_block(latents.shape[1])
         # Positions are those in the video, not in this call: a block goes on where its past stopped.
         turned = self.rotation(cache.block, latents)

@@ -101,9 +101,9 @@ def test_a_rollout_without_clean_passes_is_trained_for() -> None:
     assert skipping.losses.past_timestep == sampling.last_timestep(skipping.schedule) > 0
     before, after = training_loss(plain, both), training_loss(skipping, both)
     assert torch.equal(before.timestep, after.timestep)
-    # The first block has no past.
-    torch.testing.assert_close(before.per_frame[:, 0], after.per_frame[:, 0])
-    assert bool((before.per_frame[:, 1:] != after.per_frame[:, 1:]).all())
+    # The first block has no past, and the second sees the frame that rollouts are given.
+    torch.testing.assert_close(before.per_frame[:, :2], after.per_frame[:, :2])
+    assert bool((before.per_frame[:, 2:] != after.per_frame[:, 2:]).all())
     assert not torch.equal(plain.matched_losses(both)["true"], skipping.matched_losses(both)["true"])
     assert not torch.equal(plain.predict_velocity(both, 600.0, 3)[0], skipping.predict_velocity(both, 600.0, 3)[0])
     assert ready(sampling=sampling, objective="diffusion_forcing")[0].losses.past_timestep == 0

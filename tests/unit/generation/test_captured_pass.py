@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
+from lightning_action.diffusion.noise import frame_noise
 from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from tests.support.small_generator import small_generator, small_inputs
-from tests.support.small_rollout import session
+from tests.support.small_rollout import SHAPE, session
 
 LENGTH = 26
 
@@ -70,6 +71,39 @@ def test_a_block_without_actions_is_a_graph_of_its_own() -> None:
     ]
     plain, captured = (video(run, every_other) for run in runs)
     assert torch.equal(plain, captured)
+
+
+@pytest.mark.parametrize(
+    "causality", [BlockCausality(3, 3, independent_first_frame=True), BlockCausality(2, 6, 2), BlockCausality(1, 4)]
+)
+@torch.no_grad()
+def test_noise_levels_keep_their_digits_after_a_long_start(causality: BlockCausality) -> None:
+    """In bfloat16, whose 8 bits no timestep survives; with so many known frames that a write comes first."""
+    generator, x = generator_and_inputs()
+    length = 25 if causality.independent_first_frame else LENGTH
+    initial = x["clean"][:, : causality.split(length)[5].stop].bfloat16()
+    videos = []
+    for capture in (None, partial(CapturedPass, backend="eager")):
+        run = session(generator.bfloat16(), x["text"].bfloat16(), causality, length, capture=capture)
+        run.noise = frame_noise(7, (4, 9), SHAPE, dtype=torch.bfloat16)
+        videos.append(torch.cat(list(rollout(run, length, x["modulation"][:, :length].bfloat16(), initial)), dim=1))
+    assert torch.equal(*videos)
+
+
+@torch.no_grad()
+def test_videos_of_many_sizes_are_all_captured() -> None:
+    generator, x = generator_and_inputs()
+    torch.compiler.reset()
+    for batch_size in range(1, 11):
+        run = session(
+            generator,
+            x["text"][:1].expand(batch_size, -1, -1),
+            BlockCausality(1, 2),
+            3,
+            samples=tuple(range(batch_size)),
+            capture=partial(CapturedPass, backend="eager"),
+        )
+        assert len(torch.cat(list(rollout(run, 3)), dim=1)) == batch_size
 
 
 @torch.no_grad()

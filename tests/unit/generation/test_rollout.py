@@ -349,9 +349,34 @@ def test_keys_and_values_of_the_last_step_stay(causality: BlockCausality) -> Non
     timestep = torch.full(noisy.shape[:2], last)
     arguments = noisy, noisy, timestep, x["text"], causality, x["modulation"], NO_IMAGE
     torch.testing.assert_close(
-        torch.cat(predicted, dim=1), generator.teacher_forcing(*arguments, last), atol=1e-5, rtol=0
+        torch.cat(predicted, dim=1), generator.teacher_forcing(*arguments, timestep), atol=1e-5, rtol=0
     )
     assert (torch.cat(predicted, dim=1) - generator.teacher_forcing(*arguments)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_block_that_was_handed_over_may_be_changed() -> None:
+    generator, x = small_generator(), small_inputs(6)
+    run = session(generator, x["text"], BlockCausality(2), 6)
+    run.append(known := x["clean"][:, :2].clone())
+    known.zero_()
+    blocks = []
+    for _ in range(2):
+        blocks.append((block := run.next_block()).clone())
+        block.zero_()
+    untouched = video(session(generator, x["text"], BlockCausality(2), 6), 6, None, x["clean"][:, :2])
+    assert torch.equal(torch.cat(blocks, dim=1), untouched[:, 2:])
+
+
+@torch.no_grad()
+def test_what_cannot_be_written_stays_pending() -> None:
+    generator, x = small_generator(), small_inputs(6)
+    run = session(generator, x["text"], BlockCausality(2), 6)
+    run.append(x["clean"][:, :2], x["modulation"][:, :3])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="action_modulation must be"):
+            run.next_block()
+    assert run.cache.position == 0
 
 
 @torch.no_grad()

@@ -83,3 +83,8 @@ def test_a_context_that_does_not_exist_is_refused() -> None:
         Sampling(context="noisy")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="first_num_inference_steps must be"):
         Sampling(first_num_inference_steps=0)
+    with pytest.raises(ValueError, match="counts Euler steps"):
+        Sampling(denoising_step_list=[1000, 500], first_num_inference_steps=4)
+    for steps in ({"num_inference_steps": 1}, {"first_num_inference_steps": 1}, {"denoising_step_list": [1000]}):
+        with pytest.raises(ValueError, match="needs two steps or more"):
+            Sampling(context="last_step", **steps)  # type: ignore[arg-type]
