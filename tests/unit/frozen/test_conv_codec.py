@@ -17,13 +17,14 @@ from lightning_action.frozen.holder import FrozenParts
 from lightning_action.weights.safetensors_files import read_safetensors, write_safetensors
 
 BATCH, HEIGHT, WIDTH = 3, 16, 24
-QUICK: dict[str, Any] = {"width": 8, "num_steps": 20, "batch_size": 6, "learning_rate": 4e-3, "change_weight": 0.0}
+QUICK: dict[str, Any] = {"width": 8, "num_steps": 40, "batch_size": 6, "learning_rate": 4e-3, "change_weight": 0.0}
 
 
 def dot_videos(num_frames: int, batch_size: int = BATCH, seed: int = 0) -> Tensor:
-    """Videos of a blue square of 4 x 4 pixels that moves over a bright, grey picture."""
+    """Videos of a blue square of 4 x 4 pixels that moves over a picture of one colour, another in each video."""
     random = torch.Generator().manual_seed(seed)
-    video = torch.full((batch_size, num_frames, 3, HEIGHT, WIDTH), 0.8)
+    backgrounds = 1.6 * torch.rand(batch_size, 1, 3, 1, 1, generator=random) - 0.8
+    video = backgrounds.repeat(1, num_frames, 1, HEIGHT, WIDTH)
     for sample in video:
         x, y = (int(torch.randint(side - 4, (), generator=random)) for side in (WIDTH, HEIGHT))
         for number, frame in enumerate(sample):
