@@ -169,11 +169,11 @@ class ConvVideoCodec(FittedFrames):
         Raises:
             RuntimeError: A single picture in place of all frames would have been as good.
         """
-        codes = torch.cat([self.encoder(chunk - self.color) for chunk in frames.split(_CHUNK)])
-        _, mean, scale = _normalize(codes)
+        raw = torch.cat([self.encoder(chunk - self.color) for chunk in frames.split(_CHUNK)])
+        codes, mean, scale = _normalize(raw)
         self.mean.copy_(mean)
         self.scale.copy_(scale)
-        decoded = torch.cat([self.decoder(chunk) + self.color for chunk in self._codes(frames).split(_CHUNK)])
+        decoded = torch.cat([self.decoder(chunk) + self.color for chunk in codes.split(_CHUNK)])
         error, of_mean = (_error(frames - guess, metric).item() for guess in (decoded, frames.mean(0)))
         if not error < of_mean and bool((frames != frames[0]).any()):
             self.scale.zero_()

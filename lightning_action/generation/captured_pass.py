@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_action.generator.acceleration import allow_many_codes
 from lightning_action.generator.context import CachedContext, TextCache
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
-
-_MOST_CODES = 256
 
 
 class CapturedPass:
@@ -32,7 +31,8 @@ class CapturedPass:
 
     def __init__(self, generator: CausalWanModel, text: TextCache, cache: KVCache, **options: Any) -> None:
         self._generator, self._cache = generator, cache
-        self._contexts = [CachedContext(*cache.of_layer(layer), prompt) for layer, prompt in enumerate(text.layers)]
+        self._contexts = CachedContext.of_layers(cache, text)
+        allow_many_codes()
         compiled = torch.compile(generator.denoise_in, fullgraph=True, dynamic=False, **options)
         self._pass: Callable[..., Tensor] = compiled
         self._inputs: tuple[Tensor | None, ...] = ()
@@ -91,9 +91,7 @@ class CapturedPass:
                 place.copy_(value)
 
     def _run(self) -> Tensor:
-        # Each size of videos is a code of its own, and torch gives up after eight.
-        with torch._dynamo.config.patch(recompile_limit=_MOST_CODES):
-            return self._pass(self._contexts, *self._inputs)
+        return self._pass(self._contexts, *self._inputs)
 
     def _record(self) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         side = torch.cuda.Stream()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 Quantization = Literal["fp8_dynamic", "fp8_weight_only", "int8_weight_only"]
@@ -30,6 +31,11 @@ class Acceleration:
     def __post_init__(self) -> None:
         if self.capture_pass and self.compile_mode is not None:
             raise ValueError("acceleration.capture_pass compiles the whole pass: leave compile_mode null beside it")
+
+
+def allow_many_codes() -> None:
+    """Let torch compile a code for each size of videos and batches; else it gives up after eight."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
 
 
 def quantize_layers(layers: nn.ModuleList, quantization: Quantization) -> None:

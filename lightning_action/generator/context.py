@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from lightning_action.generator.attention import attend_dense, choose_attention
 from lightning_action.generator.causality import Visibility
+from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.layers import CrossAttention, KeysValues
 
 
@@ -62,6 +64,11 @@ class CachedContext:
     keys: Tensor
     values: Tensor
     text: tuple[KeysValues, ...]
+
+    @classmethod
+    def of_layers(cls, cache: KVCache, text: TextCache) -> list[Self]:
+        """Make the contexts of all layers for the cache's next block."""
+        return [cls(*cache.of_layer(layer), prompt) for layer, prompt in enumerate(text.layers)]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Keep the block's keys and values, and compute its attention to the past and itself."""

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_action.generator.acceleration import allow_many_codes
 from lightning_action.generator.causality import (
     BlockCausality,
     Visibility,
@@ -30,8 +31,6 @@ from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.layers import Context, Head, WanLayer
 from lightning_action.generator.rope import rotation
 from lightning_action.ranges import require_numbers
-
-_MOST_CODES = 256
 
 
 @dataclass(frozen=True)
@@ -157,8 +156,7 @@ class CausalWanModel(nn.Module):
         Args:
             **options: Options of `torch.compile`, for example `mode="max-autotune-no-cudagraphs"`.
         """
-        # Each size of videos and batches is a code, and torch gives up after eight.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_CODES)
+        allow_many_codes()
         for layer in self.blocks:
             layer.compile(**{"dynamic": False, **options})
 
@@ -292,7 +290,7 @@ class CausalWanModel(nn.Module):
             image_channels: Channels of the block, as in `ImageCondition`.
         """
         cache.require_block(latents.shape[1])
-        turned, contexts = self.rotation(cache.block, latents), self._cached_contexts(text, cache)
+        turned, contexts = self.rotation(cache.block, latents), OpaqueContext.of_layers(cache, text)
         return self.denoise_in(contexts, latents, timestep, turned, action_modulation, image_channels)
 
     def denoise_in(
@@ -340,7 +338,7 @@ class CausalWanModel(nn.Module):
         # Positions are those in the video, not in this call: a block goes on where its past stopped.
         turned = self.rotation(cache.block, latents)
         embedded = self._embed(latents, timestep, turned, action_modulation, image_channels)
-        *contexts, last = self._cached_contexts(text, cache)
+        *contexts, last = OpaqueContext.of_layers(cache, text)
         tokens = self._through_layers(embedded, contexts)
         self._layers[-1].write(tokens, embedded.modulation_of(len(contexts)), embedded.rotation, last)
         cache.advance()
@@ -361,9 +359,6 @@ class CausalWanModel(nn.Module):
         embedded = self._embed(latents, timestep, turned, action_modulation, image.channels)
         context = MaskedContext(visibility, embedded.tokens.shape[2], *self._embed_context(text, image.embeds))
         return self._velocity(self._through_layers(embedded, [context] * self.num_layers), embedded, first_out)
-
-    def _cached_contexts(self, text: TextCache, cache: KVCache) -> list[OpaqueContext]:
-        return [OpaqueContext(*cache.of_layer(layer), prompt) for layer, prompt in enumerate(text.layers)]
 
     def _embed(
         self,
