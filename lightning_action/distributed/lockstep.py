@@ -11,6 +11,7 @@ from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.context import TextCache
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.generator.prompt import KeysValues
 
 
 class Lockstep:
@@ -62,7 +63,7 @@ def idle_pass(generator: CausalWanModel, dtype: torch.dtype) -> None:
     channels = latents.new_zeros(1, 1, num_channels, rows, columns) if num_channels else None
     head_dim = generator.dim // generator.num_heads
     token = latents.new_zeros(1, 1, generator.num_heads, head_dim)
-    prompt = ((token, token),) if generator.img_emb is None else ((token, token), (token, token))
+    prompt = (KeysValues(token, token),) * (1 if generator.img_emb is None else 2)
     text = TextCache((prompt,) * generator.num_layers)
     cache = KVCache(generator.num_layers, 1, generator.num_heads, head_dim, 1, 1, BlockCausality(1), device, dtype)
     generator.denoise(latents, torch.zeros(1, 1, device=device), text, cache, image_channels=channels)

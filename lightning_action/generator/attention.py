@@ -17,7 +17,10 @@ from lightning_action.generator.causality import Visibility
 
 
 def attend_dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Compute scaled dot-product attention; `mask` `[N_query, N_key]` is True where attention is allowed."""
+    """Compute scaled dot-product attention.
+
+    `mask` is True where attention is allowed, `[N_query, N_key]`, or is added to the scores, `[1, N_key]`.
+    """
     out = F.scaled_dot_product_attention(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask
     )

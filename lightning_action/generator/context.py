@@ -11,7 +11,8 @@ from typing_extensions import Self
 from lightning_action.generator.attention import attend_dense, choose_attention
 from lightning_action.generator.causality import Visibility
 from lightning_action.generator.kv_cache import KVCache
-from lightning_action.generator.layers import CrossAttention, KeysValues
+from lightning_action.generator.layers import CrossAttention
+from lightning_action.generator.prompt import EmbeddedPrompt, KeysValues
 
 
 class MaskedContext:
@@ -20,15 +21,12 @@ class MaskedContext:
     Args:
         visibility: Rule of which frames see which.
         tokens_per_frame: Number of tokens of a latent frame.
-        text: Embedded prompts, `[B, L, D]`.
-        image: Embedded images, `[B, L, D]`, for models that see one.
+        prompt: Embedded prompts, and images for models that see one.
     """
 
-    def __init__(
-        self, visibility: tuple[Visibility, ...], tokens_per_frame: int, text: Tensor, image: Tensor | None = None
-    ) -> None:
-        self._attend = choose_attention(visibility, tokens_per_frame, text.device)
-        self._text, self._image = text, image
+    def __init__(self, visibility: tuple[Visibility, ...], tokens_per_frame: int, prompt: EmbeddedPrompt) -> None:
+        self._attend = choose_attention(visibility, tokens_per_frame, prompt.text.device)
+        self._prompt = prompt
 
     @torch.compiler.disable
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -37,7 +35,7 @@ class MaskedContext:
 
     def prompt(self, cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
         """Compute the keys and values that a layer's cross-attention sees."""
-        return cross_attention.keys_values(self._text, self._image)
+        return cross_attention.keys_values(self._prompt)
 
 
 @dataclass(frozen=True)

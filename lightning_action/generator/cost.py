@@ -104,7 +104,7 @@ def video_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...], t
 
     Linear: 2 for every weight and token that it is applied to (Kaplan et al. 2020, arXiv:2001.08361, section 2.1).
     Attention: 4 D for every pair of a query and a key (the score, and the weighted sum), in every layer; text and image
-    tokens are keys too.
+    tokens are keys too. The prompt is one of `text_len` tokens, here and below: padding costs less, see `prompt.pad`.
     """
     frames = sum(len(item.query) for item in visibility)
     tokens = frames * tokens_per_frame

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_action.generator.attention import attend_dense
+from lightning_action.generator.prompt import EmbeddedPrompt, KeysValues
 from lightning_action.generator.rope import rotate
-
-KeysValues = tuple[Tensor, Tensor]
 
 
 class Context(Protocol):
@@ -79,7 +78,7 @@ class SelfAttention(Attention):
         query = rotate(self.split_heads(self.norm_q(self.q(x))), rotation)
         return self.o(context.attend(query, *self.keys_values(x, rotation)).flatten(-2))
 
-    def keys_values(self, x: Tensor, rotation: Tensor) -> KeysValues:
+    def keys_values(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
         """Compute keys and values of tokens `[B, N, D]`."""
         return rotate(self.split_heads(self.norm_k(self.k(x))), rotation), self.split_heads(self.v(x))
 
@@ -97,16 +96,17 @@ class CrossAttention(Attention):
             self.v_img = nn.Linear(dim, dim)
             self.norm_k_img = RMSNorm(dim, eps) if qk_norm else nn.Identity()
 
-    def keys_values(self, text: Tensor, image: Tensor | None = None) -> tuple[KeysValues, ...]:
-        """Keys and values of an embedded prompt `[B, L, D]`, and of an embedded image where there is one.
+    def keys_values(self, prompt: EmbeddedPrompt) -> tuple[KeysValues, ...]:
+        """Keys and values of an embedded prompt, and of its image where there is one.
 
         They are the same for every block and timestep.
         """
-        of_text = self.split_heads(self.norm_k(self.k(text))), self.split_heads(self.v(text))
+        text, bias, image = prompt
+        of_text = KeysValues(self.split_heads(self.norm_k(self.k(text))), self.split_heads(self.v(text)), bias)
         if image is None:
             return (of_text,)
-        of_image = self.split_heads(self.norm_k_img(self.k_img(image))), self.split_heads(self.v_img(image))
-        return of_text, of_image
+        keys, values = self.split_heads(self.norm_k_img(self.k_img(image))), self.split_heads(self.v_img(image))
+        return of_text, KeysValues(keys, values)
 
     def forward(self, x: Tensor, prompt: tuple[KeysValues, ...]) -> Tensor:
         query = self.split_heads(self.norm_q(self.q(x)))
@@ -168,9 +168,9 @@ class WanLayer(nn.Module):
         shift, scale, *_ = per_token(self.modulation + modulation)
         context.write(*self.self_attn.keys_values((self.norm1(x) * (1 + scale) + shift).flatten(1, 2), rotation))
 
-    def prompt(self, text: Tensor, image: Tensor | None) -> tuple[KeysValues, ...]:
-        """Compute the keys and values of embedded prompts `[B, L, D]`, and images, that cross-attention sees."""
-        return self.cross_attn.keys_values(text, image)
+    def prompt(self, prompt: EmbeddedPrompt) -> tuple[KeysValues, ...]:
+        """Compute the keys and values that cross-attention sees of embedded prompts, and images."""
+        return self.cross_attn.keys_values(prompt)
 
 
 class Head(nn.Module):

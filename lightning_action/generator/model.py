@@ -29,6 +29,7 @@ from lightning_action.generator.context import MaskedContext, OpaqueContext, Tex
 from lightning_action.generator.image import NO_IMAGE, ImageCondition, ImageEmbedding
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.layers import Context, Head, WanLayer
+from lightning_action.generator.prompt import EmbeddedPrompt, pad, padding_bias
 from lightning_action.generator.rope import rotation
 from lightning_action.ranges import require_numbers
 
@@ -267,8 +268,8 @@ class CausalWanModel(nn.Module):
 
     def text_cache(self, text: Tensor, image_embeds: Tensor | None = None) -> TextCache:
         """Embed prompts (and images), and compute the keys and values of them that each layer sees."""
-        embedded = self._embed_context(text, image_embeds)
-        return TextCache(tuple(layer.prompt(*embedded) for layer in self._layers))
+        embedded = self._embed_prompt(text, image_embeds)
+        return TextCache(tuple(layer.prompt(embedded) for layer in self._layers))
 
     def denoise(
         self,
@@ -357,7 +358,7 @@ class CausalWanModel(nn.Module):
         positions = positions or range(latents.shape[1])
         turned = self.rotation(positions, latents)
         embedded = self._embed(latents, timestep, turned, action_modulation, image.channels)
-        context = MaskedContext(visibility, embedded.tokens.shape[2], *self._embed_context(text, image.embeds))
+        context = MaskedContext(visibility, embedded.tokens.shape[2], self._embed_prompt(text, image.embeds))
         return self._velocity(self._through_layers(embedded, [context] * self.num_layers), embedded, first_out)
 
     def _embed(
@@ -417,14 +418,22 @@ class CausalWanModel(nn.Module):
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return self.time_embedding(sinusoid.to(self.patch_embedding.weight.dtype))
 
-    def _embed_context(self, text: Tensor, image_embeds: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _embed_prompt(self, text: Tensor, image_embeds: Tensor | None) -> EmbeddedPrompt:
+        num_tokens, channels = text.shape[1:]
+        if num_tokens > self.text_len or channels != self.text_dim:
+            raise ValueError(
+                f"text must be [B, at most {self.text_len}, {self.text_dim}], got {list(text.shape)}: the text encoder "
+                "and the generator do not belong together"
+            )
         if (image_embeds is None) != (self.img_emb is None):
             raise ValueError(
                 f"this generator needs the CLIP embeds of an image: pass image embeds [B, 257, {self.image_dim}]"
                 if image_embeds is None
                 else "image embeds came, but this generator has no image_dim: pass none, or use an image-to-video model"
             )
-        return self._embed_text(text), None if self.img_emb is None else self.img_emb(image_embeds)
+        embedded = self.text_embedding(pad(text, self.text_len))
+        bias = padding_bias(num_tokens, embedded.shape[1], self.text_len, embedded.device, embedded.dtype)
+        return EmbeddedPrompt(embedded, bias, None if self.img_emb is None else self.img_emb(image_embeds))
 
     def _join_channels(self, latents: Tensor, image_channels: Tensor | None) -> Tensor:
         needed = self.in_dim - latents.shape[2]
@@ -435,14 +444,3 @@ class CausalWanModel(nn.Module):
                 f"channels [B, F, {needed}, H, W] beside them, got {came} channels"
             )
         return latents if image_channels is None else torch.cat([latents, image_channels], dim=2)
-
-    def _embed_text(self, text: Tensor) -> Tensor:
-        length, channels = text.shape[1:]
-        if length > self.text_len or channels != self.text_dim:
-            raise ValueError(
-                f"text must be [B, at most {self.text_len}, {self.text_dim}], got {list(text.shape)}: the text encoder "
-                "and the generator do not belong together"
-            )
-        # Zeros, and no mask: Wan was trained with attention to the padding.
-        padding = text.new_zeros(text.shape[0], self.text_len - length, channels)
-        return self.text_embedding(torch.cat([text, padding], dim=1))

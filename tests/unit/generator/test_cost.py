@@ -143,7 +143,7 @@ def test_caches_of_the_released_models() -> None:
     cache = KVCache(2, 1, 3, 12, 6, 6, BlockCausality(2))
     small = small_generator()
     assert kv_cache_bytes(small, BlockCausality(2), 6, 6, torch.float32) == cache.num_bytes
-    keys, values = small.text_cache(torch.zeros(1, 7, 9)).layers[1][0]
+    keys, values, _ = small.text_cache(torch.zeros(1, 7, 9)).layers[1][0]
     assert context_cache_bytes(small, torch.float32) == 2 * 4 * (keys.numel() + values.numel())
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from lightning_action.generator.causality import bidirectional
 from lightning_action.generator.context import CachedContext, MaskedContext
 from lightning_action.generator.layers import Head, RMSNorm, WanLayer, per_token
+from lightning_action.generator.prompt import EmbeddedPrompt
 from lightning_action.generator.rope import rotation
 from tests.support.small_generator import fill
 
@@ -27,7 +28,7 @@ def test_modulation_order_is_shift_scale_gate_twice() -> None:
     modulation = torch.randn(2, 3, 6, 12, dtype=torch.float64)
     angles = rotation((0, 1, 2), 2, 2, 6, torch.device("cpu")).double()
     text = torch.randn(2, 5, 12, dtype=torch.float64)
-    context = MaskedContext(bidirectional(3), 4, text)
+    context = MaskedContext(bidirectional(3), 4, EmbeddedPrompt(text))
     shift1, scale1, gate1, shift2, scale2, gate2 = (layer.modulation + modulation).unsqueeze(3).unbind(2)
 
     def norm(tokens: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def test_modulation_order_is_shift_scale_gate_twice() -> None:
 
     flat = (norm(x) * (1 + scale1) + shift1).flatten(1, 2)
     expected = x + gate1 * layer.self_attn(flat, angles, context).view_as(x)
-    cross = layer.cross_attn(layer.norm3(expected).flatten(1, 2), layer.cross_attn.keys_values(text))
+    cross = layer.cross_attn(layer.norm3(expected).flatten(1, 2), layer.cross_attn.keys_values(EmbeddedPrompt(text)))
     expected = expected + cross.view_as(x)
     expected = expected + gate2 * layer.ffn(norm(expected) * (1 + scale2) + shift2)
     torch.testing.assert_close(layer(x, modulation, angles, context), expected)
@@ -49,7 +50,7 @@ def test_write_keeps_what_forward_keeps() -> None:
     kept = []
     for method in (layer, layer.write):
         keys, values = torch.zeros(2, 14, 2, 6), torch.zeros(2, 14, 2, 6)
-        method(x, modulation, angles, CachedContext(keys, values, layer.prompt(text, None)))
+        method(x, modulation, angles, CachedContext(keys, values, layer.prompt(EmbeddedPrompt(text))))
         kept.append((keys, values))
     assert torch.equal(kept[0][0], kept[1][0]) and torch.equal(kept[0][1], kept[1][1])
     assert not kept[0][0][:, :2].any() and kept[0][0][:, 2:].all()
