@@ -60,5 +60,7 @@ def test_trimmed_embeddings_are_the_same_to_the_generator(tmp_path: Path) -> Non
     padded = torch.cat([trimmed, torch.zeros(4, LENGTH - trimmed.shape[1], 9)], dim=1)
     assert trimmed.shape[1] < LENGTH
     latents, timestep = torch.randn(4, 2, 5, 4, 3), torch.rand(4, 2) * 1000
-    assert torch.equal(generator(latents, timestep, trimmed), generator(latents, timestep, padded))
-    assert not torch.equal(generator(latents, timestep, trimmed[:, :3]), generator(latents, timestep, padded))
+    expected = generator(latents, timestep, padded)
+    # Softmax over few tokens that count often, and over all of them, rounds differently.
+    torch.testing.assert_close(generator(latents, timestep, trimmed), expected, rtol=1e-5, atol=1e-6)
+    assert (generator(latents, timestep, trimmed[:, :3]) - expected).abs().max() > 1e-3
