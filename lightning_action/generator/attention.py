@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,13 +32,21 @@ def attend_by_block(
     query: Tensor, key: Tensor, value: Tensor, visibility: tuple[Visibility, ...], tokens_per_frame: int
 ) -> Tensor:
     """Make one dense call a block over just the keys that it sees: exact, and nothing masked is computed."""
-    outputs = []
-    for item in visibility:
-        q = _frames(query, item.query, tokens_per_frame)
-        k = _gather(key, item.keys, tokens_per_frame)
-        v = _gather(value, item.keys, tokens_per_frame)
-        outputs.append(attend_dense(q, k, v))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    ranges = [frames for item in visibility for frames in (item.query, *item.keys)]
+    edges = sorted({edge for frames in ranges for edge in (frames.start, frames.stop)})
+    places = {edge: place for place, edge in enumerate(edges)}
+    # Split once: the gradient of a slice is a tensor of the whole length, zero nearly everywhere.
+    sizes = [tokens_per_frame * (stop - start) for start, stop in pairwise(edges)]
+    queries, keys, values = (x.split(sizes, dim=1) for x in (query, key, value))
+
+    def joined(parts: tuple[Tensor, ...], *ranges: range) -> Tensor:
+        return torch.cat([part for each in ranges for part in parts[places[each.start] : places[each.stop]]], dim=1)
+
+    outputs = [
+        attend_dense(joined(queries, item.query), joined(keys, *item.keys), joined(values, *item.keys))
+        for item in visibility
+    ]
+    return torch.cat(outputs, dim=1)
 
 
 def attend_masked(
@@ -53,23 +62,21 @@ def attend_flex(
 ) -> Tensor:
     """Use FlexAttention (Dong et al. 2024, arXiv:2412.05496) with a block mask, on CUDA: it has no CPU backward."""
     mask = _flex_mask(visibility, tokens_per_frame, query.device)
-    # Under autocast the norms leave query and key in float32, and this kernel wants one type.
-    query, key = query.to(value.dtype), key.to(value.dtype)
     out = _compiled_flex()(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), block_mask=mask)
     return out.transpose(1, 2)
 
 
 def choose_attention(
-    visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device
+    visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device, flex_on_cuda: bool = True
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Choose dense where everything sees everything, FlexAttention on CUDA, block by block elsewhere.
+    """Choose dense where everything sees everything, FlexAttention on CUDA if wanted, block by block elsewhere.
 
     Below `_SMALL_BLOCK` query tokens a block, the calls cost more than the masked work they save, so the mask is used.
     """
     num_frames = frame_mask(visibility).shape[0]
     if len(visibility) == 1 and visibility[0].keys == (range(num_frames),):
         return attend_dense
-    if device.type == "cuda":
+    if device.type == "cuda" and flex_on_cuda:
         chosen: Callable[..., Tensor] = attend_flex
     else:
         longest = max(len(item.query) for item in visibility) * tokens_per_frame
@@ -147,12 +154,3 @@ def _compiled_flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)
-
-
-def _frames(x: Tensor, frames: range, tokens_per_frame: int) -> Tensor:
-    return x[:, frames.start * tokens_per_frame : frames.stop * tokens_per_frame]
-
-
-def _gather(x: Tensor, ranges: tuple[range, ...], tokens_per_frame: int) -> Tensor:
-    parts = [_frames(x, frames, tokens_per_frame) for frames in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -22,10 +22,17 @@ class MaskedContext:
         visibility: Rule of which frames see which.
         tokens_per_frame: Number of tokens of a latent frame.
         prompt: Embedded prompts, and images for models that see one.
+        flex_on_cuda: Whether FlexAttention may be used.
     """
 
-    def __init__(self, visibility: tuple[Visibility, ...], tokens_per_frame: int, prompt: EmbeddedPrompt) -> None:
-        self._attend = choose_attention(visibility, tokens_per_frame, prompt.text.device)
+    def __init__(
+        self,
+        visibility: tuple[Visibility, ...],
+        tokens_per_frame: int,
+        prompt: EmbeddedPrompt,
+        flex_on_cuda: bool = True,
+    ) -> None:
+        self._attend = choose_attention(visibility, tokens_per_frame, prompt.text.device, flex_on_cuda)
         self._prompt = prompt
 
     @torch.compiler.disable

@@ -132,7 +132,9 @@ def num_passes_of_training(generator: CausalWanModel) -> int:
 def training_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...], tokens_per_frame: int) -> Flops:
     """Operations of a training step of one video, if all weights train."""
     forward = video_flops(generator, visibility, tokens_per_frame) + context_flops(generator)
-    return forward * num_passes_of_training(generator)
+    num_passes = num_passes_of_training(generator)
+    num_attentions = num_passes - (generator.activation_checkpointing == "keep_attention")
+    return Flops(forward.linear * num_passes, forward.attention * num_attentions)
 
 
 def kv_cache_bytes(
@@ -155,12 +157,16 @@ def activation_bytes(generator: CausalWanModel, num_tokens: int, dtype: torch.dt
 
     A layer keeps of each token 19 vectors of width D and two of the feed-forward's width, in `dtype`, and the three
     inputs of the RMS norms in float32; attention itself keeps nothing that grows with the square of the length. With
-    activation checkpointing every layer keeps its input alone, and one layer at a time is recomputed.
+    activation checkpointing every layer keeps its input alone, and one layer at a time is recomputed; `keep_attention`
+    keeps besides what both attentions give, and a number in float32 for each head.
     """
     layer = (19 * generator.dim + 2 * generator.ffn_dim) * dtype.itemsize + 3 * generator.dim * 4
-    if generator.activation_checkpointing:
-        return num_tokens * (layer + generator.num_layers * generator.dim * dtype.itemsize)
-    return num_tokens * layer * generator.num_layers
+    if not generator.activation_checkpointing:
+        return num_tokens * layer * generator.num_layers
+    kept = generator.dim * dtype.itemsize
+    if generator.activation_checkpointing == "keep_attention":
+        kept += 2 * (generator.dim * dtype.itemsize + 4 * generator.num_heads)
+    return num_tokens * (layer + kept * generator.num_layers)
 
 
 def _weights_by_input(generator: CausalWanModel) -> dict[str, int]:

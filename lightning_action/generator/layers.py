@@ -50,7 +50,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight
+        # The weight is of another type under autocast, and the product would be, too.
+        return F.rms_norm(x.float(), self.weight.shape, eps=self.eps).type_as(x) * self.weight.type_as(x)
 
 
 class Attention(nn.Module):
@@ -156,7 +157,9 @@ class WanLayer(nn.Module):
         Returns:
             Tokens, `[B, F, S, D]`.
         """
-        shift_sa, scale_sa, gate_sa, shift_ffn, scale_ffn, gate_ffn = per_token(self.modulation + modulation)
+        # In float32, as autocast leaves it, it would make the tokens float32 in all layers that follow.
+        added_up = (self.modulation + modulation).type_as(x)
+        shift_sa, scale_sa, gate_sa, shift_ffn, scale_ffn, gate_ffn = per_token(added_up)
         attended = self.self_attn((self.norm1(x) * (1 + scale_sa) + shift_sa).flatten(1, 2), rotation, context)
         x = x + gate_sa * attended.view_as(x)
         # As in Wan, cross-attention has neither shift, scale nor gate.
@@ -165,7 +168,7 @@ class WanLayer(nn.Module):
 
     def write(self, x: Tensor, modulation: Tensor, rotation: Tensor, context: KeepsKeysValues) -> None:
         """Have the context keep what it would in `forward`, and compute nothing else."""
-        shift, scale, *_ = per_token(self.modulation + modulation)
+        shift, scale, *_ = per_token((self.modulation + modulation).type_as(x))
         context.write(*self.self_attn.keys_values((self.norm1(x) * (1 + scale) + shift).flatten(1, 2), rotation))
 
     def prompt(self, prompt: EmbeddedPrompt) -> tuple[KeysValues, ...]:

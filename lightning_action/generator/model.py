@@ -15,7 +15,6 @@ from typing import Any, cast
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lightning_action.generator.acceleration import allow_many_codes
 from lightning_action.generator.causality import (
@@ -25,6 +24,7 @@ from lightning_action.generator.causality import (
     block_causal,
     teacher_forcing,
 )
+from lightning_action.generator.checkpointing import Checkpointing, checkpointed
 from lightning_action.generator.context import MaskedContext, OpaqueContext, TextCache
 from lightning_action.generator.image import NO_IMAGE, ImageCondition, ImageEmbedding
 from lightning_action.generator.kv_cache import KVCache
@@ -71,10 +71,16 @@ class CausalWanModel(nn.Module):
         qk_norm: Apply an RMS norm to queries and keys.
         cross_attn_norm: Apply an affine norm before cross-attention.
         eps: Epsilon of all norms.
-        activation_checkpointing: Recompute each layer in the backward pass instead of storing its activations.
+        activation_checkpointing: Recompute each layer in the backward pass instead of storing its activations;
+            `keep_attention` stores what attention gives, `[B, N, D]` a layer, and recomputes the rest.
         image_dim: Number of channels of CLIP's hidden states of an image that the layers see beside the prompt (1280 in
             Wan 2.1's image-to-video models); None for models without.
         num_image_positions: Number of image tokens with a learned position (514 where first and last frame are given).
+        flex_on_cuda: Use FlexAttention on CUDA where frames see different frames; False makes one call of scaled
+            dot-product attention for each block there, as on other devices.
+
+    Raises:
+        ValueError: Sizes do not go together, or what FlexAttention gives should be kept, which is compiled.
     """
 
     def __init__(
@@ -92,9 +98,10 @@ class CausalWanModel(nn.Module):
         qk_norm: bool = True,
         cross_attn_norm: bool = True,
         eps: float = 1e-6,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = False,
         image_dim: int | None = None,
         num_image_positions: int | None = None,
+        flex_on_cuda: bool = True,
     ) -> None:
         super().__init__()
         sizes = {"dim": dim, "ffn_dim": ffn_dim, "num_heads": num_heads, "num_layers": num_layers}
@@ -109,11 +116,16 @@ class CausalWanModel(nn.Module):
             raise ValueError(f"dim / num_heads must be an even whole number, got {dim} / {num_heads}")
         if len(patch_size) != 3 or patch_size[0] != 1:
             raise ValueError(f"patch_size must be (1, rows, columns), got {tuple(patch_size)}")
+        if activation_checkpointing == "keep_attention" and flex_on_cuda:
+            raise ValueError(
+                "activation_checkpointing: keep_attention cannot keep what FlexAttention gives, which is "
+                "compiled: set flex_on_cuda: false beside it"
+            )
         self.dim, self.ffn_dim, self.num_heads, self.num_layers = dim, ffn_dim, num_heads, num_layers
         self.in_dim, self.out_dim, self.patch_size = in_dim, out_dim, (1, patch_size[1], patch_size[2])
         self.freq_dim, self.text_dim, self.text_len = freq_dim, text_dim, text_len
         self.image_dim = image_dim
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing, self.flex_on_cuda = activation_checkpointing, flex_on_cuda
 
         self.patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=self.patch_size, stride=self.patch_size)
         self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
@@ -358,7 +370,8 @@ class CausalWanModel(nn.Module):
         positions = positions or range(latents.shape[1])
         turned = self.rotation(positions, latents)
         embedded = self._embed(latents, timestep, turned, action_modulation, image.channels)
-        context = MaskedContext(visibility, embedded.tokens.shape[2], self._embed_prompt(text, image.embeds))
+        prompt = self._embed_prompt(text, image.embeds)
+        context = MaskedContext(visibility, embedded.tokens.shape[2], prompt, self.flex_on_cuda)
         return self._velocity(self._through_layers(embedded, [context] * self.num_layers), embedded, first_out)
 
     def _embed(
@@ -398,7 +411,8 @@ class CausalWanModel(nn.Module):
         for index, context in enumerate(contexts):
             arguments = tokens, embedded.modulation_of(index), embedded.rotation, context
             if self.activation_checkpointing and torch.is_grad_enabled():
-                tokens = checkpoint(self.blocks[index], *arguments, use_reentrant=False)
+                keeps_attention = self.activation_checkpointing == "keep_attention"
+                tokens = checkpointed(self.blocks[index], *arguments, keeps_attention)
             else:
                 tokens = self.blocks[index](*arguments)
         return tokens

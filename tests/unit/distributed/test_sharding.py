@@ -30,6 +30,21 @@ def test_a_sharded_generator_computes_and_learns_the_same(mesh: DeviceMesh, chec
         assert theirs.grad is not None and torch.equal(theirs.grad, ours.grad.full_tensor()), name
 
 
+def test_compiled_sharded_and_checkpointed_it_learns_the_same(mesh: DeviceMesh) -> None:
+    plain = small_generator()
+    generator = small_generator(activation_checkpointing="keep_attention", flex_on_cuda=False)
+    shard_generator(generator, mesh, Sharding(param_dtype="float32"))
+    generator.compile_layers()
+    x = small_inputs(4)
+    for model in (plain, generator):
+        arguments = (x["clean"], x["noisy"], x["timestep"], x["text"], BlockCausality(2), x["modulation"])
+        model.teacher_forcing(*arguments).square().mean().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    for (name, theirs), ours in zip(plain.named_parameters(), generator.parameters(), strict=True):
+        gradient = ours.grad.full_tensor()  # type: ignore[union-attr]
+        torch.testing.assert_close(gradient, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_master_weights_stay_float32_while_it_computes_in_bfloat16(mesh: DeviceMesh) -> None:
     generator, x = small_generator(), small_inputs(4)
     shard_generator(generator, mesh, Sharding())

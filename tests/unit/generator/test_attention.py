@@ -97,4 +97,6 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = torch.zeros(0)
     for tokens, device in ((4, "cpu"), (64, "cpu"), (4, "cuda")):
         attention.choose_attention(PLANS["block_causal"], tokens, torch.device(device))(nothing, nothing, nothing)
-    assert called == ["attend_masked", "attend_by_block", "attend_flex"]
+    cuda = torch.device("cuda")
+    attention.choose_attention(PLANS["block_causal"], 64, cuda, flex_on_cuda=False)(nothing, nothing, nothing)
+    assert called == ["attend_masked", "attend_by_block", "attend_flex", "attend_by_block"]

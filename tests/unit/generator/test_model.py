@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_action.generation.rollout import rollout
 from lightning_action.generator import attention
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.context import MaskedContext
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
 from tests.support.small_generator import small_generator, small_inputs
@@ -128,14 +129,28 @@ def test_sequence_lengths_around_multiples_of_128(height: int, width: int, num_f
     assert whole.shape == x["noisy"].shape and whole.abs().min() > 0
 
 
-def test_checkpointing_changes_no_gradient() -> None:
-    gradients = []
-    for checkpointing in (False, True):
-        generator, x = small_generator(activation_checkpointing=checkpointing), small_inputs(4)
-        run(generator, "teacher_forcing", x, BlockCausality(2)).square().mean().backward()
-        gradients.append({name: p.grad for name, p in generator.named_parameters()})
-    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])  # type: ignore[arg-type]
-    assert all(grad is not None and grad.abs().max() > 0 for grad in gradients[0].values())
+def test_under_bfloat16_autocast_tokens_queries_and_keys_are_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables of the layers and the weights of the norms stay float32, and would make everything so."""
+    seen: list[torch.dtype] = []
+    attend = MaskedContext.attend
+
+    def watched(context: MaskedContext, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        seen.extend(x.dtype for x in (query, key, value))
+        return attend(context, query, key, value)
+
+    monkeypatch.setattr(MaskedContext, "attend", watched)
+    generator, x = small_generator(), small_inputs(4)
+    for layer in generator.blocks:
+        layer.register_forward_hook(lambda layer, inputs, output: seen.extend(t.dtype for t in (inputs[0], output)))
+    expected = run(generator, "teacher_forcing", x, BlockCausality(2))
+    assert set(seen) == {torch.float32} and len(seen) == 2 * 5
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        velocity = run(generator, "teacher_forcing", x, BlockCausality(2))
+    assert set(seen) == {torch.bfloat16} and len(seen) == 2 * 5
+    assert 0 < (velocity - expected).norm() / expected.norm() < 0.02
+    velocity.square().mean().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.any() for p in generator.parameters())
 
 
 def test_text_is_padded_to_its_length_and_attended() -> None:
