@@ -30,6 +30,7 @@ from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.linear_codec import LinearVideoCodec
 from lightning_action.generation.sampling import Sampling
+from lightning_action.generator.attention_kernels import attention_kernels
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.module import ActionVideoModule
@@ -131,18 +132,11 @@ def _devices() -> list[str]:
 
 
 def _attention() -> list[str]:
-    """List kernels of scaled dot-product attention, and what masked training uses."""
+    """List kernels of scaled dot-product attention, in the order of choice, and what masked training uses."""
     if not torch.cuda.is_available():
         return ["scaled dot-product", "masked training block by block"]
-    cuda = torch.backends.cuda
-    kernels = {
-        "flash": cuda.is_flash_attention_available() and cuda.flash_sdp_enabled(),
-        "cudnn": cuda.cudnn_sdp_enabled(),
-        "memory-efficient": cuda.mem_efficient_sdp_enabled(),
-        "math": cuda.math_sdp_enabled(),
-    }
-    enabled = ", ".join(name for name, there in kernels.items() if there)
-    return [f"scaled dot-product ({enabled})", "masked training by FlexAttention"]
+    with attention_kernels(torch.device("cuda")) as kernels:
+        return [f"scaled dot-product ({', '.join(kernels)})", "masked training by FlexAttention"]
 
 
 def measure(

@@ -17,6 +17,7 @@ from lightning_action.diffusion.noise import NoiseSource
 from lightning_action.diffusion.samplers import Sampler, guide
 from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.sampling import BlockContext
+from lightning_action.generator.attention import Kernel, attend_dense
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.context import TextCache
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
@@ -46,6 +47,7 @@ class CausalRollout:
         context: What later blocks see of a generated one, see `Sampling`.
         first_sampler: Way to the first block that is generated, if it is another.
         capture: Function that makes a `CapturedPass` for the blocks behind a full window; None captures none.
+        kernel: Function that computes self-attention.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class CausalRollout:
         context: BlockContext = "clean",
         first_sampler: Sampler | None = None,
         capture: Callable[[CausalWanModel, TextCache, KVCache], CapturedPass] | None = None,
+        kernel: Kernel = attend_dense,
     ) -> None:
         self.generator = generator
         self._sampler, self._first_sampler = sampler, first_sampler
@@ -85,6 +88,7 @@ class CausalRollout:
             causality=causality,
             device=text.device,
             dtype=text.dtype,
+            kernel=kernel,
         )
 
     @property

@@ -16,6 +16,7 @@ from lightning_action.frozen.interfaces import StreamingDecoder
 from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generation.sampling import Sampling
+from lightning_action.generator.attention import Kernel, attend_dense
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
@@ -31,6 +32,7 @@ class VideoGenerator:
         sampling: Sampler, action guidance and random seed.
         schedule: Noise levels.
         captures: Whether the pass behind a full window is captured, see `CapturedPass`.
+        kernel: Function that computes self-attention.
     """
 
     generator: CausalWanModel
@@ -38,6 +40,7 @@ class VideoGenerator:
     sampling: Sampling
     schedule: FlowMatchSchedule
     captures: bool = False
+    kernel: Kernel = attend_dense
 
     def stream_latents(
         self,
@@ -81,6 +84,7 @@ class VideoGenerator:
             self.sampling.context,
             self.sampling.first_sampler(self.schedule),
             CapturedPass if self.captures else None,
+            self.kernel,
         )
         return rollout(session, num_frames, modulation, initial)
 

@@ -8,6 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lightning_action.generator.attention import Kernel, attend_dense
+from lightning_action.generator.attention_fp8 import attend_fp8
+
 Quantization = Literal["fp8_dynamic", "fp8_weight_only", "int8_weight_only"]
 
 
@@ -18,6 +21,8 @@ class Acceleration:
     Args:
         compile_mode: Mode of `torch.compile` for the layers; None leaves them as they are.
         quantization: Kind of 8-bit weights that the layers get in `predict`; None keeps them as they are.
+        attention: `fp8` computes self-attention under the cache in float8, see `attention_fp8`; None in the dtype that
+            the rest has.
         overlap_decoding: Decode a block while the next one is denoised, in `predict` on CUDA.
         capture_pass: Compile the whole pass behind a full window, in generation without FSDP; on CUDA, record it as a
             CUDA graph that is replayed for every step of every block.
@@ -25,12 +30,18 @@ class Acceleration:
 
     compile_mode: Literal["default", "max-autotune-no-cudagraphs"] | None = None
     quantization: Quantization | None = None
+    attention: Literal["fp8"] | None = None
     overlap_decoding: bool = False
     capture_pass: bool = False
 
     def __post_init__(self) -> None:
         if self.capture_pass and self.compile_mode is not None:
             raise ValueError("acceleration.capture_pass compiles the whole pass: leave compile_mode null beside it")
+
+    @property
+    def kernel(self) -> Kernel:
+        """Function that computes self-attention under the cache."""
+        return attend_dense if self.attention is None else attend_fp8
 
 
 def allow_many_codes() -> None:

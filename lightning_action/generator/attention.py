@@ -16,6 +16,8 @@ from torch import Tensor
 
 from lightning_action.generator.causality import Visibility
 
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 
 def attend_dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Compute scaled dot-product attention.
@@ -68,7 +70,7 @@ def attend_flex(
 
 def choose_attention(
     visibility: tuple[Visibility, ...], tokens_per_frame: int, device: torch.device, flex_on_cuda: bool = True
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+) -> Kernel:
     """Choose dense where everything sees everything, FlexAttention on CUDA if wanted, block by block elsewhere.
 
     Below `_SMALL_BLOCK` query tokens a block, the calls cost more than the masked work they save, so the mask is used.

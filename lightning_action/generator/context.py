@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from lightning_action.generator.attention import attend_dense, choose_attention
+from lightning_action.generator.attention import Kernel, attend_dense, choose_attention
 from lightning_action.generator.causality import Visibility
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.layers import CrossAttention
@@ -64,21 +64,23 @@ class CachedContext:
         keys: Keys of the past, and behind them the place of the block's, `[B, N, heads, head_dim]`.
         values: Values, likewise.
         text: Keys and values that cross-attention sees.
+        kernel: Function that computes self-attention.
     """
 
     keys: Tensor
     values: Tensor
     text: tuple[KeysValues, ...]
+    kernel: Kernel = attend_dense
 
     @classmethod
     def of_layers(cls, cache: KVCache, text: TextCache) -> list[Self]:
         """Make the contexts of all layers for the cache's next block."""
-        return [cls(*cache.of_layer(layer), prompt) for layer, prompt in enumerate(text.layers)]
+        return [cls(*cache.of_layer(layer), prompt, cache.kernel) for layer, prompt in enumerate(text.layers)]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Keep the block's keys and values, and compute its attention to the past and itself."""
         self.write(key, value)
-        return attend_dense(query, self.keys, self.values)
+        return self.kernel(query, self.keys, self.values)
 
     def write(self, key: Tensor, value: Tensor) -> None:
         """Put the block's keys and values where attention reads them."""

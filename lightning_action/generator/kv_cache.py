@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_action.generator.attention import Kernel, attend_dense
 from lightning_action.generator.causality import BlockCausality
 
 
@@ -28,6 +29,7 @@ class KVCache:
         causality: Block size, window and sink.
         device: Device of the cache.
         dtype: Dtype of keys and values.
+        kernel: Function that computes attention to them.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class KVCache:
         causality: BlockCausality,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        kernel: Kernel = attend_dense,
     ) -> None:
         self.causality = causality
+        self.kernel = kernel
         self.tokens_per_frame = tokens_per_frame
         self.position = 0
         self._limit = num_frames if causality.local_attn_size is None else None
