@@ -43,17 +43,22 @@ def load_run(config: Path_ | Sequence[Path_], ckpt_path: Path_, allow: Sequence[
     """
     require_checkpoint("load_run", str(ckpt_path))
     module = build_module(config, allow)
+    load_weights(module, ckpt_path)
+    return module.eval()
+
+
+def load_weights(module: ActionVideoModule, ckpt_path: Path_) -> None:
+    """Build the networks of a module, and fill them from a checkpoint. Raises as `load_run`."""
     module.settle_schema(ckpt_path, None)
     module.configure_model()
     if Path(ckpt_path).is_dir():
         load_shards({"state_dict": module.state_dict()}, ckpt_path, no_dist=True)
         require_finite(module.state_dict(), str(ckpt_path), "take an earlier checkpoint")
         module.on_load_checkpoint(read_folder_metadata(ckpt_path))
-        return module.eval()
+        return
     checkpoint = load_pickle(Path(ckpt_path))
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
-    return module.eval()
 
 
 @torch.no_grad()

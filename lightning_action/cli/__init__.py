@@ -57,6 +57,10 @@ def run_verb(arguments: list[str]) -> int:
         from lightning_action.cli.selfcheck import run_selfcheck
 
         return 0 if run_selfcheck(rest) else 1
+    if verb == ["compare"]:
+        from lightning_action.cli.compare import run_compare
+
+        return 0 if run_compare(rest) else 1
     if verb and verb[0] in _WITHOUT_TRAINER:
         module, function = _WITHOUT_TRAINER[verb[0]]
         getattr(import_module(module), function)(rest)

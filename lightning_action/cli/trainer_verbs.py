@@ -46,8 +46,9 @@ _EPILOG = (
     "Besides: `selfcheck`, which says in a minute what is installed and whether it works; `record`, which records an "
     "environment as a data set; `inspect`, which says what is in a data set, and whether its actions are aligned; "
     "`check`, a dry run of a configuration without weights or GPU; `encode`, which runs the frozen parts over the data "
-    "once, so that `fit` need not; and `export`, which writes a trained generator or its actions to files that others "
-    "read. --help after them says more. --traceback, after any verb, shows where an error was raised. "
+    "once, so that `fit` need not; `export`, which writes a trained generator or its actions to files that others "
+    "read; and `compare`, which says what 8 bits change in a trained model. --help after them says more. --traceback, "
+    "after any verb, shows where an error was raised. "
     f"Configurations to begin with are in {shipped_configurations()}. {ALLOW_HELP}"
 )
 

@@ -18,7 +18,7 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 
     A figure that is undefined, such as the sign accuracy of videos in which nothing should move, is null.
     """
-    text = json.dumps(_null_where_undefined(report), indent=2, allow_nan=False)
+    text = json.dumps(null_where_undefined(report), indent=2, allow_nan=False)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n")
 
@@ -51,8 +51,8 @@ def _cell(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
-def _null_where_undefined(value: Any) -> Any:
+def null_where_undefined(value: Any) -> Any:
     """JSON knows neither NaN nor infinity."""
     if isinstance(value, Mapping):
-        return {key: _null_where_undefined(item) for key, item in value.items()}
+        return {key: null_where_undefined(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
