@@ -151,6 +151,14 @@ def merge_into(generator: nn.Module, lora: Mapping[str, Tensor], alpha: float | 
     load_strictly(generator, add_changes(as_lazy(generator.state_dict()), changes, source), source)
 
 
+@torch.no_grad()
+def merge_lora(generator: nn.Module) -> None:
+    """Add LoRA to the weights that it stands beside, and take its layers out, in place; without LoRA, do nothing."""
+    for name, layer in _lora_layers(generator).items():
+        layer.merge()
+        generator.set_submodule(name, layer.get_base_layer())
+
+
 def base_state_dict(generator: nn.Module) -> dict[str, Tensor]:
     """Return the weights without LoRA, under the names that they have without LoRA."""
     state = generator.state_dict()

@@ -19,6 +19,7 @@ from lightning_action.checkpoints.lora import (
     lora_alpha,
     lora_state_dict,
     merge_into,
+    merge_lora,
     merged_state_dict,
     split_parameters,
 )
@@ -152,6 +153,16 @@ def test_merging_leaves_the_generator_as_it_is_and_gives_its_outputs() -> None:
     assert not torch.equal(merged["blocks.0.ffn.0.weight"], base_state_dict(generator)["blocks.0.ffn.0.weight"])
     assert same(dict(merged_state_dict(plain)), plain.state_dict())
     assert not any(tensor.requires_grad for tensor in merged.values())
+
+
+def test_layers_merge_in_place() -> None:
+    generator, plain = with_lora(), small_generator()
+    merged, expected = dict(merged_state_dict(generator)), velocity(generator)
+    merge_lora(generator)
+    assert same(generator.state_dict(), merged)
+    torch.testing.assert_close(velocity(generator), expected)
+    merge_lora(plain)
+    assert same(plain.state_dict(), small_generator().state_dict())
 
 
 def test_merging_the_layers_into_a_plain_base_is_the_same_bit_for_bit() -> None:
