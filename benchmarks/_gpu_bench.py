@@ -24,9 +24,9 @@ from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.rollout import rollout
 from lightning_action.generation.sampling import BlockContext
 from lightning_action.generation.video import decode_behind
-from lightning_action.generator.acceleration import Quantization
 from lightning_action.generator.causality import Visibility
 from lightning_action.generator.cost import video_flops
+from lightning_action.generator.quantization import Quantization
 from lightning_action.weights.safetensors_files import write_safetensors
 
 SCHEDULE = FlowMatchSchedule(5.0)

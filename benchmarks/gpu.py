@@ -47,7 +47,7 @@ from lightning_action.diffusion.objectives import per_frame_error, teacher_forci
 from lightning_action.distributed.sharding import Sharding, shard, shard_generator
 from lightning_action.frozen.interfaces import VideoCodec
 from lightning_action.generation.sampling import BlockContext
-from lightning_action.generator.acceleration import Quantization, quantize_layers
+from lightning_action.generator.quantization import Quantization, quantize_layers
 
 PARTS = ("generation", "peer", "training")
 DECODERS = ("none", "tiny", "full")

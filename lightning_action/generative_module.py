@@ -39,7 +39,7 @@ from lightning_action.batch import (
     without_action,
 )
 from lightning_action.batch_checks import BatchChecks
-from lightning_action.checkpoints.lora import LoRASettings, lora_alpha, merged_state_dict
+from lightning_action.checkpoints.lora import LoRASettings, lora_alpha, merge_lora, merged_state_dict
 from lightning_action.checkpoints.pretrained import export, prepare_codec
 from lightning_action.checkpoints.run_format import RunEntries
 from lightning_action.data.resuming import count_unstepped, settle_position
@@ -52,11 +52,12 @@ from lightning_action.frozen.interfaces import EncodedData, FittedCodec, TextEnc
 from lightning_action.generation.clock import Clock
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.video import VideoGenerator, stream_pixels, whole_video
-from lightning_action.generator.acceleration import Acceleration, quantize_layers
+from lightning_action.generator.acceleration import Acceleration
 from lightning_action.generator.attention_fp8 import enable_fp8_attention
 from lightning_action.generator.attention_kernels import attention_kernels
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.generator.quantization import quantize_layers
 from lightning_action.ranges import require_numbers
 from lightning_action.weights.fit import check_fits
 from lightning_action.weights.size import require_num_heads
@@ -245,8 +246,9 @@ class GenerativeModule(L.LightningModule):
         self._built = True
 
     def on_predict_start(self) -> None:
-        """Quantize, and let ranks make other numbers of passes: see `Lockstep`."""
+        """Quantize, with LoRA merged, and let ranks make other numbers of passes: see `Lockstep`."""
         if self.acceleration.quantization is not None:
+            merge_lora(self.generator)
             quantize_layers(self.generator.blocks, self.acceleration.quantization)
         self._lockstep = None
         for part in (self.action_projection, self.action_module):

@@ -26,9 +26,9 @@ from lightning_action.evaluation.action_following import psnr
 from lightning_action.evaluation.obedience import ObedienceTest, StateReader
 from lightning_action.evaluation.report import Report, format_table, null_where_undefined
 from lightning_action.generation.rollout import CausalRollout, rollout
-from lightning_action.generator.acceleration import quantize_layers
 from lightning_action.generator.attention_fp8 import enable_fp8_attention
 from lightning_action.generator.attention_kernels import attention_kernels
+from lightning_action.generator.quantization import quantize_layers
 from lightning_action.module import ActionVideoModule
 from lightning_action.ranges import require_numbers
 from lightning_action.run import load_weights

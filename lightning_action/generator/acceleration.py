@@ -1,17 +1,15 @@
-"""Faster passes: compiled layers, and fewer bits for the generator's weights (through torchao, for generation)."""
+"""Settings of faster passes: compiled layers or passes, and fewer bits for the generator's weights in generation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import nn
 
 from lightning_action.generator.attention import Kernel, attend_dense
 from lightning_action.generator.attention_fp8 import attend_fp8
-
-Quantization = Literal["fp8_dynamic", "fp8_weight_only", "int8_weight_only"]
+from lightning_action.generator.quantization import Quantization
 
 
 @dataclass(frozen=True)
@@ -47,34 +45,3 @@ class Acceleration:
 def allow_many_codes() -> None:
     """Let torch compile a code for each size of videos and batches; else it gives up after eight."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-
-
-def quantize_layers(layers: nn.ModuleList, quantization: Quantization) -> None:
-    """Quantize the linear maps of transformer layers in place; embeddings, norms and head stay as they are.
-
-    Args:
-        layers: Layers of the generator, with their final weights.
-        quantization: Kind of weights: `fp8_dynamic` also quantizes what goes into each linear map, row by row, and
-            needs a GPU that multiplies in float8 (compute capability 8.9 or newer). The others only store weights in 8
-            bits, which saves memory rather than time.
-
-    Raises:
-        ImportError: The package torchao is not installed.
-        RuntimeError: This device does not multiply in float8.
-    """
-    try:
-        from torchao import quantization as torchao
-    except ImportError as error:
-        raise ImportError("quantization needs torchao: pip install 'lightning_action[quantization]'") from error
-    configs: dict[Quantization, Any] = {
-        "fp8_dynamic": lambda: torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow()),
-        "fp8_weight_only": torchao.Float8WeightOnlyConfig,
-        "int8_weight_only": torchao.Int8WeightOnlyConfig,
-    }
-    try:
-        torchao.quantize_(layers, configs[quantization]())
-    except AssertionError as error:
-        raise RuntimeError(
-            f"{quantization} does not work on this device ({error}): use fp8_weight_only or int8_weight_only, which "
-            "save memory, or no quantization"
-        ) from error

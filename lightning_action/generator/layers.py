@@ -76,12 +76,24 @@ class SelfAttention(Attention):
     """Attention among the video's tokens; who sees whom is the context's."""
 
     def forward(self, x: Tensor, rotation: Tensor, context: Context) -> Tensor:
-        query = rotate(self.split_heads(self.norm_q(self.q(x))), rotation)
-        return self.o(context.attend(query, *self.keys_values(x, rotation)).flatten(-2))
+        query, key, value = self.project(x)
+        turned = rotate(self.split_heads(self.norm_q(query)), rotation)
+        return self.o(context.attend(turned, *self._heads(key, value, rotation)).flatten(-2))
 
     def keys_values(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute keys and values of tokens `[B, N, D]`."""
-        return rotate(self.split_heads(self.norm_k(self.k(x))), rotation), self.split_heads(self.v(x))
+        """Compute keys and values of tokens `[B, N, D]`, and no queries."""
+        return self._heads(*self.project_keys_values(x), rotation)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map tokens to queries, keys and values, all `[B, N, D]`."""
+        return self.q(x), *self.project_keys_values(x)
+
+    def project_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map tokens to keys and values alone."""
+        return self.k(x), self.v(x)
+
+    def _heads(self, key: Tensor, value: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+        return rotate(self.split_heads(self.norm_k(key)), rotation), self.split_heads(value)
 
 
 class CrossAttention(Attention):

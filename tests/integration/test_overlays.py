@@ -24,10 +24,15 @@ WRITER = "--trainer.callbacks=lightning_action.callbacks.PredictionWriter"
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a pretrained backbone."""
     folder = tmp_path_factory.mktemp("overlays")
-    root = f"--trainer.default_root_dir={folder / 'backbone'}"
-    run(["fit", *shipped("demo_backbone"), "--trainer.max_steps=2", root, *SMALL_MODEL, *SMALL_DATA])
-    run(stacked("fit", folder, [], "--trainer.max_steps=1", "--trainer.limit_val_batches=0"))
+    fit_both(folder)
     yield folder
+
+
+def fit_both(folder: Path, *more: str) -> None:
+    """A backbone, and actions on top of it."""
+    root = f"--trainer.default_root_dir={folder / 'backbone'}"
+    run(["fit", *shipped("demo_backbone"), "--trainer.max_steps=2", root, *SMALL_MODEL, *SMALL_DATA, *more])
+    run(stacked("fit", folder, [], "--trainer.max_steps=1", "--trainer.limit_val_batches=0", *more))
 
 
 def stacked(verb: str, folder: Path, overlays: list[Path], *more: str) -> list[str]:
@@ -103,16 +108,21 @@ def pretrained(folder: Path) -> tuple[str]:
 
 
 def test_float8_generates(backbone: Path, tmp_path: Path) -> None:
-    """`fp8_dynamic` multiplies in float8, which a CPU does not, and it says so; in its place the weights alone."""
+    """As shipped, of a width that float8 takes; of another it says so, and there the weights alone are float8."""
     overlays = [CONFIGS / "fp8.yaml", CONFIGS / "compile.yaml"]
-    more = (WRITER, checkpoint(backbone), "--model.acceleration.compile_mode=null")
-    root = [f"--trainer.default_root_dir={tmp_path / name}" for name in ("plain", "float8")]
-    with pytest.raises(RuntimeError, match="fp8_dynamic does not work on this device"):
-        run(stacked("predict", backbone, overlays, *more, root[1]))
-    run(stacked("predict", backbone, [], *more, root[0]))
-    run(stacked("predict", backbone, overlays, *more, root[1], "--model.acceleration.quantization=fp8_weight_only"))
-    plain, float8 = (
-        torch.load(tmp_path / name / "predictions" / "000001.pt", weights_only=True)["latents"]
-        for name in ("plain", "float8")
-    )
-    assert 0 < (float8 - plain).norm() / plain.norm() < 0.1
+    only_weights = "--model.acceleration.quantization=fp8_weight_only"
+    wide = "--model.generator.init_args.dim=32"
+    fit_both(tmp_path, wide)
+
+    def latents(folder: Path, name: str, used: list[Path], *more: str) -> torch.Tensor:
+        root = f"--trainer.default_root_dir={tmp_path / name}"
+        more = (WRITER, root, checkpoint(folder), "--model.acceleration.compile_mode=null", *more)
+        run(stacked("predict", folder, used, *more))
+        return torch.load(tmp_path / name / "predictions" / "000001.pt", weights_only=True)["latents"]
+
+    with pytest.raises(ValueError, match=r"multiples of 16, but blocks\.0\.self_attn\.q maps 24 to 24"):
+        latents(backbone, "refused", overlays)
+    for name, folder, size, kind in (("wide", tmp_path, (wide,), ()), ("narrow", backbone, (), (only_weights,))):
+        plain = latents(folder, f"plain_{name}", [], *size)
+        float8 = latents(folder, f"float8_{name}", overlays, *size, *kind)
+        assert 0 < (float8 - plain).norm() / plain.norm() < 0.1

@@ -42,6 +42,7 @@ def data(**changes: Any) -> SpriteDataModule:
 
 def build(**changes: Any) -> ActionVideoModule:
     settings: dict[str, Any] = {
+        "generator": build_generator,
         "action_projection": build_projection,
         "schema": data().action_schema,
         "causality": BlockCausality(1, 4, 1),
@@ -49,9 +50,8 @@ def build(**changes: Any) -> ActionVideoModule:
         "optimization": Optimization(warmup_steps=2, weight_decay=0.1),
     }
     return ActionVideoModule(
-        build_generator,
-        lambda: HashingTextEncoder(6, 4),
-        lambda: LinearVideoCodec(7, patch_size=4),
+        text_encoder=lambda: HashingTextEncoder(6, 4),
+        vae=lambda: LinearVideoCodec(7, patch_size=4),
         **{**settings, **changes},
     )
 

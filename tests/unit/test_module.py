@@ -23,13 +23,14 @@ from lightning_action import (
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.batch import to_unit_range
 from lightning_action.callbacks import FreezeBackboneFirst
-from lightning_action.checkpoints.lora import LoRASettings
+from lightning_action.checkpoints.lora import LoRASettings, has_lora
 from lightning_action.cli.encode import clips_of, encode, encoding_of, prepare_frozen
 from lightning_action.data.latent_writer import StoreWriter
 from lightning_action.distributed.fsdp2 import FSDP2Strategy, require_supported
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generator.acceleration import Acceleration
+from lightning_action.generator.quantization import Fp8SelfAttention
 from lightning_action.optimization import Optimization
 from tests.support.small_generator import small_generator
 from tests.support.small_module import small_module
@@ -183,6 +184,26 @@ def test_layers_are_quantized_for_prediction_alone(tmp_path: Path) -> None:
     (prediction,) = trainer(tmp_path).predict(module, DataLoader([batch], batch_size=None))
     assert 0 < (prediction["video"] - plain).abs().max() < 0.1
     assert type(module.generator.blocks[0].ffn[0].weight) is not nn.Parameter
+
+
+@pytest.mark.parametrize("lora", [None, LoRASettings(rank=2)], ids=["without_lora", "with_lora"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
+def test_layers_are_quantized_for_prediction_in_float8(
+    tmp_path: Path, precision: Any, lora: LoRASettings | None
+) -> None:
+    """And stay as they are when another prediction follows, before which Lightning sets the module's type anew."""
+    module, batch = ready(
+        generator=lambda: build_generator(32), acceleration=Acceleration(quantization="fp8_dynamic"), lora=lora
+    )
+    plain = module.generate(batch)
+    first, second = (
+        trainer(tmp_path, precision=precision).predict(module, DataLoader([batch], batch_size=None))[0]["video"]
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert 1e-4 < (first - plain).abs().max() < 0.1
+    (attention,) = {type(layer.self_attn) for layer in module.generator.blocks}
+    assert attention is Fp8SelfAttention and not has_lora(module.generator)
 
 
 def test_latents_that_are_not_whole_blocks_are_refused() -> None:

@@ -16,6 +16,7 @@ from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.generator.quantization import quantize_layers
 from tests.support.small_generator import small_generator, small_inputs
 from tests.support.small_rollout import SHAPE, session
 
@@ -56,6 +57,26 @@ def test_one_graph_serves_all_steps_of_all_blocks(context: str, guidance: float)
         assert (captured.cache.keys.data_ptr(), captured.cache.values.data_ptr()) == places
     # A second video finds the code of the first.
     assert len(graphs) == 1
+
+
+@torch.no_grad()
+def test_one_graph_serves_layers_in_float8() -> None:
+    generator, x = small_generator(dim=48, ffn_dim=80), small_inputs(LENGTH)
+    graphs = list[torch.fx.GraphModule]()
+
+    def backend(graph: torch.fx.GraphModule, example: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    quantize_layers(generator.blocks, "fp8_dynamic")
+    plain, captured = (
+        video(session(generator, x["text"], BlockCausality(2, 6, 2), LENGTH, capture=capture), None)
+        for capture in (None, partial(CapturedPass, backend=backend))
+    )
+    torch.testing.assert_close(captured, plain, atol=1e-6, rtol=0)
+    (graph,) = graphs
+    assert sum(node.target is torch._scaled_mm for node in graph.graph.nodes) == 12, "six in each of two layers"
 
 
 @torch.no_grad()
