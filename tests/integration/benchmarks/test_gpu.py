@@ -31,7 +31,7 @@ FIGURES = {"first_frame_latency_s", "block_s", "block_s_waited_p50", "block_s_wa
 EVERY_FLAG = [
     "--overlap",
     "--capture",
-    "--quantization=int8_weight_only",
+    "--quantization=fp8_dynamic",
     "--no-checkpointing",
     "--fsdp",
     "--no-actions",
