@@ -17,6 +17,7 @@ from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generation.video import decode_behind
 from lightning_action.generator.attention import attend_flex, attend_masked, frame_mask
 from lightning_action.generator.causality import BlockCausality, teacher_forcing
+from lightning_action.generator.quantization import Fp8Linear
 from tests.support.small_generator import small_generator, small_inputs
 from tests.support.wan_parts import GEOMETRY, small_umt5, small_vae, video, write_word_tokenizer
 
@@ -45,6 +46,19 @@ def test_rollout_is_that_of_the_cpu() -> None:
         session = CausalRollout(generator.to(device), x["text"].to(device), causality, sampler, noise, (5, 4, 3), 9)
         videos.append(torch.cat(list(rollout(session, 9, x["modulation"].to(device))), dim=1).cpu())
     torch.testing.assert_close(videos[0], videos[1], atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+def test_products_in_float8_are_those_of_the_cpu() -> None:
+    """To a rounding to bfloat16 more; on a card of compute capability 8.9 or newer."""
+    joined, x = Fp8Linear.of(torch.nn.Linear(64, 48), torch.nn.Linear(64, 32)), torch.randn(3, 7, 64)
+    expected = joined(x), joined(x, first_out=48)
+    joined.cuda()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        found = joined(x.cuda().to(dtype)), joined(x.cuda().to(dtype), first_out=48)
+        assert found[0].dtype == dtype and torch.equal(found[1], found[0][..., 48:])
+    found = joined(x.cuda()).cpu(), joined(x.cuda(), first_out=48).cpu()
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=2**-7)
 
 
 @torch.no_grad()

@@ -58,6 +58,7 @@ class Operations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: Counter[str] = Counter()
+        self.widths: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -65,6 +66,7 @@ class Operations(TorchDispatchMode):
             self.seen["quantized"] += 1
         elif func in (aten._scaled_mm.default, aten.addmm.default):
             self.seen[func.overloadpacket.__name__] += 1
+            self.widths.append(args[-1].shape[1] if func is aten.addmm.default else args[1].shape[1])
         return func(*args, **kwargs)
 
 
@@ -177,6 +179,7 @@ def test_a_layer_quantizes_what_comes_in_once_for_each_product_in_float8() -> No
     assert kinds[2, "denoise"] - kinds[1, "denoise"] == {"quantized": 6, "_scaled_mm": 6}
     assert kinds[2, "write"] - kinds[1, "write"] == {"quantized": 6, "_scaled_mm": 6}
     assert kinds[1, "write"]["_scaled_mm"] == kinds[1, "write"]["quantized"] == 1
+    assert operations.widths[-1] == 2 * 48, "keys and values alone"
     assert kinds[1, "denoise"]["addmm"] == 4, "time, and the head"
 
 
