@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,9 @@ from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.rollout import rollout
 from lightning_action.generation.sampling import BlockContext
 from lightning_action.generation.video import decode_behind
+from lightning_action.generator.acceleration import Acceleration
 from lightning_action.generator.causality import Visibility
+from lightning_action.generator.checkpointing import Checkpointing
 from lightning_action.generator.cost import video_flops
 from lightning_action.generator.quantization import Quantization
 from lightning_action.weights.safetensors_files import write_safetensors
@@ -86,20 +89,24 @@ class Options:
         device: where everything runs.
         compile_mode: of `torch.compile`, for the layers; None leaves them as they are.
         quantization: of the layers' weights in generation; None for none.
+        attention: `fp8` for attention in 8 bits in generation; None for none.
         capture: compile the whole pass behind a full window; on CUDA as a CUDA graph.
         overlap: decode a block while the next one is denoised.
         actions: give actions, their projection included.
-        checkpointing: recompute layers in the backward pass.
+        checkpointing: recompute layers in the backward pass, with or without their attention.
+        flex: FlexAttention in training on CUDA; else scaled dot-product attention by block.
         fsdp: shard the training step over the ranks (`torchrun`; one process is a mesh of one).
     """
 
     device: str = "cpu"
     compile_mode: str | None = None
     quantization: Quantization | None = None
+    attention: Literal["fp8"] | None = None
     capture: bool = False
     overlap: bool = False
     actions: bool = True
-    checkpointing: bool = True
+    checkpointing: Checkpointing = True
+    flex: bool = True
     fsdp: bool = False
 
 
@@ -119,6 +126,7 @@ class Bench:
                 text_dim=sizes.text_dim,
                 text_len=sizes.text_len,
                 activation_checkpointing=options.checkpointing,
+                flex_on_cuda=options.flex,
             ).to(dtype)
             self.projection = ActionModulationProjection(ACTION_DIM, sizes.dim, zero_init=False).to(dtype)
             self.text = torch.randn(1, sizes.text_len, sizes.text_dim).to(dtype)
@@ -143,6 +151,7 @@ class Bench:
             num_frames,
             context=context,
             capture=CapturedPass if self.options.capture else None,
+            kernel=Acceleration(attention=self.options.attention).kernel,
         )
         return rollout(session, num_frames, self._modulation if self.options.actions else None)
 

@@ -47,10 +47,14 @@ from lightning_action.diffusion.objectives import per_frame_error, teacher_forci
 from lightning_action.distributed.sharding import Sharding, shard, shard_generator
 from lightning_action.frozen.interfaces import VideoCodec
 from lightning_action.generation.sampling import BlockContext
+from lightning_action.generator.attention_fp8 import enable_fp8_attention
+from lightning_action.generator.attention_kernels import attention_kernels
+from lightning_action.generator.checkpointing import Checkpointing
 from lightning_action.generator.quantization import Quantization, quantize_layers
 
 PARTS = ("generation", "peer", "training")
 DECODERS = ("none", "tiny", "full")
+CHECKPOINTING: dict[str, Checkpointing] = {"full": True, "keep_attention": "keep_attention", "none": False}
 DATASHEET_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 Results = dict[str, Any]
 
@@ -227,14 +231,14 @@ def machine(device: torch.device, rate: float) -> Results:
         "device": name,
         "matrix_flops_per_second": rate,
         "datasheet_flops_per_second": datasheet,
-        "attention": attention_kernels(device),
+        "attention": attention_operations(device),
         "threads": torch.get_num_threads(),
         "cudnn": torch.backends.cudnn.version(),
         **{package: _version(package) for package in ("torch", "triton", "diffusers", "torchao")},
     }
 
 
-def attention_kernels(device: torch.device) -> list[str]:
+def attention_operations(device: torch.device) -> list[str]:
     """Operations that scaled dot product attention in bfloat16 with heads of 128 channels ends in."""
     q = torch.randn(1, 2, 256, 128, device=device, dtype=torch.bfloat16)
     with profile(activities=[ProfilerActivity.CPU]) as seen:
@@ -255,6 +259,8 @@ def measure(sizes: Sizes, options: Options, parts: Sequence[str], decoders: Sequ
     rate = matrix_rate(device, sizes.matrix_side)
     result: Results = {"machine": machine(device, rate), "sizes": asdict(sizes), "options": asdict(options)}
     result |= {part: {} for part in parts}
+    if "generation" in parts and options.attention is not None:
+        enable_fp8_attention(device)
     if {"generation", "peer"} & set(parts):
         bench = Bench(sizes, options, torch.bfloat16)
         if options.quantization is not None:
@@ -334,7 +340,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--capture", action="store_true", help="compile the whole pass; on CUDA as a CUDA graph")
     parser.add_argument("--overlap", action="store_true", help="decode a block while the next one is denoised")
     parser.add_argument("--no-actions", action="store_true", help="leave the action conditioning out")
-    parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations of a training step")
+    parser.add_argument("--attention", choices=["fp8"], help="in 8 bits, in generation")
+    parser.add_argument("--checkpointing", choices=CHECKPOINTING, default="full", help="of a training step")
+    parser.add_argument("--no-flex", action="store_true", help="train without FlexAttention, by block")
     parser.add_argument("--fsdp", action="store_true", help="shard the training step (also with one process)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well, after each part")
     chosen = parser.parse_args(arguments)
@@ -346,19 +354,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen.device,
         chosen.compile,
         chosen.quantization,
+        chosen.attention,
         chosen.capture,
         chosen.overlap,
         not chosen.no_actions,
-        not chosen.no_checkpointing,
+        CHECKPOINTING[chosen.checkpointing],
+        not chosen.no_flex,
         chosen.fsdp,
     )
     if options.fsdp:
         start_processes(options)
     is_first = not options.fsdp or dist.get_rank() == 0
     result: Results = {}
-    for result in measure(TOY if chosen.toy else Sizes(), options, chosen.only, chosen.decoders):
-        if is_first and chosen.json is not None:
-            write_json(chosen.json, result)
+    with attention_kernels(torch.device(options.device)):
+        for result in measure(TOY if chosen.toy else Sizes(), options, chosen.only, chosen.decoders):
+            if is_first and chosen.json is not None:
+                write_json(chosen.json, result)
     if is_first:
         print(table(result))
     if options.fsdp:

@@ -245,11 +245,15 @@ class GenerativeModule(L.LightningModule):
         )
         self._built = True
 
-    def on_predict_start(self) -> None:
-        """Quantize, with LoRA merged, and let ranks make other numbers of passes: see `Lockstep`."""
+    def quantize(self) -> None:
+        """Turn the layers' weights into those of `acceleration.quantization`, with LoRA merged; they stay so."""
         if self.acceleration.quantization is not None:
             merge_lora(self.generator)
             quantize_layers(self.generator.blocks, self.acceleration.quantization)
+
+    def on_predict_start(self) -> None:
+        """Quantize, and let ranks make other numbers of passes: see `Lockstep`."""
+        self.quantize()
         self._lockstep = None
         for part in (self.action_projection, self.action_module):
             if part is not None:

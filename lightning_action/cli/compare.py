@@ -28,7 +28,6 @@ from lightning_action.evaluation.report import Report, format_table, null_where_
 from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generator.attention_fp8 import enable_fp8_attention
 from lightning_action.generator.attention_kernels import attention_kernels
-from lightning_action.generator.quantization import quantize_layers
 from lightning_action.module import ActionVideoModule
 from lightning_action.ranges import require_numbers
 from lightning_action.run import load_weights
@@ -124,8 +123,7 @@ def run_compare(args: Sequence[str]) -> bool:
         module.acceleration = replace(wanted, quantization=None, attention=None)
         plain = measure(module, batches, reader, "as it is")
         module.acceleration = wanted
-        if wanted.quantization is not None:
-            quantize_layers(module.generator.blocks, wanted.quantization)
+        module.quantize()
         in_8_bits = measure(module, batches, reader, "in 8 bits")
     found = difference(plain, in_8_bits)
     problems = beyond(found, config.max_velocity_error, config.min_psnr_db, config.max_sign_accuracy_lost)

@@ -32,7 +32,9 @@ EVERY_FLAG = [
     "--overlap",
     "--capture",
     "--quantization=fp8_dynamic",
-    "--no-checkpointing",
+    "--attention=fp8",
+    "--checkpointing=keep_attention",
+    "--no-flex",
     "--fsdp",
     "--no-actions",
 ]
