@@ -17,6 +17,8 @@ from lightning_action.weights.names import inside
 from lightning_action.weights.tensor_files import LazyTensors, checkpoints_in, find_weights, read_tensors
 
 _NUM_STAGES = 3
+# Latent frames that go through the network together: more would take memory, and save little time.
+_MOST_AT_ONCE = 4
 _GIVES_CHANNELS = "decoder.1.weight"
 
 
@@ -46,9 +48,10 @@ class TinyWanVAE(WanCodec):
         padded = torch.cat([video, video[:, -1:].expand(-1, self.temporal_compression_ratio - 1, -1, -1, -1)], dim=1)
         pixels = (padded.to(self._device, self._dtype) + 1) / 2
         seen: dict[int, Tensor] = {}
-        groups = functional.pixel_unshuffle(pixels, model.patch_size).split(self.temporal_compression_ratio, dim=1)
+        num_frames = self.temporal_compression_ratio * _MOST_AT_ONCE
+        groups = functional.pixel_unshuffle(pixels, model.patch_size).split(num_frames, dim=1)
         with frozen_pass(self._device):
-            return torch.cat([_run(model.encoder, group, seen) for group in groups], dim=1).float()
+            return torch.cat([_run(model.encoder, group, seen) for group in groups], dim=1).float().contiguous()
 
     def streaming_decoder(self) -> StreamingDecoder:
         self.load()
@@ -58,11 +61,10 @@ class TinyWanVAE(WanCodec):
         def decode_next(latents: Tensor) -> Tensor:
             self._require_latents(latents)
             num_skipped = 0 if seen else self.temporal_compression_ratio - 1
-            # Latent by latent: a convolution over another number of frames may round differently.
-            each = latents.to(self._device, self._dtype).split(1, dim=1)
+            groups = latents.to(self._device, self._dtype).split(_MOST_AT_ONCE, dim=1)
             with frozen_pass(self._device):
-                frames = [_run(model.decoder, latent, seen) for latent in each]
-            pixels = functional.pixel_shuffle(torch.cat(frames, dim=1)[:, num_skipped:], model.patch_size)
+                frames = torch.cat([_run(model.decoder, group, seen) for group in groups], dim=1)
+            pixels = functional.pixel_shuffle(frames[:, num_skipped:], model.patch_size).contiguous()
             return pixels.float().clamp(0, 1) * 2 - 1
 
         return decode_next
@@ -77,6 +79,7 @@ class TinyWanVAE(WanCodec):
         except KeyError as error:
             raise ValueError(f"{path} holds no tiny autoencoder: it has no tensor {error}") from error
         self._require_geometry(model.latent_dim, model.spatial_ratio, model.temporal_ratio, path)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         load_strictly(model, tensors, str(path))
         return model
 
@@ -93,7 +96,11 @@ class TinyWanVAE(WanCodec):
 
 
 class TinyAutoencoder(nn.Module):
-    """Build the network of the sizes that its tensors show; layers stand where the file counts them."""
+    """Build the network of the sizes that its tensors show; layers stand where the file counts them.
+
+    `_GrowTime` also does the upsampling that the file counts before it: behind its convolution of single pixels, which
+    then has a quarter of them to do, it gives the same.
+    """
 
     def __init__(self, tensors: Mapping[str, Shaped]) -> None:
         super().__init__()
@@ -110,7 +117,7 @@ def _decoder(tensors: Mapping[str, Shaped]) -> nn.Sequential:
     width, latent_dim = tensors["decoder.1.weight"].shape[:2]
     layers: list[nn.Module] = [_Squash(), _convolution(latent_dim, width), nn.ReLU()]
     for _ in range(_NUM_STAGES):
-        layers += [_MemoryBlock(width), _MemoryBlock(width), _MemoryBlock(width), nn.Upsample(scale_factor=2)]
+        layers += [_MemoryBlock(width), _MemoryBlock(width), _MemoryBlock(width), nn.Identity()]
         layers += [_GrowTime(width, tensors[f"decoder.{len(layers)}.conv.weight"].shape[0] // width)]
         next_width = tensors[f"decoder.{len(layers)}.weight"].shape[0]
         layers += [_convolution(width, next_width, bias=False)]
@@ -131,7 +138,7 @@ def _encoder(tensors: Mapping[str, Shaped]) -> nn.Sequential:
 
 
 def _run(layers: nn.Sequential, frames: Tensor, seen: dict[int, Tensor]) -> Tensor:
-    """Take frames `[B, T, C, H, W]` through the layers.
+    """Take frames `[B, T, C, H, W]` through the layers, the channels of a pixel side by side in memory.
 
     Args:
         layers: Layers of the encoder or the decoder.
@@ -139,16 +146,26 @@ def _run(layers: nn.Sequential, frames: Tensor, seen: dict[int, Tensor]) -> Tens
         seen: Last input of each memory block, empty at the start of the video; it is brought up to date.
     """
     batch_size = len(frames)
-    frames = frames.flatten(0, 1)
+    frames = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     for index, layer in enumerate(layers):
         if isinstance(layer, _MemoryBlock):
-            video = frames.unflatten(0, (batch_size, -1))
-            before = seen.get(index, torch.zeros_like(video[:, :1]))
-            seen[index] = video[:, -1:]
-            frames = layer(frames, torch.cat([before, video[:, :-1]], dim=1).flatten(0, 1))
+            video = _channels_last(frames).unflatten(0, (batch_size, -1))
+            before = seen[index] if index in seen else torch.zeros_like(video[:, :1])
+            seen[index] = video[:, -1:].clone()
+            frames = layer(frames, _channels_first(torch.cat([before, video[:, :-1]], dim=1).flatten(0, 1)))
         else:
             frames = layer(frames)
     return frames.unflatten(0, (batch_size, -1))
+
+
+def _channels_last(frames: Tensor) -> Tensor:
+    """View frames `[N, C, H, W]` as they lie in memory, `[N, H, W, C]`: what joins and splits them keeps the order."""
+    return frames.permute(0, 2, 3, 1)
+
+
+def _channels_first(frames: Tensor) -> Tensor:
+    """View frames `[N, H, W, C]` as layers take them, `[N, C, H, W]`."""
+    return frames.permute(0, 3, 1, 2)
 
 
 def _convolution(num_inputs: int, num_outputs: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -176,7 +193,7 @@ class _MemoryBlock(nn.Module):
 
 
 class _GrowTime(nn.Module):
-    """Turns each frame into `stride` frames."""
+    """Turns each frame into `stride` frames of twice the height and width."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
@@ -184,7 +201,8 @@ class _GrowTime(nn.Module):
         self.conv = nn.Conv2d(width, width * stride, 1, bias=False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        return self.conv(frames).unflatten(1, (self.stride, -1)).flatten(0, 1)
+        grown = _channels_last(self.conv(frames)).unflatten(3, (self.stride, -1)).movedim(3, 1).contiguous()
+        return functional.interpolate(_channels_first(grown.flatten(0, 1)), scale_factor=2)
 
 
 class _PoolTime(nn.Module):
@@ -196,4 +214,5 @@ class _PoolTime(nn.Module):
         self.conv = nn.Conv2d(width * stride, width, 1, bias=False)
 
     def forward(self, frames: Tensor) -> Tensor:
-        return self.conv(frames.unflatten(0, (-1, self.stride)).flatten(1, 2))
+        together = _channels_last(frames).unflatten(0, (-1, self.stride)).movedim(1, 3)
+        return self.conv(_channels_first(together.flatten(3, 4)))
