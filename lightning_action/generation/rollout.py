@@ -29,7 +29,8 @@ class CausalRollout:
     """One batch of videos while they are being generated.
 
     A block is handed over as soon as it is clean. The pass that writes it into the cache comes when the next one is
-    asked for, or before that with `write_pending`; after the last block it never comes.
+    asked for, or before that with `write_pending`; after the last block it never comes. `draw_ahead` draws the noise
+    that the next block begins with before it is asked for.
 
     With an action guidance scale other than 0 and 1 the null branch (no action, the past included) runs beside the
     action branch as a second half of the batch, with its own half of the cache.
@@ -69,6 +70,7 @@ class CausalRollout:
         self.generator = generator
         self._sampler, self._first_sampler = sampler, first_sampler
         self.noise = noise
+        self._drawn: tuple[range, Tensor] | None = None
         self.action_guidance_scale = action_guidance_scale
         self.context = context
         self._capture = capture
@@ -131,13 +133,23 @@ class CausalRollout:
         self.write_pending()
         modulation = self._branch_modulation(action_modulation)
         sampler = self._first_sampler or self._sampler
-        clean = hold(sampler(partial(self._velocity, modulation, known), partial(self.noise, self.block)), known)
+        clean = hold(sampler(partial(self._velocity, modulation, known), partial(self._noise, self.block)), known)
         self._first_sampler = None
         if self.context == "clean":
             self._pending = clean.clone(), action_modulation
         else:
             self.cache.advance()
         return clean
+
+    def draw_ahead(self) -> None:
+        """Draw the noise that the next block begins with now, while the device still works on the last one."""
+        self._drawn = self.block, self.noise(self.block, 0)
+
+    def _noise(self, block: range, step: int) -> Tensor:
+        drawn, self._drawn = self._drawn, None
+        if drawn is not None and drawn[0] == block and step == 0:
+            return drawn[1]
+        return self.noise(block, step)
 
     def _velocity(self, modulation: Tensor | None, known: Tensor | None, noisy: Tensor, timestep: float) -> Tensor:
         both = self._both_branches(hold(noisy, known))
@@ -227,6 +239,8 @@ def rollout(
             session.append(known, modulation)
         else:
             latents = session.next_block(modulation, known)
+            if block.stop < blocks[-1].stop:
+                session.draw_ahead()
         if callable(action_modulation):
             history[:, here] = latents
         yield latents

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import Sampler
 from lightning_action.generation.rollout import CausalRollout, rollout
+from lightning_action.generation.sampling import BlockContext
 from lightning_action.generator import attention
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
@@ -328,6 +329,40 @@ def test_a_block_is_handed_over_before_it_is_written() -> None:
     blocks += [run.next_block(), run.next_block()]
     assert len(passes) == 3 + 1 + 3 + 1 + 3, "nobody asks for what follows the last block"
     assert torch.equal(torch.cat(blocks, 1), video(session(generator, x["text"], causality, 6), 6))
+
+
+@pytest.mark.parametrize("context", ["clean", "last_step"])
+@torch.no_grad()
+def test_noise_is_drawn_before_its_block_is_asked_for(context: BlockContext) -> None:
+    generator, x = small_generator(), small_inputs(8)
+    events: list[tuple[str, range, int] | str] = []
+    run = session(generator, x["text"], BlockCausality(2), 8, context=context)
+    draw = run.noise
+    run.noise = lambda frames, step: events.append(("drawn", frames, step)) or draw(frames, step)  # type: ignore[func-returns-value]
+    generator.patch_embedding.register_forward_hook(lambda *_: events.append("pass"))
+    for latents in rollout(run, 8, None, x["clean"][:, :2]):
+        events.append(f"received {latents.shape[1]}")
+    # The pass that writes the known block is on its way before the first noise is drawn.
+    expected: list[Any] = ["received 2", "pass", ("drawn", range(2, 4), 0)]
+    written = ["pass"] if context == "clean" else []
+    for block, following in ((range(2, 4), range(4, 6)), (range(4, 6), range(6, 8)), (range(6, 8), None)):
+        expected += ["pass", ("drawn", block, 1), "pass", ("drawn", block, 2), "pass"]
+        expected += ["received 2"] if following is None else [("drawn", following, 0), "received 2", *written]
+    assert events == expected
+
+
+@torch.no_grad()
+def test_noise_that_was_drawn_ahead_changes_nothing() -> None:
+    generator, x = small_generator(), small_inputs(8)
+    run, ahead = (session(generator, x["text"], BlockCausality(2), 8) for _ in range(2))
+    run.next_block()
+    ahead.draw_ahead()
+    ahead.next_block()
+    # For a block that is then known.
+    ahead.draw_ahead()
+    for each in (run, ahead):
+        each.append(x["clean"][:, 2:4])
+    assert torch.equal(run.next_block(), ahead.next_block())
 
 
 @pytest.mark.parametrize("causality", [BlockCausality(2, 4), BlockCausality(1, 5, 2), BlockCausality(3)])
