@@ -18,13 +18,13 @@ from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import few_step
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.holder import FrozenParts
-from lightning_action.frozen.interfaces import VideoCodec
+from lightning_action.frozen.interfaces import StreamingDecoder, VideoCodec
 from lightning_action.frozen.tiny_vae import TinyWanVAE
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.rollout import rollout
 from lightning_action.generation.sampling import BlockContext
-from lightning_action.generation.video import decode_behind
+from lightning_action.generation.video import on_own_stream, one_block_late, to_host
 from lightning_action.generator.acceleration import Acceleration
 from lightning_action.generator.causality import Visibility
 from lightning_action.generator.checkpointing import Checkpointing
@@ -162,8 +162,14 @@ class Bench:
         blocks = self.blocks(num_blocks, window, context)
         if codec is None:
             return blocks
-        decode = FrozenParts(HashingTextEncoder(), codec).decoder(self.device)
-        return decode_behind(blocks, decode) if overlap else map(decode, blocks)
+        decode = self._decoder(codec)
+        return one_block_late(blocks, on_own_stream(decode)) if overlap else map(decode, blocks)
+
+    def delivered(
+        self, codec: VideoCodec, num_blocks: int, window: int, context: BlockContext, overlap: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What each block gives in memory of the host, as `predict` takes it: bytes, and whether they are finite."""
+        return to_host(self.blocks(num_blocks, window, context), self._decoder(codec), overlap)
 
     def block_flops(self, window: int, context: BlockContext) -> float:
         """Of all passes of one block behind a full window, decoding not counted."""
@@ -174,6 +180,9 @@ class Bench:
     def modulation(self, num_frames: int) -> Tensor:
         """Of some actions, `[1, F, 6, D]`."""
         return self.projection(torch.ones(1, num_frames, ACTION_DIM, device=self.device, dtype=self.dtype))
+
+    def _decoder(self, codec: VideoCodec) -> StreamingDecoder:
+        return FrozenParts(HashingTextEncoder(), codec).decoder(self.device)
 
     def _modulation(self, block: range, history: Tensor) -> Tensor:
         return self.modulation(len(block))

@@ -42,7 +42,6 @@ from benchmarks._gpu_bench import (
     peers,
 )
 from lightning_action.atomic import write_json
-from lightning_action.batch import to_unit_range
 from lightning_action.diffusion.objectives import per_frame_error, teacher_forcing
 from lightning_action.distributed.sharding import Sharding, shard, shard_generator
 from lightning_action.frozen.interfaces import VideoCodec
@@ -101,7 +100,7 @@ def generation(bench: Bench, codec: VideoCodec | None, window: int, context: Blo
         "flops_per_second": bench.block_flops(window, context) / free,
     }
     if codec is not None:
-        delivered = to_host(fresh(filling + bench.sizes.blocks, overlap))
+        delivered = bench.delivered(codec, filling + bench.sizes.blocks, window, context, overlap)
         found["frames_per_second_delivered"] = num_frames / free_running(
             bench, delivered, filling, bench.sizes.blocks - 1
         )
@@ -130,14 +129,6 @@ def free_running(bench: Bench, results: Iterator[Any], skipped: int, count: int)
         next(results)
     bench.wait()
     return (perf_counter() - before) / count
-
-
-def to_host(pixels: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Bytes of the pixels in memory of the host, copied beside the next block."""
-    for block in pixels:
-        as_bytes = (to_unit_range(block) * 255).round().to(torch.uint8)
-        pinned = torch.empty(as_bytes.shape, dtype=torch.uint8, pin_memory=block.is_cuda)
-        yield pinned.copy_(as_bytes, non_blocking=True)
 
 
 @torch.no_grad()

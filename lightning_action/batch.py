@@ -46,6 +46,11 @@ def to_unit_range(video: Tensor) -> Tensor:
     return (video * 0.5 + 0.5).clamp(0, 1)
 
 
+def to_bytes(video: Tensor) -> Tensor:
+    """Map pixels from [-1, 1] to bytes, uint8 from 0 to 255, as files hold them."""
+    return (to_unit_range(video).float() * 255).round().to(torch.uint8)
+
+
 def from_unit_range(video: Tensor) -> Tensor:
     """Map pixels from [0, 1] to [-1, 1]."""
     return video * 2 - 1

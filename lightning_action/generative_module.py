@@ -51,7 +51,7 @@ from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import EncodedData, FittedCodec, TextEncoder, VideoCodec
 from lightning_action.generation.clock import Clock
 from lightning_action.generation.sampling import Sampling
-from lightning_action.generation.video import VideoGenerator, stream_pixels, whole_video
+from lightning_action.generation.video import VideoGenerator, stream_pixels, video_on_host, whole_video
 from lightning_action.generator.acceleration import Acceleration
 from lightning_action.generator.attention_fp8 import enable_fp8_attention
 from lightning_action.generator.attention_kernels import attention_kernels
@@ -261,19 +261,19 @@ class GenerativeModule(L.LightningModule):
 
     @torch.no_grad()
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Generate, and hand over what a prediction writer needs; `video` and `truth` are in [0, 1], on the CPU."""
+        """Generate, and hand over what a prediction writer needs.
+
+        `video` and `truth` are floats in [0, 1], on the CPU. Pixels leave the device as bytes: those of `video` are
+        multiples of 1/255.
+        """
         self._require_fits(batch, trains=False)
         blocks = self.causality.split(num_latents(batch, self.schema))
         num_initial = self.sampling.num_initial_latents if has_video(batch) else 0
         self._in_lockstep.begin(self.sampling.count_passes(blocks, num_initial))
         clock, overlaps = Clock(self.device), self.acceleration.overlap_decoding
         decoder = self.frozen.decoder(self.device)
-        video, latents = whole_video(
-            clock.blocks(self._generated_latents(batch)),
-            decoder if overlaps else clock.timed("vae", decoder),
-            "cpu",
-            overlaps,
-        )
+        decode = decoder if overlaps else clock.timed("vae", decoder)
+        video, latents = video_on_host(clock.blocks(self._generated_latents(batch)), decode, overlaps)
         self._in_lockstep.end()
         seconds = clock.seconds()
         prediction = {

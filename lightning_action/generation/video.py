@@ -1,15 +1,20 @@
-"""From noise to blocks of latents, and on to a video: whole or streamed, decoded beside the next denoising or after."""
+"""From noise to blocks of latents, and on to a video: whole or streamed, decoded beside the next denoising or after.
+
+Nobody waits for a block before the next one is queued, but in `stream_pixels`, where its pixels are asked for at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from lightning_action.action.conditioning import BlockModulation
-from lightning_action.batch import to_unit_range
+from lightning_action.batch import to_bytes, to_unit_range
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise, starting_from
 from lightning_action.frozen.interfaces import StreamingDecoder
@@ -20,6 +25,8 @@ from lightning_action.generator.attention import Kernel, attend_dense
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,26 +96,29 @@ class VideoGenerator:
         return rollout(session, num_frames, modulation, initial)
 
 
-def stream_pixels(blocks: Iterable[Tensor], decode: StreamingDecoder, overlaps: bool = False) -> Iterator[Tensor]:
+def stream_pixels(blocks: Iterable[Tensor], decode: StreamingDecoder) -> Iterator[Tensor]:
     """Decode blocks as they come.
 
     Args:
         blocks: Clean latents of each block, `[B, block, C, h, w]`.
         decode: Decoder of the video's next latents.
-        overlaps: Whether a block is decoded while the next one is denoised; on CUDA.
 
     Yields:
-        Pixels of a block, `[B, t, 3, H, W]` in [0, 1].
+        Pixels of a block, `[B, t, 3, H, W]` in [0, 1], on the decoder's device.
 
     Raises:
         RuntimeError: The model gave values that are not finite.
     """
-    for pixels in decode_behind(blocks, decode) if overlaps else map(decode, blocks):
-        yield to_unit_range(_finite(pixels)).float()
+    for latents in blocks:
+        decoded = decode(latents)
+        pixels, finite = to_unit_range(decoded).float(), _is_finite(latents, decoded)
+        # This waits for the device, as whoever takes the pixels does.
+        _require_finite([finite])
+        yield pixels
 
 
 def whole_video(
-    blocks: Iterable[Tensor], decode: StreamingDecoder, device: torch.device | str, overlaps: bool = False
+    blocks: Iterable[Tensor], decode: StreamingDecoder, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     """Decode each block as soon as it exists, and keep all of them.
 
@@ -116,7 +126,6 @@ def whole_video(
         blocks: Clean latents of each block, `[B, block, C, h, w]`.
         decode: Decoder of the video's next latents.
         device: Device where the pixels are collected.
-        overlaps: Whether a block is decoded while the next one is denoised; on CUDA.
 
     Returns:
         Pixels `[B, T, 3, H, W]` in [0, 1], and latents `[B, F, C, h, w]`.
@@ -124,6 +133,18 @@ def whole_video(
     Raises:
         RuntimeError: The model gave values that are not finite.
     """
+    kept, pixels, finite = [], [], []
+    for latents in blocks:
+        decoded = decode(latents)
+        kept.append(latents)
+        pixels.append(to_unit_range(decoded).float().to(device))
+        finite.append(_is_finite(latents, decoded))
+    _require_finite(finite)
+    return torch.cat(pixels, dim=1), torch.cat(kept, dim=1)
+
+
+def video_on_host(blocks: Iterable[Tensor], decode: StreamingDecoder, overlaps: bool = False) -> tuple[Tensor, Tensor]:
+    """Do as `whole_video`, but collect the pixels on the host, see `to_host`: each is a multiple of 1/255."""
     kept: list[Tensor] = []
 
     def remembered() -> Iterator[Tensor]:
@@ -131,54 +152,111 @@ def whole_video(
             kept.append(latents)
             yield latents
 
-    decoded = decode_behind(remembered(), decode) if overlaps else map(decode, remembered())
-    pixels = torch.cat([to_unit_range(block).float().to(device) for block in decoded], dim=1)
-    # Once, at the end: looking at each block would wait for the device before the next one is queued.
-    return pixels, _finite(torch.cat(kept, dim=1))
+    pixels, finite = [], []
+    for as_bytes, is_finite in to_host(remembered(), decode, overlaps):
+        pixels.append(as_bytes.float() / 255)
+        finite.append(is_finite)
+    _require_finite(finite)
+    return torch.cat(pixels, dim=1), torch.cat(kept, dim=1)
 
 
-def _finite(values: Tensor) -> Tensor:
-    if not bool(torch.isfinite(values).all()):
-        raise RuntimeError(
-            "generated latents hold NaN or infinity: check the checkpoint and the actions, or generate in float32"
-        )
-    return values
+def to_host(
+    blocks: Iterable[Tensor], decode: StreamingDecoder, overlaps: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Decode blocks, and bring their pixels to the host as bytes, one block late, see `one_block_late`.
 
-
-def decode_behind(blocks: Iterable[Tensor], decode: StreamingDecoder) -> Iterator[Tensor]:
-    """Yield pixels one block late: a block is decoded on a CUDA stream of its own beside the next denoising.
-
-    The work is queued from one thread, so what is computed is the same as without; on other devices so is when.
+    On CUDA the bytes are copied to pinned memory on a stream of their own.
 
     Args:
         blocks: Clean latents of each block, `[B, block, C, h, w]`; asking for one queues its denoising.
         decode: Decoder of the video's next latents.
+        overlaps: Whether a block is decoded while the next one is denoised; on CUDA.
 
     Yields:
-        Pixels of each block, `[B, t, 3, H, W]`.
+        Bytes of a block, uint8 `[B, t, 3, H, W]`, and whether its latents and pixels are finite, a bool of shape `[]`;
+        both on the host. Where they are not, the bytes mean nothing.
     """
-    side: torch.cuda.Stream | None = None
-    pending: Tensor | None = None
+
+    def deliver(latents: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+        decoded = decode(latents)
+        return _begin_copies(to_bytes(decoded), _is_finite(latents, decoded))
+
+    for arrived in one_block_late(blocks, on_own_stream(deliver) if overlaps else deliver):
+        yield arrived()
+
+
+def one_block_late(blocks: Iterable[Tensor], work: Callable[[Tensor], T]) -> Iterator[T]:
+    """Yield what is made of each block when the next one was asked for: who waits for it keeps no device waiting.
+
+    Args:
+        blocks: Clean latents of each block, `[B, block, C, h, w]`; asking for one queues its denoising.
+        work: Function of a block's latents, called before the next block is asked for.
+    """
+    pending: list[T] = []
     for latents in blocks:
-        if latents.is_cuda and side is None:
-            side = torch.cuda.Stream(latents.device)
-        if pending is not None:
-            yield _when_done(pending, side)
-        pending = decode(latents) if side is None else _decode_on(side, latents, decode)
-    if pending is not None:
-        yield _when_done(pending, side)
+        yield from pending
+        pending = [work(latents)]
+    yield from pending
 
 
-def _decode_on(side: torch.cuda.Stream, latents: Tensor, decode: StreamingDecoder) -> Tensor:
-    side.wait_stream(torch.cuda.current_stream(latents.device))
-    latents.record_stream(side)
-    with torch.cuda.stream(side):
-        return decode(latents)
+def on_own_stream(work: Callable[[Tensor], T]) -> Callable[[Tensor], T]:
+    """Return a function that does the same, on CUDA on a stream of its own, behind what is queued so far.
+
+    It is queued from the same thread, so what is computed is the same. The result must be waited for.
+    """
+
+    def on_side(latents: Tensor) -> T:
+        side = _stream(latents.device, "decoding")
+        if side is None:
+            return work(latents)
+        side.wait_stream(torch.cuda.current_stream(latents.device))
+        latents.record_stream(side)
+        with torch.cuda.stream(side):
+            return work(latents)
+
+    return on_side
 
 
-def _when_done(pixels: Tensor, side: torch.cuda.Stream | None) -> Tensor:
-    if side is not None:
-        current = torch.cuda.current_stream(pixels.device)
-        current.wait_stream(side)
-        pixels.record_stream(current)
-    return pixels
+def _begin_copies(pixels: Tensor, finite: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Begin to copy to the host; the function that comes back waits for that alone, and gives the copies."""
+    stream = _stream(finite.device, "copying")
+    if stream is None:
+        return lambda: (_host_copy(pixels), _host_copy(finite))
+    stream.wait_stream(torch.cuda.current_stream(finite.device))
+    with torch.cuda.stream(stream):
+        copies = _host_copy(pixels), _host_copy(finite)
+        event = stream.record_event()
+    for value in (pixels, finite):
+        # Else its memory may serve the current stream anew while it is being copied.
+        value.record_stream(stream)
+
+    def arrived() -> tuple[Tensor, Tensor]:
+        event.synchronize()
+        return copies
+
+    return arrived
+
+
+def _host_copy(value: Tensor) -> Tensor:
+    place = torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=value.is_cuda)
+    return place.copy_(value, non_blocking=True)
+
+
+@cache
+def _stream(device: torch.device, work: str) -> torch.cuda.Stream | None:
+    """One stream for each kind of work, on each CUDA device."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def _is_finite(latents: Tensor, pixels: Tensor) -> Tensor:
+    """Whether both are finite, as a bool of shape `[]` that nobody has waited for: decoders may bound what is not."""
+    return torch.isfinite(latents).all() & torch.isfinite(pixels).all()
+
+
+def _require_finite(found: Sequence[Tensor]) -> None:
+    """Wait for the blocks of which `found` tells whether they are finite: once, when all of them are queued."""
+    if not bool(torch.stack(list(found)).all()):
+        raise RuntimeError(
+            "generated latents or their pixels hold NaN or infinity: check the checkpoint and the actions, or generate "
+            "in float32"
+        )

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_action.batch import to_bytes
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import few_step
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generation.rollout import CausalRollout, rollout
-from lightning_action.generation.video import decode_behind
+from lightning_action.generation.video import to_host
 from lightning_action.generator.attention import attend_flex, attend_masked, frame_mask
 from lightning_action.generator.causality import BlockCausality, teacher_forcing
 from lightning_action.generator.quantization import Fp8Linear
@@ -89,7 +90,7 @@ def test_video_vae_is_that_of_the_cpu(version: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_decoding_behind_the_next_block_changes_nothing() -> None:
+def test_pixels_on_the_host_are_those_of_the_device() -> None:
     weight = torch.randn(512, 512, device="cuda") / 512**0.5
 
     def blocks() -> Iterator[Tensor]:
@@ -104,5 +105,8 @@ def test_decoding_behind_the_next_block_changes_nothing() -> None:
             latents = (latents @ weight.T).tanh()
         return latents
 
-    expected = [decode(latents) for latents in blocks()]
-    assert all(torch.equal(*pair) for pair in zip(expected, decode_behind(blocks(), decode), strict=True))
+    expected = [to_bytes(decode(latents)).cpu() for latents in blocks()]
+    for overlaps in (False, True):
+        for pixels, (on_host, finite) in zip(expected, to_host(blocks(), decode, overlaps), strict=True):
+            assert on_host.is_pinned() and finite.item() and torch.equal(on_host, pixels)
+            assert pixels.unique().numel() > 1

@@ -14,9 +14,11 @@ from lightning_action.batch import (
     num_latent_frames,
     num_latents,
     num_pixel_frames,
+    to_bytes,
     to_unit_range,
     without_actions,
 )
+from lightning_action.callbacks.support.pictures import to_uint8
 
 SCHEMA = ActionSchema(temporal_compression_ratio=3)
 
@@ -105,6 +107,16 @@ def test_pixels_for_users_are_in_the_unit_range() -> None:
     assert from_unit_range(shades).tolist() == [-1.0, 0.0, 1.0] and torch.equal(
         to_unit_range(from_unit_range(shades)), shades
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_are_those_that_callbacks_write(dtype: torch.dtype) -> None:
+    video = torch.linspace(-1.2, 1.2, 3001).to(dtype)
+    as_bytes = to_bytes(video)
+    assert as_bytes.dtype == torch.uint8 and as_bytes.unique().numel() > 200
+    assert torch.equal(as_bytes, to_uint8(to_unit_range(video)))
+    # Handed over as floats, they are written as they are.
+    assert torch.equal(to_uint8(as_bytes.float() / 255), as_bytes)
 
 
 @pytest.mark.parametrize(("frames", "latents"), [(1, 1), (5, 2), (9, 3), (33, 9)])

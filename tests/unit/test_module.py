@@ -63,6 +63,11 @@ def test_what_sharded_weights_do_not_allow_is_refused_before_the_run(tmp_path: P
         trainer(tmp_path, strategy=FSDP2Strategy()).predict(module, data())
 
 
+def in_bytes(video: Tensor) -> Tensor:
+    """The video as `predict` hands it over, each value a whole number of 255ths."""
+    return (video * 255).round() / 255
+
+
 def test_something_must_train() -> None:
     with pytest.raises(ValueError, match="nothing would train"):
         build(action_projection=None, optimization=Optimization(train_backbone=False))
@@ -172,7 +177,7 @@ def test_training_step_tells_where_the_loss_comes_from() -> None:
 def test_a_prediction_is_the_video_with_its_origin(tmp_path: Path) -> None:
     module, batch = ready(sampling=Sampling(num_inference_steps=2))
     (prediction,) = trainer(tmp_path).predict(module, DataLoader([batch], batch_size=None))
-    assert torch.equal(prediction["video"], module.generate(batch))
+    assert torch.equal(prediction["video"], in_bytes(module.generate(batch)))
     assert torch.equal(prediction["latents"], torch.cat(list(module.stream_latents(batch)), dim=1))
     assert torch.equal(prediction["truth"], batch["video"] * 0.5 + 0.5)
     assert len(prediction["block_seconds"]) == LATENTS and prediction["decode_seconds"] > 0
@@ -182,7 +187,7 @@ def test_layers_are_quantized_for_prediction_alone(tmp_path: Path) -> None:
     module, batch = ready(acceleration=Acceleration(quantization="int8_weight_only"))
     plain = module.generate(batch)
     (prediction,) = trainer(tmp_path).predict(module, DataLoader([batch], batch_size=None))
-    assert 0 < (prediction["video"] - plain).abs().max() < 0.1
+    assert 0 < (prediction["video"] - in_bytes(plain)).abs().max() < 0.1
     assert type(module.generator.blocks[0].ffn[0].weight) is not nn.Parameter
 
 
@@ -297,7 +302,7 @@ def test_a_checkpoint_brings_everything_and_refuses_another_model(tmp_path: Path
     predictions = trainer(tmp_path).predict(fresh, datamodule=data(), ckpt_path=path)
     assert predictions is not None
     prediction: Any = predictions[0]
-    assert torch.equal(prediction["video"], module.eval().generate(batch))
+    assert torch.equal(prediction["video"], in_bytes(module.eval().generate(batch)))
     assert torch.equal(prediction["truth"], (batch["video"] * 0.5 + 0.5).clamp(0, 1))
     assert prediction["sample_id"].tolist() == [0, 1, 2] and prediction["latents"].shape == (3, 5, 7, 4, 4)
 

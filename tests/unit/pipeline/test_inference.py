@@ -541,7 +541,7 @@ def test_a_module_of_another_width_is_refused() -> None:
 
 def test_latents_that_are_not_finite_are_an_error() -> None:
     made = pipeline(action_module=lambda frames: torch.full((2, 4), torch.nan))
-    with pytest.raises(RuntimeError, match="generated latents hold NaN"):
+    with pytest.raises(RuntimeError, match="generated latents or their pixels hold NaN"):
         latents(made)
 
 
