@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -74,8 +74,8 @@ class FlowMatchingLosses:
         weighting: `bell` weighs noise levels as this family does, `uniform` all alike.
         past_noise: Largest deviation of the noise on the past that blocks see in training.
         seed: Random seed of noise and noise levels.
-        past_timestep: Noise level of the past that blocks see, under teacher forcing; 0 shows it clean.
-        num_clean: Number of frames at the beginning that blocks see clean all the same.
+        past_timesteps: Function from blocks to the noise level of each frame that later blocks see, under teacher
+            forcing; None shows the past clean.
     """
 
     generator: CausalWanModel
@@ -86,8 +86,7 @@ class FlowMatchingLosses:
     weighting: Literal["bell", "uniform"]
     seed: int
     past_noise: float = 0.0
-    past_timestep: float = 0.0
-    num_clean: int = 0
+    past_timesteps: Callable[[Sequence[range]], Sequence[float]] | None = None
 
     def of_training(self, encoded: Encoded, epoch: int, batch_idx: int, action_dropout_prob: float) -> Loss:
         """Return the loss of a training step, in which samples lose their actions with the given probability."""
@@ -160,15 +159,16 @@ class FlowMatchingLosses:
         return _Draw(noise, timestep.to(latents.device), weight.to(latents.device), self._past(latents, randoms))
 
     def _past(self, latents: Tensor, randoms: Sequence[torch.Generator]) -> Tensor | None:
-        if not self.past_timestep:
+        if self.past_timesteps is None:
             return None
         level = self._past_timestep(latents) / NUM_TRAIN_TIMESTEPS
         return add_noise(latents, _noise(latents, randoms), level)
 
     def _past_timestep(self, latents: Tensor) -> Tensor:
-        timestep = torch.full(latents.shape[:2], self.past_timestep, device=latents.device)
-        timestep[:, : self.num_clean] = 0
-        return timestep
+        if self.past_timesteps is None:
+            return torch.zeros(latents.shape[:2], device=latents.device)
+        levels = self.past_timesteps(self.causality.split(latents.shape[1]))
+        return torch.tensor(levels, device=latents.device).expand(latents.shape[:2])
 
     def _randoms(self, encoded: Encoded, *numbers: int) -> list[torch.Generator]:
         return [generator_for(self.seed, *numbers, sample) for sample in encoded.batch["sample_id"].tolist()]

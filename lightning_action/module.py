@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -69,7 +70,7 @@ class ActionVideoModule(GenerativeModule):
         require_numbers({"past_noise": past_noise}, 0)
         if past_noise and objective != "teacher_forcing":
             raise ValueError(f"past_noise is for teacher_forcing: under {objective} the past is noisy already")
-        if past_noise and self._past_timestep:
+        if past_noise and self._past_timesteps is not None:
             raise ValueError("past_noise is for sampling.context clean: that of last_step is noisy already")
         self.objective = OBJECTIVES[objective]
         self.past_noise = past_noise
@@ -93,15 +94,13 @@ class ActionVideoModule(GenerativeModule):
             weighting=self.loss_weighting,
             seed=self.seed,
             past_noise=self.past_noise,
-            past_timestep=self._past_timestep if self.objective is teacher_forcing else 0.0,
-            # Rollouts write what they are given as it is.
-            num_clean=self.sampling.num_initial_latents,
+            past_timesteps=self._past_timesteps if self.objective is teacher_forcing else None,
         )
 
     @property
-    def _past_timestep(self) -> float:
-        """Noise level of the past in the cache of a rollout, which training shows too."""
-        return 0.0 if self.sampling.context == "clean" else self.sampling.last_timestep(self.schedule)
+    def _past_timesteps(self) -> Callable[[Sequence[range]], Sequence[float]] | None:
+        """Noise levels of the past in the cache of a rollout, which training shows too; None where it is clean."""
+        return None if self.sampling.context == "clean" else partial(self.sampling.past_timesteps, self.schedule)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, or one that trained other parameters, before anything is loaded."""

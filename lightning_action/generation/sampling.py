@@ -101,8 +101,26 @@ class Sampling:
         """Build the sampler of the first block that is generated."""
         return self._of_first_block().sampler(schedule)
 
-    def last_timestep(self, schedule: FlowMatchSchedule) -> float:
-        """Compute the timestep of the last pass that denoises a block, in [0, 1000]."""
+    def past_timesteps(self, schedule: FlowMatchSchedule, blocks: Sequence[range]) -> list[float]:
+        """Compute the noise level in [0, 1000] at which a rollout leaves each latent frame in its cache.
+
+        Known frames are 0, generated ones those of the last pass that denoises them where there is no clean pass.
+
+        Args:
+            schedule: Noise levels.
+            blocks: Latent frames of each block.
+        """
+        levels: list[float] = []
+        settings = self._of_first_block()
+        for block in blocks:
+            num_known = min(max(self.num_initial_latents - block.start, 0), len(block))
+            level = 0.0 if self.context == "clean" else settings._last_timestep(schedule)
+            levels += [0.0] * num_known + [level] * (len(block) - num_known)
+            if num_known < len(block):
+                settings = self
+        return levels
+
+    def _last_timestep(self, schedule: FlowMatchSchedule) -> float:
         if self.denoising_step_list is None:
             return float(schedule.euler_sigmas(self.num_inference_steps)[-2]) * NUM_TRAIN_TIMESTEPS
         return schedule.denoising_timesteps(self.denoising_step_list, self.warp_denoising_step)[-1]

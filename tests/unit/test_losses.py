@@ -98,7 +98,7 @@ def test_operations_of_a_training_step(objective: str) -> None:
 def test_a_rollout_without_clean_passes_is_trained_for() -> None:
     sampling = Sampling(denoising_step_list=[1000, 500, 250], context="last_step")
     (plain, both), (skipping, _) = ready(), ready(sampling=sampling)
-    assert skipping.losses.past_timestep == sampling.last_timestep(skipping.schedule) > 0
+    assert skipping.losses.past_timesteps is not None and plain.losses.past_timesteps is None
     before, after = training_loss(plain, both), training_loss(skipping, both)
     assert torch.equal(before.timestep, after.timestep)
     # The first block has no past, and the second sees the frame that rollouts are given.
@@ -106,6 +106,6 @@ def test_a_rollout_without_clean_passes_is_trained_for() -> None:
     assert bool((before.per_frame[:, 2:] != after.per_frame[:, 2:]).all())
     assert not torch.equal(plain.matched_losses(both)["true"], skipping.matched_losses(both)["true"])
     assert not torch.equal(plain.predict_velocity(both, 600.0, 3)[0], skipping.predict_velocity(both, 600.0, 3)[0])
-    assert ready(sampling=sampling, objective="diffusion_forcing")[0].losses.past_timestep == 0
+    assert ready(sampling=sampling, objective="diffusion_forcing")[0].losses.past_timesteps is None
     with pytest.raises(ValueError, match="past_noise is for sampling.context clean"):
         ready(sampling=sampling, past_noise=0.5)

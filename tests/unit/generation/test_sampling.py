@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -74,8 +75,21 @@ def test_the_first_block_may_have_other_steps() -> None:
 
 
 @pytest.mark.parametrize("sampling", [Sampling(num_inference_steps=3), Sampling(denoising_step_list=[1000, 400])])
-def test_the_last_timestep_is_that_of_the_last_pass(sampling: Sampling) -> None:
-    assert sampling.last_timestep(SCHEDULE) == pytest.approx(told_timesteps(sampling)[-1])
+def test_the_cache_is_left_at_the_last_pass(sampling: Sampling) -> None:
+    blocks = [range(0, 1), range(1, 4), range(4, 7)]
+    last = pytest.approx(told_timesteps(sampling)[-1])
+    cached = replace(sampling, context="last_step", num_initial_latents=2)
+    assert cached.past_timesteps(SCHEDULE, blocks) == [0, 0, *[last] * 5]
+    assert replace(cached, context="clean").past_timesteps(SCHEDULE, blocks) == [0] * 7
+
+
+def test_the_first_block_is_left_at_its_own_last_pass() -> None:
+    sampling = Sampling(3, context="last_step", num_initial_latents=0, first_num_inference_steps=4)
+    last, first = (pytest.approx(told_timesteps(Sampling(steps))[-1]) for steps in (3, 4))
+    blocks = [range(0, 2), range(2, 4), range(4, 6)]
+    assert sampling.past_timesteps(SCHEDULE, blocks) == [first, first, *[last] * 4]
+    behind_known = replace(sampling, num_initial_latents=3)
+    assert behind_known.past_timesteps(SCHEDULE, blocks) == [0, 0, 0, first, last, last]
 
 
 def test_a_context_that_does_not_exist_is_refused() -> None:
