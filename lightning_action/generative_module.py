@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -39,14 +36,12 @@ from lightning_action.batch import (
     without_action,
 )
 from lightning_action.batch_checks import BatchChecks
-from lightning_action.checkpoints.lora import LoRASettings, lora_alpha, merge_lora, merged_state_dict
-from lightning_action.checkpoints.pretrained import export, prepare_codec
-from lightning_action.checkpoints.run_format import RunEntries
-from lightning_action.data.resuming import count_unstepped, settle_position
+from lightning_action.checkpoints.lora import LoRASettings, merge_lora
+from lightning_action.checkpoints.pretrained import prepare_codec
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.distributed.fsdp2 import require_shardable, require_supported
 from lightning_action.distributed.lockstep import Lockstep
-from lightning_action.distributed.sharding import Sharding, gathered_state_dict, is_sharded, keep_gathered
+from lightning_action.distributed.sharding import Sharding, is_sharded, keep_gathered
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import EncodedData, FittedCodec, TextEncoder, VideoCodec
 from lightning_action.generation.clock import Clock
@@ -59,12 +54,10 @@ from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.generator.quantization import quantize_layers
 from lightning_action.ranges import require_numbers
-from lightning_action.weights.fit import check_fits
-from lightning_action.weights.size import require_num_heads
-from lightning_action.weights.values import find_broken, require_finite
+from lightning_action.saved_module import SavedModule
 
 
-class GenerativeModule(L.LightningModule):
+class GenerativeModule(SavedModule):
     """A causal video generator that follows actions, built and filled, which generates; how it trains is left open.
 
     A batch is a dict: `video` `[B, T, 3, H, W]` in [-1, 1], `action` `[B, rows, columns]` as `schema` says, `prompt` (a
@@ -149,8 +142,6 @@ class GenerativeModule(L.LightningModule):
         self._built = False
         self._resumes = False
         self._starts_from_weights = False
-        self._fit_seconds_before = 0.0
-        self._fit_started: float | None = None
         self._lockstep: Lockstep | None = None
         self._in_trainer = ExitStack()
         self._attention_kernels: list[str] = []
@@ -374,74 +365,6 @@ class GenerativeModule(L.LightningModule):
         videos = VideoGenerator(self.generator, self.causality, self.sampling, self.schedule, *how)
         yield from videos.stream_latents(text, batch["sample_id"].tolist(), shape, modulation, initial)
 
-    def on_fit_start(self) -> None:
-        self._fit_started = time.monotonic()
-
-    @property
-    def fit_seconds(self) -> float:
-        """Wall-clock seconds of training so far, with those of the pretrained backbone and of fits resumed from."""
-        running = 0.0 if self._fit_started is None else time.monotonic() - self._fit_started
-        return self._fit_seconds_before + running
-
-    def on_fit_end(self) -> None:
-        """Export the generator, if asked to; LoRA is merged."""
-        self._fit_seconds_before, self._fit_started = self.fit_seconds, None
-        if not self.export_weights or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        self._require_finite()
-        sharded = is_sharded(self.generator)
-        tensors = gathered_state_dict(self.generator) if sharded else merged_state_dict(self.generator)
-        if self.trainer.is_global_zero:
-            export(self.trainer.default_root_dir, tensors, self.frozen.vae, self.fit_seconds, self.generator.num_heads)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what weights alone do not say: schema, heads, a fitted VAE, scale of LoRA, time spent, and the position.
-
-        Raises:
-            RuntimeError: Weights or optimizer states are not finite.
-        """
-        num_unstepped = 0
-        if self._has_trainer:
-            self._require_finite()
-            num_unstepped = count_unstepped(checkpoint["loops"]["fit_loop"], self.trainer.accumulate_grad_batches)
-        vae = self.frozen.vae
-        RunEntries(
-            schema=self.schema,
-            num_heads=self.generator.num_heads,
-            fit_seconds=self.fit_seconds,
-            vae=vae.fitted_tensors() if isinstance(vae, FittedCodec) else None,
-            lora_alpha=lora_alpha(self.generator),
-            num_unstepped=num_unstepped,
-            action_statistics=self.action_statistics,
-        ).write(checkpoint)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, action schema or codec, before anything is loaded."""
-        if "state_dict" in checkpoint:  # sharded ones were loaded by the strategy, which checks them itself
-            check_fits(self, checkpoint["state_dict"], "the checkpoint")
-            require_finite(checkpoint["state_dict"], "the checkpoint", "take an earlier one")
-        saved = RunEntries.read(checkpoint)
-        if self.action_projection is not None and saved.schema != self.schema:
-            raise ValueError(
-                f"the checkpoint was trained with the actions {saved.schema}, the configuration says {self.schema}"
-            )
-        require_num_heads(saved.num_heads, self.generator.num_heads, "the checkpoint")
-        if self._is_fitting and "loops" in checkpoint:
-            settle_position(checkpoint["loops"]["fit_loop"], self.trainer.max_steps != -1, saved.num_unstepped)
-        self._fit_seconds_before = saved.fit_seconds
-        self.action_statistics = self.action_statistics or saved.action_statistics
-        if isinstance(self.frozen.vae, FittedCodec):
-            if saved.vae is None:
-                raise ValueError("the checkpoint holds no fitted VAE: use the configuration it was trained with")
-            self.frozen.vae.load_fitted_tensors(saved.vae, "the checkpoint's VAE")
-        if self._has_trainer:
-            self._require_same_frozen_parts()
-
-    @property
-    def takes_actions(self) -> bool:
-        """Whether the model has a projection of actions, built or yet to be built."""
-        return self._factories.action_projection is not None
-
     @property
     def compute_dtype(self) -> torch.dtype:
         """Dtype that the networks compute in."""
@@ -454,31 +377,6 @@ class GenerativeModule(L.LightningModule):
             self._lockstep = Lockstep(self.generator, self.compute_dtype)
         return self._lockstep
 
-    def _require_finite(self) -> None:
-        """All ranks find the same, so that none waits for one that has stopped."""
-        broken = find_broken(self, self.trainer.optimizers)
-        if not self.trainer.strategy.reduce_boolean_decision(broken is None, all=True):
-            raise RuntimeError(
-                f"not saved: {broken or 'a weight of another rank'} is not finite after step "
-                f"{self.trainer.global_step}. Go on from an earlier checkpoint with lower learning rates, clipped "
-                "gradients (trainer.gradient_clip_val), or in float32"
-            )
-
     def _require_fits(self, batch: Batch, trains: bool) -> None:
         for check in self.batch_checks.of(batch, trains):
             check()
-
-    def _require_same_frozen_parts(self) -> None:
-        """Refuse data that other frozen parts have encoded; those of a checkpoint are known once it is loaded."""
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(datamodule, EncodedData):
-            schema = self.schema if self.takes_actions else None
-            datamodule.require_made_by(self.frozen.vae, self.frozen.text_encoder, schema)
-
-    @property
-    def _has_trainer(self) -> bool:
-        return self._trainer is not None  # `self.trainer` raises where there is none
-
-    @property
-    def _is_fitting(self) -> bool:
-        return self._has_trainer and self.trainer.state.fn == TrainerFn.FITTING
