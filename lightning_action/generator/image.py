@@ -73,6 +73,22 @@ def mask_and_latents(latents: Tensor, num_known_latents: int, num_mask_channels:
     return torch.cat([mask, latents], dim=2)
 
 
+def join_channels(latents: Tensor, image_channels: Tensor | None, in_dim: int) -> Tensor:
+    """Join latents `[B, F, C, H, W]` and the channels of an image condition to the `in_dim` that a generator takes.
+
+    Raises:
+        ValueError: Together they are another number.
+    """
+    needed = in_dim - latents.shape[2]
+    came = 0 if image_channels is None else image_channels.shape[2]
+    if needed != came:
+        raise ValueError(
+            f"this generator takes {in_dim} channels, {latents.shape[2]} of them latents: expected image channels "
+            f"[B, F, {needed}, H, W] beside them, got {came} channels"
+        )
+    return latents if image_channels is None else torch.cat([latents, image_channels], dim=2)
+
+
 class ImageEmbedding(nn.Module):
     """Map from CLIP's hidden states to tokens that cross-attention sees.
 

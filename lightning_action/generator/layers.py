@@ -206,3 +206,14 @@ class Head(nn.Module):
 def per_token(modulation: Tensor) -> tuple[Tensor, ...]:
     """Split `[B, F, n, D]` into n tensors `[B, F, 1, D]` that broadcast over the tokens of a frame."""
     return modulation.unsqueeze(3).unbind(2)
+
+
+def sinusoid(timestep: Tensor, num_channels: int) -> Tensor:
+    """Embed timesteps as sinusoids, `[..., num_channels]`, float64.
+
+    They are those of Vaswani et al. (2017, arXiv:1706.03762), with cosines first, as in Wan.
+    """
+    half = num_channels // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
+    angles = timestep.double()[..., None] * 10000.0**-exponents
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -26,10 +26,10 @@ from lightning_action.generator.causality import (
 )
 from lightning_action.generator.checkpointing import Checkpointing, checkpointed
 from lightning_action.generator.context import MaskedContext, OpaqueContext, TextCache
-from lightning_action.generator.image import NO_IMAGE, ImageCondition, ImageEmbedding
+from lightning_action.generator.image import NO_IMAGE, ImageCondition, ImageEmbedding, join_channels
 from lightning_action.generator.kv_cache import KVCache
-from lightning_action.generator.layers import Context, Head, WanLayer
-from lightning_action.generator.prompt import EmbeddedPrompt, pad, padding_bias
+from lightning_action.generator.layers import Context, Head, WanLayer, sinusoid
+from lightning_action.generator.prompt import EmbeddedPrompt, pad, padding_bias, require_text
 from lightning_action.generator.rope import rotation
 from lightning_action.ranges import require_numbers
 
@@ -391,7 +391,7 @@ class CausalWanModel(nn.Module):
             modulation = modulation + (
                 action_modulation if action_modulation.ndim == 5 else action_modulation[:, :, None]
             )
-        patches = self.patch_embedding(self._join_channels(latents, image_channels).transpose(1, 2))
+        patches = self.patch_embedding(join_channels(latents, image_channels, self.in_dim).transpose(1, 2))
         return _Embedded(
             # Layers keep the order in memory that they find, and every norm would copy tokens in another.
             tokens=rearrange(patches, "b d f h w -> b f (h w) d").contiguous(),
@@ -425,20 +425,10 @@ class CausalWanModel(nn.Module):
         return rearrange(patches, "b f (h w) (p q c) -> b f c (h p) (w q)", h=embedded.num_rows, p=rows, q=columns)
 
     def _embed_time(self, timestep: Tensor) -> Tensor:
-        # The sinusoids of Vaswani et al. (2017, arXiv:1706.03762), in float64 and with cosines first, as in Wan.
-        half = self.freq_dim // 2
-        exponents = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
-        angles = timestep.double()[..., None] * 10000.0**-exponents
-        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.time_embedding(sinusoid.to(self.patch_embedding.weight.dtype))
+        return self.time_embedding(sinusoid(timestep, self.freq_dim).to(self.patch_embedding.weight.dtype))
 
     def _embed_prompt(self, text: Tensor, image_embeds: Tensor | None) -> EmbeddedPrompt:
-        num_tokens, channels = text.shape[1:]
-        if num_tokens > self.text_len or channels != self.text_dim:
-            raise ValueError(
-                f"text must be [B, at most {self.text_len}, {self.text_dim}], got {list(text.shape)}: the text encoder "
-                "and the generator do not belong together"
-            )
+        require_text(text, self.text_len, self.text_dim)
         if (image_embeds is None) != (self.img_emb is None):
             raise ValueError(
                 f"this generator needs the CLIP embeds of an image: pass image embeds [B, 257, {self.image_dim}]"
@@ -446,15 +436,5 @@ class CausalWanModel(nn.Module):
                 else "image embeds came, but this generator has no image_dim: pass none, or use an image-to-video model"
             )
         embedded = self.text_embedding(pad(text, self.text_len))
-        bias = padding_bias(num_tokens, embedded.shape[1], self.text_len, embedded.device, embedded.dtype)
+        bias = padding_bias(text.shape[1], embedded.shape[1], self.text_len, embedded.device, embedded.dtype)
         return EmbeddedPrompt(embedded, bias, None if self.img_emb is None else self.img_emb(image_embeds))
-
-    def _join_channels(self, latents: Tensor, image_channels: Tensor | None) -> Tensor:
-        needed = self.in_dim - latents.shape[2]
-        came = 0 if image_channels is None else image_channels.shape[2]
-        if needed != came:
-            raise ValueError(
-                f"this generator takes {self.in_dim} channels, {latents.shape[2]} of them latents: expected image "
-                f"channels [B, F, {needed}, H, W] beside them, got {came} channels"
-            )
-        return latents if image_channels is None else torch.cat([latents, image_channels], dim=2)

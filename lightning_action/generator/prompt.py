@@ -32,6 +32,19 @@ class KeysValues(NamedTuple):
     bias: Tensor | None = None
 
 
+def require_text(text: Tensor, text_len: int, text_dim: int) -> None:
+    """Refuse encoded prompts that are longer than a generator takes, or of another width.
+
+    Raises:
+        ValueError: They are.
+    """
+    if text.shape[1] > text_len or text.shape[2] != text_dim:
+        raise ValueError(
+            f"text must be [B, at most {text_len}, {text_dim}], got {list(text.shape)}: the text encoder and the "
+            "generator do not belong together"
+        )
+
+
 def pad(text: Tensor, text_len: int) -> Tensor:
     """Append zeros to prompts `[B, L, text_dim]`, as many as it takes for `padding_bias` to stand for all of them.
 
