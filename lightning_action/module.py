@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
@@ -113,7 +114,9 @@ class ActionVideoModule(GenerativeModule):
         """AdamW over the groups `action`, `lora` and `backbone`, whichever of them is frozen at the time."""
         # Asked now, the Trainer would begin with the data before it knows where a checkpoint goes on.
         optimizer, scheduler = self._optimized = self.optimization.build(
-            self._trained_parameters(), lambda: float(self.trainer.estimated_stepping_batches)
+            self._trained_parameters(),
+            lambda: float(self.trainer.estimated_stepping_batches),
+            fused=not isinstance(self.trainer.precision_plugin, MixedPrecision),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -36,16 +36,16 @@ from lightning_action.ranges import require_numbers
 
 @dataclass(frozen=True)
 class _Embedded:
-    """Inputs of the layers: tokens `[B, F, S, D]`, modulation `[B, F, 1 or num_layers, 6, D]`, rotation, and time."""
+    """Inputs of the layers: tokens `[B, F, S, D]`, modulation `[B, F, 6, D]` of all or each, rotation, and time."""
 
     tokens: Tensor
-    modulation: Tensor
+    modulations: tuple[Tensor, ...]
     rotation: Tensor
     time: Tensor
     num_rows: int
 
     def modulation_of(self, layer: int) -> Tensor:
-        return self.modulation[:, :, layer if self.modulation.shape[2] > 1 else 0]
+        return self.modulations[layer if len(self.modulations) > 1 else 0]
 
 
 class CausalWanModel(nn.Module):
@@ -395,7 +395,8 @@ class CausalWanModel(nn.Module):
         return _Embedded(
             # Layers keep the order in memory that they find, and every norm would copy tokens in another.
             tokens=rearrange(patches, "b d f h w -> b f (h w) d").contiguous(),
-            modulation=modulation,
+            # Apart at once: the gradient of each one's slice would be as large as all of them.
+            modulations=modulation.unbind(2),
             rotation=rotation,
             time=time,
             num_rows=latents.shape[-2] // self.patch_size[1],

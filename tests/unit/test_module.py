@@ -217,6 +217,13 @@ def test_latents_that_are_not_whole_blocks_are_refused() -> None:
         module.generate(batch)
 
 
+@pytest.mark.parametrize(("precision", "is_fused"), [("32-true", True), ("bf16-mixed", False)])
+def test_steps_are_fused_where_lightning_clips_gradients_then(tmp_path: Path, precision: Any, is_fused: bool) -> None:
+    run = trainer(tmp_path, max_steps=1, precision=precision, gradient_clip_val=1.0)
+    run.fit(build(), data())
+    assert run.global_step == 1 and run.optimizers[0].param_groups[0]["fused"] is is_fused
+
+
 def test_a_loss_that_is_not_finite_stops_training() -> None:
     module, batch = ready()
     with torch.no_grad():

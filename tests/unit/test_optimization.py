@@ -70,3 +70,17 @@ def test_a_run_shorter_than_its_warmup_rises_and_falls_at_once() -> None:
     settings = Optimization(warmup_steps=10, decay_fraction=1.0)
     factors = [settings.learning_rate_factor(step, 5) for step in range(5)]
     assert factors == pytest.approx([0.1 * 1.0, 0.2 * 0.8, 0.3 * 0.6, 0.4 * 0.4, 0.5 * 0.2])
+
+
+def test_a_fused_step_is_the_same_to_rounding() -> None:
+    weights = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(5, 7))
+        optimizer, _ = Optimization().build({"action": [parameter]}, lambda: math.inf, fused)
+        for _ in range(3):
+            optimizer.zero_grad()
+            parameter.square().sum().backward()
+            optimizer.step()
+        weights.append(parameter.detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-7)
