@@ -78,7 +78,7 @@ class Sizes:
     matrix_side: int = 8192
 
 
-TOY = Sizes(48, 64, 2, 2, 32, 8, 4, 6, 8, (8, 6, 5, 4), (6, 9), 4, 6, 1, 128)
+TOY = Sizes(48, 64, 2, 2, 32, 80, 4, 6, 8, (8, 6, 5, 4), (6, 9), 4, 6, 1, 128)
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ class Options:
         attention: `fp8` for attention in 8 bits in generation; None for none.
         capture: compile the whole pass behind a full window; on CUDA as a CUDA graph.
         overlap: decode a block while the next one is denoised.
+        prompt_tokens: tokens of the prompt, which padding fills up.
         actions: give actions, their projection included.
         checkpointing: recompute layers in the backward pass, with or without their attention.
         flex: FlexAttention in training on CUDA; else scaled dot-product attention by block.
@@ -104,6 +105,7 @@ class Options:
     attention: Literal["fp8"] | None = None
     capture: bool = False
     overlap: bool = False
+    prompt_tokens: int = 32
     actions: bool = True
     checkpointing: Checkpointing = True
     flex: bool = True
@@ -129,7 +131,7 @@ class Bench:
                 flex_on_cuda=options.flex,
             ).to(dtype)
             self.projection = ActionModulationProjection(ACTION_DIM, sizes.dim, zero_init=False).to(dtype)
-            self.text = torch.randn(1, sizes.text_len, sizes.text_dim).to(dtype)
+            self.text = torch.randn(1, min(options.prompt_tokens, sizes.text_len), sizes.text_dim).to(dtype)
         if options.compile_mode is not None:
             self.generator.compile_layers(mode=options.compile_mode)
 
@@ -151,7 +153,7 @@ class Bench:
             num_frames,
             context=context,
             capture=CapturedPass if self.options.capture else None,
-            kernel=Acceleration(attention=self.options.attention).kernel,
+            kernel=Acceleration(attention=self.options.attention).kernel(self.device, self.generator.head_dim),
         )
         return rollout(session, num_frames, self._modulation if self.options.actions else None)
 

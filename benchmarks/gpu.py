@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -44,10 +45,8 @@ from benchmarks._gpu_bench import (
 from lightning_action.atomic import write_json
 from lightning_action.diffusion.objectives import per_frame_error, teacher_forcing
 from lightning_action.distributed.sharding import Sharding, shard, shard_generator
-from lightning_action.frozen.interfaces import VideoCodec
 from lightning_action.generation.sampling import BlockContext
-from lightning_action.generator.attention_fp8 import enable_fp8_attention
-from lightning_action.generator.attention_kernels import attention_kernels
+from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.generator.checkpointing import Checkpointing
 from lightning_action.generator.quantization import Quantization, quantize_layers
 
@@ -59,23 +58,29 @@ Results = dict[str, Any]
 
 
 @torch.no_grad()
-def generation(bench: Bench, codec: VideoCodec | None, window: int, context: BlockContext, rate: float) -> Results:
+def generation(
+    built: Callable[[], Bench], decoder: str, folder: Path, window: int, context: BlockContext, rate: float
+) -> Results:
     """Latency, and video frames per second once the window is full.
 
     Args:
-        bench: what runs.
-        codec: decoder; None hands over latents.
+        built: makes what runs, once.
+        decoder: name of the decoder; `none` hands over latents.
+        folder: where its weights are written.
         window: latent frames that a block sees.
         context: with the clean pass or without.
         rate: of the device, in operations a second.
     """
+    bench = built()
+    codec = codec_named(decoder, bench.sizes, folder)
     if codec is not None:
         codec.load()
-    filling, overlap = -(-window // NUM_FRAME_PER_BLOCK), bench.options.overlap
-    num_timed = bench.sizes.blocks - 1
+    filling, overlap, num_timed = -(-window // NUM_FRAME_PER_BLOCK), bench.options.overlap, bench.sizes.blocks
+    num_blocks = filling + num_timed + 1
 
     def fresh(num_blocks: int, overlaps: bool) -> Iterator[Tensor]:
-        return bench.pixels(codec, num_blocks, window, context, overlaps)
+        # A generator, so that the cache and the prompt's keys and values are made when the first block is asked for.
+        yield from bench.pixels(codec, num_blocks, window, context, overlaps)
 
     # The first call of a kernel chooses it, or compiles it.
     for _ in fresh(filling + 1, overlap):
@@ -85,8 +90,8 @@ def generation(bench: Bench, codec: VideoCodec | None, window: int, context: Blo
     # Without overlap: with it the first pixels come after the second block was queued.
     latency = next(intervals(bench, fresh(1, False)))
     # With overlap the last result waits for its decoding alone.
-    waited = list(intervals(bench, fresh(filling + bench.sizes.blocks, overlap)))[filling:-1]
-    free = free_running(bench, fresh(filling + bench.sizes.blocks, overlap), filling, num_timed)
+    waited = list(intervals(bench, fresh(num_blocks, overlap)))[filling:-1]
+    free = free_running(bench, fresh(num_blocks, overlap), filling, num_timed)
     cuts = quantiles(waited, n=20, method="inclusive")
     num_frames = FRAMES_PER_LATENT * NUM_FRAME_PER_BLOCK
     found = {
@@ -100,10 +105,8 @@ def generation(bench: Bench, codec: VideoCodec | None, window: int, context: Blo
         "flops_per_second": bench.block_flops(window, context) / free,
     }
     if codec is not None:
-        delivered = bench.delivered(codec, filling + bench.sizes.blocks, window, context, overlap)
-        found["frames_per_second_delivered"] = num_frames / free_running(
-            bench, delivered, filling, bench.sizes.blocks - 1
-        )
+        delivered = bench.delivered(codec, num_blocks, window, context, overlap)
+        found["frames_per_second_delivered"] = num_frames / free_running(bench, delivered, filling, num_timed)
     found["peak_memory_bytes"] = peak_memory(bench.device)
     return found | {"clocks_before": before, "clocks_after": clocks(bench.device)}
 
@@ -131,9 +134,18 @@ def free_running(bench: Bench, results: Iterator[Any], skipped: int, count: int)
     return (perf_counter() - before) / count
 
 
+def quantized(sizes: Sizes, options: Options) -> Bench:
+    """A bench in bfloat16 whose generator is quantized, if it is to be."""
+    bench = Bench(sizes, options, torch.bfloat16)
+    if options.quantization is not None:
+        quantize_layers(bench.generator.blocks, options.quantization)
+    return bench
+
+
 @torch.no_grad()
-def peer(bench: Bench) -> Results:
-    """Milliseconds of a bidirectional pass, ours and diffusers', by turns."""
+def peer(sizes: Sizes, options: Options) -> Results:
+    """Milliseconds of a bidirectional pass in bfloat16, ours and diffusers', by turns; nothing is quantized."""
+    bench = Bench(sizes, options, torch.bfloat16)
     passes = peers(bench)
     if len(passes) == 1:
         return {"left out": "diffusers is not installed"}
@@ -245,36 +257,29 @@ def _version(package: str) -> str | None:
 
 
 def measure(sizes: Sizes, options: Options, parts: Sequence[str], decoders: Sequence[str]) -> Iterator[Results]:
-    """Everything that was measured so far, after each part; what does not fit in memory says so and ends nothing."""
+    """Everything that was measured so far, after each part; a part that cannot run says why and ends nothing."""
     device = torch.device(options.device)
+    hold_attention_kernels(device)
     rate = matrix_rate(device, sizes.matrix_side)
     result: Results = {"machine": machine(device, rate), "sizes": asdict(sizes), "options": asdict(options)}
     result |= {part: {} for part in parts}
-    if "generation" in parts and options.attention is not None:
-        enable_fp8_attention(device)
-    if {"generation", "peer"} & set(parts):
-        bench = Bench(sizes, options, torch.bfloat16)
-        if options.quantization is not None:
-            quantize_layers(bench.generator.blocks, options.quantization)
-        if "generation" in parts:
-            with tempfile.TemporaryDirectory() as folder:
-                for decoder, window, context in product(decoders, sizes.windows, get_args(BlockContext)):
-                    name = f"{decoder}, window {window}, {context}"
-                    say(f"generating, decoder {name}")
-                    result["generation"][name] = attempted(
-                        lambda decoder=decoder, window=window, context=context: generation(  # type: ignore[misc]
-                            bench, codec_named(decoder, sizes, Path(folder)), window, context, rate
-                        )
-                    )
-                    yield result
-        if "peer" in parts:
-            say("the peer")
-            result["peer"] = attempted(lambda: peer(bench))
-            yield result
-        del bench
+    if "generation" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            built = cache(partial(quantized, sizes, options))
+            for decoder, window, context in product(decoders, sizes.windows, get_args(BlockContext)):
+                name = f"{decoder}, window {window}, {context}"
+                say(f"generating, decoder {name}")
+                figures = partial(generation, built, decoder, Path(folder), window, context, rate)
+                result["generation"][name] = attempted(figures)
+                yield result
+            built.cache_clear()
+    if "peer" in parts:
+        say("the peer")
+        result["peer"] = attempted(partial(peer, sizes, options))
+        yield result
     if "training" in parts:
         say("training")
-        result["training"] = attempted(lambda: training(sizes, options))
+        result["training"] = attempted(partial(training, sizes, options))
         yield result
 
 
@@ -282,7 +287,7 @@ def attempted(part: Callable[[], Results]) -> Results:
     """The figures of a part, or why there are none."""
     try:
         return part()
-    except (torch.OutOfMemoryError, ImportError) as error:
+    except (RuntimeError, ImportError, ValueError) as error:
         return {"left out": str(error).splitlines()[0]}
 
 
@@ -330,6 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quantization", choices=get_args(Quantization), help="of the layers, in generation")
     parser.add_argument("--capture", action="store_true", help="compile the whole pass; on CUDA as a CUDA graph")
     parser.add_argument("--overlap", action="store_true", help="decode a block while the next one is denoised")
+    parser.add_argument("--prompt-tokens", type=int, default=32, help="of 512, which padding fills up; default: 32")
     parser.add_argument("--no-actions", action="store_true", help="leave the action conditioning out")
     parser.add_argument("--attention", choices=["fp8"], help="in 8 bits, in generation")
     parser.add_argument("--checkpointing", choices=CHECKPOINTING, default="full", help="of a training step")
@@ -339,28 +345,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.device == "cpu" and not chosen.toy:
         parser.exit(message="a model of this size takes hours on a CPU: give --device cuda, or --toy\n")
+    if chosen.checkpointing == "keep_attention" and not chosen.no_flex:
+        parser.error("--checkpointing keep_attention: what FlexAttention gives cannot be kept, give --no-flex too")
     if chosen.json is not None and not chosen.json.parent.is_dir():
         parser.error(f"--json: there is no folder {chosen.json.parent}: make it first")
     options = Options(
-        chosen.device,
-        chosen.compile,
-        chosen.quantization,
-        chosen.attention,
-        chosen.capture,
-        chosen.overlap,
-        not chosen.no_actions,
-        CHECKPOINTING[chosen.checkpointing],
-        not chosen.no_flex,
-        chosen.fsdp,
+        device=chosen.device,
+        compile_mode=chosen.compile,
+        quantization=chosen.quantization,
+        attention=chosen.attention,
+        capture=chosen.capture,
+        overlap=chosen.overlap,
+        prompt_tokens=chosen.prompt_tokens,
+        actions=not chosen.no_actions,
+        checkpointing=CHECKPOINTING[chosen.checkpointing],
+        flex=not chosen.no_flex,
+        fsdp=chosen.fsdp,
     )
     if options.fsdp:
         start_processes(options)
     is_first = not options.fsdp or dist.get_rank() == 0
     result: Results = {}
-    with attention_kernels(torch.device(options.device)):
-        for result in measure(TOY if chosen.toy else Sizes(), options, chosen.only, chosen.decoders):
-            if is_first and chosen.json is not None:
-                write_json(chosen.json, result)
+    for result in measure(TOY if chosen.toy else Sizes(), options, chosen.only, chosen.decoders):
+        if is_first and chosen.json is not None:
+            write_json(chosen.json, result)
     if is_first:
         print(table(result))
     if options.fsdp:

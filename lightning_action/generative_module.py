@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -48,8 +47,7 @@ from lightning_action.generation.clock import Clock
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.video import VideoGenerator, stream_pixels, video_on_host, whole_video
 from lightning_action.generator.acceleration import Acceleration
-from lightning_action.generator.attention_fp8 import enable_fp8_attention
-from lightning_action.generator.attention_kernels import attention_kernels
+from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.generator.quantization import quantize_layers
@@ -143,8 +141,6 @@ class GenerativeModule(SavedModule):
         self._resumes = False
         self._starts_from_weights = False
         self._lockstep: Lockstep | None = None
-        self._in_trainer = ExitStack()
-        self._attention_kernels: list[str] = []
         self._described: dict[str, str] = {}
 
     def setup(self, stage: str) -> None:
@@ -158,11 +154,9 @@ class GenerativeModule(SavedModule):
         """
         require_supported(self.trainer.strategy)
         device = self.trainer.strategy.root_device
-        if self.acceleration.attention is not None:
-            enable_fp8_attention(device)
-        self._attention_kernels = self._in_trainer.enter_context(attention_kernels(device))
+        kernels = hold_attention_kernels(device)
         if device.type == "cuda":
-            rank_zero_info(f"attention kernels, in this order: {', '.join(self._attention_kernels)}")
+            rank_zero_info(f"attention kernels, in this order: {', '.join(kernels)}")
         if self.device_mesh is not None:
             merges_lora = self.export_weights and self._factories.lora is not None
             quantizes, captures = self.acceleration.quantization is not None, self.acceleration.capture_pass
@@ -181,10 +175,6 @@ class GenerativeModule(SavedModule):
             prepare_codec(vae, self.initial_weights.generator, datamodule)
         if not self._resumes:
             self._require_same_frozen_parts()
-
-    def teardown(self, stage: str) -> None:
-        """Let go of what `setup` holds for the whole process."""
-        self._in_trainer.close()
 
     def settle_schema(self, ckpt_path: str | Path | None, datamodule: object) -> None:
         """Find what an action is, where the configuration leaves it open (`schema: auto`), before networks are built.
@@ -306,7 +296,7 @@ class GenerativeModule(SavedModule):
             "schema": self.schema.to_dict(),
             "acceleration": asdict(self.acceleration),
             "compute_dtype": str(self.compute_dtype),
-            "attention_kernels": self._attention_kernels,
+            "attention_kernels": list(hold_attention_kernels(self.device)),
             "parts": self._described,
             "release": os.environ.get("LIGHTNING_ACTION_WEIGHTS"),
         }
@@ -333,8 +323,7 @@ class GenerativeModule(SavedModule):
             ValueError: The batch does not say what to generate, or does not fit the model.
             RuntimeError: The model gave values that are not finite.
         """
-        with attention_kernels(self.device):
-            return whole_video(self.stream_latents(batch), self.frozen.decoder(self.device), self.device)[0]
+        return whole_video(self.stream_latents(batch), self.frozen.decoder(self.device), self.device)[0]
 
     @torch.no_grad()
     def stream_video(self, batch: Batch) -> Iterator[Tensor]:
@@ -359,9 +348,8 @@ class GenerativeModule(SavedModule):
             batch.get("action"), infers_actions(batch), length, text, without_action(batch)
         )
         shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
-        if self.acceleration.attention is not None:
-            enable_fp8_attention(self.device)
-        how = self.acceleration.capture_pass, self.acceleration.kernel
+        kernel = self.acceleration.kernel(self.device, self.generator.head_dim)
+        how = self.acceleration.capture_pass, kernel
         videos = VideoGenerator(self.generator, self.causality, self.sampling, self.schedule, *how)
         yield from videos.stream_latents(text, batch["sample_id"].tolist(), shape, modulation, initial)
 

@@ -109,7 +109,8 @@ def precision_of(trainer: Namespace, sharding: Sharding) -> Precision:
     weights = _WEIGHT_DTYPES.get(precision, torch.float32)
     if isinstance(strategy, Namespace) and strategy.class_path.endswith(".FSDP2Strategy"):
         return Precision(weights, sharding.compute_dtype, sharding.compute_dtype)
-    return Precision(weights, weights, _COMPUTE_DTYPES.get(precision, weights))
+    computed = _COMPUTE_DTYPES.get(precision, weights)
+    return Precision(weights, computed, computed)
 
 
 def make_report(module: ActionVideoModule, datamodule: L.LightningDataModule, precision: Precision) -> Report:

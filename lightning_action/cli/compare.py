@@ -26,8 +26,7 @@ from lightning_action.evaluation.action_following import psnr
 from lightning_action.evaluation.obedience import ObedienceTest, StateReader
 from lightning_action.evaluation.report import Report, format_table, null_where_undefined
 from lightning_action.generation.rollout import CausalRollout, rollout
-from lightning_action.generator.attention_fp8 import enable_fp8_attention
-from lightning_action.generator.attention_kernels import attention_kernels
+from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.module import ActionVideoModule
 from lightning_action.ranges import require_numbers
 from lightning_action.run import load_weights
@@ -107,8 +106,6 @@ def run_compare(args: Sequence[str]) -> bool:
     if config.ckpt_path is None:
         raise ValueError("whose weights? Give --ckpt_path, the checkpoint of the run")
     device = choose_device(config.device, 0)
-    if wanted.attention is not None:
-        enable_fp8_attention(device)
     cli.datamodule.prepare_data()
     cli.datamodule.setup("test")
     load_weights(module, config.ckpt_path)
@@ -119,7 +116,8 @@ def run_compare(args: Sequence[str]) -> bool:
     ]
     reader = partial(cli.datamodule.read_positions, split="test") if isinstance(cli.datamodule, StateReader) else None
     mixes = precision.compute != precision.weights
-    with attention_kernels(device), torch.autocast(device.type, precision.compute, enabled=mixes):
+    hold_attention_kernels(device)
+    with torch.autocast(device.type, precision.compute, enabled=mixes):
         module.acceleration = replace(wanted, quantization=None, attention=None)
         plain = measure(module, batches, reader, "as it is")
         module.acceleration = wanted
@@ -163,7 +161,7 @@ def measure(module: ActionVideoModule, batches: Sequence[Batch], reader: ReadPos
 
 
 def velocities_behind_truth(module: ActionVideoModule, batch: Batch) -> Tensor:
-    """Predict velocities under the KV cache as in generation, but each block behind the true past.
+    """Predict velocities under the KV cache as in generation, with its `sampling.context`, but behind the true past.
 
     Returns:
         `[levels, B, F, C, h, w]` in float32, at the noise levels `TIMESTEPS`.
@@ -177,12 +175,18 @@ def velocities_behind_truth(module: ActionVideoModule, batch: Batch) -> Tensor:
     shape = channels, height, width
     blocks = iter([latents[:, block.start : block.stop] for block in module.causality.split(num_frames)])
     found: list[Tensor] = []
+    *_, last = module.sampling.past_timesteps(module.schedule, module.causality.split(num_frames))
+
+    def noisy_at(timestep: float, clean: Tensor, fresh: Tensor) -> Tensor:
+        return add_noise(clean, fresh, torch.full(clean.shape[:2], timestep / NUM_TRAIN_TIMESTEPS, device=device))
 
     def probe(velocity: Velocity, noise: Noise) -> Tensor:
         clean, fresh = next(blocks), noise(0)
-        levels = [torch.full(clean.shape[:2], timestep / NUM_TRAIN_TIMESTEPS, device=device) for timestep in TIMESTEPS]
-        noisy = [add_noise(clean, fresh, level) for level in levels]
-        found.append(torch.stack([velocity(x, timestep) for x, timestep in zip(noisy, TIMESTEPS, strict=True)]))
+        levels = [(noisy_at(timestep, clean, fresh), timestep) for timestep in TIMESTEPS]
+        found.append(torch.stack([velocity(*level) for level in levels]))
+        if module.sampling.context == "last_step":
+            # What later blocks see of this one is what its last pass leaves.
+            velocity(noisy_at(last, clean, fresh), last)
         return clean
 
     session = CausalRollout(
@@ -193,7 +197,8 @@ def velocities_behind_truth(module: ActionVideoModule, batch: Batch) -> Tensor:
         frame_noise(module.sampling.seed, batch["sample_id"].tolist(), shape, device, dtype),
         shape,
         num_frames,
-        kernel=module.acceleration.kernel,
+        kernel=module.acceleration.kernel(device, module.generator.head_dim),
+        context=module.sampling.context,
     )
     for _ in rollout(session, num_frames, modulation):
         pass

@@ -30,7 +30,7 @@ from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.linear_codec import LinearVideoCodec
 from lightning_action.generation.sampling import Sampling
-from lightning_action.generator.attention_kernels import attention_kernels
+from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.module import ActionVideoModule
@@ -135,8 +135,8 @@ def _attention() -> list[str]:
     """List kernels of scaled dot-product attention, in the order of choice, and what masked training uses."""
     if not torch.cuda.is_available():
         return ["scaled dot-product", "masked training block by block"]
-    with attention_kernels(torch.device("cuda")) as kernels:
-        return [f"scaled dot-product ({', '.join(kernels)})", "masked training by FlexAttention"]
+    kernels = ", ".join(hold_attention_kernels(torch.device("cuda")))
+    return [f"scaled dot-product ({kernels})", "masked training by FlexAttention"]
 
 
 def measure(

@@ -61,7 +61,7 @@ def idle_pass(generator: CausalWanModel, dtype: torch.dtype) -> None:
     latents = torch.zeros(1, 1, generator.out_dim, rows, columns, device=device, dtype=dtype)
     num_channels = generator.in_dim - generator.out_dim
     channels = latents.new_zeros(1, 1, num_channels, rows, columns) if num_channels else None
-    head_dim = generator.dim // generator.num_heads
+    head_dim = generator.head_dim
     token = latents.new_zeros(1, 1, generator.num_heads, head_dim)
     prompt = (KeysValues(token, token),) * (1 if generator.img_emb is None else 2)
     text = TextCache((prompt,) * generator.num_layers)

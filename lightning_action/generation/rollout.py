@@ -84,12 +84,12 @@ class CausalRollout:
             num_layers=generator.num_layers,
             batch_size=text.shape[0] * (2 if self._guided else 1),
             num_heads=generator.num_heads,
-            head_dim=generator.dim // generator.num_heads,
+            head_dim=generator.head_dim,
             tokens_per_frame=generator.tokens_per_frame(*latent_shape[1:]),
             num_frames=num_frames,
             causality=causality,
             device=text.device,
-            dtype=text.dtype,
+            dtype=_computed_dtype(text),
             kernel=kernel,
         )
 
@@ -180,6 +180,12 @@ class CausalRollout:
         if self._guided:
             return torch.cat([action_modulation, torch.zeros_like(action_modulation)])
         return action_modulation
+
+
+def _computed_dtype(like: Tensor) -> torch.dtype:
+    """Dtype that keys and values have: attention would cast a cache of another one as a whole, in every layer."""
+    device_type = like.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else like.dtype
 
 
 def hold(latents: Tensor, known: Tensor | None) -> Tensor:

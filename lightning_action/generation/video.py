@@ -22,6 +22,7 @@ from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generator.attention import Kernel, attend_dense
+from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
@@ -76,6 +77,7 @@ class VideoGenerator:
         Raises:
             ValueError: The frames are not a whole number of blocks, or initial latents or modulation do not fit.
         """
+        hold_attention_kernels(text.device)
         num_frames, *latent_shape = shape
         noise = frame_noise(self.sampling.seed, sample_id, latent_shape, text.device, text.dtype)
         session = CausalRollout(

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from lightning_action.generator.attention import Kernel, attend_dense
-from lightning_action.generator.attention_fp8 import attend_fp8
+from lightning_action.generator.attention_fp8 import attend_fp8, enable_fp8_attention
 from lightning_action.generator.quantization import Quantization
 
 
@@ -36,10 +36,12 @@ class Acceleration:
         if self.capture_pass and self.compile_mode is not None:
             raise ValueError("acceleration.capture_pass compiles the whole pass: leave compile_mode null beside it")
 
-    @property
-    def kernel(self) -> Kernel:
-        """Function that computes self-attention under the cache."""
-        return attend_dense if self.attention is None else attend_fp8
+    def kernel(self, device: torch.device, head_dim: int) -> Kernel:
+        """Choose the function that computes self-attention under the cache. Raises as `enable_fp8_attention`."""
+        if self.attention is None:
+            return attend_dense
+        enable_fp8_attention(device, head_dim)
+        return attend_fp8
 
 
 def allow_many_codes() -> None:

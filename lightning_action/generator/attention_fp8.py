@@ -5,14 +5,14 @@ It is not exact by nature; the verb `compare` says what it changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-_FLOAT8 = torch.float8_e4m3fn
-_LARGEST = torch.finfo(_FLOAT8).max
+from lightning_action.generator.float8 import FLOAT8, to_float8
+
 # FlashAttention 3 stores exp(score - largest score), at most 1, times this in float8.
 _WEIGHT_SCALE = 256.0
 
@@ -27,27 +27,25 @@ def attend_fp8(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     On CUDA this is the kernel that `enable_fp8_attention` has switched on. Elsewhere the same numbers are rounded in
     the same places, slowly, so that one can see what the 8 bits do to a model.
     """
-    (query8, query_scale), (value8, value_scale) = quantize_heads(query), quantize_heads(value)
-    key8, key_scale = quantize_heads(key.float() - key.float().mean(dim=1, keepdim=True))
-    on_cuda = torch.ops.aten._scaled_dot_product_flash_attention.quantized
-    kernel: Callable[..., tuple[Tensor, ...]] = on_cuda if query.is_cuda else _reference
-    operands = [x.transpose(1, 2) for x in (query8, key8, value8)]
-    return kernel(*operands, query_scale, key_scale, value_scale)[0].transpose(1, 2).to(query.dtype)
-
-
-def quantize_heads(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Round `[B, N, heads, head_dim]` to float8, and give the factors `[B, heads]`, float32, that bring it back."""
-    largest = x.abs().amax(dim=(1, 3)).float()
-    scale = torch.where(largest > 0, largest / _LARGEST, 1.0)
-    return (x.float() / scale[:, None, :, None]).to(_FLOAT8), scale
+    centred = key.float() - key.float().mean(dim=1, keepdim=True)
+    rounded = [to_float8(x, (1, 3)) for x in (query, centred, value)]
+    operands, scales = [x.transpose(1, 2) for x, _ in rounded], [scale[:, 0, :, 0] for _, scale in rounded]
+    if query.is_cuda:
+        out = torch.ops.aten._scaled_dot_product_flash_attention.quantized(*operands, *scales, 0.0, False, False)[0]
+    else:
+        out = _reference(operands, scales)
+    return out.transpose(1, 2).to(query.dtype)
 
 
 @lru_cache(maxsize=1)
-def enable_fp8_attention(device: torch.device) -> None:
-    """Switch on the kernel that `attend_fp8` calls on CUDA; on a CPU there is nothing to do.
+def enable_fp8_attention(device: torch.device, head_dim: int) -> None:
+    """Switch on the kernel that `attend_fp8` calls on CUDA, for the rest of the process.
+
+    FlashAttention 3 then also takes the place of torch's FlashAttention. On a CPU there is nothing to do.
 
     Raises:
         RuntimeError: The GPU is not of compute capability 9.0 (Hopper), or this torch has no such kernel.
+        ValueError: The kernel takes no heads of this size.
         ImportError: The package of FlashAttention 3 is not installed.
     """
     if device.type == "cpu":
@@ -56,6 +54,11 @@ def enable_fp8_attention(device: torch.device) -> None:
     if capability != (9, 0):
         raise RuntimeError(
             f"attention in float8 needs a GPU of compute capability 9.0 (H100, H200), this is {capability}: set "
+            "acceleration.attention: null"
+        )
+    if head_dim % 16 or head_dim > 256:
+        raise ValueError(
+            f"attention in float8 takes heads of 16, 32, ... 256 channels, this generator has {head_dim}: set "
             "acceleration.attention: null"
         )
     try:
@@ -74,13 +77,11 @@ def enable_fp8_attention(device: torch.device) -> None:
         ) from error
 
 
-def _reference(
-    query8: Tensor, key8: Tensor, value8: Tensor, query_scale: Tensor, key_scale: Tensor, value_scale: Tensor
-) -> tuple[Tensor]:
-    """What the kernel computes, `[B, heads, N, head_dim]`, float32."""
-    factor = (query_scale * key_scale)[..., None, None] / query8.shape[-1] ** 0.5
-    scores = (query8.float() @ key8.float().transpose(-1, -2)) * factor
+def _reference(operands: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
+    """What the kernel computes of query, key and value, `[B, heads, N, head_dim]`, in float32."""
+    query, key, value = (x.float() for x in operands)
+    query_scale, key_scale, value_scale = (scale[..., None, None] for scale in scales)
+    scores = (query @ key.transpose(-1, -2)) * (query_scale * key_scale / query.shape[-1] ** 0.5)
     weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
-    weights8 = (weights * _WEIGHT_SCALE).to(_FLOAT8).float()
-    total = weights.sum(dim=-1, keepdim=True)
-    return ((weights8 @ value8.float()) / (_WEIGHT_SCALE * total) * value_scale[..., None, None],)
+    rounded = (weights * _WEIGHT_SCALE).to(FLOAT8).float()
+    return (rounded @ value) / (_WEIGHT_SCALE * weights.sum(dim=-1, keepdim=True)) * value_scale

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from functools import lru_cache
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,15 +27,18 @@ def choose_kernels(capability: tuple[int, int], cudnn_version: int | None) -> li
     return [SDPBackend.CUDNN_ATTENTION, *others] if trusts_cudnn and capability[0] in (9, 10) else others
 
 
-@contextmanager
-def attention_kernels(device: torch.device) -> Iterator[list[str]]:
-    """Hold the order of `choose_kernels` for this process, and give the kernels' names; elsewhere torch has one kernel.
+@lru_cache
+def hold_attention_kernels(device: torch.device) -> tuple[str, ...]:
+    """Put the kernels into the order of `choose_kernels`, for the rest of the process, and give their names.
 
-    Forward and backward pass belong inside: layers that are computed again for the latter must choose the same kernel.
+    Layers that are computed again in a backward pass choose the same kernel then. Other devices have one alone.
     """
     if device.type != "cuda" or torch.version.hip is not None:
-        yield [f"that of torch on {device.type}"]
-        return
+        return (f"that of torch on {device.type}",)
     chosen = choose_kernels(torch.cuda.get_device_capability(device), torch.backends.cudnn.version())
-    with sdpa_kernel(chosen, set_priority=True):
-        yield [backend.name.lower() for backend in chosen]
+    _HELD.enter_context(sdpa_kernel(chosen, set_priority=True))
+    return tuple(backend.name.lower() for backend in chosen)
+
+
+# torch has no other public way to set an order than a context, and undoes it when that is gone.
+_HELD = ExitStack()

@@ -19,10 +19,11 @@ def checkpointed(
 ) -> Tensor:
     """Call a layer, and store for its backward pass what goes in, and with `keeps_attention` what attention gives.
 
-    What attention gives costs `[B, N, D]` of memory a layer, and saves a quarter of the attention of a training step.
+    What its two attentions give is `[B, N, D]` each; kept, they are computed once a step and not twice.
     """
     kept = partial(create_selective_checkpoint_contexts, list(_ATTENTION)) if keeps_attention else noop_context_fn
-    # Nothing in a layer is random, so there is no state of random generators to bring back.
+    # LoRA may have dropout, which must be the same again; to bring back the state of random generators costs time.
+    is_random = layer.training and any(isinstance(part, nn.Dropout) and part.p > 0 for part in layer.modules())
     return checkpoint(
         layer,
         tokens,
@@ -30,7 +31,7 @@ def checkpointed(
         rotation,
         context,
         use_reentrant=False,
-        preserve_rng_state=False,
+        preserve_rng_state=is_random,
         context_fn=kept,
     )
 

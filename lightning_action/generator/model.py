@@ -72,7 +72,7 @@ class CausalWanModel(nn.Module):
         cross_attn_norm: Apply an affine norm before cross-attention.
         eps: Epsilon of all norms.
         activation_checkpointing: Recompute each layer in the backward pass instead of storing its activations;
-            `keep_attention` stores what attention gives, `[B, N, D]` a layer, and recomputes the rest.
+            `keep_attention` stores what both attentions give, `[B, N, D]` each, and recomputes the rest.
         image_dim: Number of channels of CLIP's hidden states of an image that the layers see beside the prompt (1280 in
             Wan 2.1's image-to-video models); None for models without.
         num_image_positions: Number of image tokens with a learned position (514 where first and last frame are given).
@@ -138,6 +138,11 @@ class CausalWanModel(nn.Module):
         self.head = Head(dim, out_dim * patch_size[1] * patch_size[2], eps)
         self.img_emb = None if image_dim is None else ImageEmbedding(image_dim, dim, num_image_positions)
         self.init_weights()
+
+    @property
+    def head_dim(self) -> int:
+        """Number of channels of an attention head."""
+        return self.dim // self.num_heads
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -331,7 +336,7 @@ class CausalWanModel(nn.Module):
     def rotation(self, positions: Sequence[int], latents: Tensor) -> Tensor:
         """Return the rotation of all tokens of latents `[B, F, C, H, W]` at F positions in the video."""
         rows, columns = (size // patch for size, patch in zip(latents.shape[-2:], self.patch_size[1:], strict=True))
-        return rotation(positions, rows, columns, self.dim // self.num_heads, latents.device)
+        return rotation(positions, rows, columns, self.head_dim, latents.device)
 
     def write(
         self,

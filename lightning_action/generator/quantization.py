@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from lightning_action.generator.float8 import to_float8
 from lightning_action.generator.layers import SelfAttention
 
 Quantization = Literal["fp8_dynamic", "fp8_weight_only", "int8_weight_only"]
 
-_FLOAT8 = torch.float8_e4m3fn
 _MULTIPLE = 16
 
 
@@ -45,7 +45,8 @@ class Fp8Linear(nn.Module):
     """Linear map that multiplies in float8 (e4m3): for generation, because it has no gradients.
 
     Weights have a scale for each output channel, and what goes in gets one for each token. Products are bfloat16
-    whatever goes in, which is all that CUDA makes of scales for each row, and come back in the type of what goes in.
+    whatever goes in, which is all that CUDA makes of scales for each row. They come back in the type of what goes in,
+    and in that of autocast where that is on.
 
     Args:
         weight: Weights, `[out, in]`; on CUDA both must be multiples of 16.
@@ -54,7 +55,7 @@ class Fp8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        rows, scale = quantize_rows(weight.detach())
+        rows, scale = to_float8(weight.detach(), (-1,))
         self.weight = nn.Parameter(rows, requires_grad=False)
         self.bias = nn.Parameter(bias.detach().bfloat16(), requires_grad=False)
         self.register_buffer("scale", scale.t())
@@ -67,7 +68,7 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor, first_out: int = 0) -> Tensor:
         """Map `[..., in]` to `[..., out - first_out]`, the output channels from `first_out` on."""
-        rows, scale = quantize_rows(x.flatten(0, -2))
+        rows, scale = to_float8(x.flatten(0, -2), (-1,))
         product = torch._scaled_mm(
             rows,
             self.weight[first_out:].t(),
@@ -76,7 +77,10 @@ class Fp8Linear(nn.Module):
             bias=self.bias[first_out:],
             out_dtype=torch.bfloat16,
         )
-        return product.unflatten(0, x.shape[:-1]).type_as(x)
+        # Norms leave float32 under autocast on CUDA, and the tokens behind this map would stay so.
+        mixes = torch.is_autocast_enabled(x.device.type)
+        dtype = torch.get_autocast_dtype(x.device.type) if mixes else x.dtype
+        return product.unflatten(0, x.shape[:-1]).to(dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # As bytes they move with the module, and keep their types where it changes its own: scales have to be float32.
@@ -104,18 +108,6 @@ class Fp8SelfAttention(SelfAttention):
     def project_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         key, value = self.qkv(x, first_out=len(self.qkv.weight) // 3).chunk(2, dim=-1)
         return key, value
-
-
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize each row of `[N, D]` to float8.
-
-    Returns:
-        The rows, and what to multiply them by, float32 `[N, 1]`.
-    """
-    # The largest number of a row becomes float8's largest; rows of zeros stay zeros.
-    scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / torch.finfo(_FLOAT8).max
-    # Products take rows that lie one after the other, whatever the order in memory of what came.
-    return (x / scale).to(_FLOAT8, memory_format=torch.contiguous_format), scale
 
 
 def _multiply_in_float8(layers: nn.ModuleList) -> None:

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from lightning_action.distributed.lockstep import Lockstep
 from lightning_action.distributed.sharding import Sharding, is_sharded, keep_gathered, shard, shard_generator
 from lightning_action.generator.causality import BlockCausality
+from tests.support.attentions import Attentions
 from tests.support.small_generator import small_generator, small_inputs
 
 
@@ -34,12 +35,17 @@ def test_compiled_sharded_and_checkpointed_it_learns_the_same(mesh: DeviceMesh) 
     plain = small_generator()
     generator = small_generator(activation_checkpointing="keep_attention", flex_on_cuda=False)
     shard_generator(generator, mesh, Sharding(param_dtype="float32"))
-    generator.compile_layers()
+    torch.compiler.reset()
+    codes: list[object] = []
+    generator.compile_layers(backend=lambda graph, inputs: codes.append(graph) or graph.forward)
     x = small_inputs(4)
+    counts = []
     for model in (plain, generator):
         arguments = (x["clean"], x["noisy"], x["timestep"], x["text"], BlockCausality(2), x["modulation"])
-        model.teacher_forcing(*arguments).square().mean().backward()
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+        with Attentions() as attentions:
+            model.teacher_forcing(*arguments).square().mean().backward()
+        counts.append(attentions.count)
+    assert codes and counts[0] == counts[1] > 0, "attention is kept"
     for (name, theirs), ours in zip(plain.named_parameters(), generator.parameters(), strict=True):
         gradient = ours.grad.full_tensor()  # type: ignore[union-attr]
         torch.testing.assert_close(gradient, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)

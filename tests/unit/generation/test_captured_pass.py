@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 from typing import Any
@@ -128,18 +129,23 @@ def test_videos_of_many_sizes_are_all_captured() -> None:
 
 
 @torch.no_grad()
-def test_compiled_code_copies_no_cache() -> None:
+@pytest.mark.parametrize(("mixes", "tolerance"), [(False, 1e-6), (True, 0.1)], ids=["float32", "bf16_mixed"])
+def test_compiled_code_copies_no_cache(mixes: bool, tolerance: float) -> None:
+    """Under autocast, attention would cast keys and values of another dtype than its own, the whole window of them."""
     generator, x = generator_and_inputs()
     causality = BlockCausality(2, 6, 2)
-    run = session(generator, x["text"], causality, LENGTH, capture=CapturedPass)
     torch.compiler.reset()
-    expected = video(session(generator, x["text"], causality, LENGTH), x["modulation"])
-    found, codes = run_and_get_code(lambda: video(run, x["modulation"]))
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
-    shape = ", ".join(map(str, run.cache.of_layer(0)[0].shape))
-    assert len(codes) == 1
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixes):
+        run = session(generator, x["text"], causality, LENGTH, capture=CapturedPass)
+        expected = video(session(generator, x["text"], causality, LENGTH), x["modulation"])
+        found, codes = run_and_get_code(lambda: video(run, x["modulation"]))
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+    keys, _ = run.cache.of_layer(0)
+    assert keys.dtype == (torch.bfloat16 if mixes else torch.float32) and len(codes) == 1
+    shape = ", ".join(map(str, keys.shape))
     assert re.search(rf"assert_size_stride\(\w+, \({shape}\)", codes[0]), "the cache is an input"
-    assert not re.search(rf"empty_strided\w*\(\({shape}\)", codes[0]), "and no buffer"
+    buffers = [list(map(int, sizes.split(", "))) for sizes in re.findall(r"empty_strided\w*\(\(([\d, ]+\d)", codes[0])]
+    assert buffers and not any(math.prod(sizes) == keys.numel() for sizes in buffers), "and no buffer"
 
 
 @torch.no_grad()

@@ -10,8 +10,9 @@ from torch import Tensor
 from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.rollout import rollout
 from lightning_action.generator.attention import attend_dense
-from lightning_action.generator.attention_fp8 import attend_fp8, enable_fp8_attention, quantize_heads
+from lightning_action.generator.attention_fp8 import attend_fp8, enable_fp8_attention
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.float8 import to_float8
 from tests.support.small_generator import small_generator, small_inputs
 from tests.support.small_rollout import session
 
@@ -38,10 +39,8 @@ def test_what_all_keys_share_costs_no_bits() -> None:
     query, key, value = draw(9, 40)
     shifted = key + 60 * torch.randn(1, 1, 3, 16)
     assert error(attend_fp8(query, shifted, value), attend_dense(query, key, value)) < 0.06
-    (rounded, scale), (query8, query_scale) = quantize_heads(shifted), quantize_heads(query)
-    with_offset = attend_dense(
-        query8.float() * query_scale[:, None, :, None], rounded.float() * scale[:, None, :, None], value
-    )
+    rounded = [to_float8(x, (1, 3)) for x in (query, shifted)]
+    with_offset = attend_dense(*(x.float() * scale for x, scale in rounded), value)
     assert error(with_offset, attend_dense(query, key, value)) > 0.1, "it would, were the mean not taken away"
 
 
@@ -51,8 +50,8 @@ def test_each_head_has_its_scale() -> None:
     expected, found = (attend(query, key, value * sizes) for attend in (attend_dense, attend_fp8))
     for head in range(3):
         assert 0 < error(found[:, :, head], expected[:, :, head]) < 0.06
-    rounded, scale = quantize_heads(value * sizes)
-    assert scale.shape == (2, 3) and float(rounded.float().abs().max()) == 448
+    rounded, scale = to_float8(value * sizes, (1, 3))
+    assert scale.shape == (2, 1, 3, 1) and float(rounded.float().abs().max()) == 448
     nothing = torch.zeros(1, 4, 2, 8)
     assert torch.equal(attend_fp8(nothing, nothing, nothing), nothing)
 
@@ -81,15 +80,17 @@ def test_a_video_in_8_bits_is_nearly_the_same_also_in_one_captured_pass() -> Non
 
 
 def test_other_gpus_and_missing_packages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    enable_fp8_attention(torch.device("cpu"))
+    enable_fp8_attention(torch.device("cpu"), 12)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     with pytest.raises(RuntimeError, match=r"capability 9.0 .*this is \(8, 0\).*acceleration.attention: null"):
-        enable_fp8_attention(torch.device("cuda"))
+        enable_fp8_attention(torch.device("cuda"), 128)
     with pytest.raises(RuntimeError, match="this is mps"):
-        enable_fp8_attention(torch.device("mps"))
+        enable_fp8_attention(torch.device("mps"), 128)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with pytest.raises(ValueError, match="takes heads of 16, 32, ... 256 channels, this generator has 24"):
+        enable_fp8_attention(torch.device("cuda"), 24)
     with pytest.raises(ImportError, match="flash_attn_interface"):
-        enable_fp8_attention(torch.device("cuda"))
+        enable_fp8_attention(torch.device("cuda"), 128)
 
 
 def test_an_older_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,4 +104,4 @@ def test_an_older_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(RuntimeError, match="needs torch 2.11 or newer"):
-        enable_fp8_attention(torch.device("cuda"))
+        enable_fp8_attention(torch.device("cuda"), 128)

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from lightning_action.generator.attention_kernels import attention_kernels, choose_kernels
+from lightning_action.generator import attention_kernels
+from lightning_action.generator.attention_kernels import choose_kernels, hold_attention_kernels
 
 
 @pytest.mark.parametrize(
@@ -24,23 +28,31 @@ def test_choice(capability: tuple[int, int], cudnn_version: int | None, first: S
     assert (SDPBackend.CUDNN_ATTENTION in chosen) == (first == SDPBackend.CUDNN_ATTENTION), "never one with the fault"
 
 
-def test_the_order_holds_for_as_long_as_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def order() -> tuple[list[int], bool]:
-        return torch._C._get_sdp_priority_order(), torch.backends.cuda.cudnn_sdp_enabled()
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """The order is held for the process, and here for a test."""
+    hold_attention_kernels.cache_clear()
+    yield
+    attention_kernels._HELD.close()
+    hold_attention_kernels.cache_clear()
 
-    before = order()
+
+def order() -> tuple[list[int], bool]:
+    return torch._C._get_sdp_priority_order(), torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize(("version", "first"), [(91501, "cudnn_attention"), (91002, "flash_attention")])
+def test_the_order_is_held(version: int, first: str, monkeypatch: pytest.MonkeyPatch, forgotten: None) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    for version, first in ((91501, "cudnn_attention"), (91002, "flash_attention")):
-        monkeypatch.setattr(torch.backends.cudnn, "version", lambda version=version: version)
-        with attention_kernels(torch.device("cuda")) as names:
-            assert names[0] == first and names[-1] == "math"
-            kernels, uses_cudnn = order()
-            assert [SDPBackend(kernel).name.lower() for kernel in kernels[: len(names)]] == names
-            assert uses_cudnn == (first == "cudnn_attention")
-        assert order() == before
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
+    names = hold_attention_kernels(torch.device("cuda"))
+    gc.collect()
+    assert names[0] == first and names[-1] == "math"
+    kernels, uses_cudnn = order()
+    assert tuple(SDPBackend(kernel).name.lower() for kernel in kernels[: len(names)]) == names
+    assert uses_cudnn == (first == "cudnn_attention")
 
 
-def test_other_devices_have_nothing_to_choose() -> None:
-    before = torch._C._get_sdp_priority_order()
-    with attention_kernels(torch.device("cpu")) as names:
-        assert names == ["that of torch on cpu"] and torch._C._get_sdp_priority_order() == before
+def test_other_devices_have_nothing_to_choose(forgotten: None) -> None:
+    before = order()
+    assert hold_attention_kernels(torch.device("cpu")) == ("that of torch on cpu",) and order() == before

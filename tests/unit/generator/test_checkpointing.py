@@ -1,30 +1,15 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from lightning_action.checkpoints.lora import LoRASettings, inject_lora
 from lightning_action.generator.causality import BlockCausality, bidirectional
 from lightning_action.generator.checkpointing import Checkpointing
 from lightning_action.generator.cost import activation_bytes, training_flops
-from tests.support.small_generator import small_generator, small_inputs
-
-
-class Attentions(TorchDispatchMode):
-    """Counts forward calls of attention, and the bytes that they give."""
-
-    count = num_bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = func(*args, **(kwargs or {}))
-        if "_scaled_dot_product" in str(func) and "backward" not in str(func):
-            self.count += 1
-            self.num_bytes += sum(x.numel() * x.element_size() for x in tree_leaves(given) if isinstance(x, Tensor))
-        return given
+from tests.support.attentions import Attentions
+from tests.support.small_generator import fill, small_generator, small_inputs
 
 
 def step(checkpointing: Checkpointing) -> tuple[dict[str, Tensor | None], int]:
@@ -45,6 +30,22 @@ def test_no_gradient_changes_and_attention_is_not_repeated_where_it_is_kept() ->
     for name, gradient in plain.items():
         assert gradient is not None and gradient.abs().max() > 0
         assert torch.equal(all_again[name], gradient) and torch.equal(kept[name], gradient), name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("checkpointing", [True, "keep_attention"])
+def test_dropout_of_lora_is_the_same_when_it_is_computed_again(checkpointing: Checkpointing) -> None:
+    gradients = []
+    for way in (False, checkpointing):
+        generator = small_generator(activation_checkpointing=way, flex_on_cuda=False)
+        inject_lora(generator, LoRASettings(rank=2, dropout=0.5))
+        fill(generator)
+        x = small_inputs(3)
+        torch.manual_seed(5)
+        generator.train()(x["noisy"], x["timestep"], x["text"]).square().mean().backward()
+        gradients.append({name: p.grad for name, p in generator.named_parameters() if p.grad is not None})
+    assert any("lora_A" in name for name in gradients[0])
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradients[1][name], gradient), name  # type: ignore[arg-type]
 
 
 def test_memory_and_operations_are_counted() -> None:

@@ -138,6 +138,12 @@ def test_under_bfloat16_autocast_tokens_queries_and_keys_are_bfloat16(monkeypatc
         seen.extend(x.dtype for x in (query, key, value))
         return attend(context, query, key, value)
 
+    def normalized(*arguments: Any, **named: Any) -> Tensor:
+        return layer_norm(*arguments, **named).float()
+
+    layer_norm = torch.nn.functional.layer_norm
+    # As autocast on CUDA does.
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", normalized)
     monkeypatch.setattr(MaskedContext, "attend", watched)
     generator, x = small_generator(), small_inputs(4)
     for layer in generator.blocks:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_action.checkpoints.lora import LoRASettings, inject_lora
 from lightning_action.generator.causality import BlockCausality, bidirectional
 from lightning_action.generator.cost import context_flops, video_flops
+from lightning_action.generator.float8 import to_float8
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.layers import CrossAttention, SelfAttention
 from lightning_action.generator.model import CausalWanModel
@@ -23,7 +24,6 @@ from lightning_action.generator.quantization import (
     Fp8SelfAttention,
     Quantization,
     quantize_layers,
-    quantize_rows,
 )
 from lightning_action.generator.rope import rotation
 from tests.support.small_generator import fill, small_generator, small_inputs
@@ -75,7 +75,7 @@ class Operations(TorchDispatchMode):
 def test_products_in_float8_are_those_of_the_rounded_numbers(dtype: torch.dtype) -> None:
     """To the rounding of a product to bfloat16, half of one in 2**7, and once more where that is not the type."""
     plain, x = linear(0), (torch.randn(2, 5, 48) * torch.logspace(-3, 3, 5)[:, None]).to(dtype)
-    (rows, scale), (weight, weight_scale) = quantize_rows(x.flatten(0, 1)), quantize_rows(plain.weight)
+    (rows, scale), (weight, weight_scale) = to_float8(x.flatten(0, 1), (-1,)), to_float8(plain.weight, (-1,))
     product = (rows.double() * scale) @ (weight.double() * weight_scale).t() + plain.bias.bfloat16()
     found = Fp8Linear.of(plain)(x)
     assert found.dtype == dtype and found.shape == (2, 5, 32)
@@ -85,11 +85,11 @@ def test_products_in_float8_are_those_of_the_rounded_numbers(dtype: torch.dtype)
 
 def test_a_row_keeps_three_bits_behind_its_first_whatever_its_size() -> None:
     x = torch.randn(7, 96) * torch.logspace(-10, 30, 7)[:, None]
-    rows, scale = quantize_rows(x)
+    rows, scale = to_float8(x, (-1,))
     assert torch.equal(rows.float().abs().amax(-1), torch.full((7,), 448.0))
     off = (rows.float() * scale - x).abs()
     assert (off <= x.abs() / 16 + scale * 2**-10).all() and off.any()
-    alone, _ = quantize_rows(x[3:4])
+    alone, _ = to_float8(x[3:4], (-1,))
     assert torch.equal(alone.float(), rows[3:4].float()), "other tokens play no part"
 
 
