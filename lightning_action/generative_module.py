@@ -149,10 +149,12 @@ class GenerativeModule(SavedModule):
         Where the data is encoded already, the text encoder is read when a prompt comes without `text`.
 
         Raises:
-            ValueError: Sharded weights should be quantized, or exported with LoRA; or other frozen parts than these
-                have encoded the data.
+            ValueError: Sharded weights should be quantized, or exported with LoRA; or weights that are quantized should
+                train, or take others; or other frozen parts than these have encoded the data.
         """
         require_supported(self.trainer.strategy)
+        if stage == "fit":
+            self._require_not_quantized()
         device = self.trainer.strategy.root_device
         kernels = hold_attention_kernels(device)
         if device.type == "cuda":
@@ -231,6 +233,7 @@ class GenerativeModule(SavedModule):
         if self.acceleration.quantization is not None:
             merge_lora(self.generator)
             quantize_layers(self.generator.blocks, self.acceleration.quantization)
+            self._quantized = True
 
     def on_predict_start(self) -> None:
         """Quantize, and let ranks make other numbers of passes: see `Lockstep`."""

@@ -39,6 +39,7 @@ class SavedModule(L.LightningModule):
     _factories: Factories
     _fit_seconds_before = 0.0
     _fit_started: float | None = None
+    _quantized = False
 
     def on_fit_start(self) -> None:
         self._fit_started = time.monotonic()
@@ -83,6 +84,7 @@ class SavedModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model, action schema or codec, before anything is loaded."""
+        self._require_not_quantized()
         if "state_dict" in checkpoint:  # sharded ones were loaded by the strategy, which checks them itself
             check_fits(self, checkpoint["state_dict"], "the checkpoint")
             require_finite(checkpoint["state_dict"], "the checkpoint", "take an earlier one")
@@ -116,6 +118,13 @@ class SavedModule(L.LightningModule):
                 f"not saved: {broken or 'a weight of another rank'} is not finite after step "
                 f"{self.trainer.global_step}. Go on from an earlier checkpoint with lower learning rates, clipped "
                 "gradients (trainer.gradient_clip_val), or in float32"
+            )
+
+    def _require_not_quantized(self) -> None:
+        if self._quantized:
+            raise ValueError(
+                "the weights of this module are in 8 bits since its last prediction: they neither train nor take those "
+                "of a checkpoint; build a new module"
             )
 
     def _require_same_frozen_parts(self) -> None:

@@ -60,6 +60,7 @@ class CausalRollout:
         noise: NoiseSource,
         latent_shape: tuple[int, int, int],
         num_frames: int,
+        *,
         action_guidance_scale: float = 1.0,
         image: ImageCondition = NO_IMAGE,
         context: BlockContext = "clean",

@@ -88,12 +88,12 @@ class VideoGenerator:
             noise if first_noise is None else starting_from(first_noise, noise),
             (shape[1], shape[2], shape[3]),
             num_frames,
-            self.sampling.action_guidance_scale,
-            image,
-            self.sampling.context,
-            self.sampling.first_sampler(self.schedule),
-            CapturedPass if self.captures else None,
-            self.kernel,
+            action_guidance_scale=self.sampling.action_guidance_scale,
+            image=image,
+            context=self.sampling.context,
+            first_sampler=self.sampling.first_sampler(self.schedule),
+            capture=CapturedPass if self.captures else None,
+            kernel=self.kernel,
         )
         return rollout(session, num_frames, modulation, initial)
 

@@ -33,4 +33,5 @@ def session(
     **settings: Any,
 ) -> CausalRollout:
     noise = frame_noise(7, samples, SHAPE)
-    return CausalRollout(generator, text, causality, sampler, noise, SHAPE, num_frames, guidance, image, **settings)
+    named = {"action_guidance_scale": guidance, "image": image, **settings}
+    return CausalRollout(generator, text, causality, sampler, noise, SHAPE, num_frames, **named)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +210,36 @@ def test_layers_are_quantized_for_prediction_in_float8(
     assert 1e-4 < (first - plain).abs().max() < 0.1
     (attention,) = {type(layer.self_attn) for layer in module.generator.blocks}
     assert attention is Fp8SelfAttention and not has_lora(module.generator)
+
+
+def test_weights_in_8_bits_neither_train_nor_take_others(tmp_path: Path) -> None:
+    module, batch = ready(generator=lambda: build_generator(32), acceleration=Acceleration(quantization="fp8_dynamic"))
+    checkpoint = {"state_dict": module.state_dict(), "pytorch-lightning_version": L.__version__}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    loader = DataLoader([batch], batch_size=None)
+    trainer(tmp_path).predict(module, loader)
+    with pytest.raises(ValueError, match="in 8 bits since its last prediction"):
+        trainer(tmp_path).predict(module, loader, ckpt_path=tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="build a new module"):
+        trainer(tmp_path, max_steps=1).fit(module, data())
+
+
+class Copied(L.Callback):
+    """Copies the module in the middle of a fit, as an average of one's own would."""
+
+    copies: list[ActionVideoModule]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        attached, pl_module.trainer = pl_module.trainer, None
+        self.copies = [copy.deepcopy(pl_module)]  # type: ignore[list-item]
+        pl_module.trainer = attached
+
+
+def test_a_module_can_be_copied_in_a_fit(tmp_path: Path) -> None:
+    module, copied = build(), Copied()
+    trainer(tmp_path, max_steps=1, callbacks=[copied]).fit(module, data())
+    assert copied.copies[0].state_dict().keys() == module.state_dict().keys()
 
 
 def test_latents_that_are_not_whole_blocks_are_refused() -> None:

@@ -40,7 +40,13 @@ EVERY_FLAG = [
 ]
 
 
-@pytest.mark.parametrize(("flags", "decoders"), [([], ["none", "tiny"]), (EVERY_FLAG, ["full", "none", "tiny"])])
+OTHER_VALUES = ["--compile=default", "--quantization=int8_weight_only", "--checkpointing=none", "--prompt-tokens=3"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "decoders"),
+    [([], ["none", "tiny"]), (EVERY_FLAG, ["full", "none", "tiny"]), (OTHER_VALUES, ["none", "tiny"])],
+)
 def test_it_runs_with_every_flag(
     flags: list[str], decoders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,7 +86,23 @@ def test_what_cannot_be_measured_is_left_out_and_the_rest_is_written(
     assert result["generation"]["none, window 6, clean"]["block_s"] > 0
 
 
-def test_the_peer_is_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_costs_its_part_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    path = tmp_path / "gpu.json"
+    only = ["--only", "generation", "training", "--decoders", "none"]
+    gpu.main(["--toy", f"--json={path}", *only, "--quantization=int8_weight_only"])
+    result = json.loads(path.read_text())
+    assert all("needs torchao" in figures["left out"] for figures in result["generation"].values())
+    assert result["training"]["step_s_min"] > 0
+
+
+def test_attention_that_cannot_be_kept_is_refused_first(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main(["--toy", "--checkpointing=keep_attention"])
+    assert "give --no-flex too" in capsys.readouterr().err
+
+
+def test_the_peer_is_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda model: model)
     bench = gpu.Bench(gpu.TOY, gpu.Options(), torch.float32)
     passes = _gpu_bench.peers(bench)
@@ -88,7 +110,10 @@ def test_the_peer_is_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert passes["ours"]().transpose(1, 2).shape == passes["diffusers"]().shape
     theirs = _gpu_bench.diffusers_model(gpu.TOY)
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in bench.generator.parameters())
-    assert all(milliseconds > 0 for milliseconds in gpu.peer(gpu.TOY, gpu.Options()).values())
+    path = tmp_path / "gpu.json"
+    gpu.main(["--toy", f"--json={path}", "--only", "peer", "--quantization=fp8_dynamic"])
+    measured = json.loads(path.read_text())["peer"]
+    assert set(measured) == {f"{name} ms" for name in passes} and all(value > 0 for value in measured.values())
 
 
 @pytest.mark.distributed
