@@ -30,8 +30,9 @@ def session(
     samples: tuple[int, ...] = (4, 9),
     guidance: float = 1.0,
     image: ImageCondition = NO_IMAGE,
+    shape: tuple[int, int, int] = SHAPE,
     **settings: Any,
 ) -> CausalRollout:
-    noise = frame_noise(7, samples, SHAPE)
+    noise = frame_noise(7, samples, shape, text.device, text.dtype)
     named = {"action_guidance_scale": guidance, "image": image, **settings}
-    return CausalRollout(generator, text, causality, sampler, noise, SHAPE, num_frames, **named)
+    return CausalRollout(generator, text, causality, sampler, noise, shape, num_frames, **named)
