@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -217,20 +218,64 @@ class Trace(TorchDispatchMode):
 
 @pytest.mark.parametrize("causality", [BlockCausality(2, 6, 2), BlockCausality(1, 4)])
 @torch.no_grad()
-def test_behind_a_full_window_every_pass_is_the_same_computation(causality: BlockCausality) -> None:
+def test_behind_a_full_window_every_pass_is_the_same_computation(
+    causality: BlockCausality, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a captured graph needs: but for the positions that rotation counts from, no block differs from another."""
     generator, x, size = small_generator(), small_inputs(2, batch_size=1), causality.num_frame_per_block
     text, block = generator.text_cache(x["text"][:1]), x["noisy"][:1, :size]
     cache = KVCache(2, 1, 3, 12, 6, 99, causality)
-    traces: list[list[tuple[str, ...]]] = []
+    passes = [
+        partial(generator.denoise, block, torch.full((1, size), 900.0), text, cache),
+        partial(generator.denoise, block, torch.full((1, size), 500.0), text, cache),
+        partial(generator.write, block, text, cache),
+    ]
+    blocks: list[list[list[tuple[str, ...]]]] = []
     for _ in range(9):
-        for _ in range(2):
-            with Trace(cache) as trace:
-                generator.denoise(block, torch.full((1, size), 500.0), text, cache)
+        traces = []
+        for make_pass in passes:
+            # The cache moves outside of the graph.
+            with Trace(cache) as trace, monkeypatch.context() as patched:
+                patched.setattr(cache, "advance", lambda: None)
+                make_pass()
             traces.append([operation for operation in trace.operations if operation[0] != "aten.arange.start"])
-        generator.write(block, text, cache)
-    # The first pass of a block makes its rotation, which the others keep.
-    first, later = traces[-8::2], traces[-7::2]
-    assert all(trace == first[0] for trace in first) and all(trace == later[0] for trace in later)
-    assert traces[0] != first[0], "a window that fills is seen to differ"
-    assert not any("_local_scalar_dense" in name for name, *_ in first[0])
+        cache.advance()
+        blocks.append(traces)
+    assert all(traces == blocks[-4] for traces in blocks[-4:])
+    assert blocks[0] != blocks[-4], "a window that fills is seen to differ"
+    assert not any("_local_scalar_dense" in name for trace in blocks[-1] for name, *_ in trace)
+
+
+class Devices(TorchDispatchMode):
+    """Operations that touch tensors in memory of the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_host: list[str] = []
+        self.num_operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        self.num_operations += 1
+        if any(isinstance(x, Tensor) and x.is_cpu for x in tree_leaves((args, kwargs, given))):
+            self.on_host.append(str(func))
+        return given
+
+
+@torch.no_grad()
+def test_a_block_brings_nothing_from_the_host() -> None:
+    """The meta device stands for one that is not the host."""
+    causality = BlockCausality(2, 6, 2)
+    with torch.device("meta"):
+        generator = CausalWanModel(36, 44, 3, 2, in_dim=5, out_dim=5, freq_dim=14, text_dim=9, text_len=90)
+        block, modulation, timestep = torch.empty(1, 2, 5, 4, 6), torch.empty(1, 2, 6, 36), torch.empty(1, 2)
+        text = generator.text_cache(torch.empty(1, 7, 9))
+    cache = KVCache(2, 1, 3, 12, 6, 99, causality, device="meta")
+    for _ in range(5):
+        with Devices() as devices:
+            generator.denoise(block, timestep, text, cache, modulation)
+            generator.write(block, text, cache, modulation)
+        assert devices.num_operations > 100 and devices.on_host == []
+    with Devices() as devices:
+        torch.zeros(2).to("meta")
+    assert devices.on_host, "a copy from the host is seen"
