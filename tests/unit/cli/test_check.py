@@ -170,8 +170,8 @@ def test_what_another_verb_saved_can_be_checked(tmp_path: Path) -> None:
     [
         (None, "auto", (torch.float32, torch.float32, torch.float32)),
         ("bf16-true", "auto", (torch.bfloat16, torch.bfloat16, torch.bfloat16)),
-        ("bf16-mixed", "ddp", (torch.float32, torch.float32, torch.bfloat16)),
-        ("16-mixed", Namespace(class_path="x.FSDPStrategy"), (torch.float32, torch.float32, torch.float16)),
+        ("bf16-mixed", "ddp", (torch.float32, torch.bfloat16, torch.bfloat16)),
+        ("16-mixed", Namespace(class_path="x.FSDPStrategy"), (torch.float32, torch.float16, torch.float16)),
         ("32-true", Namespace(class_path="x.FSDP2Strategy"), (torch.float32, torch.bfloat16, torch.bfloat16)),
     ],
 )
