@@ -354,7 +354,11 @@ class GenerativeModule(SavedModule):
         kernel = self.acceleration.kernel(self.device, self.generator.head_dim)
         how = self.acceleration.capture_pass, kernel
         videos = VideoGenerator(self.generator, self.causality, self.sampling, self.schedule, *how)
-        yield from videos.stream_latents(text, batch["sample_id"].tolist(), shape, modulation, initial)
+        samples, negative = batch["sample_id"].tolist(), None
+        if self.sampling.takes_negative_prompt:
+            prompts = [self.sampling.negative_prompt] * len(samples)
+            negative = self.frozen.encode_text(prompts, self.device, self.compute_dtype)
+        yield from videos.stream_latents(text, samples, shape, modulation, initial, negative_text=negative)
 
     @property
     def compute_dtype(self) -> torch.dtype:

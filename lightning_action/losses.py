@@ -22,6 +22,7 @@ from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, FlowMa
 from lightning_action.diffusion.objectives import Objective, Velocities, draw_block_levels, per_frame_error
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.generator.prompt import join
 from lightning_action.seeding import generator_for
 
 _TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM = range(3)
@@ -88,13 +89,34 @@ class FlowMatchingLosses:
     past_noise: float = 0.0
     past_timesteps: Callable[[Sequence[range]], Sequence[float]] | None = None
 
-    def of_training(self, encoded: Encoded, epoch: int, batch_idx: int, action_dropout_prob: float) -> Loss:
-        """Return the loss of a training step, in which samples lose their actions with the given probability."""
+    def of_training(
+        self,
+        encoded: Encoded,
+        epoch: int,
+        batch_idx: int,
+        action_dropout_prob: float,
+        prompt_dropout_prob: float = 0.0,
+        no_prompt: Tensor | None = None,
+    ) -> Loss:
+        """Return the loss of a training step, in which samples lose their actions, or their prompts, by chance.
+
+        Args:
+            encoded: Batch as the frozen parts see it.
+            epoch: Number of the epoch.
+            batch_idx: Number of the batch in it.
+            action_dropout_prob: Chance of each sample to lose its actions.
+            prompt_dropout_prob: Chance of each sample to lose its prompt, whatever becomes of its actions.
+            no_prompt: Encoded prompt `[1, L, text_dim]` that stands in place of lost ones; None keeps all.
+        """
         randoms = self._randoms(encoded, _TRAINING_STREAM, epoch, batch_idx)
         draw = self._draw(encoded.latents, randoms)
         dropped = draw_dropped(action_dropout_prob, randoms)
         if self.past_noise:
             draw = replace(draw, past=_with_noise(encoded.latents, self.past_noise, randoms))
+        if no_prompt is not None:
+            lost = draw_dropped(prompt_dropout_prob, randoms).to(no_prompt.device)
+            own, empty = join([encoded.text, no_prompt.expand(len(lost), -1, -1)]).chunk(2)
+            encoded = replace(encoded, text=torch.where(lost[:, None, None], empty, own))
         return self._loss(encoded, draw, dropped)
 
     @torch.no_grad()

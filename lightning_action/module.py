@@ -48,6 +48,8 @@ class ActionVideoModule(GenerativeModule):
             none. The past that a model generates is not perfect either (GameNGen, Valevski et al. 2024,
             arXiv:2408.14837).
         action_dropout_prob: Chance that a training sample is shown without its actions.
+        prompt_dropout_prob: Chance that a training sample is shown with an empty prompt, which guidance by prompts
+            needs. For data that is encoded already the text encoder is read once.
         optimization: Settings of AdamW, its groups and schedule.
         kwargs: Arguments of `GenerativeModule` by their names.
     """
@@ -61,11 +63,13 @@ class ActionVideoModule(GenerativeModule):
         loss_weighting: Literal["bell", "uniform"] = "bell",
         past_noise: float = 0.0,
         action_dropout_prob: float = 0.1,
+        prompt_dropout_prob: float = 0.0,
         optimization: Optimization = Optimization(),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, train_backbone=optimization.train_backbone, **kwargs)
-        require_numbers({"action_dropout_prob": action_dropout_prob}, 0, 1)
+        chances = {"action_dropout_prob": action_dropout_prob, "prompt_dropout_prob": prompt_dropout_prob}
+        require_numbers(chances, 0, 1)
         if loss_weighting not in ("bell", "uniform"):
             raise ValueError(f"expected loss_weighting bell or uniform, got {loss_weighting!r}")
         require_numbers({"past_noise": past_noise}, 0)
@@ -76,7 +80,7 @@ class ActionVideoModule(GenerativeModule):
         self.objective = OBJECTIVES[objective]
         self.past_noise = past_noise
         self.loss_weighting = loss_weighting
-        self.action_dropout_prob = action_dropout_prob
+        self.action_dropout_prob, self.prompt_dropout_prob = action_dropout_prob, prompt_dropout_prob
         self.optimization = optimization
         self._optimized: tuple[AdamW, LambdaLR] | None = None
         self._trained_on: torch.Size | None = None
@@ -140,7 +144,10 @@ class ActionVideoModule(GenerativeModule):
         self._require_trainable(batch, "train")
         encoded = self._encoded(batch)
         self._trained_on = encoded.latents.shape
-        losses = self.losses.of_training(encoded, self.current_epoch, batch_idx, self.action_dropout_prob)
+        to = (self.device, self.compute_dtype)
+        no_prompt = self.frozen.encode_text([""], *to) if self.prompt_dropout_prob else None
+        chances = self.action_dropout_prob, self.prompt_dropout_prob
+        losses = self.losses.of_training(encoded, self.current_epoch, batch_idx, *chances, no_prompt)
         loss = losses.per_sample.mean()
         if not loss.requires_grad and torch.is_grad_enabled():
             raise ValueError(

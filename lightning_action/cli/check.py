@@ -161,11 +161,12 @@ def take_batch(datamodule: L.LightningDataModule) -> tuple[Batch, bool]:
 
 def format_report(report: Report) -> str:
     """Write the report as a page of tables."""
+    branches = report.settings.get("num_branches", 1)
     facts = {
         **report.settings,
         **report.blocks,
         "checkpointed": "checkpointed" if report.settings.get("activation_checkpointing") else "not checkpointed",
-        "branches": " x 2 branches" if report.settings.get("num_branches") == 2 else "",
+        "branches": f" x {branches} branches" if branches != 1 else "",
     }
 
     def rows(section: Mapping[str, T], cells: Callable[[T], Row]) -> list[Row]:

@@ -246,8 +246,8 @@ def _cache_frames(module: ActionVideoModule, sizes: Geometry) -> int:
 
 
 def _num_branches(module: ActionVideoModule) -> int:
-    """Guidance runs a branch without actions beside the one with them."""
-    return 1 if module.sampling.action_guidance_scale in (0.0, 1.0) else 2
+    """Guidance runs branches without actions, or with the negative prompt, beside the video's own."""
+    return len(module.sampling.guidance.branches)
 
 
 def _training_visibility(module: ActionVideoModule, sizes: Geometry) -> tuple[Visibility, ...]:

@@ -48,12 +48,3 @@ def euler(velocity: Velocity, noise: Noise, sigmas: Sequence[float]) -> Tensor:
 
 def _level(like: Tensor, sigma: float) -> Tensor:
     return torch.full(like.shape[:2], sigma, device=like.device)
-
-
-def guide(velocity_action: Tensor, velocity_null: Tensor, scale: float) -> Tensor:
-    """Guide by actions, `v_null + w (v_action - v_null)`.
-
-    Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) for actions; `scale` is their w plus 1. It moves
-    from the velocity without actions (w = 0) through the one with actions (w = 1) and beyond.
-    """
-    return velocity_null + scale * (velocity_action - velocity_null)

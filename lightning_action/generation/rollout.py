@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_action.action.conditioning import BlockModulation
+from lightning_action.diffusion.guidance import NO_GUIDANCE, Guidance
 from lightning_action.diffusion.noise import NoiseSource
-from lightning_action.diffusion.samplers import Sampler, guide
+from lightning_action.diffusion.samplers import Sampler
 from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.sampling import BlockContext
 from lightning_action.generator.attention import Kernel, attend_dense
@@ -23,6 +24,7 @@ from lightning_action.generator.context import TextCache
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.generator.prompt import join
 
 
 class CausalRollout:
@@ -32,8 +34,8 @@ class CausalRollout:
     asked for, or before that with `write_pending`; after the last block it never comes. `draw_ahead` draws the noise
     that the next block begins with before it is asked for.
 
-    With an action guidance scale other than 0 and 1 the null branch (no action, the past included) runs beside the
-    action branch as a second half of the batch, with its own half of the cache.
+    Branches of guidance (the negative prompt, or no action, the past included) run beside the video's own as further
+    parts of the batch, each with its own part of the cache.
 
     Args:
         generator: Network that predicts velocities.
@@ -43,7 +45,8 @@ class CausalRollout:
         noise: Source of fresh noise of some frames at some step, see `diffusion.noise.frame_noise`.
         latent_shape: Shape of one latent frame, (C, H, W).
         num_frames: Longest video, in latent frames; only matters where the window is unlimited.
-        action_guidance_scale: Weight w in `v_null + w (v_action - v_null)`; 1 is plain conditioning and costs one pass.
+        guidance: Guidance by prompts and actions; each costs a further pass of all videos.
+        negative_text: Encoded negative prompts, `[B, L, text_dim]`, for guidance by prompts.
         image: Condition that an image-to-video model sees besides, its channels for the whole video.
         context: What later blocks see of a generated one, see `Sampling`.
         first_sampler: Way to the first block that is generated, if it is another.
@@ -61,7 +64,8 @@ class CausalRollout:
         latent_shape: tuple[int, int, int],
         num_frames: int,
         *,
-        action_guidance_scale: float = 1.0,
+        guidance: Guidance = NO_GUIDANCE,
+        negative_text: Tensor | None = None,
         image: ImageCondition = NO_IMAGE,
         context: BlockContext = "clean",
         first_sampler: Sampler | None = None,
@@ -72,18 +76,18 @@ class CausalRollout:
         self._sampler, self._first_sampler = sampler, first_sampler
         self.noise = noise
         self._drawn: tuple[range, Tensor] | None = None
-        self.action_guidance_scale = action_guidance_scale
+        self.guidance = guidance
+        self._branches = guidance.branches
         self.context = context
         self._capture = capture
         self._captured: CapturedPass | None = None
         self._pending: tuple[Tensor, Tensor | None] | None = None
         self.nothing = text.new_zeros(len(text), 0, *latent_shape)
-        self._guided = action_guidance_scale not in (0.0, 1.0)
-        self._image = image.twice_in_batch() if self._guided else image
-        self._text = generator.text_cache(self._both_branches(text), self._image.embeds)
+        self._image = image.repeated(len(self._branches))
+        self._text = generator.text_cache(self._branch_texts(text, negative_text), self._image.embeds)
         self.cache = KVCache(
             num_layers=generator.num_layers,
-            batch_size=text.shape[0] * (2 if self._guided else 1),
+            batch_size=text.shape[0] * len(self._branches),
             num_heads=generator.num_heads,
             head_dim=generator.head_dim,
             tokens_per_frame=generator.tokens_per_frame(*latent_shape[1:]),
@@ -112,12 +116,12 @@ class CausalRollout:
         if self._pending is None:
             return
         latents, action_modulation = self._pending
-        both, modulation = self._both_branches(latents), self._branch_modulation(action_modulation)
+        every, modulation = self._repeated(latents), self._branch_modulation(action_modulation)
         image_channels = self._image.of_frames(self.cache.block)
         if (captured := self._captured_pass()) is not None:
-            captured.write(both, modulation, image_channels)
+            captured.write(every, modulation, image_channels)
         else:
-            self.generator.write(both, self._text, self.cache, modulation, image_channels)
+            self.generator.write(every, self._text, self.cache, modulation, image_channels)
         self._pending = None
 
     def next_block(self, action_modulation: Tensor | None = None, known: Tensor | None = None) -> Tensor:
@@ -153,34 +157,39 @@ class CausalRollout:
         return self.noise(block, step)
 
     def _velocity(self, modulation: Tensor | None, known: Tensor | None, noisy: Tensor, timestep: float) -> Tensor:
-        both = self._both_branches(hold(noisy, known))
-        timesteps = torch.full(both.shape[:2], timestep, device=noisy.device)
+        every = self._repeated(hold(noisy, known))
+        timesteps = torch.full(every.shape[:2], timestep, device=noisy.device)
         if known is not None:
             timesteps[:, : known.shape[1]] = 0
         image_channels = self._image.of_frames(self.block)
         if (captured := self._captured_pass()) is not None:
-            velocity = captured.denoise(both, timesteps, modulation, image_channels)
+            velocity = captured.denoise(every, timesteps, modulation, image_channels)
         else:
-            velocity = self.generator.denoise(both, timesteps, self._text, self.cache, modulation, image_channels)
-        if not self._guided:
-            return velocity
-        with_action, without_action = velocity.chunk(2)
-        return guide(with_action, without_action, self.action_guidance_scale)
+            velocity = self.generator.denoise(every, timesteps, self._text, self.cache, modulation, image_channels)
+        return self.guidance.combine(velocity.chunk(len(self._branches)), timestep)
 
     def _captured_pass(self) -> CapturedPass | None:
         if self._captured is None and self._capture is not None and self.cache.is_full:
             self._captured = self._capture(self.generator, self._text, self.cache)
         return self._captured
 
-    def _both_branches(self, x: Tensor) -> Tensor:
-        return torch.cat([x, x]) if self._guided else x
+    def _repeated(self, x: Tensor) -> Tensor:
+        return torch.cat([x] * len(self._branches)) if len(self._branches) > 1 else x
+
+    def _branch_texts(self, text: Tensor, negative_text: Tensor | None) -> Tensor:
+        if negative_text is None:
+            if not all(branch.takes_prompt for branch in self._branches):
+                raise ValueError(
+                    "guidance by prompts needs negative_text, the encoded negative prompts [B, L, text_dim]"
+                )
+            negative_text = text
+        return join([text if branch.takes_prompt else negative_text for branch in self._branches])
 
     def _branch_modulation(self, action_modulation: Tensor | None) -> Tensor | None:
-        if action_modulation is None or self.action_guidance_scale == 0:
+        if action_modulation is None or not any(branch.takes_action for branch in self._branches):
             return None
-        if self._guided:
-            return torch.cat([action_modulation, torch.zeros_like(action_modulation)])
-        return action_modulation
+        nothing = torch.zeros_like(action_modulation)
+        return torch.cat([action_modulation if branch.takes_action else nothing for branch in self._branches])
 
 
 def _computed_dtype(like: Tensor) -> torch.dtype:

@@ -12,6 +12,7 @@ from lightning_action.diffusion.flow_matching import (
     FlowMatchSchedule,
     check_denoising_steps,
 )
+from lightning_action.diffusion.guidance import Guidance
 from lightning_action.diffusion.samplers import Sampler, euler, few_step
 from lightning_action.ranges import require_numbers
 
@@ -29,6 +30,10 @@ class Sampling:
         warp_denoising_step: Shift the timesteps of `denoising_step_list` by `timestep_shift`.
         action_guidance_scale: Weight w in `v_null + w (v_action - v_null)`, classifier-free guidance by actions (Ho &
             Salimans 2022); 1 is plain conditioning, at the cost of one pass.
+        prompt_guidance_scale: Weight w in `v_negative + w (v_prompt - v_negative)`, the same by prompts; released
+            many-step Wan models need about 5, distilled ones 1. See `diffusion.guidance` for both together.
+        negative_prompt: Prompt of what to go away from, where there is guidance by prompts.
+        guidance_interval: Lowest and highest timestep, in [0, 1000], at which there is guidance.
         num_initial_latents: Number of latent frames taken from the batch's video; the rest is generated. 0 starts from
             the prompt.
         seed: Random seed of the noise; each frame of each sample has its own stream.
@@ -43,6 +48,9 @@ class Sampling:
     denoising_step_list: list[float] | None = None
     warp_denoising_step: bool = True
     action_guidance_scale: float = 1.0
+    prompt_guidance_scale: float = 1.0
+    negative_prompt: str = ""
+    guidance_interval: tuple[float, float] = (0.0, float(NUM_TRAIN_TIMESTEPS))
     num_initial_latents: int = 1
     seed: int = 0
     context: BlockContext = "clean"
@@ -56,6 +64,11 @@ class Sampling:
         require_numbers({"num_initial_latents": self.num_initial_latents}, 0, whole=True)
         require_numbers({"sampling.seed": self.seed}, 0, 2**63 - 1, whole=True)
         require_numbers({"action_guidance_scale": self.action_guidance_scale})
+        require_numbers({"prompt_guidance_scale": self.prompt_guidance_scale})
+        low, high = self.guidance_interval
+        require_numbers({"guidance_interval[0]": low, "guidance_interval[1]": high}, 0, NUM_TRAIN_TIMESTEPS)
+        if low > high:
+            raise ValueError(f"guidance_interval goes from the lower timestep to the higher one, got {low}, {high}")
         if self.context not in get_args(BlockContext):
             raise ValueError(f"sampling.context must be clean or last_step, got {self.context!r}")
         if self.denoising_step_list is not None and self.first_num_inference_steps is not None:
@@ -65,6 +78,16 @@ class Sampling:
         for steps in (self.denoising_step_list, self.first_denoising_step_list):
             if steps is not None:
                 check_denoising_steps(steps)
+
+    @property
+    def guidance(self) -> Guidance:
+        """Guidance by prompts and actions."""
+        return Guidance(self.prompt_guidance_scale, self.action_guidance_scale, self.guidance_interval)
+
+    @property
+    def takes_negative_prompt(self) -> bool:
+        """Whether the negative prompt is asked for."""
+        return not all(branch.takes_prompt for branch in self.guidance.branches)
 
     @property
     def num_steps(self) -> int:

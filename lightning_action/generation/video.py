@@ -59,6 +59,7 @@ class VideoGenerator:
         initial: Tensor | None = None,
         first_noise: Tensor | None = None,
         image: ImageCondition = NO_IMAGE,
+        negative_text: Tensor | None = None,
     ) -> Iterator[Tensor]:
         """Generate a batch of videos block by block; asking for a block generates it.
 
@@ -70,6 +71,7 @@ class VideoGenerator:
             initial: Latents that the video starts with, `[B, F0, C, h, w]`.
             first_noise: Noise of the first denoising step, `[B, F, C, h, w]`, in place of that of `sample_id`.
             image: Condition that an image-to-video model sees besides.
+            negative_text: Encoded negative prompts, `[B, L, text_dim]`; only guidance by prompts needs them.
 
         Yields:
             Clean latents of a block, `[B, block, C, h, w]`, the initial ones first.
@@ -88,7 +90,8 @@ class VideoGenerator:
             noise if first_noise is None else starting_from(first_noise, noise),
             (shape[1], shape[2], shape[3]),
             num_frames,
-            action_guidance_scale=self.sampling.action_guidance_scale,
+            guidance=self.sampling.guidance,
+            negative_text=negative_text,
             image=image,
             context=self.sampling.context,
             first_sampler=self.sampling.first_sampler(self.schedule),

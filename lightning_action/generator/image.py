@@ -46,10 +46,10 @@ class ImageCondition:
         channels = None if self.channels is None else torch.cat([self.channels, self.channels], dim=1)
         return ImageCondition(channels, self.embeds)
 
-    def twice_in_batch(self) -> ImageCondition:
-        """Repeat everything for two branches of guidance that show the same image."""
-        twice = (None if part is None else torch.cat([part, part]) for part in (self.channels, self.embeds))
-        return ImageCondition(*twice)
+    def repeated(self, times: int) -> ImageCondition:
+        """Repeat everything along the batch, for branches of guidance that show the same image."""
+        parts = (self.channels, self.embeds)
+        return ImageCondition(*(None if part is None else torch.cat([part] * times) for part in parts))
 
 
 NO_IMAGE = ImageCondition()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class EmbeddedPrompt(NamedTuple):
@@ -43,6 +45,12 @@ def require_text(text: Tensor, text_len: int, text_dim: int) -> None:
             f"text must be [B, at most {text_len}, {text_dim}], got {list(text.shape)}: the text encoder and the "
             "generator do not belong together"
         )
+
+
+def join(texts: Sequence[Tensor]) -> Tensor:
+    """Join encoded prompts `[B, L, text_dim]` of other lengths along the batch; zeros stand past each one's end."""
+    longest = max(text.shape[1] for text in texts)
+    return torch.cat([functional.pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts])
 
 
 def pad(text: Tensor, text_len: int) -> Tensor:

@@ -23,7 +23,7 @@ from lightning_action.generation.video import VideoGenerator, whole_video
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.pipeline.inputs import ActionInputs, check_latents, check_prompts, given_modulation
+from lightning_action.pipeline.inputs import ActionInputs, check_embeds, check_latents, check_prompts, given_modulation
 from lightning_action.pipeline.parts import (
     parts_of_adapter,
     parts_of_release,
@@ -194,6 +194,7 @@ class ActionCausalInferencePipeline(nn.Module):
         low_memory: bool = False,
         sample_id: Sequence[int] | None = None,
         image: ImageCondition = NO_IMAGE,
+        negative_prompt_embeds: Tensor | None = None,
     ) -> Any:
         """Generate the videos of a batch.
 
@@ -215,6 +216,8 @@ class ActionCausalInferencePipeline(nn.Module):
                 after the KV cache was freed.
             sample_id: Number of each video, to which the noise of later steps belongs; 0 ... B - 1 if not given.
             image: Condition that an image-to-video model sees besides, for all F0 + F frames.
+            negative_prompt_embeds: Encoded negative prompts `[B, L, text_dim]`, in place of `sampling.negative_prompt`;
+                only guidance by prompts looks at them.
 
         Returns:
             Video `[B, T, 3, H, W]` in [0, 1] with T = 1 + r (F0 + F - 1); with `return_latents` and `profile` a tuple
@@ -228,6 +231,9 @@ class ActionCausalInferencePipeline(nn.Module):
         check_latents(noise, initial_latent, self.generator)
         samples = range(len(noise)) if sample_id is None else sample_id
         check_prompts(text_prompts, prompt_embeds, samples, len(noise), self.generator)
+        if negative_prompt_embeds is not None:
+            check_embeds("negative_prompt_embeds", negative_prompt_embeds, len(noise), self.generator)
+        encodes_negative = self.sampling.takes_negative_prompt and negative_prompt_embeds is None
         weight = self._weight
         initial = (noise[:, :0] if initial_latent is None else initial_latent).to(weight)
         start = torch.cat([initial, noise.to(weight)], dim=1)
@@ -237,16 +243,21 @@ class ActionCausalInferencePipeline(nn.Module):
         modulation: Tensor | BlockModulation | None = None
         if action_inputs and self._hook is None:
             modulation = given_modulation(action_inputs, self._conditioning, self.generator, start, num_initial)
-        self._load(prompt_embeds is None, low_memory)
+        self._load(prompt_embeds is None or encodes_negative, low_memory)
 
         clock = Clock(weight.device)
         encode_text = clock.timed("text", self._encode_text)
         text = encode_text(text_prompts, low_memory) if prompt_embeds is None else prompt_embeds.to(weight)
+        if encodes_negative:
+            negative_prompt_embeds = encode_text([self.sampling.negative_prompt] * len(noise), low_memory)
+        negative = None if negative_prompt_embeds is None else negative_prompt_embeds.to(weight)
         if modulation is None:
             modulation = self._decided_modulation(action_inputs, text)
         shape = (num_frames, start.shape[2], start.shape[3], start.shape[4])
         known = initial if num_initial else None
-        blocks = clock.blocks(videos.stream_latents(text, samples, shape, modulation, known, start, image.to(start)))
+        blocks = clock.blocks(
+            videos.stream_latents(text, samples, shape, modulation, known, start, image.to(start), negative)
+        )
         if low_memory:
             blocks = iter(list(blocks))
         decode = clock.timed("vae", self.frozen.decoder(weight.device))

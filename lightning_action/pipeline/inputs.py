@@ -64,13 +64,18 @@ def check_prompts(
                 f"prompt_embeds; got {prompts!r}"
             )
         return
+    check_embeds("prompt_embeds", embeds, batch_size, generator)
+
+
+def check_embeds(name: str, embeds: Tensor, batch_size: int, generator: CausalWanModel) -> None:
+    """Refuse encoded prompts that are not those of a batch of `batch_size`. Raises as `check_prompts`."""
     shape = list(embeds.shape)
     if embeds.ndim != 3 or shape[0] != batch_size or shape[1] > generator.text_len or shape[2] != generator.text_dim:
         raise ValueError(
-            f"prompt_embeds must be [{batch_size}, at most {generator.text_len}, {generator.text_dim}], got {shape}"
+            f"{name} must be [{batch_size}, at most {generator.text_len}, {generator.text_dim}], got {shape}"
         )
     if not bool(torch.isfinite(embeds).all()):
-        raise ValueError("prompt_embeds hold NaN or infinity")
+        raise ValueError(f"{name} hold NaN or infinity")
 
 
 def given_modulation(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
+from lightning_action.diffusion.guidance import Guidance
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import Sampler, euler, few_step
 from lightning_action.generation.rollout import CausalRollout
@@ -28,11 +29,11 @@ def session(
     num_frames: int,
     sampler: Sampler = FEW,
     samples: tuple[int, ...] = (4, 9),
-    guidance: float = 1.0,
+    action_guidance_scale: float = 1.0,
     image: ImageCondition = NO_IMAGE,
     shape: tuple[int, int, int] = SHAPE,
     **settings: Any,
 ) -> CausalRollout:
     noise = frame_noise(7, samples, shape, text.device, text.dtype)
-    named = {"action_guidance_scale": guidance, "image": image, **settings}
+    named = {"guidance": Guidance(action_scale=action_guidance_scale), "image": image, **settings}
     return CausalRollout(generator, text, causality, sampler, noise, shape, num_frames, **named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,3 +110,32 @@ def test_a_rollout_without_clean_passes_is_trained_for() -> None:
     assert ready(sampling=sampling, objective="diffusion_forcing")[0].losses.past_timesteps is None
     with pytest.raises(ValueError, match="past_noise is for sampling.context clean"):
         ready(sampling=sampling, past_noise=0.5)
+
+
+def test_samples_lose_their_prompts_by_chance() -> None:
+    module, batch = ready()
+    given = encoded(module, batch)
+    # Shorter than the prompts: what is joined has one length.
+    no_prompt = torch.randn(1, 2, 6)
+
+    def loss(prompt_dropout: float, number: int) -> torch.Tensor:
+        return module.losses.of_training(given, 0, number, 0.0, prompt_dropout, no_prompt).per_sample.detach()
+
+    empty = replace(given, text=torch.cat([no_prompt.expand(2, -1, -1), torch.zeros(2, 2, 6)], dim=1))
+    outcomes = set()
+    for number in range(12):
+        kept = training_loss(module, batch, batch_idx=number).per_sample.detach()
+        lost = module.losses.of_training(empty, 0, number, 0.0).per_sample.detach()
+        assert torch.equal(loss(0.0, number), kept) and torch.equal(loss(1.0, number), lost)
+        assert not torch.isclose(kept, lost, rtol=1e-6).any()
+        some = loss(0.5, number)
+        assert all(bool(torch.isclose(some[i], kept[i]) | torch.isclose(some[i], lost[i])) for i in range(2))
+        outcomes.add(tuple(torch.isclose(some, lost, rtol=1e-6).tolist()))
+    assert len(outcomes) == 4, "each sample by a chance of its own"
+
+
+def test_a_fit_shows_empty_prompts() -> None:
+    (blind, batch), (plain, _) = ready(prompt_dropout_prob=1.0, action_dropout_prob=0.0), ready(action_dropout_prob=0.0)
+    cases = ((blind, batch), (plain, {**batch, "prompt": [""] * 2}), (plain, batch))
+    blinded, without, given = (module.training_step(shown, 0)["loss"] for module, shown in cases)
+    assert torch.equal(blinded, without) and not torch.equal(without, given)

@@ -242,6 +242,22 @@ def test_a_module_can_be_copied_in_a_fit(tmp_path: Path) -> None:
     assert copied.copies[0].state_dict().keys() == module.state_dict().keys()
 
 
+def test_guidance_by_prompts_goes_away_from_the_negative_one() -> None:
+    def generated(**settings: Any) -> Tensor:
+        module, batch = ready(sampling=Sampling(num_inference_steps=2, **settings))
+        return module.generate(batch)
+
+    plain = generated()
+    assert torch.equal(generated(prompt_guidance_scale=1.0, negative_prompt="dark"), plain)
+    pushed = generated(prompt_guidance_scale=4.0)
+    assert not torch.equal(pushed, plain)
+    assert not torch.equal(generated(prompt_guidance_scale=4.0, negative_prompt="dark"), pushed)
+    never = generated(prompt_guidance_scale=4.0, guidance_interval=(0.0, 0.0))
+    torch.testing.assert_close(never, plain, atol=1e-5, rtol=0)
+    both = generated(prompt_guidance_scale=4.0, action_guidance_scale=2.0)
+    assert not torch.equal(both, pushed) and not torch.equal(both, generated(action_guidance_scale=2.0))
+
+
 def test_latents_that_are_not_whole_blocks_are_refused() -> None:
     module, batch = ready(causality=BlockCausality(3))
     with pytest.raises(ValueError, match="5 latent frames .* not a whole number of blocks"):

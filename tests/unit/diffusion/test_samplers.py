@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
-from lightning_action.diffusion.samplers import euler, few_step, guide
+from lightning_action.diffusion.samplers import euler, few_step
 
 SHAPE = (2, 3, 4, 1, 5)
 SCHEDULE = FlowMatchSchedule(5.0)
@@ -60,10 +58,3 @@ def test_few_step_noises_again_with_fresh_noise_of_each_step() -> None:
     assert asked == [0, 1, 2]
     sigma = SCHEDULE.sigma_at(torch.tensor(750.0)).double()
     torch.testing.assert_close(inputs[1], (1 - sigma) * inputs[0] + sigma * noise(1), atol=1e-7, rtol=0)
-
-
-def test_guidance() -> None:
-    action, null = noise(1), noise(2)
-    assert torch.equal(guide(action, null, 0.0), null)
-    torch.testing.assert_close(guide(action, null, 1.0), action)
-    torch.testing.assert_close(partial(guide, scale=3.0)(action, null), 3 * action - 2 * null)

@@ -46,7 +46,7 @@ def test_one_graph_serves_all_steps_of_all_blocks(context: str, guidance: float)
         return graph.forward
 
     torch.compiler.reset()
-    settings = {"guidance": guidance, "context": context}
+    settings = {"action_guidance_scale": guidance, "context": context}
     plain = session(generator, x["text"], causality, LENGTH, **settings)
     expected = video(plain, x["modulation"])
     assert (expected - video(session(generator, x["text"], causality, LENGTH, **settings), None)).abs().max() > 1e-3

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_action.diffusion.guidance import Guidance
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import Sampler
 from lightning_action.generation.rollout import CausalRollout, rollout
@@ -173,7 +174,7 @@ def test_held_frames_under_guidance() -> None:
     causality, initial = BlockCausality(3), x["clean"][:, :1]
 
     def guided(scale: float, modulation: Tensor | None) -> Tensor:
-        return video(session(generator, x["text"], causality, 6, guidance=scale), 6, modulation, initial)
+        return video(session(generator, x["text"], causality, 6, action_guidance_scale=scale), 6, modulation, initial)
 
     plain = guided(1.0, x["modulation"])
     torch.testing.assert_close(guided(1.0 + 1e-9, x["modulation"]), plain, atol=1e-5, rtol=0)
@@ -189,7 +190,7 @@ def test_image_to_video_model(guidance: float) -> None:
     causality = BlockCausality(3, 6, 3)
 
     def of_image(image: ImageCondition) -> Tensor:
-        run = session(generator, x["text"], causality, 9, guidance=guidance, image=image)
+        run = session(generator, x["text"], causality, 9, action_guidance_scale=guidance, image=image)
         return video(run, 9, x["modulation"], x["clean"][:, :1])
 
     slow = recomputing_rollout(generator, x["text"], causality, 9, FEW, x["modulation"], x["clean"][:, :1], image)
@@ -245,7 +246,7 @@ def test_guidance() -> None:
     causality = BlockCausality(2, 4)
 
     def guided(scale: float, modulation: Tensor | None) -> Tensor:
-        return video(session(generator, x["text"], causality, 6, guidance=scale), 6, modulation)
+        return video(session(generator, x["text"], causality, 6, action_guidance_scale=scale), 6, modulation)
 
     plain, null = guided(1.0, x["modulation"]), guided(1.0, None)
     assert torch.equal(guided(0.0, x["modulation"]), null), "w = 0 ignores the action"
@@ -254,6 +255,47 @@ def test_guidance() -> None:
     torch.testing.assert_close(guided(1e-9, x["modulation"]), null, atol=1e-5, rtol=0)
     distances = [(guided(w, x["modulation"]) - null).abs().mean().item() for w in (0.5, 1.0, 2.0)]
     assert distances == sorted(distances) and distances[0] > 1e-3
+
+
+@pytest.mark.parametrize(("action_scale", "is_longer"), [(1.0, True), (1.0, False), (2.5, True)])
+@torch.no_grad()
+def test_guidance_by_prompts_is_that_of_passes_over_the_whole_past(action_scale: float, is_longer: bool) -> None:
+    """Each branch has a cache of its own, with its own prompt and actions."""
+    generator, x, causality = small_generator(text_len=60), small_inputs(6), BlockCausality(2)
+    negative = torch.randn(2, 9 if is_longer else 3, 9)
+    guidance = Guidance(3.0, action_scale, (300.0, 1000.0))
+    run = session(generator, x["text"], causality, 6, FEW, guidance=guidance, negative_text=negative)
+    found = video(run, 6, x["modulation"])
+    actions = x["modulation"]
+    conditions = [(x["text"], actions), (negative, actions), (x["text"], torch.zeros_like(actions))]
+    past = found[:, :0]
+    noise = frame_noise(7, (4, 9), SHAPE)
+    for block in causality.split(6):
+
+        def velocity(noisy: Tensor, timestep: float, past: Tensor = past, block: range = block) -> Tensor:
+            latents, times = torch.cat([past, noisy], dim=1), torch.zeros(2, block.stop)
+            times[:, block.start :] = timestep
+            each = [
+                generator.block_causal(latents, times, text, causality, modulation[:, : block.stop])[:, block.start :]
+                for text, modulation in conditions[: len(guidance.branches)]
+            ]
+            return guidance.combine(each, timestep)
+
+        past = torch.cat([past, FEW(velocity, partial(noise, block))], dim=1)
+    torch.testing.assert_close(found, past, atol=2e-5, rtol=0)
+    plain = video(session(generator, x["text"], causality, 6, FEW), 6, x["modulation"])
+    assert (found - plain).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_guidance_by_prompts_needs_a_negative_one() -> None:
+    generator, x = small_generator(), small_inputs(2)
+    with pytest.raises(ValueError, match="guidance by prompts needs negative_text"):
+        session(generator, x["text"], BlockCausality(2), 2, guidance=Guidance(2.0))
+    # Without the prompt, it is the video of the negative one, to the bit.
+    negative = torch.randn(2, 6, 9)
+    without = session(generator, x["text"], BlockCausality(2), 2, guidance=Guidance(0.0), negative_text=negative)
+    assert torch.equal(video(without, 2), video(session(generator, negative, BlockCausality(2), 2), 2))
 
 
 @torch.no_grad()

@@ -48,6 +48,10 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         Sampling(num_inference_steps=0)
     with pytest.raises(ValueError, match="num_initial_latents must be a whole number of at least 0, got -1"):
         Sampling(num_initial_latents=-1)
+    with pytest.raises(ValueError, match="from the lower timestep to the higher one, got 600, 500"):
+        Sampling(guidance_interval=(600, 500))
+    with pytest.raises(ValueError, match="guidance_interval"):
+        Sampling(guidance_interval=(0, 1001))
     with pytest.raises(ValueError, match="denoising_step_list must fall"):
         Sampling(denoising_step_list=[500, 750])
 

@@ -138,7 +138,7 @@ def test_mask_and_latents() -> None:
 
 def test_condition_for_two_halves() -> None:
     _, image = generator_and_image()
-    twice_in_time, twice_in_batch = image.twice_in_time(), image.twice_in_batch()
+    twice_in_time, twice_in_batch = image.twice_in_time(), image.repeated(2)
     assert twice_in_time.channels is not None and twice_in_time.channels.shape == (2, 12, 8, 4, 3)
     assert twice_in_time.embeds is image.embeds
     assert twice_in_batch.channels is not None and twice_in_batch.channels.shape == (4, 6, 8, 4, 3)

@@ -549,8 +549,9 @@ def test_latents_that_are_not_finite_are_an_error() -> None:
 
 
 def test_it_generates_what_the_lightning_module_does() -> None:
-    """Bit for bit, from the module's own starting noise: raw actions, a known start, guidance."""
-    sampling = Sampling(denoising_step_list=[1000, 600], seed=7, action_guidance_scale=1.5)
+    """Bit for bit, from the module's own starting noise: raw actions, a known start, guidance by both."""
+    guidance: dict[str, Any] = {"prompt_guidance_scale": 3.0, "negative_prompt": "dark", "action_guidance_scale": 1.5}
+    sampling = Sampling(denoising_step_list=[1000, 600], seed=7, **guidance)
     schema = ActionSchema([ActionPart(size=1)])
     module = ActionVideoModule(
         small_generator,
@@ -578,13 +579,18 @@ def test_it_generates_what_the_lightning_module_does() -> None:
         sampling=sampling,
         schema=schema,
     )
-    out = latents(
-        made,
-        frame_noise(7, (4, 9), SHAPE)(range(1, 6), 0),
-        action_inputs=made.encode_actions(rows, 6),
-        initial_latent=made.encode_video(batch["video"]),
-        sample_id=[4, 9],
-    )
+    given = {
+        "action_inputs": made.encode_actions(rows, 6),
+        "initial_latent": made.encode_video(batch["video"]),
+        "sample_id": [4, 9],
+    }
+    noise = frame_noise(7, (4, 9), SHAPE)(range(1, 6), 0)
+    out = latents(made, noise, **given)
+    dark, bright = (made.frozen.encode_text([prompt] * 2) for prompt in ("dark", "bright"))
+    assert torch.equal(latents(made, noise, **given, negative_prompt_embeds=dark), out)
+    assert not torch.equal(latents(made, noise, **given, negative_prompt_embeds=bright), out)
+    with pytest.raises(ValueError, match="negative_prompt_embeds must be"):
+        latents(made, noise, **given, negative_prompt_embeds=dark[:1])
     expected, other = (
         torch.cat(list(module.eval().stream_latents({**batch, "action": action})), dim=1) for action in (rows, -rows)
     )
