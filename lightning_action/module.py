@@ -18,7 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_action.batch import Batch, first_samples, has_actions, kinds_in
 from lightning_action.checkpoints.lora import split_parameters
 from lightning_action.diffusion.objectives import OBJECTIVES, teacher_forcing, training_visibility
-from lightning_action.evaluation.obedience import ObedienceTest, StateReader, wins
+from lightning_action.evaluation.loss_gap import wins
+from lightning_action.evaluation.obedience import ObedienceTest, StateReader
 from lightning_action.evaluation.report import format_table, write_report
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.cost import training_flops

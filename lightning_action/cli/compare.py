@@ -22,9 +22,9 @@ from lightning_action.cli.text_table import text_table
 from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, add_noise
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import Noise, Velocity
-from lightning_action.evaluation.action_following import psnr
 from lightning_action.evaluation.obedience import ObedienceTest, StateReader
 from lightning_action.evaluation.report import Report, format_table, null_where_undefined
+from lightning_action.evaluation.video_quality import psnr
 from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.module import ActionVideoModule

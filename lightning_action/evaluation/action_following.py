@@ -133,9 +133,3 @@ def correlation(a: Tensor, b: Tensor) -> float:
     a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
     scale = a.norm() * b.norm()
     return (a @ b / scale).item() if scale > 0 else 0.0
-
-
-def psnr(predicted: Tensor, target: Tensor) -> Tensor:
-    """Compute the peak signal-to-noise ratio in dB of each leading index of `[..., 3, H, W]`, values in [0, 1]."""
-    error = (predicted - target).square().mean(dim=(-3, -2, -1))
-    return -10 * error.clamp_min(1e-10).log10()

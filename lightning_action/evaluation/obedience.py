@@ -20,8 +20,10 @@ from lightning_action.batch import (
     other_actions,
     without_actions,
 )
-from lightning_action.evaluation.action_following import ActionFollowing, psnr
+from lightning_action.evaluation.action_following import ActionFollowing
+from lightning_action.evaluation.loss_gap import wins
 from lightning_action.evaluation.report import Report
+from lightning_action.evaluation.video_quality import DeltaPsnr
 
 BASELINES = ("copy_first_frame", "ignore_actions")
 
@@ -38,9 +40,7 @@ class StateReader(Protocol):
 class Evaluator(nn.Module):
     """Gathers the figures of one way of predicting videos, over batches and ranks.
 
-    `delta_psnr` is the controllability of Genie (Bruce et al. 2024, arXiv:2402.15391): PSNR under the true actions
-    minus PSNR under other ones, both against the true video. Genie takes it at t = 4, which is the last pixel frame of
-    the first generated latent frame; the mean over all generated frames stands beside it.
+    Genie's delta PSNR is taken at the last pixel frame of the first generated latent frame, which is its t = 4.
 
     Args:
         temporal_compression_ratio: Number of pixel frames of a latent frame.
@@ -49,22 +49,14 @@ class Evaluator(nn.Module):
 
     def __init__(self, temporal_compression_ratio: int, num_initial_frames: int) -> None:
         super().__init__()
-        self.first_block_end = num_initial_frames - 1 + temporal_compression_ratio
-        self.num_initial_frames = num_initial_frames
         self.following = ActionFollowing(temporal_compression_ratio, num_initial_frames)
-        self.psnr = MeanMetric()
-        self.delta_psnr = MeanMetric()
-        self.delta_psnr_all_frames = MeanMetric()
+        self.delta_psnr = DeltaPsnr(num_initial_frames - 1 + temporal_compression_ratio, num_initial_frames)
         self.wins = MeanMetric()
         self.relative_gap = MeanMetric()
 
     def update_videos(self, truth: Tensor, video: Tensor, video_other: Tensor) -> None:
         """Compare videos `[B, T, 3, H, W]` in [0, 1]: generated under the true and under other actions, same noise."""
-        quality = psnr(video, truth)[:, self.num_initial_frames :]
-        delta = quality - psnr(video_other, truth)[:, self.num_initial_frames :]
-        self.psnr.update(quality)
-        self.delta_psnr_all_frames.update(delta)
-        self.delta_psnr.update(delta[:, self.first_block_end - self.num_initial_frames])
+        self.delta_psnr.update(truth, video, video_other)
 
     def update_losses(self, true: Tensor, other: Tensor) -> None:
         """Compare matched losses `[B]`; a tie counts half."""
@@ -74,9 +66,7 @@ class Evaluator(nn.Module):
     def compute(self) -> Report:
         """Compute the figures, by the names of the report."""
         report: Report = {
-            "delta_psnr_db": self.delta_psnr.compute().item(),
-            "delta_psnr_all_frames_db": self.delta_psnr_all_frames.compute().item(),
-            "psnr_db": self.psnr.compute().item(),
+            **self.delta_psnr.compute(),
             "shuffle_win_rate": self.wins.compute().item(),
             "shuffle_relative_gap": self.relative_gap.compute().item(),
         }
@@ -193,14 +183,6 @@ class ObedienceTest:
             positions, found = self._read_positions(from_unit_range(video), batch)
             target = batch["position"]
             evaluator.following.update(positions.to(target), target, found.to(target.device))
-
-
-def wins(true: Tensor, other: Tensor) -> Tensor:
-    """Score 1 where the loss under the true actions is the lower one, 0.5 at a tie, else 0; `[B]`.
-
-    The mean over losses that are matched in sample, noise and timestep is the win rate; chance is 0.5.
-    """
-    return (true < other).float() + 0.5 * (true == other).float()
 
 
 def copy_of_first_frames(truth: Tensor, num_initial_frames: int) -> Tensor:

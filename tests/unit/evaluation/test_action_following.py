@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +15,6 @@ from lightning_action.evaluation.action_following import (
     hold_last_found,
     identity_r2,
     lag_frames,
-    psnr,
     sign_accuracy,
 )
 
@@ -223,26 +220,3 @@ def test_correlation_needs_variation() -> None:
     steps = torch.tensor([1.0, 2.0, 4.0])
     assert correlation(steps, 3 - 2 * steps) == pytest.approx(-1)
     assert correlation(steps, torch.ones(3)) == 0
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (lambda shape: torch.full(shape, 0.1), 20.0),
-        (lambda shape: torch.full(shape, -0.01), 40.0),
-        (torch.zeros, 100.0),
-    ],
-)
-def test_psnr_of_an_even_error(error: Callable[[tuple[int, ...]], Tensor], expected: float) -> None:
-    target = torch.full((2, 5, 3, 4, 6), 0.5)
-    result = psnr(target + error(tuple(target.shape)), target)
-    torch.testing.assert_close(result, torch.full((2, 5), expected), atol=1e-4, rtol=0)
-
-
-def test_psnr_is_of_each_frame_alone() -> None:
-    target = torch.zeros(2, 5, 3, 4, 6)
-    predicted = target.clone()
-    predicted[1, 3, 2, 0, 5] = 1.0  # one of 72 values
-    expected = torch.full((2, 5), 100.0)
-    expected[1, 3] = 10 * np.log10(72)
-    torch.testing.assert_close(psnr(predicted, target), expected, atol=1e-4, rtol=0)
