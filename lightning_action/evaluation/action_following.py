@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+
+from lightning_action.evaluation.episode_metric import EpisodeMetric, mean
 
 MAX_LAG = 8
 
 
-class ActionFollowing(Metric):
-    """State recovery: sign accuracy, gain, R^2, lag and position error of generated motion.
+class ActionFollowing(EpisodeMetric):
+    """State recovery: what the object did, against what the actions said, by a simulator that knows it.
 
-    Average and final displacement error, `ade_px` and `fde_px`, are those of trajectory forecasting (Gupta et al. 2018,
-    arXiv:1803.10892, section 4). A displacement is that of the object over one latent frame. Positions where the object
-    was not found repeat the last place it was seen, so a vanished object counts as one that stood still; `missing_rate`
+    A displacement is that of the object over one latent frame, unless said otherwise. Positions where the object was
+    not found repeat the last place it was seen, so a vanished object counts as one that stood still; `missing_rate`
     says how often that was.
+
+    - `gain_x`, `r2_x`: least-squares slope of generated on true displacement, and R^2 of that line; ideal 1, blind 0.
+      `identity_r2_x` fits no line, so that a wrong gain counts. The same for y.
+    - `sign_accuracy`: share of displacements per axis with the right sign; ideal 1, chance 0.5, standing still 0.
+    - `ade_px`, `fde_px`: average and final displacement error of trajectory forecasting (Gupta et al. 2018,
+      arXiv:1803.10892, section 4); ideal 0. Where nothing should move, the latter is the drift.
+    - `lag_frames`: shift of highest correlation, as time delays are found (Knapp and Carter 1976,
+      doi:10.1109/TASSP.1976.1162830); ideal 0, above 0 where generated motion comes late.
+    - `cross_talk_x_to_y`: pixels along y for each pixel that was commanded along x, all else equal, and the other way
+      round; ideal 0, 1 where the axes are swapped. With the gains it is the matrix of slopes.
+    - `gain_speed_q1` to `_q4`, `r2_...`, `sign_accuracy_...`: both axes together, by quartile of the true speed, from
+      the slowest; those where nothing should move are left out. `speed_q1_px` is the mean speed, in pixels a latent
+      frame.
+    - `response_phase_1` to `_r`: slope of the displacement over a latent frame on the true displacement in each of its
+      r pixel frames, all else equal; ideal 1 each. A model that uses only the last of four actions has 0 in the first
+      three; one that comes a frame late has 0 in the last.
 
     Args:
         temporal_compression_ratio: Number of pixel frames of a latent frame.
@@ -26,18 +43,14 @@ class ActionFollowing(Metric):
     """
 
     predicted: list[Tensor]
-    target: list[Tensor]
-    found: list[Tensor]
 
     def __init__(
         self, temporal_compression_ratio: int = 4, num_initial_frames: int = 1, threshold_px: float = 1.0, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(["predicted", "target", "found"], **kwargs)
         self.temporal_compression_ratio = temporal_compression_ratio
         self.num_initial_frames = num_initial_frames
         self.threshold_px = threshold_px
-        for name in ("predicted", "target", "found"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, predicted: Tensor, target: Tensor, found: Tensor) -> None:
         """Add videos.
@@ -48,16 +61,11 @@ class ActionFollowing(Metric):
             found: True where the object was there, `[B, T]` bool.
         """
         start = self.num_initial_frames - 1
-        self.predicted.append(hold_last_found(predicted, found)[:, start:])
-        self.target.append(target[:, start:])
-        self.found.append(found[:, start + 1 :])
+        held = hold_last_found(predicted, found)
+        self._add(predicted=held[:, start:], target=target[:, start:], found=found[:, start + 1 :])
 
-    def compute(self) -> dict[str, float]:
-        """Compute all figures; the functions of this module have the formulas."""
-        predicted, target, found = (
-            torch.cat(state) if isinstance(state, list) else state
-            for state in (self.predicted, self.target, self.found)
-        )
+    def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
+        predicted, target, found = (episodes[name] for name in self.names)
         ratio = self.temporal_compression_ratio
         moved, should_move = (positions[:, ::ratio].diff(dim=1) for positions in (predicted, target))
         error = (predicted - target)[:, 1:].norm(dim=-1)
@@ -74,7 +82,18 @@ class ActionFollowing(Metric):
             result[f"gain_{name}"], result[f"r2_{name}"] = gain_and_r2(*pair)
             result[f"identity_r2_{name}"] = identity_r2(*pair)
             result[f"sign_accuracy_{name}"] = sign_accuracy(*pair, self.threshold_px)
-        return result
+        return {
+            **result,
+            **cross_talk(moved, should_move),
+            **by_speed(moved, should_move, self.threshold_px),
+            **response_by_phase(moved, target, ratio),
+        }
+
+    def per_episode(self) -> dict[str, Tensor]:
+        episodes = self.episodes()
+        count = len(episodes["target"])
+        each = [self.figures({name: values[i : i + 1] for name, values in episodes.items()}) for i in range(count)]
+        return {name: torch.tensor([figures[name] for figures in each]) for name in (each[0] if each else ())}
 
 
 def hold_last_found(positions: Tensor, found: Tensor) -> Tensor:
@@ -126,6 +145,62 @@ def lag_frames(predicted: Tensor, target: Tensor, max_lag: int = MAX_LAG) -> int
         early = target[:, max(-lag, 0) : steps + min(-lag, 0)]
         scores[lag] = correlation(late.flatten(), early.flatten())
     return max(scores, key=lambda lag: (scores[lag], -abs(lag)))
+
+
+def cross_talk(predicted: Tensor, target: Tensor) -> dict[str, float]:
+    """Compute how much moves along one axis for each pixel that the other one should, of displacements `[..., 2]`."""
+    commands = target.flatten(end_dim=-2)
+    from_x_and_y = [partial_slopes(predicted[..., axis].flatten(), commands) for axis in range(2)]
+    return {"cross_talk_x_to_y": from_x_and_y[1][0], "cross_talk_y_to_x": from_x_and_y[0][1]}
+
+
+def by_speed(predicted: Tensor, target: Tensor, threshold: float) -> dict[str, float]:
+    """Compute gain, R^2 and sign accuracy in each quartile of the true speed, of displacements `[..., 2]`."""
+    predicted, target = predicted.flatten(end_dim=-2), target.flatten(end_dim=-2)
+    speed = target.norm(dim=-1)
+    predicted, target, speed = (each[speed > 0] for each in (predicted, target, speed))
+    borders = speed.quantile(torch.tensor([0.25, 0.5, 0.75]).to(speed)) if len(speed) else speed.new_zeros(3)
+    quartile = torch.bucketize(speed, borders)
+    result = {}
+    for index in range(4):
+        inside = quartile == index
+        pair = predicted[inside].flatten(), target[inside].flatten()
+        gain, r2 = gain_and_r2(*pair)
+        result[f"speed_q{index + 1}_px"] = mean(speed[inside])
+        result[f"gain_speed_q{index + 1}"] = gain
+        result[f"r2_speed_q{index + 1}"] = math.nan if math.isnan(gain) else r2
+        result[f"sign_accuracy_speed_q{index + 1}"] = sign_accuracy(*pair, threshold)
+    return result
+
+
+def response_by_phase(moved: Tensor, target: Tensor, temporal_compression_ratio: int) -> dict[str, float]:
+    """Compute the part that the true motion in each pixel frame of a latent frame has in the generated one over it.
+
+    Args:
+        moved: Generated displacements over latent frames, `[B, F, 2]`.
+        target: True positions from the pixel frame at which they begin, `[B, 1 + r F, 2]` or longer.
+        temporal_compression_ratio: Number r of pixel frames of a latent frame.
+    """
+    count = moved.shape[1] * temporal_compression_ratio
+    steps = target.diff(dim=1)[:, :count].unflatten(1, (-1, temporal_compression_ratio))
+    slopes = partial_slopes(moved.flatten(), steps.movedim(2, -1).flatten(end_dim=-2))
+    return {f"response_phase_{phase}": slope for phase, slope in enumerate(slopes, start=1)}
+
+
+def partial_slopes(predicted: Tensor, target: Tensor) -> list[float]:
+    """Fit the slopes of one variable on several others, by least squares and with an intercept.
+
+    Args:
+        predicted: Values of the one, `[n]`.
+        target: Values of the others, `[n, k]`.
+
+    Returns:
+        Slopes `[k]`, NaN where the values do not tell them: one does not vary, or only together with others.
+    """
+    x, y = (values.double().cpu() for values in (target, predicted))
+    inverse = torch.linalg.pinv(x - x.mean(dim=0), rtol=1e-4)
+    told = (inverse @ x).diagonal() > 0.999
+    return torch.where(told, inverse @ (y - y.mean()), math.nan).tolist()
 
 
 def correlation(a: Tensor, b: Tensor) -> float:

@@ -15,8 +15,10 @@ from lightning_action.evaluation.action_following import (
     hold_last_found,
     identity_r2,
     lag_frames,
+    partial_slopes,
     sign_accuracy,
 )
+from tests.support.moving_dot import assert_ranks_are_one
 
 BATCH, RATIO, NUM_LATENTS = 3, 4, 8
 NUM_FRAMES = 1 + RATIO * (NUM_LATENTS - 1)
@@ -40,11 +42,21 @@ def figures(predicted: Tensor, target: Tensor, found: Tensor | None = None, **ar
     return result
 
 
+def response(*slopes: float) -> dict[str, float]:
+    return {f"response_phase_{phase}": float(slope) for phase, slope in enumerate(slopes, start=1)}
+
+
 def test_a_perfect_prediction() -> None:
     result = figures(motion(), motion())
     ones = {f"{name}_{axis}": 1.0 for name in ("gain", "r2", "identity_r2", "sign_accuracy") for axis in "xy"}
     zeros = {"ade_px": 0.0, "fde_px": 0.0, "lag_frames": 0.0, "missing_rate": 0.0}
-    assert result == {**ones, **zeros, "sign_accuracy": 1.0, "episodes": 3.0}
+    exact = {**ones, **zeros, "sign_accuracy": 1.0, "episodes": 3.0}
+    assert {name: result[name] for name in exact} == exact
+    by_speed = {f"{name}_speed_q{q}": 1.0 for name in ("gain", "r2", "sign_accuracy") for q in range(1, 5)}
+    fitted = {**by_speed, **response(1, 1, 1, 1), "cross_talk_x_to_y": 0.0, "cross_talk_y_to_x": 0.0}
+    assert {name: result[name] for name in fitted} == pytest.approx(fitted, abs=1e-12)
+    speeds = [result[f"speed_q{q}_px"] for q in range(1, 5)]
+    assert sorted(speeds) == speeds and len(result) == len(exact) + len(fitted) + len(speeds)
 
 
 def test_half_the_motion() -> None:
@@ -72,7 +84,8 @@ def test_the_opposite_motion() -> None:
 def test_no_motion_at_all() -> None:
     target = motion()
     result = figures(target[:, :1].expand_as(target), target)
-    for name in ("sign_accuracy", "gain_x", "gain_y", "r2_x", "r2_y", "lag_frames"):
+    zeros = ("sign_accuracy", "gain_x", "gain_y", "r2_x", "r2_y", "lag_frames", "gain_speed_q4", "r2_speed_q1")
+    for name in (*zeros, "cross_talk_x_to_y", *response(0, 0, 0, 0)):
         assert result[name] == 0
     error = (target - target[:, :1])[:, 1:].norm(dim=-1)
     assert result["ade_px"] == pytest.approx(error.mean().item())
@@ -88,6 +101,71 @@ def test_axes_are_told_apart() -> None:
     assert result["gain_y"] == pytest.approx(-0.25, abs=1e-12)
     assert (result["sign_accuracy_x"], result["sign_accuracy_y"]) == (1, 0)
     assert 0 < result["sign_accuracy"] < 1
+
+
+def test_swapped_axes_are_cross_talk() -> None:
+    target = motion(batch_size=40)
+    result = figures(target.flip(-1), target)
+    assert (result["cross_talk_x_to_y"], result["cross_talk_y_to_x"]) == pytest.approx((1, 1))
+    assert abs(result["gain_x"]) < 0.2 and abs(result["gain_y"]) < 0.2
+
+
+def test_an_axis_that_leaks_into_the_other() -> None:
+    target = motion()
+    predicted = target.clone()
+    predicted[..., 1] += 0.25 * target[..., 0]
+    result = figures(predicted, target)
+    assert (result["cross_talk_x_to_y"], result["cross_talk_y_to_x"]) == pytest.approx((0.25, 0), abs=1e-12)
+    alone = target.clone()
+    alone[..., 1] = 7  # the commands are pure x, so what y does is unknown
+    predicted[..., 1] = 0.25 * target[..., 0]
+    result = figures(predicted, alone)
+    assert result["cross_talk_x_to_y"] == pytest.approx(0.25) and np.isnan(result["cross_talk_y_to_x"])
+
+
+def spread(displacements: Tensor) -> Tensor:
+    """Positions `[B, T, 2]` that move by so much over each latent frame, evenly, `[B, F, 2]`."""
+    steps = (displacements / RATIO).repeat_interleave(RATIO, dim=1)
+    return torch.cat([torch.zeros_like(steps[:, :1]), steps.cumsum(dim=1)], dim=1)
+
+
+@pytest.mark.parametrize(
+    "weights", [(0, 0, 0, 1), (0, 0, 0, 4), (1, 0, 0, 0), (-1, -1, -1, -1), (0.5, 1, 1, 1.5), (0, 0, 0, 0)]
+)
+def test_which_of_four_actions_act(weights: tuple[float, ...]) -> None:
+    target = motion(batch_size=5)
+    steps = target.diff(dim=1).unflatten(1, (-1, RATIO))
+    predicted = spread((steps * torch.tensor(weights)[:, None]).sum(dim=2))
+    result = figures(predicted, target)
+    assert {name: result[name] for name in response(*weights)} == pytest.approx(response(*weights), abs=1e-10)
+
+
+def test_a_frame_late_the_last_action_comes_in_the_next_latent_frame() -> None:
+    whole = motion(num_frames=NUM_FRAMES + 1, batch_size=400)
+    result = figures(whole[:, :-1], whole[:, 1:])
+    assert result["lag_frames"] == 1
+    # The action before is independent noise here: 5,600 displacements, standard error 0.013.
+    assert {name: result[name] for name in response(1, 1, 1, 0)} == pytest.approx(response(1, 1, 1, 0), abs=0.06)
+
+
+def test_actions_that_are_held_do_not_tell_the_phases() -> None:
+    target = spread(motion()[:, :NUM_LATENTS])
+    assert all(np.isnan(figures(target, target)[name]) for name in response(1, 1, 1, 1))
+    assert figures(target, target, temporal_compression_ratio=1)["response_phase_1"] == pytest.approx(1)
+
+
+def test_slow_motion_that_is_lost() -> None:
+    """Speeds of 1, 2, 4 and 8 pixels a latent frame, in either direction of either axis; the slowest do not move."""
+    directions = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1]])
+    speeds = torch.tensor([1.0, 2.0, 4.0, 8.0, 0.0])
+    displacements = (speeds[:, None, None] * directions)[:, :, None].expand(-1, -1, 3, -1).flatten(0, 1)
+    gains = torch.tensor([0.0, 0.5, 1.0, -1.0, 1.0]).repeat_interleave(4)[:, None, None]
+    result = figures(spread(gains * displacements), spread(displacements), threshold_px=1.5)
+    assert [result[f"speed_q{q}_px"] for q in range(1, 5)] == pytest.approx([1, 2, 4, 8])
+    assert [result[f"gain_speed_q{q}"] for q in range(1, 5)] == pytest.approx([0, 0.5, 1, -1], abs=1e-6)
+    assert [result[f"r2_speed_q{q}"] for q in range(1, 5)] == pytest.approx([0, 1, 1, 1])
+    accuracies = [result[f"sign_accuracy_speed_q{q}"] for q in range(1, 5)]
+    assert np.isnan(accuracies[0]) and accuracies[1:] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("lag", [-7, -2, -1, 0, 1, 3, 8])
@@ -149,6 +227,17 @@ def test_gain_and_r2_are_those_of_a_fitted_line() -> None:
     assert 0.5 < gain < 0.9 and 0.5 < r2 < 0.95
     error = (predicted - target).square().sum() / (target - target.mean()).square().sum()
     assert identity_r2(predicted, target) == pytest.approx(1 - error.item())
+
+
+def test_partial_slopes_are_those_of_least_squares() -> None:
+    random = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(50, size, generator=random, dtype=torch.float64) for size in (3, 1))
+    expected = np.linalg.lstsq(np.column_stack([x, np.ones(50)]), y[:, 0].numpy(), rcond=None)[0]
+    assert partial_slopes(y[:, 0], x) == pytest.approx(expected[:3].tolist())
+    together = torch.column_stack([x[:, 0], 2 * x[:, 0], x[:, 1], torch.ones(50)])
+    slopes = partial_slopes(3 * x[:, 1], together)
+    assert slopes == pytest.approx([np.nan, np.nan, 3, np.nan], nan_ok=True)
+    assert np.isnan(partial_slopes(torch.zeros(0), torch.zeros(0, 2))).all()
 
 
 def test_displacements_up_to_the_threshold_are_left_out_of_the_sign() -> None:
@@ -220,3 +309,20 @@ def test_correlation_needs_variation() -> None:
     steps = torch.tensor([1.0, 2.0, 4.0])
     assert correlation(steps, 3 - 2 * steps) == pytest.approx(-1)
     assert correlation(steps, torch.ones(3)) == 0
+
+
+def test_ranks() -> None:
+    parts = [[motion(seed), motion(seed + 1), torch.rand(BATCH, NUM_FRAMES) > 0.2] for seed in (0, 5)]
+    assert_ranks_are_one(ActionFollowing, *parts)
+
+
+def test_each_episode_has_its_figures() -> None:
+    target = motion()
+    predicted = target.clone()
+    predicted[1] = target[1, :1] - 2 * (target[1] - target[1, :1])
+    metric = ActionFollowing(RATIO)
+    metric.update(predicted, target, everywhere(target))
+    per_episode = metric.per_episode()
+    assert per_episode["gain_x"].tolist() == pytest.approx([1, -2, 1])
+    assert per_episode["sign_accuracy"].tolist() == [1, 0, 1]
+    assert per_episode["fde_px"][1].item() == pytest.approx(3 * (target[1, -1] - target[1, 0]).norm().item())
