@@ -80,6 +80,19 @@ class InverseDynamicsAccuracy(EpisodeMetric):
         return {"idm_accuracy": episodes["correct"] / rows, "idm_accuracy_real": episodes["correct_real"] / rows}
 
 
+def direction_classes(action: Tensor, dead_zone: float) -> Tensor:
+    """Sort continuous actions `[..., 2]` into nine kinds, `[...]`: none, and the eight directions.
+
+    The directions of the mouse in GameWorld Score. Kind `3 (x + 1) + y + 1`, with x and y the signs of the columns.
+
+    Args:
+        action: Continuous actions of two columns.
+        dead_zone: Largest size of a column that counts as none.
+    """
+    signs = torch.where(action.abs() > dead_zone, action.sign(), 0).long()
+    return 3 * (signs[..., 0] + 1) + signs[..., 1] + 1
+
+
 def binomial_tail(successes: int, trials: int, chance: float) -> float:
     """Compute the probability of that many successes or more, each with probability `chance`; NaN without a trial."""
     if trials == 0:

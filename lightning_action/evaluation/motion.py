@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, mean, ratio
 
-MOTION_THRESHOLD = 10 / 255
+# Between 10 and 11 of 255, so that rounding does not decide about the pixels of bytes that differ by 10.
+MOTION_THRESHOLD = 10.5 / 255
 
 
 class MotionFloor(EpisodeMetric):
@@ -75,8 +76,8 @@ def frame_change(video: Tensor) -> Tensor:
 def moving_region(video: Tensor, threshold: float = MOTION_THRESHOLD) -> Tensor:
     """Tell which pixels of a true video move: where a channel differs from the frame before by more than a threshold.
 
-    This is the region of the judge worldproof (0.1.0), with its threshold of 10 of 255; it holds where the object came
-    and where it left. Frame 0, which has none before, has the region of frame 1.
+    This is the region of the judge worldproof (0.1.0), where bytes that differ by more than 10 move; it holds where the
+    object came and where it left. Frame 0, which has none before, has the region of frame 1.
 
     Args:
         video: True video, `[B, T, 3, H, W]` in [0, 1], of two frames or more.

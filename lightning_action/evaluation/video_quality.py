@@ -16,12 +16,12 @@ class VideoQuality(EpisodeMetric):
     """PSNR and SSIM against the true video under the same actions, for each generated frame.
 
     `psnr_db` is `-10 log10 mean (x - y)^2` of a frame with values in [0, 1], `ssim` the structural similarity (Wang et
-    al. 2004, doi:10.1109/TIP.2003.819861; the one of torchmetrics, Gaussian window, sigma 1.5). `_moving` takes the
-    same errors and the same map of similarity in the moving region of the true video alone (`motion.moving_region`): in
-    the whole frame a still background wins both for a copy of the first frame. Frames in which nothing moves are left
-    out there. Figures are means over frames and episodes; `_first` and `_last` are those of the first and of the last
-    generated frame, and `curves` has all between them. Ideal: SSIM 1, PSNR 100 dB (the cap); floor: the same figures of
-    a copy of the first frame.
+    al. 2004, doi:10.1109/TIP.2003.819861; that of torchmetrics, Gaussian window, sigma 1.5, the frame mirrored beyond
+    its border). `_moving` takes the same errors and the same map of similarity in the moving region of the true video
+    alone (`motion.moving_region`): in the whole frame a still background wins both for a copy of the first frame.
+    Frames in which nothing moves are left out there. Figures are means over frames and episodes; `_first` and `_last`
+    are those of the first and of the last generated frame, and `curves` has all between them. Ideal: SSIM 1, PSNR 100
+    dB (the cap); floor: the same figures of a copy of the first frame.
 
     Args:
         num_initial_frames: Number of pixel frames at the start that were given, and do not count.

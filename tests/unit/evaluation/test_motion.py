@@ -61,6 +61,10 @@ def test_the_moving_region_is_where_a_pixel_changes() -> None:
     expected = torch.zeros(2, 4, 5, 6, dtype=torch.bool)
     expected[0, 2, 3, 4] = True
     assert torch.equal(region, expected)
+    bytes_apart = torch.arange(246)[None, :, None, None, None] / 255
+    for apart, moves in ((10, False), (11, True)):
+        pair = torch.stack([bytes_apart, bytes_apart + apart / 255], dim=1)[..., 0].expand(-1, -1, -1, 3, -1)
+        assert moving_region(pair.movedim(2, -1)).eq(moves).all()
     assert moving_region(video, threshold=8 / 255)[1, :, 2, 2].tolist() == [True, True, True, False]
 
 
