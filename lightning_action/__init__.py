@@ -31,7 +31,20 @@ if TYPE_CHECKING:
     from lightning_action.data.video_folder import VideoFolderDataModule as VideoFolderDataModule
     from lightning_action.distributed.fsdp2 import FSDP2Strategy as FSDP2Strategy
     from lightning_action.distributed.sharding import Sharding as Sharding
+    from lightning_action.evaluation.action_following import ActionFollowing as ActionFollowing
     from lightning_action.evaluation.color_locator import ColorLocator as ColorLocator
+    from lightning_action.evaluation.controllability import Controllability as Controllability
+    from lightning_action.evaluation.counterfactuals import CounterfactualDivergence as CounterfactualDivergence
+    from lightning_action.evaluation.counterfactuals import CrossSwap as CrossSwap
+    from lightning_action.evaluation.divergence_onset import DivergenceOnset as DivergenceOnset
+    from lightning_action.evaluation.guidance_response import GuidanceResponse as GuidanceResponse
+    from lightning_action.evaluation.inverse_dynamics import InverseDynamicsAccuracy as InverseDynamicsAccuracy
+    from lightning_action.evaluation.loss_gap import LossGap as LossGap
+    from lightning_action.evaluation.motion import MotionFloor as MotionFloor
+    from lightning_action.evaluation.round_trip import RoundTrip as RoundTrip
+    from lightning_action.evaluation.smoothness import BlockSeams as BlockSeams
+    from lightning_action.evaluation.video_quality import DeltaPsnr as DeltaPsnr
+    from lightning_action.evaluation.video_quality import VideoQuality as VideoQuality
     from lightning_action.frozen.conv_codec import ConvVideoCodec as ConvVideoCodec
     from lightning_action.frozen.hashing_text import HashingTextEncoder as HashingTextEncoder
     from lightning_action.frozen.linear_codec import LinearVideoCodec as LinearVideoCodec
@@ -56,35 +69,48 @@ _EXPORTS = {
     "Acceleration": "lightning_action.generator.acceleration",
     "ActionCausalInferencePipeline": "lightning_action.pipeline.inference",
     "ActionFileDataModule": "lightning_action.data.action_file",
+    "ActionFollowing": "lightning_action.evaluation.action_following",
     "ActionModulationProjection": "lightning_action.action.projection",
     "ActionPart": "lightning_action.action.schema",
     "ActionSchema": "lightning_action.action.schema",
     "ActionVideoModule": "lightning_action.module",
     "BlockCausality": "lightning_action.generator.causality",
+    "BlockSeams": "lightning_action.evaluation.smoothness",
     "CausalRollout": "lightning_action.generation.rollout",
     "CausalWanModel": "lightning_action.generator.model",
     "ColorLocator": "lightning_action.evaluation.color_locator",
+    "Controllability": "lightning_action.evaluation.controllability",
     "ConvActionModule": "lightning_action.action.modules",
     "ConvVideoCodec": "lightning_action.frozen.conv_codec",
+    "CounterfactualDivergence": "lightning_action.evaluation.counterfactuals",
+    "CrossSwap": "lightning_action.evaluation.counterfactuals",
+    "DeltaPsnr": "lightning_action.evaluation.video_quality",
     "DiscreteActionModule": "lightning_action.action.modules",
+    "DivergenceOnset": "lightning_action.evaluation.divergence_onset",
     "EnvironmentDataModule": "lightning_action.data.environment",
     "FSDP2Strategy": "lightning_action.distributed.fsdp2",
+    "GuidanceResponse": "lightning_action.evaluation.guidance_response",
     "HashingTextEncoder": "lightning_action.frozen.hashing_text",
+    "InverseDynamicsAccuracy": "lightning_action.evaluation.inverse_dynamics",
     "KVCache": "lightning_action.generator.kv_cache",
     "LatentDataModule": "lightning_action.data.latents",
     "LeRobotDataModule": "lightning_action.data.lerobot",
     "LinearVideoCodec": "lightning_action.frozen.linear_codec",
     "LoRASettings": "lightning_action.checkpoints.lora",
+    "LossGap": "lightning_action.evaluation.loss_gap",
+    "MotionFloor": "lightning_action.evaluation.motion",
     "MovingSpriteWorld": "lightning_action.data.sprite_world",
     "Optimization": "lightning_action.optimization",
     "ResumableDataLoader": "lightning_action.data.resumable",
     "ResumableSampler": "lightning_action.data.resumable",
+    "RoundTrip": "lightning_action.evaluation.round_trip",
     "Sampling": "lightning_action.generation.sampling",
     "Sharding": "lightning_action.distributed.sharding",
     "SpriteDataModule": "lightning_action.data.sprite_data",
     "TinyWanVAE": "lightning_action.frozen.tiny_vae",
     "UMT5TextEncoder": "lightning_action.frozen.umt5",
     "VideoFolderDataModule": "lightning_action.data.video_folder",
+    "VideoQuality": "lightning_action.evaluation.video_quality",
     "VisualTextActionModule": "lightning_action.action.modules",
     "WanVideoVAE": "lightning_action.frozen.wan_vae",
     "inferred_vectors": "lightning_action.action.conditioning",

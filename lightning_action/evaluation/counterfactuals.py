@@ -63,7 +63,7 @@ class CounterfactualDivergence(EpisodeMetric):
         start = self.num_initial_frames
         first = torch.full((len(video),), start) if first_difference is None else first_difference
         frames = torch.arange(video.shape[1], device=video.device)
-        after = frames >= first.to(video.device)[:, None]
+        after = frames >= first.to(video.device).clamp_min(start)[:, None]
         size = {
             "counterfactual_divergence": change - true_change,
             "generated_difference": change,

@@ -105,8 +105,14 @@ def latent_motion(region: Tensor, temporal_compression_ratio: int, size: tuple[i
 
     Returns:
         `[B, F, h, w]` bool.
+
+    Raises:
+        ValueError: The frames are no whole number of latent frames.
     """
+    if (region.shape[1] - 1) % temporal_compression_ratio:
+        raise ValueError(
+            f"expected 1 + {temporal_compression_ratio} n frames, got {region.shape[1]}: cut the last ones"
+        )
     first, rest = region[:, :1], region[:, 1:]
     grouped = rest.unflatten(1, (-1, temporal_compression_ratio)).any(dim=2)
-    frames = torch.cat([first, grouped], dim=1)
-    return F.adaptive_max_pool2d(frames.float(), size) > 0
+    return F.adaptive_max_pool2d(torch.cat([first, grouped], dim=1).float(), size) > 0

@@ -75,6 +75,8 @@ def test_videos_differ_from_where_the_actions_do() -> None:
     # Given frames do not count, neither before nor after.
     given = divergence(start, start + change.roll(-1, dims=1), start, start + change, first, num_initial_frames=5)
     assert given["difference_before"] == pytest.approx(0.25 / 4)
+    later = divergence(start, start + change, start, start + change, torch.zeros(2), num_initial_frames=9)
+    assert later["generated_difference"] == 0.25 and math.isnan(later["difference_before"])
 
 
 def test_without_a_simulator_the_difference_is_left() -> None:

@@ -78,4 +78,6 @@ def test_a_cell_of_a_latent_frame_moves_where_a_pixel_does() -> None:
     region[0, 0, 1, 1] = region[0, 6, 3, 5] = region[1, 3, 2, 0] = True
     cells = latent_motion(region, 3, (2, 3))
     assert cells.shape == (2, 3, 2, 3)
+    with pytest.raises(ValueError, match=r"expected 1 \+ 3 n frames, got 6"):
+        latent_motion(region[:, :6], 3, (2, 3))
     assert cells.nonzero().tolist() == [[0, 0, 0, 0], [0, 2, 1, 2], [1, 1, 1, 0]]
