@@ -223,7 +223,7 @@ class ActionVideoModule(GenerativeModule):
         """Write `report.json` to the trainer's `default_root_dir`, and print it as a table."""
         if self._obedience is None:
             return
-        report = {**self._obedience.report(), "fit_seconds": self.fit_seconds}
+        report = {**self._obedience.report(), "fit_seconds": self.fit_seconds, "seed": self.sampling.seed}
         numbers = {key: value for key, value in report.items() if isinstance(value, float)}
         self.log_dict({f"test/{key}": value for key, value in numbers.items()}, sync_dist=True)
         if self.trainer.is_global_zero:

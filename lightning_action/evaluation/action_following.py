@@ -26,7 +26,8 @@ class ActionFollowing(EpisodeMetric):
     - `ade_px`, `fde_px`: average and final displacement error of trajectory forecasting (Gupta et al. 2018,
       arXiv:1803.10892, section 4); ideal 0. Where nothing should move, the latter is the drift.
     - `lag_frames`: shift of highest correlation, as time delays are found (Knapp and Carter 1976,
-      doi:10.1109/TASSP.1976.1162830); ideal 0, above 0 where generated motion comes late.
+      doi:10.1109/TASSP.1976.1162830); ideal 0, above 0 where generated motion comes late. `lag_correlation` is that
+      correlation; where it is low, the shift means nothing.
     - `cross_talk_x_to_y`: pixels along y for each pixel that was commanded along x, all else equal, and the other way
       round; ideal 0, 1 where the axes are swapped. With the gains it is the matrix of slopes.
     - `gain_speed_q1` to `_q4`, `r2_...`, `sign_accuracy_...`: both axes together, by quartile of the true speed, from
@@ -69,11 +70,13 @@ class ActionFollowing(EpisodeMetric):
         ratio = self.temporal_compression_ratio
         moved, should_move = (positions[:, ::ratio].diff(dim=1) for positions in (predicted, target))
         error = (predicted - target)[:, 1:].norm(dim=-1)
+        lag, lag_correlation = best_lag(predicted.diff(dim=1), target.diff(dim=1))
         result = {
             "sign_accuracy": sign_accuracy(moved, should_move, self.threshold_px),
             "ade_px": error.mean().item(),
             "fde_px": error[:, -1].mean().item(),
-            "lag_frames": float(lag_frames(predicted.diff(dim=1), target.diff(dim=1))),
+            "lag_frames": float(lag),
+            "lag_correlation": lag_correlation,
             "missing_rate": 1 - found.float().mean().item(),
             "episodes": float(len(target)),
         }
@@ -129,13 +132,16 @@ def identity_r2(predicted: Tensor, target: Tensor) -> float:
     return (1 - (y - x).square().sum() / (x - x.mean()).square().sum()).item()
 
 
-def lag_frames(predicted: Tensor, target: Tensor, max_lag: int = MAX_LAG) -> int:
-    """Count pixel frames by which generated motion trails the true one: the shift with the highest correlation.
+def best_lag(predicted: Tensor, target: Tensor, max_lag: int = MAX_LAG) -> tuple[int, float]:
+    """Find by how many pixel frames generated motion trails the true one: the shift with the highest correlation.
 
     Args:
         predicted: Displacements of each pixel frame, `[B, T, 2]`.
         target: Displacements that the simulator knows, `[B, T, 2]`.
         max_lag: Largest shift tried in either direction.
+
+    Returns:
+        The shift, and the correlation.
     """
     steps = target.shape[1]
     reach = max(0, min(max_lag, steps - 2))
@@ -144,7 +150,8 @@ def lag_frames(predicted: Tensor, target: Tensor, max_lag: int = MAX_LAG) -> int
         late = predicted[:, max(lag, 0) : steps + min(lag, 0)]
         early = target[:, max(-lag, 0) : steps + min(-lag, 0)]
         scores[lag] = correlation(late.flatten(), early.flatten())
-    return max(scores, key=lambda lag: (scores[lag], -abs(lag)))
+    best = max(scores, key=lambda lag: (scores[lag], -abs(lag)))
+    return best, scores[best]
 
 
 def cross_talk(predicted: Tensor, target: Tensor) -> dict[str, float]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from lightning_action.batch import (
     Batch,
@@ -21,8 +21,11 @@ from lightning_action.batch import (
     without_actions,
 )
 from lightning_action.evaluation.action_following import ActionFollowing
+from lightning_action.evaluation.bootstrap import intervals
+from lightning_action.evaluation.episode_metric import EpisodeMetric
 from lightning_action.evaluation.loss_gap import wins
 from lightning_action.evaluation.report import Report
+from lightning_action.evaluation.verdict import Thresholds, judge
 from lightning_action.evaluation.video_quality import DeltaPsnr
 
 BASELINES = ("copy_first_frame", "ignore_actions")
@@ -35,6 +38,17 @@ class StateReader(Protocol):
     def read_positions(self, video: Tensor, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
         """Read positions in pixels `[B, T, 2]` off a video in [-1, 1], and whether the object is there, `[B, T]`."""
         ...
+
+
+class MatchedLosses(EpisodeMetric):
+    """Losses under true and other actions, matched in sample, noise and timestep: win rate and relative gap."""
+
+    def __init__(self) -> None:
+        super().__init__(["shuffle_win_rate", "shuffle_relative_gap"])
+
+    def update(self, true: Tensor, other: Tensor) -> None:
+        """Add samples, whose losses are `[B]`."""
+        self._add(shuffle_win_rate=wins(true, other), shuffle_relative_gap=(other - true) / true)
 
 
 class Evaluator(nn.Module):
@@ -51,8 +65,7 @@ class Evaluator(nn.Module):
         super().__init__()
         self.following = ActionFollowing(temporal_compression_ratio, num_initial_frames)
         self.delta_psnr = DeltaPsnr(num_initial_frames - 1 + temporal_compression_ratio, num_initial_frames)
-        self.wins = MeanMetric()
-        self.relative_gap = MeanMetric()
+        self.matched = MatchedLosses()
 
     def update_videos(self, truth: Tensor, video: Tensor, video_other: Tensor) -> None:
         """Compare videos `[B, T, 3, H, W]` in [0, 1]: generated under the true and under other actions, same noise."""
@@ -60,19 +73,20 @@ class Evaluator(nn.Module):
 
     def update_losses(self, true: Tensor, other: Tensor) -> None:
         """Compare matched losses `[B]`; a tie counts half."""
-        self.wins.update(wins(true, other))
-        self.relative_gap.update((other - true) / true)
+        self.matched.update(true, other)
 
     def compute(self) -> Report:
         """Compute the figures, by the names of the report."""
-        report: Report = {
-            **self.delta_psnr.compute(),
-            "shuffle_win_rate": self.wins.compute().item(),
-            "shuffle_relative_gap": self.relative_gap.compute().item(),
-        }
-        if self.following.predicted:
-            report.update(self.following.compute())
-        return report
+        return {name: value for metric in self._metrics for name, value in metric.compute().items()}
+
+    def intervals(self) -> Report:
+        """Compute what chance alone makes of the figures, `[low, high]` of 95 % of what other episodes would give."""
+        return {name: list(each) for metric in self._metrics for name, each in intervals(metric).items()}
+
+    @property
+    def _metrics(self) -> list[EpisodeMetric]:
+        """Those that have something to tell."""
+        return [self.delta_psnr, self.matched, *([self.following] if self.following.predicted else [])]
 
 
 class ObedienceTest:
@@ -156,9 +170,13 @@ class ObedienceTest:
         return self._evaluators[name].compute()
 
     def report(self) -> Report:
-        """Compute the model's figures, with those of the baselines under `baselines`."""
+        """Compute the model's figures and a verdict on them, with the baselines' figures under `baselines`."""
+        figures, limits = self.compute("model"), Thresholds()
+        verdict = judge(figures, limits)
         return {
-            **self.compute("model"),
+            **figures,
+            "verdict": {"label": verdict.label, "reasons": list(verdict.reasons), "thresholds": asdict(limits)},
+            "intervals": self._evaluators["model"].intervals(),
             "predict_seconds": self._predict_seconds,
             "num_frames": self._num_frames,
             "num_initial_frames": self._num_initial_frames,

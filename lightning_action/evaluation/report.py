@@ -38,12 +38,19 @@ _ROWS: tuple[tuple[str, str], ...] = (
 
 
 def format_table(report: Report) -> str:
-    """Write the report as a table: the model beside the baselines."""
+    """Write the report as a table: the model, with an interval where there is one, beside the baselines; a verdict."""
     columns: dict[str, Report] = {"model": report, **report["baselines"]}
-    lines = [f"{'':32}" + "".join(f"{name:>18}" for name in columns)]
+    intervals: Mapping[str, Any] = report.get("intervals", {})
+    titles = ["model", *(["95 %"] if intervals else []), *report["baselines"]]
+    lines = [f"{'':32}" + "".join(f"{name:>18}" for name in titles)]
     for key, title in _ROWS:
         if key in report:
-            lines.append(f"{title:32}" + "".join(f"{_cell(values[key]):>18}" for values in columns.values()))
+            cells = [_cell(values[key]) for values in columns.values()]
+            if intervals:
+                cells.insert(1, " .. ".join(map(_cell, intervals[key])) if key in intervals else "")
+            lines.append(f"{title:32}" + "".join(f"{cell:>18}" for cell in cells))
+    if "verdict" in report:
+        lines += ["", f"verdict: {report['verdict']['label']}", *(f"- {why}" for why in report["verdict"]["reasons"])]
     return "\n".join(lines)
 
 
@@ -55,4 +62,6 @@ def null_where_undefined(value: Any) -> Any:
     """JSON knows neither NaN nor infinity."""
     if isinstance(value, Mapping):
         return {key: null_where_undefined(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [null_where_undefined(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

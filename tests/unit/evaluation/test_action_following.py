@@ -10,11 +10,11 @@ from torch import Tensor
 from lightning_action.evaluation.action_following import (
     MAX_LAG,
     ActionFollowing,
+    best_lag,
     correlation,
     gain_and_r2,
     hold_last_found,
     identity_r2,
-    lag_frames,
     partial_slopes,
     sign_accuracy,
 )
@@ -50,7 +50,7 @@ def test_a_perfect_prediction() -> None:
     result = figures(motion(), motion())
     ones = {f"{name}_{axis}": 1.0 for name in ("gain", "r2", "identity_r2", "sign_accuracy") for axis in "xy"}
     zeros = {"ade_px": 0.0, "fde_px": 0.0, "lag_frames": 0.0, "missing_rate": 0.0}
-    exact = {**ones, **zeros, "sign_accuracy": 1.0, "episodes": 3.0}
+    exact = {**ones, **zeros, "sign_accuracy": 1.0, "lag_correlation": pytest.approx(1.0), "episodes": 3.0}
     assert {name: result[name] for name in exact} == exact
     by_speed = {f"{name}_speed_q{q}": 1.0 for name in ("gain", "r2", "sign_accuracy") for q in range(1, 5)}
     fitted = {**by_speed, **response(1, 1, 1, 1), "cross_talk_x_to_y": 0.0, "cross_talk_y_to_x": 0.0}
@@ -173,26 +173,26 @@ def test_motion_that_comes_late_or_early(lag: int) -> None:
     whole = motion(num_frames=NUM_FRAMES + 20)
     target, predicted = (whole[:, 10 - shift : 10 - shift + NUM_FRAMES] for shift in (0, lag))
     assert figures(predicted, target)["lag_frames"] == lag
-    assert lag_frames(predicted.diff(dim=1), target.diff(dim=1)) == lag
+    assert best_lag(predicted.diff(dim=1), target.diff(dim=1))[0] == lag
 
 
 def test_a_lag_beyond_reach_is_not_reported() -> None:
     whole = motion(num_frames=NUM_FRAMES + 20)
     late, target = whole[:, : NUM_FRAMES - 1], whole[:, 9 : NUM_FRAMES + 8]
     steps = late.diff(dim=1), target.diff(dim=1)
-    assert lag_frames(*steps, max_lag=9) == 9
-    assert abs(lag_frames(*steps)) <= MAX_LAG == 8
-    assert lag_frames(*steps, max_lag=0) == 0
+    assert best_lag(*steps, max_lag=9)[0] == 9
+    assert abs(best_lag(*steps)[0]) <= MAX_LAG == 8
+    assert best_lag(*steps, max_lag=0)[0] == 0
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 2])
 def test_videos_too_short_for_a_lag_have_none(num_steps: int) -> None:
     steps = motion().diff(dim=1)[:, :num_steps]
-    assert lag_frames(steps, steps) == 0
+    assert best_lag(steps, steps)[0] == 0
 
 
 def test_no_lag_is_the_answer_when_all_are_equally_good() -> None:
-    assert lag_frames(torch.zeros(BATCH, 12, 2), motion().diff(dim=1)[:, :12]) == 0
+    assert best_lag(torch.zeros(BATCH, 12, 2), motion().diff(dim=1)[:, :12])[0] == 0
 
 
 def test_by_hand() -> None:

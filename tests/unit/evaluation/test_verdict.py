@@ -1,0 +1,101 @@
+"""Models that are wrong on purpose are told by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_action.evaluation.action_following import ActionFollowing
+from lightning_action.evaluation.verdict import Thresholds, judge
+
+RATIO, NUM_FRAMES, NUM_EPISODES = 4, 41, 24
+
+
+def steps_of(seed: int = 0, num_episodes: int = NUM_EPISODES) -> Tensor:
+    """True displacements of each pixel frame, `[B, T - 1, 2]`."""
+    random = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn(num_episodes, NUM_FRAMES - 1, 2, generator=random, dtype=torch.float64)
+
+
+def figures(steps: Tensor, moved: Tensor, found: float = 1.0, win_rate: float = 1.0) -> dict[str, Any]:
+    """Of an object that should move by `steps`, and does by `moved`."""
+    true, generated = (torch.cat([x[:, :1] * 0, x.cumsum(dim=1)], dim=1) for x in (steps, moved))
+    metric = ActionFollowing(RATIO)
+    there = torch.arange(NUM_FRAMES) < found * NUM_FRAMES
+    metric.update(generated, true, there.expand(len(true), -1))
+    return {**metric.compute(), "shuffle_win_rate": win_rate, "delta_psnr_all_frames_db": 3.0}
+
+
+def only_the_last(steps: Tensor) -> Tensor:
+    grouped = steps.unflatten(1, (-1, RATIO))
+    return grouped[:, :, -1:].expand(-1, -1, RATIO, -1).flatten(1, 2)
+
+
+def slow_ones_stand_still(steps: Tensor) -> Tensor:
+    grouped = steps.unflatten(1, (-1, RATIO))
+    speed = grouped.sum(dim=2, keepdim=True).norm(dim=-1, keepdim=True)
+    return torch.where(speed < speed.quantile(0.25), 0.2 * grouped, grouped).flatten(1, 2)
+
+
+WRONG: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "shifted by a frame": (lambda x: x.roll(1, dims=1), "motion comes 1 frames late"),
+    "shifted by a latent frame": (lambda x: x.roll(RATIO, dims=1), "motion comes 4 frames late"),
+    "swapped columns": (lambda x: x.flip(-1), "x and y are swapped"),
+    "inverted": (lambda x: x * torch.tensor([-1.0, 1.0]), "x moves the wrong way (gain -1.00)"),
+    "a column cut": (lambda x: x * torch.tensor([1.0, 0.0]), "y does not respond (gain 0.00)"),
+    "too weak": (lambda x: 0.5 * x, "x moves too little (gain 0.50)"),
+    "too strong": (lambda x: 1.5 * x, "y moves too far (gain 1.50)"),
+    "a leak": (lambda x: torch.stack([x[..., 0], x[..., 1] + 0.3 * x[..., 0]], dim=-1), "x leaks into y (0.30 px"),
+    "the last action alone": (only_the_last, "only the last of 4 actions of a latent frame acts"),
+    "slow ones": (slow_ones_stand_still, "are followed less (gain"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_named(name: str) -> None:
+    damage, told = WRONG[name]
+    steps = steps_of()
+    verdict = judge(figures(steps, damage(steps)))
+    assert verdict.label == "partly" and any(told in reason for reason in verdict.reasons), verdict
+    assert told in str(verdict)
+
+
+def test_a_perfect_simulator_obeys_and_a_noisy_one_too() -> None:
+    steps = steps_of()
+    for moved in (steps, 1.05 * steps + 0.3 * steps_of(1)):
+        verdict = judge(figures(steps, moved))
+        assert verdict.label == "obeys" and "lag 0" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("moved", [0 * steps_of(), steps_of(5)], ids=["still", "of another sample"])
+def test_a_blind_model_ignores(moved: Tensor) -> None:
+    assert judge(figures(steps_of(), moved, win_rate=0.5)).label == "ignores"
+    knows = judge(figures(steps_of(), moved, win_rate=0.9))
+    assert knows.label == "partly" and "rollouts do not follow them" in knows.reasons[0]
+
+
+def test_what_cannot_be_told() -> None:
+    steps = steps_of()
+    few = judge(figures(steps[:7], steps[:7]))
+    assert few.label == "cannot tell" and few.reasons == ("7 episodes are fewer than 8",)
+    assert judge(figures(steps[:7], steps[:7]), Thresholds(episodes=7)).label == "obeys"
+    lost = judge(figures(steps, steps, found=0.3))
+    assert lost.label == "cannot tell" and "not found in" in lost.reasons[0]
+    still = judge(figures(0.01 * steps, steps))
+    assert still.label == "cannot tell" and still.reasons == ("nothing should move by more than a pixel",)
+
+
+@pytest.mark.parametrize(
+    ("win_rate", "delta", "label"), [(0.5, 0.0, "ignores"), (0.9, 0.0, "cannot tell"), (0.5, 1.0, "cannot tell")]
+)
+def test_without_positions_losses_show_that_actions_are_ignored_and_no_more(
+    win_rate: float, delta: float, label: str
+) -> None:
+    verdict = judge({"shuffle_win_rate": win_rate, "delta_psnr_all_frames_db": delta})
+    assert verdict.label == label and f"{win_rate:.2f}" in verdict.reasons[0]
+    assert judge({"shuffle_win_rate": math.nan, "delta_psnr_all_frames_db": math.nan}).label == "cannot tell"
