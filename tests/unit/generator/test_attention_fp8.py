@@ -89,7 +89,7 @@ def test_other_gpus_and_missing_packages_are_told(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with pytest.raises(ValueError, match="takes heads of 16, 32, ... 256 channels, this generator has 24"):
         enable_fp8_attention(torch.device("cuda"), 24)
-    with pytest.raises(ImportError, match="flash_attn_interface"):
+    with pytest.raises((ImportError, RuntimeError), match="flash_attn_interface|needs torch 2.11 or newer"):
         enable_fp8_attention(torch.device("cuda"), 128)
 
 
