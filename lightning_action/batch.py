@@ -6,7 +6,7 @@ without actions, `has_action` `[B]` bool says which have one, and the rows of th
 `video` may be just the start, or be missing; then `frame_size` `[B, 2]` gives height and width.
 
 What the frozen parts make may be there already: `latents` `[B, F, C, h, w]` in place of `video`, with `frame_size`, and
-`text` `[B, L, text_dim]`, the encoded `prompt`, zero past each prompt's end.
+`text` `[B, L, text_dim]`, the encoded `prompt`, zero past each prompt's end; `empty_text`, likewise, is an empty one.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def check_batch(batch: Batch) -> None:
             "`video` must be floats [B, T, 3, H, W] in [-1, 1], got "
             f"{batch['video'].dtype} of shape {list(batch['video'].shape)}"
         )
-    for key, axes in (("latents", "F, C, h, w"), ("text", "L, text_dim")):
+    for key, axes in (("latents", "F, C, h, w"), ("text", "L, text_dim"), ("empty_text", "L, text_dim")):
         if key in batch:
             _check_encoded(key, axes, batch[key], size)
 
@@ -225,7 +225,7 @@ def kinds_in(batch: object) -> list[Any]:
     if not isinstance(batch, dict):
         return [type(batch)]
     tensors = [
-        (key, value.shape[2 if key == "text" else 1 :], value.dtype)
+        (key, value.shape[2 if key in ("text", "empty_text") else 1 :], value.dtype)
         for key, value in batch.items()
         if isinstance(value, Tensor)
     ]

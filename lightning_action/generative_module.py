@@ -356,8 +356,8 @@ class GenerativeModule(SavedModule):
         videos = VideoGenerator(self.generator, self.causality, self.sampling, self.schedule, *how)
         samples, negative = batch["sample_id"].tolist(), None
         if self.sampling.takes_negative_prompt:
-            prompts = [self.sampling.negative_prompt] * len(samples)
-            negative = self.frozen.encode_text(prompts, self.device, self.compute_dtype)
+            to, prompts = (self.device, self.compute_dtype), [self.sampling.negative_prompt] * len(samples)
+            negative = self.frozen.encode_text(prompts, *to) if any(prompts) else self.frozen.empty_text_of(batch, *to)
         yield from videos.stream_latents(text, samples, shape, modulation, initial, negative_text=negative)
 
     @property

@@ -106,7 +106,7 @@ class FlowMatchingLosses:
             batch_idx: Number of the batch in it.
             action_dropout_prob: Chance of each sample to lose its actions.
             prompt_dropout_prob: Chance of each sample to lose its prompt, whatever becomes of its actions.
-            no_prompt: Encoded prompt `[1, L, text_dim]` that stands in place of lost ones; None keeps all.
+            no_prompt: Encoded prompts `[1 or B, L, text_dim]` that stand in place of lost ones; None keeps all.
         """
         randoms = self._randoms(encoded, _TRAINING_STREAM, epoch, batch_idx)
         draw = self._draw(encoded.latents, randoms)

@@ -50,7 +50,7 @@ class ActionVideoModule(GenerativeModule):
             arXiv:2408.14837).
         action_dropout_prob: Chance that a training sample is shown without its actions.
         prompt_dropout_prob: Chance that a training sample is shown with an empty prompt, which guidance by prompts
-            needs. For data that is encoded already the text encoder is read once.
+            needs.
         optimization: Settings of AdamW, its groups and schedule.
         kwargs: Arguments of `GenerativeModule` by their names.
     """
@@ -146,7 +146,7 @@ class ActionVideoModule(GenerativeModule):
         encoded = self._encoded(batch)
         self._trained_on = encoded.latents.shape
         to = (self.device, self.compute_dtype)
-        no_prompt = self.frozen.encode_text([""], *to) if self.prompt_dropout_prob else None
+        no_prompt = self.frozen.empty_text_of(batch, *to) if self.prompt_dropout_prob else None
         chances = self.action_dropout_prob, self.prompt_dropout_prob
         losses = self.losses.of_training(encoded, self.current_epoch, batch_idx, *chances, no_prompt)
         loss = losses.per_sample.mean()

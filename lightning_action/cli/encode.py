@@ -193,7 +193,9 @@ def encode(
     for entry in wanted:
         require_same_clip(entry, done.get(entry.name), writer.folder)
     if writer.rank == 0:
-        writer.write_prompts([clip.prompt for clip in wanted], lambda prompt: encode_prompt(frozen, prompt, device))
+        # The empty one is that of guidance, and of samples that lose theirs.
+        prompts = [*(clip.prompt for clip in wanted), ""]
+        writer.write_prompts(prompts, lambda prompt: encode_prompt(frozen, prompt, device))
         frozen.park()
     share = [number for number in range(writer.rank, len(clips), writer.world_size) if clips[number].name not in done]
     total = sum(wanted[number].num_frames for number in share)

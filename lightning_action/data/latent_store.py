@@ -241,6 +241,13 @@ class LatentStore:
             encoded: Tensor = file.get_tensor(self._prompt_numbers[self.index.clips[number].prompt])
         return encoded
 
+    def empty_text(self) -> Tensor | None:
+        """Read the encoded empty prompt, `[L, text_dim]`; None in a store of an earlier version."""
+        # Behind those of the clips, if none of them is empty.
+        number = self._prompt_numbers.get("", str(len(self._prompt_numbers)))
+        with self._reading(PROMPTS) as file:
+            return file.get_tensor(number) if number in file.keys() else None  # noqa: SIM118
+
     def codec_tensors(self) -> dict[str, Tensor]:
         """Read the tensors of a codec that was fitted to data; none where it was not."""
         if not self._files.exists(CODEC):

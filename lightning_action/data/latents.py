@@ -70,6 +70,9 @@ class LatentDataset(SampleDataset):
             "frame_size": torch.tensor([self.store.index.encoding.frame_size] * len(indices)),
             **self._actions(places),
         }
+        empty = self.store.empty_text()
+        if empty is not None:
+            batch["empty_text"] = empty.expand(len(indices), -1, -1)
         if self.with_positions:
             batch["position"] = torch.stack([self.store.position(*place, self.num_latents) for place in places])
         return batch

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_action import HashingTextEncoder, LatentDataModule
 from lightning_action.cli import main
 from tests.support.small_commands import ACTION, ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, last_checkpoint, small
 
@@ -37,6 +38,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoded")
     main(small("encode", folder, "--model.pretrained=null", f"--out={folder / 'store'}", "--dtype=float32"))
     return folder / "store"
+
+
+def test_the_empty_prompt_is_in_every_batch(store: Path) -> None:
+    source = LatentDataModule(str(store), num_latents=2)
+    source.setup("fit")
+    batch = next(iter(source.train_dataloader()))
+    text_encoder = HashingTextEncoder(text_dim=batch["text"].shape[2])
+    assert len(batch["empty_text"]) == len(batch["text"]) and batch["text"].any()
+    assert torch.equal(batch["empty_text"], text_encoder.encode([""])[:, :1].expand_as(batch["empty_text"]))
 
 
 def test_encode_fit_resume_predict_test(store: Path, tmp_path: Path) -> None:

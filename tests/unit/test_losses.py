@@ -139,3 +139,20 @@ def test_a_fit_shows_empty_prompts() -> None:
     cases = ((blind, batch), (plain, {**batch, "prompt": [""] * 2}), (plain, batch))
     blinded, without, given = (module.training_step(shown, 0)["loss"] for module, shown in cases)
     assert torch.equal(blinded, without) and not torch.equal(without, given)
+
+
+@torch.no_grad()
+def test_an_empty_prompt_that_is_encoded_already_needs_no_text_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = Sampling(num_inference_steps=2, prompt_guidance_scale=3.0)
+    module, batch = ready(sampling=sampling, prompt_dropout_prob=1.0, action_dropout_prob=0.0)
+    texts = {"text": module.frozen.encode_text(batch["prompt"]), "empty_text": module.frozen.encode_text([""] * 2)}
+    expected = module.training_step(batch, 0)["loss"], module.generate(batch)
+
+    def refused(*_: object) -> None:
+        raise AssertionError("asked the text encoder")
+
+    monkeypatch.setattr(module.frozen.text_encoder, "encode", refused)
+    found = module.training_step({**batch, **texts}, 0)["loss"], module.generate({**batch, **texts})
+    assert all(map(torch.equal, found, expected))
+    with pytest.raises(AssertionError, match="asked the text encoder"):
+        module.generate({**batch, "text": texts["text"]})
