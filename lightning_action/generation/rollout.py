@@ -24,6 +24,7 @@ from lightning_action.generator.context import TextCache
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.generator.precision import computed_dtype
 from lightning_action.generator.prompt import join
 
 
@@ -94,7 +95,8 @@ class CausalRollout:
             num_frames=num_frames,
             causality=causality,
             device=text.device,
-            dtype=_computed_dtype(text),
+            # Attention would cast a cache of another type as a whole, in every layer.
+            dtype=computed_dtype(text),
             kernel=kernel,
         )
 
@@ -190,12 +192,6 @@ class CausalRollout:
             return None
         nothing = torch.zeros_like(action_modulation)
         return torch.cat([action_modulation if branch.takes_action else nothing for branch in self._branches])
-
-
-def _computed_dtype(like: Tensor) -> torch.dtype:
-    """Dtype that keys and values have: attention would cast a cache of another one as a whole, in every layer."""
-    device_type = like.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else like.dtype
 
 
 def hold(latents: Tensor, known: Tensor | None) -> Tensor:

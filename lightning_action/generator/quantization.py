@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from lightning_action.generator.float8 import to_float8
 from lightning_action.generator.layers import SelfAttention
+from lightning_action.generator.precision import computed_dtype
 
 Quantization = Literal["fp8_dynamic", "fp8_weight_only", "int8_weight_only"]
 
@@ -78,9 +79,7 @@ class Fp8Linear(nn.Module):
             out_dtype=torch.bfloat16,
         )
         # Norms leave float32 under autocast on CUDA, and the tokens behind this map would stay so.
-        mixes = torch.is_autocast_enabled(x.device.type)
-        dtype = torch.get_autocast_dtype(x.device.type) if mixes else x.dtype
-        return product.unflatten(0, x.shape[:-1]).to(dtype)
+        return product.unflatten(0, x.shape[:-1]).to(computed_dtype(x))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # As bytes they move with the module, and keep their types where it changes its own: scales have to be float32.
