@@ -19,7 +19,7 @@ from lightning_action.batch import Batch, first_samples, has_actions, kinds_in
 from lightning_action.checkpoints.lora import split_parameters
 from lightning_action.diffusion.objectives import OBJECTIVES, teacher_forcing, training_visibility
 from lightning_action.evaluation.loss_gap import wins
-from lightning_action.evaluation.obedience import ObedienceTest, StateReader
+from lightning_action.evaluation.obedience import ObedienceTest, position_reader
 from lightning_action.evaluation.report import format_table, write_report
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.cost import training_flops
@@ -265,9 +265,8 @@ class ActionVideoModule(GenerativeModule):
         return {name: parameters for name, parameters in groups.items() if parameters}
 
     def _new_obedience_test(self, split: Literal["validation", "test"]) -> ObedienceTest:
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        reader = position_reader(self.trainer.datamodule, split)  # type: ignore[attr-defined]
         ratio = self.frozen.vae.temporal_compression_ratio
-        reader = partial(datamodule.read_positions, split=split) if isinstance(datamodule, StateReader) else None
         return ObedienceTest(self.generate, self.true_video, reader, ratio, self.sampling.num_initial_latents)
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import islice
 
 import torch
@@ -22,7 +21,7 @@ from lightning_action.cli.text_table import text_table
 from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, add_noise
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import Noise, Velocity
-from lightning_action.evaluation.obedience import ObedienceTest, StateReader
+from lightning_action.evaluation.obedience import ObedienceTest, ReadPositions, position_reader
 from lightning_action.evaluation.report import Report, format_table, null_where_undefined
 from lightning_action.evaluation.video_quality import psnr
 from lightning_action.generation.rollout import CausalRollout, rollout
@@ -31,7 +30,6 @@ from lightning_action.module import ActionVideoModule
 from lightning_action.ranges import require_numbers
 from lightning_action.run import load_weights
 
-ReadPositions = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
 # Noise levels at which velocities are compared.
 TIMESTEPS = (1000.0, 750.0, 500.0, 250.0)
 
@@ -114,7 +112,7 @@ def run_compare(args: Sequence[str]) -> bool:
     batches = [
         move_data_to_device(batch, device) for batch in islice(cli.datamodule.test_dataloader(), config.num_batches)
     ]
-    reader = partial(cli.datamodule.read_positions, split="test") if isinstance(cli.datamodule, StateReader) else None
+    reader = position_reader(cli.datamodule, "test")
     mixes = precision.compute != precision.weights
     hold_attention_kernels(device)
     with torch.autocast(device.type, precision.compute, enabled=mixes):

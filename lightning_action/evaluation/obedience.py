@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -38,6 +39,14 @@ class StateReader(Protocol):
     def read_positions(self, video: Tensor, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
         """Read positions in pixels `[B, T, 2]` off a video in [-1, 1], and whether the object is there, `[B, T]`."""
         ...
+
+
+ReadPositions = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
+
+
+def position_reader(datamodule: object, split: str) -> ReadPositions | None:
+    """Return what reads positions off the videos of a split; None for data whose state nobody knows."""
+    return partial(datamodule.read_positions, split=split) if isinstance(datamodule, StateReader) else None
 
 
 class MatchedLosses(EpisodeMetric):
@@ -106,7 +115,7 @@ class ObedienceTest:
         self,
         generate: Callable[[Batch], Tensor],
         true_video: Callable[[Batch], Tensor | None],
-        read_positions: Callable[[Tensor, Batch], tuple[Tensor, Tensor]] | None,
+        read_positions: ReadPositions | None,
         temporal_compression_ratio: int,
         num_initial_latents: int,
     ) -> None:
