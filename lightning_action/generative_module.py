@@ -351,9 +351,14 @@ class GenerativeModule(SavedModule):
             batch.get("action"), infers_actions(batch), length, text, without_action(batch)
         )
         shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
-        kernel = self.acceleration.kernel(self.device, self.generator.head_dim)
-        how = self.acceleration.capture_pass, kernel
-        videos = VideoGenerator(self.generator, self.causality, self.sampling, self.schedule, *how)
+        videos = VideoGenerator(
+            self.generator,
+            self.causality,
+            self.sampling,
+            self.schedule,
+            captures=self.acceleration.capture_pass,
+            kernel=self.acceleration.kernel(self.device, self.generator.head_dim),
+        )
         samples, negative = batch["sample_id"].tolist(), None
         if self.sampling.takes_negative_prompt:
             to, prompts = (self.device, self.compute_dtype), [self.sampling.negative_prompt] * len(samples)

@@ -47,10 +47,7 @@ class Guidance:
     @property
     def branches(self) -> tuple[Branch, ...]:
         """Conditions that velocities are needed under, the first of which is the one that is pushed."""
-        own = Branch(self.prompt_scale != 0, self.action_scale != 0)
-        without_prompt = [own._replace(takes_prompt=False)] if self.prompt_scale not in (0, 1) else []
-        without_action = [own._replace(takes_action=False)] if self.action_scale not in (0, 1) else []
-        return (own, *without_prompt, *without_action)
+        return (self._own, *(branch for branch, _ in self._others))
 
     def combine(self, velocities: Sequence[Tensor], timestep: float) -> Tensor:
         """Compute the guided velocity from that of each branch.
@@ -63,10 +60,20 @@ class Guidance:
         if not self.interval[0] <= timestep <= self.interval[1]:
             return own
         guided = own
-        scales = [scale for scale in (self.prompt_scale, self.action_scale) if scale not in (0, 1)]
-        for other, scale in zip(others, scales, strict=True):
+        for other, (_, scale) in zip(others, self._others, strict=True):
             guided = guided + (scale - 1) * (own - other)
         return guided
+
+    @property
+    def _own(self) -> Branch:
+        return Branch(self.prompt_scale != 0, self.action_scale != 0)
+
+    @property
+    def _others(self) -> list[tuple[Branch, float]]:
+        """Conditions that the velocity is pushed away from, with their weights."""
+        without_prompt, without_action = self._own._replace(takes_prompt=False), self._own._replace(takes_action=False)
+        weighted = [(without_prompt, self.prompt_scale), (without_action, self.action_scale)]
+        return [(branch, scale) for branch, scale in weighted if scale not in (0, 1)]
 
 
 NO_GUIDANCE = Guidance()

@@ -70,8 +70,8 @@ class FrozenParts:
     def empty_text_of(self, batch: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """Return empty prompts for a batch, given as `empty_text` or encoded. Raises as `encode_text`."""
         given: Tensor | None = batch.get("empty_text")
-        encoded = [""] * len(batch["sample_id"])
-        return self.encode_text(encoded, device, dtype) if given is None else given.to(device, dtype)
+        prompts = [""] * len(batch["sample_id"])
+        return self.encode_text(prompts, device, dtype) if given is None else given.to(device, dtype)
 
     def latents_of(self, batch: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """Return the latents of a batch, given as `latents` or encoded. Raises as `encode_video`."""
