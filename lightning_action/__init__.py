@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lightning_action.data.environment import EnvironmentDataModule as EnvironmentDataModule
     from lightning_action.data.latents import LatentDataModule as LatentDataModule
     from lightning_action.data.lerobot import LeRobotDataModule as LeRobotDataModule
+    from lightning_action.data.panning_world import PanningCameraWorld as PanningCameraWorld
     from lightning_action.data.resumable import ResumableDataLoader as ResumableDataLoader
     from lightning_action.data.resumable import ResumableSampler as ResumableSampler
     from lightning_action.data.sprite_data import SpriteDataModule as SpriteDataModule
@@ -101,6 +102,7 @@ _EXPORTS = {
     "MotionFloor": "lightning_action.evaluation.motion",
     "MovingSpriteWorld": "lightning_action.data.sprite_world",
     "Optimization": "lightning_action.optimization",
+    "PanningCameraWorld": "lightning_action.data.panning_world",
     "ResumableDataLoader": "lightning_action.data.resumable",
     "ResumableSampler": "lightning_action.data.resumable",
     "RoundTrip": "lightning_action.evaluation.round_trip",

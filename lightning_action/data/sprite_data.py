@@ -1,4 +1,4 @@
-"""Videos of `MovingSpriteWorld`, made on the fly; every sample follows from (seed, split, index)."""
+"""Videos of simulated worlds, made on the fly; every sample follows from (seed, split, index)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_action.batch import Batch, num_pixel_frames
 from lightning_action.data.split_data import SPLITS, SampleDataset, Split, SplitDataModule
-from lightning_action.data.sprite_world import MovingSpriteWorld
+from lightning_action.data.world import World
 from lightning_action.seeding import mix_seed
 
 
@@ -20,7 +20,7 @@ class SpriteDataset(SampleDataset):
     pixels, and `sample_id`.
     """
 
-    def __init__(self, world: MovingSpriteWorld, split: Split, seed: int, size: int, num_frames: int) -> None:
+    def __init__(self, world: World, split: Split, seed: int, size: int, num_frames: int) -> None:
         self.world, self.size, self.num_frames = world, size, num_frames
         self._stream = (seed, SPLITS.index(split))
 
@@ -109,7 +109,7 @@ class SpriteDataModule(SplitDataModule):
 
     def __init__(
         self,
-        world: MovingSpriteWorld,
+        world: World,
         num_latents: int = 9,
         temporal_compression_ratio: int = 4,
         batch_size: int = 16,

@@ -1,20 +1,21 @@
 """A world of one steerable sprite: rendered with torch, its state known exactly, every difficulty an argument.
 
-Positions are in pixels, x to the right and y down, of the sprite's centre. An action row k leads from pixel frame k to
-k + 1 (the `transition` alignment).
+Positions are in pixels, x to the right and y down, of the sprite's centre.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_action.action.schema import ActionPart, ActionSchema
+from lightning_action.data.scenery import SHAPES, Background, Shape, draw_background, paint
+from lightning_action.data.world import World
+from lightning_action.ranges import require_numbers
 from lightning_action.seeding import generator_for
 
 COLORS: dict[str, tuple[float, float, float]] = {
@@ -41,27 +42,28 @@ class WorldStart:
     Args:
         position: Position of the sprite, `[B, 2]`.
         color: Colour of the sprite in [-1, 1], `[B, 3]`.
-        color_name: Name of that colour, as the prompt says it.
+        color_name: Name of that colour.
+        shape: Kind of the sprite.
+        prompts: What is to be seen, in words.
         background: Picture behind the sprite, `[B, 3, H, W]` in [-1, 1].
         second_position: Position of the autonomous object, `[B, 2]`.
         second_velocity: Velocity of the autonomous object in pixels a frame, `[B, 2]`.
+        seeds: Random seed of each world.
     """
 
     position: Tensor
     color: Tensor
     color_name: list[str]
+    shape: list[Shape]
+    prompts: list[str]
     background: Tensor
     second_position: Tensor
     second_velocity: Tensor
-
-    @property
-    def prompts(self) -> list[str]:
-        """The text of each world, for example `a red disc`."""
-        return [f"a {name} disc" for name in self.color_name]
+    seeds: list[int]
 
 
-class MovingSpriteWorld:
-    """One disc moved by actions, in a rectangle with walls that stop it.
+class MovingSpriteWorld(World):
+    """One sprite moved by actions, in a rectangle with walls that stop it.
 
     Args:
         image_size: Number of pixels of a side, or [height, width].
@@ -70,8 +72,17 @@ class MovingSpriteWorld:
         action_kind: Kind of the actions: `continuous`, two values in [-1, 1]; or `discrete`, one of stay, +x, -x, +y,
             -y.
         hold_probability: Probability that a random action stays the same for one more pixel frame.
+        still_probability: Probability that an axis of a random continuous action is 0.
+        slowness: Power to which random continuous actions are raised, sign apart: 1 gives all speeds alike, larger ones
+            more slow ones.
+        inertia: Share of its velocity that the sprite keeps from frame to frame, the rest of which is the action's.
         second_object: Show a smaller disc that bounces by itself, behind the sprite.
-        background: Kind of the background: `plain`, `gradient`, or `busy` (a random texture).
+        second_turn_probability: Probability that the smaller disc takes another course, at each pixel frame.
+        background: Kind of the background: `plain`, `gradient`, `busy` (a random texture), or `textured` (tiles, boards
+            or cloth).
+        shapes: Kinds of sprites: `disc`, `square`, `diamond`, `ring`.
+        shaded: Darken sprites towards their rim.
+        wordings: Prompts to choose from, in which `{color}` and `{shape}` stand for the sprite's own.
 
     Raises:
         ValueError: The sprite does not fit, or an argument is out of range.
@@ -84,8 +95,15 @@ class MovingSpriteWorld:
         max_speed: float = 2.0,
         action_kind: Literal["continuous", "discrete"] = "continuous",
         hold_probability: float = 0.7,
+        still_probability: float = 0.0,
+        slowness: float = 1.0,
+        inertia: float = 0.0,
         second_object: bool = False,
-        background: Literal["plain", "gradient", "busy"] = "plain",
+        second_turn_probability: float = 0.0,
+        background: Background = "plain",
+        shapes: Sequence[Shape] = ("disc",),
+        shaded: bool = False,
+        wordings: Sequence[str] = ("a {color} {shape}",),
     ) -> None:
         self.height, self.width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if not 0 < sprite_radius < min(self.height, self.width) / 4 or max_speed <= 0 or not 0 <= hold_probability < 1:
@@ -93,17 +111,32 @@ class MovingSpriteWorld:
                 "expected 0 < sprite_radius < shorter side / 4, max_speed > 0 and 0 <= hold_probability < 1, got "
                 f"{sprite_radius}, {max_speed}, {hold_probability} at image_size {image_size}"
             )
-        if action_kind not in ("continuous", "discrete") or background not in ("plain", "gradient", "busy"):
+        if action_kind not in ("continuous", "discrete") or background not in get_args(Background):
             raise ValueError(
-                "expected action_kind continuous or discrete and background plain, gradient or busy, got "
+                f"expected action_kind continuous or discrete and background {', '.join(get_args(Background))}, got "
                 f"{action_kind!r} and {background!r}"
             )
+        if not shapes or not wordings or (unknown := [shape for shape in shapes if shape not in SHAPES]):
+            raise ValueError(
+                f"expected shapes among {', '.join(SHAPES)} and at least one wording, got {unknown or shapes!r} and "
+                f"{wordings!r}"
+            )
+        require_numbers(
+            {"still_probability": still_probability, "second_turn_probability": second_turn_probability}, 0, 1
+        )
+        require_numbers({"inertia": inertia}, 0, 1, without_high=True)
+        require_numbers({"slowness": slowness}, 1)
         self.sprite_radius = sprite_radius
         self.max_speed = max_speed
         self.action_kind = action_kind
         self.hold_probability = hold_probability
+        self.still_probability, self.slowness = still_probability, slowness
+        self.inertia = inertia
         self.second_object = second_object
+        self.second_turn_probability = second_turn_probability
         self.background = background
+        self.shapes, self.shaded = tuple(shapes), shaded
+        self.wordings = tuple(wordings)
 
     def action_schema(self, temporal_compression_ratio: int = 4) -> ActionSchema:
         """Describe this world's actions."""
@@ -123,9 +156,11 @@ class MovingSpriteWorld:
         """Compute positions of the sprite under action rows `[B, T - 1, ...]`: `[B, T, 2]`, frame 0 the start."""
         low = torch.tensor(self.sprite_radius)
         high = self._sides - low
-        positions = [start.position]
-        for step in self._velocities(actions).unbind(1):
-            positions.append((positions[-1] + step).clamp(low, high))
+        positions, last_move = [start.position], torch.zeros(())
+        for velocity in self._velocities(actions).unbind(1):
+            move = velocity if self.inertia == 0 else self.inertia * last_move + (1 - self.inertia) * velocity
+            positions.append((positions[-1] + move).clamp(low, high))
+            last_move = positions[-1] - positions[-2]
         return torch.stack(positions, dim=1)
 
     def render(self, start: WorldStart, positions: Tensor) -> Tensor:
@@ -133,8 +168,14 @@ class MovingSpriteWorld:
         frames = start.background[:, None].expand(-1, positions.shape[1], -1, -1, -1)
         if self.second_object:
             color = torch.tensor(_SECOND_COLOR).expand(len(frames), 3)
-            frames = self._paint(frames, self._second_positions(start, positions.shape[1]), color, self._second_radius)
-        return self._paint(frames, positions, start.color, self.sprite_radius)
+            frames = paint(frames, self._second_positions(start, positions.shape[1]), color, self._second_radius)
+        if len(set(start.shape)) == 1:
+            return self._paint_sprites(frames, positions, start.color, start.shape[0])
+        video = torch.empty(frames.shape)
+        for shape in set(start.shape):
+            own = torch.tensor([each == shape for each in start.shape])
+            video[own] = self._paint_sprites(frames[own], positions[own], start.color[own], shape)
+        return video
 
     def locate(self, start: WorldStart, video: Tensor) -> tuple[Tensor, Tensor]:
         """Read the sprite's position off any video of these worlds.
@@ -180,34 +221,27 @@ class MovingSpriteWorld:
         position, second = (margin + room * torch.rand(2, 2, generator=random)).unbind(0)
         angle = 2 * torch.pi * torch.rand(1, generator=random)
         velocity = 0.5 * self.max_speed * torch.cat([angle.cos(), angle.sin()])
+        background = draw_background(self.background, self.height, self.width, random)
+        choice = generator_for(seed, 2)
+        shape = self.shapes[int(torch.randint(len(self.shapes), (1,), generator=choice))]
+        wording = self.wordings[int(torch.randint(len(self.wordings), (1,), generator=choice))]
         return WorldStart(
             position[None],
             torch.tensor(COLORS[name])[None],
             [name],
-            self._draw_background(random)[None],
+            [shape],
+            [wording.format(color=name, shape=shape)],
+            background[None],
             second[None],
             velocity[None],
+            [seed],
         )
 
-    def _draw_background(self, random: torch.Generator) -> Tensor:
-        size = (self.height, self.width)
-        if self.background == "plain":
-            return torch.full((3, *size), -0.6)
-        if self.background == "gradient":
-            corners = -0.6 + 0.3 * torch.randn(1, 3, 2, 2, generator=random)
-        else:
-            corners = -0.5 + 0.25 * torch.randn(1, 3, self.height // 4, self.width // 4, generator=random)
-        return F.interpolate(corners, size=size, mode="bilinear", align_corners=True)[0].clamp(-1, 0.2)
-
     def _sample_actions_one(self, random: torch.Generator, num_steps: int) -> Tensor:
-        discrete = self.action_kind == "discrete"
-        if discrete:
+        if self.action_kind == "discrete":
             fresh = torch.randint(len(DIRECTIONS), (num_steps, 1), generator=random)
-        else:
-            fresh = 2 * torch.rand(num_steps, 2, generator=random) - 1
-        changes = torch.rand(num_steps, generator=random) >= self.hold_probability
-        last_change = torch.where(changes, torch.arange(num_steps), torch.zeros(num_steps, dtype=torch.long))
-        return fresh[last_change.cummax(0).values] if num_steps else fresh
+            return fresh[held_rows(num_steps, self.hold_probability, random)]
+        return held_actions(random, num_steps, self.hold_probability, self.still_probability, self.slowness)
 
     def _velocities(self, actions: Tensor) -> Tensor:
         """Compute velocities in pixels a frame, `[B, T - 1, 2]`."""
@@ -219,28 +253,52 @@ class MovingSpriteWorld:
         """Compute straight flight with mirror walls: fold the unbounded line back into the rectangle."""
         low = self._second_radius
         room = self._sides - 2 * low
-        times = torch.arange(num_frames)[None, :, None]
-        unfolded = start.second_position[:, None] - low + start.second_velocity[:, None] * times
+        unfolded = start.second_position[:, None] - low + self._second_flight(start, num_frames)
         return low + room - (unfolded.remainder(2 * room) - room).abs()
 
-    def _paint(self, frames: Tensor, positions: Tensor, color: Tensor, radius: float) -> Tensor:
-        """Paint a disc with an edge one pixel soft."""
-        columns, rows = self._pixel_centres()
-        dx = columns - positions[..., 0, None]
-        dy = rows - positions[..., 1, None]
-        distance = (dx[..., None, :].square() + dy[..., :, None].square()).sqrt_()
-        cover = distance.neg_().add_(radius + 0.5).clamp_(0, 1)[:, :, None]
-        # Painting is in place: a video of full size is hundreds of megabytes.
-        painted = color[:, None, :, None, None] - frames
-        return painted.mul_(cover).add_(frames)
+    def _second_flight(self, start: WorldStart, num_frames: int) -> Tensor:
+        """Compute how far the autonomous object has flown, `[B, T, 2]`, as if there were no walls."""
+        velocity = start.second_velocity[:, None]
+        if not self.second_turn_probability:
+            return velocity * torch.arange(num_frames)[None, :, None]
+        turns = torch.stack([self._turns(generator_for(seed, 3), num_frames) for seed in start.seeds])
+        angle = torch.atan2(velocity[..., 1], velocity[..., 0]) + turns
+        moves = velocity.norm(dim=-1, keepdim=True) * torch.stack([angle.cos(), angle.sin()], dim=-1)
+        return torch.cat([torch.zeros_like(velocity), moves[:, : num_frames - 1].cumsum(dim=1)], dim=1)
+
+    def _turns(self, random: torch.Generator, num_frames: int) -> Tensor:
+        """Draw by what angle each frame's course differs from the first one, `[T]`; a longer video begins alike."""
+        draws = torch.rand(num_frames, 2, generator=random)
+        turned = draws[:, 0] < self.second_turn_probability
+        return torch.where(turned, 2 * torch.pi * draws[:, 1], 0).cumsum(dim=0)
+
+    def _paint_sprites(self, frames: Tensor, positions: Tensor, color: Tensor, shape: Shape) -> Tensor:
+        return paint(frames, positions, color, self.sprite_radius, shape, self.shaded)
 
 
 def _stack(worlds: Sequence[WorldStart]) -> WorldStart:
-    return WorldStart(
-        torch.cat([world.position for world in worlds]),
-        torch.cat([world.color for world in worlds]),
-        [name for world in worlds for name in world.color_name],
-        torch.cat([world.background for world in worlds]),
-        torch.cat([world.second_position for world in worlds]),
-        torch.cat([world.second_velocity for world in worlds]),
-    )
+    def together(name: str) -> Any:
+        values = [getattr(world, name) for world in worlds]
+        return torch.cat(values) if isinstance(values[0], Tensor) else [each for value in values for each in value]
+
+    return WorldStart(*(together(field.name) for field in fields(WorldStart)))
+
+
+def held_actions(
+    random: torch.Generator, num_steps: int, hold_probability: float, still_probability: float, slowness: float
+) -> Tensor:
+    """Draw continuous action rows `[num_steps, 2]` in [-1, 1], see `MovingSpriteWorld` for the arguments."""
+    fresh = 2 * torch.rand(num_steps, 2, generator=random) - 1
+    fresh = fresh.sign() * fresh.abs() ** slowness
+    rows = held_rows(num_steps, hold_probability, random)
+    if still_probability:
+        is_still = torch.rand(num_steps, 2, generator=random) < still_probability
+        fresh = torch.where(is_still, 0, fresh)
+    return fresh[rows]
+
+
+def held_rows(num_steps: int, probability: float, random: torch.Generator) -> Tensor:
+    """Draw which row each step takes, `[num_steps]`: that of the step before with some probability, else its own."""
+    changes = torch.rand(num_steps, generator=random) >= probability
+    last_change = torch.where(changes, torch.arange(num_steps), torch.zeros(num_steps, dtype=torch.long))
+    return last_change.cummax(0).values if num_steps else last_change

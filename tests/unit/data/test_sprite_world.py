@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_action.data.scenery import SHAPES, Shape
 from lightning_action.data.sprite_world import COLORS, DIRECTIONS, MovingSpriteWorld, WorldStart
 
 SEEDS = [3, 1, 4, 15, 92]
@@ -407,3 +408,94 @@ def test_a_rectangle(background: Background) -> None:
     torch.testing.assert_close(read, positions, atol=0.1, rtol=0)
     places = torch.stack([world.start([seed]).position[0] for seed in range(40)])
     assert places[:, 0].max() > 20 and places[:, 1].max() <= 20 - 3.5
+
+
+def rich_world(**changes: Any) -> MovingSpriteWorld:
+    return MovingSpriteWorld(**{"background": "textured", "shapes": SHAPES, "shaded": True, **changes})
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shaded_shapes_are_read_off_textures(shape: Shape) -> None:
+    world = rich_world(shapes=[shape])
+    start = world.start(range(20))
+    assert set(start.shape) == {shape}
+    positions = everywhere(world, 20, 30)
+    located, found = world.locate(start, world.render(start, positions))
+    assert bool(found.all())
+    error = (located - positions).norm(dim=-1)
+    assert error.max() < 0.5
+    assert error.mean() < 0.15
+
+
+def test_shapes_have_their_own_outlines() -> None:
+    """A batch of several shapes shows each as it is alone, and no two alike."""
+    world = rich_world(background="plain", shaded=False)
+    start = world.start(range(40))
+    assert set(start.shape) == set(SHAPES)
+    start = replace(start, position=torch.full((40, 2), 16.0), color=torch.ones(40, 3))
+    frames = world.render(start, start.position[:, None])[:, 0, 0]
+    outlines = {shape: frames[index] for index, shape in enumerate(start.shape)}
+    for index, shape in enumerate(start.shape):
+        assert torch.equal(frames[index], outlines[shape])
+    assert len({tuple(outline.flatten().tolist()) for outline in outlines.values()}) == 4
+    for outline in outlines.values():
+        # Turned by half a circle it is the same: the centre of its mass is its position.
+        torch.testing.assert_close(outline.flip(0, 1), outline)
+
+
+def test_textures_are_muted_and_differ() -> None:
+    backgrounds = rich_world().start(range(30)).background
+    assert backgrounds.min() >= -1 and backgrounds.max() <= 0.2
+    assert backgrounds.std(dim=(2, 3)).min() > 0.03
+    assert not torch.equal(backgrounds[0], backgrounds[1])
+
+
+def test_wordings_are_drawn_and_say_what_is_there() -> None:
+    world = rich_world(wordings=["a {color} {shape}", "something {color}", "look"])
+    start = world.start(range(60))
+    for prompt, color, shape in zip(start.prompts, start.color_name, start.shape, strict=True):
+        assert prompt in (f"a {color} {shape}", f"something {color}", "look")
+    assert len({prompt.split()[0] for prompt in start.prompts}) == 3
+
+
+def test_actions_are_still_and_slow_as_asked() -> None:
+    world = rich_world(still_probability=0.3, slowness=2.0, hold_probability=0.5)
+    actions = world.sample_actions(range(200), 40)
+    assert abs((actions == 0).float().mean() - 0.3) < 0.02
+    both = (actions == 0).all(dim=-1).float().mean()
+    assert abs(both - 0.09) < 0.02
+    moving = actions[actions != 0].abs()
+    # The square of what is uniform has its median at a quarter.
+    assert abs(moving.median() - 0.25) < 0.02
+    held = (actions[:, 1:] == actions[:, :-1]).all(dim=-1).float().mean()
+    # What changes from still to still looks held as well.
+    assert abs(held - (0.5 + 0.5 * 0.09**2)) < 0.02
+
+
+def test_inertia_keeps_a_share_of_the_velocity_and_walls_take_it() -> None:
+    world = world_of(inertia=0.5, max_speed=2.0)
+    start = start_at(world, (10.0, 12.0), (17.5, 12.0))
+    actions = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]], [[1.0, 0.0]] * 2 + [[-1.0, 0.0]]])
+    # 1, 1.5, 0.75 pixels a frame; the second meets the wall at 20.5 and turns from rest at 1.
+    expected = [[10.0, 11.0, 12.5, 13.25], [17.5, 18.5, 20.0, 19.75]]
+    assert world.simulate(start, actions)[..., 0].tolist() == expected
+    at_wall = start_at(world, (20.5, 12.0))
+    pushed = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]])
+    assert world.simulate(at_wall, pushed)[0, :, 0].tolist() == [20.5, 20.5, 20.5, 19.5]
+
+
+def test_the_second_object_takes_other_courses_at_random_and_keeps_its_speed() -> None:
+    world = world_of(second_object=True, second_turn_probability=0.2, sprite_radius=2.0, image_size=32)
+    start = world.start(range(20))
+    longer = world._second_positions(start, 30)
+    assert torch.equal(world._second_positions(start, 12), longer[:, :12])
+    torch.testing.assert_close(longer[:, 0], start.second_position)
+    inside = ((longer > 4) & (longer < 28)).all(dim=-1)
+    moves = longer.diff(dim=1)
+    calm = inside[:, 1:] & inside[:, :-1]
+    torch.testing.assert_close(moves.norm(dim=-1)[calm], torch.full_like(moves[..., 0], 0.75)[calm])
+    both = calm[:, 1:] & calm[:, :-1]
+    turned = (moves[:, 1:] - moves[:, :-1]).norm(dim=-1) > 1e-3
+    assert abs(turned[both].float().mean() - 0.2) < 0.07
+    straight = world_of(second_object=True, sprite_radius=2.0, image_size=32)
+    assert not torch.equal(straight._second_positions(straight.start(range(20)), 30), longer)
