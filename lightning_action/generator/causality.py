@@ -55,9 +55,11 @@ class BlockCausality:
             )
 
     def block_after(self, start: int) -> range:
-        """Return the block that begins at latent frame `start`."""
-        size = 1 if self.independent_first_frame and start == 0 else self.num_frame_per_block
-        return range(start, start + size)
+        """Return the block that begins at latent frame `start`; inside a block, the rest of it."""
+        num_alone = int(self.independent_first_frame)
+        if start < num_alone:
+            return range(start, num_alone)
+        return range(start, start + self.num_frame_per_block - (start - num_alone) % self.num_frame_per_block)
 
     def split(self, num_frames: int, start: int = 0) -> list[range]:
         """Cut the latent frames `start ... start + num_frames - 1` into blocks.
@@ -66,12 +68,8 @@ class BlockCausality:
             ValueError: The frames are not a whole number of blocks.
         """
         stop = start + num_frames
-        blocks: list[range] = []
-        position = start
-        while position < stop:
-            blocks.append(self.block_after(position))
-            position = blocks[-1].stop
-        if position != stop or not blocks:
+        blocks = self._blocks(range(start, stop))
+        if not blocks or blocks[-1].stop != stop:
             first = "one frame alone, then " if self.independent_first_frame and start == 0 else ""
             raise ValueError(
                 f"{num_frames} latent frames from frame {start} on are not a whole number of blocks: expected {first}"
@@ -82,11 +80,24 @@ class BlockCausality:
 
     def past(self, block: range) -> tuple[range, ...]:
         """The frames before `block` that it sees: the sink and the window, merged where they touch."""
-        if self.local_attn_size is None:
-            window_start = 0
-        else:
-            window_start = max(0, block.stop - (self.local_attn_size - self.sink_size))
-        return merge_ranges(range(0, min(self.sink_size, block.start)), range(window_start, block.start))
+        return merge_ranges(range(0, min(self.sink_size, block.start)), self.window(block))
+
+    def window(self, block: range) -> range:
+        """The frames before `block` that it sees behind the sink; the first block of them may have lost some."""
+        first = 0 if self.local_attn_size is None else block.stop - (self.local_attn_size - self.sink_size)
+        return range(max(first, self.sink_size), block.start)
+
+    def window_blocks(self, block: range) -> list[range]:
+        """The frames of `window`, block by block."""
+        return self._blocks(self.window(block))
+
+    def _blocks(self, frames: range) -> list[range]:
+        blocks: list[range] = []
+        position = frames.start
+        while position < frames.stop:
+            blocks.append(self.block_after(position))
+            position = blocks[-1].stop
+        return blocks
 
 
 def merge_ranges(*ranges: range) -> tuple[range, ...]:

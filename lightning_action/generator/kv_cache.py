@@ -14,6 +14,7 @@ class KVCache:
 
     `of_layer` gives views of the past and, behind it, of the current block's place, which each pass of the block
     overwrites; the past is only read. `advance` keeps what the last pass has left there, and moves on by one block.
+    `rewind` goes back to the start of the window, for its frames to be computed anew.
     Keys are stored rotated, so their order in memory does not matter. All positions are Python integers.
 
     Sink and window follow StreamingLLM (Xiao et al. 2023, arXiv:2309.17453), with one difference: there positions count
@@ -54,6 +55,8 @@ class KVCache:
         # A first frame that stands alone may be a whole video, and shorter than a block.
         self._capacity = max(0, slots - causality.num_frame_per_block)
         self._sink = 0 if causality.local_attn_size is None else causality.sink_size
+        # Frames between the sink and the window that have no slots, because the cache was rewound.
+        self._num_skipped = 0
         shape = (num_layers, batch_size, slots * tokens_per_frame, num_heads, head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
@@ -67,7 +70,7 @@ class KVCache:
     def is_full(self) -> bool:
         """Whether the window is full, so that all later blocks find the same number of frames in the same places."""
         is_whole = len(self.block) == self.causality.num_frame_per_block
-        return self.causality.local_attn_size is not None and self.position >= self._capacity and is_whole
+        return self.causality.local_attn_size is not None and self._place == self._capacity and is_whole
 
     @property
     def num_bytes(self) -> int:
@@ -90,6 +93,13 @@ class KVCache:
                 in_slots[:, :, slot] = in_slots[:, :, source]
         self.position = self.block.stop
 
+    def rewind(self) -> None:
+        """Drop all frames but the sink, and stand before the first one of the window, in whatever part of its block."""
+        window = self.causality.window(self.block)
+        if window:
+            self._num_skipped = window.start - self.causality.sink_size
+            self.position = window.start
+
     @property
     def _place(self) -> int:
         """First slot of the current block.
@@ -97,7 +107,7 @@ class KVCache:
         Slots fill in order until the window is full; from then on all of them hold frames that the block sees. So the
         past is always one slice, the block's own place lies directly behind it, and nothing has to be joined.
         """
-        return min(self.position, self._capacity)
+        return min(self.position - self._num_skipped, self._capacity)
 
     def require_block(self, num_frames: int) -> None:
         """Refuse a call that is not exactly the next block, or that lies past the end of an unlimited cache.
@@ -122,4 +132,4 @@ class KVCache:
             return frame
         ring = self._capacity - self._sink
         # The frame that is overwritten is the oldest, which the next block no longer sees.
-        return self._sink + (frame - self._sink) % ring if ring else None
+        return self._sink + (frame - self._num_skipped - self._sink) % ring if ring else None

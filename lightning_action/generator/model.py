@@ -345,13 +345,15 @@ class CausalWanModel(nn.Module):
         cache: KVCache,
         action_modulation: Tensor | None = None,
         image_channels: Tensor | None = None,
+        timestep: Tensor | None = None,
     ) -> None:
         """Pass the cache's next block, now clean, at timestep 0, keep its keys and values, and advance the cache.
 
         It is one pass more for each block: what the last step of denoising computed came from a block with noise, and
-        at another timestep than the past has in `teacher_forcing`.
+        at another timestep than the past has in `teacher_forcing`. A `timestep` `[B, block]` is for a block with noise.
         """
-        timestep = torch.zeros(latents.shape[:2], device=latents.device)
+        if timestep is None:
+            timestep = torch.zeros(latents.shape[:2], device=latents.device)
         cache.require_block(latents.shape[1])
         # Positions are those in the video, not in this call: a block goes on where its past stopped.
         turned = self.rotation(cache.block, latents)

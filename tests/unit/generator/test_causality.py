@@ -41,6 +41,15 @@ def test_past_of_a_block() -> None:
     assert BlockCausality(3, 6, 3).past(range(6, 9)) == (range(0, 3),)
 
 
+def test_window_of_a_block_behind_the_sink() -> None:
+    assert BlockCausality(2, sink_size=3).window_blocks(range(8, 10)) == [range(3, 4), range(4, 6), range(6, 8)]
+    assert BlockCausality(3, 5, 1).window_blocks(range(6, 9)) == [range(5, 6)]
+    assert BlockCausality(3, 9, 3).window_blocks(range(6, 9)) == [range(3, 6)]
+    assert BlockCausality(3, 6, 3).window_blocks(range(6, 9)) == []
+    assert BlockCausality(2, 6, 0, True).window_blocks(range(5, 7)) == [range(1, 3), range(3, 5)]
+    assert BlockCausality(2, 6, 4).window_blocks(range(2, 4)) == []
+
+
 def test_merge_ranges() -> None:
     assert merge_ranges(range(0, 0), range(0, 2), range(2, 4), range(6, 7)) == (range(0, 4), range(6, 7))
     assert merge_ranges(range(0, 3), range(1, 2), range(2, 5)) == (range(0, 5),)

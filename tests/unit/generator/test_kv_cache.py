@@ -75,6 +75,52 @@ def test_a_block_sees_exactly_its_past(causality: BlockCausality) -> None:
         assert past == [frame for frames in causality.past(block) for frame in frames], block
 
 
+def write_version(cache: KVCache, version: int, versions: dict[int, int], since: int) -> None:
+    """Write the next block; it must see the sink and the frames from `since` on, as `versions` has them."""
+    block, causality = cache.block, cache.causality
+    own = torch.tensor([[frame, version] for frame in block]).float().repeat_interleave(TOKENS, 0)
+    keys, _ = write(cache, 0, own.repeat(1, 2)[None, :, None], torch.zeros(1, len(own), 1, 4))
+    found = {int(frame): int(number) for frame, number in keys[0, ::TOKENS, 0, :2].tolist()}
+    past = [frame for frames in causality.past(block) for frame in frames]
+    seen = {frame: versions[frame] for frame in past if frame < causality.sink_size or frame >= since}
+    assert found == seen | dict.fromkeys(block, version)
+    versions.update(dict.fromkeys(block, version))
+    cache.advance()
+
+
+@pytest.mark.parametrize(
+    "causality",
+    [
+        BlockCausality(1),
+        BlockCausality(2, sink_size=3),
+        BlockCausality(1, 4),
+        BlockCausality(2, 5),
+        BlockCausality(2, 4, 2),
+        BlockCausality(2, 5, 1),
+        BlockCausality(3, 8, 2),
+        BlockCausality(3, 9, 3),
+        BlockCausality(1, 5, 2),
+        BlockCausality(2, 6, 3, independent_first_frame=True),
+    ],
+)
+def test_after_rewinding_blocks_see_the_sink_and_what_was_written_since(causality: BlockCausality) -> None:
+    blocks = causality.split(19 if causality.independent_first_frame else 18)
+    for rewound in ([len(blocks) // 3], [1], [3, 4, len(blocks) - 2]):
+        cache = KVCache(1, 1, 1, 4, TOKENS, blocks[-1].stop, causality)
+        versions: dict[int, int] = {}
+        version = since = 0
+        for number, block in enumerate(blocks):
+            if number in rewound:
+                window, was_full, version = causality.window(block), cache.is_full, version + 1
+                since = window.start
+                cache.rewind()
+                assert cache.position == (window.start if window else block.start)
+                while cache.position < block.start:
+                    write_version(cache, version, versions, since)
+                assert cache.is_full == was_full
+            write_version(cache, version, versions, since)
+
+
 def test_memory_never_moves_or_grows() -> None:
     causality = BlockCausality(2, 6, 1)
     cache = KVCache(2, 1, 1, 4, TOKENS, 6, causality)
