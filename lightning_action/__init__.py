@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from lightning_action.frozen.tiny_vae import TinyWanVAE as TinyWanVAE
     from lightning_action.frozen.umt5 import UMT5TextEncoder as UMT5TextEncoder
     from lightning_action.frozen.wan_vae import WanVideoVAE as WanVideoVAE
+    from lightning_action.generation.prompt_switches import PromptSwitch as PromptSwitch
     from lightning_action.generation.rollout import CausalRollout as CausalRollout
     from lightning_action.generation.sampling import Sampling as Sampling
     from lightning_action.generator.acceleration import Acceleration as Acceleration
@@ -103,6 +104,7 @@ _EXPORTS = {
     "MovingSpriteWorld": "lightning_action.data.sprite_world",
     "Optimization": "lightning_action.optimization",
     "PanningCameraWorld": "lightning_action.data.panning_world",
+    "PromptSwitch": "lightning_action.generation.prompt_switches",
     "ResumableDataLoader": "lightning_action.data.resumable",
     "ResumableSampler": "lightning_action.data.resumable",
     "RoundTrip": "lightning_action.evaluation.round_trip",

@@ -3,7 +3,8 @@
 `video` `[B, T, 3, H, W]` in [-1, 1], `action` `[B, rows, columns]` as an `ActionSchema` says (None is no action),
 `prompt`, a list of B strings, and `sample_id` `[B]`, to which the noise belongs. Where some samples were recorded
 without actions, `has_action` `[B]` bool says which have one, and the rows of the others mean nothing. For generation
-`video` may be just the start, or be missing; then `frame_size` `[B, 2]` gives height and width.
+`video` may be just the start, or be missing; then `frame_size` `[B, 2]` gives height and width. `prompt_switches`, for
+each sample a list of pairs (latent frame, prompt), says what follows on `prompt` while the video runs.
 
 What the frozen parts make may be there already: `latents` `[B, F, C, h, w]` in place of `video`, with `frame_size`, and
 `text` `[B, L, text_dim]`, the encoded `prompt`, zero past each prompt's end; `empty_text`, likewise, is an empty one.

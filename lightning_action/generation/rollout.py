@@ -6,8 +6,10 @@ actions of that block. `rollout` is the loop over it for a video of known length
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from lightning_action.diffusion.guidance import NO_GUIDANCE, Guidance
 from lightning_action.diffusion.noise import NoiseSource
 from lightning_action.diffusion.samplers import Sampler
 from lightning_action.generation.captured_pass import CapturedPass
+from lightning_action.generation.prompt_switches import require_switchable
 from lightning_action.generation.sampling import BlockContext
 from lightning_action.generator.attention import Kernel, attend_dense
 from lightning_action.generator.causality import BlockCausality
@@ -28,12 +31,32 @@ from lightning_action.generator.precision import computed_dtype
 from lightning_action.generator.prompt import join
 
 
+@dataclass(frozen=True)
+class _Block:
+    """What is passed to put a block into the cache; without `timestep` `[B, block]` it is clean."""
+
+    frames: range
+    latents: Tensor
+    action_modulation: Tensor | None
+    timestep: Tensor | None = None
+
+    def since(self, frame: int) -> _Block:
+        """The part from a latent frame on."""
+        start = max(0, frame - self.frames.start)
+        action_modulation = None if self.action_modulation is None else self.action_modulation[:, start:]
+        timestep = None if self.timestep is None else self.timestep[:, start:]
+        return _Block(self.frames[start:], self.latents[:, start:], action_modulation, timestep)
+
+
 class CausalRollout:
     """One batch of videos while they are being generated.
 
     A block is handed over as soon as it is clean. The pass that writes it into the cache comes when the next one is
     asked for, or before that with `write_pending`; after the last block it never comes. `draw_ahead` draws the noise
     that the next block begins with before it is asked for.
+
+    `switch_prompt` goes on under other prompts. For that the latents and the modulation of the window are kept, which
+    are less than a hundredth of their keys and values in models of Wan's size.
 
     Branches of guidance (the negative prompt, or no action, the past included) run beside the video's own as further
     parts of the batch, each with its own part of the cache.
@@ -82,10 +105,13 @@ class CausalRollout:
         self.context = context
         self._capture = capture
         self._captured: CapturedPass | None = None
-        self._pending: tuple[Tensor, Tensor | None] | None = None
+        self._pending: _Block | None = None
+        self._window: list[_Block] = []
+        self._input: tuple[Tensor, Tensor] | None = None
         self.nothing = text.new_zeros(len(text), 0, *latent_shape)
         self._image = image.repeated(len(self._branches))
-        self._text = generator.text_cache(self._branch_texts(text, negative_text), self._image.embeds)
+        self._negative_text = negative_text
+        self._text = self._text_cache(text, negative_text)
         self.cache = KVCache(
             num_layers=generator.num_layers,
             batch_size=text.shape[0] * len(self._branches),
@@ -111,20 +137,44 @@ class CausalRollout:
         self.write_pending()
         self.cache.require_block(latents.shape[1])
         # What was handed in, or over, is its owner's to change.
-        self._pending = latents.clone(), action_modulation
+        self._pending = _Block(self.block, latents.clone(), _copy(action_modulation))
 
     def write_pending(self) -> None:
         """Write the last block into the cache now, while nobody waits for the next one."""
         if self._pending is None:
             return
-        latents, action_modulation = self._pending
-        every, modulation = self._repeated(latents), self._branch_modulation(action_modulation)
-        image_channels = self._image.of_frames(self.cache.block)
-        if (captured := self._captured_pass()) is not None:
-            captured.write(every, modulation, image_channels)
-        else:
-            self.generator.write(every, self._text, self.cache, modulation, image_channels)
+        self._write(self._pending)
         self._pending = None
+
+    def switch_prompt(self, text: Tensor, negative_text: Tensor | None = None) -> None:
+        """Let the blocks that follow be under other prompts.
+
+        Keys and values carry the prompts that they were computed under. Those of the window are computed anew under the
+        new ones, block by block from the same input (clean latents, or those of the last step, see `context`), with
+        their own actions; each block sees the sink and the blocks of the window before it. The sink keeps what it has.
+        It is the KV-recache of LongLive (Yang et al. 2025, arXiv:2509.22622), block by block as all passes are, where
+        LongLive passes the window as one block.
+
+        It costs one pass for each block of the window, and one for the prompts; a `CapturedPass` is captured anew.
+        Where frames have left the window, what the others saw of them is lost, even under an equal prompt.
+
+        Args:
+            text: Encoded prompts, `[B, L, text_dim]`.
+            negative_text: Encoded negative prompts, `[B, L, text_dim]`; None keeps those that there are.
+
+        Raises:
+            ValueError: The prompts are not one for each video, or do not fit the generator.
+        """
+        if len(text) != len(self.nothing):
+            raise ValueError(f"expected encoded prompts of {len(self.nothing)} videos, got {list(text.shape)}")
+        negative_text = self._negative_text if negative_text is None else negative_text
+        renewed = self._text_cache(text, negative_text)
+        self.write_pending()
+        self._text, self._negative_text, self._captured = renewed, negative_text, None
+        blocks, self._window = self._window, []
+        self.cache.rewind()
+        for block in blocks:
+            self._write(block.since(self.cache.position))
 
     def next_block(self, action_modulation: Tensor | None = None, known: Tensor | None = None) -> Tensor:
         """Generate the next block.
@@ -143,9 +193,12 @@ class CausalRollout:
         clean = hold(sampler(partial(self._velocity, modulation, known), partial(self._noise, self.block)), known)
         self._first_sampler = None
         if self.context == "clean":
-            self._pending = clean.clone(), action_modulation
+            self._pending = _Block(self.block, clean.clone(), _copy(action_modulation))
         else:
+            assert self._input is not None, "a sampler asks for a velocity at least once"
+            block = _Block(self.block, self._input[0], _copy(action_modulation), self._input[1])
             self.cache.advance()
+            self._remember(block)
         return clean
 
     def draw_ahead(self) -> None:
@@ -159,16 +212,33 @@ class CausalRollout:
         return self.noise(block, step)
 
     def _velocity(self, modulation: Tensor | None, known: Tensor | None, noisy: Tensor, timestep: float) -> Tensor:
-        every = self._repeated(hold(noisy, known))
-        timesteps = torch.full(every.shape[:2], timestep, device=noisy.device)
+        latents = hold(noisy, known)
+        timesteps = torch.full(latents.shape[:2], timestep, device=noisy.device)
         if known is not None:
             timesteps[:, : known.shape[1]] = 0
+        self._input = latents, timesteps
+        every, levels = self._repeated(latents), self._repeated(timesteps)
         image_channels = self._image.of_frames(self.block)
         if (captured := self._captured_pass()) is not None:
-            velocity = captured.denoise(every, timesteps, modulation, image_channels)
+            velocity = captured.denoise(every, levels, modulation, image_channels)
         else:
-            velocity = self.generator.denoise(every, timesteps, self._text, self.cache, modulation, image_channels)
+            velocity = self.generator.denoise(every, levels, self._text, self.cache, modulation, image_channels)
         return self.guidance.combine(velocity.chunk(len(self._branches)), timestep)
+
+    def _write(self, block: _Block) -> None:
+        """Compute the keys and values of the cache's next block, and keep them."""
+        every, modulation = self._repeated(block.latents), self._branch_modulation(block.action_modulation)
+        image_channels = self._image.of_frames(block.frames)
+        if (captured := self._captured_pass()) is not None:
+            captured.write(every, modulation, image_channels)
+        else:
+            timestep = None if block.timestep is None else self._repeated(block.timestep)
+            self.generator.write(every, self._text, self.cache, modulation, image_channels, timestep)
+        self._remember(block)
+
+    def _remember(self, block: _Block) -> None:
+        window = self.cache.causality.window(self.cache.block)
+        self._window = [kept for kept in (*self._window, block) if kept.frames.stop > window.start]
 
     def _captured_pass(self) -> CapturedPass | None:
         if self._captured is None and self._capture is not None and self.cache.is_full:
@@ -178,20 +248,25 @@ class CausalRollout:
     def _repeated(self, x: Tensor) -> Tensor:
         return torch.cat([x] * len(self._branches)) if len(self._branches) > 1 else x
 
-    def _branch_texts(self, text: Tensor, negative_text: Tensor | None) -> Tensor:
+    def _text_cache(self, text: Tensor, negative_text: Tensor | None) -> TextCache:
         if negative_text is None:
             if not all(branch.takes_prompt for branch in self._branches):
                 raise ValueError(
                     "guidance by prompts needs negative_text, the encoded negative prompts [B, L, text_dim]"
                 )
             negative_text = text
-        return join([text if branch.takes_prompt else negative_text for branch in self._branches])
+        texts = join([text if branch.takes_prompt else negative_text for branch in self._branches])
+        return self.generator.text_cache(texts, self._image.embeds)
 
     def _branch_modulation(self, action_modulation: Tensor | None) -> Tensor | None:
         if action_modulation is None or not any(branch.takes_action for branch in self._branches):
             return None
         nothing = torch.zeros_like(action_modulation)
         return torch.cat([action_modulation if branch.takes_action else nothing for branch in self._branches])
+
+
+def _copy(action_modulation: Tensor | None) -> Tensor | None:
+    return None if action_modulation is None else action_modulation.clone()
 
 
 def hold(latents: Tensor, known: Tensor | None) -> Tensor:
@@ -204,6 +279,7 @@ def rollout(
     num_frames: int,
     action_modulation: Tensor | BlockModulation | None = None,
     initial_latents: Tensor | None = None,
+    switches: Mapping[int, Tensor] = MappingProxyType({}),
 ) -> Iterator[Tensor]:
     """Generate a video block by block and yield each block as soon as it is clean, the initial ones first.
 
@@ -217,12 +293,15 @@ def rollout(
         initial_latents: Clean frames the video starts with, `[B, F0, C, H, W]`: one latent frame of a single image, or
             a video to go on from. Where F0 ends inside a block, its known frames are held while the rest of the block
             is generated, see `CausalRollout.next_block`.
+        switches: Encoded prompts, `[B, L, text_dim]`, by the frame of this call from which on they hold, the first of a
+            block behind the initial frames; see `CausalRollout.switch_prompt`.
 
     Yields:
         Clean latents of one block, `[B, block, C, H, W]`.
 
     Raises:
-        ValueError: The frames are not a whole number of blocks, or the initial ones are too many or not finite.
+        ValueError: The frames are not a whole number of blocks, or the initial ones are too many or not finite, or
+            prompts would be switched at other frames.
     """
     start = session.block.start
     blocks = session.cache.causality.split(num_frames, start)
@@ -232,12 +311,16 @@ def rollout(
         raise ValueError(
             f"action_modulation is for {action_modulation.shape[1]} latent frames, the video has {num_frames}"
         )
+    num_initial = 0 if initial_latents is None else initial_latents.shape[1]
+    require_switchable(switches, [range(block.start - start, block.stop - start) for block in blocks], num_initial)
     history = session.nothing
     if callable(action_modulation):
         # Written once each: what is joined for every block would be copied again and again.
         history = history.new_empty(len(history), num_frames, *history.shape[2:])
     for block in blocks:
         here = slice(block.start - start, block.stop - start)
+        if here.start in switches:
+            session.switch_prompt(switches[here.start])
         modulation = (
             action_modulation[:, here]
             if isinstance(action_modulation, Tensor)

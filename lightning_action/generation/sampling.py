@@ -14,6 +14,7 @@ from lightning_action.diffusion.flow_matching import (
 )
 from lightning_action.diffusion.guidance import Guidance
 from lightning_action.diffusion.samplers import Sampler, euler, few_step
+from lightning_action.generation.prompt_switches import PromptSwitch, prompts_by_frame
 from lightning_action.ranges import require_numbers
 
 BlockContext = Literal["clean", "last_step"]
@@ -42,6 +43,7 @@ class Sampling:
             trained so: `fit` with the same setting trains so, under teacher forcing, with `num_initial_latents` clean.
         first_num_inference_steps: Number of Euler steps of the first block that is generated; None takes as many.
         first_denoising_step_list: Timesteps of the first block that is generated; None takes the same.
+        prompt_switches: Prompts that follow on the first one of every video, each from some latent frame on.
     """
 
     num_inference_steps: int = 8
@@ -56,6 +58,7 @@ class Sampling:
     context: BlockContext = "clean"
     first_num_inference_steps: int | None = None
     first_denoising_step_list: list[float] | None = None
+    prompt_switches: tuple[PromptSwitch, ...] = ()
 
     def __post_init__(self) -> None:
         require_numbers({"num_inference_steps": self.num_inference_steps}, 1, whole=True)
@@ -75,6 +78,7 @@ class Sampling:
             raise ValueError("first_num_inference_steps counts Euler steps: give first_denoising_step_list instead")
         if self.context == "last_step" and 1 in (self.num_steps, self._of_first_block().num_steps):
             raise ValueError("sampling.context last_step needs two steps or more: the input of the first is pure noise")
+        prompts_by_frame([self.prompt_switches])
         for steps in (self.denoising_step_list, self.first_denoising_step_list):
             if steps is not None:
                 check_denoising_steps(steps)

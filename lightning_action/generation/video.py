@@ -5,9 +5,10 @@ Nobody waits for a block before the next one is queued, but in `stream_pixels`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -60,6 +61,7 @@ class VideoGenerator:
         first_noise: Tensor | None = None,
         image: ImageCondition = NO_IMAGE,
         negative_text: Tensor | None = None,
+        switches: Mapping[int, Tensor] = MappingProxyType({}),
     ) -> Iterator[Tensor]:
         """Generate a batch of videos block by block; asking for a block generates it.
 
@@ -72,12 +74,14 @@ class VideoGenerator:
             first_noise: Noise of the first denoising step, `[B, F, C, h, w]`, in place of that of `sample_id`.
             image: Condition that an image-to-video model sees besides.
             negative_text: Encoded negative prompts, `[B, L, text_dim]`; only guidance by prompts needs them.
+            switches: Encoded prompts by the latent frame from which on they hold, see `rollout`.
 
         Yields:
             Clean latents of a block, `[B, block, C, h, w]`, the initial ones first.
 
         Raises:
-            ValueError: The frames are not a whole number of blocks, or initial latents or modulation do not fit.
+            ValueError: The frames are not a whole number of blocks, or initial latents, modulation or switches do not
+                fit.
         """
         hold_attention_kernels(text.device)
         num_frames, *latent_shape = shape
@@ -98,7 +102,7 @@ class VideoGenerator:
             capture=CapturedPass if self.captures else None,
             kernel=self.kernel,
         )
-        return rollout(session, num_frames, modulation, initial)
+        return rollout(session, num_frames, modulation, initial, switches)
 
 
 def stream_pixels(blocks: Iterable[Tensor], decode: StreamingDecoder) -> Iterator[Tensor]:
