@@ -44,6 +44,7 @@ from lightning_action.distributed.sharding import Sharding, is_sharded, keep_gat
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import EncodedData, FittedCodec, TextEncoder, VideoCodec
 from lightning_action.generation.clock import Clock
+from lightning_action.generation.prompt_switches import count_switch_passes, require_switchable, switched_prompts
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.video import VideoGenerator, stream_pixels, video_on_host, whole_video
 from lightning_action.generator.acceleration import Acceleration
@@ -251,9 +252,8 @@ class GenerativeModule(SavedModule):
         multiples of 1/255.
         """
         self._require_fits(batch, trains=False)
-        blocks = self.causality.split(num_latents(batch, self.schema))
-        num_initial = self.sampling.num_initial_latents if has_video(batch) else 0
-        self._in_lockstep.begin(self.sampling.count_passes(blocks, num_initial))
+        num_passes = self.sampling.count_passes(*self._blocks_and_initial(batch))
+        self._in_lockstep.begin(num_passes + count_switch_passes(self._switched_prompts(batch), self.causality))
         clock, overlaps = Clock(self.device), self.acceleration.overlap_decoding
         decoder = self.frozen.decoder(self.device)
         decode = decoder if overlaps else clock.timed("vae", decoder)
@@ -270,6 +270,8 @@ class GenerativeModule(SavedModule):
         }
         if "vae" in seconds:
             prediction["decode_seconds"] = sum(seconds["vae"])
+        if "prompt_switches" in batch:
+            prediction["prompt_switches"] = batch["prompt_switches"]
         if has_actions(batch):
             prediction["action"] = batch["action"].cpu()
         truth = self.true_video(batch)
@@ -317,7 +319,8 @@ class GenerativeModule(SavedModule):
                 action; only an action module, which infers it, makes up for a missing key), and `video`
                 `[B, T, 3, H, W]` in [-1, 1], of which the first `sampling.num_initial_latents` latent frames are kept.
                 Without `video`: `frame_size` `[B, 2]` (H, W). The length follows from the action rows, else from
-                `video`, else from `num_latents`.
+                `video`, else from `num_latents`. `prompt_switches`, for each sample a list of pairs (latent frame,
+                prompt), come in place of those of `sampling`.
 
         Returns:
             Videos `[B, T, 3, H, W]` in [0, 1], on the module's device.
@@ -343,10 +346,12 @@ class GenerativeModule(SavedModule):
         yield from self._generated_latents(batch)
 
     def _generated_latents(self, batch: Batch) -> Iterator[Tensor]:
-        length = num_latents(batch, self.schema)
+        length, to = num_latents(batch, self.schema), (self.device, self.compute_dtype)
+        switched = self._switched_prompts(batch)
         start = first_frames(batch, self.sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
-        initial = None if start is None else self.frozen.latents_of(start, self.device, self.compute_dtype)
-        text = self.frozen.text_of(batch, self.device, self.compute_dtype)
+        initial = None if start is None else self.frozen.latents_of(start, *to)
+        text = self.frozen.text_of(batch, *to)
+        switches = {frame: self.frozen.encode_text(prompts, *to) for frame, prompts in switched.items()}
         modulation = self.conditioning.of_rollout(
             batch.get("action"), infers_actions(batch), length, text, without_action(batch)
         )
@@ -361,9 +366,22 @@ class GenerativeModule(SavedModule):
         )
         samples, negative = batch["sample_id"].tolist(), None
         if self.sampling.takes_negative_prompt:
-            to, prompts = (self.device, self.compute_dtype), [self.sampling.negative_prompt] * len(samples)
+            prompts = [self.sampling.negative_prompt] * len(samples)
             negative = self.frozen.encode_text(prompts, *to) if any(prompts) else self.frozen.empty_text_of(batch, *to)
-        yield from videos.stream_latents(text, samples, shape, modulation, initial, negative_text=negative)
+        yield from videos.stream_latents(
+            text, samples, shape, modulation, initial, negative_text=negative, switches=switches
+        )
+
+    def _blocks_and_initial(self, batch: Batch) -> tuple[list[range], int]:
+        """Cut the video that is generated from a batch into blocks, and count its initial frames."""
+        num_initial = self.sampling.num_initial_latents if has_video(batch) else 0
+        return self.causality.split(num_latents(batch, self.schema)), num_initial
+
+    def _switched_prompts(self, batch: Batch) -> dict[int, list[str]]:
+        """Return the prompts of all samples by the latent frame from which on they hold."""
+        prompts = switched_prompts(batch, self.sampling.prompt_switches)
+        require_switchable(prompts, *self._blocks_and_initial(batch))
+        return prompts
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -249,7 +249,7 @@ def assert_average_is_exported(workshop: Path, name: str, expected: dict[str, An
 
 
 def predict(workshop: Path, name: str, *more: str) -> list[str]:
-    """Five videos of five lengths, which Lightning's own sampler shares out unevenly."""
+    """Five videos of five lengths, one of which switches prompts; Lightning's own sampler shares them out unevenly."""
     videos = "data: {class_path: tests.support.uneven_videos.UnevenVideos}"
     (workshop / "uneven.yaml").write_text(videos)
     arguments = [argument for argument in small("predict", workshop / name) if "--data" not in argument]

@@ -17,7 +17,7 @@ NUM_LATENTS = (3, 6, 4, 2, 5)
 
 
 class UnevenVideos(L.LightningDataModule):
-    """Starts and actions of the demo's world; the last video has neither, and follows no action."""
+    """Starts and actions of the demo's world; the last video has neither. One switches prompts on the way."""
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         whole = SpriteDataModule(MovingSpriteWorld(), num_latents=max(NUM_LATENTS)).dataset("predict")
@@ -26,6 +26,7 @@ class UnevenVideos(L.LightningDataModule):
             batch = whole.batch([sample])
             rows = 4 * (num_latents - 1)
             batches.append({**batch, "video": batch["video"][:, :1], "action": batch["action"][:, :rows]})
+        batches[1]["prompt_switches"] = [[(2, "a blue square"), (4, "a red disc")]]
         del batches[-1]["video"]
         batches[-1] |= {"action": None, "num_latents": NUM_LATENTS[-1], "frame_size": torch.tensor([[32, 32]])}
         return DataLoader(batches, collate_fn=itemgetter(0))

@@ -27,8 +27,11 @@ from lightning_action.callbacks import FreezeBackboneFirst
 from lightning_action.checkpoints.lora import LoRASettings, has_lora
 from lightning_action.cli.encode import clips_of, encode, encoding_of, prepare_frozen
 from lightning_action.data.latent_writer import StoreWriter
+from lightning_action.diffusion.noise import frame_noise
 from lightning_action.distributed.fsdp2 import FSDP2Strategy, require_supported
 from lightning_action.frozen.hashing_text import HashingTextEncoder
+from lightning_action.generation.prompt_switches import PromptSwitch
+from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generator.acceleration import Acceleration
 from lightning_action.generator.quantization import Fp8SelfAttention
@@ -182,6 +185,58 @@ def test_a_prediction_is_the_video_with_its_origin(tmp_path: Path) -> None:
     assert torch.equal(prediction["latents"], torch.cat(list(module.stream_latents(batch)), dim=1))
     assert torch.equal(prediction["truth"], batch["video"] * 0.5 + 0.5)
     assert len(prediction["block_seconds"]) == LATENTS and prediction["decode_seconds"] > 0
+
+
+@pytest.mark.parametrize("by_sample", [False, True])
+def test_prompts_are_switched_in_a_prediction(tmp_path: Path, by_sample: bool) -> None:
+    switches: list[Any] = [[2, "a blue square"], [4, "a red disc"]]
+    sampling = Sampling(2, prompt_switches=() if by_sample else tuple(PromptSwitch(*switch) for switch in switches))
+    module, batch = ready(sampling=sampling, export_weights=False)
+    without = torch.cat(list(module.stream_latents({**batch, "prompt_switches": [[], []]})), dim=1)
+    if by_sample:
+        batch["prompt_switches"] = [switches] * 2
+    (prediction,) = trainer(tmp_path).predict(module, DataLoader([batch], batch_size=None))
+    assert prediction.get("prompt_switches") == ([switches] * 2 if by_sample else None)
+    found = prediction["latents"]
+    assert torch.equal(found[:, :2], without[:, :2])
+    assert (found - without)[:, 2:].abs().amax((0, 2, 3, 4)).min() > 1e-3
+    # From the start of the second switch on, only the sink and the past's latents tell what was before.
+    text = module.frozen.encode_text(batch["prompt"])
+    noise = frame_noise(0, batch["sample_id"].tolist(), found.shape[2:])
+    modulation = module.conditioning.of_rollout(batch["action"], False, LATENTS, text, None)
+    sampler = module.sampling.sampler(module.schedule)
+    session = CausalRollout(module.generator, text, module.causality, sampler, noise, found.shape[2:], LATENTS)
+    with torch.no_grad():
+        list(rollout(session, 4, modulation[:, :4], found[:, :4]))
+        session.switch_prompt(module.frozen.encode_text(["a red disc"] * 2))
+        assert torch.equal(torch.cat(list(rollout(session, 1, modulation[:, 4:])), dim=1), found[:, 4:])
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ([[(0, "a")]] * 2, "latent_frame"),
+        ([[(7, "a")]] * 2, "latent frame 7: .* the nearest: 4"),
+        ([[(2, "a")], [(3, "a")]], r"the same latent frames, got \[2\] and \[3\]: put them into batches of their own"),
+        ([[(2, "a")]], "must be 2 lists, one for each sample_id"),
+        ([[(2, "a", 1)], []], r"of pairs \(latent frame, prompt\)"),
+    ],
+)
+def test_switches_that_do_not_fit_a_batch_are_refused(tmp_path: Path, switches: Any, message: str) -> None:
+    module, batch = ready()
+    loader = DataLoader([{**batch, "prompt_switches": switches}], batch_size=None)
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path).predict(module, loader)
+
+
+def test_actions_that_change_on_the_way_change_what_follows_alone(tmp_path: Path) -> None:
+    module, batch = ready()
+    changed = {**batch, "action": batch["action"].clone()}
+    changed["action"][:, 8:] *= -1
+    before, after = trainer(tmp_path).predict(module, DataLoader([batch, changed], batch_size=None))
+    assert torch.equal(after["latents"][:, :3], before["latents"][:, :3])
+    assert torch.equal(after["video"][:, :9], before["video"][:, :9])
+    assert (after["latents"] - before["latents"])[:, 3:].abs().amax((0, 2, 3, 4)).min() > 1e-3
 
 
 def test_layers_are_quantized_for_prediction_alone(tmp_path: Path) -> None:
