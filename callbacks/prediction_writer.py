@@ -25,7 +25,7 @@ from .support.part_names import is_named
 from .support.pictures import beside_truth, to_uint8, write_mp4
 
 _EXPECTED = "'video' [B, T, 3, H, W], floats in [0, 1] and 'sample_id' [B], whole numbers from 0 on"
-_PER_SAMPLE = ("latents", "action", "truth", "prompt")
+_PER_SAMPLE = ("latents", "action", "truth", "prompt", "prompt_switches")
 # A decoder in half precision may miss the ends of the range by a rounding error.
 _TOLERANCE = 0.01
 # Callbacks that evaluate with averages in place of the weights of the checkpoint.
@@ -41,7 +41,7 @@ class PredictionWriter(BasePredictionWriter):
       and the true video beside it if there is one;
     - `000007.pt` to compute with: `torch.load(path, weights_only=True)` gives a dict of `sample_id`, `video`
       `[T, 3, H, W]` uint8, and, if there are any, `latents` `[F, C, h, w]` and `action` `[rows, columns]`;
-    - `000007.json` to read: prompt, seed, generation settings, checkpoint, action rows, shapes, names of the files and
+    - `000007.json` to read: prompts, seed, generation settings, checkpoint, action rows, shapes, names of the files and
       their sizes in bytes.
 
     The json comes last, and no file is ever seen half written: where there is a json, the sample is complete. Every
@@ -51,20 +51,21 @@ class PredictionWriter(BasePredictionWriter):
 
     It works with any LightningModule whose `predict_step` returns a dict with `video` `[B, T, 3, H, W]` in [0, 1] and
     `sample_id` `[B]`, and, as far as it has them, `latents` `[B, F, C, h, w]`, `action` `[B, rows, columns]`, `truth`
-    (as `video`), `prompt` (a list of B strings), `seed` (int) and `generation` (a dict of numbers and strings). Nothing
-    is kept in memory; call `trainer.predict(..., return_predictions=False)` so that the Trainer keeps nothing either.
+    (as `video`), `prompt` (a list of B strings), `prompt_switches` (for each sample what follows on it), `seed` (int)
+    and `generation` (a dict of numbers and strings). Nothing is kept in memory; call
+    `trainer.predict(..., return_predictions=False)` so that the Trainer keeps nothing either.
 
     A prediction that was stopped goes on where it stopped if the LightningModule has a method `generation_settings()`,
     which returns the `seed` and `generation` that its predictions will have, and the LightningDataModule a method
     `select_predict_samples(is_wanted)`, which is called after its `setup`. Its next `predict_dataloader`, where the
     checkpoint is known, has only those samples for which `is_wanted(sample)` is true, and shares them between the ranks
-    as it always does. `sample` is a dict with `sample_id` and, if batches have them, `action` and `prompt`; all ranks
-    ask for the same ones.
+    as it always does. `sample` is a dict with `sample_id` and, if batches have them, `action`, `prompt` and
+    `prompt_switches`; all ranks ask for the same ones.
 
-    Then samples are left out whose files are complete and were made for the same `sample_id`, action and prompt with
+    Then samples are left out whose files are complete and were made for the same `sample_id`, action and prompts with
     the same checkpoint (path, size and time of change), seed, generation settings, precision, averages of weights and
-    arguments of the writer. So `predict_step` must hand on the action and the prompt that the data has. Nothing else of
-    the data is compared: after a change of first frames, say `resume: false`.
+    arguments of the writer. So `predict_step` must hand on the action and the prompts that the data has. Nothing else
+    of the data is compared: after a change of first frames, say `resume: false`.
     A prediction without `ckpt_path` does everything anew, as nothing says which weights it has.
 
     Two samples of one `sample_id` are an error (on different ranks only where they are more than a distributed sampler
@@ -250,6 +251,7 @@ class PredictionWriter(BasePredictionWriter):
             {
                 "sample_id": sample_id,
                 "prompt": sample.get("prompt"),
+                **{name: sample[name] for name in ("prompt_switches",) if name in sample},
                 "seed": sample.get("seed"),
                 "generation": sample.get("generation"),
                 **self._circumstances,
@@ -271,10 +273,10 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def _commands_fit(record: records.Record, sample: Mapping[str, Any]) -> bool:
-    """Tell whether the action and the prompt in a record are those of a sample; None is none."""
-    names = ("action", "prompt")
+    """Tell whether the action and the prompts in a record are those of a sample; None is none."""
+    names = ("action", "prompt", "prompt_switches")
     # Compared as text, in which NaN equals itself.
-    return json.dumps({name: record[name] for name in names}) == json.dumps(
+    return json.dumps({name: record.get(name) for name in names}) == json.dumps(
         records.as_json({name: sample.get(name) for name in names})
     )
 

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from lightning_action.callbacks import EMA, PredictionWriter, prediction_writer
 from lightning_action.callbacks.support.files import replacing
@@ -265,14 +265,14 @@ class Resumable(Predictor):
         if len(self.generated) >= self.stop_after:
             raise KeyboardInterrupt
         self.generated += batch["sample_id"].tolist()
-        commands = {name: batch[name] for name in ("action", "prompt") if name in batch}
+        commands = {name: batch[name] for name in ("action", "prompt", "prompt_switches") if name in batch}
         return super().predict_step(batch, batch_idx) | commands
 
 
 class Samples(LightningDataModule):
-    def __init__(self, step: float = 1.1, prompt: str = "a") -> None:
+    def __init__(self, step: float = 1.1, prompt: str = "a", switches: list[list[Any]] | None = None) -> None:
         super().__init__()
-        self.step, self.prompt = step, prompt
+        self.step, self.prompt, self.switches = step, prompt, switches
         self.is_wanted: Callable[[dict[str, Any]], bool] = lambda sample: True
 
     def select_predict_samples(self, is_wanted: Callable[[dict[str, Any]], bool]) -> None:
@@ -282,7 +282,13 @@ class Samples(LightningDataModule):
         every: list[Any] = [
             {"sample_id": i, "action": torch.full((4, 2), self.step * i), "prompt": self.prompt} for i in SAMPLE_IDS
         ]
-        return DataLoader([sample for sample in every if self.is_wanted(sample)], batch_size=2)
+        switches = {} if self.switches is None else {"prompt_switches": self.switches}
+        wanted = [sample for sample in every if self.is_wanted(sample | switches)]
+
+        def collate(samples: list[Any]) -> dict[str, Any]:
+            return default_collate(samples) | {name: [value] * len(samples) for name, value in switches.items()}
+
+        return DataLoader(wanted, batch_size=2, collate_fn=collate)
 
 
 @pytest.fixture
@@ -301,7 +307,7 @@ def resume(checkpoint: Path | None, *, stop_after: int = 99, **changes: Any) -> 
     averages = [EMA()] if changes.get("averages") else []
     callbacks = [*averages, PredictionWriter(str(folder), **options)]
     trainer = quiet_trainer(folder, *callbacks, precision=changes.get("precision", "32-true"))
-    data = Samples(**{k: v for k, v in changes.items() if k in ("step", "prompt")})
+    data = Samples(**{k: v for k, v in changes.items() if k in ("step", "prompt", "switches")})
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         trainer.predict(module, data, ckpt_path=checkpoint, return_predictions=False, weights_only=True)
     return module.generated
@@ -333,6 +339,7 @@ def test_nothing_is_generated_where_all_is_complete(checkpoint: Path) -> None:
     [
         *({"seed": 43}, {"generation": GENERATION | {"shift": 3.0}}, {"step": 2.0}, {"fps": 4}, {"resume": False}),
         *({"precision": "bf16-true"}, {"averages": True}, {"prompt": "b"}, {"step": float("nan")}),
+        {"switches": [[2, "b"]]},
     ],
     ids=str,
 )
