@@ -18,12 +18,21 @@ from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
 from lightning_action.generation.clock import Clock
+from lightning_action.generation.prompt_switches import require_switchable
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.video import VideoGenerator, whole_video
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.pipeline.inputs import ActionInputs, check_embeds, check_latents, check_prompts, given_modulation
+from lightning_action.pipeline.inputs import (
+    ActionInputs,
+    PromptSwitches,
+    check_embeds,
+    check_latents,
+    check_prompts,
+    given_modulation,
+    prompts_to_come,
+)
 from lightning_action.pipeline.parts import (
     parts_of_adapter,
     parts_of_release,
@@ -195,6 +204,7 @@ class ActionCausalInferencePipeline(nn.Module):
         sample_id: Sequence[int] | None = None,
         image: ImageCondition = NO_IMAGE,
         negative_prompt_embeds: Tensor | None = None,
+        prompt_switches: PromptSwitches | None = None,
     ) -> Any:
         """Generate the videos of a batch.
 
@@ -218,6 +228,8 @@ class ActionCausalInferencePipeline(nn.Module):
             image: Condition that an image-to-video model sees besides, for all F0 + F frames.
             negative_prompt_embeds: Encoded negative prompts `[B, L, text_dim]`, in place of `sampling.negative_prompt`;
                 only guidance by prompts looks at them.
+            prompt_switches: Prompts that follow: pairs of the latent frame from which on one holds, the first of a
+                block behind the initial ones, and the prompt, or B prompts. None takes those of `sampling`.
 
         Returns:
             Video `[B, T, 3, H, W]` in [0, 1] with T = 1 + r (F0 + F - 1); with `return_latents` and `profile` a tuple
@@ -239,11 +251,12 @@ class ActionCausalInferencePipeline(nn.Module):
         start = torch.cat([initial, noise.to(weight)], dim=1)
         num_frames, num_initial = start.shape[1], initial.shape[1]
         videos = self._video_generator(num_initial, num_frames - num_initial)
-        videos.causality.split(num_frames)
+        switched = self._switched(prompt_switches, len(noise))
+        require_switchable(switched, videos.causality.split(num_frames), num_initial)
         modulation: Tensor | BlockModulation | None = None
         if action_inputs and self._hook is None:
             modulation = given_modulation(action_inputs, self._conditioning, self.generator, start, num_initial)
-        self._load(prompt_embeds is None or encodes_negative, low_memory)
+        self._load(prompt_embeds is None or encodes_negative or bool(switched), low_memory)
 
         clock = Clock(weight.device)
         encode_text = clock.timed("text", self._encode_text)
@@ -251,12 +264,13 @@ class ActionCausalInferencePipeline(nn.Module):
         if encodes_negative:
             negative_prompt_embeds = encode_text([self.sampling.negative_prompt] * len(noise), low_memory)
         negative = None if negative_prompt_embeds is None else negative_prompt_embeds.to(weight)
+        switches = {frame: encode_text(prompts, low_memory) for frame, prompts in switched.items()}
         if modulation is None:
             modulation = self._decided_modulation(action_inputs, text)
         shape = (num_frames, start.shape[2], start.shape[3], start.shape[4])
         known = initial if num_initial else None
         blocks = clock.blocks(
-            videos.stream_latents(text, samples, shape, modulation, known, start, image.to(start), negative)
+            videos.stream_latents(text, samples, shape, modulation, known, start, image.to(start), negative, switches)
         )
         if low_memory:
             blocks = iter(list(blocks))
@@ -268,6 +282,11 @@ class ActionCausalInferencePipeline(nn.Module):
         if profile:
             extras.append(_stages(clock))
         return (video, *extras) if extras else video
+
+    def _switched(self, switches: PromptSwitches | None, batch_size: int) -> dict[int, list[str]]:
+        if switches is None:
+            switches = [(switch.latent_frame, switch.prompt) for switch in self.sampling.prompt_switches]
+        return prompts_to_come(switches, batch_size)
 
     @property
     def _weight(self) -> Tensor:

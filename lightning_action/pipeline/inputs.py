@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_action.action.conditioning import ActionConditioning
+from lightning_action.generation.prompt_switches import PromptSwitch, prompts_by_frame
 from lightning_action.generator.model import CausalWanModel
 
 ActionInputs = Mapping[str, Any]
+PromptSwitches = Sequence[tuple[int, str | Sequence[str]]]
 
 _SHAPES = {
     "action_features": {2: "[B, A]", 3: "[B, F, A]"},
@@ -65,6 +67,20 @@ def check_prompts(
             )
         return
     check_embeds("prompt_embeds", embeds, batch_size, generator)
+
+
+def prompts_to_come(switches: PromptSwitches, batch_size: int) -> dict[int, list[str]]:
+    """Arrange `prompt_switches` by latent frame, with a prompt for each video. Raises as `prompts_by_frame`."""
+    by_switch: list[list[PromptSwitch]] = []
+    for frame, given in switches:
+        prompts = [given] * batch_size if isinstance(given, str) else given
+        if len(prompts) != batch_size:
+            raise ValueError(
+                f"expected one prompt for all videos at latent frame {frame}, or one for each of {batch_size}, got "
+                f"{given!r}"
+            )
+        by_switch.append([PromptSwitch(frame, prompt) for prompt in prompts])
+    return prompts_by_frame([[of_videos[video] for of_videos in by_switch] for video in range(batch_size)])
 
 
 def check_embeds(name: str, embeds: Tensor, batch_size: int, generator: CausalWanModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise, starting_from
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.linear_codec import LinearVideoCodec
+from lightning_action.generation.prompt_switches import PromptSwitch
 from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generator.causality import BlockCausality
@@ -595,3 +597,62 @@ def test_it_generates_what_the_lightning_module_does() -> None:
         torch.cat(list(module.eval().stream_latents({**batch, "action": action})), dim=1) for action in (rows, -rows)
     )
     assert torch.equal(out, expected) and not torch.equal(out, other)
+
+
+# Other prompts and actions on the way
+
+
+@pytest.mark.parametrize("causality", [BlockCausality(2), BlockCausality(2, 4, 1), BlockCausality(1, 4, 2)])
+@torch.no_grad()
+def test_prompts_are_switched_as_in_a_session(causality: BlockCausality) -> None:
+    made, encode = pipeline(causality=causality), HashingTextEncoder(9, 7).encode
+    noise = starting_from(NOISE, frame_noise(7, (0, 1), SHAPE))
+    sampler = made.sampling.sampler(FlowMatchSchedule(5.0))
+    session = CausalRollout(made.generator, encode(PROMPTS), causality, sampler, noise, SHAPE, 6)
+    texts = {2: encode(["a blue disc"] * 2), 4: encode(["x", "y"])}
+    expected = torch.cat(list(rollout(session, 6, switches=texts)), dim=1)
+    found, without = latents(made, prompt_switches=[(2, "a blue disc"), (4, ["x", "y"])]), latents(made)
+    assert torch.equal(found, expected)
+    assert torch.equal(found[:, :2], without[:, :2])
+    assert (found - without)[:, 2:].abs().amax((0, 2, 3, 4)).min() > 1e-3
+    second = latents(made, NOISE[:1], prompt_switches=[(2, "a blue disc"), (4, "x")])
+    torch.testing.assert_close(second, expected[:1], atol=1e-5, rtol=0)
+
+
+def test_the_settings_say_when_prompts_are_switched_and_a_call_says_otherwise() -> None:
+    made = pipeline(sampling=replace(SAMPLING, prompt_switches=(PromptSwitch(3, "a blue disc"),)))
+    switched = latents(pipeline(), prompt_switches=[(3, "a blue disc")])
+    assert torch.equal(latents(made), switched)
+    assert torch.equal(latents(made, prompt_switches=()), latents(pipeline()))
+    embeds = HashingTextEncoder(9, 7).encode(PROMPTS)
+    _, out = made.inference(NOISE, prompt_embeds=embeds, return_latents=True, low_memory=True)
+    assert torch.equal(out, switched)
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ([(2, "a")], "latent frame 2: .* the nearest: 4"),
+        ([(1, "a")], "latent frame 1: .* the 2 initial ones of 7 latent frames, the nearest: 4"),
+        ([(4, "a"), (4, "b")], "two prompts for one latent frame"),
+        ([(4, ["a"])], "one prompt for all videos at latent frame 4, or one for each of 2"),
+        ([(4, [3, "b"])], "prompt must be a string, got 3"),
+    ],
+)
+def test_switches_that_do_not_fit_are_refused_before_anything_is_computed(switches: Any, message: str) -> None:
+    made = pipeline(causality=BlockCausality(3, independent_first_frame=True))
+    made.generator.text_embedding.register_forward_hook(lambda *_: pytest.fail("computed"))
+    with pytest.raises(ValueError, match=message):
+        made.inference(NOISE[:, :5], PROMPTS, initial_latent=drawn(2, 2, *SHAPE), prompt_switches=switches)
+
+
+@pytest.mark.parametrize("causality", [BlockCausality(3), BlockCausality(1, 4, 1)])
+def test_actions_that_change_at_a_block_change_what_follows_alone(causality: BlockCausality) -> None:
+    made, changed = pipeline(causality=causality), FEATURES.clone()
+    changed[:, 3:] *= -1
+    before, after = (latents(made, action_inputs={"action_features": features}) for features in (FEATURES, changed))
+    assert torch.equal(after[:, :3], before[:, :3])
+    assert (after - before)[:, 3:].abs().amax((0, 2, 3, 4)).min() > 1e-3
+    # What follows is what those who had nothing but the past and the new actions would generate.
+    modulation = made.action_projection(changed).detach()
+    assert torch.equal(plain(made, modulation), after)
