@@ -1,0 +1,301 @@
+"""The figures of a report: what each is called, what is ideal, what chance gives, and which direction is better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning_action.evaluation.loss_gap import LEVELS
+
+Better = Literal["higher", "lower", "nearer"]
+
+FOLLOWING = "Does it go where the actions say?"
+DIFFERENCE = "Do the actions make a difference?"
+QUALITY = "Is the video good?"
+GROUPS = (FOLLOWING, DIFFERENCE, QUALITY)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a report.
+
+    Args:
+        key: Name in `report.json`.
+        title: Name for people.
+        group: Question that it answers, one of `GROUPS`.
+        better: Direction that is better: `higher`, `lower`, or `nearer` to the ideal; None where neither is.
+        ideal: Value of a perfect model, if there is one.
+        chance: Value of a model that guesses, or is blind to its actions, if it is known beforehand.
+        unit: Unit, such as px or dB.
+        says: Sentence about it, in plain words.
+        printed: Whether the table that `test` prints has it.
+        detail: Whether it breaks another figure down, so that it is shown folded and not tested.
+    """
+
+    key: str
+    title: str
+    group: str
+    better: Better | None = None
+    ideal: float | None = None
+    chance: float | None = None
+    unit: str = ""
+    says: str = ""
+    printed: bool = False
+    detail: bool = False
+
+    @property
+    def name(self) -> str:
+        """Title with the unit."""
+        return f"{self.title}, {self.unit}" if self.unit else self.title
+
+    @property
+    def heading(self) -> str:
+        """Name with what chance gives, or else with what is ideal."""
+        if self.chance is not None:
+            return f"{self.name} (chance {self.chance:g})"
+        return self.name if self.ideal is None else f"{self.name} (ideal {self.ideal:g})"
+
+    def merit(self, value: float) -> float:
+        """Turn a value into one of which more is better: itself, its negative, or minus its distance from the ideal."""
+        if self.better == "nearer" and self.ideal is not None:
+            return -abs(value - self.ideal)
+        return -value if self.better == "lower" else value
+
+
+def _following() -> Iterator[Figure]:
+    yield Figure(
+        "sign_accuracy",
+        "sign accuracy",
+        FOLLOWING,
+        "higher",
+        1,
+        0.5,
+        says="Share of motions, larger than a pixel, in the right direction.",
+        printed=True,
+    )
+    for axis in "xy":
+        says = "Share of the commanded motion that happens: 0.5 is half of it, below 0 the wrong way."
+        yield Figure(f"gain_{axis}", f"gain {axis}", FOLLOWING, "nearer", 1, says=says, printed=True)
+    for axis in "xy":
+        says = "Part of the motion that the commands explain."
+        yield Figure(f"r2_{axis}", f"R2 {axis}", FOLLOWING, "higher", 1, says=says, printed=True)
+    for axis in "xy":
+        says = "The same, where a wrong gain counts too."
+        yield Figure(f"identity_r2_{axis}", f"R2 {axis} without a line", FOLLOWING, "higher", 1, says=says)
+    yield Figure(
+        "lag_frames",
+        "lag in pixel frames",
+        FOLLOWING,
+        "nearer",
+        0,
+        says="Frames by which motion comes late.",
+        printed=True,
+    )
+    for axis, other in ("xy", "yx"):
+        says = f"Pixels along {other} for each that was commanded along {axis}."
+        yield Figure(f"cross_talk_{axis}_to_{other}", f"leak of {axis} into {other}", FOLLOWING, "nearer", 0, says=says)
+    yield Figure(
+        "ade_px",
+        "position error",
+        FOLLOWING,
+        "lower",
+        unit="px",
+        says="Mean distance from where the object should be.",
+        printed=True,
+    )
+    yield Figure("fde_px", "final position error", FOLLOWING, "lower", unit="px", says="The same at the end.")
+    yield Figure(
+        "missing_rate",
+        "object missing",
+        FOLLOWING,
+        "lower",
+        0,
+        says="Share of frames in which the object is not found.",
+        printed=True,
+    )
+    for fraction in ("0.04", "0.08", "0.15"):
+        says = f"The same for an action that is held, at {fraction} of the largest."
+        yield Figure(
+            f"held_gain_{fraction}", f"held gain at {fraction}", FOLLOWING, "nearer", 1, says=says, printed=True
+        )
+    yield Figure(
+        "held_drift_px",
+        "drift held still",
+        FOLLOWING,
+        "lower",
+        0,
+        unit="px",
+        says="Distance from where it should stand, at the end.",
+        printed=True,
+    )
+    yield Figure(
+        "cross_swap_accuracy",
+        "follows the actions' owner",
+        FOLLOWING,
+        "higher",
+        1,
+        0.5,
+        says="From one episode's start under another's actions: share that moves as the other one did.",
+    )
+    yield Figure(
+        "idm_normalised",
+        "actions read off the video",
+        FOLLOWING,
+        "higher",
+        1,
+        0,
+        says="Accuracy of an inverse-dynamics model, between chance (0) and what it gets on real frames (1).",
+    )
+
+
+def _following_in_detail() -> Iterator[Figure]:
+    for axis in "xy":
+        yield Figure(f"sign_accuracy_{axis}", f"sign accuracy {axis}", FOLLOWING, "higher", 1, 0.5, detail=True)
+    yield Figure("lag_correlation", "correlation at that lag", FOLLOWING, "higher", 1, detail=True)
+    for quartile in range(1, 5):
+        name = f"speed_q{quartile}"
+        yield Figure(f"{name}_px", f"speed, quartile {quartile}", FOLLOWING, unit="px", detail=True)
+        yield Figure(f"gain_{name}", f"gain, speed quartile {quartile}", FOLLOWING, "nearer", 1, detail=True)
+        yield Figure(f"r2_{name}", f"R2, speed quartile {quartile}", FOLLOWING, "higher", 1, detail=True)
+        title = f"sign accuracy, speed quartile {quartile}"
+        yield Figure(f"sign_accuracy_{name}", title, FOLLOWING, "higher", 1, 0.5, detail=True)
+    for phase in range(1, 9):
+        title = f"response to action {phase} of a latent frame"
+        yield Figure(f"response_phase_{phase}", title, FOLLOWING, "nearer", 1, detail=True)
+    for scale, told in (("0", "0"), ("1", "1"), ("1_5", "1.5"), ("2", "2")):
+        ideal = float(scale) if scale in "01" else None
+        better: Better | None = None if ideal is None else "nearer"
+        title = f"gain at guidance {told}"
+        yield Figure(f"gain_at_scale_{scale}", title, FOLLOWING, better, ideal, detail=True)
+    yield Figure("gain_rises", "gain rises with guidance", FOLLOWING, "higher", 1, detail=True)
+    yield Figure("saturates_at_scale", "guidance beyond which nothing is gained", FOLLOWING, detail=True)
+    for key, title in (
+        ("error_to_action_owner_px", "distance from the actions' owner"),
+        ("error_to_start_owner_px", "distance from the start's owner"),
+    ):
+        yield Figure(key, title, FOLLOWING, unit="px", detail=True)
+    for key, title in (
+        ("idm_accuracy", "inverse dynamics: accuracy on generated frames"),
+        ("idm_accuracy_real", "inverse dynamics: accuracy on real frames"),
+        ("idm_chance", "inverse dynamics: chance"),
+        ("idm_p_value", "inverse dynamics: p of chance on real frames"),
+        ("idm_is_informative", "inverse dynamics: tells anything"),
+    ):
+        yield Figure(key, title, FOLLOWING, detail=True)
+
+
+def _difference() -> Iterator[Figure]:
+    yield Figure(
+        "delta_psnr_db",
+        "PSNR true - other actions",
+        DIFFERENCE,
+        "higher",
+        unit="dB",
+        says="What the right actions add to the likeness with the truth, at frame 4.",
+        printed=True,
+    )
+    says = "The same over all generated frames."
+    yield Figure("delta_psnr_all_frames_db", "the same, all frames", DIFFERENCE, "higher", unit="dB", says=says)
+    # Reports of earlier versions say `shuffle`.
+    for kind in ("swapped", "shuffle"):
+        yield Figure(
+            f"{kind}_win_rate",
+            "shuffle win rate",
+            DIFFERENCE,
+            "higher",
+            1,
+            0.5,
+            says="Share of samples that the model predicts better under their own actions than under another's.",
+            printed=True,
+        )
+        says = "By how much the loss rises under another sample's actions."
+        yield Figure(f"{kind}_relative_gap", "relative loss gap", DIFFERENCE, "higher", chance=0, says=says)
+    yield Figure(
+        "counterfactual_ratio",
+        "counterfactual ratio",
+        DIFFERENCE,
+        "lower",
+        0,
+        1,
+        says="Wrong part of what other actions change, over what they change in the simulator.",
+        printed=True,
+    )
+    says = "Mean |(g - g') - (x - x')| of pixels in [0, 1], over videos under two actions."
+    yield Figure("counterfactual_divergence", "counterfactual divergence", DIFFERENCE, "lower", 0, says=says)
+    says = "Variance between actions over that between noises."
+    yield Figure("controllability_ratio", "controllability ratio", DIFFERENCE, "higher", says=says)
+
+
+def _difference_in_detail() -> Iterator[Figure]:
+    names = {"swapped": "another sample's actions", "shuffled": "shuffled actions", "null": "no action"}
+    ranges = [f"_{low}_{high}" for low, high in zip(LEVELS, LEVELS[1:], strict=False)]
+    for kind, told in names.items():
+        for suffix in ("", *ranges, "_moving"):
+            low, _, high = suffix[1:].partition("_")
+            where = {"": "", "_moving": ", moving region"}.get(suffix, f", noise {low} to {high}")
+            title = f"under {told}{where}"
+            yield Figure(f"{kind}_gap{suffix}", f"loss gap {title}", DIFFERENCE, "higher", detail=True)
+            relative = f"{kind}_relative_gap{suffix}"
+            if (kind, suffix) == ("swapped", ""):
+                continue  # two of these are no detail
+            yield Figure(relative, f"relative loss gap {title}", DIFFERENCE, "higher", detail=True)
+            yield Figure(f"{kind}_win_rate{suffix}", f"win rate {title}", DIFFERENCE, "higher", 1, 0.5, detail=True)
+    for key, title in (
+        ("generated_difference", "what other actions change, generated"),
+        ("true_difference", "what other actions change, true"),
+        ("difference_before", "what other actions change before they differ"),
+        ("action_share", "share of variance between actions"),
+        ("action_variance", "variance between actions"),
+        ("noise_variance", "variance between noises"),
+    ):
+        yield Figure(key, title, DIFFERENCE, detail=True)
+
+
+def _quality() -> Iterator[Figure]:
+    says = "Likeness with the true video; a still background makes it high for any model."
+    yield Figure("psnr_db", "PSNR", QUALITY, "higher", unit="dB", says=says)
+    says = "The same where the true video moves."
+    yield Figure("psnr_moving_db", "PSNR, moving region", QUALITY, "higher", unit="dB", says=says, printed=True)
+    yield Figure("ssim", "SSIM", QUALITY, "higher", 1, says="Structural similarity with the true video.")
+    yield Figure("ssim_moving", "SSIM, moving region", QUALITY, "higher", 1, says=says)
+    says = "Mean change between frames over that of the true videos; 0 stands still."
+    yield Figure("motion_ratio", "motion", QUALITY, "nearer", 1, says=says)
+    yield Figure("static_rate", "videos that stand still", QUALITY, "lower", 0)
+    says = "Change across the borders of blocks over that inside."
+    yield Figure("seam_ratio", "seams between blocks", QUALITY, "nearer", 1, says=says)
+    says = "First frame at which it leaves the truth for good."
+    yield Figure("divergence_onset_frames", "onset of divergence", QUALITY, "higher", unit="frames", says=says)
+    yield Figure("diverged_rate", "videos that diverge", QUALITY, "lower", 0)
+    says = "Likeness of the first frame with the last one, after actions and their opposites."
+    yield Figure("round_trip", "round trip", QUALITY, "higher", 1, says=says)
+    for key, title in (
+        ("mirror", "round trip, frame by frame"),
+        ("recovery", "round trip: share that comes back"),
+        ("excursion", "round trip: how far it went"),
+    ):
+        better: Better | None = None if key == "excursion" else "higher"
+        yield Figure(key, title, QUALITY, better, None if better is None else 1, detail=True)
+    for name, unit in (("psnr", "_db"), ("psnr_moving", "_db"), ("ssim", ""), ("ssim_moving", "")):
+        title = f"{name.partition('_')[0].upper()}{', moving region' if 'moving' in name else ''}"
+        for end in ("first", "last"):
+            key = f"{name}_{end}{unit}"
+            yield Figure(key, f"{title}, {end} frame", QUALITY, "higher", unit=unit[1:] and "dB", detail=True)
+
+
+FIGURES: dict[str, Figure] = {
+    figure.key: figure
+    for family in (_following, _difference, _quality, _following_in_detail, _difference_in_detail)
+    for figure in family()
+}
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether a value of a report is a finite number; null and NaN stand for what is undefined."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def format_value(value: Any, digits: int = 3) -> str:
+    """Write a figure, `-` where it is undefined."""
+    return f"{value:.{digits}f}" if is_number(value) else "-"

@@ -1,0 +1,99 @@
+"""Two reports beside each other."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from lightning_action.evaluation.comparison import compare, paired_tests
+from lightning_action.evaluation.figures import FIGURES
+from tests.support import made_up_report
+
+NAMES = ("A", "B")
+
+
+def outcomes(first: dict[str, Any], second: dict[str, Any]) -> dict[str, str]:
+    return {change.figure.key: change.outcome for change in compare(first, second, NAMES).changes}
+
+
+def test_a_model_is_no_better_than_itself() -> None:
+    report = made_up_report.report()
+    found = compare(report, report, NAMES)
+    assert found.is_paired and found.verdicts == ("obeys", "obeys")
+    assert {change.outcome for change in found.changes} == {"no more than noise", "not tested"}
+    assert "better: nothing; worse: nothing" in found.summary()
+
+
+def test_what_is_better_is_told_by_the_direction_of_its_figure() -> None:
+    bad, good = made_up_report.report(0.6), made_up_report.report(1.0)
+    expected = dict.fromkeys(("gain_x", "gain_y", "sign_accuracy", "ade_px"), "better")
+    assert outcomes(bad, good).items() >= expected.items()
+    assert outcomes(good, bad).items() >= dict.fromkeys(expected, "worse").items()
+    assert outcomes(bad, good)["lag_frames"] == "not tested"  # not known of each episode
+    change = next(each for each in compare(bad, good, NAMES).changes if each.figure.key == "ade_px")
+    assert change.tested is not None and change.tested.difference < 0
+
+
+def test_a_gain_that_is_too_large_is_worse() -> None:
+    right, too_far = made_up_report.report(1.0), made_up_report.report(1.5)
+    assert outcomes(right, too_far)["gain_x"] == "worse"
+    assert outcomes(right, too_far)["r2_x"] == "not tested"
+
+
+def test_episodes_are_matched_by_their_ids() -> None:
+    report = made_up_report.report()
+    turned = {
+        **report,
+        "sample_ids": report["sample_ids"][::-1],
+        "per_episode": {name: values[::-1] for name, values in report["per_episode"].items()},
+    }
+    for change in compare(report, turned, NAMES).changes:
+        assert change.tested is None or change.tested.interval == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"sample_ids": list(range(1, 13))},
+        {"sample_ids": None},
+        {"provenance": {"data": {"fingerprint": "of other data"}}},
+    ],
+)
+def test_other_episodes_are_compared_as_groups(other: dict[str, Any]) -> None:
+    report = made_up_report.report()
+    found = compare(report, {**report, **other}, NAMES)
+    assert not found.is_paired and "unpaired" in found.method()
+
+
+def test_many_figures_are_corrected_for() -> None:
+    bad, good = made_up_report.report(0.6), made_up_report.report(1.0)
+    found = compare(bad, good, NAMES)
+    tested = [change for change in found.changes if change.tested is not None]
+    for change in tested:
+        assert change.tested is not None and change.p_value >= change.tested.p_value
+    assert f"corrected for {len(tested)} tests (Holm)" in found.method()
+
+
+def test_reports_of_earlier_versions_have_nothing_to_test() -> None:
+    old = {"gain_x": 0.9, "psnr_db": 25.0, "baselines": {}}
+    found = compare(old, {**old, "gain_x": 1.0}, NAMES)
+    assert [change.outcome for change in found.changes] == ["not tested", "not tested"]
+    assert found.verdicts == ("no verdict", "no verdict")
+
+
+def test_a_model_is_tested_against_each_baseline() -> None:
+    report = made_up_report.report()
+    found = paired_tests(report)
+    assert found.keys() == {"gain_x", "psnr_db"}
+    assert found["psnr_db"].keys() == {"copy_first_frame", "ignore_actions"}
+    tested = found["gain_x"]["copy_first_frame"]
+    # Distance from 1: of the model some hundredths, of the baseline 1.
+    assert tested["difference"] == pytest.approx(-1, abs=0.05)
+    assert tested["p_value"] == pytest.approx(2 / 2**12) and tested["episodes"] == 12
+    undefined = [None, math.nan, *report["per_episode"]["gain_x"][2:]]
+    report["per_episode"]["gain_x"] = undefined
+    assert paired_tests(report)["gain_x"]["copy_first_frame"]["episodes"] == 10
+    assert paired_tests({"gain_x": 1.0}) == {}
+    assert all(FIGURES[key].better for key in found)

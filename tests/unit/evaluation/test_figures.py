@@ -1,0 +1,52 @@
+"""The registry of figures names what the metrics compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_action.evaluation.action_following import ActionFollowing
+from lightning_action.evaluation.figures import FIGURES, GROUPS, Figure, format_value, is_number
+from lightning_action.evaluation.loss_gap import LossGap
+from lightning_action.evaluation.video_quality import DeltaPsnr, VideoQuality
+
+
+def test_every_figure_of_the_metrics_is_in_the_registry() -> None:
+    following, quality, gap, delta = ActionFollowing(), VideoQuality(), LossGap("swapped"), DeltaPsnr()
+    paths = torch.randn(2, 9, 2).cumsum(dim=1)
+    following.update(paths, paths, torch.ones(2, 9, dtype=torch.bool))
+    video = torch.rand(2, 6, 3, 16, 17)
+    quality.update(video, video.roll(1, dims=1))
+    gap.update(torch.rand(2, 3), torch.rand(2, 3), 1000 * torch.rand(2, 3))
+    delta.update(video, video, video)
+    computed = {name for metric in (following, quality, gap, delta) for name in metric.compute()} - {"episodes"}
+    assert computed - FIGURES.keys() == set()
+
+
+def test_the_registry_is_consistent() -> None:
+    for key, figure in FIGURES.items():
+        assert key == figure.key and figure.group in GROUPS
+        assert figure.better != "nearer" or figure.ideal is not None, key
+        assert not (figure.printed and figure.detail), key
+        assert figure.detail or figure.better, key
+        assert not figure.printed or len(figure.heading) < 32, key
+
+
+@pytest.mark.parametrize(
+    ("better", "ideal", "good", "bad"),
+    [("higher", None, 2.0, 1.0), ("lower", 0.0, 1.0, 2.0), ("nearer", 1.0, 1.1, 0.8), ("nearer", 1.0, 0.9, 1.2)],
+)
+def test_merit_is_larger_for_what_is_better(better: str, ideal: float | None, good: float, bad: float) -> None:
+    figure = Figure("key", "title", GROUPS[0], better, ideal)  # type: ignore[arg-type]
+    assert figure.merit(good) > figure.merit(bad)
+
+
+def test_headings_say_what_chance_gives_or_else_what_is_ideal() -> None:
+    assert FIGURES["sign_accuracy"].heading == "sign accuracy (chance 0.5)"
+    assert FIGURES["gain_x"].heading == "gain x (ideal 1)"
+    assert FIGURES["ade_px"].heading == "position error, px"
+
+
+def test_what_is_undefined_is_a_dash() -> None:
+    assert [format_value(value) for value in (0.12345, None, float("nan"), True)] == ["0.123", "-", "-", "-"]
+    assert is_number(1) and not is_number("1")
