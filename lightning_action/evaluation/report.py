@@ -8,9 +8,50 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lightning_action.atomic import replacing
+from lightning_action.evaluation.comparison import paired_tests
+from lightning_action.evaluation.figures import FIGURES, format_value
+from lightning_action.evaluation.report_page import report_page
 
 Report = dict[str, Any]
+
+
+def write_reports(folder: Path, report: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> list[Path]:
+    """Write `report.json` and `report.html`, with paired tests over episodes, and return their paths.
+
+    Args:
+        folder: Folder of both files.
+        report: The report, see `docs/report.md`.
+        pictures: Videos for the page, see `report_page`.
+    """
+    told = null_where_undefined({**report, "paired": paired_tests(report)})
+    paths = [folder / "report.json", folder / "report.html"]
+    page = report_page(told, pictures)
+    write_report(paths[0], told)
+    with replacing(paths[1]) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return paths
+
+
+def read_report(path: Path) -> Report:
+    """Read a report, given the file or the folder that it is in.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: The file is no report.
+    """
+    file = path / "report.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"no report at {file}: `python main.py test` writes one into trainer.default_root_dir")
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no report: {error}") from error
+    if not isinstance(report, dict) or not any(key in FIGURES for key in report):
+        raise ValueError(f"{file} is no report: it holds none of the figures that `python main.py test` writes")
+    return report
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
@@ -23,39 +64,21 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
         temporary.write_text(text + "\n")
 
 
-_ROWS: tuple[tuple[str, str], ...] = (
-    ("sign_accuracy", "sign accuracy (chance 0.5)"),
-    ("gain_x", "gain x (ideal 1)"),
-    ("gain_y", "gain y (ideal 1)"),
-    ("r2_x", "R2 x"),
-    ("r2_y", "R2 y"),
-    ("lag_frames", "lag in pixel frames (ideal 0)"),
-    ("ade_px", "position error in px"),
-    ("missing_rate", "object missing"),
-    ("delta_psnr_db", "PSNR true - other actions, dB"),
-    ("shuffle_win_rate", "shuffle win rate (chance 0.5)"),
-)
-
-
 def format_table(report: Report) -> str:
     """Write the report as a table: the model, with an interval where there is one, beside the baselines; a verdict."""
     columns: dict[str, Report] = {"model": report, **report["baselines"]}
     intervals: Mapping[str, Any] = report.get("intervals", {})
     titles = ["model", *(["95 %"] if intervals else []), *report["baselines"]]
     lines = [f"{'':32}" + "".join(f"{name:>18}" for name in titles)]
-    for key, title in _ROWS:
-        if key in report:
-            cells = [_cell(values[key]) for values in columns.values()]
+    for key, figure in FIGURES.items():
+        if figure.printed and key in report:
+            cells = [format_value(values.get(key)) for values in columns.values()]
             if intervals:
-                cells.insert(1, " .. ".join(map(_cell, intervals[key])) if key in intervals else "")
-            lines.append(f"{title:32}" + "".join(f"{cell:>18}" for cell in cells))
+                cells.insert(1, " .. ".join(map(format_value, intervals[key])) if key in intervals else "")
+            lines.append(f"{figure.heading:32}" + "".join(f"{cell:>18}" for cell in cells))
     if "verdict" in report:
         lines += ["", f"verdict: {report['verdict']['label']}", *(f"- {why}" for why in report["verdict"]["reasons"])]
     return "\n".join(lines)
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{value:.3f}"
 
 
 def null_where_undefined(value: Any) -> Any:

@@ -1,0 +1,45 @@
+"""Where a report comes from: which weights, which data, and which versions."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import version
+
+import torch
+from torch import Tensor
+
+from lightning_action import __version__
+from lightning_action.batch import Batch, first_samples
+
+
+def data_fingerprint(batch: Batch) -> str:
+    """Compute SHA-256 over the first sample of a test set, whatever kind of data it is.
+
+    A simulator with other settings or another seed shows another first sample; what differs in later samples alone goes
+    unseen. Videos count as bytes and other numbers in float32, so that the device does not matter.
+
+    Args:
+        batch: First test batch.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(first_samples(batch, 1).items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {list(value.shape)}\n".encode())
+            digest.update(_bytes_of(name, value.detach().float().cpu()))
+        elif value is not None:
+            digest.update(f"{name} {value}\n".encode())
+    return digest.hexdigest()
+
+
+def _bytes_of(name: str, values: Tensor) -> bytes:
+    if name == "video":
+        values = ((values + 1) * 127.5).round().to(torch.uint8)
+    return values.contiguous().numpy().tobytes()
+
+
+def versions() -> dict[str, str]:
+    """Name the versions of what computes a report, and the kind of device."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    packages = {name: version(name) for name in ("torch", "lightning")}
+    return {"lightning_action": __version__, **packages, "python": platform.python_version(), "device": device}
