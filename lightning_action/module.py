@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,12 +19,14 @@ from lightning_action.checkpoints.lora import split_parameters
 from lightning_action.diffusion.objectives import OBJECTIVES, teacher_forcing, training_visibility
 from lightning_action.evaluation.loss_gap import wins
 from lightning_action.evaluation.obedience import ObedienceTest, position_reader
-from lightning_action.evaluation.report import format_table, write_report
+from lightning_action.evaluation.provenance import data_fingerprint
+from lightning_action.evaluation.report import format_table
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.cost import training_flops
 from lightning_action.losses import Encoded, FlowMatchingLosses
 from lightning_action.optimization import Optimization
 from lightning_action.ranges import require_numbers
+from lightning_action.reporting import provenance_of, publish
 from lightning_action.seeding import mix_seed
 
 _DROPOUT_STREAM = 3
@@ -87,6 +88,7 @@ class ActionVideoModule(GenerativeModule):
         self._trained_on: torch.Size | None = None
         self._looked_at: dict[str, list[Any]] = {}
         self._obedience: ObedienceTest | None = None
+        self._test_data = ""
 
     def configure_model(self) -> None:
         """Build the networks, and what they are trained by."""
@@ -214,25 +216,24 @@ class ActionVideoModule(GenerativeModule):
                 "test measures how a model follows actions: it needs an action_projection and batches with `action`"
             )
         self._require_trainable(batch, "test")
+        if batch_idx == 0:
+            self._test_data = data_fingerprint(batch)
         if self._obedience is not None:
             losses = self.matched_losses(batch)
             self._obedience.add_model(batch, losses)
             self._obedience.add_baselines(batch, losses)
 
     def on_test_epoch_end(self) -> None:
-        """Write `report.json` to the trainer's `default_root_dir`, and print it as a table."""
+        """Write `report.json` and `report.html` to the trainer's `default_root_dir`, and print the figures."""
         if self._obedience is None:
             return
         report = {**self._obedience.report(), "fit_seconds": self.fit_seconds, "seed": self.sampling.seed}
         numbers = {key: value for key, value in report.items() if isinstance(value, float)}
         self.log_dict({f"test/{key}": value for key, value in numbers.items()}, sync_dist=True)
+        report["provenance"] = provenance_of(self, self._test_data)
         if self.trainer.is_global_zero:
-            path = Path(self.trainer.default_root_dir) / "report.json"
-            if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-                print(f"\n{format_table(report)}\n\na dry run, not written to {path}")
-                return
-            write_report(path, report)
-            print(f"\n{format_table(report)}\n\nwritten to {path}")
+            where = publish(self.trainer, report, {})
+            print(f"\n{format_table(report)}\n\n{where}")
 
     def matched_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return losses `[B]` at the same noise under the actions `true`, `other` and `null`."""
