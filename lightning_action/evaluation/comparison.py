@@ -60,9 +60,9 @@ class Comparison:
     def method(self) -> str:
         """Say how it was tested."""
         how = (
-            "paired over the same episodes: sign-flip permutation"
+            "Paired over the same episodes: sign-flip permutation"
             if self.is_paired
-            else "unpaired, for the episodes are not the same: permutation of who belongs to whom"
+            else "Unpaired, for the episodes are not the same: permutation of who belongs to whom"
         )
         tests = sum(change.tested is not None for change in self.changes)
         return (
@@ -72,15 +72,12 @@ class Comparison:
 
     def summary(self) -> str:
         """Say in a line which figures got better, and which worse."""
-        _, second = self.names
-        told = [
-            f"{outcome}: {', '.join(titles)}" if (titles := self.titles(outcome)) else f"{outcome}: nothing"
-            for outcome in ("better", "worse")
-        ]
-        return f"{second} is {'; '.join(told)}; the rest ({len(self._rest())}) is no more than noise or not tested"
-
-    def _rest(self) -> list[Change]:
-        return [change for change in self.changes if change.outcome not in ("better", "worse")]
+        better, worse = (", ".join(self.titles(outcome)) or "nothing" for outcome in ("better", "worse"))
+        noise, unknown = (len(self.titles(outcome)) for outcome in ("no more than noise", "not tested"))
+        return (
+            f"{self.names[1]} is better in {better}, and worse in {worse}; {noise} others differ by no more than "
+            f"noise, and {unknown} could not be tested"
+        )
 
 
 def compare(first: Report, second: Report, names: tuple[str, str]) -> Comparison:

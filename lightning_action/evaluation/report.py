@@ -35,6 +35,11 @@ def write_reports(folder: Path, report: Mapping[str, Any], pictures: Mapping[str
     return paths
 
 
+def report_file(path: Path) -> Path:
+    """Return the file of a report, given the file itself or its folder."""
+    return path / "report.json" if path.is_dir() else path
+
+
 def read_report(path: Path) -> Report:
     """Read a report, given the file or the folder that it is in.
 
@@ -42,7 +47,7 @@ def read_report(path: Path) -> Report:
         FileNotFoundError: There is none.
         ValueError: The file is no report.
     """
-    file = path / "report.json" if path.is_dir() else path
+    file = report_file(path)
     if not file.is_file():
         raise FileNotFoundError(f"no report at {file}: `python main.py test` writes one into trainer.default_root_dir")
     try:

@@ -169,17 +169,22 @@ def _paired(report: Report) -> str:
 
 def _curves(report: Report) -> str:
     """What becomes of the videos, the farther they go."""
+    lead = "Mean over the episodes at each generated frame: an error that grows is one that adds up."
     first = int(report.get("num_initial_frames") or 1)
+    return section("How far into the video?", lead, curve_charts(report.get("curves") or {}, first))
+
+
+def curve_charts(quantities: Mapping[str, Any], first: int) -> str:
+    """Draw a chart for each quantity, of curves by name, whose values begin at pixel frame `first`."""
     cards = []
-    for quantity, curves in (report.get("curves") or {}).items():
+    for quantity, curves in quantities.items():
         title, label = _CURVES.get(quantity, (quantity, quantity))
         points = {
             TITLES.get(name, name): [(float(first + index), value) for index, value in enumerate(values)]
             for name, values in curves.items()
         }
         cards.append(_card(title, line_chart(points, "pixel frame", label)))
-    lead = "Mean over the episodes at each generated frame: an error that grows is one that adds up."
-    return section("How far into the video?", lead, _grid(cards))
+    return _grid(cards)
 
 
 def _by_noise(report: Report) -> str:
@@ -239,17 +244,20 @@ def _method(report: Report) -> str:
 
 def _provenance(report: Report) -> str:
     """Which weights, which data, which settings."""
-    provenance = dict(report.get("provenance") or {})
-    config = provenance.pop("config", None)
-    flat = {
-        f"{name}: {key}".replace("_", " "): _text(value)
-        for name, values in provenance.items()
-        for key, value in (values.items() if isinstance(values, Mapping) else [("", values)])
-    }
-    flat = {name.removesuffix(": "): value for name, value in flat.items()}
-    told = f'<div class="card">{facts(flat)}</div>' if flat else ""
+    config = (report.get("provenance") or {}).get("config")
+    told = provenance_facts(report)
     settings = folded("Configuration", f'<div class="card"><pre>{escape(_text(config))}</pre></div>' if config else "")
-    return section("Of what", "Fingerprints of weights and data, versions and settings.", told, settings)
+    lead = "Fingerprints of weights and data, versions and settings."
+    return section("Of what", lead, f'<div class="card">{told}</div>' if told else "", settings)
+
+
+def provenance_facts(report: Report) -> str:
+    """List where a report comes from, but for its configuration; nothing where it does not say."""
+    found: dict[str, str] = {}
+    for name, values in (report.get("provenance") or {}).items():
+        if isinstance(values, Mapping) and name != "config":
+            found |= {f"{name}: {key}".replace("_", " "): _text(value) for key, value in values.items()}
+    return facts(found) if found else ""
 
 
 def _text(value: Any) -> str:

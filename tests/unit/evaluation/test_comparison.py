@@ -23,7 +23,7 @@ def test_a_model_is_no_better_than_itself() -> None:
     found = compare(report, report, NAMES)
     assert found.is_paired and found.verdicts == ("obeys", "obeys")
     assert {change.outcome for change in found.changes} == {"no more than noise", "not tested"}
-    assert "better: nothing; worse: nothing" in found.summary()
+    assert "B is better in nothing, and worse in nothing; 6 others differ" in found.summary()
 
 
 def test_what_is_better_is_told_by_the_direction_of_its_figure() -> None:
@@ -64,7 +64,7 @@ def test_episodes_are_matched_by_their_ids() -> None:
 def test_other_episodes_are_compared_as_groups(other: dict[str, Any]) -> None:
     report = made_up_report.report()
     found = compare(report, {**report, **other}, NAMES)
-    assert not found.is_paired and "unpaired" in found.method()
+    assert not found.is_paired and "Unpaired" in found.method()
 
 
 def test_many_figures_are_corrected_for() -> None:

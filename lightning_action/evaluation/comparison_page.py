@@ -1,0 +1,96 @@
+"""Two reports side by side, as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from lightning_action.evaluation.comparison import Change, Comparison
+from lightning_action.evaluation.page import document, folded, section, table, verdict_kind
+from lightning_action.evaluation.report_page import (
+    curve_charts,
+    number,
+    outcome_chip,
+    p_text,
+    provenance_facts,
+    signed,
+)
+
+Report = Mapping[str, Any]
+
+
+def comparison_page(comparison: Comparison, first: Report, second: Report, sources: tuple[str, str]) -> str:
+    """Write a comparison as HTML that needs nothing else.
+
+    Args:
+        comparison: Outcome of `compare` for the two reports.
+        first: First report.
+        second: Second report.
+        sources: Where they come from, for people.
+    """
+    reports = dict(zip(comparison.names, (first, second), strict=True))
+    tested, untested = ([each for each in comparison.changes if (each.tested is None) == no] for no in (False, True))
+    header = _header(comparison)
+    rest = folded(f"{len(untested)} figures that could not be tested", table(header, map(_row, untested)))
+    told = section("Is it more than noise?", f"{comparison.method()}.", table(header, map(_row, tested)), rest)
+    verdicts = "".join(
+        _verdict(name, source, report) for (name, report), source in zip(reports.items(), sources, strict=True)
+    )
+    origins = "".join(_origin(name, report) for name, report in reports.items())
+    body = (
+        f'<header class="verdict"><h1>Which one obeys better?</h1><p>{escape(comparison.summary())}.</p>'
+        f'<div class="wide">{verdicts}</div></header>{told}{_curves(reports)}'
+        + section("Of what", "Fingerprints of weights and data, versions and settings.", _side_by_side(origins))
+    )
+    return document(f"{comparison.names[0]} and {comparison.names[1]}", body)
+
+
+def _header(comparison: Comparison) -> list[str]:
+    first, second = comparison.names
+    return ["", first, second, f"{second} − {first}", "95 %", "p", f"{second} is"]
+
+
+def _row(change: Change) -> list[str]:
+    tested = change.tested
+    nearer = tested is not None and change.figure.better == "nearer"
+    distance = "difference: of distances from the ideal" if nearer else ""
+    low, high = (None, None) if tested is None else tested.interval
+    return [
+        f"{escape(change.figure.name)}<small>{distance}</small>",
+        number(change.first),
+        number(change.second),
+        "-" if tested is None else signed(tested.difference),
+        "-" if tested is None else f"{signed(low)} to {signed(high)}",
+        p_text(change.p_value),
+        outcome_chip(change.outcome),
+    ]
+
+
+def _verdict(name: str, source: str, report: Report) -> str:
+    verdict = report.get("verdict") or {}
+    label = verdict.get("label", "no verdict")
+    reasons = "".join(f"<li>{escape(str(reason))}</li>" for reason in verdict.get("reasons", ()))
+    title = f"<h3>{escape(name)} <small>{escape(source)}</small></h3>"
+    badge = f'<span class="label {verdict_kind(label)}">{escape(label)}</span>'
+    return f'<div class="card">{title}{badge}<ul>{reasons}</ul></div>'
+
+
+def _curves(reports: Mapping[str, Report]) -> str:
+    """Both models over the horizon, in the same pictures."""
+    quantities: dict[str, dict[str, Any]] = {}
+    for name, report in reports.items():
+        for quantity, curves in (report.get("curves") or {}).items():
+            if "model" in curves:
+                quantities.setdefault(quantity, {})[name] = curves["model"]
+    first = min((int(report.get("num_initial_frames") or 1) for report in reports.values()), default=1)
+    return section("How far into the video?", "Mean over the episodes.", curve_charts(quantities, first))
+
+
+def _origin(name: str, report: Report) -> str:
+    told = provenance_facts(report)
+    return f'<div class="card"><h3>{escape(name)}</h3>{told}</div>' if told else ""
+
+
+def _side_by_side(cards: str) -> str:
+    return f'<div class="wide">{cards}</div>' if cards else ""
