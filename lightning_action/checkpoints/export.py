@@ -19,7 +19,9 @@ from lightning_action.weights.size import detect_size
 from lightning_action.weights.tensor_files import LazyTensors
 
 _STEM = "diffusion_pytorch_model"
-_EXPORTED = re.compile(rf"config\.json|{_STEM}.*\.(safetensors|json)")
+ADAPTER_FILE, CARD_FILE = "adapter.safetensors", "README.md"
+_GENERATOR = re.compile(rf"config\.json|{_STEM}.*\.(safetensors|json)")
+_ADAPTER = re.compile(rf"{re.escape(ADAPTER_FILE)}|{re.escape(CARD_FILE)}")
 
 
 def export_generator(
@@ -96,18 +98,26 @@ def is_file(output: str | Path) -> bool:
     return Path(output).suffix == ".safetensors"
 
 
-def require_free(output: Path, overwrite: bool) -> None:
+def require_free(output: Path, overwrite: bool, is_adapter: bool = False) -> None:
     """Refuse to replace anything that is not to be overwritten, and folders that hold more than an export.
+
+    Args:
+        output: File or folder that is to be written.
+        overwrite: Whether to replace what an export wrote there before.
+        is_adapter: Whether it is an adapter with its card, not a generator.
 
     Raises:
         FileExistsError: Such a thing is there.
     """
     if not overwrite:
-        if is_file(output) and output.exists():
-            raise FileExistsError(f"{output} is there already: give another --output, or --overwrite to replace it")
+        written = [output, output.with_suffix(".md")] if is_adapter else [output]
+        taken = next((path for path in written if is_file(output) and path.exists()), None)
+        if taken is not None:
+            raise FileExistsError(f"{taken} is there already: give another --output, or --overwrite to replace it")
         require_new_folder(output)
         return
-    others = [path.name for path in output.iterdir() if not _EXPORTED.fullmatch(path.name)] if output.is_dir() else []
+    exported = _ADAPTER if is_adapter else _GENERATOR
+    others = [path.name for path in output.iterdir() if not exported.fullmatch(path.name)] if output.is_dir() else []
     if others or (output.exists() and output.is_file() != is_file(output)):
         raise FileExistsError(
             f"{output} is {'a folder' if output.is_dir() else 'a file'} that no export of this kind wrote"

@@ -8,37 +8,127 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from lightning_action.atomic import creating_folder, replacing
 from lightning_action.checkpoints.adapter import write_adapter
-from lightning_action.checkpoints.export import export_generator, is_file, require_free
+from lightning_action.checkpoints.export import (
+    ADAPTER_FILE,
+    CARD_FILE,
+    export_generator,
+    is_file,
+    require_free,
+)
 from lightning_action.checkpoints.lora import base_state_dict
 from lightning_action.checkpoints.pretrained import generator_file
+from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.trainer_verbs import program_name
 from lightning_action.cli.usage import VerbParser
+from lightning_action.evaluation.model_card import model_card
+from lightning_action.evaluation.provenance import tested_weights
+from lightning_action.evaluation.report import Report, read_report, report_file
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.module import ActionVideoModule
 from lightning_action.run import load_averages, load_run
 from lightning_action.weights.fingerprint import fingerprint
 from lightning_action.weights.generator_file import read_generator
 from lightning_action.weights.low_rank import add_changes, read_low_rank
+from lightning_action.weights.safetensors_files import read_metadata
 
 
 def run_export(args: Sequence[str]) -> None:
     """Run the command `export`; `args` follow the verb."""
     parsed = _parser().parse_args(args)
-    output = Path(parsed.output)
-    if parsed.format == "adapter" and not is_file(output):
-        raise ValueError(f"an adapter is a file: give an --output that ends in .safetensors, got {parsed.output!r}")
-    require_free(output, parsed.overwrite)
+    output, is_adapter = Path(parsed.output), parsed.format == "adapter"
+    if parsed.report is not None and not is_adapter:
+        raise UsageError("--report is for the card of an adapter: give --format adapter, or leave it out")
+    require_free(output, parsed.overwrite, is_adapter)
+    path = None if parsed.report is None else Path(parsed.report)
+    given = None if path is None else read_report(path)
     module = load_run(parsed.config, parsed.ckpt_path, parsed.allow)
     if parsed.ema:
         load_averages(module, parsed.ckpt_path)
-    if parsed.format == "adapter":
-        export_adapter(module, output, parsed.base)
+    if is_adapter:
+        report = found_report(module, parsed.ckpt_path) if given is None else require_own(module, given, str(path))
+        card = export_with_card(module, output, report, parsed.base, parsed.overwrite)
+        print(f"card, {'without a report' if report is None else 'with the figures of the report'}, written to {card}")
     else:
         max_shard_bytes = None if parsed.max_shard_gb is None else int(parsed.max_shard_gb * 1e9)
         metadata = {"fit_seconds": str(module.fit_seconds)}
         export_generator(module.generator, output, parsed.format, max_shard_bytes, metadata, parsed.overwrite)
     print(f"written to {output}")
+
+
+def found_report(module: ActionVideoModule, ckpt_path: str | Path) -> Report | None:
+    """Look for `report.json` beside a checkpoint or in the folder above, of these weights; None where there is none."""
+    for folder in Path(ckpt_path).absolute().parents[:2]:
+        path = report_file(folder)
+        if not path.is_file():
+            continue
+        try:
+            report = read_report(path)
+        except ValueError as error:
+            print(f"left out of the card: {error}")
+            continue
+        if is_of(module, report):
+            return report
+        print(f"left out of the card: {path} does not say that it is of these weights (see --report)")
+    return None
+
+
+def require_own(module: ActionVideoModule, report: Report, source: str) -> Report:
+    """Refuse a report of other weights; one that does not say of which is taken.
+
+    Raises:
+        ValueError: The report was measured on other weights.
+    """
+    if tested_weights(report) is not None and not is_of(module, report):
+        raise ValueError(
+            f"{source} was measured on other weights than those of the checkpoint (the averages of --ema are others "
+            "too): give the report of these, or run `test` again"
+        )
+    return report
+
+
+def is_of(module: ActionVideoModule, report: Report) -> bool:
+    """Tell whether a report says that it was measured on the weights of a module."""
+    tested = tested_weights(report)
+    return tested is not None and tested == fingerprint(module.state_dict())
+
+
+def export_with_card(
+    module: ActionVideoModule,
+    output: Path,
+    report: Report | None,
+    base: str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write an adapter with its model card, and return the path of the card.
+
+    Args:
+        module: Trained module.
+        output: A `.safetensors` file, beside which the card is `NAME.md`; or a new folder that can be uploaded to the
+            Hub as it is, with the card as `README.md`.
+        report: Report of a test; None where there is none.
+        base: See `export_adapter`.
+        overwrite: Replace what an export wrote there before.
+    """
+    if is_file(output):
+        export_adapter(module, output, base)
+        card = output.with_suffix(".md")
+        with replacing(card) as temporary:
+            temporary.write_text(card_of(module, output, report), encoding="utf-8")
+        return card
+    with creating_folder(output, overwrite) as folder:
+        file = folder / ADAPTER_FILE
+        export_adapter(module, file, base)
+        (folder / CARD_FILE).write_text(card_of(module, file, report), encoding="utf-8")
+    return output / CARD_FILE
+
+
+def card_of(module: ActionVideoModule, file: Path, report: Report | None) -> str:
+    """Write the model card of an adapter's file."""
+    base = read_metadata(file)["base"]
+    says_so = report is not None and tested_weights(report) is not None
+    return model_card(file.name, base, module.schema, module.action_statistics, report, says_so)
 
 
 def export_adapter(module: ActionVideoModule, output: str | Path, base: str | Path | None = None) -> None:
@@ -97,7 +187,7 @@ def _parser() -> VerbParser:
         choices=("wan", "diffusers", "adapter"),
         help="Names of the tensors, or the small file of what actions added.",
     )
-    require("--output", help="A .safetensors file, or (wan, diffusers) a new folder.")
+    require("--output", help="A .safetensors file, or a new folder.")
     add = parser.add_argument
     add("--max_shard_gb", type=_above_zero, help="Size at which a new file begins, in a folder; default: one file.")
     add(
@@ -110,4 +200,8 @@ def _parser() -> VerbParser:
     add("--overwrite", action="store_true", help="Replace what an export wrote to --output before.")
     add("--ema", action="store_true", help="Export the averaged weights, of a run with the EMA callback.")
     add("--base", help="Checkpoint that an adapter is for; default: `pretrained` of the configuration.")
+    add(
+        "--report",
+        help="Report for the card of an adapter, or its folder; default: that of these weights, beside the run.",
+    )
     return parser

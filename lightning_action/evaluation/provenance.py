@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,3 +45,9 @@ def versions() -> dict[str, str]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     packages = {name: version(name) for name in ("torch", "lightning")}
     return {"lightning_action": __version__, **packages, "python": platform.python_version(), "device": device}
+
+
+def tested_weights(report: Mapping[str, Any]) -> str | None:
+    """Return the fingerprint of the weights that a report was measured on; None where it does not say."""
+    found = ((report.get("provenance") or {}).get("checkpoint") or {}).get("fingerprint")
+    return None if found is None else str(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from lightning_action.checkpoints.export import export_generator
 from lightning_action.checkpoints.pretrained import export, load_generator
 from lightning_action.cli.export import export_adapter, run_export
 from lightning_action.cli.mistakes import UsageError
+from lightning_action.evaluation.report import write_report
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.weights.fingerprint import fingerprint
 from lightning_action.weights.release import RELEASE_VARIABLE
 from lightning_action.weights.tensor_files import read_tensors
+from tests.support import made_up_report
 from tests.support.small_generator import fill
 
 
@@ -185,7 +188,7 @@ def test_a_module_without_projection_has_no_adapter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "output", "error", "message"),
     [
-        ("adapter", "folder", ValueError, "an adapter is a file: give an --output that ends in .safetensors"),
+        ("adapter", "base", FileExistsError, "is there already"),
         ("wan", "base", FileExistsError, "is there already"),
     ],
 )
@@ -196,6 +199,68 @@ def test_impossible_outputs_are_refused_before_anything_is_read(
     (tmp_path / "base" / "x").touch()
     with pytest.raises(error, match=message):
         run_export(arguments(tmp_path, kind, output))
+
+
+def report_of(module: ActionVideoModule) -> dict[str, Any]:
+    report = made_up_report.report()
+    report["provenance"]["checkpoint"]["fingerprint"] = fingerprint(module.state_dict())
+    return report
+
+
+def test_an_adapter_comes_with_a_card_that_has_the_figures_of_the_run(
+    run_folder: tuple[Path, ActionVideoModule], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = run_folder
+    write_report(folder / "report.json", report_of(module))
+    run_export(arguments(folder, "adapter", "a.safetensors"))
+    card = (folder / "a.md").read_text()
+    assert "**obeys**" in card and "| sign accuracy (chance 0.5) | 0.989 | 0.939 to 1.039 |" in card
+    assert read_adapter(folder / "a.safetensors").base in card and "does not say which weights" not in card
+    assert f"card, with the figures of the report, written to {folder / 'a.md'}" in capsys.readouterr().out
+
+
+def test_a_folder_can_be_uploaded_as_it_is(run_folder: tuple[Path, ActionVideoModule]) -> None:
+    folder, _ = run_folder
+    for _ in range(2):
+        run_export(arguments(folder, "adapter", "mine", "--overwrite"))
+        assert sorted(os.listdir(folder / "mine")) == ["README.md", "adapter.safetensors"]
+    read_adapter(folder / "mine" / "adapter.safetensors")
+    assert "no report was given" in (folder / "mine" / "README.md").read_text()
+    (folder / "mine" / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match=r"it holds notes.txt"):
+        run_export(arguments(folder, "adapter", "mine", "--overwrite"))
+    with pytest.raises(FileExistsError, match=r"it holds .*README.md"):
+        run_export(arguments(folder, "wan", "mine", "--overwrite"))
+
+
+def test_a_card_that_is_there_is_not_replaced(run_folder: tuple[Path, ActionVideoModule]) -> None:
+    folder, _ = run_folder
+    (folder / "a.md").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"a.md is there already"):
+        run_export(arguments(folder, "adapter", "a.safetensors"))
+    assert not (folder / "a.safetensors").exists() and (folder / "a.md").read_text() == "mine"
+
+
+def test_a_report_of_other_weights_makes_no_card(
+    run_folder: tuple[Path, ActionVideoModule], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, module = run_folder
+    unsigned = {key: value for key, value in made_up_report.report().items() if key != "provenance"}
+    for beside in (made_up_report.report(), unsigned, {"no": "report"}):
+        write_report(folder / "report.json", beside)
+        run_export(arguments(folder, "adapter", "a.safetensors", "--overwrite"))
+        assert "left out of the card: " in capsys.readouterr().out
+        assert "no report was given" in (folder / "a.md").read_text()
+    write_report(folder / "other.json", made_up_report.report())
+    with pytest.raises(ValueError, match=r"other.json was measured on other weights"):
+        run_export(arguments(folder, "adapter", "b.safetensors", f"--report={folder / 'other.json'}"))
+    assert not (folder / "b.safetensors").exists()
+    write_report(folder / "old.json", unsigned)
+    run_export(arguments(folder, "adapter", "b.safetensors", f"--report={folder / 'old.json'}"))
+    assert "**obeys**" in (folder / "b.md").read_text()
+    assert "does not say which weights" in (folder / "b.md").read_text()
+    with pytest.raises(UsageError, match="--report is for the card of an adapter"):
+        run_export(arguments(folder, "wan", "c.safetensors", f"--report={folder / 'old.json'}"))
 
 
 def test_unknown_formats_are_refused(tmp_path: Path) -> None:
