@@ -121,7 +121,7 @@ def small(verb: str, *arguments: str) -> list[str]:
     """The same command with sizes, steps and devices that take seconds."""
     if "configs/lerobot.yaml" in arguments:
         return [verb, *arguments, *SMALL_LEROBOT[verb]]
-    if verb in ("check", "export", "record", "inspect") or "help" in arguments[-1]:
+    if verb in ("check", "export", "record", "inspect", "evaluate") or "help" in arguments[-1]:
         return [verb, *arguments]
     released = [config for config in reversed(VERSIONS) if f"configs/{config}.yaml" in arguments]
     is_own = any(name in argument for argument in arguments for name in ("own_actions", "my_videos", "/latents.yaml"))
@@ -181,7 +181,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_readme_commands_leave_what_it_says(workshop: Path) -> None:
     verbs = [command[2] for command in commands(README) if command[0] == "python"]
     assert verbs == ["selfcheck", "fit", "fit", "predict", "test"]
-    for result in ("checkpoints/last.ckpt", "report.json", "action_scan.png", "predictions/000000.mp4"):
+    for result in ("checkpoints/last.ckpt", "report.json", "report.html", "action_scan.png", "predictions/000000.mp4"):
         assert (workshop / "runs" / "demo" / result).is_file()
 
 
