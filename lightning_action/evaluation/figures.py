@@ -57,12 +57,6 @@ class Figure:
             return f"{self.name} (chance {self.chance:g})"
         return self.name if self.ideal is None else f"{self.name} (ideal {self.ideal:g})"
 
-    def merit(self, value: float) -> float:
-        """Turn a value into one of which more is better: itself, its negative, or minus its distance from the ideal."""
-        if self.better == "nearer" and self.ideal is not None:
-            return -abs(value - self.ideal)
-        return -value if self.better == "lower" else value
-
 
 def _following() -> Iterator[Figure]:
     yield Figure(
@@ -116,7 +110,7 @@ def _following() -> Iterator[Figure]:
         printed=True,
     )
     for fraction in ("0.04", "0.08", "0.15"):
-        says = f"The same for an action that is held, at {fraction} of the largest."
+        says = f"Gain of an action that never changes, {fraction} of the largest."
         yield Figure(
             f"held_gain_{fraction}", f"held gain at {fraction}", FOLLOWING, "nearer", 1, says=says, printed=True
         )
@@ -197,7 +191,9 @@ def _difference() -> Iterator[Figure]:
         printed=True,
     )
     says = "The same over all generated frames."
-    yield Figure("delta_psnr_all_frames_db", "the same, all frames", DIFFERENCE, "higher", unit="dB", says=says)
+    yield Figure(
+        "delta_psnr_all_frames_db", "PSNR true - other, all frames", DIFFERENCE, "higher", unit="dB", says=says
+    )
     # Reports of earlier versions say `shuffle`.
     for kind in ("swapped", "shuffle"):
         yield Figure(

@@ -7,11 +7,11 @@ from html import escape
 
 STYLE = """
 :root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--ink:#1b2330;--soft:#5a6675;--line:#dfe4ea;--track:#eef1f5;
---c0:#1f63d6;--c1:#d9730d;--c2:#7a4fbf;--c3:#0b8a74;--c4:#b8326b;--ideal:#7c8794;
+--c0:#1f63d6;--c1:#d9730d;--c2:#7a4fbf;--c3:#0b8a74;--c4:#b8326b;--reference:#7c8794;
 --good:#0b7a4b;--good-bg:#dff5ea;--fair:#8a5a00;--fair-bg:#fdf0d2;--bad:#b3261e;--bad-bg:#fde3e1;--none:#4b5563;
 --none-bg:#e7eaee}
 @media (prefers-color-scheme:dark){:root{--page:#11151b;--card:#1a2029;--ink:#e8ecf1;--soft:#a2adba;--line:#303947;
---track:#232b36;--c0:#74a7ff;--c1:#ffab5c;--c2:#c3a0ff;--c3:#4fd1b8;--c4:#ff8fbd;--ideal:#8b97a5;
+--track:#232b36;--c0:#74a7ff;--c1:#ffab5c;--c2:#c3a0ff;--c3:#4fd1b8;--c4:#ff8fbd;--reference:#8b97a5;
 --good:#6fe0ab;--good-bg:#123527;--fair:#ffcf70;--fair-bg:#3a2c0d;--bad:#ff9d95;--bad-bg:#451c19;--none:#c3cbd5;
 --none-bg:#2c3541}}
 *{box-sizing:border-box}
@@ -56,7 +56,7 @@ dt{color:var(--soft)}dd{margin:0}
 .curve-0{color:var(--c0)}.curve-1{color:var(--c1)}.curve-2{color:var(--c2)}.curve-3{color:var(--c3)}
 .curve-4{color:var(--c4)}
 .curve-1 path{stroke-dasharray:7 5}.curve-2 path{stroke-dasharray:2 5}.curve-3 path{stroke-dasharray:9 4 2 4}
-.chart .ideal,.key.ideal path{stroke:var(--ideal);stroke-width:1.5;stroke-dasharray:3 4;fill:none}
+.chart .reference,.key.reference path{stroke:var(--reference);stroke-width:1.5;stroke-dasharray:3 4;fill:none}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 18px;margin:8px 0 0;padding:0;font-size:.88rem}
 .legend .key{width:28px;height:8px;margin-right:7px;vertical-align:middle}
 .film{overflow-x:auto;padding-bottom:4px}.film>div{min-width:520px}

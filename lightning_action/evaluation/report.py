@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lightning_action.evaluation.figures import FIGURES, format_value
 from lightning_action.evaluation.report_page import report_page
 
 Report = dict[str, Any]
+_LIST_OF_NUMBERS = re.compile(r"\[\n[-+.\w\s,]*\n\s*\]")
 
 
 def write_reports(folder: Path, report: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> list[Path]:
@@ -65,6 +67,8 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
     A figure that is undefined, such as the sign accuracy of videos in which nothing should move, is null.
     """
     text = json.dumps(null_where_undefined(report), indent=2, allow_nan=False)
+    # The values of all episodes of a figure in one line; no text has line breaks in JSON.
+    text = _LIST_OF_NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n")
 

@@ -133,7 +133,7 @@ def _figures(report: Report, figures: Sequence[Figure]) -> str:
         yield f"{escape(figure.name)}{protocol}<small>{escape(figure.says)}</small>"
         interval = _interval(report, figure.key)
         yield f'<span><span class="own">{number(report[figure.key])}</span><small>{interval}</small></span>'
-        yield from (number(values.get(figure.key)) for values in baselines.values())
+        yield from (number(values[figure.key]) if figure.key in values else "" for values in baselines.values())
         yield _ideal_and_chance(figure)
 
     return table(header, map(list, map(row, figures)))
@@ -141,30 +141,32 @@ def _figures(report: Report, figures: Sequence[Figure]) -> str:
 
 def _paired(report: Report) -> str:
     """Whether the model differs from its baselines by more than noise."""
-    rows = []
-    for key, by_baseline in (report.get("paired") or {}).items():
+    tests: Mapping[str, Any] = report.get("paired") or {}
+    names = list(dict.fromkeys(name for by_baseline in tests.values() for name in by_baseline))
+    header = ["", *(TITLES.get(name, name) for name in names)]
+
+    def row(key: str) -> Iterator[str]:
         figure = FIGURES[key]
-        for name, tested in by_baseline.items():
-            low, high = tested["interval"]
-            outcome = outcome_of(figure, tested["difference"], tested["p_value"])
-            distance = "distance from the ideal" if figure.better == "nearer" else ""
-            rows.append(
-                [
-                    f"{escape(figure.name)}<small>{distance}</small>",
-                    escape(TITLES.get(name, name)),
-                    signed(tested["difference"]),
-                    f"{signed(low)} to {signed(high)}",
-                    p_text(tested["p_value"]),
-                    str(tested["episodes"]),
-                    outcome_chip(outcome),
-                ]
-            )
-    header = ["", "against", "model − baseline", "95 %", "p", "episodes", "the model is"]
+        distance = "<small>of distances from the ideal</small>" if figure.better == "nearer" else ""
+        yield f"{escape(figure.name)}{distance}"
+        yield from (_tested(figure, tests[key][name]) if name in tests[key] else "" for name in names)
+
+    main, rest = ([key for key in tests if FIGURES[key].printed == printed] for printed in (True, False))
     lead = (
-        "Each episode of the model against the same episode of the baseline; p is that of a sign-flip permutation test "
-        "for each figure alone: of twenty, one falls below 0.05 by chance."
+        "Model minus each baseline, episode by episode, with an interval of 95 % and the p-value of a sign-flip "
+        "permutation test for each figure alone: of twenty, one falls below 0.05 by chance."
     )
-    return section("Is it more than noise?", lead, table(header, rows))
+    others = folded(f"{len(rest)} more figures", table(header, map(list, map(row, rest))))
+    return section("Is it more than noise?", lead, table(header, map(list, map(row, main))), others)
+
+
+def _tested(figure: Figure, tested: Mapping[str, Any]) -> str:
+    """A difference, what it means, and how sure that is."""
+    difference, (low, high), p_value = tested["difference"], tested["interval"], tested["p_value"]
+    outcome = outcome_chip(outcome_of(figure, difference, p_value))
+    sure = f"p {p_text(p_value)}, n {tested['episodes']}"
+    interval = f"{signed(low)} to {signed(high)}"
+    return f"<span>{outcome} {signed(difference)}<small>{interval}</small><small>{sure}</small></span>"
 
 
 def _curves(report: Report) -> str:
@@ -196,8 +198,8 @@ def _by_noise(report: Report) -> str:
         gaps[name] = [((low + high) / 2, gap) for low, high, gap, _ in rows]
         rates[name] = [((low + high) / 2, rate) for low, high, _, rate in rows]
     charts = [
-        _card("What wrong actions cost", line_chart(gaps, "noise level", "loss gap", ideal=0)),
-        _card("How often the true ones win", line_chart(rates, "noise level", "win rate (chance 0.5)", ideal=1)),
+        _card("What wrong actions cost", line_chart(gaps, "noise level", "loss gap", ("a blind model", 0))),
+        _card("How often the true ones win", line_chart(rates, "noise level", "win rate", ("chance", 0.5))),
     ]
     if not gaps:
         return ""
@@ -281,7 +283,7 @@ def outcome_chip(outcome: Outcome) -> str:
 
 
 def p_text(value: Any) -> str:
-    """Write a p-value."""
+    """Write a p-value, as HTML."""
     if not is_number(value):
         return "-"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "&lt; 0.001" if value < 0.001 else f"{value:.3f}"

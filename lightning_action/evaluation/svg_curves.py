@@ -27,7 +27,9 @@ class _Axis(NamedTuple):
         return (value - self.low) / (self.high - self.low)
 
 
-def line_chart(curves: Mapping[str, Points], x_label: str, y_label: str, ideal: float | None = None) -> str:
+def line_chart(
+    curves: Mapping[str, Points], x_label: str, y_label: str, reference: tuple[str, float] | None = None
+) -> str:
     """Draw curves over one another, with a legend; an empty text where no value is defined.
 
     The i-th curve has the class `curve-i`, which gives its colour.
@@ -36,22 +38,18 @@ def line_chart(curves: Mapping[str, Points], x_label: str, y_label: str, ideal: 
         curves: Points (x, y) of each curve by its name; a y of None, NaN or infinity leaves a gap.
         x_label: What the horizontal axis shows, with its unit.
         y_label: What the vertical one shows.
-        ideal: Value to draw a dashed line at.
+        reference: Name and value of a dashed line from left to right.
     """
     defined = [(x, y) for points in curves.values() for x, y in points if y is not None and is_number(y)]
     if not defined:
         return ""
     xs = _axis_of_data([x for x, _ in defined])
-    ys = _axis_around([y for _, y in defined] + ([] if ideal is None else [ideal]))
+    ys = _axis_around([y for _, y in defined] + ([] if reference is None else [reference[1]]))
     lines = [_curve(index, points, xs, ys) for index, points in enumerate(curves.values())]
-    dashed = "" if ideal is None else _ideal_line(_vertical(ideal, ys))
-    names = "".join(
-        f'<li><svg class="key curve-{index}" viewBox="0 0 28 8" aria-hidden="true"><path d="M0 4H28"/></svg>'
-        f"{escape(name)}</li>"
-        for index, name in enumerate(curves)
-    )
-    if ideal is not None:
-        names += '<li><svg class="key ideal" viewBox="0 0 28 8" aria-hidden="true"><path d="M0 4H28"/></svg>ideal</li>'
+    dashed = "" if reference is None else _reference_line(_vertical(reference[1], ys))
+    names = "".join(f"<li>{_key(f'curve-{index}')}{escape(name)}</li>" for index, name in enumerate(curves))
+    if reference is not None:
+        names += f"<li>{_key('reference')}{escape(reference[0])}</li>"
     return (
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(y_label)} by '
         f'{escape(x_label)}">{_frame(xs, ys, x_label, y_label)}{dashed}{"".join(lines)}</svg>'
@@ -124,8 +122,12 @@ def _curve(index: int, points: Points, xs: _Axis, ys: _Axis) -> str:
     return f'<g class="curve-{index}"><path d="{"".join(commands)}"/>{"".join(dots)}</g>' if commands else ""
 
 
-def _ideal_line(y: float) -> str:
-    return f'<path class="ideal" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
+def _key(kind: str) -> str:
+    return f'<svg class="key {kind}" viewBox="0 0 28 8" aria-hidden="true"><path d="M0 4H28"/></svg>'
+
+
+def _reference_line(y: float) -> str:
+    return f'<path class="reference" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
 
 
 def _number(value: float) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from lightning_action.evaluation.action_following import ActionFollowing
-from lightning_action.evaluation.figures import FIGURES, GROUPS, Figure, format_value, is_number
+from lightning_action.evaluation.figures import FIGURES, GROUPS, format_value, is_number
 from lightning_action.evaluation.loss_gap import LossGap
 from lightning_action.evaluation.video_quality import DeltaPsnr, VideoQuality
 
@@ -30,15 +29,6 @@ def test_the_registry_is_consistent() -> None:
         assert not (figure.printed and figure.detail), key
         assert figure.detail or figure.better, key
         assert not figure.printed or len(figure.heading) < 32, key
-
-
-@pytest.mark.parametrize(
-    ("better", "ideal", "good", "bad"),
-    [("higher", None, 2.0, 1.0), ("lower", 0.0, 1.0, 2.0), ("nearer", 1.0, 1.1, 0.8), ("nearer", 1.0, 0.9, 1.2)],
-)
-def test_merit_is_larger_for_what_is_better(better: str, ideal: float | None, good: float, bad: float) -> None:
-    figure = Figure("key", "title", GROUPS[0], better, ideal)  # type: ignore[arg-type]
-    assert figure.merit(good) > figure.merit(bad)
 
 
 def test_headings_say_what_chance_gives_or_else_what_is_ideal() -> None:

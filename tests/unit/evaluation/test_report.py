@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_action.evaluation.report import format_table, read_report, write_reports
+from lightning_action.evaluation.report import format_table, read_report, write_report, write_reports
 from tests.support import made_up_report
 
 
@@ -29,6 +29,13 @@ def test_what_cannot_be_shown_replaces_nothing(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_reports(tmp_path, {"gain_x": 0.5, "baselines": 3}, {})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def test_the_values_of_episodes_are_a_line_each(tmp_path: Path) -> None:
+    report = {"gain_x": 1.0, "per_episode": {"gain_x": [1.5, -2e-07, None]}, "told": ["a\n[ 1,\n 2 ]", "[\n1\n]"]}
+    write_report(tmp_path / "report.json", report)
+    assert '    "gain_x": [ 1.5, -2e-07, null ]\n' in (tmp_path / "report.json").read_text()
+    assert read_report(tmp_path) == report
 
 
 @pytest.mark.parametrize("text", ["no json", "[]", json.dumps({"loss": 1.0})])

@@ -65,7 +65,16 @@ def test_the_page_holds_what_the_report_has() -> None:
     for told in (
         *("obeys", "right direction in 99 %", "gain low", "0.8"),
         *("sign accuracy", "0.942 to 1.042", "copy of the first frame", "ideal 1, chance 0.5", "teacher-forced"),
-        *("model − baseline", "episodes", "pixel frame", "PSNR, dB", "position error, px"),
+        *(
+            "Model minus each baseline",
+            "p < 0.001, n 12",
+            "a blind model",
+            "better",
+            "episodes",
+            "pixel frame",
+            "PSNR, dB",
+            "position error, px",
+        ),
         *("noise level", "loss gap", "win rate", "another sample's actions", "shuffled actions"),
         *("truth", "model, true actions", "model, no action", "difference", "+x", "zero", "0 given", "32"),
         *("5f0c5f0c", "ab91ab91", "runs/demo/checkpoints/last.ckpt", "2.9.0", "teacher_forcing"),
