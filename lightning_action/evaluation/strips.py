@@ -15,7 +15,7 @@ MAX_SIDE = 128
 
 _GAP = 2
 _CAPTION_HEIGHT, _CAPTION_SIZE = 18, 13
-_SHARP_SIDE = 64
+_LOSSLESS_BYTES = 24_000
 
 
 def spread(num_frames: int, count: int = 8) -> list[int]:
@@ -56,13 +56,20 @@ def difference(video: Tensor, other: Tensor) -> tuple[Tensor, int]:
 
 
 def data_uri(picture: Tensor) -> str:
-    """Encode a picture, uint8 `[3 or 4, H, W]`, as WebP: without loss where frames are small, for each pixel counts."""
+    """Encode a picture, uint8 `[3 or 4, H, W]`, as WebP: without loss, unless that takes more than 24 kB."""
     from PIL import Image
 
-    buffer = BytesIO()
     image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
-    image.save(buffer, "WEBP", lossless=picture.shape[-2] <= _SHARP_SIDE, quality=85)
-    return f"data:image/webp;base64,{b64encode(buffer.getvalue()).decode()}"
+
+    def encoded(lossless: bool) -> bytes:
+        buffer = BytesIO()
+        image.save(buffer, "WEBP", lossless=lossless, quality=80, method=2)
+        return buffer.getvalue()
+
+    content = encoded(lossless=True)
+    if len(content) > _LOSSLESS_BYTES:
+        content = encoded(lossless=False)
+    return f"data:image/webp;base64,{b64encode(content).decode()}"
 
 
 def captioned(videos: Mapping[str, Tensor]) -> Tensor:
