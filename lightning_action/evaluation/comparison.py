@@ -64,7 +64,7 @@ class Comparison:
             if self.is_paired
             else "Unpaired, for the episodes are not the same: permutation of who belongs to whom"
         )
-        tests = sum(change.tested is not None for change in self.changes)
+        tests = sum(change.tested is not None and _differs(change.tested) for change in self.changes)
         return (
             f"{how}; intervals are 95 % of a bootstrap over episodes; p-values are corrected for {tests} tests (Holm), "
             f"and below {SIGNIFICANT} is more than noise"
@@ -95,14 +95,14 @@ def compare(first: Report, second: Report, names: tuple[str, str]) -> Comparison
         if figure.better and not figure.detail and key in first and key in second
     ]
     tested = [_tested(figure, _episodes(first), _episodes(second), is_paired, order) for figure in figures]
-    corrected = holm([math.nan if each is None else each.p_value for each in tested])
+    corrected = holm([each.p_value if each and _differs(each) else math.nan for each in tested])
     changes = [
         Change(
             figure,
             first[figure.key],
             second[figure.key],
             each,
-            p,
+            p if each is None or _differs(each) else 1.0,
             "not tested" if each is None else outcome_of(figure, each.difference, p),
         )
         for figure, each, p in zip(figures, tested, corrected, strict=True)
@@ -180,6 +180,11 @@ def _distances(figure: Figure, values: Sequence[float | None]) -> list[float]:
     if figure.better != "nearer" or figure.ideal is None:
         return numbers
     return [abs(number - figure.ideal) for number in numbers]
+
+
+def _differs(tested: MeanDifference) -> bool:
+    """Whether any episode differs: a test that cannot come out need not be corrected for (Tarone 1990)."""
+    return tested.interval != (0.0, 0.0)
 
 
 def outcome_of(figure: Figure, difference: float, p_value: float) -> Outcome:

@@ -76,6 +76,16 @@ def test_many_figures_are_corrected_for() -> None:
     assert f"corrected for {len(tested)} tests (Holm)" in found.method()
 
 
+def test_figures_in_which_no_episode_differs_are_not_corrected_for() -> None:
+    first, second = made_up_report.report(), made_up_report.report()
+    second["per_episode"] = {**first["per_episode"], "ade_px": [value + 1 for value in first["per_episode"]["ade_px"]]}
+    found = compare(first, second, NAMES)
+    by_key = {change.figure.key: change for change in found.changes}
+    assert by_key["ade_px"].p_value == pytest.approx(2 / 2**12) and by_key["ade_px"].outcome == "worse"
+    assert by_key["gain_x"].p_value == 1 and by_key["gain_x"].outcome == "no more than noise"
+    assert "corrected for 1 tests" in found.method()
+
+
 def test_reports_of_earlier_versions_have_nothing_to_test() -> None:
     old = {"gain_x": 0.9, "psnr_db": 25.0, "baselines": {}}
     found = compare(old, {**old, "gain_x": 1.0}, NAMES)
