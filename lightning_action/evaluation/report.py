@@ -17,6 +17,7 @@ from lightning_action.evaluation.figures import FIGURES, format_value
 from lightning_action.evaluation.report_page import report_page
 
 Report = dict[str, Any]
+_SECTIONS = ("verdict", "intervals", "baselines", "per_episode", "curves", "provenance")
 _LIST_OF_NUMBERS = re.compile(r"\[\n[-+.\w\s,]*\n\s*\]")
 
 
@@ -58,6 +59,11 @@ def read_report(path: Path) -> Report:
         raise ValueError(f"{file} is no report: {error}") from error
     if not isinstance(report, dict) or not any(key in FIGURES for key in report):
         raise ValueError(f"{file} is no report: it holds none of the figures that `python main.py test` writes")
+    broken = [name for name in _SECTIONS if not isinstance(report.get(name) or {}, dict)]
+    if broken:
+        raise ValueError(
+            f"{file} is no report: {', '.join(broken)} should be by name, as `python main.py test` writes it"
+        )
     return report
 
 
