@@ -171,6 +171,8 @@ def _tested(
     one, other = (_distances(figure, each[figure.key]) for each in (first, second))
     if not is_paired:
         return unpaired_test(one, other)
+    if len({len(one), len(other), len(one if order is None else order)}) > 1:
+        return None  # of some of the episodes alone
     return paired_test(one, other if order is None else [other[place] for place in order])
 
 

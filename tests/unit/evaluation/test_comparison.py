@@ -67,6 +67,13 @@ def test_other_episodes_are_compared_as_groups(other: dict[str, Any]) -> None:
     assert not found.is_paired and "Unpaired" in found.method()
 
 
+def test_a_figure_of_some_episodes_alone_is_not_paired() -> None:
+    report = made_up_report.report()
+    few = {**report, "per_episode": {**report["per_episode"], "gain_x": [1.0, 0.9]}}
+    assert outcomes(report, few)["gain_x"] == outcomes(few, few)["gain_x"] == "not tested"
+    assert outcomes(report, few)["gain_y"] == "no more than noise"
+
+
 def test_many_figures_are_corrected_for() -> None:
     bad, good = made_up_report.report(0.6), made_up_report.report(1.0)
     found = compare(bad, good, NAMES)
