@@ -59,88 +59,32 @@ class Figure:
 
 
 def _following() -> Iterator[Figure]:
-    yield Figure(
-        "sign_accuracy",
-        "sign accuracy",
-        FOLLOWING,
-        "higher",
-        1,
-        0.5,
-        says="Share of motions, larger than a pixel, in the right direction.",
-        printed=True,
-    )
+    says = "Share of motions, larger than a pixel, in the right direction."
+    yield Figure("sign_accuracy", "sign accuracy", FOLLOWING, "higher", 1, 0.5, says=says, printed=True)
+    says = "Share of the commanded motion that happens: 0.5 is half of it, below 0 the wrong way."
     for axis in "xy":
-        says = "Share of the commanded motion that happens: 0.5 is half of it, below 0 the wrong way."
         yield Figure(f"gain_{axis}", f"gain {axis}", FOLLOWING, "nearer", 1, says=says, printed=True)
+    says = "Part of the motion that the commands explain."
     for axis in "xy":
-        says = "Part of the motion that the commands explain."
         yield Figure(f"r2_{axis}", f"R2 {axis}", FOLLOWING, "higher", 1, says=says, printed=True)
-    yield Figure(
-        "lag_frames",
-        "lag in pixel frames",
-        FOLLOWING,
-        "nearer",
-        0,
-        says="Frames by which motion comes late.",
-        printed=True,
-    )
+    says = "Frames by which motion comes late."
+    yield Figure("lag_frames", "lag in pixel frames", FOLLOWING, "nearer", 0, says=says, printed=True)
     for axis, other in ("xy", "yx"):
         says = f"Pixels along {other} for each that was commanded along {axis}."
         yield Figure(f"cross_talk_{axis}_to_{other}", f"leak of {axis} into {other}", FOLLOWING, "nearer", 0, says=says)
-    yield Figure(
-        "ade_px",
-        "position error",
-        FOLLOWING,
-        "lower",
-        unit="px",
-        says="Mean distance from where the object should be.",
-        printed=True,
-    )
-    yield Figure(
-        "fde_px", "final position error", FOLLOWING, "lower", unit="px", says="The same at the end.", detail=True
-    )
-    yield Figure(
-        "missing_rate",
-        "object missing",
-        FOLLOWING,
-        "lower",
-        0,
-        says="Share of frames in which the object is not found.",
-        printed=True,
-    )
-    for fraction in ("0.04", "0.08", "0.15"):
-        says = f"Gain of an action that never changes, {fraction} of the largest."
-        yield Figure(
-            f"held_gain_{fraction}", f"held gain at {fraction}", FOLLOWING, "nearer", 1, says=says, printed=True
-        )
-    yield Figure(
-        "held_drift_px",
-        "drift held still",
-        FOLLOWING,
-        "lower",
-        0,
-        unit="px",
-        says="Distance from where it should stand, at the end.",
-        printed=True,
-    )
-    yield Figure(
-        "cross_swap_accuracy",
-        "follows the actions' owner",
-        FOLLOWING,
-        "higher",
-        1,
-        0.5,
-        says="From one episode's start under another's actions: share that moves as the other one did.",
-    )
-    yield Figure(
-        "idm_normalised",
-        "actions read off the video",
-        FOLLOWING,
-        "higher",
-        1,
-        0,
-        says="Accuracy of an inverse-dynamics model, between chance (0) and what it gets on real frames (1).",
-    )
+    says = "Mean distance from where the object should be."
+    yield Figure("ade_px", "position error", FOLLOWING, "lower", unit="px", says=says, printed=True)
+    says = "Share of frames in which the object is not found."
+    yield Figure("missing_rate", "object missing", FOLLOWING, "lower", 0, says=says, printed=True)
+    for size in ("0.04", "0.08", "0.15"):
+        says = f"Gain of an action that never changes, {size} of the largest."
+        yield Figure(f"held_gain_{size}", f"held gain at {size}", FOLLOWING, "nearer", 1, says=says, printed=True)
+    says = "Distance from where it should stand at the end, under zero actions."
+    yield Figure("held_drift_px", "drift held still", FOLLOWING, "lower", 0, unit="px", says=says, printed=True)
+    says = "From one episode's start under another's actions: share that moves as the other one did."
+    yield Figure("cross_swap_accuracy", "follows the actions' owner", FOLLOWING, "higher", 1, 0.5, says=says)
+    says = "Accuracy of an inverse-dynamics model, between chance (0) and what it gets on real frames (1)."
+    yield Figure("idm_normalised", "actions read off the video", FOLLOWING, "higher", 1, 0, says=says)
 
 
 def _following_in_detail() -> Iterator[Figure]:
