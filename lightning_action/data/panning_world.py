@@ -59,7 +59,7 @@ class PanningCameraWorld(World):
         self,
         image_size: int = 32,
         map_size: int = 80,
-        num_shapes: int = 14,
+        num_shapes: int = 20,
         shape_radius: float = 5.0,
         max_speed: float = 2.0,
         hold_probability: float = 0.7,

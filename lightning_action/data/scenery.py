@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Shape = Literal["disc", "square", "diamond", "ring"]
+Shape = Literal["disc", "square", "diamond"]
 Background = Literal["plain", "gradient", "busy", "textured"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 # How dark the rim of a shaded sprite is; the light comes from the front, so that the centre of its mass stays.
@@ -22,10 +22,7 @@ def distance_outside(shape: Shape, dx: Tensor, dy: Tensor, radius: float) -> Ten
         return torch.maximum(dx.abs(), dy.abs()) - 0.85 * radius
     if shape == "diamond":
         return (dx.abs() + dy.abs()) / math.sqrt(2) - 0.8 * radius
-    distance = (dx.square() + dy.square()).sqrt_()
-    if shape == "ring":
-        return (distance - 0.7 * radius).abs() - 0.3 * radius
-    return distance.sub_(radius)
+    return (dx.square() + dy.square()).sqrt_().sub_(radius)
 
 
 def paint(

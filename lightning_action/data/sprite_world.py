@@ -80,7 +80,7 @@ class MovingSpriteWorld(World):
         second_turn_probability: Probability that the smaller disc takes another course, at each pixel frame.
         background: Kind of the background: `plain`, `gradient`, `busy` (a random texture), or `textured` (tiles, boards
             or cloth).
-        shapes: Kinds of sprites: `disc`, `square`, `diamond`, `ring`.
+        shapes: Kinds of sprites: `disc`, `square`, `diamond`.
         shaded: Darken sprites towards their rim.
         wordings: Prompts to choose from, in which `{color}` and `{shape}` stand for the sprite's own.
 

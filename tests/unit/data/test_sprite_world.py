@@ -437,7 +437,7 @@ def test_shapes_have_their_own_outlines() -> None:
     outlines = {shape: frames[index] for index, shape in enumerate(start.shape)}
     for index, shape in enumerate(start.shape):
         assert torch.equal(frames[index], outlines[shape])
-    assert len({tuple(outline.flatten().tolist()) for outline in outlines.values()}) == 4
+    assert len({tuple(outline.flatten().tolist()) for outline in outlines.values()}) == len(SHAPES)
     for outline in outlines.values():
         # Turned by half a circle it is the same: the centre of its mass is its position.
         torch.testing.assert_close(outline.flip(0, 1), outline)
