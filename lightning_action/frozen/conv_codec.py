@@ -40,8 +40,10 @@ class ConvVideoCodec(FittedFrames):
         latent_dim: Number of latent channels C, a multiple of `temporal_compression_ratio`.
         spatial_compression_ratio: Number of pixel rows, and of columns, of one latent position: 4, 8, 16 or so on.
         temporal_compression_ratio: Number r of pixel frames of one latent frame.
-        width: Number of channels of the network at its highest resolution.
-        num_blocks: Number of residual blocks at each resolution.
+        width: Number of channels of the decoder at its highest resolution.
+        num_blocks: Number of residual blocks of the decoder at each resolution.
+        encoder_width: Number of channels of the encoder at its highest resolution, where it is another: a narrow one
+            saves time where videos are encoded in each training step.
         num_steps: Number of optimizer steps of the fit.
         batch_size: Number of frames of a step, half of them the next ones of the others.
         learning_rate: Highest learning rate of the fit.
@@ -62,6 +64,7 @@ class ConvVideoCodec(FittedFrames):
         temporal_compression_ratio: int = 4,
         width: int = 64,
         num_blocks: int = 1,
+        encoder_width: int | None = None,
         num_steps: int = 1500,
         batch_size: int = 32,
         learning_rate: float = 2e-3,
@@ -71,8 +74,10 @@ class ConvVideoCodec(FittedFrames):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        sizes = {"width": width, "num_blocks": num_blocks, "num_steps": num_steps, "batch_size": batch_size}
-        require_numbers({**sizes, "temporal_compression_ratio": temporal_compression_ratio}, 1, whole=True)
+        encoder_width = width if encoder_width is None else encoder_width
+        sizes = {"width": width, "num_blocks": num_blocks, "encoder_width": encoder_width}
+        counts = {"num_steps": num_steps, "batch_size": batch_size}
+        require_numbers({**sizes, **counts, "temporal_compression_ratio": temporal_compression_ratio}, 1, whole=True)
         require_numbers({"learning_rate": learning_rate, "noise": noise, "change_weight": change_weight}, 0)
         require_numbers({"dropout": dropout}, 0, 1, without_high=True)
         num_halvings = round(math.log2(max(spatial_compression_ratio / _FOLD, 1)))
@@ -93,7 +98,7 @@ class ConvVideoCodec(FittedFrames):
         code_dim = latent_dim // temporal_compression_ratio
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.encoder = _encoder(code_dim, width, num_blocks, num_halvings)
+            self.encoder = _encoder(code_dim, encoder_width, num_halvings)
             self.decoder = _decoder(code_dim, width, num_blocks, num_halvings)
         self.register_buffer("color", torch.zeros(3, 1, 1))
         self.register_buffer("mean", torch.zeros(code_dim, 1, 1))
@@ -236,11 +241,11 @@ def _colour_metric(frames: Tensor) -> Tensor:
     return (3 * metric / torch.trace(metric @ covariance)).float()
 
 
-def _encoder(code_dim: int, width: int, num_blocks: int, num_halvings: int) -> nn.Sequential:
-    layers = [nn.PixelUnshuffle(_FOLD), _convolution(3 * _FOLD**2, width), *_residual_blocks(width, num_blocks)]
+def _encoder(code_dim: int, width: int, num_halvings: int) -> nn.Sequential:
+    layers = [nn.PixelUnshuffle(_FOLD), _convolution(3 * _FOLD**2, width), _ResidualBlock(width)]
     for level in range(num_halvings):
         narrow, wide = width * min(level + 1, 2), 2 * width
-        layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), *_residual_blocks(wide, num_blocks)]
+        layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), _ResidualBlock(wide)]
     return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(width * min(num_halvings + 1, 2), code_dim, 1))
 
 
@@ -248,13 +253,11 @@ def _decoder(code_dim: int, width: int, num_blocks: int, num_halvings: int) -> n
     layers: list[nn.Module] = [_convolution(code_dim, width * min(num_halvings + 1, 2))]
     for level in range(num_halvings, 0, -1):
         narrow, wide = width * min(level, 2), 2 * width
-        layers += [*_residual_blocks(wide, num_blocks), _convolution(wide, 4 * narrow), nn.PixelShuffle(2)]
+        layers += [_ResidualBlock(wide) for _ in range(num_blocks)]
+        layers += [_convolution(wide, 4 * narrow), nn.PixelShuffle(2)]
+    layers += [_ResidualBlock(width) for _ in range(num_blocks)]
     pixels = _start_at_zero(_convolution(width, 3 * _FOLD**2))
-    return nn.Sequential(*layers, *_residual_blocks(width, num_blocks), nn.SiLU(), pixels, nn.PixelShuffle(_FOLD))
-
-
-def _residual_blocks(width: int, count: int) -> list[_ResidualBlock]:
-    return [_ResidualBlock(width) for _ in range(count)]
+    return nn.Sequential(*layers, nn.SiLU(), pixels, nn.PixelShuffle(_FOLD))
 
 
 def _convolution(num_inputs: int, num_outputs: int) -> nn.Conv2d:
