@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from lightning_action.evaluation.counterfactuals import CrossSwap as CrossSwap
     from lightning_action.evaluation.divergence_onset import DivergenceOnset as DivergenceOnset
     from lightning_action.evaluation.guidance_response import GuidanceResponse as GuidanceResponse
+    from lightning_action.evaluation.held_actions import HeldActions as HeldActions
     from lightning_action.evaluation.inverse_dynamics import InverseDynamicsAccuracy as InverseDynamicsAccuracy
     from lightning_action.evaluation.loss_gap import LossGap as LossGap
     from lightning_action.evaluation.motion import MotionFloor as MotionFloor
@@ -93,6 +94,7 @@ _EXPORTS = {
     "FSDP2Strategy": "lightning_action.distributed.fsdp2",
     "GuidanceResponse": "lightning_action.evaluation.guidance_response",
     "HashingTextEncoder": "lightning_action.frozen.hashing_text",
+    "HeldActions": "lightning_action.evaluation.held_actions",
     "InverseDynamicsAccuracy": "lightning_action.evaluation.inverse_dynamics",
     "KVCache": "lightning_action.generator.kv_cache",
     "LatentDataModule": "lightning_action.data.latents",

@@ -92,6 +92,12 @@ class ActionFollowing(EpisodeMetric):
             **response_by_phase(moved, target, ratio),
         }
 
+    def curves(self) -> dict[str, Tensor]:
+        """Give the mean position error of each generated frame, `position_error_px`; every rank must call it."""
+        episodes = self.episodes()
+        error = (episodes["predicted"] - episodes["target"])[:, 1:].norm(dim=-1)
+        return {"position_error_px": error.mean(dim=0)}
+
     def per_episode(self) -> dict[str, Tensor]:
         episodes = self.episodes()
         count = len(episodes["target"])

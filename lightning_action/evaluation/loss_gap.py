@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,21 @@ from torch import Tensor
 from lightning_action.evaluation.episode_metric import EpisodeMetric, mean_where
 
 LEVELS = (0, 200, 400, 600, 800, 1000)
+OtherActions = Literal["swapped", "shuffled", "null"]
+OTHER_ACTIONS: tuple[OtherActions, ...] = get_args(OtherActions)
+
+
+class FrameLosses(Protocol):
+    """Losses of the latent frames of a batch, `[B, F]` each, as `LossGap.update` describes them."""
+
+    @property
+    def per_frame(self) -> Tensor: ...
+
+    @property
+    def timestep(self) -> Tensor: ...
+
+    @property
+    def per_frame_moving(self) -> Tensor | None: ...
 
 
 class LossGap(EpisodeMetric):
@@ -34,9 +49,7 @@ class LossGap(EpisodeMetric):
         levels: Borders of the ranges of noise levels in [0, 1000]; the last one belongs to the last range.
     """
 
-    def __init__(
-        self, actions: Literal["swapped", "shuffled", "null"], levels: Sequence[int] = LEVELS, **kwargs: Any
-    ) -> None:
+    def __init__(self, actions: OtherActions, levels: Sequence[int] = LEVELS, **kwargs: Any) -> None:
         ranges = {f"_{low}_{high}": (low, high) for low, high in zip(levels, levels[1:], strict=False)}
         suffixes, figures = ("", *ranges, "_moving"), ("gap", "relative_gap", "win_rate")
         super().__init__([f"{actions}_{figure}{suffix}" for suffix in suffixes for figure in figures], **kwargs)
@@ -74,6 +87,14 @@ class LossGap(EpisodeMetric):
             values |= self._compare(suffix, *(mean_where(loss, inside, dim=1) for loss in (true, other)))
         values |= self._compare("_moving", *(loss.nanmean(dim=1) for loss in moving))
         self._add(**values)
+
+    def by_noise_level(self) -> list[list[float]]:
+        """Give lower and upper border, gap and win rate of each range of noise levels; every rank must call it."""
+        figures = self.figures(self.episodes())
+        return [
+            [low, high, *(figures[f"{self.actions}_{name}{suffix}"] for name in ("gap", "win_rate"))]
+            for suffix, (low, high) in self.ranges.items()
+        ]
 
     def _compare(self, suffix: str, true: Tensor, other: Tensor) -> dict[str, Tensor]:
         gap = other - true

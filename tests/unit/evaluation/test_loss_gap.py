@@ -55,6 +55,9 @@ def test_actions_matter_at_high_noise() -> None:
     assert (result["swapped_gap_200_400"], result["swapped_win_rate_200_400"]) == (0, 0.5)
     assert math.isnan(result["swapped_gap_400_600"]) and math.isnan(result["swapped_win_rate_600_800"])
     assert result["swapped_gap"] == pytest.approx((0.5 * 2 + 0.5) / 8)
+    metric = LossGap("swapped", (0, 500, 1000))
+    metric.update(true, true + 0.5 * (LEVELS >= 800), LEVELS)
+    assert metric.by_noise_level() == [[0, 500, 0, 0.5], [500, 1000, 0.5, 1]]
 
 
 def test_the_moving_region_shows_what_the_frame_hides() -> None:
