@@ -13,6 +13,7 @@ What the frozen parts make may be there already: `latents` `[B, F, C, h, w]` in 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -190,15 +191,20 @@ def _what_it_has(batch: Batch, missing: list[str]) -> str:
 
 def first_samples(batch: Batch, count: int) -> Batch:
     """Take the first samples of a batch; what is not a row of values for each sample stays as it is."""
-    size = len(batch["sample_id"])
+    return choose_samples(batch, range(min(count, len(batch["sample_id"]))))
+
+
+def choose_samples(batch: Batch, indices: Sequence[int]) -> Batch:
+    """Take some samples of a batch by their places in it; what is not a row of values for each stays as it is."""
+    size, places = len(batch["sample_id"]), list(indices)
 
     def cut(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: cut(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
-            return value[:count] if len(value) == size else value
+            return type(value)(value[place] for place in places) if len(value) == size else value
         has_rows = isinstance(value, Tensor | ndarray) and value.ndim > 0 and len(value) == size
-        return value[:count] if has_rows else value
+        return value[places] if has_rows else value
 
     return {key: cut(value) for key, value in batch.items()}
 
@@ -242,6 +248,14 @@ def other_actions(batch: Batch) -> Batch:
     """The batch under actions that are not its own: those of the sample before, or its own backwards if it is alone."""
     action: Tensor = batch["action"]
     return {**batch, "action": action.roll(1, dims=0) if len(action) > 1 else action.flip(1)}
+
+
+def shuffled_actions(batch: Batch, randoms: Sequence[torch.Generator]) -> Batch:
+    """The batch under the rows of its own actions in another order, which a random generator of each sample draws."""
+    action: Tensor = batch["action"]
+    orders = [torch.randperm(action.shape[1], generator=random) for random in randoms]
+    rows = [sample[order.to(action.device)] for sample, order in zip(action, orders, strict=True)]
+    return {**batch, "action": torch.stack(rows)}
 
 
 def frame_size(batch: Batch) -> tuple[int, int]:

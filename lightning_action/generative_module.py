@@ -252,8 +252,9 @@ class GenerativeModule(SavedModule):
         multiples of 1/255.
         """
         self._require_fits(batch, trains=False)
-        num_passes = self.sampling.count_passes(*self._blocks_and_initial(batch))
-        self._in_lockstep.begin(num_passes + count_switch_passes(self._switched_prompts(batch), self.causality))
+        num_passes = self.sampling.count_passes(*self._blocks_and_initial(batch, self.sampling))
+        switched = self._switched_prompts(batch, self.sampling)
+        self._in_lockstep.begin(num_passes + count_switch_passes(switched, self.causality))
         clock, overlaps = Clock(self.device), self.acceleration.overlap_decoding
         decoder = self.frozen.decoder(self.device)
         decode = decoder if overlaps else clock.timed("vae", decoder)
@@ -311,7 +312,7 @@ class GenerativeModule(SavedModule):
         self._in_lockstep.wait_for_others()
 
     @torch.no_grad()
-    def generate(self, batch: Batch) -> Tensor:
+    def generate(self, batch: Batch, sampling: Sampling | None = None) -> Tensor:
         """Generate the videos of a batch; each block is decoded as soon as it exists.
 
         Args:
@@ -321,6 +322,7 @@ class GenerativeModule(SavedModule):
                 Without `video`: `frame_size` `[B, 2]` (H, W). The length follows from the action rows, else from
                 `video`, else from `num_latents`. `prompt_switches`, for each sample a list of pairs (latent frame,
                 prompt), come in place of those of `sampling`.
+            sampling: Settings in place of the module's own; None takes those.
 
         Returns:
             Videos `[B, T, 3, H, W]` in [0, 1], on the module's device.
@@ -329,7 +331,7 @@ class GenerativeModule(SavedModule):
             ValueError: The batch does not say what to generate, or does not fit the model.
             RuntimeError: The model gave values that are not finite.
         """
-        return whole_video(self.stream_latents(batch), self.frozen.decoder(self.device), self.device)[0]
+        return whole_video(self.stream_latents(batch, sampling), self.frozen.decoder(self.device), self.device)[0]
 
     @torch.no_grad()
     def stream_video(self, batch: Batch) -> Iterator[Tensor]:
@@ -340,15 +342,16 @@ class GenerativeModule(SavedModule):
         yield from stream_pixels(self.stream_latents(batch), self.frozen.decoder(self.device))
 
     @torch.no_grad()
-    def stream_latents(self, batch: Batch) -> Iterator[Tensor]:
+    def stream_latents(self, batch: Batch, sampling: Sampling | None = None) -> Iterator[Tensor]:
         """Generate as `generate`, but yield the clean latents of each block, `[B, block, C, h, w]`, once they exist."""
         self._require_fits(batch, trains=False)
-        yield from self._generated_latents(batch)
+        yield from self._generated_latents(batch, sampling)
 
-    def _generated_latents(self, batch: Batch) -> Iterator[Tensor]:
+    def _generated_latents(self, batch: Batch, sampling: Sampling | None = None) -> Iterator[Tensor]:
+        sampling = sampling or self.sampling
         length, to = num_latents(batch, self.schema), (self.device, self.compute_dtype)
-        switched = self._switched_prompts(batch)
-        start = first_frames(batch, self.sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
+        switched = self._switched_prompts(batch, sampling)
+        start = first_frames(batch, sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
         initial = None if start is None else self.frozen.latents_of(start, *to)
         text = self.frozen.text_of(batch, *to)
         switches = {frame: self.frozen.encode_text(prompts, *to) for frame, prompts in switched.items()}
@@ -359,28 +362,28 @@ class GenerativeModule(SavedModule):
         videos = VideoGenerator(
             self.generator,
             self.causality,
-            self.sampling,
+            sampling,
             self.schedule,
             captures=self.acceleration.capture_pass,
             kernel=self.acceleration.kernel(self.device, self.generator.head_dim),
         )
         samples, negative = batch["sample_id"].tolist(), None
-        if self.sampling.takes_negative_prompt:
-            prompts = [self.sampling.negative_prompt] * len(samples)
+        if sampling.takes_negative_prompt:
+            prompts = [sampling.negative_prompt] * len(samples)
             negative = self.frozen.encode_text(prompts, *to) if any(prompts) else self.frozen.empty_text_of(batch, *to)
         yield from videos.stream_latents(
             text, samples, shape, modulation, initial, negative_text=negative, switches=switches
         )
 
-    def _blocks_and_initial(self, batch: Batch) -> tuple[list[range], int]:
+    def _blocks_and_initial(self, batch: Batch, sampling: Sampling) -> tuple[list[range], int]:
         """Cut the video that is generated from a batch into blocks, and count its initial frames."""
-        num_initial = self.sampling.num_initial_latents if has_video(batch) else 0
+        num_initial = sampling.num_initial_latents if has_video(batch) else 0
         return self.causality.split(num_latents(batch, self.schema)), num_initial
 
-    def _switched_prompts(self, batch: Batch) -> dict[int, list[str]]:
+    def _switched_prompts(self, batch: Batch, sampling: Sampling) -> dict[int, list[str]]:
         """Return the prompts of all samples by the latent frame from which on they hold."""
-        prompts = switched_prompts(batch, self.sampling.prompt_switches)
-        require_switchable(prompts, *self._blocks_and_initial(batch))
+        prompts = switched_prompts(batch, sampling.prompt_switches)
+        require_switchable(prompts, *self._blocks_and_initial(batch, sampling))
         return prompts
 
     @property

@@ -15,17 +15,24 @@ from lightning_action.batch import (
     has_actions,
     infers_actions,
     other_actions,
+    shuffled_actions,
     without_action,
     without_actions,
 )
 from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, FlowMatchSchedule, add_noise
-from lightning_action.diffusion.objectives import Objective, Velocities, draw_block_levels, per_frame_error
+from lightning_action.diffusion.objectives import (
+    Objective,
+    Velocities,
+    draw_block_levels,
+    per_frame_error,
+    per_position_error,
+)
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.generator.prompt import join
 from lightning_action.seeding import generator_for
 
-_TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM = range(3)
+_TRAINING_STREAM, _VALIDATION_STREAM, _PROBE_STREAM, _SHUFFLE_STREAM = range(4)
 _NUM_DRAWS = 4
 
 
@@ -37,11 +44,14 @@ class Loss:
         per_sample: Weighted loss, `[B]`.
         per_frame: Squared error of the velocity, not weighted and without gradient, `[B, F]`.
         timestep: Noise level that it was measured at, `[B, F]` in [0, 1000].
+        per_frame_moving: Squared error where something moves, `[B, F]`, NaN in frames in which nothing does; None where
+            nobody said what moves.
     """
 
     per_sample: Tensor
     per_frame: Tensor
     timestep: Tensor
+    per_frame_moving: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -120,13 +130,19 @@ class FlowMatchingLosses:
         return self._loss(encoded, draw, dropped)
 
     @torch.no_grad()
-    def matched(self, encoded: Encoded, names: Sequence[str] = ("true", "other", "null")) -> dict[str, Loss]:
+    def matched(
+        self,
+        encoded: Encoded,
+        names: Sequence[str] = ("true", "swapped", "shuffled", "null"),
+        moving: Tensor | None = None,
+    ) -> dict[str, Loss]:
         """Return losses at the same noise and timesteps, each the mean of several draws.
 
         Args:
             encoded: Batch as the frozen parts see it.
-            names: Actions to measure under: `true`, those of the `other` sample, and `null`; where none act, there is
-                `true` alone.
+            names: Actions to measure under: `true`; `swapped`, those of another sample; `shuffled`, their own rows in
+                another order; and `null`. Where none act, there is `true` alone.
+            moving: Positions of the latents where something moves, `[B, F, h, w]` bool, for `per_frame_moving`.
 
         Returns:
             Losses by these names; each has as many frames as the video has in all draws.
@@ -134,11 +150,12 @@ class FlowMatchingLosses:
         batch = encoded.batch
         variants = {"true": batch}
         if has_actions(batch) and self.conditioning.projection is not None:
-            variants |= {"other": other_actions(batch), "null": without_actions(batch)}
+            shuffled = shuffled_actions(batch, self._randoms(encoded, _SHUFFLE_STREAM))
+            variants |= {"swapped": other_actions(batch), "shuffled": shuffled, "null": without_actions(batch)}
         randoms = (self._randoms(encoded, _VALIDATION_STREAM, number) for number in range(_NUM_DRAWS))
         draws = [self._draw(encoded.latents, each) for each in randoms]
         return {
-            name: _mean([self._loss(Encoded(variant, encoded.latents, encoded.text), draw) for draw in draws])
+            name: _mean([self._loss(replace(encoded, batch=variant), draw, moving=moving) for draw in draws])
             for name, variant in variants.items()
             if name in names
         }
@@ -152,9 +169,13 @@ class FlowMatchingLosses:
         noise = _noise(latents, randoms)
         return self._velocities(encoded, noise, timesteps, None, self._past(latents, randoms))
 
-    def _loss(self, encoded: Encoded, draw: _Draw, dropped: Tensor | None = None) -> Loss:
-        error = per_frame_error(self._velocities(encoded, draw.noise, draw.timestep, dropped, draw.past))
-        return Loss((draw.weight * error).mean(dim=1), error.detach(), draw.timestep)
+    def _loss(self, encoded: Encoded, draw: _Draw, dropped: Tensor | None = None, moving: Tensor | None = None) -> Loss:
+        velocities = self._velocities(encoded, draw.noise, draw.timestep, dropped, draw.past)
+        error = per_frame_error(velocities)
+        in_motion = None
+        if moving is not None:
+            in_motion = torch.where(moving, per_position_error(velocities), torch.nan).nanmean(dim=(2, 3))
+        return Loss((draw.weight * error).mean(dim=1), error.detach(), draw.timestep, in_motion)
 
     def _velocities(
         self,
@@ -216,8 +237,10 @@ def _with_noise(latents: Tensor, largest: float, randoms: Sequence[torch.Generat
 
 
 def _mean(losses: list[Loss]) -> Loss:
+    moving = [loss.per_frame_moving for loss in losses if loss.per_frame_moving is not None]
     return Loss(
         torch.stack([loss.per_sample for loss in losses]).mean(dim=0),
         torch.cat([loss.per_frame for loss in losses], dim=1),
         torch.cat([loss.timestep for loss in losses], dim=1),
+        torch.cat(moving, dim=1) if moving else None,
     )

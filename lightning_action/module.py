@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -17,13 +18,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_action.batch import Batch, first_samples, has_actions, kinds_in
 from lightning_action.checkpoints.lora import split_parameters
 from lightning_action.diffusion.objectives import OBJECTIVES, teacher_forcing, training_visibility
+from lightning_action.evaluation.known_state import ReadPositions, Simulate, position_reader, simulator
 from lightning_action.evaluation.loss_gap import wins
-from lightning_action.evaluation.obedience import ObedienceTest, position_reader
+from lightning_action.evaluation.motion import latent_motion, moving_region
+from lightning_action.evaluation.obedience import ObedienceTest
 from lightning_action.evaluation.provenance import data_fingerprint
 from lightning_action.evaluation.report import format_table
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.cost import training_flops
-from lightning_action.losses import Encoded, FlowMatchingLosses
+from lightning_action.losses import Encoded, FlowMatchingLosses, Loss
 from lightning_action.optimization import Optimization
 from lightning_action.ranges import require_numbers
 from lightning_action.reporting import provenance_of, publish
@@ -191,17 +194,16 @@ class ActionVideoModule(GenerativeModule):
         """
         self._require_trainable(batch, "validation")
         size = len(batch["sample_id"])
-        matched = self.losses.matched(self._encoded(batch), ("true", "other"))
-        losses = {name: loss.per_sample for name, loss in matched.items()}
-        self._log_validation("loss", losses["true"].mean(), size, prog_bar=True)
-        if "other" in losses:
-            gap = (losses["other"] - losses["true"]) / losses["true"]
-            self._log_validation("shuffle_relative_gap", gap.mean(), size)
-            self._log_validation("shuffle_win_rate", wins(losses["true"], losses["other"]).mean(), size)
+        matched = self.losses.matched(self._encoded(batch), ("true", "swapped"))
+        self._log_validation("loss", matched["true"].per_sample.mean(), size, prog_bar=True)
+        if "swapped" in matched:
+            true, swapped = (matched[name].per_frame.mean(dim=1) for name in ("true", "swapped"))
+            self._log_validation("swapped_relative_gap", ((swapped - true) / true).mean(), size)
+            self._log_validation("swapped_win_rate", wins(true, swapped).mean(), size)
         if batch_idx == 0 and has_actions(batch) and self.action_projection is not None:
             few = first_samples(batch, _NUM_VALIDATION_ROLLOUTS)
             test = self._new_obedience_test("validation")
-            test.add_model(few, {name: loss[: len(few["sample_id"])] for name, loss in losses.items()})
+            test.add_model(few, {})
             for name, value in test.compute("model").items():
                 self._log_validation(f"rollout/{name}", value, size)
         return {"loss_per_frame": matched["true"].per_frame, "timestep": matched["true"].timestep}
@@ -219,9 +221,11 @@ class ActionVideoModule(GenerativeModule):
         if batch_idx == 0:
             self._test_data = data_fingerprint(batch)
         if self._obedience is not None:
-            losses = self.matched_losses(batch)
+            losses = self.matched_losses(batch, self._moving(batch))
             self._obedience.add_model(batch, losses)
             self._obedience.add_baselines(batch, losses)
+            if batch_idx == 0:
+                self._obedience.add_probes(batch)
 
     def on_test_epoch_end(self) -> None:
         """Write `report.json` and `report.html` to the trainer's `default_root_dir`, and print the figures."""
@@ -232,12 +236,24 @@ class ActionVideoModule(GenerativeModule):
         self.log_dict({f"test/{key}": value for key, value in numbers.items()}, sync_dist=True)
         report["provenance"] = provenance_of(self, self._test_data)
         if self.trainer.is_global_zero:
-            where = publish(self.trainer, report, {})
+            where = publish(self.trainer, report, self._obedience.pictures())
             print(f"\n{format_table(report)}\n\n{where}")
 
-    def matched_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return losses `[B]` at the same noise under the actions `true`, `other` and `null`."""
-        return {name: loss.per_sample for name, loss in self.losses.matched(self._encoded(batch)).items()}
+    def matched_losses(self, batch: Batch, moving: Tensor | None = None) -> dict[str, Loss]:
+        """Return losses at the same noise under the actions `true`, `swapped`, `shuffled` and `null`.
+
+        Args:
+            batch: Batch with actions.
+            moving: Positions of the latents where something moves, `[B, F, h, w]` bool, for `Loss.per_frame_moving`.
+        """
+        return self.losses.matched(self._encoded(batch), moving=moving)
+
+    def _moving(self, batch: Batch) -> Tensor | None:
+        truth = self.true_video(batch)
+        if truth is None:
+            return None
+        *_, height, width = self.frozen.vae.latent_shape(*truth.shape[-2:])
+        return latent_motion(moving_region(truth), self.schema.temporal_compression_ratio, (height, width))
 
     @torch.no_grad()
     def predict_velocity(self, batch: Batch, timestep: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -266,9 +282,26 @@ class ActionVideoModule(GenerativeModule):
         return {name: parameters for name, parameters in groups.items() if parameters}
 
     def _new_obedience_test(self, split: Literal["validation", "test"]) -> ObedienceTest:
-        reader = position_reader(self.trainer.datamodule, split)  # type: ignore[attr-defined]
-        ratio = self.frozen.vae.temporal_compression_ratio
-        return ObedienceTest(self.generate, self.true_video, reader, ratio, self.sampling.num_initial_latents)
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return self.obedience_test(position_reader(datamodule, split), simulator(datamodule, split))
+
+    def obedience_test(
+        self, read_positions: ReadPositions | None = None, simulate: Simulate | None = None
+    ) -> ObedienceTest:
+        """Begin a test of how this model follows actions, see `ObedienceTest`.
+
+        Args:
+            read_positions: Function that finds the object in videos; None where nobody can.
+            simulate: Function that plays other actions; None where nobody can.
+        """
+        num_initial = self.sampling.num_initial_latents
+        return ObedienceTest(
+            self._generate_guided, self.true_video, self.schema, num_initial, read_positions, simulate, self.causality
+        )
+
+    def _generate_guided(self, batch: Batch, scale: float | None) -> Tensor:
+        sampling = self.sampling if scale is None else replace(self.sampling, action_guidance_scale=scale)
+        return self.generate(batch, sampling)
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
         self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)

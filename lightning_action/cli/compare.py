@@ -21,7 +21,8 @@ from lightning_action.cli.text_table import text_table
 from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, add_noise
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import Noise, Velocity
-from lightning_action.evaluation.obedience import ObedienceTest, ReadPositions, position_reader
+from lightning_action.evaluation.known_state import ReadPositions, position_reader
+from lightning_action.evaluation.obedience import ObedienceTest
 from lightning_action.evaluation.report import Report, format_table, null_where_undefined
 from lightning_action.evaluation.video_quality import psnr
 from lightning_action.generation.rollout import CausalRollout, rollout
@@ -144,14 +145,14 @@ def measure(module: ActionVideoModule, batches: Sequence[Batch], reader: ReadPos
     """
     velocities, videos = [], []
 
-    def generate(batch: Batch) -> Tensor:
+    def generate(batch: Batch, scale: float | None) -> Tensor:
         video = module.generate(batch)
         videos.append(video[:, num_given:].cpu())
         return video
 
-    ratio, num_initial = module.schema.temporal_compression_ratio, module.sampling.num_initial_latents
-    num_given = num_pixel_frames(num_initial, ratio) if num_initial else 0
-    test = ObedienceTest(generate, module.true_video, reader, ratio, num_initial)
+    schema, num_initial = module.schema, module.sampling.num_initial_latents
+    num_given = num_pixel_frames(num_initial, schema.temporal_compression_ratio) if num_initial else 0
+    test = ObedienceTest(generate, module.true_video, schema, num_initial, reader, causality=module.causality)
     for batch in tqdm(batches, desc=told, unit="batch"):
         velocities.append(velocities_behind_truth(module, batch).cpu())
         test.add_model(batch, module.matched_losses(batch))

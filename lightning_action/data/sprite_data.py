@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,12 @@ from lightning_action.batch import Batch, num_pixel_frames
 from lightning_action.data.split_data import SPLITS, SampleDataset, Split, SplitDataModule
 from lightning_action.data.world import World
 from lightning_action.seeding import mix_seed
+
+
+def play(world: World, start: Any, action: Tensor) -> tuple[Tensor, Tensor]:
+    """Show what action rows `[B, T - 1, columns]` do: videos `[B, T, 3, H, W]`, and positions `[B, T, 2]`."""
+    position = world.simulate(start, action)
+    return world.render(start, position), position
 
 
 class SpriteDataset(SampleDataset):
@@ -36,9 +43,9 @@ class SpriteDataset(SampleDataset):
         seeds = self.seeds(indices)
         start = self.world.start(seeds)
         action = self.world.sample_actions(seeds, self.num_frames - 1)
-        position = self.world.simulate(start, action)
+        video, position = play(self.world, start, action)
         return {
-            "video": self.world.render(start, position),
+            "video": video,
             "action": action,
             "prompt": start.prompts,
             "position": position,
@@ -140,6 +147,19 @@ class SpriteDataModule(SplitDataModule):
         """Return training videos `[num_videos, T, 3, H, W]` for fitting a codec."""
         video: Tensor = self.dataset("train").batch(range(min(num_videos, self.sizes["train"])))["video"]
         return video
+
+    def simulate(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
+        """Play the actions of a batch from the starts of its samples, whatever the actions are.
+
+        Args:
+            batch: `sample_id` `[B]` and `action` `[B, T - 1, columns]`.
+            split: Split that the samples are from.
+
+        Returns:
+            Videos `[B, T, 3, H, W]` in [-1, 1], and positions of the sprite in pixels, `[B, T, 2]`, on the CPU.
+        """
+        start = self.world.start(self.dataset(split).seeds(batch["sample_id"].tolist()))
+        return play(self.world, start, batch["action"].cpu())
 
     def read_positions(self, video: Tensor, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
         """Locate the sprite in videos generated from a batch of a split.

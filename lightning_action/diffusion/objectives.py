@@ -97,6 +97,11 @@ def per_frame_error(velocities: Velocities) -> Tensor:
     return (velocities.predicted.float() - velocities.true.float()).square().mean(dim=(2, 3, 4))
 
 
+def per_position_error(velocities: Velocities) -> Tensor:
+    """Mean squared error of each position of each latent frame, over channels, `[B, F, H, W]`, in float32."""
+    return (velocities.predicted.float() - velocities.true.float()).square().mean(dim=2)
+
+
 def draw_block_levels(
     schedule: FlowMatchSchedule, num_frames: int, causality: BlockCausality, randoms: Sequence[torch.Generator]
 ) -> tuple[Tensor, Tensor]:

@@ -8,162 +8,176 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
-from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import (
     Batch,
     from_unit_range,
     num_pixel_frames,
     other_actions,
+    to_unit_range,
     without_actions,
 )
-from lightning_action.evaluation.action_following import ActionFollowing
-from lightning_action.evaluation.bootstrap import intervals
-from lightning_action.evaluation.episode_metric import EpisodeMetric
-from lightning_action.evaluation.loss_gap import wins
+from lightning_action.evaluation.evaluator import CURVES, Evaluator, Seen
+from lightning_action.evaluation.known_state import ReadPositions, Simulate
+from lightning_action.evaluation.loss_gap import OTHER_ACTIONS, FrameLosses
+from lightning_action.evaluation.probes import NUM_PICTURES, Probes, after_start, as_bytes
 from lightning_action.evaluation.report import Report
 from lightning_action.evaluation.verdict import Thresholds, judge
-from lightning_action.evaluation.video_quality import DeltaPsnr
+from lightning_action.generator.causality import BlockCausality
 
 BASELINES = ("copy_first_frame", "ignore_actions")
-
-
-@runtime_checkable
-class StateReader(Protocol):
-    """A DataModule that knows where its object is: simulators do, recorded data does not."""
-
-    def read_positions(self, video: Tensor, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
-        """Read positions in pixels `[B, T, 2]` off a video in [-1, 1], and whether the object is there, `[B, T]`."""
-        ...
-
-
-ReadPositions = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
-
-
-def position_reader(datamodule: object, split: str) -> ReadPositions | None:
-    """Return what reads positions off the videos of a split; None for data whose state nobody knows."""
-    return partial(datamodule.read_positions, split=split) if isinstance(datamodule, StateReader) else None
-
-
-class MatchedLosses(EpisodeMetric):
-    """Losses under true and other actions, matched in sample, noise and timestep: win rate and relative gap."""
-
-    def __init__(self) -> None:
-        super().__init__(["shuffle_win_rate", "shuffle_relative_gap"])
-
-    def update(self, true: Tensor, other: Tensor) -> None:
-        """Add samples, whose losses are `[B]`."""
-        self._add(shuffle_win_rate=wins(true, other), shuffle_relative_gap=(other - true) / true)
-
-
-class Evaluator(nn.Module):
-    """Gathers the figures of one way of predicting videos, over batches and ranks.
-
-    Genie's delta PSNR is taken at the last pixel frame of the first generated latent frame, which is its t = 4.
-
-    Args:
-        temporal_compression_ratio: Number of pixel frames of a latent frame.
-        num_initial_frames: Number of pixel frames that were given, not generated.
-    """
-
-    def __init__(self, temporal_compression_ratio: int, num_initial_frames: int) -> None:
-        super().__init__()
-        self.following = ActionFollowing(temporal_compression_ratio, num_initial_frames)
-        self.delta_psnr = DeltaPsnr(num_initial_frames - 1 + temporal_compression_ratio, num_initial_frames)
-        self.matched = MatchedLosses()
-
-    def update_videos(self, truth: Tensor, video: Tensor, video_other: Tensor) -> None:
-        """Compare videos `[B, T, 3, H, W]` in [0, 1]: generated under the true and under other actions, same noise."""
-        self.delta_psnr.update(truth, video, video_other)
-
-    def update_losses(self, true: Tensor, other: Tensor) -> None:
-        """Compare matched losses `[B]`; a tie counts half."""
-        self.matched.update(true, other)
-
-    def compute(self) -> Report:
-        """Compute the figures, by the names of the report."""
-        return {name: value for metric in self._metrics for name, value in metric.compute().items()}
-
-    def intervals(self) -> Report:
-        """Compute what chance alone makes of the figures, `[low, high]` of 95 % of what other episodes would give."""
-        return {name: list(each) for metric in self._metrics for name, each in intervals(metric).items()}
-
-    @property
-    def _metrics(self) -> list[EpisodeMetric]:
-        """Those that have something to tell."""
-        return [self.delta_psnr, self.matched, *([self.following] if self.following.predicted else [])]
+MODEL = "model"
 
 
 class ObedienceTest:
     """Runs a model under true, other and no actions, beside the baselines, and makes the report.
 
     Args:
-        generate: Function from a batch to the video that a model makes of it, `[B, T, 3, H, W]` in [0, 1].
+        generate: Function from a batch, and a scale of action guidance (None for the model's own), to the video that a
+            model makes of it, `[B, T, 3, H, W]` in [0, 1].
         true_video: Function from a batch to its own video, `[B, T, 3, H, W]` in [0, 1]; None where it has none.
-        read_positions: Function from (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found
-            `[B, T]`; None where the state is unknown.
-        temporal_compression_ratio: Number of pixel frames of a latent frame.
+        schema: Meaning of the actions.
         num_initial_latents: Number of latent frames that were given; with none, motion is measured from the generated
             frame 0.
+        read_positions: Function from (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found
+            `[B, T]`; None where the state is unknown.
+        simulate: Function from a batch to the true video in [-1, 1] and positions under its actions, whatever they are;
+            None where nobody can play it again.
+        causality: Blocks in which the videos are generated.
     """
 
     def __init__(
         self,
-        generate: Callable[[Batch], Tensor],
+        generate: Callable[[Batch, float | None], Tensor],
         true_video: Callable[[Batch], Tensor | None],
-        read_positions: ReadPositions | None,
-        temporal_compression_ratio: int,
+        schema: ActionSchema,
         num_initial_latents: int,
+        read_positions: ReadPositions | None = None,
+        simulate: Simulate | None = None,
+        causality: BlockCausality = BlockCausality(),
     ) -> None:
+        given, ratio = max(num_initial_latents, 1), schema.temporal_compression_ratio
         self._generate = generate
         self._true_video = true_video
         self._read_positions = read_positions
-        self._num_initial_frames = num_pixel_frames(max(num_initial_latents, 1), temporal_compression_ratio)
+        # Without a given frame a rollout has a start of its own, which no simulator knows.
+        self._simulate = simulate if num_initial_latents else None
+        self._num_initial_frames = num_pixel_frames(given, ratio)
+        self._num_initial_rows = schema.num_rows(given) if num_initial_latents else 0
         self._predict_seconds = 0.0
         self._num_frames = 0
-        self._evaluators = {
-            name: Evaluator(temporal_compression_ratio, self._num_initial_frames) for name in ("model", *BASELINES)
-        }
+        self._pictures: dict[str, Tensor] = {}
+        self._evaluators = {name: Evaluator(ratio, self._num_initial_frames, causality) for name in (MODEL, *BASELINES)}
+        self._probes = None
+        if read_positions is not None:
+            initial = (self._num_initial_frames, self._num_initial_rows)
+            self._probes = Probes(self._timed, read_positions, self._simulate, schema, *initial)
 
     @torch.no_grad()
-    def add_model(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
+    def add_model(self, batch: Batch, losses: Mapping[str, FrameLosses]) -> None:
         """Add two rollouts of a batch, under its own and under other actions and with the same noise.
 
         Args:
             batch: Videos, `[B, T, 3, H, W]` in [-1, 1], with actions.
-            losses: Matched losses `[B]` named `true` and `other`.
+            losses: Matched losses, named `true` and by the kinds of other actions; without any, none are compared.
 
         Raises:
             ValueError: None of the frames is generated.
         """
-        truth = self._truth(batch)
-        started = time.monotonic()
-        true, other = self._generate(batch), self._generate(other_actions(batch))
-        self._predict_seconds += time.monotonic() - started
-        self._num_frames = true.shape[1]
-        self._add("model", batch, truth, true, other, losses["true"], losses["other"])
+        truth, other = self._truth(batch), self._under_other_actions(batch)
+        truth_other = self._simulated(other)
+        video, video_other = self._timed(batch), self._timed(other)
+        self._num_frames = video.shape[1]
+        self._show(truth=truth.video, model=video, other=video_other)
+        evaluator = self._evaluators[MODEL].to(video.device)
+        seen, seen_other = self._seen(video, batch), self._seen(video_other, batch)
+        evaluator.update_videos(seen, seen_other, truth, truth_other, batch["sample_id"])
+        evaluator.update_losses(losses)
 
     @torch.no_grad()
-    def add_baselines(self, batch: Batch, losses: Mapping[str, Tensor]) -> None:
+    def add_baselines(self, batch: Batch, losses: Mapping[str, FrameLosses]) -> None:
         """Add what a model scores that copies the last given frame, and one that ignores actions, by a third rollout.
 
         Args:
             batch: The batch that was given to `add_model`.
-            losses: Matched losses `[B]` named `null`.
+            losses: Matched losses named `null`.
         """
-        truth = self._truth(batch)
-        started = time.monotonic()
-        null = self._generate(without_actions(batch))
-        self._predict_seconds += time.monotonic() - started
-        copy = copy_of_first_frames(truth, self._num_initial_frames)
-        self._add("copy_first_frame", batch, truth, copy, copy, losses["null"], losses["null"])
-        self._add("ignore_actions", batch, truth, null, null, losses["null"], losses["null"])
+        truth, truth_other = self._truth(batch), self._simulated(self._under_other_actions(batch))
+        null = self._timed(without_actions(batch))
+        self._show(null=null)
+        videos = (copy_of_first_frames(truth.video, self._num_initial_frames), null)
+        for name, video in zip(BASELINES, videos, strict=True):
+            evaluator, seen = self._evaluators[name].to(video.device), self._seen(video, batch)
+            evaluator.update_videos(seen, seen, truth, truth_other, batch["sample_id"])
+            evaluator.update_losses(dict.fromkeys(("true", *OTHER_ACTIONS), losses["null"]))
 
-    def _truth(self, batch: Batch) -> Tensor:
+    @torch.no_grad()
+    def add_probes(self, batch: Batch) -> None:
+        """Add further rollouts of a few samples of a batch, see `Probes`, where positions are known."""
+        if self._probes is not None and "position" in batch:
+            self._probes.add(batch)
+
+    def compute(self, name: str) -> Report:
+        """Compute the figures of `model` or of a baseline so far."""
+        return self._evaluators[name].compute()
+
+    def report(self) -> Report:
+        """Compute the figures of the model and of the baselines, and a verdict; every rank must call it."""
+        model, limits = self._evaluators[MODEL], Thresholds()
+        probes = self._probes
+        figures = {**model.compute(), **(probes.compute() if probes else {})}
+        verdict = judge(figures, limits)
+        teacher_forced = model.teacher_forced()
+        curves = {name: evaluator.curves() for name, evaluator in self._evaluators.items()}
+        return {
+            **figures,
+            "verdict": {"label": verdict.label, "reasons": list(verdict.reasons), "thresholds": asdict(limits)},
+            "intervals": {**model.intervals(), **(probes.intervals() if probes else {})},
+            "predict_seconds": self._predict_seconds,
+            "num_frames": self._num_frames,
+            "num_initial_frames": self._num_initial_frames,
+            "rollout": "fully autoregressive",
+            "protocol": {
+                "teacher_forced": [name for name in figures if name in teacher_forced],
+                "autoregressive": [name for name in figures if name not in teacher_forced],
+            },
+            "sample_ids": model.sample_ids(),
+            "static_samples": model.motion.static_samples(),
+            "loss_by_noise_level": model.loss_by_noise_level(),
+            "curves": {
+                quantity: {name: each[quantity] for name, each in curves.items()}
+                for quantity in CURVES
+                if quantity in curves[MODEL]
+            },
+            "per_episode": model.per_episode(),
+            "baselines_per_episode": {name: self._evaluators[name].per_episode() for name in BASELINES},
+            "baselines": {name: self.compute(name) for name in BASELINES},
+        }
+
+    def pictures(self) -> dict[str, Tensor]:
+        """Give videos of a few samples of this rank, `[n, T, 3, H, W]` uint8 on the CPU.
+
+        They are `truth`, `model`, `other` (under another sample's actions) and `null`, and where probes ran, for
+        samples of their own, `held` and an action.
+        """
+        return {**self._pictures, **(self._probes.pictures if self._probes else {})}
+
+    def _timed(self, batch: Batch, scale: float | None = None) -> Tensor:
+        started = time.monotonic()
+        video = self._generate(batch, scale)
+        self._predict_seconds += time.monotonic() - started
+        return video
+
+    def _under_other_actions(self, batch: Batch) -> Batch:
+        """The batch under another sample's actions, but for the rows that belong to what is given."""
+        other = other_actions(batch)
+        return {**other, "action": after_start(batch["action"], other["action"], self._num_initial_rows)}
+
+    def _truth(self, batch: Batch) -> Seen:
         truth = self._true_video(batch)
         if truth is None:
             raise ValueError("nothing to measure by: the batch has no `video` [B, T, 3, H, W]")
@@ -172,44 +186,25 @@ class ObedienceTest:
                 f"nothing to measure: of {truth.shape[1]} frames {self._num_initial_frames} are given, so none is "
                 "generated; use longer videos or fewer num_initial_latents"
             )
-        return truth
+        return Seen(truth, batch.get("position"))
 
-    def compute(self, name: str) -> Report:
-        """Compute the figures of `model` or of a baseline so far."""
-        return self._evaluators[name].compute()
+    def _seen(self, video: Tensor, batch: Batch) -> Seen:
+        if self._read_positions is None or "position" not in batch:
+            return Seen(video)
+        positions, found = self._read_positions(from_unit_range(video), batch)
+        return Seen(video, positions.to(batch["position"]), found.to(batch["position"].device))
 
-    def report(self) -> Report:
-        """Compute the model's figures and a verdict on them, with the baselines' figures under `baselines`."""
-        figures, limits = self.compute("model"), Thresholds()
-        verdict = judge(figures, limits)
-        return {
-            **figures,
-            "verdict": {"label": verdict.label, "reasons": list(verdict.reasons), "thresholds": asdict(limits)},
-            "intervals": self._evaluators["model"].intervals(),
-            "predict_seconds": self._predict_seconds,
-            "num_frames": self._num_frames,
-            "num_initial_frames": self._num_initial_frames,
-            "rollout": "fully autoregressive",
-            "baselines": {name: self.compute(name) for name in BASELINES},
-        }
+    def _simulated(self, batch: Batch) -> Seen | None:
+        if self._simulate is None:
+            return None
+        video, positions = self._simulate(batch)
+        device = batch["action"].device
+        return Seen(to_unit_range(video).to(device), positions.to(device))
 
-    def _add(
-        self,
-        name: str,
-        batch: Batch,
-        truth: Tensor,
-        video: Tensor,
-        video_other: Tensor,
-        loss: Tensor,
-        loss_other: Tensor,
-    ) -> None:
-        evaluator = self._evaluators[name].to(video.device)
-        evaluator.update_videos(truth, video, video_other)
-        evaluator.update_losses(loss, loss_other)
-        if self._read_positions is not None and "position" in batch:
-            positions, found = self._read_positions(from_unit_range(video), batch)
-            target = batch["position"]
-            evaluator.following.update(positions.to(target), target, found.to(target.device))
+    def _show(self, **videos: Tensor) -> None:
+        for name, video in videos.items():
+            if name not in self._pictures:
+                self._pictures[name] = as_bytes(video[:NUM_PICTURES])
 
 
 def copy_of_first_frames(truth: Tensor, num_initial_frames: int) -> Tensor:

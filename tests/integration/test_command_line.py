@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
 import docstring_parser
 import numpy as np
@@ -34,12 +35,13 @@ from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.trainer_verbs import run, warn_of_another_place
 from tests.support.shipped import shipped
 from tests.support.small_commands import ACTION, ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, last_checkpoint, small
+from tests.support.two_ranks import run_on_two
 
 # Of a model that has trained for some steps.
 pytestmark = pytest.mark.filterwarnings("ignore:DriftMonitor. generated videos drift")
 QUALITY = {
     *("sign_accuracy", "gain_x", "gain_y", "r2_x", "r2_y", "lag_frames"),
-    *("delta_psnr_db", "shuffle_win_rate", "ade_px"),
+    *("delta_psnr_db", "swapped_win_rate", "ade_px"),
 }
 
 
@@ -134,9 +136,35 @@ def test_test_writes_a_report_for_any_seed(trained: Path, tmp_path: Path, capsys
         assert report["episodes"] == 6 and report["fit_seconds"] > 0
         for baseline in ("copy_first_frame", "ignore_actions"):
             assert report["baselines"][baseline].keys() >= QUALITY
-        assert report["baselines"]["ignore_actions"]["shuffle_win_rate"] == 0.5
+        assert report["baselines"]["ignore_actions"]["swapped_win_rate"] == 0.5
     assert reports[0]["ade_px"] != reports[1]["ade_px"], "other seeds are other worlds"
     assert "sign accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.distributed
+def test_episodes_of_all_ranks_are_in_the_report(trained: Path, tmp_path: Path) -> None:
+    def report(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((tmp_path / name / "report.json").read_text())
+        return found
+
+    common = [checkpoint(trained), "--trainer.callbacks=null", "--trainer.logger=false", "--data.init_args.test_size=8"]
+    one, two = (small("test", trained, *common, f"--trainer.default_root_dir={tmp_path / name}") for name in ("1", "2"))
+    run([*one, "--data.init_args.eval_batch_size=8"])
+    half = [f"--config={ROOT / 'configs' / 'ddp.yaml'}", "--data.init_args.eval_batch_size=4"]
+    assert run_on_two([*two, *half]).count("verdict") == 1, "one rank tells"
+    whole, both = report("1"), report("2")
+    assert sorted(both["sample_ids"]) == whole["sample_ids"] == list(range(8)) != both["sample_ids"]
+    for name in ("ade_px", "psnr_db", "motion_ratio", "null_relative_gap", "shuffled_gap_moving"):
+        of_sample = dict(zip(both["sample_ids"], both["per_episode"][name], strict=True))
+        assert [of_sample[sample] for sample in range(8)] == pytest.approx(whole["per_episode"][name], rel=1e-3)
+        assert both[name] == pytest.approx(whole[name], rel=1e-3)
+    for quantity, curves in whole["curves"].items():
+        for name, curve in curves.items():
+            assert both["curves"][quantity][name] == pytest.approx(curve, rel=1e-3), (quantity, name)
+    # Each rank probes four samples of its own, which are all eight.
+    assert both["held_drift_px"] == pytest.approx(whole["held_drift_px"], rel=1e-3)
+    assert both["gain_at_scale_2"] == pytest.approx(whole["gain_at_scale_2"], abs=1e-3)
+    assert both["intervals"].keys() == whole["intervals"].keys()
 
 
 def test_predict_writes_videos_and_the_action_scan(trained: Path, tmp_path: Path) -> None:
@@ -207,7 +235,7 @@ def test_own_actions_of_another_width(trained: Path, tmp_path: Path) -> None:
 
 def test_validate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(small("validate", trained, checkpoint(trained)))
-    assert "validation/shuffle_win_rate" in capsys.readouterr().out
+    assert "validation/swapped_win_rate" in capsys.readouterr().out
 
 
 def test_own_actions_that_fit_no_alignment(trained: Path, tmp_path: Path) -> None:

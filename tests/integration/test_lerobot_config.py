@@ -49,7 +49,7 @@ def test_check_encode_fit_predict_test(
     assert predicted["video"].shape == (13, 3, 32, 48)
     main(["test", *encoded, f"--ckpt_path={last}"])
     report = json.loads((tmp_path / "run/report.json").read_text())
-    assert report["psnr_db"] > 0 and report["shuffle_win_rate"] is not None
+    assert report["psnr_db"] > 0 and report["swapped_win_rate"] is not None
 
 
 def test_encoding_while_training_sees_the_same_data(arguments: list[str], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import (
     check_batch,
+    choose_samples,
     first_frames,
     first_samples,
     frame_size,
@@ -14,6 +15,7 @@ from lightning_action.batch import (
     num_latent_frames,
     num_latents,
     num_pixel_frames,
+    shuffled_actions,
     to_bytes,
     to_unit_range,
     without_actions,
@@ -43,6 +45,24 @@ def test_the_first_samples_leave_alone_what_is_no_row_of_values_for_each() -> No
     few = first_samples(batch, 2)
     assert few["sample_id"].tolist() == [0, 1] and few["prompt"] == ("a", "b") and few["more"]["x"].shape == (2, 5)
     assert {key: few[key] for key in others} == others
+
+
+def test_samples_are_chosen_by_their_places_again_and_again() -> None:
+    batch = {"sample_id": torch.tensor([7, 8, 9]), "prompt": ["a", "b", "c"], "action": torch.arange(6).reshape(3, 2)}
+    chosen = choose_samples(batch, [2, 0, 2, 2])
+    assert chosen["sample_id"].tolist() == [9, 7, 9, 9] and chosen["prompt"] == ["c", "a", "c", "c"]
+    assert chosen["action"][:, 0].tolist() == [4, 0, 4, 4] and len(batch["prompt"]) == 3
+    assert first_samples(batch, 5)["prompt"] == ["a", "b", "c"]
+
+
+def test_shuffled_actions_are_a_samples_own_rows_in_another_order() -> None:
+    action = torch.arange(3 * 7 * 2).reshape(3, 7, 2)
+    seeds = [torch.Generator().manual_seed(seed) for seed in (0, 1, 0)]
+    shuffled = shuffled_actions({"action": action, "prompt": "abc"}, seeds)
+    assert shuffled["prompt"] == "abc" and not torch.equal(shuffled["action"], action)
+    assert torch.equal(shuffled["action"].sort(dim=1).values, action)
+    first, second, third = (rows - own for rows, own in zip(shuffled["action"], action, strict=True))
+    assert torch.equal(first, third) and not torch.equal(first, second), "by the sample's own random generator"
 
 
 @pytest.mark.parametrize("samples", [["a", "b"], torch.zeros(2), torch.tensor(1), torch.zeros(2, 1).long()])

@@ -65,6 +65,25 @@ def test_velocity_of_a_probe_follows_from_batch_timestep_and_seed() -> None:
     assert torch.equal(true, module.predict_velocity(*changes[0])[1])
 
 
+def test_losses_under_other_actions_are_matched_and_tell_what_moves() -> None:
+    module, batch = ready()
+    moving = torch.zeros(2, LATENTS, 4, 4, dtype=torch.bool)
+    moving[:, 1:, 1:3, 2] = True
+    losses = module.losses.matched(encoded(module, batch), moving=moving)
+    assert list(losses) == ["true", "swapped", "shuffled", "null"]
+    for name, loss in losses.items():
+        assert torch.equal(loss.timestep, losses["true"].timestep)
+        assert loss.per_frame_moving is not None and loss.per_frame_moving.shape == loss.per_frame.shape
+        assert torch.equal(loss.per_frame_moving.isnan()[:, :LATENTS], ~moving.any(dim=(2, 3)))
+        assert name == "true" or not torch.equal(loss.per_frame, losses["true"].per_frame)
+    everywhere = module.losses.matched(encoded(module, batch), ("swapped",), torch.ones_like(moving))["swapped"]
+    torch.testing.assert_close(everywhere.per_frame_moving, losses["swapped"].per_frame)
+    assert torch.equal(everywhere.per_frame, losses["swapped"].per_frame)
+    alone = module.losses.matched(encoded(module, data().dataset("test").batch([4])), ("shuffled",))["shuffled"]
+    torch.testing.assert_close(alone.per_frame[0], losses["shuffled"].per_frame[1])
+    assert alone.per_frame_moving is None and training_loss(module, batch).per_frame_moving is None
+
+
 def test_noise_on_the_past_changes_what_later_blocks_see_and_nothing_else() -> None:
     (plain, both), (noisy, _) = ready(), ready(past_noise=0.5)
     before, after = training_loss(plain, both), training_loss(noisy, both)
@@ -74,7 +93,7 @@ def test_noise_on_the_past_changes_what_later_blocks_see_and_nothing_else() -> N
     assert bool((before.per_frame[:, 1:] != after.per_frame[:, 1:]).all())
     alone = training_loss(noisy, data().dataset("test").batch([4]))
     torch.testing.assert_close(alone.per_frame[0], after.per_frame[1])
-    measured = [module.matched_losses(both)["true"] for module in (plain, noisy)]
+    measured = [module.matched_losses(both)["true"].per_sample for module in (plain, noisy)]
     assert torch.equal(*measured), "it is for training alone"
 
 
@@ -105,7 +124,8 @@ def test_a_rollout_without_clean_passes_is_trained_for() -> None:
     # The first block has no past, and the second sees the frame that rollouts are given.
     torch.testing.assert_close(before.per_frame[:, :2], after.per_frame[:, :2])
     assert bool((before.per_frame[:, 2:] != after.per_frame[:, 2:]).all())
-    assert not torch.equal(plain.matched_losses(both)["true"], skipping.matched_losses(both)["true"])
+    measured = [module.matched_losses(both)["true"].per_sample for module in (plain, skipping)]
+    assert not torch.equal(*measured)
     assert not torch.equal(plain.predict_velocity(both, 600.0, 3)[0], skipping.predict_velocity(both, 600.0, 3)[0])
     assert ready(sampling=sampling, objective="diffusion_forcing")[0].losses.past_timesteps is None
     with pytest.raises(ValueError, match="past_noise is for sampling.context clean"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_a_new_projection_changes_nothing_and_learns_at_once() -> None:
     nn.init.zeros_(module.action_projection.action_projection.weight)
     nn.init.zeros_(module.action_projection.action_projection.bias)
     losses = module.matched_losses(batch)
-    assert torch.equal(losses["true"], losses["null"]) and torch.equal(losses["true"], losses["other"])
+    assert all(torch.equal(loss.per_frame, losses["true"].per_frame) for loss in losses.values())
     video = module.generate(batch)
     assert torch.equal(video, module.generate({**batch, "action": None}))
     module.training_step(batch, 0)["loss"].backward()
@@ -97,7 +98,7 @@ def test_actions_act() -> None:
     """The positive control of the test above."""
     module, batch = ready()
     losses = module.matched_losses(batch)
-    assert (losses["true"] - losses["null"]).abs().min() > 1e-4
+    assert (losses["true"].per_sample - losses["null"].per_sample).abs().min() > 1e-4
     video = module.generate(batch)
     assert video.shape == batch["video"].shape and video.min() >= 0 and video.max() <= 1
     assert (video - module.generate({**batch, "action": -batch["action"]})).abs().max() > 1e-2
@@ -150,7 +151,7 @@ def test_an_action_module_infers_what_is_not_given() -> None:
     inferred, null = module.generate(without), plain.generate({**batch, "action": None})
     assert torch.equal(null, module.generate({**batch, "action": None})), "None is no action, also with a module"
     assert torch.equal(inferred[:, :1], null[:, :1]) and (inferred - null).abs().max() > 1e-3
-    assert not torch.equal(module.matched_losses(without)["true"], plain.matched_losses(without)["true"])
+    assert not torch.equal(true_loss(module, without), true_loss(plain, without))
 
 
 @pytest.mark.parametrize(
@@ -438,15 +439,45 @@ def test_validation_says_at_which_noise_it_measured() -> None:
         torch.testing.assert_close(loss.per_frame.mean(dim=1), loss.per_sample)
         assert torch.equal(loss.timestep, matched["true"].timestep)
     assert matched["true"].timestep.unique().numel() > 2 and matched["true"].timestep.min() >= 0
-    asked = module.losses.matched(module._encoded(batch), ("true", "other"))
-    assert asked.keys() == {"true", "other"} and torch.equal(asked["other"].per_sample, matched["other"].per_sample)
+    asked = module.losses.matched(module._encoded(batch), ("true", "swapped"))
+    assert asked.keys() == {"true", "swapped"}
+    assert torch.equal(asked["swapped"].per_sample, matched["swapped"].per_sample)
 
 
 def test_validation_measures_obedience(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=1, limit_val_batches=1, val_check_interval=1)
     run.fit(build(), data())
     names = set(run.callback_metrics)
-    assert {"validation/loss", "validation/shuffle_win_rate", "validation/rollout/sign_accuracy"} <= names
+    assert {"validation/loss", "validation/swapped_win_rate", "validation/rollout/sign_accuracy"} <= names
+
+
+def true_loss(module: ActionVideoModule, batch: dict[str, Any]) -> Tensor:
+    return module.matched_losses(batch)["true"].per_sample
+
+
+def test_test_measures_all_that_can_be_known(tmp_path: Path) -> None:
+    module, source = build(), data()
+    module.frozen.vae.fit(source.codec_videos(15))  # type: ignore[attr-defined]
+    trainer(tmp_path).test(module, source, verbose=False)
+    report = json.loads((tmp_path / "report.json").read_text())
+    expected = (
+        "swapped_gap_moving",
+        "shuffled_win_rate",
+        "counterfactual_ratio",
+        "cross_swap_accuracy",
+        "held_drift_px",
+    )
+    assert all(isinstance(report[name], float) for name in (*expected, "gain_at_scale_1_5", "ssim", "seam_ratio"))
+    assert report["sample_ids"] == list(range(6)) and len(report["per_episode"]["null_relative_gap"]) == 6
+    assert module._obedience is not None and "held move[1] -0.15" in module._obedience.pictures()
+
+
+def test_other_settings_of_sampling_for_one_video() -> None:
+    module, batch = ready()
+    assert torch.equal(module.generate(batch), module.generate(batch, module.sampling))
+    none = module.generate(batch, replace(module.sampling, action_guidance_scale=0.0))
+    assert torch.equal(none, module.generate({**batch, "action": None}))
+    assert not torch.equal(none, module.generate(batch, replace(module.sampling, action_guidance_scale=2.0)))
 
 
 def one_batch() -> dict[str, Any]:
@@ -488,8 +519,8 @@ def test_video_in_double_precision_is_that_in_single() -> None:
     module.configure_model()
     assert isinstance(module.frozen.vae, LinearVideoCodec)
     module.frozen.vae.fit(batch["video"])
-    single = module.matched_losses(batch)["true"]
-    assert torch.equal(module.matched_losses({**batch, "video": batch["video"].double()})["true"], single)
+    single = true_loss(module, batch)
+    assert torch.equal(true_loss(module, {**batch, "video": batch["video"].double()}), single)
 
 
 def projection(**changes: Any) -> Callable[[int, int], ActionModulationProjection]:
@@ -518,17 +549,21 @@ def test_predictions_are_told_apart_by_all_that_they_depend_on(changes: dict[str
     assert settings != small_module(**changes).generation_settings()
 
 
-@pytest.mark.parametrize(("verb", "rollouts"), [("validate", [True, True]), ("test", [True, True, False])])
+# Four samples: guidance at four scales, there and back, zero and four directions at three sizes.
+PROBES = [True] * (4 + 1 + 13)
+
+
+@pytest.mark.parametrize(("verb", "rollouts"), [("validate", [True, True]), ("test", [True, True, False, *PROBES])])
 def test_measuring_makes_the_rollouts_that_it_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, rollouts: list[bool]
 ) -> None:
-    """Validation reports the model alone, `test` also what it does without actions."""
+    """Validation reports the model alone, `test` also what it does without actions, and under those that probe it."""
     made: list[bool] = []
     stream_latents = ActionVideoModule.stream_latents
 
-    def counted(module: ActionVideoModule, batch: dict[str, Any]) -> Iterator[Tensor]:
+    def counted(module: ActionVideoModule, batch: dict[str, Any], sampling: Sampling | None) -> Iterator[Tensor]:
         made.append(batch["action"] is not None)
-        return stream_latents(module, batch)
+        return stream_latents(module, batch, sampling)
 
     monkeypatch.setattr(ActionVideoModule, "stream_latents", counted)
     module, _ = ready()
@@ -555,12 +590,18 @@ class Refusing:
 def test_a_batch_of_latents_trains_as_its_video_does_and_runs_no_frozen_part() -> None:
     module, batch = ready()
     latents = encoded(module, batch)
-    expected = [module.training_step(batch, 0), *(module.matched_losses(batch)[name] for name in ("true", "null"))]
+    expected = [
+        module.training_step(batch, 0),
+        *(module.matched_losses(batch)[name].per_sample for name in ("true", "null")),
+    ]
     vae, module.frozen.vae = module.frozen.vae, Refusing()  # type: ignore[assignment]
     text_encoder, module.frozen.text_encoder = module.frozen.text_encoder, Refusing()  # type: ignore[assignment]
     module._looked_at.clear()
     module.batch_checks = replace(module.batch_checks, vae=vae)
-    found = [module.training_step(latents, 0), *(module.matched_losses(latents)[name] for name in ("true", "null"))]
+    found = [
+        module.training_step(latents, 0),
+        *(module.matched_losses(latents)[name].per_sample for name in ("true", "null")),
+    ]
     assert torch.equal(found[0]["loss"], expected[0]["loss"])
     assert torch.equal(found[0]["loss_per_frame"], expected[0]["loss_per_frame"])
     assert torch.equal(found[1], expected[1]) and torch.equal(found[2], expected[2])

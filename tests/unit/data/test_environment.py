@@ -15,7 +15,7 @@ from lightning_action import EnvironmentDataModule
 from lightning_action.batch import Batch, check_batch, check_pixels
 from lightning_action.configuration.class_paths import only_importing
 from lightning_action.data.split_data import Split
-from lightning_action.evaluation.obedience import StateReader
+from lightning_action.evaluation.known_state import StateReader
 from lightning_action.frozen.interfaces import CodecVideos
 from tests.support.dot_world import DotWorld, locate
 

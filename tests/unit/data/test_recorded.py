@@ -180,14 +180,14 @@ def test_clips_without_actions_train_beside_the_others(tmp_path: Path) -> None:
     order = batch["sample_id"].tolist()
     assert batch["has_action"].tolist() == [sample != 1 for sample in order]
     module, _ = ready(schema=data.action_schema)
-    losses = module.matched_losses(batch)
+    losses = module.matched_losses(batch)["true"].per_sample
     null = module.matched_losses(without_actions({key: batch[key] for key in batch if key != "has_action"}))["true"]
     other = module.matched_losses({**batch, "action": batch["action"].flip(0)})["true"]
     without = order.index(1)
     for sample in range(3):
-        is_same = bool(losses["true"][sample] == null[sample])
+        is_same = bool(losses[sample] == null.per_sample[sample])
         assert is_same == (sample == without)
-        assert bool(losses["true"][sample] == other[sample]) == (sample in (without, 1))
+        assert bool(losses[sample] == other.per_sample[sample]) == (sample in (without, 1))
 
 
 def test_a_recording_without_actions_trains_without(tmp_path: Path) -> None:

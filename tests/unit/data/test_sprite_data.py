@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from lightning_action.batch import Batch
 from lightning_action.data.split_data import Split
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
-from lightning_action.evaluation.obedience import StateReader
+from lightning_action.evaluation.known_state import Simulator, StateReader
 from lightning_action.frozen.interfaces import CodecVideos
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "predict")
@@ -147,7 +147,7 @@ def test_a_prediction_can_do_with_some_of_the_samples() -> None:
 
 def test_positions_are_read_off_the_videos_of_a_split() -> None:
     module = data()
-    assert isinstance(module, StateReader)
+    assert isinstance(module, StateReader) and isinstance(module, Simulator)
     for split in ("validation", "test"):
         batch = module.dataset(split).batch([4, 0, 2])
         positions, found = module.read_positions(batch["video"], batch, split)
@@ -156,6 +156,22 @@ def test_positions_are_read_off_the_videos_of_a_split() -> None:
         torch.testing.assert_close(positions, batch["position"], atol=0.15, rtol=0)
         wrong, _ = module.read_positions(batch["video"].flip(0), batch, split)
         assert (wrong - batch["position"]).abs().max() > 1
+
+
+@pytest.mark.parametrize("kind", ["continuous", "discrete"])
+def test_actions_are_played_from_the_starts_of_a_split(kind: Literal["continuous", "discrete"]) -> None:
+    module = data(world=MovingSpriteWorld(image_size=20, sprite_radius=3.0, action_kind=kind))
+    batch = module.dataset("validation").batch([4, 0, 2])
+    video, positions = module.simulate({"sample_id": batch["sample_id"], "action": batch["action"]}, "validation")
+    assert torch.equal(video, batch["video"]) and torch.equal(positions, batch["position"])
+    other = {**batch, "action": batch["action"].roll(1, dims=0)}
+    video, positions = module.simulate(other, "validation")
+    assert torch.equal(video[:, 0], batch["video"][:, 0]) and not torch.equal(video[:, -1], batch["video"][:, -1])
+    assert torch.equal(
+        positions,
+        module.world.simulate(module.world.start(module.dataset("validation").seeds([4, 0, 2])), other["action"]),
+    )
+    assert not torch.equal(module.simulate(batch, "test")[0][:, 0], batch["video"][:, 0])
 
 
 def test_videos_for_a_codec_are_training_videos() -> None:

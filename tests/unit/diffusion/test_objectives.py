@@ -12,6 +12,7 @@ from lightning_action.diffusion.objectives import (
     diffusion_forcing,
     draw_block_levels,
     per_frame_error,
+    per_position_error,
     teacher_forcing,
 )
 from lightning_action.generator.causality import BlockCausality
@@ -58,6 +59,10 @@ def test_error_is_the_mean_square_over_each_frame() -> None:
     error = per_frame_error(Velocities(predicted, true))
     assert error.shape == (2, 3) and error.dtype == torch.float32
     torch.testing.assert_close(error[1, 2], ((predicted[1, 2].float() - true[1, 2]) ** 2).mean())
+    by_position = per_position_error(Velocities(predicted, true))
+    assert by_position.shape == (2, 3, 4, 6) and by_position.dtype == torch.float32
+    torch.testing.assert_close(by_position.mean(dim=(2, 3)), error)
+    torch.testing.assert_close(by_position[1, 2, 3, 4], ((predicted[1, 2].float() - true[1, 2]) ** 2)[:, 3, 4].mean())
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +18,20 @@ from torch import Tensor
 from lightning_action.batch import Batch, other_actions, to_unit_range, without_actions
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
-from lightning_action.evaluation.obedience import BASELINES, Evaluator, ObedienceTest, copy_of_first_frames
-from lightning_action.evaluation.report import Report, format_table, write_report
+from lightning_action.evaluation.evaluator import Evaluator, Seen
+from lightning_action.evaluation.obedience import BASELINES, ObedienceTest, copy_of_first_frames
+from lightning_action.evaluation.report import Report, format_table, null_where_undefined, write_report
+from lightning_action.generator.causality import BlockCausality
+from lightning_action.losses import Loss
 from lightning_action.seeding import generator_for
 
 QUALITY = {
     *("sign_accuracy", "gain_x", "gain_y", "r2_x", "r2_y", "lag_frames", "ade_px", "episodes"),
-    *("delta_psnr_db", "shuffle_win_rate"),
+    *("delta_psnr_db", "swapped_win_rate", "shuffled_win_rate", "null_win_rate", "swapped_win_rate_moving"),
+    *("psnr_moving_db", "ssim", "divergence_onset_frames", "seam_ratio", "motion_ratio", "static_rate"),
+    *("counterfactual_ratio", "cross_swap_accuracy"),
 }
+KINDS = ("swapped", "shuffled", "null")
 Generate = Callable[[Batch], Tensor]
 # 5 latent frames at ratio 3; two batches, of 4 and 3 videos.
 DATA = SpriteDataModule(
@@ -54,34 +60,53 @@ def ignores(batch: Batch) -> Tensor:
     return render(batch, 0.5 * torch.ones(len(batch["prompt"]), DATA.num_frames - 1, 2))
 
 
-def losses_of_an_obedient_model(batch: Batch) -> dict[str, Tensor]:
-    true = 0.5 + torch.stack(
-        [torch.rand((), generator=generator_for(sample)) for sample in batch["sample_id"].tolist()]
-    )
-    return {"true": true, "other": 1.25 * true, "null": 1.125 * true}
+def loss_of_frames(per_frame: Tensor) -> Loss:
+    """At noise levels 100 and 900; where something moves it is twice as large."""
+    return Loss(per_frame.mean(dim=1), per_frame, torch.tensor([100.0, 900.0]).expand_as(per_frame), 2 * per_frame)
 
 
-def losses_of_a_model_without_actions(batch: Batch) -> dict[str, Tensor]:
-    return dict.fromkeys(("true", "other", "null"), losses_of_an_obedient_model(batch)["true"])
+def losses_of_an_obedient_model(batch: Batch) -> dict[str, Loss]:
+    true = 0.5 + torch.stack([torch.rand(2, generator=generator_for(sample)) for sample in batch["sample_id"].tolist()])
+    factors = {"true": 1.0, "swapped": 1.25, "shuffled": 1.5, "null": 1.125}
+    return {name: loss_of_frames(factor * true) for name, factor in factors.items()}
+
+
+def losses_of_a_model_without_actions(batch: Batch) -> dict[str, Loss]:
+    return dict.fromkeys(("true", *KINDS), losses_of_an_obedient_model(batch)["true"])
 
 
 def measured(
     generate: Generate,
-    losses: Callable[[Batch], dict[str, Tensor]] = losses_of_an_obedient_model,
+    losses: Callable[[Batch], dict[str, Loss]] = losses_of_an_obedient_model,
     batches: list[Batch] = BATCHES,
     with_positions: bool = True,
     num_initial_latents: int = 1,
+    with_simulator: bool = True,
 ) -> ObedienceTest:
     reader = partial(DATA.read_positions, split="test") if with_positions else None
-    test = ObedienceTest(generate, lambda batch: to_unit_range(batch["video"]), reader, 3, num_initial_latents)
+    simulate = partial(DATA.simulate, split="test") if with_positions and with_simulator else None
+    test = ObedienceTest(
+        lambda batch, scale: generate(batch),
+        lambda batch: to_unit_range(batch["video"]),
+        DATA.action_schema,
+        num_initial_latents,
+        reader,
+        simulate,
+        BlockCausality(2, independent_first_frame=True),
+    )
     for batch in batches:
         test.add_model(batch, losses(batch))
         test.add_baselines(batch, losses(batch))
     return test
 
 
+@cache
+def report_of_an_obedient_model() -> Report:
+    return measured(obeys).report()
+
+
 def test_a_model_that_obeys() -> None:
-    report = measured(obeys).report()
+    report = report_of_an_obedient_model()
     assert report["sign_accuracy"] == 1
     for name in ("gain_x", "gain_y", "r2_x", "r2_y"):
         # The position is read off pictures to 0.13 px.
@@ -92,31 +117,31 @@ def test_a_model_that_obeys() -> None:
     assert report["psnr_db"] == pytest.approx(100)  # the cap: not one pixel is wrong
     assert report["delta_psnr_db"] > 10
     assert report["delta_psnr_all_frames_db"] > 10
-    assert report["shuffle_win_rate"] == 1
-    assert report["shuffle_relative_gap"] == pytest.approx(0.25)
+    assert report["swapped_win_rate"] == 1
+    assert report["swapped_relative_gap"] == pytest.approx(0.25)
     assert report["episodes"] == 7
 
 
 def test_a_model_that_ignores_actions() -> None:
     report = measured(ignores, losses_of_a_model_without_actions).report()
     assert report["delta_psnr_db"] == report["delta_psnr_all_frames_db"] == 0
-    assert report["shuffle_win_rate"] == 0.5
-    assert report["shuffle_relative_gap"] == 0
+    assert report["swapped_win_rate"] == 0.5
+    assert report["swapped_relative_gap"] == 0
     assert 0.2 < report["sign_accuracy"] < 0.8
     assert abs(report["gain_x"]) < 0.3
     assert report["ade_px"] > 3
 
 
 def test_baselines_stand_beside_the_model() -> None:
-    report = measured(obeys).report()
+    report = report_of_an_obedient_model()
     assert set(report["baselines"]) == set(BASELINES) == {"copy_first_frame", "ignore_actions"}
     for baseline in report["baselines"].values():
-        assert baseline["sign_accuracy"] == baseline["delta_psnr_db"] == baseline["shuffle_relative_gap"] == 0
-        assert baseline["shuffle_win_rate"] == 0.5
+        assert baseline["sign_accuracy"] == baseline["delta_psnr_db"] == baseline["swapped_relative_gap"] == 0
+        assert baseline["swapped_win_rate"] == 0.5
         assert baseline["gain_x"] == pytest.approx(0, abs=1e-6)
         assert baseline["ade_px"] > 1
     # This model stands still without actions, so here the two baselines are one.
-    copy, ignore = (measured(obeys).report()["baselines"][name] for name in BASELINES)
+    copy, ignore = (report_of_an_obedient_model()["baselines"][name] for name in BASELINES)
     assert copy["psnr_db"] == pytest.approx(ignore["psnr_db"])
     moving = measured(ignores).report()["baselines"]
     assert moving["copy_first_frame"]["psnr_db"] == copy["psnr_db"]
@@ -124,13 +149,108 @@ def test_baselines_stand_beside_the_model() -> None:
 
 
 def test_the_report_has_all_its_keys() -> None:
-    report = measured(obeys).report()
+    report = report_of_an_obedient_model()
     assert report.keys() >= {*QUALITY, "predict_seconds", "baselines", "num_frames", "num_initial_frames", "rollout"}
     for baseline in report["baselines"].values():
         assert baseline.keys() >= QUALITY
-        assert baseline.keys() == report.keys() & baseline.keys()
+        assert baseline.keys() == report.keys() & baseline.keys() and "held_drift_px" not in baseline
     assert (report["num_frames"], report["num_initial_frames"]) == (13, 1)
     assert all(isinstance(report[key], float) for key in QUALITY)
+    told = [name for name, value in report.items() if isinstance(value, float) and name != "predict_seconds"]
+    protocol = report["protocol"]
+    assert sorted([*protocol["teacher_forced"], *protocol["autoregressive"]]) == sorted(told)
+    assert "null_gap_moving" in protocol["teacher_forced"] and "gain_x" in protocol["autoregressive"]
+    assert report["intervals"].keys() == set(told)
+
+
+def test_figures_of_each_episode_and_of_each_frame() -> None:
+    report = report_of_an_obedient_model()
+    assert report["sample_ids"] == list(range(7))
+    for figures in (report["per_episode"], *report["baselines_per_episode"].values()):
+        assert {len(values) for values in figures.values()} == {7} and figures.keys() >= {"gain_x", "swapped_gap"}
+    for name in ("psnr_db", "ade_px", "counterfactual_divergence", "swapped_relative_gap"):
+        assert sum(report["per_episode"][name]) / 7 == pytest.approx(report[name])
+    assert report["curves"].keys() == {"psnr_db", "ssim", "psnr_moving_db", "position_error_px"}
+    for quantity, curves in report["curves"].items():
+        assert curves.keys() == {"model", *BASELINES} and {len(curve) for curve in curves.values()} == {12}
+        assert curves["model"] != curves["copy_first_frame"], quantity
+    error = report["curves"]["position_error_px"]["copy_first_frame"]
+    assert sum(error) / 12 == pytest.approx(report["baselines"]["copy_first_frame"]["ade_px"])
+    levels = report["loss_by_noise_level"]
+    assert levels.keys() == set(KINDS)
+    assert [row[:2] for row in levels["null"]] == [[low, low + 200] for low in range(0, 1000, 200)]
+    assert levels["swapped"][0][3] == levels["swapped"][4][3] == 1 and levels["swapped"][1][3] is not None
+    assert "swapped_gap_0_200" not in report
+
+
+def test_a_simulator_says_what_other_actions_show() -> None:
+    report = report_of_an_obedient_model()
+    assert report["counterfactual_divergence"] == pytest.approx(0, abs=1e-6)
+    assert report["counterfactual_ratio"] == pytest.approx(0, abs=1e-4)
+    assert report["generated_difference"] == pytest.approx(report["true_difference"]) != 0
+    assert report["cross_swap_accuracy"] == 1
+    for name in BASELINES:
+        assert report["baselines"][name]["counterfactual_ratio"] == pytest.approx(1)
+    blind = measured(ignores, losses_of_a_model_without_actions).compute("model")
+    assert blind["counterfactual_ratio"] == pytest.approx(1) and blind["cross_swap_accuracy"] < 1
+    without = measured(obeys, with_simulator=False).compute("model")
+    assert "counterfactual_ratio" not in without and without["sign_accuracy"] == 1
+    # Its start is its own, which no simulator knows.
+    assert "counterfactual_ratio" not in measured(obeys, num_initial_latents=0).compute("model")
+
+
+@pytest.mark.parametrize("num_initial_latents", [1, 2, 3])
+def test_rows_of_given_frames_stay_under_other_actions(num_initial_latents: int) -> None:
+    report = measured(obeys, num_initial_latents=num_initial_latents).compute("model")
+    assert report["counterfactual_ratio"] == pytest.approx(0, abs=1e-4) and report["cross_swap_accuracy"] == 1
+
+
+@pytest.mark.parametrize(("num_initial_latents", "own_rows"), [(0, 0), (1, 0), (3, 6)])
+def test_other_actions_begin_after_what_is_given(num_initial_latents: int, own_rows: int) -> None:
+    seen: list[Tensor] = []
+
+    def generate(batch: Batch) -> Tensor:
+        seen.append(batch["action"])
+        return obeys(batch)
+
+    measured(generate, batches=BATCHES[:1], num_initial_latents=num_initial_latents)
+    action, other = BATCHES[0]["action"], seen[1]
+    assert torch.equal(other[:, :own_rows], action[:, :own_rows])
+    assert torch.equal(other[:, own_rows:], action.roll(1, 0)[:, own_rows:])
+
+
+def test_static_videos_are_named() -> None:
+    def stops(batch: Batch) -> Tensor:
+        video = obeys(batch).clone()
+        still = batch["sample_id"] % 3 == 1
+        video[still] = video[still, :1]
+        return video
+
+    report = measured(stops).report()
+    assert report["static_samples"] == [1, 4] and report["static_rate"] == pytest.approx(2 / 7)
+    assert report["baselines"]["copy_first_frame"]["static_rate"] == 1
+
+
+def test_pictures_are_bytes_of_a_few_samples() -> None:
+    test = measured(obeys)
+    pictures = test.pictures()
+    assert pictures.keys() == {"truth", "model", "other", "null"}
+    for name, video in pictures.items():
+        assert video.shape == (4, 13, 3, 24, 24) and video.dtype == torch.uint8, name
+    assert torch.equal(pictures["truth"], pictures["model"])
+    assert not torch.equal(pictures["truth"], pictures["other"])
+    assert torch.equal(pictures["null"][:, 0], pictures["null"][:, -1])
+
+
+def test_seams_are_those_of_blocks() -> None:
+    """Twice as much moves where a block of two latent frames begins."""
+    position = torch.arange(13.0) + torch.tensor([0.0] + [1 + index // 6 for index in range(12)])
+
+    def jumps(batch: Batch) -> Tensor:
+        return (0.04 * position)[None, :, None, None, None].expand_as(batch["video"]).clone()
+
+    report = measured(jumps, with_positions=False).compute("model")
+    assert report["seam_ratio"] == pytest.approx(2)
 
 
 def test_a_batch_more_is_counted() -> None:
@@ -157,14 +277,14 @@ def test_the_model_is_run_with_true_other_and_no_actions() -> None:
 def test_seconds_are_those_of_the_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = count(start=100, step=2.5)
     monkeypatch.setattr("lightning_action.evaluation.obedience.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    assert measured(obeys).report()["predict_seconds"] == 10  # two intervals for each of two batches
+    assert measured(obeys).report()["predict_seconds"] == 15  # three rollouts of each of two batches
 
 
 def test_a_model_that_does_the_opposite() -> None:
     def perverse(batch: Batch) -> Tensor:
         return obeys({**batch, "action": -batch["action"]} if batch["action"] is not None else batch)
 
-    report = measured(perverse).report()
+    report = measured(perverse).compute("model")
     assert report["sign_accuracy"] < 0.2
     assert report["gain_x"] < 0 and report["gain_y"] < 0  # not -1: the walls stop one and not the other
 
@@ -190,8 +310,7 @@ def test_delta_psnr_is_taken_at_the_end_of_the_first_generated_block(
     truth, video = psnr_of_frames(*range(30, 37))
     _, other = psnr_of_frames(*[value - 2 * index for index, value in enumerate(range(30, 37))])
     evaluator = Evaluator(3, num_initial_frames)
-    evaluator.update_videos(truth, video, other)
-    evaluator.update_losses(torch.ones(1), torch.ones(1))
+    evaluator.update_videos(Seen(video), Seen(other), Seen(truth), None, torch.zeros(1))
     result = evaluator.compute()
     generated = range(num_initial_frames, 7)
     assert result["delta_psnr_db"] == pytest.approx(2 * first_block_end, abs=1e-4)
@@ -201,12 +320,12 @@ def test_delta_psnr_is_taken_at_the_end_of_the_first_generated_block(
 
 def test_a_tie_counts_half() -> None:
     evaluator = Evaluator(3, 1)
-    evaluator.update_videos(*psnr_of_frames(20, 20, 20, 20), psnr_of_frames(20, 20, 20, 20)[1])
-    evaluator.update_losses(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 2.0]))
-    evaluator.update_losses(torch.tensor([4.0, 1.0, 1.0]), torch.tensor([3.0, 2.0, 5.0]))
+    for true, swapped in (([1.0, 2.0], [1.5, 2.0]), ([4.0, 1.0, 1.0], [3.0, 2.0, 5.0])):
+        losses = {"true": torch.tensor([true]).T, "swapped": torch.tensor([swapped]).T}
+        evaluator.update_losses({name: Loss(x[:, 0], x, torch.zeros_like(x)) for name, x in losses.items()})
     result = evaluator.compute()
-    assert result["shuffle_win_rate"] == pytest.approx((1 + 0.5 + 0 + 1 + 1) / 5)
-    assert result["shuffle_relative_gap"] == pytest.approx((0.5 + 0 - 0.25 + 1 + 4) / 5)
+    assert result["swapped_win_rate"] == pytest.approx((1 + 0.5 + 0 + 1 + 1) / 5)
+    assert result["swapped_relative_gap"] == pytest.approx((0.5 + 0 - 0.25 + 1 + 4) / 5)
 
 
 @pytest.mark.parametrize("num_initial_latents", [0, 1, 2, 3])
@@ -276,10 +395,10 @@ def read_strictly(path: Path) -> Report:
 
 
 def test_a_report_survives_the_file(tmp_path: Path) -> None:
-    report = measured(obeys).report()
+    report = report_of_an_obedient_model()
     path = tmp_path / "runs" / "1" / "report.json"
     write_report(path, report)
-    assert read_strictly(path) == report
+    assert read_strictly(path) == null_where_undefined(report)
     assert os.listdir(path.parent) == ["report.json"]
 
 

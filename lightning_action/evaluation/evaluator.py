@@ -1,0 +1,169 @@
+"""All figures of one way of predicting videos, which `ObedienceTest` compares with others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_action.batch import num_pixel_frames
+from lightning_action.evaluation.action_following import ActionFollowing, hold_last_found
+from lightning_action.evaluation.bootstrap import intervals
+from lightning_action.evaluation.counterfactuals import CounterfactualDivergence, CrossSwap
+from lightning_action.evaluation.divergence_onset import WINDOW, DivergenceOnset
+from lightning_action.evaluation.episode_metric import EpisodeMetric
+from lightning_action.evaluation.loss_gap import OTHER_ACTIONS, FrameLosses, LossGap
+from lightning_action.evaluation.motion import MotionFloor
+from lightning_action.evaluation.report import Report
+from lightning_action.evaluation.smoothness import BlockSeams
+from lightning_action.evaluation.video_quality import DeltaPsnr, VideoQuality
+from lightning_action.generator.causality import BlockCausality
+
+CURVES = ("psnr_db", "ssim", "psnr_moving_db", "position_error_px")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Videos, and where their object is.
+
+    Args:
+        video: Videos, `[B, T, 3, H, W]` in [0, 1].
+        positions: Positions of the object in pixels, `[B, T, 2]`; None where nobody knows them.
+        found: Whether it is there, `[B, T]` bool; None says everywhere.
+    """
+
+    video: Tensor
+    positions: Tensor | None = None
+    found: Tensor | None = None
+
+    @property
+    def path(self) -> Tensor | None:
+        """Positions, in which the last place where the object was seen stands for those where it is missing."""
+        if self.positions is None or self.found is None:
+            return self.positions
+        return hold_last_found(self.positions, self.found)
+
+
+class Evaluator(nn.Module):
+    """Gathers the figures of one way of predicting videos, over batches and ranks.
+
+    Genie's delta PSNR is taken at the last pixel frame of the first generated latent frame, which is its t = 4.
+
+    Args:
+        temporal_compression_ratio: Number of pixel frames of a latent frame.
+        num_initial_frames: Number of pixel frames that were given, not generated.
+        causality: Blocks in which the videos were generated.
+    """
+
+    def __init__(
+        self, temporal_compression_ratio: int, num_initial_frames: int, causality: BlockCausality = BlockCausality()
+    ) -> None:
+        super().__init__()
+        self.num_initial_frames = num_initial_frames
+        self.following = ActionFollowing(temporal_compression_ratio, num_initial_frames)
+        self.onset = DivergenceOnset()
+        self.quality = VideoQuality(num_initial_frames)
+        self.delta_psnr = DeltaPsnr(num_initial_frames - 1 + temporal_compression_ratio, num_initial_frames)
+        self.counterfactual = CounterfactualDivergence(num_initial_frames)
+        self.cross_swap = CrossSwap()
+        self.motion = MotionFloor()
+        self.seams = _seams(temporal_compression_ratio, num_initial_frames, causality)
+        self.losses = nn.ModuleList(LossGap(kind) for kind in OTHER_ACTIONS)
+
+    def update_videos(self, own: Seen, other: Seen, truth: Seen, truth_other: Seen | None, sample_id: Tensor) -> None:
+        """Compare what was generated with what is true.
+
+        Args:
+            own: Videos generated under the samples' own actions.
+            other: Videos generated from the same starts under other actions, with the same noise.
+            truth: True videos under the own actions.
+            truth_other: True videos under the other actions; None where no simulator knows them.
+            sample_id: Whole numbers that name the samples, `[B]`.
+        """
+        self.quality.update(own.video, truth.video)
+        self.motion.update(own.video, truth.video, sample_id)
+        self.delta_psnr.update(truth.video, own.video, other.video)
+        if self.seams is not None:
+            self.seams.update(own.video)
+        if truth_other is not None:
+            self.counterfactual.update(own.video, other.video, truth.video, truth_other.video)
+        if own.positions is not None and own.found is not None and truth.positions is not None:
+            self.following.update(own.positions, truth.positions, own.found)
+        generated = slice(self.num_initial_frames, None)
+        if own.path is not None and truth.path is not None and truth.path[:, generated].shape[1] >= WINDOW:
+            self.onset.update((own.path - truth.path)[:, generated].norm(dim=-1))
+        owner = None if truth_other is None else truth_other.path
+        if other.path is not None and owner is not None and truth.path is not None:
+            paths = (other.path, owner, truth.path)
+            self.cross_swap.update(*(path[:, self.num_initial_frames - 1 :] for path in paths))
+
+    def update_losses(self, losses: Mapping[str, FrameLosses]) -> None:
+        """Compare matched losses, named `true` and by the kinds of other actions."""
+        for gap in self._loss_gaps:
+            if gap.actions in losses:
+                true, other = losses["true"], losses[gap.actions]
+                moving = (true.per_frame_moving, other.per_frame_moving)
+                gap.update(true.per_frame, other.per_frame, true.timestep, *moving)
+
+    def compute(self) -> Report:
+        """Compute the figures, by the names of the report."""
+        return self._flat({name: value for metric in self._metrics for name, value in metric.compute().items()})
+
+    def intervals(self) -> Report:
+        """Compute what chance alone makes of the figures, `[low, high]` of 95 % of what other episodes would give."""
+        found = {name: list(each) for metric in self._metrics for name, each in intervals(metric).items()}
+        return self._flat(found)
+
+    def per_episode(self) -> dict[str, list[float]]:
+        """Give the figures of each episode, in the order of `sample_ids`."""
+        found = {name: each.tolist() for metric in self._metrics for name, each in metric.per_episode().items()}
+        return self._flat(found)
+
+    def sample_ids(self) -> list[int]:
+        """Name the episodes."""
+        names: list[int] = self.motion.episodes()["sample_id"].tolist()
+        return names
+
+    def curves(self) -> dict[str, list[float]]:
+        """Give the mean of each generated frame, of the quantities `CURVES` that are known."""
+        known: list[VideoQuality | ActionFollowing] = [
+            self.quality,
+            *([self.following] if self.following.update_called else []),
+        ]
+        found = {name: curve.tolist() for metric in known for name, curve in metric.curves().items()}
+        return {name: found[name] for name in CURVES if name in found}
+
+    def loss_by_noise_level(self) -> dict[str, list[list[float]]]:
+        """Give lower and upper border, gap and win rate of each range of noise levels, by the kind of actions."""
+        return {gap.actions: gap.by_noise_level() for gap in self._loss_gaps}
+
+    def teacher_forced(self) -> set[str]:
+        """Name the figures that were not taken from rollouts."""
+        return set(self._flat(dict.fromkeys(name for gap in self._loss_gaps for name in gap.names)))
+
+    @property
+    def _metrics(self) -> list[EpisodeMetric]:
+        """Those that have something to tell."""
+        metrics = [metric for metric in self.modules() if isinstance(metric, EpisodeMetric)]
+        return [metric for metric in metrics if metric.update_called]
+
+    @property
+    def _loss_gaps(self) -> list[LossGap]:
+        return [metric for metric in self.losses if isinstance(metric, LossGap)]
+
+    def _flat(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Leave out what `loss_by_noise_level` shows."""
+        shown = {suffix for gap in self._loss_gaps for suffix in gap.ranges}
+        return {name: value for name, value in figures.items() if not name.endswith(tuple(shown))}
+
+
+def _seams(temporal_compression_ratio: int, num_initial_frames: int, causality: BlockCausality) -> BlockSeams | None:
+    """Measure seams from the first block on that was generated whole; None where blocks are single frames."""
+    start = 0
+    while num_pixel_frames(start, temporal_compression_ratio) < num_initial_frames:
+        start = causality.block_after(start).stop
+    frames_per_block = temporal_compression_ratio * causality.num_frame_per_block
+    given = num_pixel_frames(start, temporal_compression_ratio)
+    return BlockSeams(frames_per_block, given) if frames_per_block > 1 else None

@@ -1,0 +1,50 @@
+"""What a DataModule may know about its own videos: where the object is, and what other actions would have shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from lightning_action.batch import Batch
+
+ReadPositions = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
+Simulate = Callable[[Batch], tuple[Tensor, Tensor]]
+
+
+@runtime_checkable
+class StateReader(Protocol):
+    """A DataModule that knows where its object is: simulators do, recorded data does not."""
+
+    def read_positions(self, video: Tensor, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
+        """Read positions in pixels `[B, T, 2]` off a video in [-1, 1], and whether the object is there, `[B, T]`."""
+        ...
+
+
+@runtime_checkable
+class Simulator(Protocol):
+    """A DataModule that knows what other actions show: exact counterfactuals."""
+
+    def simulate(self, batch: Batch, split: str) -> tuple[Tensor, Tensor]:
+        """Play the actions of a batch from the starts of its samples.
+
+        Args:
+            batch: `sample_id` `[B]` of samples of the split, and any `action` `[B, rows, columns]`.
+            split: Split that the samples are from.
+
+        Returns:
+            Videos `[B, T, 3, H, W]` in [-1, 1], and positions of the object in pixels, `[B, T, 2]`.
+        """
+        ...
+
+
+def position_reader(datamodule: object, split: str) -> ReadPositions | None:
+    """Return what reads positions off the videos of a split; None for data whose state nobody knows."""
+    return partial(datamodule.read_positions, split=split) if isinstance(datamodule, StateReader) else None
+
+
+def simulator(datamodule: object, split: str) -> Simulate | None:
+    """Return what plays other actions from the starts of a split; None for data that nobody can play again."""
+    return partial(datamodule.simulate, split=split) if isinstance(datamodule, Simulator) else None

@@ -1,0 +1,226 @@
+"""Further rollouts of a few samples, under actions that are made to show one thing each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+
+from lightning_action.action.schema import ActionPart, ActionSchema
+from lightning_action.batch import Batch, choose_samples, from_unit_range, to_bytes
+from lightning_action.evaluation.action_following import hold_last_found
+from lightning_action.evaluation.bootstrap import intervals
+from lightning_action.evaluation.episode_metric import EpisodeMetric
+from lightning_action.evaluation.guidance_response import GuidanceResponse
+from lightning_action.evaluation.held_actions import FRACTIONS, HeldActions
+from lightning_action.evaluation.known_state import ReadPositions, Simulate
+from lightning_action.evaluation.report import Report
+from lightning_action.evaluation.round_trip import RoundTrip
+
+SCALES = (0.0, 1.0, 1.5, 2.0)
+NUM_SAMPLES = 8
+NUM_PICTURES = 4
+# How near a simulator must come to its start, in pixels, that the opposite actions count as undoing the first ones.
+_COMES_BACK = 0.5
+
+
+@dataclass(frozen=True)
+class HeldAction:
+    """An action row that is held.
+
+    Args:
+        name: Column and value, as pictures name it.
+        row: Values of all columns.
+        is_shown: Whether its videos are kept as pictures.
+    """
+
+    name: str
+    row: Tensor
+    is_shown: bool
+
+
+class Probes(nn.Module):
+    """Runs a model under held actions, there and back, and with other guidance, always with the noise of the samples.
+
+    Those of the samples are taken whose object starts nearest to the middle of where it is in all of them: far from
+    walls.
+
+    Args:
+        generate: Function from a batch and a scale of action guidance (None for the model's own) to videos
+            `[B, T, 3, H, W]` in [0, 1].
+        read_positions: Function from (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found
+            `[B, T]`.
+        simulate: Function from a batch to the true video and positions under its actions; None measures the response to
+            guidance alone, for nothing else says what should happen.
+        schema: Meaning of the actions.
+        num_initial_frames: Number of pixel frames that are given, not generated.
+        num_initial_rows: Number of action rows that belong to them.
+    """
+
+    def __init__(
+        self,
+        generate: Callable[[Batch, float | None], Tensor],
+        read_positions: ReadPositions,
+        simulate: Simulate | None,
+        schema: ActionSchema,
+        num_initial_frames: int,
+        num_initial_rows: int,
+    ) -> None:
+        super().__init__()
+        self._generate, self._read_positions, self._simulate = generate, read_positions, simulate
+        self.schema = schema
+        self.start, self.num_initial_rows = num_initial_frames - 1, num_initial_rows
+        self.guidance = GuidanceResponse(SCALES, schema.temporal_compression_ratio)
+        self.round_trip = RoundTrip()
+        self.held = HeldActions()
+        self.pictures: dict[str, Tensor] = {}
+
+    def add(self, batch: Batch) -> None:
+        """Probe a few samples of a batch with `position` `[B, T, 2]`."""
+        positions = batch["position"]
+        low, high = positions.flatten(end_dim=1).aminmax(dim=0)
+        order = (positions[:, self.start] - (low + high) / 2).norm(dim=-1).argsort()
+        few = choose_samples(batch, order[:NUM_SAMPLES].tolist())
+        self.to(positions.device)
+        self._add_guidance(few)
+        if self._simulate is not None:
+            self._add_round_trip(few, self._simulate)
+            if bool(zero_and_reach(self.schema)[1].any()):
+                self._add_held_actions(few, self._simulate, len(batch["sample_id"]))
+
+    def compute(self) -> Report:
+        """Compute the figures, by the names of the report."""
+        return {name: value for metric in self._metrics for name, value in metric.compute().items()}
+
+    def intervals(self) -> Report:
+        """Compute the intervals of the figures."""
+        return {name: list(each) for metric in self._metrics for name, each in intervals(metric).items()}
+
+    @property
+    def _metrics(self) -> list[EpisodeMetric]:
+        metrics: list[EpisodeMetric] = [self.guidance, self.round_trip, self.held]
+        return [metric for metric in metrics if metric.update_called]
+
+    def _add_guidance(self, few: Batch) -> None:
+        paths = [self._path(self._generate(few, scale), few) for scale in SCALES]
+        target = few["position"][:, self.start :]
+        self.guidance.update(torch.stack(paths, dim=1)[:, :, self.start :].to(target), target)
+
+    def _add_round_trip(self, few: Batch, simulate: Simulate) -> None:
+        action = there_and_back(self.schema, few["action"], self.num_initial_rows)
+        if action is None:
+            return
+        trip = {**few, "action": action}
+        end = self.start + (action.shape[1] - self.num_initial_rows) // 2 * 2
+        positions = simulate(trip)[1]
+        comes_back = (positions[:, end] - positions[:, self.start]).norm(dim=-1) < _COMES_BACK
+        video = self._generate(trip, None)
+        self.round_trip.update(video[comes_back.to(video.device), self.start : end + 1])
+
+    def _add_held_actions(self, few: Batch, simulate: Simulate, batch_size: int) -> None:
+        """Run all held actions over all samples, as many videos at once as a batch has."""
+        actions, count = held_actions(self.schema, FRACTIONS), len(few["sample_id"])
+        pairs = list(product(actions, range(count)))
+        moved, should_move, shown = [], [], defaultdict(list)
+        for first in range(0, len(pairs), batch_size):
+            part = pairs[first : first + batch_size]
+            batch = choose_samples(few, [sample for _, sample in part])
+            rows = torch.stack([action.row for action, _ in part]).to(batch["action"])
+            batch["action"] = after_start(
+                batch["action"], rows[:, None].expand_as(batch["action"]), self.num_initial_rows
+            )
+            video = self._generate(batch, None)
+            moved.append(self._displacement(self._path(video, batch), few))
+            should_move.append(self._displacement(simulate(batch)[1], few))
+            for (action, sample), each in zip(part, video, strict=True):
+                if action.is_shown and sample < NUM_PICTURES:
+                    shown[f"held {action.name}"].append(as_bytes(each))
+        self.pictures |= {name: torch.stack(videos) for name, videos in shown.items()}
+        by_action = [torch.cat(each).unflatten(0, (len(actions), count)) for each in (moved, should_move)]
+        (still, *_), (should_be, *_) = by_action
+        sizes = [each[1:].unflatten(0, (len(FRACTIONS), -1)).movedim(2, 0) for each in by_action]
+        self.held.update(sizes[0], sizes[1], still - should_be)
+
+    def _displacement(self, path: Tensor, few: Batch) -> Tensor:
+        return (path[:, -1] - path[:, self.start]).to(few["position"])
+
+    def _path(self, video: Tensor, batch: Batch) -> Tensor:
+        return hold_last_found(*self._read_positions(from_unit_range(video), batch))
+
+
+def after_start(own: Tensor, other: Tensor, num_initial_rows: int) -> Tensor:
+    """Keep the action rows that belong to the given frames, and take others `[B, rows, columns]` after them."""
+    return torch.cat([own[:, :num_initial_rows], other[:, num_initial_rows:]], dim=1)
+
+
+def held_actions(schema: ActionSchema, fractions: Sequence[float]) -> list[HeldAction]:
+    """List zero, and then, by size, each continuous column in both directions.
+
+    Zero is the middle between low and high of continuous columns, and 0 of others, as which these stay.
+
+    Args:
+        schema: Meaning of the actions.
+        fractions: Sizes, as fractions of the way from zero to the largest value; the last one is shown.
+    """
+    zero, reach = zero_and_reach(schema)
+    columns = [name for part in schema.parts for name in _column_names(part)]
+    found = [HeldAction("zero", zero, True)]
+    for fraction in fractions:
+        for column in reach.nonzero().flatten().tolist():
+            for value in (fraction * reach[column], -fraction * reach[column]):
+                row = zero.clone()
+                row[column] += value
+                found.append(HeldAction(f"{columns[column]} {row[column]:+.3g}", row, fraction == fractions[-1]))
+    return found
+
+
+def there_and_back(schema: ActionSchema, action: Tensor, num_initial_rows: int) -> Tensor | None:
+    """Play half as large actions for half of the time, then their opposites `low + high - a` in reverse order.
+
+    Half as large, so that walls are met less. A row that is left over is zero.
+
+    Args:
+        schema: Meaning of the actions.
+        action: Rows to begin with, `[B, rows, columns]`.
+        num_initial_rows: Number of rows that belong to given frames, and stay.
+
+    Returns:
+        Rows of the same shape; None where a column has no opposite, a row is not that of one pixel frame, or there are
+        fewer than two.
+    """
+    one_a_frame = schema.alignment != "per_latent" and schema.rows_per_frame == 1
+    if not one_a_frame or any(part.kind != "continuous" for part in schema.parts):
+        return None
+    zero = zero_and_reach(schema)[0].to(action)
+    half = (action.shape[1] - num_initial_rows) // 2
+    if half == 0:
+        return None
+    there = (action[:, num_initial_rows : num_initial_rows + half] - zero) / 2
+    trip = zero.expand_as(action).clone()
+    trip[:, num_initial_rows : num_initial_rows + 2 * half] += torch.cat([there, -there.flip(1)], dim=1)
+    return after_start(action, trip, num_initial_rows)
+
+
+def zero_and_reach(schema: ActionSchema) -> tuple[Tensor, Tensor]:
+    """Find the zero action, and how far from it the largest value of each continuous column is; `[columns]` each."""
+    zero, reach = [], []
+    for part in schema.parts:
+        continuous = part.kind == "continuous"
+        low, high = (torch.as_tensor(bound, dtype=torch.float32).expand(part.size) for bound in (part.low, part.high))
+        none = torch.zeros(part.num_columns)
+        zero.append((low + high) / 2 if continuous else none)
+        reach.append((high - low) / 2 if continuous else none)
+    return torch.cat(zero), torch.cat(reach)
+
+
+def as_bytes(video: Tensor) -> Tensor:
+    """Turn pixels in [0, 1] into bytes on the CPU."""
+    return to_bytes(from_unit_range(video)).cpu()
+
+
+def _column_names(part: ActionPart) -> list[str]:
+    return [part.name] if part.num_columns == 1 else [f"{part.name}[{column}]" for column in range(part.num_columns)]
