@@ -23,7 +23,12 @@ class Thresholds:
         sign_accuracy: Lowest share of displacements in the right direction.
         lag_correlation: Lowest correlation with the true motion at which a lag means something.
         cross_talk: Largest motion along one axis for each pixel that was commanded along the other.
-        win_rate: Lowest share of samples that the model predicts better under their own actions.
+        win_rate: Lowest share of samples that the model predicts better under their own actions, in the whole frame or
+            where something moves.
+        counterfactual_ratio: Largest wrong part of what other actions change; a copy of the first frame has 1.
+        drift: Largest drift under zero actions that are held over the video, as a share of what the fastest quartile
+            moves over one latent frame.
+        static_rate: Largest share of videos that stand still although the true ones move.
         missing_rate: Largest share of frames in which the object is not found.
         episodes: Smallest number of episodes that a verdict is given on.
     """
@@ -36,6 +41,9 @@ class Thresholds:
     lag_correlation: float = 0.5
     cross_talk: float = 0.1
     win_rate: float = 0.6
+    counterfactual_ratio: float = 1.0
+    drift: float = 0.25
+    static_rate: float = 0.05
     missing_rate: float = 0.5
     episodes: int = 8
 
@@ -77,12 +85,14 @@ def judge(figures: Mapping[str, Any], limits: Thresholds = Thresholds()) -> Verd
         return Verdict("partly", (f"motion comes {abs(lag):.0f} frames {'late' if lag > 0 else 'early'}",))
     if all(abs(gain) < limits.gain_ignored for gain in gains.values()) and not moves_across:
         told = ", ".join(f"gain {axis} {gain:.2f}" for axis, gain in gains.items())
-        win_rate = _number(figures, "shuffle_win_rate")
+        stands = tuple(_what_stands_still(figures, limits))
+        win_rate = _win_rate(figures)
         if win_rate >= limits.win_rate:
             knows = f"losses are lower under the true actions in {win_rate:.0%}, but rollouts do not follow them"
-            return Verdict("partly", (f"{knows} ({told})",))
-        return Verdict("ignores", (f"nothing moves as the actions say ({told}, win rate {win_rate:.2f})",))
-    faults = tuple(_faults(figures, gains, limits))
+            return Verdict("partly", (f"{knows} ({told})", *stands))
+        return Verdict("ignores", (f"nothing moves as the actions say ({told}, win rate {win_rate:.2f})", *stands))
+    # What else is wrong with an axis that does not follow, follows from that.
+    faults = tuple(_faults(figures, gains, limits)) or tuple(_faults_of_videos(figures, limits))
     if faults:
         return Verdict("partly", faults)
     told = ", ".join(f"gain {axis} {gain:.2f}" for axis, gain in gains.items())
@@ -138,12 +148,37 @@ def _faults_in_time_and_speed(figures: Mapping[str, Any], limits: Thresholds) ->
         yield f"the direction is right in {figures['sign_accuracy']:.0%} alone"
 
 
+def _faults_of_videos(figures: Mapping[str, Any], limits: Thresholds) -> Iterator[str]:
+    gains = {name.removeprefix("held_gain_"): value for name, value in figures.items() if name.startswith("held_gain_")}
+    weak = [size for size, gain in gains.items() if _is_number(gain) and gain < limits.gain_slow]
+    if weak:
+        yield f"held actions of {', '.join(weak)} of the largest go too little (gain {gains[weak[0]]:.2f})"
+    drift, fast = _number(figures, "held_drift_px"), _number(figures, "speed_q4_px")
+    if drift > limits.drift * fast > 0:
+        yield f"zero actions drift by {drift:.1f} px, where a fast latent frame is {fast:.1f} px"
+    if (ratio := _number(figures, "counterfactual_ratio")) >= limits.counterfactual_ratio:
+        yield f"what other actions change is no more right than in a copy of the first frame (ratio {ratio:.2f})"
+    yield from _what_stands_still(figures, limits)
+
+
+def _what_stands_still(figures: Mapping[str, Any], limits: Thresholds) -> Iterator[str]:
+    if (rate := _number(figures, "static_rate")) > limits.static_rate:
+        yield f"{rate:.0%} of the videos stand still"
+
+
+def _win_rate(figures: Mapping[str, Any]) -> float:
+    """Share of samples, of the whole frame or of the moving region, whichever tells actions apart more."""
+    rates = [_number(figures, name) for name in ("swapped_win_rate", "swapped_win_rate_moving")]
+    return max((rate for rate in rates if rate), key=lambda rate: abs(rate - 0.5), default=0.0)
+
+
 def _of_unknown_state(figures: Mapping[str, Any], limits: Thresholds) -> Verdict:
-    win_rate, delta = _number(figures, "shuffle_win_rate"), _number(figures, "delta_psnr_all_frames_db")
+    win_rate, delta = _win_rate(figures), _number(figures, "delta_psnr_all_frames_db")
     told = f"win rate {win_rate:.2f}, PSNR {delta:+.2f} dB against other actions"
+    stands = tuple(_what_stands_still(figures, limits))
     if abs(win_rate - 0.5) < limits.win_rate - 0.5 and abs(delta) < 0.05:
-        return Verdict("ignores", (f"neither losses nor videos depend on the actions ({told})",))
-    return Verdict("cannot tell", (f"nobody knows where things are in this data ({told})",))
+        return Verdict("ignores", (f"neither losses nor videos depend on the actions ({told})", *stands))
+    return Verdict("cannot tell", (f"nobody knows where things are in this data ({told})", *stands))
 
 
 def _is_number(value: Any) -> bool:

@@ -28,7 +28,7 @@ def figures(steps: Tensor, moved: Tensor, found: float = 1.0, win_rate: float = 
     metric = ActionFollowing(RATIO)
     there = torch.arange(NUM_FRAMES) < found * NUM_FRAMES
     metric.update(generated, true, there.expand(len(true), -1))
-    return {**metric.compute(), "shuffle_win_rate": win_rate, "delta_psnr_all_frames_db": 3.0}
+    return {**metric.compute(), "swapped_win_rate": win_rate, "delta_psnr_all_frames_db": 3.0}
 
 
 def only_the_last(steps: Tensor) -> Tensor:
@@ -96,6 +96,47 @@ def test_what_cannot_be_told() -> None:
 def test_without_positions_losses_show_that_actions_are_ignored_and_no_more(
     win_rate: float, delta: float, label: str
 ) -> None:
-    verdict = judge({"shuffle_win_rate": win_rate, "delta_psnr_all_frames_db": delta})
+    verdict = judge({"swapped_win_rate": win_rate, "delta_psnr_all_frames_db": delta})
     assert verdict.label == label and f"{win_rate:.2f}" in verdict.reasons[0]
-    assert judge({"shuffle_win_rate": math.nan, "delta_psnr_all_frames_db": math.nan}).label == "cannot tell"
+    assert judge({"swapped_win_rate": math.nan, "delta_psnr_all_frames_db": math.nan}).label == "cannot tell"
+
+
+VIDEO_FAULTS: dict[str, tuple[dict[str, float], str]] = {
+    "slow held ones": (
+        {"held_gain_0.04": 0.3, "held_gain_0.08": 0.5, "held_gain_0.15": 0.9},
+        "held actions of 0.04, 0.08 of the largest go too little (gain 0.30)",
+    ),
+    "a drift": ({"held_drift_px": 9.0}, "zero actions drift by 9.0 px, where a fast latent frame is"),
+    "wrong pixels": ({"counterfactual_ratio": 1.2}, "no more right than in a copy of the first frame (ratio 1.20)"),
+    "some stand still": ({"static_rate": 0.25}, "25% of the videos stand still"),
+}
+GOOD = {"held_gain_0.04": 0.9, "held_drift_px": 0.2, "counterfactual_ratio": 0.4, "static_rate": 0.04}
+
+
+@pytest.mark.parametrize("name", VIDEO_FAULTS)
+def test_what_is_wrong_with_videos_is_named(name: str) -> None:
+    found, told = VIDEO_FAULTS[name]
+    follows = figures(steps_of(), steps_of())
+    verdict = judge({**follows, **GOOD, **found})
+    assert verdict.label == "partly" and len(verdict.reasons) == 1 and told in verdict.reasons[0]
+    assert judge({**follows, **GOOD}).label == "obeys"
+    assert judge({**follows, **dict.fromkeys(GOOD, math.nan)}).label == "obeys", "undefined is no fault"
+    cut = judge({**figures(steps_of(), steps_of() * torch.tensor([1.0, 0.0])), **found})
+    assert not any(told in reason for reason in cut.reasons), "it follows from what is wrong with y"
+
+
+def test_a_model_that_stands_still_is_told() -> None:
+    still = {**figures(steps_of(), 0 * steps_of(), win_rate=0.5), "static_rate": 1.0}
+    verdict = judge(still)
+    assert verdict.label == "ignores" and verdict.reasons[1] == "100% of the videos stand still"
+    unknown = judge({"swapped_win_rate": 0.5, "delta_psnr_all_frames_db": 0.0, "static_rate": 1.0})
+    assert unknown.label == "ignores" and unknown.reasons[1] == "100% of the videos stand still"
+
+
+def test_the_moving_region_shows_that_actions_matter() -> None:
+    """A small object on a still background hides it from the loss of the whole frame."""
+    hidden = {"swapped_win_rate": 0.52, "swapped_win_rate_moving": 0.95, "delta_psnr_all_frames_db": 0.01}
+    assert judge(hidden).label == "cannot tell"
+    assert judge({**hidden, "swapped_win_rate_moving": 0.49}).label == "ignores"
+    knows = judge({**figures(steps_of(), 0 * steps_of(), win_rate=0.5), "swapped_win_rate_moving": 0.9})
+    assert knows.label == "partly" and "lower under the true actions in 90%" in knows.reasons[0]
