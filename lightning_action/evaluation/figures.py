@@ -141,7 +141,7 @@ def _difference() -> Iterator[Figure]:
     for kind in ("swapped", "shuffle"):
         yield Figure(
             f"{kind}_win_rate",
-            "shuffle win rate",
+            "swapped win rate",
             DIFFERENCE,
             "higher",
             1,
@@ -196,18 +196,20 @@ def _difference_in_detail() -> Iterator[Figure]:
 
 def _quality() -> Iterator[Figure]:
     says = "Likeness with the true video; a still background makes it high for any model."
-    yield Figure("psnr_db", "PSNR", QUALITY, "higher", unit="dB", says=says)
+    yield Figure("psnr_db", "PSNR", QUALITY, "higher", unit="dB", says=says, printed=True)
     says = "The same where the true video moves."
     yield Figure("psnr_moving_db", "PSNR, moving region", QUALITY, "higher", unit="dB", says=says, printed=True)
     yield Figure("ssim", "SSIM", QUALITY, "higher", 1, says="Structural similarity with the true video.")
     yield Figure("ssim_moving", "SSIM, moving region", QUALITY, "higher", 1, says=says)
     says = "Mean change between frames over that of the true videos; 0 stands still."
-    yield Figure("motion_ratio", "motion", QUALITY, "nearer", 1, says=says)
+    yield Figure("motion_ratio", "motion", QUALITY, "nearer", 1, says=says, printed=True)
     yield Figure("static_rate", "videos that stand still", QUALITY, "lower", 0)
     says = "Change across the borders of blocks over that inside."
-    yield Figure("seam_ratio", "seams between blocks", QUALITY, "nearer", 1, says=says)
+    yield Figure("seam_ratio", "seams between blocks", QUALITY, "nearer", 1, says=says, printed=True)
     says = "First frame at which it leaves the truth for good."
-    yield Figure("divergence_onset_frames", "onset of divergence", QUALITY, "higher", unit="frames", says=says)
+    yield Figure(
+        "divergence_onset_frames", "onset of divergence", QUALITY, "higher", unit="frames", says=says, printed=True
+    )
     yield Figure("diverged_rate", "videos that diverge", QUALITY, "lower", 0)
     says = "Likeness of the first frame with the last one, after actions and their opposites."
     yield Figure("round_trip", "round trip", QUALITY, "higher", 1, says=says)
