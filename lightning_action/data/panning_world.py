@@ -148,8 +148,10 @@ class PanningCameraWorld(World):
         slopes = torch.stack([ground.roll(-1, dim) - ground.roll(1, dim) for dim in (2, 1)]) / 2
         for _ in range(_NUM_REFINEMENTS):
             missing = (frames - self._view(ground, places)).flatten(1)
-            steepest = torch.stack([self._view(slope, places).flatten(1) for slope in slopes], dim=-1)
-            step = torch.linalg.lstsq(steepest, missing[..., None]).solution[..., 0]
+            steepest = torch.stack([self._view(slope, places).flatten(1) for slope in slopes], dim=1)
+            # The small term is for pictures without slopes, whose place nothing tells.
+            normal = steepest @ steepest.mT + 1e-3 * torch.eye(2)
+            step = torch.linalg.solve(normal, steepest @ missing[..., None])[..., 0]
             places = (places + step.nan_to_num().clamp(-1, 1)).clamp(*self._reach)
         seen, shown = (each.flatten(1) for each in (self._view(ground, places), frames))
         likeness = F.cosine_similarity(seen - seen.mean(dim=1, keepdim=True), shown - shown.mean(dim=1, keepdim=True))

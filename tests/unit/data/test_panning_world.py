@@ -70,7 +70,9 @@ def test_the_place_is_read_off_the_picture() -> None:
     located, found = world.locate(start, video + 0.05 * noise)
     assert bool(found.all()) and (located - positions).norm(dim=-1).mean() < 0.1
     assert not bool(world.locate(start, noise)[1].any())
-    assert not bool(world.locate(start, torch.zeros_like(video))[1].any())
+    for nothing in (torch.zeros_like(video), torch.full_like(video, torch.nan)):
+        located, found = world.locate(start, nothing)
+        assert bool(torch.isfinite(located).all()) and not bool(found.any())
 
 
 def test_actions_are_within_range_and_described() -> None:
