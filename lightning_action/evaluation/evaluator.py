@@ -72,22 +72,26 @@ class Evaluator(nn.Module):
         self.seams = _seams(temporal_compression_ratio, num_initial_frames, causality)
         self.losses = nn.ModuleList(LossGap(kind) for kind in OTHER_ACTIONS)
 
-    def update_videos(self, own: Seen, other: Seen, truth: Seen, truth_other: Seen | None, sample_id: Tensor) -> None:
+    def update_videos(
+        self, own: Seen, other: Seen | None, truth: Seen, truth_other: Seen | None, sample_id: Tensor
+    ) -> None:
         """Compare what was generated with what is true.
 
         Args:
             own: Videos generated under the samples' own actions.
-            other: Videos generated from the same starts under other actions, with the same noise.
+            other: Videos generated from the same starts under other actions, with the same noise; None where there are
+                none.
             truth: True videos under the own actions.
             truth_other: True videos under the other actions; None where no simulator knows them.
             sample_id: Whole numbers that name the samples, `[B]`.
         """
         self.quality.update(own.video, truth.video)
         self.motion.update(own.video, truth.video, sample_id)
-        self.delta_psnr.update(truth.video, own.video, other.video)
+        if other is not None:
+            self.delta_psnr.update(truth.video, own.video, other.video)
         if self.seams is not None:
             self.seams.update(own.video)
-        if truth_other is not None:
+        if other is not None and truth_other is not None:
             self.counterfactual.update(own.video, other.video, truth.video, truth_other.video)
         if own.positions is not None and own.found is not None and truth.positions is not None:
             self.following.update(own.positions, truth.positions, own.found)
@@ -95,7 +99,7 @@ class Evaluator(nn.Module):
         if own.path is not None and truth.path is not None and truth.path[:, generated].shape[1] >= WINDOW:
             self.onset.update((own.path - truth.path)[:, generated].norm(dim=-1))
         owner = None if truth_other is None else truth_other.path
-        if other.path is not None and owner is not None and truth.path is not None:
+        if other is not None and other.path is not None and owner is not None and truth.path is not None:
             paths = (other.path, owner, truth.path)
             self.cross_swap.update(*(path[:, self.num_initial_frames - 1 :] for path in paths))
 
@@ -137,7 +141,7 @@ class Evaluator(nn.Module):
 
     def loss_by_noise_level(self) -> dict[str, list[list[float]]]:
         """Give lower and upper border, gap and win rate of each range of noise levels, by the kind of actions."""
-        return {gap.actions: gap.by_noise_level() for gap in self._loss_gaps}
+        return {gap.actions: gap.by_noise_level() for gap in self._loss_gaps if gap.update_called}
 
     def teacher_forced(self) -> set[str]:
         """Name the figures that were not taken from rollouts."""

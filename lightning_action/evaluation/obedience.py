@@ -127,35 +127,12 @@ class ObedienceTest:
 
     def report(self) -> Report:
         """Compute the figures of the model and of the baselines, and a verdict; every rank must call it."""
-        model, limits = self._evaluators[MODEL], Thresholds()
-        probes = self._probes
-        figures = {**model.compute(), **(probes.compute() if probes else {})}
-        verdict = judge(figures, limits)
-        teacher_forced = model.teacher_forced()
-        curves = {name: evaluator.curves() for name, evaluator in self._evaluators.items()}
         return {
-            **figures,
-            "verdict": {"label": verdict.label, "reasons": list(verdict.reasons), "thresholds": asdict(limits)},
-            "intervals": {**model.intervals(), **(probes.intervals() if probes else {})},
+            **compose(self._evaluators, self._probes),
             "predict_seconds": self._predict_seconds,
             "num_frames": self._num_frames,
             "num_initial_frames": self._num_initial_frames,
             "rollout": "fully autoregressive",
-            "protocol": {
-                "teacher_forced": [name for name in figures if name in teacher_forced],
-                "autoregressive": [name for name in figures if name not in teacher_forced],
-            },
-            "sample_ids": model.sample_ids(),
-            "static_samples": model.motion.static_samples(),
-            "loss_by_noise_level": model.loss_by_noise_level(),
-            "curves": {
-                quantity: {name: each[quantity] for name, each in curves.items()}
-                for quantity in CURVES
-                if quantity in curves[MODEL]
-            },
-            "per_episode": model.per_episode(),
-            "baselines_per_episode": {name: self._evaluators[name].per_episode() for name in BASELINES},
-            "baselines": {name: self.compute(name) for name in BASELINES},
         }
 
     def pictures(self) -> dict[str, Tensor]:
@@ -205,6 +182,41 @@ class ObedienceTest:
         for name, video in videos.items():
             if name not in self._pictures:
                 self._pictures[name] = as_bytes(video[:NUM_PICTURES])
+
+
+def compose(evaluators: Mapping[str, Evaluator], probes: Probes | None = None) -> Report:
+    """Put figures, intervals, curves and a verdict into one report; every rank must call it.
+
+    Args:
+        evaluators: Evaluators of `model`, and of the baselines by their names.
+        probes: Further figures of the model; None where there are none.
+    """
+    model, limits = evaluators[MODEL], Thresholds()
+    figures = {**model.compute(), **(probes.compute() if probes else {})}
+    verdict = judge(figures, limits)
+    teacher_forced = model.teacher_forced()
+    curves = {name: evaluator.curves() for name, evaluator in evaluators.items()}
+    baselines = {name: evaluator for name, evaluator in evaluators.items() if name != MODEL}
+    return {
+        **figures,
+        "verdict": {"label": verdict.label, "reasons": list(verdict.reasons), "thresholds": asdict(limits)},
+        "intervals": {**model.intervals(), **(probes.intervals() if probes else {})},
+        "protocol": {
+            "teacher_forced": [name for name in figures if name in teacher_forced],
+            "autoregressive": [name for name in figures if name not in teacher_forced],
+        },
+        "sample_ids": model.sample_ids(),
+        "static_samples": model.motion.static_samples(),
+        "loss_by_noise_level": model.loss_by_noise_level(),
+        "curves": {
+            quantity: {name: each[quantity] for name, each in curves.items()}
+            for quantity in CURVES
+            if quantity in curves[MODEL]
+        },
+        "per_episode": model.per_episode(),
+        "baselines_per_episode": {name: evaluator.per_episode() for name, evaluator in baselines.items()},
+        "baselines": {name: evaluator.compute() for name, evaluator in baselines.items()},
+    }
 
 
 def copy_of_first_frames(truth: Tensor, num_initial_frames: int) -> Tensor:

@@ -227,7 +227,7 @@ def _method(report: Report) -> str:
         else "",
         "rollouts": str(report.get("rollout", "")),
         "seed of the noise": str(report.get("seed", "")),
-        "randomness": "matched: the same noise for a sample, whatever its actions",
+        "randomness": "matched: the same noise for a sample, whatever its actions" if "seed" in report else "",
         "intervals": "percentile bootstrap over episodes, 95 %" if report.get("intervals") else "",
         "paired tests": f"sign flips of the differences of episodes; more than noise is p < {SIGNIFICANT}"
         if report.get("paired")

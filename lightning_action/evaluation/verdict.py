@@ -90,7 +90,8 @@ def judge(figures: Mapping[str, Any], limits: Thresholds = Thresholds()) -> Verd
         if win_rate >= limits.win_rate:
             knows = f"losses are lower under the true actions in {win_rate:.0%}, but rollouts do not follow them"
             return Verdict("partly", (f"{knows} ({told})", *stands))
-        return Verdict("ignores", (f"nothing moves as the actions say ({told}, win rate {win_rate:.2f})", *stands))
+        told += f", win rate {win_rate:.2f}" if win_rate else ""
+        return Verdict("ignores", (f"nothing moves as the actions say ({told})", *stands))
     # What else is wrong with an axis that does not follow, follows from that.
     faults = tuple(_faults(figures, gains, limits)) or tuple(_faults_of_videos(figures, limits))
     if faults:
@@ -174,10 +175,17 @@ def _win_rate(figures: Mapping[str, Any]) -> float:
 
 def _of_unknown_state(figures: Mapping[str, Any], limits: Thresholds) -> Verdict:
     win_rate, delta = _win_rate(figures), _number(figures, "delta_psnr_all_frames_db")
-    told = f"win rate {win_rate:.2f}, PSNR {delta:+.2f} dB against other actions"
+    is_compared = _is_number(figures.get("delta_psnr_all_frames_db"))
+    losses = [f"win rate {win_rate:.2f}"] if win_rate else []
+    videos = [f"PSNR {delta:+.2f} dB against other actions"] if is_compared else []
+    told = ", ".join([*losses, *videos])
     stands = tuple(_what_stands_still(figures, limits))
-    if abs(win_rate - 0.5) < limits.win_rate - 0.5 and abs(delta) < 0.05:
-        return Verdict("ignores", (f"neither losses nor videos depend on the actions ({told})", *stands))
+    if not told:
+        nothing = "nobody knows where things are in this data, and nothing was made under other actions"
+        return Verdict("cannot tell", (nothing, *stands))
+    if not (losses and abs(win_rate - 0.5) >= limits.win_rate - 0.5) and abs(delta) < 0.05:
+        blind = "neither losses nor videos depend" if losses else "the videos do not depend"
+        return Verdict("ignores", (f"{blind} on the actions ({told})", *stands))
     return Verdict("cannot tell", (f"nobody knows where things are in this data ({told})", *stands))
 
 

@@ -1,0 +1,105 @@
+"""Does a model obey that runs elsewhere? The report of `ObedienceTest`, of videos that are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_action.batch import from_unit_range
+from lightning_action.evaluation.evaluator import Evaluator, Seen
+from lightning_action.evaluation.obedience import BASELINES, MODEL, compose, copy_of_first_frames
+from lightning_action.evaluation.probes import NUM_PICTURES, as_bytes
+from lightning_action.evaluation.report import Report
+from lightning_action.evaluation.video_quality import psnr
+
+
+@dataclass(frozen=True)
+class GivenEpisodes:
+    """What is there of some episodes; videos are `[B, T, 3, H, W]` in [0, 1].
+
+    Args:
+        sample_id: Whole numbers that name the episodes, `[B]`.
+        truth: True videos, and where the object is in them.
+        own: Videos that a model made under the true actions.
+        other: Videos of the model from the same starts under other actions; None where there are none.
+        null: Videos of the model from the same starts without actions; None where there are none.
+        truth_other: True videos under the other actions; None where nobody knows them.
+        read_positions: Function from videos in [-1, 1] to positions `[B, T, 2]` and whether they were found `[B, T]`;
+            None where nobody can tell.
+    """
+
+    sample_id: Tensor
+    truth: Seen
+    own: Tensor
+    other: Tensor | None = None
+    null: Tensor | None = None
+    truth_other: Seen | None = None
+    read_positions: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def see(self, video: Tensor) -> Seen:
+        """Look for the object in videos of these episodes."""
+        if self.read_positions is None or self.truth.positions is None:
+            return Seen(video)
+        positions, found = self.read_positions(from_unit_range(video))
+        return Seen(video, positions.to(self.truth.positions), found)
+
+
+_COPY, _IGNORE = BASELINES
+MIN_GIVEN_PSNR_DB = 15.0
+"""What codecs leave of given frames is more alike than this."""
+
+
+class GivenVideosTest:
+    """Compares videos with the truth, beside a copy of the first frame and, if there are some, videos without actions.
+
+    Losses are not known, for there is no model to ask. `unlike` has the episodes whose given frames are not the true
+    ones, as where videos were put together wrongly: `MIN_GIVEN_PSNR_DB`.
+
+    Args:
+        temporal_compression_ratio: Number of pixel frames over which displacements are taken.
+        num_initial_frames: Number of pixel frames that were given, not generated.
+    """
+
+    def __init__(self, temporal_compression_ratio: int, num_initial_frames: int) -> None:
+        self._sizes = temporal_compression_ratio, num_initial_frames
+        self._evaluators: dict[str, Evaluator] = {}
+        self._pictures: dict[str, list[Tensor]] = {}
+        self._num_frames = 0
+        self.unlike: list[int] = []
+
+    @torch.no_grad()
+    def add(self, episodes: GivenEpisodes) -> None:
+        """Add episodes, all of which have the same kinds of videos, of one length."""
+        truth, own = episodes.truth, episodes.see(episodes.own)
+        other, null = (None if video is None else episodes.see(video) for video in (episodes.other, episodes.null))
+        copy = episodes.see(copy_of_first_frames(truth.video, self._sizes[1]))
+        ways = {MODEL: (own, other), _COPY: (copy, copy), **({} if null is None else {_IGNORE: (null, null)})}
+        self._num_frames = truth.video.shape[1]
+        given = psnr(own.video[:, : self._sizes[1]], truth.video[:, : self._sizes[1]]).mean(dim=1)
+        self.unlike += episodes.sample_id[given < MIN_GIVEN_PSNR_DB].tolist()
+        for name, (under_own, under_other) in ways.items():
+            evaluator = self._evaluators.setdefault(name, Evaluator(*self._sizes))
+            evaluator.update_videos(under_own, under_other, truth, episodes.truth_other, episodes.sample_id)
+        shown = {"truth": truth, MODEL: own, "other": other, "null": null}
+        for name, seen in shown.items():
+            if seen is not None:
+                kept = self._pictures.setdefault(name, [])
+                kept += as_bytes(seen.video)[: NUM_PICTURES - len(kept)]
+
+    def report(self) -> Report:
+        """Compute the figures and a verdict."""
+        figures = compose(self._evaluators)
+        return {
+            "episodes": float(len(figures["sample_ids"])),
+            **figures,
+            "num_frames": self._num_frames,
+            "num_initial_frames": self._sizes[1],
+            "rollout": "made by another program",
+        }
+
+    def pictures(self) -> dict[str, Tensor]:
+        """Give videos of the first episodes, `[n, T, 3, H, W]` uint8: `truth`, `model`, `other` and `null`."""
+        return {name: torch.stack(kept) for name, kept in self._pictures.items()}
