@@ -199,7 +199,7 @@ def _frames_of(folder: LocalFolder, video: str, fps: float | None) -> tuple[Fram
         raise ValueError(f"it is no video ({', '.join(VIDEOS)}) and no folder of pictures ({', '.join(PICTURES)})")
     if fps is None:
         raise ValueError("it is a folder of pictures, which do not say how many make a second: give recorded_fps")
-    frames = PictureFrames(tuple(folder.path(name) for name in sorted(names, key=_numbers_in)))
+    frames = PictureFrames(tuple(folder.path(name) for name in sorted(names, key=numbers_in)))
     height, width = frames.read([0]).shape[1:3]
     return frames, len(names), (height, width), fps
 
@@ -216,6 +216,6 @@ def _rows_of(folder: LocalFolder, actions: str, num_frames: int) -> Table:
     return replace(table, rows=np.concatenate([table.rows, table.rows[-1:].repeat(missing, axis=0)]))
 
 
-def _numbers_in(name: str) -> list[tuple[int, str]]:
+def numbers_in(name: str) -> list[tuple[int, str]]:
     """Order `frame_10` behind `frame_9`."""
     return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
