@@ -1,11 +1,13 @@
-"""`evaluate`: which of two tested models obeys better, and whether that is more than noise."""
+"""`evaluate`: which of two tested models obeys better; whether videos of another program do; rollouts for a judge."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_action.atomic import replacing
+from lightning_action.cli.data_section import split_settings
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.text_table import text_table
 from lightning_action.cli.trainer_verbs import program_name
@@ -16,16 +18,60 @@ from lightning_action.evaluation.figures import format_value
 from lightning_action.evaluation.report import Report, read_report, report_file
 
 _NAMES = ("A", "B")
+_USAGE = """
+  %(prog)s --compare A B [--output FILE.html]
+  %(prog)s --videos DIR --config FILE --output DIR [--other DIR] [--null DIR] ...
+  %(prog)s --videos DIR --truth DIR --output DIR [--actions PATH] ...
+  %(prog)s --export worldproof --config FILE --ckpt_path FILE --output DIR ..."""
+_OF_DATA = ("output", "config", "data", "allow", "split")
+_USES = {
+    "compare": ("output",),
+    "videos": (
+        *_OF_DATA,
+        *("other", "null", "truth", "other_truth", "actions", "other_actions", "manifest"),
+        *("num_initial_frames", "temporal_compression_ratio", "object_color", "resize"),
+    ),
+    "export": (*_OF_DATA, "ckpt_path", "num_samples", "fps", "device", "dtype", "overwrite"),
+}
+_REQUIRED = {"compare": (), "videos": ("output",), "export": ("config", "ckpt_path", "output")}
 
 
 def run_evaluate(args: Sequence[str]) -> None:
     """Run the command `evaluate`; `args` follow the verb."""
-    parsed = _parser().parse_args(args)
-    if parsed.compare is None:
-        raise UsageError("nothing to evaluate: give --compare A B, two reports that `test` wrote, or their folders")
-    output = None if parsed.output is None else Path(parsed.output)
-    first, second = map(Path, parsed.compare)
-    compare_reports(first, second, output)
+    settings, rest = split_settings(args)
+    given = vars(_parser().parse_args(rest))
+    if settings:
+        given["data"] = settings
+    uses = [use for use in _USES if use in given]
+    if len(uses) != 1:
+        what = "one thing at a time" if uses else "nothing to evaluate"
+        raise UsageError(
+            f"{what}: give --compare A B, two reports that `test` wrote, or their folders; or --videos DIR, videos "
+            "that another program made; or --export worldproof, rollouts for another judge"
+        )
+    use = uses[0]
+    misplaced = [name for name in given if name != use and name not in _USES[use]]
+    if misplaced:
+        others = [f"--{other}" for other, options in _USES.items() if misplaced[0] in options]
+        raise UsageError(f"--{misplaced[0]} is for {' and '.join(others)}, not for --{use}: leave it out")
+    missing = [name for name in _REQUIRED[use] if name not in given]
+    if missing:
+        raise UsageError(f"--{use} needs {' and '.join(f'--{name}' for name in missing)}")
+    if use == "compare":
+        first, second = given["compare"]
+        compare_reports(first, second, given.get("output"))
+    elif use == "videos":
+        from lightning_action.cli.evaluate_videos import evaluate_videos
+        from lightning_action.cli.video_inputs import VideoOptions
+
+        given["settings"] = given.pop("data", ())
+        evaluate_videos(VideoOptions(**given))
+    else:
+        from lightning_action.cli.export_rollouts import RolloutOptions, export_rollouts
+
+        given["settings"] = given.pop("data", ())
+        del given["export"]
+        export_rollouts(RolloutOptions(**given))
 
 
 def compare_reports(first: Path, second: Path, output: Path | None = None) -> None:
@@ -88,12 +134,44 @@ def format_comparison(comparison: Comparison, reports: tuple[Report, Report], pa
 
 
 def _parser() -> VerbParser:
-    parser = VerbParser(prog=f"{program_name()} evaluate", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--compare",
-        nargs=2,
-        metavar=("A", "B"),
-        help="Two files report.json that `test` wrote, or the folders that they are in.",
+    parser = VerbParser(
+        prog=f"{program_name()} evaluate",
+        description=__doc__,
+        usage=_USAGE,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--output", metavar="FILE.html", help="Page that shows both side by side.")
+    add = parser.add_argument
+    add("--output", type=Path, metavar="PATH", help="Page FILE.html, or folder of the reports or of the rollouts.")
+    add(
+        "--config", action="append", metavar="FILE", help="Configuration, whose `data` has the samples; again to stack."
+    )
+    add("--data.NAME", metavar="VALUE", help="Argument of the data, such as --data.test_size 8.")
+    add("--allow", action="append", metavar="MODULE", help="Module whose classes it may name; again for more.")
+    add("--split", choices=("test", "predict"), help="Samples of the data; default: test.")
+    add = parser.add_argument_group("compare two reports").add_argument
+    add("--compare", nargs=2, type=Path, metavar=("A", "B"), help="Two files report.json, or the folders they are in.")
+    add = parser.add_argument_group("videos of another program").add_argument
+    add("--videos", type=Path, metavar="DIR", help="Videos made under the true actions, one for each sample.")
+    add("--other", type=Path, metavar="DIR", help="Videos under other actions, from the same starts and noise.")
+    add("--null", type=Path, metavar="DIR", help="Videos without actions, from the same starts and noise.")
+    add("--truth", type=Path, metavar="DIR", help="True videos, in place of --config.")
+    add("--other_truth", type=Path, metavar="DIR", help="True videos under the other actions.")
+    add("--actions", type=Path, metavar="PATH", help="Folder of tables, or an .npz, of the actions of --truth.")
+    add("--other_actions", type=Path, metavar="PATH", help="The same of --other; default: of the sample before.")
+    add("--manifest", type=Path, metavar="FILE", help="Table of which files belong together; default: equal names.")
+    add("--num_initial_frames", type=int, metavar="N", help="Number of frames that were given; default: 1.")
+    add("--temporal_compression_ratio", type=int, metavar="R", help="Frames of a latent frame; default: as the data's.")
+    add(
+        "--object_color", type=int, nargs=3, metavar=("R", "G", "B"), help="Object to look for, where --truth is given."
+    )
+    add("--resize", action="store_true", help="Scale videos to the size of the true ones.")
+    add = parser.add_argument_group("rollouts for another judge").add_argument
+    add("--export", choices=("worldproof",), help="Format of the folder.")
+    add("--ckpt_path", metavar="FILE", help="Checkpoint of the run.")
+    add("--num_samples", type=int, metavar="N", help="Number of videos of each start, each with noise of its own.")
+    add("--fps", type=float, metavar="F", help="Frames of a second that the folder tells; default: 16.")
+    add("--device", metavar="NAME", help="Device such as cuda:0 or cpu; default: a GPU if there is one.")
+    add("--dtype", choices=("float32", "bfloat16"), help="Dtype of the weights; default: float32.")
+    add("--overwrite", action="store_true", help="Replace what is at --output.")
     return parser

@@ -1,14 +1,15 @@
-"""`evaluate --compare`, by its command line."""
+"""`evaluate --compare`, by its command line, and what the three uses of `evaluate` take."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightning_action.cli import run_verb
+from lightning_action.cli import evaluate, run_verb
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.evaluation.report import null_where_undefined
 from tests.support import made_up_report
@@ -61,6 +62,19 @@ def test_without_output_nothing_is_written(folder: Path, capsys: pytest.CaptureF
         (["--compare", "good", "nowhere"], FileNotFoundError, "no report at nowhere"),
         (["--compare", "good", "empty"], ValueError, "have no figure in common"),
         (["--compare", "good", "bad", "--output", "x.png"], ValueError, "give a name that ends in .html, got 'x.png'"),
+        (["--compare", "good", "bad", "--videos", "good"], UsageError, "one thing at a time: give --compare A B"),
+        (
+            ["--compare", "good", "bad", "--null", "x"],
+            UsageError,
+            "--null is for --videos, not for --compare: leave it",
+        ),
+        (["--compare", "good", "bad", "--split=test"], UsageError, "--split is for --videos and --export, not for"),
+        (["--compare", "good", "bad", "--data.x=1"], UsageError, "--data is for --videos and --export, not for"),
+        (["--videos", "good", "--truth", "good", "--ckpt_path", "x"], UsageError, "--ckpt_path is for --export, not"),
+        (["--videos", "good", "--truth", "good"], UsageError, "--videos needs --output"),
+        (["--export", "worldproof", "--resize"], UsageError, "--resize is for --videos, not for --export"),
+        (["--export", "worldproof", "--output", "x"], UsageError, "--export needs --config and --ckpt_path"),
+        (["--export", "onnx"], UsageError, "onnx"),
     ],
 )
 def test_misuse_is_refused_before_anything_is_written(
@@ -72,3 +86,21 @@ def test_misuse_is_refused_before_anything_is_written(
     with pytest.raises(error, match=message):
         run_verb(["evaluate", *arguments])
     assert sorted(folder.rglob("*")) == before
+
+
+def test_help_says_what_goes_with_what(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_verb(["evaluate", "--help"])
+    printed = capsys.readouterr().out
+    for usage in (
+        "--compare A B [--output FILE.html]",
+        "--videos DIR --config FILE --output DIR",
+        "--export worldproof",
+    ):
+        assert usage in printed
+    options = {name.rstrip(".") for name in re.findall(r"--([a-z_.]+)", printed)}
+    uses = evaluate._USES
+    assert options - {"help", "data", "data.test_size"} == {
+        *uses,
+        *(name for names in uses.values() for name in names),
+    } - {"data"}

@@ -1,0 +1,46 @@
+"""`evaluate --videos`: the report of `test`, of videos that another program made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tqdm import tqdm
+
+from lightning_action.cli.true_videos import DataSource, FileSource
+from lightning_action.cli.video_inputs import VideoOptions, find_inputs
+from lightning_action.evaluation.given_videos import GivenVideosTest
+from lightning_action.evaluation.provenance import versions
+from lightning_action.evaluation.report import Report, format_table, write_reports
+
+
+def evaluate_videos(options: VideoOptions) -> Report:
+    """Compare videos with the truth, write `report.json` and `report.html`, print the figures, and return the report.
+
+    Raises:
+        FileNotFoundError: A folder or file is not there.
+        ValueError: A video is missing, too much, broken, or of another size than the true ones.
+    """
+    inputs = find_inputs(options)
+    source: DataSource | FileSource = DataSource(options, inputs) if options.config else FileSource(options, inputs)
+    test = GivenVideosTest(source.ratio, options.num_initial_frames)
+    for episodes in tqdm(source, desc="comparing", unit="batch", total=len(source)):
+        test.add(episodes)
+    report = {**test.report(), "provenance": provenance(options, source)}
+    paths = write_reports(options.output, report, test.pictures())
+    print(f"\n{format_table(report)}\n\nwritten to {' and '.join(map(str, paths))}")
+    if test.unlike:
+        print(
+            f"In {len(test.unlike)} of {report['episodes']:.0f} episodes ({test.unlike[0]} the first) the given frames "
+            "are not like the true ones: are they videos of the same episodes, which begin with the given frames?"
+        )
+    return report
+
+
+def provenance(options: VideoOptions, source: DataSource | FileSource) -> dict[str, Any]:
+    """Say what was compared with what."""
+    data = {"class": source.kind, "fingerprint": source.fingerprint, "config": ", ".join(options.config)}
+    return {
+        "videos": {kind: str(path) for kind, path in options.paths.items()},
+        "data": {name: value for name, value in data.items() if value},
+        "versions": versions(),
+    }

@@ -1,0 +1,182 @@
+"""`evaluate --export`: rollouts of a checkpoint, for a judge that is not ours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_action.atomic import creating_folder, require_new_folder
+from lightning_action.batch import (
+    Batch,
+    choose_samples,
+    from_unit_range,
+    has_actions,
+    num_pixel_frames,
+    other_actions,
+    to_bytes,
+)
+from lightning_action.cli.data_section import build_data
+from lightning_action.cli.encode import choose_device
+from lightning_action.evaluation.known_state import Simulate, simulator
+from lightning_action.evaluation.probes import after_start
+from lightning_action.evaluation.worldproof_folder import RolloutFacts, actions_by_frame, write_rollout
+from lightning_action.module import ActionVideoModule
+from lightning_action.ranges import require_numbers
+from lightning_action.run import load_run
+
+
+@dataclass(frozen=True)
+class RolloutOptions:
+    """What is generated, and where it goes; see `evaluate --help`.
+
+    Args:
+        config: Configurations of the run.
+        ckpt_path: Checkpoint of the run.
+        output: New folder.
+        settings: Further arguments of the data.
+        allow: Modules whose classes the configuration may name.
+        split: Samples of the data that are generated.
+        num_samples: Number of videos of each start and actions, each with noise of its own.
+        fps: Number of frames of a second that the folder tells.
+        device: Name of the device.
+        dtype: Name of the dtype of the weights.
+        overwrite: Replace what is there.
+    """
+
+    config: Sequence[str]
+    ckpt_path: str
+    output: Path
+    settings: Sequence[str] = ()
+    allow: Sequence[str] = ()
+    split: Literal["test", "predict"] = "test"
+    num_samples: int = 1
+    fps: float = 16.0
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        require_numbers({"num_samples": self.num_samples}, 1, whole=True)
+        require_numbers({"fps": self.fps}, 0, without_low=True)
+        if not self.overwrite:
+            require_new_folder(self.output)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What a model makes of a batch under some actions.
+
+    Args:
+        batch: The batch, with these actions.
+        videos: Videos of each draw of noise, uint8 `[samples, B, T, 3, H, W]`.
+        truth: True videos, uint8 `[B, T, 3, H, W]`.
+        seconds: Time that generating a sample took.
+    """
+
+    batch: Batch
+    videos: Tensor
+    truth: Tensor
+    seconds: float
+
+
+def export_rollouts(options: RolloutOptions) -> None:
+    """Write rollouts of test samples under their own actions, and with a simulator under another sample's too.
+
+    Raises:
+        FileExistsError: There is something at `output`.
+        ValueError: Samples have no actions or no video, or the model begins from nothing.
+    """
+    data = build_data(options.config, options.settings, options.allow)
+    module = load_run(list(options.config), options.ckpt_path, options.allow)
+    if module.action_projection is None or module.sampling.num_initial_latents == 0:
+        raise ValueError(
+            "the judge compares futures of a given start under actions: it needs an action_projection, and "
+            "model.sampling.num_initial_latents of at least 1"
+        )
+    data.prepare_data()
+    data.setup(options.split)
+    module.frozen.load()
+    module.to(choose_device(options.device, 0), getattr(torch, options.dtype))
+    loader = data.test_dataloader() if options.split == "test" else data.predict_dataloader()
+    simulate, written = simulator(data, options.split), 0
+    with creating_folder(options.output, options.overwrite) as folder:
+        for batch in tqdm(loader, desc="generating", unit="batch"):
+            require_comparable(batch)
+            for name, rollouts in rollouts_of(module, batch, simulate, options.num_samples).items():
+                written += write_batch(folder, name, module, rollouts, options)
+    print(
+        f"{written} rollout{'s' * (written != 1)} written to {options.output}" + no_pairs(simulate, type(data).__name__)
+    )
+
+
+def require_comparable(batch: Batch) -> None:
+    """Refuse samples without actions or videos.
+
+    Raises:
+        ValueError: One has none.
+    """
+    if not has_actions(batch) or not bool(torch.as_tensor(batch.get("has_action", True)).all()):
+        raise ValueError("the judge compares futures under actions, and some samples of this data have none")
+
+
+def no_pairs(simulate: Simulate | None, data: str) -> str:
+    """Say that there are no counterfactual pairs, where there are none."""
+    if simulate is not None:
+        return ""
+    return f"; without counterfactual pairs, for {data} cannot simulate what other actions show"
+
+
+@torch.no_grad()
+def rollouts_of(
+    module: ActionVideoModule, batch: Batch, simulate: Simulate | None, num_samples: int
+) -> dict[str, Rollouts]:
+    """Generate a batch under its own actions, and under those of another sample where it is known what they show."""
+    batch = move_data_to_device(batch, module.device)
+    truth = module.true_video(batch)
+    if truth is None:
+        raise ValueError("the judge compares with true videos, and this data has none (`video` or `latents`)")
+    found = {"own": generate(module, batch, from_unit_range(truth), num_samples)}
+    if simulate is None:
+        return found
+    rows = module.schema.num_rows(module.sampling.num_initial_latents)
+    other = {**batch, "action": after_start(batch["action"], other_actions(batch)["action"], rows)}
+    # The judge refuses pairs of equal actions.
+    differing = (other["action"] != batch["action"]).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    if differing:
+        other = choose_samples(other, differing)
+        found["other"] = generate(module, other, simulate(other)[0], num_samples)
+    return found
+
+
+def generate(module: ActionVideoModule, batch: Batch, truth: Tensor, num_samples: int) -> Rollouts:
+    """Generate a batch with several draws of noise; `truth` is `[B, T, 3, H, W]` in [-1, 1]."""
+    started = time.monotonic()
+    seeds = [module.sampling.seed + draw for draw in range(num_samples)]
+    videos = [module.generate(batch, replace(module.sampling, seed=seed)) for seed in seeds]
+    seconds = (time.monotonic() - started) / len(batch["sample_id"])
+    return Rollouts(
+        batch, torch.stack([to_bytes(from_unit_range(video)).cpu() for video in videos]), to_bytes(truth).cpu(), seconds
+    )
+
+
+def write_batch(folder: Path, name: str, module: ActionVideoModule, rollouts: Rollouts, options: RolloutOptions) -> int:
+    """Write a folder for each sample, `000007_own`, and return their number."""
+    given = module.sampling.num_initial_latents
+    start = num_pixel_frames(given, module.schema.temporal_compression_ratio)
+    samples = rollouts.batch["sample_id"].tolist()
+    for index, sample in enumerate(samples):
+        context = f"{sample:06d}"
+        facts = RolloutFacts(context, options.ckpt_path, module.sampling.seed, options.fps, rollouts.seconds)
+        action = actions_by_frame(module.schema, rollouts.batch["action"][index], given)
+        truth = rollouts.truth[index]
+        predictions = rollouts.videos[:, index, start:]
+        write_rollout(folder / f"{context}_{name}", facts, action, truth[:start], predictions, truth[start:])
+    return len(samples)
