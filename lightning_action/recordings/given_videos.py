@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.recordings.recorded_clip import Frames
-from lightning_action.recordings.tables import TABLES, read_actions, read_records
+from lightning_action.recordings.tables import TABLES, read_actions, read_named_actions, read_records
 from lightning_action.recordings.video_file import probe_video
 from lightning_action.recordings.video_folder import PICTURES, VIDEOS, FileFrames, PictureFrames, numbers_in
 from lightning_action.weights.tensor_files import load_pickle
@@ -140,13 +140,9 @@ def find_actions(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
             f"actions of {len(names)} videos are a folder of tables ({', '.join(TABLES)}) of the videos' names, or an "
             f".npz with an array for each name; got {path}"
         )
-    with np.load(path, allow_pickle=False) as archive:
-        require_same_names(path, archive.files, names)
-        arrays = {name: torch.from_numpy(np.asarray(archive[name], np.float32)) for name in names}
-    for name, rows in arrays.items():
-        if rows.ndim != 2 or not bool(torch.isfinite(rows).all()):
-            raise ValueError(f"{path}, {name}: expected finite numbers [rows, columns], got {list(rows.shape)}")
-    return arrays
+    arrays = read_named_actions(path)
+    require_same_names(path, arrays, names)
+    return {name: arrays[name] for name in names}
 
 
 def match_by_name(folders: Mapping[str, Path]) -> dict[str, Files]:
@@ -198,7 +194,10 @@ def match_by_manifest(manifest: Path, folders: Mapping[str, Path]) -> tuple[dict
         if name in found[first]:
             raise ValueError(f"{manifest}, entry {line}: {record[first]} is there already")
         for kind, folder in folders.items():
-            found[kind][name] = folder / (record.get(kind) or record[first])
+            relative = Path(record.get(kind) or record[first])
+            if relative.is_absolute() or ".." in relative.parts:
+                raise ValueError(f"{manifest}, entry {line}: {relative} leads out of {folder}")
+            found[kind][name] = folder / relative
             if not found[kind][name].exists():
                 raise FileNotFoundError(f"{manifest}, entry {line}: there is no {found[kind][name]}")
         if record.get("sample_id"):

@@ -77,14 +77,26 @@ def read_table(path: str | Path) -> Table:
     return readers[path.suffix.lower()](path)
 
 
+def read_named_actions(path: Path) -> dict[str, Tensor]:
+    """Read action rows `[rows, columns]`, float32, of several videos: an `.npz` file with an array for each.
+
+    Raises:
+        ValueError: The file is no archive of tables of finite numbers.
+    """
+    return {name: torch.from_numpy(_finite(f"{path}, {name}", rows)) for name, rows in _arrays_of(path).items()}
+
+
 def _read_npz(path: Path) -> Table:
+    rows = _of_actions(path, _arrays_of(path))
+    return Table(_finite(path, rows), is_whole=rows.dtype.kind in "iu")
+
+
+def _arrays_of(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files}
     except Exception as error:  # broken archives raise whatever their parser meets
         raise ValueError(f"{path} is cut off, broken, or holds objects ({error}): save numbers again") from error
-    rows = _of_actions(path, arrays)
-    return Table(_finite(path, rows), is_whole=rows.dtype.kind in "iu")
 
 
 def _read_json(path: Path) -> Table:
@@ -134,7 +146,7 @@ def _of_actions(path: Path, found: Mapping[str, Any]) -> Any:
     return found[names[0]]
 
 
-def _finite(path: Path, table: Any) -> np.ndarray:
+def _finite(path: Path | str, table: Any) -> np.ndarray:
     """Bring a table to float32, with one column for a plain list of numbers."""
     table = np.asarray(table)
     table = table[:, None] if table.ndim == 1 else table
