@@ -121,6 +121,8 @@ def small(verb: str, *arguments: str) -> list[str]:
     """The same command with sizes, steps and devices that take seconds."""
     if "configs/lerobot.yaml" in arguments:
         return [verb, *arguments, *SMALL_LEROBOT[verb]]
+    if verb == "evaluate" and "--config" in arguments:
+        return [verb, *arguments, "--data.test_size=3", "--data.predict_size=3"]
     if verb in ("check", "export", "record", "inspect", "evaluate") or "help" in arguments[-1]:
         return [verb, *arguments]
     released = [config for config in reversed(VERSIONS) if f"configs/{config}.yaml" in arguments]
@@ -167,6 +169,12 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for take in ("take_01", "take_02", "take_03"):
         write_video(weights / "kitchen" / f"{take}.mp4", numbered_frames(30))
     (weights / "kitchen" / "take_01.csv").write_text("x,y\n" + "0.5,1\n" * 30)
+    for name in ("videos", "truth", "actions"):
+        (weights / "their_model" / name).mkdir(parents=True)
+    for take in ("take_01", "take_02"):
+        write_video(weights / "their_model" / "truth" / f"{take}.mp4", numbered_frames(9))
+        write_video(weights / "their_model" / "videos" / f"{take}.webm", numbered_frames(9), codec="libvpx-vp9")
+        (weights / "their_model" / "actions" / f"{take}.csv").write_text("x,y\n" + "0.5,1\n" * 8)
     (weights / "Wan2.1-T2V-14B").symlink_to(weights / "Wan2.1-T2V-1.3B")
     tiny = _gpu_bench.tiny_decoder_tensors((8, 6, 5, 4))
     write_safetensors(weights / "Wan2.1-T2V-1.3B" / "taew2_1.safetensors", tiny, {})
