@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_action.batch import to_bytes
 from lightning_action.callbacks import PredictionWriter
 from lightning_action.cli import run_verb
+from lightning_action.cli.data_section import build_data
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.evaluation.known_state import position_reader
 from tests.support import sprite_module
@@ -211,3 +212,26 @@ def test_what_does_not_fit_is_told_before_anything_is_written(
     with pytest.raises(error, match=told):
         evaluate(made, tmp_path / "out", *arguments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("has_locator", [True, False])
+def test_recordings_are_compared_window_by_window(tmp_path: Path, has_locator: bool) -> None:
+    (tmp_path / "kitchen").mkdir()
+    for take, video in enumerate(disks(BATCH["position"], (220, 30, 30))):
+        write_video(tmp_path / "kitchen" / f"{take}.mp4", video.permute(0, 2, 3, 1).numpy(), qp="0")
+        if take != 3:
+            np.save(tmp_path / "kitchen" / f"{take}.npy", BATCH["action"][take].numpy())
+    arguments: dict[str, Any] = {"root": str(tmp_path / "kitchen"), "num_latents": 3, "test_share": 0.9}
+    locator = {"class_path": "lightning_action.ColorLocator", "init_args": {"color": [220, 30, 30]}}
+    arguments |= {"validation_share": 0, "batch_size": 1, **({"locator": locator} if has_locator else {})}
+    config = {"data": {"class_path": "lightning_action.VideoFolderDataModule", "init_args": arguments}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    data = build_data([tmp_path / "config.yaml"])
+    data.setup("test")
+    for batch in data.test_dataloader():
+        for sample, video in zip(batch["sample_id"].tolist(), to_bytes(batch["video"]), strict=True):
+            (tmp_path / "own").mkdir(exist_ok=True)
+            torch.save({"video": video.clone()}, tmp_path / "own" / f"window_{sample}.pt")
+    report = evaluate(tmp_path, tmp_path / "out", "--config", "config.yaml", "--other", "own")
+    assert report["psnr_db"] == 100 and report["delta_psnr_db"] == 0 and "counterfactual_ratio" not in report
+    assert report["verdict"]["label"] == ("obeys" if has_locator else "ignores"), report["verdict"]
