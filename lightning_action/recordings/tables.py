@@ -249,7 +249,7 @@ def _number(path: Path, line: int, column: int, cell: str, separator: str) -> fl
 
 
 def read_records(path: Path) -> list[dict[str, str]]:
-    """Read a table of texts with named columns from `.csv`, `.json` or `.jsonl`.
+    """Read a table of texts with named columns from `.csv`, `.json` or `.jsonl`; whole numbers become texts.
 
     Raises:
         ValueError: The file is of another kind, or a row is no record of texts.
@@ -273,6 +273,6 @@ def read_records(path: Path) -> list[dict[str, str]]:
         raise ValueError(f"{path} is no JSON ({error})") from error
     records = found if isinstance(found, list) else [found]
     for number, record in enumerate(records, 1):
-        if not isinstance(record, dict) or not all(isinstance(value, str | None) for value in record.values()):
+        if not isinstance(record, dict) or not all(isinstance(value, str | int | None) for value in record.values()):
             raise ValueError(f"{path}, entry {number}: expected an object of texts, got {record!r}")
-    return records
+    return [{name: str(value) if isinstance(value, int) else value for name, value in each.items()} for each in records]

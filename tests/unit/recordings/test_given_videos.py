@@ -85,6 +85,11 @@ def test_a_manifest_puts_together_what_has_other_names(tmp_path: Path) -> None:
     folders = {"videos": tmp_path / "own", "truth": tmp_path / "truth"}
     table = tmp_path / "table.csv"
     table.write_text("videos,truth,sample_id\nx/one.mp4,7.gif,40\ntwo.mp4,,2\n")
+    lines = tmp_path / "table.jsonl"
+    lines.write_text(
+        '{"videos": "x/one.mp4", "truth": "7.gif", "sample_id": 40}\n{"videos": "two.mp4", "sample_id": 2}'
+    )
+    assert match_by_manifest(table, folders) == match_by_manifest(lines, folders)
     files, numbers = match_by_manifest(table, folders)
     assert numbers == {"x/one": 40, "two": 2}
     assert {name: path.name for name, path in files["truth"].items()} == {"x/one": "7.gif", "two": "two.mp4"}
