@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from lightning_action.frozen.conv_codec import ConvVideoCodec as ConvVideoCodec
     from lightning_action.frozen.hashing_text import HashingTextEncoder as HashingTextEncoder
     from lightning_action.frozen.linear_codec import LinearVideoCodec as LinearVideoCodec
+    from lightning_action.frozen.sprite_codec import SpriteVideoCodec as SpriteVideoCodec
     from lightning_action.frozen.tiny_vae import TinyWanVAE as TinyWanVAE
     from lightning_action.frozen.umt5 import UMT5TextEncoder as UMT5TextEncoder
     from lightning_action.frozen.wan_vae import WanVideoVAE as WanVideoVAE
@@ -113,6 +114,7 @@ _EXPORTS = {
     "Sampling": "lightning_action.generation.sampling",
     "Sharding": "lightning_action.distributed.sharding",
     "SpriteDataModule": "lightning_action.data.sprite_data",
+    "SpriteVideoCodec": "lightning_action.frozen.sprite_codec",
     "TinyWanVAE": "lightning_action.frozen.tiny_vae",
     "UMT5TextEncoder": "lightning_action.frozen.umt5",
     "VideoFolderDataModule": "lightning_action.data.video_folder",
