@@ -155,7 +155,8 @@ class ConvVideoCodec(FittedFrames):
             # Latent by latent: a convolution over another number of frames may round differently.
             for latent in latents.unbind(1):
                 codes = latent.unflatten(1, (self.temporal_compression_ratio, -1))
-                codes = codes if started else codes[:, -1:]
+                # Networks may compute in fewer bits, as under autocast; the codec has its own.
+                codes = (codes if started else codes[:, -1:]).to(self.scale.dtype)
                 started = True
                 pixels = self.decoder(codes.flatten(0, 1)) + self.color
                 parts.append(pixels.unflatten(0, codes.shape[:2]))
@@ -166,6 +167,7 @@ class ConvVideoCodec(FittedFrames):
     @torch.no_grad()
     def _codes(self, frames: Tensor) -> Tensor:
         """Encode frames `[N, 3, H, W]` one by one."""
+        frames = frames.to(self.scale.dtype)
         chunks = [(self.encoder(chunk - self.color) - self.mean) / self.scale for chunk in frames.split(_CHUNK)]
         return torch.cat(chunks)
 

@@ -207,3 +207,13 @@ def test_a_fit_that_goes_astray_is_refused() -> None:
     with pytest.raises(RuntimeError, match="with a lower learning_rate"):
         codec.fit(dot_videos(9))
     assert not codec.fitted
+
+
+def test_latents_of_fewer_bits_decode_in_the_codecs_own() -> None:
+    codec = fitted()
+    video = dot_videos(5)
+    latents = codec.encode(video.bfloat16())
+    assert latents.dtype == torch.float32
+    decoded = codec.decode(latents.bfloat16())
+    assert decoded.dtype == torch.float32
+    assert torch.equal(decoded, codec.decode(latents.bfloat16().float()))
