@@ -430,7 +430,9 @@ class CausalWanModel(nn.Module):
         # The clean half of teacher forcing is context alone; nothing is predicted for it.
         patches = self.head(tokens[:, first_out:], embedded.time[:, first_out:])
         rows, columns = self.patch_size[1:]
-        return rearrange(patches, "b f (h w) (p q c) -> b f c (h p) (w q)", h=embedded.num_rows, p=rows, q=columns)
+        latents = rearrange(patches, "b f (h w) (p q c) -> b f c (h p) (w q)", h=embedded.num_rows, p=rows, q=columns)
+        # Of a single token a frame it is a view still, and FSDP2 wants no view out of a module.
+        return latents.contiguous()
 
     def _embed_time(self, timestep: Tensor) -> Tensor:
         return self.time_embedding(sinusoid(timestep, self.freq_dim).to(self.patch_embedding.weight.dtype))
