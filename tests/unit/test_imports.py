@@ -35,7 +35,7 @@ RULES = (
     "action < batch < recordings, evaluation, generation",
     "atomic < recordings < data",
     "frozen < data",
-    "atomic < evaluation",
+    "weights < evaluation",
     "action, diffusion, frozen < generation",
     "batch, diffusion < losses",
     "batch, frozen < batch_checks",
