@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,37 +30,41 @@ class InverseDynamicsAccuracy(EpisodeMetric):
     the videos, and the normalised one is NaN. Actions that are held for several rows are no independent trials: give
     rows as far apart as they are held.
 
+    An action of several columns is as many trials; chance then takes the most frequent value of each column.
+
     Args:
-        num_classes: Number of kinds of actions.
+        num_classes: Number of kinds of actions; of several columns, that of each.
     """
 
-    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+    def __init__(self, num_classes: int | Sequence[int], **kwargs: Any) -> None:
         super().__init__(["correct", "correct_real", "labels"], **kwargs)
-        self.num_classes = num_classes
+        self.num_classes = [num_classes] if isinstance(num_classes, int) else list(num_classes)
 
     def update(self, read_generated: Tensor, read_real: Tensor, action: Tensor) -> None:
         """Add episodes.
 
         Args:
-            read_generated: Actions read off generated videos, whole numbers `[B, rows]`.
+            read_generated: Actions read off generated videos, whole numbers `[B, rows]`, or `[B, rows, columns]`.
             read_real: Actions read off the real videos of the same episodes.
             action: Actions that were given.
 
         Raises:
-            ValueError: Shapes differ.
+            ValueError: Shapes differ, or there are other columns.
         """
         if not read_generated.shape == read_real.shape == action.shape:
             shapes = [list(each.shape) for each in (read_generated, read_real, action)]
             raise ValueError(f"expected actions [B, rows] of one shape, got {shapes}")
+        columns = action.reshape(*action.shape[:2], -1).long().unbind(dim=-1)
+        counts = [F.one_hot(each, number).sum(dim=1) for each, number in zip(columns, self.num_classes, strict=True)]
         self._add(
-            correct=(read_generated == action).sum(dim=1),
-            correct_real=(read_real == action).sum(dim=1),
-            labels=F.one_hot(action.long(), self.num_classes).sum(dim=1),
+            correct=(read_generated == action).flatten(1).sum(dim=1),
+            correct_real=(read_real == action).flatten(1).sum(dim=1),
+            labels=torch.cat(counts, dim=-1),
         )
 
     def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
-        labels = episodes["labels"].reshape(-1, self.num_classes).sum(dim=0)
-        rows, most = int(labels.sum()), int(labels.max())
+        labels = episodes["labels"].reshape(-1, sum(self.num_classes)).sum(dim=0)
+        rows, most = int(labels.sum()), sum(int(each.max()) for each in labels.split(self.num_classes))
         correct_real = int(episodes["correct_real"].sum())
         accuracy, real = (ratio(int(episodes[name].sum()), rows) for name in ("correct", "correct_real"))
         chance = ratio(most, rows)

@@ -1,0 +1,166 @@
+"""Actions that a model reads off videos, against those that were given: column by column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_action.evaluation.action_following import best_lag, partial_slopes
+from lightning_action.evaluation.episode_metric import EpisodeMetric, mean
+from lightning_action.evaluation.inverse_dynamics_model import Column
+
+# Columns among which cross-talk is told: twelve pairs are as many as a reader takes in.
+_MAX_CROSSED = 4
+
+
+class ReadingQuality(EpisodeMetric):
+    """How well actions are read off videos, column by column, beside what can be had without looking.
+
+    - `r2_<column>` of continuous columns: `1 - sum (read - given)^2 / sum (given - mean)^2`; ideal 1, and 0 for who
+      says the mean. `correlation_<column>` is Pearson's r.
+    - `accuracy_<column>` of switches and classes, and `chance_<column>`, the share of the most frequent value.
+
+    Args:
+        columns: Columns of an action row.
+    """
+
+    def __init__(self, columns: Sequence[Column], **kwargs: Any) -> None:
+        super().__init__(["read", "action"], **kwargs)
+        self.columns = tuple(columns)
+
+    def update(self, read: Tensor, action: Tensor) -> None:
+        """Add videos: rows that were read off them, and their actions, `[B, rows, columns]`."""
+        self._add(read=read, action=action)
+
+    def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
+        result = {}
+        pairs = [episodes[name].reshape(-1, len(self.columns)).double().unbind(-1) for name in ("read", "action")]
+        for column, read, action in zip(self.columns, *pairs, strict=True):
+            if column.kind == "continuous":
+                spread = (action - action.mean()).square().sum()
+                result[f"r2_{column.name}"] = (1 - (read - action).square().sum() / spread).item()
+                result[f"correlation_{column.name}"] = correlation(read[:, None], action[:, None])
+            else:
+                result[f"accuracy_{column.name}"] = mean((read == action).double())
+                most = action.long().bincount().max() if len(action) else torch.tensor(math.nan)
+                result[f"chance_{column.name}"] = most.item() / max(len(action), 1)
+        return result
+
+
+class ActionsReadBack(EpisodeMetric):
+    """Do actions that are read off generated videos answer to those that were given, column by column?
+
+    `c` is the name of a column; classes are compared as one-hot vectors.
+
+    - `idm_correlation_c`, `idm_correlation_real_c`: correlation of what is read with what was given, on generated and
+      on real videos; the latter is the ceiling, and where it is low, nothing is known of that column. Chance is 0.
+      Without a column they are means over all of them.
+    - `idm_gain_c`: least-squares slope of what is read on what was given, over the same slope on real videos; ideal
+      1, blind 0, inverted -1.
+    - `idm_gain_other_c`: the same where a video was generated under another sample's actions. It is near 0 while
+      `idm_gain_c` is 1 where a model tells from the first frames what will be done, and does not listen.
+    - `idm_lag_frames`, `idm_lag_correlation`: pixel frames by which generated motion comes late, as in
+      `ActionFollowing`; ideal 0.
+    - `idm_cross_talk_a_to_b`, of two to four continuous columns: how much more of column b is read for each unit of a
+      that was given than on real videos, all else equal and both in deviations of the given actions; ideal 0, and 1
+      both ways where the columns are swapped.
+
+    Args:
+        columns: Columns of an action row.
+        rows_per_frame: Number of action rows of a pixel frame.
+    """
+
+    read: list[Tensor]
+
+    def __init__(self, columns: Sequence[Column], rows_per_frame: int = 1, **kwargs: Any) -> None:
+        super().__init__(["read", "read_real", "action", "read_other", "action_other"], **kwargs)
+        self.columns, self.rows_per_frame = tuple(columns), rows_per_frame
+
+    def update(self, read: Tensor, read_real: Tensor, action: Tensor, read_other: Tensor, action_other: Tensor) -> None:
+        """Add episodes; all are rows `[B, rows, columns]`.
+
+        Args:
+            read: Actions read off generated videos.
+            read_real: Actions read off the real videos of the same episodes.
+            action: Actions of these episodes.
+            read_other: Actions read off videos that were generated from the same starts under other actions.
+            action_other: Those other actions.
+        """
+        self._add(read=read, read_real=read_real, action=action, read_other=read_other, action_other=action_other)
+
+    def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
+        rows = {name: episodes[name].reshape(len(episodes[name]), -1, len(self.columns)) for name in self.names}
+        result: dict[str, float] = {}
+        for index, column in enumerate(self.columns):
+            own = {name: column.features(values[..., index].double()).flatten(0, 1) for name, values in rows.items()}
+            slope_real = slope(own["read_real"], own["action"])
+            gains = [slope(own["read"], own["action"]), slope(own["read_other"], own["action_other"])]
+            result[f"idm_correlation_{column.name}"] = correlation(own["read"], own["action"])
+            result[f"idm_correlation_real_{column.name}"] = correlation(own["read_real"], own["action"])
+            for name, gain in zip(("idm_gain", "idm_gain_other"), gains, strict=True):
+                result[f"{name}_{column.name}"] = gain / slope_real if slope_real > 0 else math.nan
+        for name in ("idm_correlation", "idm_correlation_real"):
+            result[name] = mean(torch.tensor([result[f"{name}_{column.name}"] for column in self.columns]))
+        return {**result, **self._lag(rows), **self._cross_talk(rows)}
+
+    def per_episode(self) -> dict[str, Tensor]:
+        episodes = self.episodes()
+        each = [
+            self.figures({name: values[i : i + 1] for name, values in episodes.items()})
+            for i in range(len(episodes["action"]))
+        ]
+        names = ("idm_correlation", "idm_correlation_real") if each else ()
+        return {name: torch.tensor([figures[name] for figures in each]) for name in names}
+
+    def _lag(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """Compare all columns at once, each in its own deviations and classes as one-hot."""
+        read, action = (
+            torch.cat(
+                [column.features(values) for column, values in zip(self.columns, each.unbind(-1), strict=True)], -1
+            )
+            for each in (rows["read"].double(), rows["action"].double())
+        )
+        of_frames = [_standardised(each).unflatten(1, (-1, self.rows_per_frame)).flatten(2) for each in (read, action)]
+        lag, lag_correlation = best_lag(*of_frames)
+        return {"idm_lag_frames": float(lag), "idm_lag_correlation": lag_correlation}
+
+    def _cross_talk(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        crossed = [index for index, column in enumerate(self.columns) if column.kind == "continuous"]
+        if not 2 <= len(crossed) <= _MAX_CROSSED:
+            return {}
+        action, read, real = (
+            rows[name][..., crossed].flatten(0, 1).double() for name in ("action", "read", "read_real")
+        )
+        scale = action.std(dim=0)
+        names = [self.columns[index].name for index in crossed]
+        result = {}
+        for to, name_to in enumerate(names):
+            slopes, slopes_real = (partial_slopes(each[:, to] / scale[to], action / scale) for each in (read, real))
+            for given, name in enumerate(names):
+                if given != to:
+                    result[f"idm_cross_talk_{name}_to_{name_to}"] = slopes[given] - slopes_real[given]
+        return result
+
+
+def correlation(read: Tensor, given: Tensor) -> float:
+    """Compute the correlation of vectors `[n, D]`, over all of their numbers; 0 where one side does not vary."""
+    a, b = (each - each.mean(dim=0) for each in (read, given))
+    scale = a.norm() * b.norm()
+    return ((a * b).sum() / scale).item() if scale > 0 else 0.0
+
+
+def slope(read: Tensor, given: Tensor) -> float:
+    """Fit the least-squares slope of vectors `[n, D]` on others; NaN where those do not vary."""
+    a, b = (each - each.mean(dim=0) for each in (read, given))
+    total = b.square().sum()
+    return ((a * b).sum() / total).item() if total > 0 else math.nan
+
+
+def _standardised(values: Tensor) -> Tensor:
+    flat = values.flatten(0, 1)
+    scale = flat.std(dim=0)
+    return (values - flat.mean(dim=0)) / torch.where(scale > 0, scale, 1.0)

@@ -1,0 +1,117 @@
+"""Actions that were read off videos, rightly and wrongly, column by column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_action.evaluation.inverse_dynamics_model import Column
+from lightning_action.evaluation.read_actions import ActionsReadBack, ReadingQuality
+from tests.support.moving_dot import assert_ranks_are_one
+
+COLUMNS = (Column("x", "continuous", 3), Column("y", "continuous", 3), Column("key", "discrete", 4))
+EXACT = pytest.approx(1, abs=1e-6)
+
+
+def actions(seed: int = 0, episodes: int = 6, rows: int = 30) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    move = torch.randn(episodes, rows, 2, generator=random) * torch.tensor([1.0, 5.0])
+    return torch.cat([move, torch.randint(4, (episodes, rows, 1), generator=random).float()], dim=-1)
+
+
+def figures(read: Callable[[Tensor], Tensor], real: Callable[[Tensor], Tensor] = lambda x: x) -> dict[str, float]:
+    metric = ActionsReadBack(COLUMNS)
+    own, other = actions(), actions(7)
+    metric.update(read(own), real(own), own, read(other), other)
+    result: dict[str, float] = metric.compute()
+    return result
+
+
+def test_actions_that_are_read_as_they_were_given() -> None:
+    result = figures(lambda given: given)
+    assert all(
+        result[f"{name}_{column.name}"] == EXACT for name in ("idm_gain", "idm_gain_other") for column in COLUMNS
+    )
+    assert result["idm_correlation"] == result["idm_correlation_real"] == EXACT
+    assert (result["idm_lag_frames"], result["idm_lag_correlation"]) == (0, EXACT)
+    assert result["idm_cross_talk_x_to_y"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_video_that_says_nothing() -> None:
+    result = figures(lambda given: torch.ones_like(given))
+    assert all(result[f"idm_gain_{column.name}"] == 0 for column in COLUMNS)
+    assert result["idm_correlation"] == 0 < result["idm_correlation_real"]
+
+
+def test_a_column_that_is_inverted_weak_or_cut() -> None:
+    result = figures(lambda given: given * torch.tensor([-1.0, 0.5, 0.0]))
+    assert [result[f"idm_gain_{name}"] for name in ("x", "y", "key")] == pytest.approx([-1, 0.5, 0], abs=1e-6)
+    assert result["idm_correlation_y"] == EXACT
+
+
+def test_the_gain_is_measured_by_what_is_read_off_real_videos() -> None:
+    """A reader that shrinks all it reads is no fault of the video."""
+    shrinks = torch.tensor([0.7, 0.7, 1.0])
+    assert figures(lambda given: shrinks * given, lambda given: shrinks * given)["idm_gain_x"] == EXACT
+
+
+def test_swapped_columns_talk_across() -> None:
+    deviations = actions().flatten(0, 1).std(dim=0)
+    swapped = [1, 0, 2]
+    result = figures(lambda given: (given / deviations)[..., swapped] * torch.cat([deviations[:2], torch.ones(1)]))
+    assert result["idm_cross_talk_x_to_y"] == EXACT and result["idm_cross_talk_y_to_x"] == EXACT
+    assert abs(result["idm_gain_x"]) < 0.2
+
+
+def test_what_comes_late() -> None:
+    assert figures(lambda given: given.roll(2, dims=1))["idm_lag_frames"] == 2
+    metric = ActionsReadBack(COLUMNS, rows_per_frame=2)
+    own = actions()
+    late = own.roll(2, dims=1)
+    metric.update(late, own, own, late, own)
+    assert metric.compute()["idm_lag_frames"] == 1
+
+
+def test_who_tells_from_the_start_what_will_be_done() -> None:
+    metric = ActionsReadBack(COLUMNS)
+    own, other = actions(), actions(7)
+    metric.update(own, own, own, own, other)
+    result = metric.compute()
+    assert result["idm_gain_x"] == EXACT and abs(result["idm_gain_other_x"]) < 0.2
+
+
+def test_a_column_that_is_not_read_off_real_videos_has_no_gain() -> None:
+    result = figures(lambda given: given, lambda given: 0 * given)
+    assert result["idm_correlation_real"] == 0 and math.isnan(result["idm_gain_x"])
+
+
+def test_quality_beside_what_can_be_had_without_looking() -> None:
+    given = actions()
+    half = torch.arange(30) % 2 == 0
+    read = torch.where(half[:, None], given, given.flatten(0, 1).mean(dim=0))
+    read[..., 2] = torch.where(half, given[..., 2], (given[..., 2] + 1) % 4)
+    quality = ReadingQuality(COLUMNS)
+    quality.update(read, given)
+    result = quality.compute()
+    assert result["accuracy_key"] == 0.5
+    assert result["chance_key"] == given[..., 2].flatten().long().bincount().max().item() / 180
+    wrong = (read - given)[..., 0].square().sum() / (given - given.mean(dim=(0, 1)))[..., 0].square().sum()
+    assert result["r2_x"] == pytest.approx(1 - wrong.item()) and 0.3 < result["r2_x"] < 0.7
+
+
+def test_each_episode_has_its_correlation() -> None:
+    own = actions()
+    metric = ActionsReadBack(COLUMNS)
+    metric.update(torch.cat([own[:3], 0 * own[3:]]), own, own, own, own)
+    assert metric.per_episode()["idm_correlation"].tolist() == pytest.approx([1, 1, 1, 0, 0, 0], abs=1e-5)
+
+
+def test_ranks() -> None:
+    first, second = ([actions(seed + each) for each in range(5)] for seed in (0, 9))
+    assert_ranks_are_one(partial(ActionsReadBack, COLUMNS), first, second)
+    assert_ranks_are_one(partial(ReadingQuality, COLUMNS), first[:2], second[:2])
