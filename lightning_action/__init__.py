@@ -38,11 +38,13 @@ if TYPE_CHECKING:
     from lightning_action.evaluation.counterfactuals import CounterfactualDivergence as CounterfactualDivergence
     from lightning_action.evaluation.counterfactuals import CrossSwap as CrossSwap
     from lightning_action.evaluation.divergence_onset import DivergenceOnset as DivergenceOnset
+    from lightning_action.evaluation.flow import FlowError as FlowError
     from lightning_action.evaluation.guidance_response import GuidanceResponse as GuidanceResponse
     from lightning_action.evaluation.held_actions import HeldActions as HeldActions
     from lightning_action.evaluation.inverse_dynamics import InverseDynamicsAccuracy as InverseDynamicsAccuracy
     from lightning_action.evaluation.loss_gap import LossGap as LossGap
     from lightning_action.evaluation.motion import MotionFloor as MotionFloor
+    from lightning_action.evaluation.read_actions import ActionsReadBack as ActionsReadBack
     from lightning_action.evaluation.round_trip import RoundTrip as RoundTrip
     from lightning_action.evaluation.smoothness import BlockSeams as BlockSeams
     from lightning_action.evaluation.video_quality import DeltaPsnr as DeltaPsnr
@@ -78,6 +80,7 @@ _EXPORTS = {
     "ActionPart": "lightning_action.action.schema",
     "ActionSchema": "lightning_action.action.schema",
     "ActionVideoModule": "lightning_action.module",
+    "ActionsReadBack": "lightning_action.evaluation.read_actions",
     "BlockCausality": "lightning_action.generator.causality",
     "BlockSeams": "lightning_action.evaluation.smoothness",
     "CausalRollout": "lightning_action.generation.rollout",
@@ -93,6 +96,7 @@ _EXPORTS = {
     "DivergenceOnset": "lightning_action.evaluation.divergence_onset",
     "EnvironmentDataModule": "lightning_action.data.environment",
     "FSDP2Strategy": "lightning_action.distributed.fsdp2",
+    "FlowError": "lightning_action.evaluation.flow",
     "GuidanceResponse": "lightning_action.evaluation.guidance_response",
     "HashingTextEncoder": "lightning_action.frozen.hashing_text",
     "HeldActions": "lightning_action.evaluation.held_actions",
