@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from lightning_action.cli.mistakes import INTERRUPTED, TRACEBACK_FLAG, report, wants_traceback
 
 _WITHOUT_TRAINER = {
-    verb: (f"lightning_action.cli.{verb}", f"run_{verb}")
-    for verb in ("record", "inspect", "encode", "export", "evaluate")
+    verb.replace("_", "-"): (f"lightning_action.cli.{verb}", f"run_{verb}")
+    for verb in ("record", "inspect", "encode", "inverse_dynamics", "export", "evaluate")
 }
 
 

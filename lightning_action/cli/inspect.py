@@ -41,7 +41,7 @@ def run_inspect(args: Sequence[str]) -> None:
     arguments, allowed = split_allowed(args)
     parser = _parser()
     with only_importing(allowed):
-        parsed = parser.parse_args(_data_sections_alone(arguments))
+        parsed = parser.parse_args(data_sections_alone(arguments))
         require_classes(parsed)
         datamodule: L.LightningDataModule = parser.instantiate(parsed).data
     if not isinstance(datamodule, ClipData):
@@ -175,7 +175,7 @@ def _parser() -> RunParser:
     return parser
 
 
-def _data_sections_alone(arguments: Sequence[str]) -> list[str]:
+def data_sections_alone(arguments: Sequence[str]) -> list[str]:
     """Put the sections `data` in the place of configurations, of which the rest is for other verbs."""
     found: list[str] = []
     rest = iter(arguments)

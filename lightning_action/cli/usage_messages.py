@@ -29,7 +29,7 @@ _ARGUMENTS_ALONE = re.compile(r"Dict must include a class_path|lightning\.Lightn
 _MISSING_FILE = re.compile(r"File does not exist: '(.+)'")
 VERBS = (
     *("fit", "validate", "test", "predict"),
-    *("selfcheck", "record", "inspect", "check", "encode", "export", "evaluate", "compare"),
+    *("selfcheck", "record", "inspect", "check", "encode", "inverse-dynamics", "export", "evaluate", "compare"),
 )
 
 

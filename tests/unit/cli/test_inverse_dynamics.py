@@ -1,0 +1,60 @@
+"""The verb that trains a model to read actions off videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightning_action.cli import main
+from lightning_action.cli.inverse_dynamics import run_inverse_dynamics
+from lightning_action.evaluation.inverse_dynamics_model import load_inverse_dynamics
+from tests.support.written_videos import LEROBOT, numbered_frames, write_video
+
+SPRITES = [
+    "--data=lightning_action.SpriteDataModule",
+    "--data.world=lightning_action.MovingSpriteWorld",
+    "--data.num_latents=3",
+    "--data.batch_size=4",
+    "--data.train_size=8",
+    "--data.validation_size=5",
+]
+FEW = ["--max_steps=2", "--device=cpu"]
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
+
+def test_it_learns_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["inverse-dynamics", *SPRITES, *FEW, f"--out={tmp_path / 'idm'}"])
+    shown = capsys.readouterr().out
+    assert "READ OFF REAL FRAMES, 5 videos of validation" in shown and "without looking" in shown
+    assert f"--model.inverse_dynamics={tmp_path / 'idm'}" in shown
+    model = load_inverse_dynamics(tmp_path / "idm")
+    assert [column.name for column in model.columns] == ["move_0", "move_1"]
+
+
+def test_recorded_columns_have_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data=lightning_action.LeRobotDataModule", f"--data.root={LEROBOT / 'v3'}", "--data.num_latents=3"]
+    held = ["--data.frame_size=[16, 16]", "--data.batch_size=4", "--data.validation_share=0"]
+    run_inverse_dynamics([*data, *held, *FEW, f"--out={tmp_path / 'idm'}"])
+    assert "videos of test" in capsys.readouterr().out
+    assert "action_0" not in [column.name for column in load_inverse_dynamics(tmp_path / "idm").columns]
+
+
+def test_what_is_there_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "idm").mkdir()
+    (tmp_path / "idm" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is there already"):
+        run_inverse_dynamics([*SPRITES, *FEW, f"--out={tmp_path / 'idm'}"])
+    with pytest.raises(ValueError, match="max_steps"):
+        run_inverse_dynamics([*SPRITES, "--max_steps=0", f"--out={tmp_path / 'other'}"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_data_without_actions_is_refused(tmp_path: Path) -> None:
+    """A folder of videos has none."""
+    (tmp_path / "videos").mkdir()
+    for number in range(3):
+        write_video(tmp_path / "videos" / f"{number}.mp4", numbered_frames(20))
+    data = ["--data=lightning_action.VideoFolderDataModule", f"--data.root={tmp_path / 'videos'}"]
+    with pytest.raises(ValueError, match="has no actions to learn from"):
+        run_inverse_dynamics([*data, "--data.num_latents=3", *FEW, f"--out={tmp_path / 'idm'}"])
