@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_action.batch import Batch, first_samples, has_actions, kinds_in
 from lightning_action.checkpoints.lora import split_parameters
 from lightning_action.diffusion.objectives import OBJECTIVES, teacher_forcing, training_visibility
+from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, load_inverse_dynamics
 from lightning_action.evaluation.known_state import ReadPositions, Simulate, position_reader, simulator
 from lightning_action.evaluation.loss_gap import wins
 from lightning_action.evaluation.motion import latent_motion, moving_region
@@ -56,6 +57,8 @@ class ActionVideoModule(GenerativeModule):
         prompt_dropout_prob: Chance that a training sample is shown with an empty prompt, which guidance by prompts
             needs.
         optimization: Settings of AdamW, its groups and schedule.
+        inverse_dynamics: Folder that `python main.py inverse-dynamics` wrote: with its model, `test` reads actions
+            off the generated videos of data whose state nobody knows.
         kwargs: Arguments of `GenerativeModule` by their names.
     """
 
@@ -70,6 +73,7 @@ class ActionVideoModule(GenerativeModule):
         action_dropout_prob: float = 0.1,
         prompt_dropout_prob: float = 0.0,
         optimization: Optimization = Optimization(),
+        inverse_dynamics: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, train_backbone=optimization.train_backbone, **kwargs)
@@ -87,6 +91,7 @@ class ActionVideoModule(GenerativeModule):
         self.loss_weighting = loss_weighting
         self.action_dropout_prob, self.prompt_dropout_prob = action_dropout_prob, prompt_dropout_prob
         self.optimization = optimization
+        self.inverse_dynamics = inverse_dynamics
         self._optimized: tuple[AdamW, LambdaLR] | None = None
         self._trained_on: torch.Size | None = None
         self._looked_at: dict[str, list[Any]] = {}
@@ -209,7 +214,8 @@ class ActionVideoModule(GenerativeModule):
         return {"loss_per_frame": matched["true"].per_frame, "timestep": matched["true"].timestep}
 
     def on_test_start(self) -> None:
-        self._obedience = self._new_obedience_test("test")
+        reads = None if self.inverse_dynamics is None else load_inverse_dynamics(self.inverse_dynamics)
+        self._obedience = self._new_obedience_test("test", reads)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Rollouts and matched losses under true, other and no actions; see `evaluation`."""
@@ -281,22 +287,34 @@ class ActionVideoModule(GenerativeModule):
         groups = {"action": list(action.parameters()), "lora": list(lora.values()), "backbone": trained}
         return {name: parameters for name, parameters in groups.items() if parameters}
 
-    def _new_obedience_test(self, split: Literal["validation", "test"]) -> ObedienceTest:
+    def _new_obedience_test(
+        self, split: Literal["validation", "test"], reads: InverseDynamicsModel | None = None
+    ) -> ObedienceTest:
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return self.obedience_test(position_reader(datamodule, split), simulator(datamodule, split))
+        return self.obedience_test(position_reader(datamodule, split), simulator(datamodule, split), reads)
 
     def obedience_test(
-        self, read_positions: ReadPositions | None = None, simulate: Simulate | None = None
+        self,
+        read_positions: ReadPositions | None = None,
+        simulate: Simulate | None = None,
+        inverse_dynamics: InverseDynamicsModel | None = None,
     ) -> ObedienceTest:
         """Begin a test of how this model follows actions, see `ObedienceTest`.
 
         Args:
             read_positions: Function that finds the object in videos; None where nobody can.
             simulate: Function that plays other actions; None where nobody can.
+            inverse_dynamics: Model that reads actions off videos; None reads none.
         """
-        num_initial = self.sampling.num_initial_latents
         return ObedienceTest(
-            self._generate_guided, self.true_video, self.schema, num_initial, read_positions, simulate, self.causality
+            self._generate_guided,
+            self.true_video,
+            self.schema,
+            self.sampling.num_initial_latents,
+            read_positions,
+            simulate,
+            self.causality,
+            inverse_dynamics,
         )
 
     def _generate_guided(self, batch: Batch, scale: float | None) -> Tensor:

@@ -14,14 +14,20 @@ from lightning_action.evaluation.bootstrap import intervals
 from lightning_action.evaluation.counterfactuals import CounterfactualDivergence, CrossSwap
 from lightning_action.evaluation.divergence_onset import WINDOW, DivergenceOnset
 from lightning_action.evaluation.episode_metric import EpisodeMetric
+from lightning_action.evaluation.flow import FlowError
+from lightning_action.evaluation.inverse_dynamics import InverseDynamicsAccuracy
+from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, classes_of
 from lightning_action.evaluation.loss_gap import OTHER_ACTIONS, FrameLosses, LossGap
 from lightning_action.evaluation.motion import MotionFloor
+from lightning_action.evaluation.read_actions import ActionsReadBack
 from lightning_action.evaluation.report import Report
 from lightning_action.evaluation.smoothness import BlockSeams
 from lightning_action.evaluation.video_quality import DeltaPsnr, VideoQuality
 from lightning_action.generator.causality import BlockCausality
 
 CURVES = ("psnr_db", "ssim", "psnr_moving_db", "position_error_px")
+# Videos of a batch whose flow is measured, where nobody knows positions: it takes longer than all else.
+_NUM_FLOWS = 4
 
 
 @dataclass(frozen=True)
@@ -55,10 +61,15 @@ class Evaluator(nn.Module):
         temporal_compression_ratio: Number of pixel frames of a latent frame.
         num_initial_frames: Number of pixel frames that were given, not generated.
         causality: Blocks in which the videos were generated.
+        inverse_dynamics: Model that reads actions off videos; None reads none.
     """
 
     def __init__(
-        self, temporal_compression_ratio: int, num_initial_frames: int, causality: BlockCausality = BlockCausality()
+        self,
+        temporal_compression_ratio: int,
+        num_initial_frames: int,
+        causality: BlockCausality = BlockCausality(),
+        inverse_dynamics: InverseDynamicsModel | None = None,
     ) -> None:
         super().__init__()
         self.num_initial_frames = num_initial_frames
@@ -71,6 +82,11 @@ class Evaluator(nn.Module):
         self.motion = MotionFloor()
         self.seams = _seams(temporal_compression_ratio, num_initial_frames, causality)
         self.losses = nn.ModuleList(LossGap(kind) for kind in OTHER_ACTIONS)
+        self.flow = FlowError(num_initial_frames)
+        self.read_back = self.read_accuracy = None
+        if inverse_dynamics is not None:
+            self.read_back = ActionsReadBack(inverse_dynamics.columns, inverse_dynamics.rows_per_step)
+            self.read_accuracy = InverseDynamicsAccuracy(inverse_dynamics.num_classes)
 
     def update_videos(
         self, own: Seen, other: Seen | None, truth: Seen, truth_other: Seen | None, sample_id: Tensor
@@ -95,6 +111,8 @@ class Evaluator(nn.Module):
             self.counterfactual.update(own.video, other.video, truth.video, truth_other.video)
         if own.positions is not None and own.found is not None and truth.positions is not None:
             self.following.update(own.positions, truth.positions, own.found)
+        if own.positions is None:
+            self.flow.update(own.video[:_NUM_FLOWS], truth.video[:_NUM_FLOWS])
         generated = slice(self.num_initial_frames, None)
         if own.path is not None and truth.path is not None and truth.path[:, generated].shape[1] >= WINDOW:
             self.onset.update((own.path - truth.path)[:, generated].norm(dim=-1))
@@ -110,6 +128,14 @@ class Evaluator(nn.Module):
                 true, other = losses["true"], losses[gap.actions]
                 moving = (true.per_frame_moving, other.per_frame_moving)
                 gap.update(true.per_frame, other.per_frame, true.timestep, *moving)
+
+    def update_read_actions(self, rows: Mapping[str, Tensor]) -> None:
+        """Compare actions that were read off videos with those that were given, named as `ActionsReadBack` does."""
+        if self.read_back is None or self.read_accuracy is None:
+            return
+        self.read_back.update(**rows)
+        named = (rows[name] for name in ("read", "read_real", "action"))
+        self.read_accuracy.update(*(classes_of(self.read_back.columns, each) for each in named))
 
     def compute(self) -> Report:
         """Compute the figures, by the names of the report."""

@@ -83,6 +83,10 @@ def _following() -> Iterator[Figure]:
     yield Figure("held_drift_px", "drift held still", FOLLOWING, "lower", 0, unit="px", says=says, printed=True)
     says = "From one episode's start under another's actions: share that moves as the other one did."
     yield Figure("cross_swap_accuracy", "follows the actions' owner", FOLLOWING, "higher", 1, 0.5, says=says)
+    says = "Correlation of actions that an inverse-dynamics model reads off the video with those that were given."
+    yield Figure("idm_correlation", "actions read back", FOLLOWING, "higher", chance=0, says=says, printed=True)
+    says = "The same on real frames, which is the ceiling."
+    yield Figure("idm_correlation_real", "read off real frames", FOLLOWING, "higher", chance=0, says=says, printed=True)
     says = "Accuracy of an inverse-dynamics model, between chance (0) and what it gets on real frames (1)."
     yield Figure("idm_normalised", "actions read off the video", FOLLOWING, "higher", 1, 0, says=says)
 
@@ -123,8 +127,25 @@ def _following_in_detail() -> Iterator[Figure]:
         ("idm_chance", "inverse dynamics: chance"),
         ("idm_p_value", "inverse dynamics: p of chance on real frames"),
         ("idm_is_informative", "inverse dynamics: tells anything"),
+        ("idm_lag_frames", "inverse dynamics: lag in pixel frames"),
+        ("idm_lag_correlation", "inverse dynamics: correlation at that lag"),
     ):
         yield Figure(key, title, FOLLOWING, detail=True)
+
+
+def _flow() -> Iterator[Figure]:
+    says = "Share of the true motion of pixels that happens, where the true video moves."
+    yield Figure("flow_gain", "flow gain", FOLLOWING, "nearer", 1, says=says, printed=True)
+    says = "Cosine of the angle between generated and true motion of pixels, where the true video moves."
+    yield Figure("flow_cosine", "flow direction", FOLLOWING, "higher", 1, 0, says=says, printed=True)
+    says = "Mean distance between generated and true motion of pixels, in pixels a frame."
+    yield Figure("flow_epe_px", "flow error", FOLLOWING, "lower", 0, unit="px", says=says, printed=True)
+    for key, title in (
+        ("flow_true_px", "true flow"),
+        ("flow_epe_moving_px", "flow error, moving region"),
+        ("flow_true_moving_px", "true flow, moving region"),
+    ):
+        yield Figure(key, title, FOLLOWING, unit="px", detail=True)
 
 
 def _difference() -> Iterator[Figure]:
@@ -229,7 +250,7 @@ def _quality() -> Iterator[Figure]:
 
 FIGURES: dict[str, Figure] = {
     figure.key: figure
-    for family in (_following, _difference, _quality, _following_in_detail, _difference_in_detail)
+    for family in (_following, _flow, _difference, _quality, _following_in_detail, _difference_in_detail)
     for figure in family()
 }
 

@@ -158,12 +158,6 @@ class InverseDynamicsModel(nn.Module):
         around = (steps + torch.tensor(_AROUND, device=video.device)).clamp(0, count - 1)
         return shrunk(video)[:, around]
 
-    def classes(self, rows: Tensor) -> Tensor:
-        """Sort action rows `[..., columns]` into classes, column by column."""
-        return torch.stack(
-            [column.classes(values) for column, values in zip(self.columns, rows.unbind(-1), strict=True)], dim=-1
-        )
-
     def require_reads(self, schema: ActionSchema) -> None:
         """Refuse actions that mean something else than those it was trained on.
 
@@ -204,6 +198,12 @@ def rows_between_frames(action: Tensor, schema: ActionSchema) -> Tensor:
         return action
     later = action[:, 1:]
     return later if schema.alignment == "state" else later.repeat_interleave(schema.temporal_compression_ratio, dim=1)
+
+
+def classes_of(columns: Sequence[Column], rows: Tensor) -> Tensor:
+    """Sort action rows `[..., columns]` into classes, column by column."""
+    pairs = zip(columns, rows.unbind(-1), strict=True)
+    return torch.stack([column.classes(values) for column, values in pairs], dim=-1)
 
 
 def columns_of(schema: ActionSchema, rows: Tensor, names: Sequence[str] = ()) -> list[Column]:

@@ -19,9 +19,11 @@ from lightning_action.batch import (
     num_pixel_frames,
     other_actions,
     to_unit_range,
+    without_action,
     without_actions,
 )
 from lightning_action.evaluation.evaluator import CURVES, Evaluator, Seen
+from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
 from lightning_action.evaluation.loss_gap import OTHER_ACTIONS, FrameLosses
 from lightning_action.evaluation.probes import NUM_PICTURES, Probes, after_start, as_bytes
@@ -48,6 +50,10 @@ class ObedienceTest:
         simulate: Function from a batch to the true video in [-1, 1] and positions under its actions, whatever they are;
             None where nobody can play it again.
         causality: Blocks in which the videos are generated.
+        inverse_dynamics: Model that reads actions off videos; None reads none.
+
+    Raises:
+        ValueError: The inverse-dynamics model reads other actions.
     """
 
     def __init__(
@@ -59,7 +65,11 @@ class ObedienceTest:
         read_positions: ReadPositions | None = None,
         simulate: Simulate | None = None,
         causality: BlockCausality = BlockCausality(),
+        inverse_dynamics: InverseDynamicsModel | None = None,
     ) -> None:
+        if inverse_dynamics is not None:
+            inverse_dynamics.require_reads(schema)
+        self._schema, self._inverse_dynamics = schema, inverse_dynamics
         given, ratio = max(num_initial_latents, 1), schema.temporal_compression_ratio
         self._generate = generate
         self._true_video = true_video
@@ -71,7 +81,8 @@ class ObedienceTest:
         self._predict_seconds = 0.0
         self._num_frames = 0
         self._pictures: dict[str, Tensor] = {}
-        self._evaluators = {name: Evaluator(ratio, self._num_initial_frames, causality) for name in (MODEL, *BASELINES)}
+        settings = (ratio, self._num_initial_frames, causality, inverse_dynamics)
+        self._evaluators = {name: Evaluator(*settings) for name in (MODEL, *BASELINES)}
         self._probes = None
         if read_positions is not None:
             initial = (self._num_initial_frames, self._num_initial_rows)
@@ -97,6 +108,7 @@ class ObedienceTest:
         seen, seen_other = self._seen(video, batch), self._seen(video_other, batch)
         evaluator.update_videos(seen, seen_other, truth, truth_other, batch["sample_id"])
         evaluator.update_losses(losses)
+        self._read_actions(evaluator, batch, truth.video, video, video_other)
 
     @torch.no_grad()
     def add_baselines(self, batch: Batch, losses: Mapping[str, FrameLosses]) -> None:
@@ -114,6 +126,7 @@ class ObedienceTest:
             evaluator, seen = self._evaluators[name].to(video.device), self._seen(video, batch)
             evaluator.update_videos(seen, seen, truth, truth_other, batch["sample_id"])
             evaluator.update_losses(dict.fromkeys(("true", *OTHER_ACTIONS), losses["null"]))
+            self._read_actions(evaluator, batch, truth.video, video, video)
 
     @torch.no_grad()
     def add_probes(self, batch: Batch) -> None:
@@ -171,6 +184,21 @@ class ObedienceTest:
         positions, found = self._read_positions(from_unit_range(video), batch)
         return Seen(video, positions.to(batch["position"]), found.to(batch["position"].device))
 
+    def _read_actions(
+        self, evaluator: Evaluator, batch: Batch, truth: Tensor, video: Tensor, video_other: Tensor
+    ) -> None:
+        """Read the actions off what was generated, and off what is true, of the samples that have actions."""
+        if self._inverse_dynamics is None:
+            return
+        model, without = self._inverse_dynamics.to(video.device), without_action(batch)
+        acting = slice(None) if without is None else ~without
+        start = (self._num_initial_frames - 1) * self._schema.rows_per_frame
+        videos = {"read": video, "read_real": truth, "read_other": video_other}
+        actions = {"action": batch["action"], "action_other": self._under_other_actions(batch)["action"]}
+        rows = {name: model.read(each[acting]) for name, each in videos.items()}
+        rows |= {name: rows_between_frames(each[acting].float(), self._schema) for name, each in actions.items()}
+        evaluator.update_read_actions({name: each[:, start:] for name, each in rows.items()})
+
     def _simulated(self, batch: Batch) -> Seen | None:
         if self._simulate is None:
             return None
@@ -192,7 +220,8 @@ def compose(evaluators: Mapping[str, Evaluator], probes: Probes | None = None) -
         probes: Further figures of the model; None where there are none.
     """
     model, limits = evaluators[MODEL], Thresholds()
-    figures = {**model.compute(), **(probes.compute() if probes else {})}
+    sample_ids = model.sample_ids()
+    figures = {"episodes": float(len(sample_ids)), **model.compute(), **(probes.compute() if probes else {})}
     verdict = judge(figures, limits)
     teacher_forced = model.teacher_forced()
     curves = {name: evaluator.curves() for name, evaluator in evaluators.items()}
@@ -205,7 +234,7 @@ def compose(evaluators: Mapping[str, Evaluator], probes: Probes | None = None) -
             "teacher_forced": [name for name in figures if name in teacher_forced],
             "autoregressive": [name for name in figures if name not in teacher_forced],
         },
-        "sample_ids": model.sample_ids(),
+        "sample_ids": sample_ids,
         "static_samples": model.motion.static_samples(),
         "loss_by_noise_level": model.loss_by_noise_level(),
         "curves": {

@@ -93,28 +93,36 @@ class ActionsReadBack(EpisodeMetric):
         self._add(read=read, read_real=read_real, action=action, read_other=read_other, action_other=action_other)
 
     def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
-        rows = {name: episodes[name].reshape(len(episodes[name]), -1, len(self.columns)) for name in self.names}
-        result: dict[str, float] = {}
+        rows = {
+            name: episodes[name].reshape(len(episodes[name]), -1, len(self.columns)).double() for name in self.names
+        }
+        result = self._correlations(rows)
         for index, column in enumerate(self.columns):
-            own = {name: column.features(values[..., index].double()).flatten(0, 1) for name, values in rows.items()}
+            own = {name: column.features(values[..., index]).flatten(0, 1) for name, values in rows.items()}
             slope_real = slope(own["read_real"], own["action"])
             gains = [slope(own["read"], own["action"]), slope(own["read_other"], own["action_other"])]
-            result[f"idm_correlation_{column.name}"] = correlation(own["read"], own["action"])
-            result[f"idm_correlation_real_{column.name}"] = correlation(own["read_real"], own["action"])
             for name, gain in zip(("idm_gain", "idm_gain_other"), gains, strict=True):
                 result[f"{name}_{column.name}"] = gain / slope_real if slope_real > 0 else math.nan
-        for name in ("idm_correlation", "idm_correlation_real"):
-            result[name] = mean(torch.tensor([result[f"{name}_{column.name}"] for column in self.columns]))
         return {**result, **self._lag(rows), **self._cross_talk(rows)}
 
     def per_episode(self) -> dict[str, Tensor]:
-        episodes = self.episodes()
-        each = [
-            self.figures({name: values[i : i + 1] for name, values in episodes.items()})
-            for i in range(len(episodes["action"]))
-        ]
-        names = ("idm_correlation", "idm_correlation_real") if each else ()
-        return {name: torch.tensor([figures[name] for figures in each]) for name in names}
+        rows = self.episodes()
+        count = len(rows["action"])
+        each = [self._correlations({name: values[i : i + 1] for name, values in rows.items()}) for i in range(count)]
+        return {name: torch.tensor([figures[name] for figures in each]) for name in (each[0] if each else ())}
+
+    def _correlations(self, rows: dict[str, Tensor]) -> dict[str, float]:
+        """Correlate what is read with what was given, of each column, and on average."""
+        result: dict[str, float] = {}
+        for name, read in (("idm_correlation", "read"), ("idm_correlation_real", "read_real")):
+            found = {
+                f"{name}_{column.name}": correlation(
+                    *(column.features(rows[key][..., index]).flatten(0, 1) for key in (read, "action"))
+                )
+                for index, column in enumerate(self.columns)
+            }
+            result |= {name: mean(torch.tensor(list(found.values()))), **found}
+        return result
 
     def _lag(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """Compare all columns at once, each in its own deviations and classes as one-hot."""
@@ -122,7 +130,7 @@ class ActionsReadBack(EpisodeMetric):
             torch.cat(
                 [column.features(values) for column, values in zip(self.columns, each.unbind(-1), strict=True)], -1
             )
-            for each in (rows["read"].double(), rows["action"].double())
+            for each in (rows["read"], rows["action"])
         )
         of_frames = [_standardised(each).unflatten(1, (-1, self.rows_per_frame)).flatten(2) for each in (read, action)]
         lag, lag_correlation = best_lag(*of_frames)
@@ -132,9 +140,7 @@ class ActionsReadBack(EpisodeMetric):
         crossed = [index for index, column in enumerate(self.columns) if column.kind == "continuous"]
         if not 2 <= len(crossed) <= _MAX_CROSSED:
             return {}
-        action, read, real = (
-            rows[name][..., crossed].flatten(0, 1).double() for name in ("action", "read", "read_real")
-        )
+        action, read, real = (rows[name][..., crossed].flatten(0, 1) for name in ("action", "read", "read_real"))
         scale = action.std(dim=0)
         names = [self.columns[index].name for index in crossed]
         result = {}
@@ -148,7 +154,7 @@ class ActionsReadBack(EpisodeMetric):
 
 def correlation(read: Tensor, given: Tensor) -> float:
     """Compute the correlation of vectors `[n, D]`, over all of their numbers; 0 where one side does not vary."""
-    a, b = (each - each.mean(dim=0) for each in (read, given))
+    a, b = (each.double() - each.double().mean(dim=0) for each in (read, given))
     scale = a.norm() * b.norm()
     return ((a * b).sum() / scale).item() if scale > 0 else 0.0
 

@@ -31,6 +31,10 @@ class Thresholds:
         static_rate: Largest share of videos that stand still although the true ones move.
         missing_rate: Largest share of frames in which the object is not found.
         episodes: Smallest number of episodes that a verdict is given on.
+        read_correlation: Lowest correlation of a column of actions that is read off real videos with what was given;
+            below it nothing is known of that column.
+        read_share: Lowest share of that correlation that generated videos reach.
+        read_cross_talk: Largest part of a column that is read off generated videos where another was given.
     """
 
     gain_low: float = 0.8
@@ -46,6 +50,9 @@ class Thresholds:
     static_rate: float = 0.05
     missing_rate: float = 0.5
     episodes: int = 8
+    read_correlation: float = 0.5
+    read_share: float = 0.7
+    read_cross_talk: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -67,21 +74,23 @@ class Verdict:
 def judge(figures: Mapping[str, Any], limits: Thresholds = Thresholds()) -> Verdict:
     """Judge the figures that a report has of a model.
 
-    Where positions are known, they decide. Where they are not, losses and videos can only show that actions are
-    ignored: that they matter does not say that the right thing happens.
+    Where positions are known, they decide. Where they are not, actions that are read off the videos do, if the same
+    model reads them off real videos. Without one, losses and videos can only show that actions are ignored: that they
+    matter does not say that the right thing happens.
 
     Args:
         figures: Figures by the names of the report.
         limits: What an obedient model reaches.
     """
     if "gain_x" not in figures:
-        return _of_unknown_state(figures, limits)
+        reads = "idm_correlation_real" in figures
+        return _of_read_actions(figures, limits) if reads else _of_unknown_state(figures, limits)
     cannot = list(_what_cannot_be_told(figures, limits))
     if cannot:
         return Verdict("cannot tell", tuple(cannot))
     gains = {axis: figures[f"gain_{axis}"] for axis in "xy" if _is_number(figures[f"gain_{axis}"])}
     moves_across = any(abs(_number(figures, name)) > limits.cross_talk for name in _CROSS_TALK)
-    if lag := _lag(figures, limits):
+    if lag := _lag(figures, limits, ""):
         return Verdict("partly", (f"motion comes {abs(lag):.0f} frames {'late' if lag > 0 else 'early'}",))
     if all(abs(gain) < limits.gain_ignored for gain in gains.values()) and not moves_across:
         told = ", ".join(f"gain {axis} {gain:.2f}" for axis, gain in gains.items())
@@ -100,10 +109,10 @@ def judge(figures: Mapping[str, Any], limits: Thresholds = Thresholds()) -> Verd
     return Verdict("obeys", (f"{told}, right direction in {figures['sign_accuracy']:.0%}, lag 0",))
 
 
-def _lag(figures: Mapping[str, Any], limits: Thresholds) -> float:
+def _lag(figures: Mapping[str, Any], limits: Thresholds, prefix: str) -> float:
     """Frames by which motion comes late; what it seems to do otherwise follows from that."""
-    is_told = _number(figures, "lag_correlation") >= limits.lag_correlation
-    return _number(figures, "lag_frames") if is_told else 0.0
+    is_told = _number(figures, f"{prefix}lag_correlation") >= limits.lag_correlation
+    return _number(figures, f"{prefix}lag_frames") if is_told else 0.0
 
 
 _CROSS_TALK = ("cross_talk_x_to_y", "cross_talk_y_to_x")
@@ -171,6 +180,73 @@ def _win_rate(figures: Mapping[str, Any]) -> float:
     """Share of samples, of the whole frame or of the moving region, whichever tells actions apart more."""
     rates = [_number(figures, name) for name in ("swapped_win_rate", "swapped_win_rate_moving")]
     return max((rate for rate in rates if rate), key=lambda rate: abs(rate - 0.5), default=0.0)
+
+
+def _of_read_actions(figures: Mapping[str, Any], limits: Thresholds) -> Verdict:
+    """Judge by actions that were read off the videos."""
+    real = _by_column(figures, "idm_correlation_real_")
+    if figures["episodes"] < limits.episodes:
+        return Verdict("cannot tell", (f"{figures['episodes']:.0f} episodes are fewer than {limits.episodes}",))
+    readable = [column for column, value in real.items() if value >= limits.read_correlation]
+    if not readable:
+        best = max(real.values(), default=0.0)
+        why = f"the inverse-dynamics model does not read the actions off real videos either (correlation {best:.2f} at"
+        return Verdict("cannot tell", (f"{why} best, below {limits.read_correlation:g}): train it longer, or on more",))
+    unread = [column for column in real if column not in readable]
+    remarks = (f"nothing is known of {', '.join(unread)}: not read off real videos either",) if unread else ()
+    if lag := _lag(figures, limits, "idm_"):
+        late = f"motion comes {abs(lag):.0f} frames {'late' if lag > 0 else 'early'}"
+        return Verdict("partly", (late, *remarks))
+    gains = {column: figures[f"idm_gain_{column}"] for column in readable}
+    told = ", ".join(f"gain {column} {gain:.2f}" for column, gain in gains.items())
+    faults = list(_faults_of_reading(figures, gains, limits))
+    others = {column: _number(figures, f"idm_gain_other_{column}") for column in readable}
+    # Both are taken together where they should be 0: of few episodes, one alone is far from it by chance.
+    answers = [(gain + others[column]) / 2 for column, gain in gains.items()]
+    if all(abs(gain) < limits.gain_ignored for gain in answers) and not _crossed(figures, limits):
+        stands, win_rate = tuple(_what_stands_still(figures, limits)), _win_rate(figures)
+        if win_rate >= limits.win_rate:
+            knows = f"losses are lower under the true actions in {win_rate:.0%}, but rollouts do not follow them"
+            return Verdict("partly", (f"{knows} ({told})", *stands, *remarks))
+        why = f"what is read off the videos is not what was given ({told}, win rate {win_rate:.2f})"
+        return Verdict("ignores", (why, *stands, *remarks))
+    if all(abs(gain) < limits.gain_ignored for gain in others.values()):
+        why = f"videos go on as recorded ({told}), whatever actions are given: under another sample's, "
+        return Verdict("ignores", (why + ", ".join(f"gain {c} {gain:.2f}" for c, gain in others.items()), *remarks))
+    if faults or (faults := list(_what_stands_still(figures, limits))):
+        return Verdict("partly", (*faults, *remarks))
+    return Verdict("obeys", (f"{told}, as read off the videos, lag 0", *remarks))
+
+
+def _by_column(figures: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): _number(figures, name) for name in figures if name.startswith(prefix)}
+
+
+def _crossed(figures: Mapping[str, Any], limits: Thresholds) -> dict[tuple[str, str], float]:
+    """Columns that are read where others were given, as pairs (given, read)."""
+    pairs = {tuple(name.split("_to_", 1)): value for name, value in _by_column(figures, "idm_cross_talk_").items()}
+    return {(given, read): value for (given, read), value in pairs.items() if abs(value) > limits.read_cross_talk}
+
+
+def _faults_of_reading(figures: Mapping[str, Any], gains: Mapping[str, float], limits: Thresholds) -> Iterator[str]:
+    crossed = {pair: value for pair, value in _crossed(figures, limits).items() if pair[1] in gains}
+    swapped = {pair for pair, value in crossed.items() if value > 0.5 and crossed.get(pair[::-1], 0) > 0.5}
+    yield from (f"{given} and {read} are swapped" for given, read in swapped if given < read)
+    for column, gain in gains.items():
+        if any(column in pair for pair in swapped):
+            continue
+        share = figures[f"idm_correlation_{column}"] / figures[f"idm_correlation_real_{column}"]
+        if abs(gain) < limits.gain_ignored:
+            yield f"{column} does not respond (gain {gain:.2f})"
+        elif gain < 0:
+            yield f"{column} goes the wrong way (gain {gain:.2f})"
+        elif not limits.gain_low <= gain <= limits.gain_high:
+            yield f"{column} responds too {'little' if gain < 1 else 'much'} (gain {gain:.2f})"
+        elif share < limits.read_share:
+            yield f"{column} is followed loosely ({share:.0%} of the correlation on real videos)"
+    for (given, read), value in crossed.items():
+        if (given, read) not in swapped:
+            yield f"{given} leaks into {read} ({value:.2f})"
 
 
 def _of_unknown_state(figures: Mapping[str, Any], limits: Thresholds) -> Verdict:

@@ -15,6 +15,7 @@ from lightning_action.evaluation.inverse_dynamics_model import (
     WEIGHTS,
     Column,
     InverseDynamicsModel,
+    classes_of,
     columns_of,
     load_inverse_dynamics,
     rows_between_frames,
@@ -80,7 +81,7 @@ def test_rows_are_read_off_frames_of_any_size(height: int, width: int, rows_per_
     model = build(rows_per_frame)
     read = model.read(torch.rand(2, 5, 3, height, width, generator=torch.Generator().manual_seed(0)))
     assert read.shape == (2, 4 * rows_per_frame, 5)
-    assert model.classes(read)[..., 2].max() < 5
+    assert classes_of(model.columns, read)[..., 2].max() < 5
     assert sum(parameter.numel() for parameter in InverseDynamicsModel(model.schema, model.columns).parameters()) < 1e6
 
 
