@@ -85,7 +85,9 @@ class Evaluator(nn.Module):
         self.flow = FlowError(num_initial_frames)
         self.read_back = self.read_accuracy = None
         if inverse_dynamics is not None:
-            self.read_back = ActionsReadBack(inverse_dynamics.columns, inverse_dynamics.rows_per_step)
+            self.read_back = ActionsReadBack(
+                inverse_dynamics.columns, temporal_compression_ratio, inverse_dynamics.rows_per_step
+            )
             self.read_accuracy = InverseDynamicsAccuracy(inverse_dynamics.num_classes)
 
     def update_videos(

@@ -54,7 +54,8 @@ class ReadingQuality(EpisodeMetric):
 class ActionsReadBack(EpisodeMetric):
     """Do actions that are read off generated videos answer to those that were given, column by column?
 
-    `c` is the name of a column; classes are compared as one-hot vectors.
+    `c` is the name of a column; classes are compared as one-hot vectors. Correlations, gains and cross-talk are those
+    of means over a latent frame: within one, a codec smears what moves.
 
     - `idm_correlation_c`, `idm_correlation_real_c`: correlation of what is read with what was given, on generated and
       on real videos; the latter is the ceiling, and where it is low, nothing is known of that column. Chance is 0.
@@ -71,14 +72,18 @@ class ActionsReadBack(EpisodeMetric):
 
     Args:
         columns: Columns of an action row.
+        temporal_compression_ratio: Number of pixel frames of a latent frame.
         rows_per_frame: Number of action rows of a pixel frame.
     """
 
     read: list[Tensor]
 
-    def __init__(self, columns: Sequence[Column], rows_per_frame: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self, columns: Sequence[Column], temporal_compression_ratio: int = 4, rows_per_frame: int = 1, **kwargs: Any
+    ) -> None:
         super().__init__(["read", "read_real", "action", "read_other", "action_other"], **kwargs)
         self.columns, self.rows_per_frame = tuple(columns), rows_per_frame
+        self.rows_per_latent = temporal_compression_ratio * rows_per_frame
 
     def update(self, read: Tensor, read_real: Tensor, action: Tensor, read_other: Tensor, action_other: Tensor) -> None:
         """Add episodes; all are rows `[B, rows, columns]`.
@@ -98,7 +103,7 @@ class ActionsReadBack(EpisodeMetric):
         }
         result = self._correlations(rows)
         for index, column in enumerate(self.columns):
-            own = {name: column.features(values[..., index]).flatten(0, 1) for name, values in rows.items()}
+            own = {name: self._over_latents(column.features(values[..., index])) for name, values in rows.items()}
             slope_real = slope(own["read_real"], own["action"])
             gains = [slope(own["read"], own["action"]), slope(own["read_other"], own["action_other"])]
             for name, gain in zip(("idm_gain", "idm_gain_other"), gains, strict=True):
@@ -117,12 +122,17 @@ class ActionsReadBack(EpisodeMetric):
         for name, read in (("idm_correlation", "read"), ("idm_correlation_real", "read_real")):
             found = {
                 f"{name}_{column.name}": correlation(
-                    *(column.features(rows[key][..., index]).flatten(0, 1) for key in (read, "action"))
+                    *(self._over_latents(column.features(rows[key][..., index])) for key in (read, "action"))
                 )
                 for index, column in enumerate(self.columns)
             }
             result |= {name: mean(torch.tensor(list(found.values()))), **found}
         return result
+
+    def _over_latents(self, values: Tensor) -> Tensor:
+        """Average `[B, rows, D]` over the rows of each latent frame: `[B F, D]`; what fills none is left out."""
+        whole = values.shape[1] - values.shape[1] % self.rows_per_latent
+        return values[:, :whole].unflatten(1, (-1, self.rows_per_latent)).mean(dim=2).flatten(0, 1)
 
     def _lag(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """Compare all columns at once, each in its own deviations and classes as one-hot."""
@@ -140,7 +150,7 @@ class ActionsReadBack(EpisodeMetric):
         crossed = [index for index, column in enumerate(self.columns) if column.kind == "continuous"]
         if not 2 <= len(crossed) <= _MAX_CROSSED:
             return {}
-        action, read, real = (rows[name][..., crossed].flatten(0, 1) for name in ("action", "read", "read_real"))
+        action, read, real = (self._over_latents(rows[name][..., crossed]) for name in ("action", "read", "read_real"))
         scale = action.std(dim=0)
         names = [self.columns[index].name for index in crossed]
         result = {}

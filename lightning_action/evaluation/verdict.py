@@ -33,6 +33,8 @@ class Thresholds:
         episodes: Smallest number of episodes that a verdict is given on.
         read_correlation: Lowest correlation of a column of actions that is read off real videos with what was given;
             below it nothing is known of that column.
+        read_ignored: Gain, of either sign, below which a column that is read off videos does not respond: chance alone
+            makes 0.1 of a dozen videos.
         read_share: Lowest share of that correlation that generated videos reach.
         read_cross_talk: Largest part of a column that is read off generated videos where another was given.
     """
@@ -51,6 +53,7 @@ class Thresholds:
     missing_rate: float = 0.5
     episodes: int = 8
     read_correlation: float = 0.5
+    read_ignored: float = 0.3
     read_share: float = 0.7
     read_cross_talk: float = 0.3
 
@@ -203,14 +206,15 @@ def _of_read_actions(figures: Mapping[str, Any], limits: Thresholds) -> Verdict:
     others = {column: _number(figures, f"idm_gain_other_{column}") for column in readable}
     # Both are taken together where they should be 0: of few episodes, one alone is far from it by chance.
     answers = [(gain + others[column]) / 2 for column, gain in gains.items()]
-    if all(abs(gain) < limits.gain_ignored for gain in answers) and not _crossed(figures, limits):
+    crossed = _crossed(figures, limits)
+    if all(abs(gain) < limits.read_ignored for gain in answers) and not crossed:
         stands, win_rate = tuple(_what_stands_still(figures, limits)), _win_rate(figures)
         if win_rate >= limits.win_rate:
             knows = f"losses are lower under the true actions in {win_rate:.0%}, but rollouts do not follow them"
             return Verdict("partly", (f"{knows} ({told})", *stands, *remarks))
         why = f"what is read off the videos is not what was given ({told}, win rate {win_rate:.2f})"
         return Verdict("ignores", (why, *stands, *remarks))
-    if all(abs(gain) < limits.gain_ignored for gain in others.values()):
+    if all(abs(gain) < limits.read_ignored for gain in others.values()) and not crossed:
         why = f"videos go on as recorded ({told}), whatever actions are given: under another sample's, "
         return Verdict("ignores", (why + ", ".join(f"gain {c} {gain:.2f}" for c, gain in others.items()), *remarks))
     if faults or (faults := list(_what_stands_still(figures, limits))):
@@ -236,7 +240,7 @@ def _faults_of_reading(figures: Mapping[str, Any], gains: Mapping[str, float], l
         if any(column in pair for pair in swapped):
             continue
         share = figures[f"idm_correlation_{column}"] / figures[f"idm_correlation_real_{column}"]
-        if abs(gain) < limits.gain_ignored:
+        if abs(gain) < limits.read_ignored:
             yield f"{column} does not respond (gain {gain:.2f})"
         elif gain < 0:
             yield f"{column} goes the wrong way (gain {gain:.2f})"

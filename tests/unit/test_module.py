@@ -21,6 +21,7 @@ from lightning_action import (
     BlockCausality,
     LatentDataModule,
     LinearVideoCodec,
+    SpriteDataModule,
 )
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.batch import to_unit_range
@@ -30,6 +31,11 @@ from lightning_action.cli.encode import clips_of, encode, encoding_of, prepare_f
 from lightning_action.data.latent_writer import StoreWriter
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.distributed.fsdp2 import FSDP2Strategy, require_supported
+from lightning_action.evaluation.inverse_dynamics_model import (
+    InverseDynamicsModel,
+    columns_of,
+    save_inverse_dynamics,
+)
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.generation.prompt_switches import PromptSwitch
 from lightning_action.generation.rollout import CausalRollout, rollout
@@ -470,6 +476,29 @@ def test_test_measures_all_that_can_be_known(tmp_path: Path) -> None:
     assert all(isinstance(report[name], float) for name in (*expected, "gain_at_scale_1_5", "ssim", "seam_ratio"))
     assert report["sample_ids"] == list(range(6)) and len(report["per_episode"]["null_relative_gap"]) == 6
     assert module._obedience is not None and "held move[1] -0.15" in module._obedience.pictures()
+
+
+def test_test_reads_actions_where_nobody_knows_the_state(tmp_path: Path) -> None:
+    class Recorded(SpriteDataModule):
+        read_positions = None  # type: ignore[assignment]
+        simulate = None  # type: ignore[assignment]
+
+    source = Recorded(data().world, num_latents=LATENTS, test_size=6, eval_batch_size=4)
+    schema = source.action_schema
+    reads = InverseDynamicsModel(schema, columns_of(schema, torch.rand(9, 2)), channels=(8, 8, 8))
+    save_inverse_dynamics(tmp_path / "idm", reads, {})
+    module = build(inverse_dynamics=str(tmp_path / "idm"))
+    module.frozen.vae.fit(source.codec_videos(15))  # type: ignore[attr-defined]
+    trainer(tmp_path).test(module, source, verbose=False)
+    report = json.loads((tmp_path / "report.json").read_text())
+    for figures in (report, *report["baselines"].values()):
+        assert {"idm_accuracy", "idm_correlation_real_move_0", "flow_gain"} <= figures.keys()
+    assert "gain_x" not in report and report["episodes"] == 6
+    assert report["verdict"]["label"] == "cannot tell"
+
+    module = build(inverse_dynamics=str(tmp_path / "nothing"))
+    with pytest.raises(FileNotFoundError, match="no inverse-dynamics model at"):
+        trainer(tmp_path).test(module, source, verbose=False)
 
 
 def test_other_settings_of_sampling_for_one_video() -> None:

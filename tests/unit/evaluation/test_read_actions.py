@@ -15,6 +15,7 @@ from lightning_action.evaluation.read_actions import ActionsReadBack, ReadingQua
 from tests.support.moving_dot import assert_ranks_are_one
 
 COLUMNS = (Column("x", "continuous", 3), Column("y", "continuous", 3), Column("key", "discrete", 4))
+RATIO = 3
 EXACT = pytest.approx(1, abs=1e-6)
 
 
@@ -25,7 +26,7 @@ def actions(seed: int = 0, episodes: int = 6, rows: int = 30) -> Tensor:
 
 
 def figures(read: Callable[[Tensor], Tensor], real: Callable[[Tensor], Tensor] = lambda x: x) -> dict[str, float]:
-    metric = ActionsReadBack(COLUMNS)
+    metric = ActionsReadBack(COLUMNS, RATIO)
     own, other = actions(), actions(7)
     metric.update(read(own), real(own), own, read(other), other)
     result: dict[str, float] = metric.compute()
@@ -61,16 +62,17 @@ def test_the_gain_is_measured_by_what_is_read_off_real_videos() -> None:
 
 
 def test_swapped_columns_talk_across() -> None:
-    deviations = actions().flatten(0, 1).std(dim=0)
+    deviations = actions().unflatten(1, (-1, RATIO)).mean(dim=2).flatten(0, 1).std(dim=0)
+    deviations[2] = 1
     swapped = [1, 0, 2]
-    result = figures(lambda given: (given / deviations)[..., swapped] * torch.cat([deviations[:2], torch.ones(1)]))
+    result = figures(lambda given: (given / deviations)[..., swapped] * deviations)
     assert result["idm_cross_talk_x_to_y"] == EXACT and result["idm_cross_talk_y_to_x"] == EXACT
     assert abs(result["idm_gain_x"]) < 0.2
 
 
 def test_what_comes_late() -> None:
     assert figures(lambda given: given.roll(2, dims=1))["idm_lag_frames"] == 2
-    metric = ActionsReadBack(COLUMNS, rows_per_frame=2)
+    metric = ActionsReadBack(COLUMNS, RATIO, rows_per_frame=2)
     own = actions()
     late = own.roll(2, dims=1)
     metric.update(late, own, own, late, own)
@@ -78,7 +80,7 @@ def test_what_comes_late() -> None:
 
 
 def test_who_tells_from_the_start_what_will_be_done() -> None:
-    metric = ActionsReadBack(COLUMNS)
+    metric = ActionsReadBack(COLUMNS, RATIO)
     own, other = actions(), actions(7)
     metric.update(own, own, own, own, other)
     result = metric.compute()
@@ -106,12 +108,22 @@ def test_quality_beside_what_can_be_had_without_looking() -> None:
 
 def test_each_episode_has_its_correlation() -> None:
     own = actions()
-    metric = ActionsReadBack(COLUMNS)
+    metric = ActionsReadBack(COLUMNS, RATIO)
     metric.update(torch.cat([own[:3], 0 * own[3:]]), own, own, own, own)
     assert metric.per_episode()["idm_correlation"].tolist() == pytest.approx([1, 1, 1, 0, 0, 0], abs=1e-5)
 
 
 def test_ranks() -> None:
     first, second = ([actions(seed + each) for each in range(5)] for seed in (0, 9))
-    assert_ranks_are_one(partial(ActionsReadBack, COLUMNS), first, second)
+    assert_ranks_are_one(partial(ActionsReadBack, COLUMNS, RATIO), first, second)
     assert_ranks_are_one(partial(ReadingQuality, COLUMNS), first[:2], second[:2])
+
+
+def test_what_is_smeared_within_a_latent_frame_counts_whole() -> None:
+    def smeared(given: Tensor) -> Tensor:
+        return given.unflatten(1, (-1, RATIO)).mean(dim=2).repeat_interleave(RATIO, dim=1)
+
+    metric = ActionsReadBack(COLUMNS[:2], RATIO)
+    own = actions()[..., :2]
+    metric.update(smeared(own), own, own, smeared(own), own)
+    assert [metric.compute()[name] for name in ("idm_gain_x", "idm_correlation_y")] == [EXACT, EXACT]
