@@ -47,9 +47,10 @@ _EPILOG = (
     "environment as a data set; `inspect`, which says what is in a data set, and whether its actions are aligned; "
     "`check`, a dry run of a configuration without weights or GPU; `encode`, which runs the frozen parts over the data "
     "once, so that `fit` need not; `export`, which writes a trained generator or its actions to files that others "
-    "read; `evaluate`, which says which of two tested models obeys better, measures videos that other programs made, "
-    "and writes rollouts for another judge; and `compare`, which says what 8 bits change in a trained model. --help "
-    "after them says more. --traceback, after any verb, shows where an error was raised. "
+    "read; `inverse-dynamics`, which trains what reads actions off videos, for `test`; `evaluate`, which says which of "
+    "two tested models obeys better, measures videos that other programs made, and writes rollouts for another judge; "
+    "and `compare`, which says what 8 bits change in a trained model. --help after them says more. --traceback, after "
+    "any verb, shows where an error was raised. "
     f"Configurations to begin with are in {shipped_configurations()}. {ALLOW_HELP}"
 )
 

@@ -119,6 +119,8 @@ def run_command(words: list[str], folder: Path, patched: pytest.MonkeyPatch) -> 
 
 def small(verb: str, *arguments: str) -> list[str]:
     """The same command with sizes, steps and devices that take seconds."""
+    if verb == "inverse-dynamics":
+        return [verb, *arguments, "--max_steps=2", "--device=cpu"]
     if "configs/lerobot.yaml" in arguments:
         return [verb, *arguments, *SMALL_LEROBOT[verb]]
     if verb == "evaluate" and "--config" in arguments:
