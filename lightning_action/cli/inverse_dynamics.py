@@ -66,7 +66,7 @@ class InverseDynamicsFit(L.LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Read the actions of a batch; `quality` has the figures."""
         pair = videos_with_rows(batch, self.model.schema)
         if pair is not None:
@@ -194,7 +194,7 @@ def trained(
         enable_model_summary=False,
     )
     trainer.fit(fit, datamodule.train_dataloader())
-    trainer.validate(fit, held_out, verbose=False)
+    trainer.test(fit, held_out, verbose=False)
     return fit.quality
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from lightning_action import ActionSchema
 from lightning_action.cli import main
-from lightning_action.cli.inverse_dynamics import run_inverse_dynamics
+from lightning_action.cli.inverse_dynamics import new_model, run_inverse_dynamics, videos_with_rows
 from lightning_action.evaluation.inverse_dynamics_model import load_inverse_dynamics
 from tests.support.written_videos import LEROBOT, numbered_frames, write_video
 
@@ -58,3 +60,24 @@ def test_data_without_actions_is_refused(tmp_path: Path) -> None:
     data = ["--data=lightning_action.VideoFolderDataModule", f"--data.root={tmp_path / 'videos'}"]
     with pytest.raises(ValueError, match="has no actions to learn from"):
         run_inverse_dynamics([*data, "--data.num_latents=3", *FEW, f"--out={tmp_path / 'idm'}"])
+
+
+def test_samples_without_actions_are_left_out() -> None:
+    schema = ActionSchema(temporal_compression_ratio=2)
+    video, action = torch.rand(3, 5, 3, 16, 16) * 2 - 1, torch.rand(3, 4, 2)
+    batch = {"video": video, "action": action, "has_action": torch.tensor([True, False, True])}
+    pair = videos_with_rows(batch, schema)
+    assert pair is not None and len(pair[0]) == 2 and torch.equal(pair[1], action[[0, 2]])
+    assert pair[0].min() >= 0 and pair[0].max() <= 1
+    assert videos_with_rows({"video": video, "action": None}, schema) is None
+    assert videos_with_rows({**batch, "has_action": torch.zeros(3, dtype=torch.bool)}, schema) is None
+    with pytest.raises(ValueError, match="there is nothing to learn from"):
+        new_model(schema, [{"video": video, "action": None}], [])
+
+
+def test_latents_and_other_rows_are_refused() -> None:
+    schema = ActionSchema(temporal_compression_ratio=2)
+    with pytest.raises(ValueError, match="the data that the latents were encoded from"):
+        videos_with_rows({"latents": torch.zeros(3, 3, 4, 2, 2), "action": torch.zeros(3, 4, 2)}, schema)
+    with pytest.raises(ValueError, match="actions for 3 latent frames must be"):
+        videos_with_rows({"video": torch.zeros(3, 5, 3, 16, 16), "action": torch.zeros(3, 5, 2)}, schema)
