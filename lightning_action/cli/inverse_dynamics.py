@@ -33,6 +33,8 @@ from lightning_action.evaluation.inverse_dynamics_model import (
     save_inverse_dynamics,
 )
 from lightning_action.evaluation.read_actions import ReadingQuality
+from lightning_action.evaluation.report import null_where_undefined
+from lightning_action.evaluation.verdict import Thresholds
 from lightning_action.ranges import require_numbers
 
 # Training batches whose actions are measured, and steps between frames that a step of training looks at.
@@ -103,7 +105,7 @@ def run_inverse_dynamics(args: Sequence[str]) -> None:
     quality = trained(InverseDynamicsFit(model, parsed.max_steps), datamodule, held_out, device)
     print(f"\n{format_quality(quality, split)}")
     told = {"split": split, "videos": len(quality.episodes()["action"]), **quality.compute()}
-    save_inverse_dynamics(folder, model, told, parsed.overwrite)
+    save_inverse_dynamics(folder, model, null_where_undefined(told), parsed.overwrite)
     print(f"\nwritten to {folder}: give it to test with --model.inverse_dynamics={folder}")
 
 
@@ -207,14 +209,17 @@ def format_quality(quality: ReadingQuality, split: str) -> str:
         chance = 0.0 if column.kind == "continuous" else figures[f"chance_{column.name}"]
         low, high = spread.get(key, (float("nan"), float("nan")))
         told = "R2" if column.kind == "continuous" else "accuracy"
-        r = figures.get(f"correlation_{column.name}")
-        along = "" if r is None else f"{r:.3f}"
+        along = f"{figures[f'correlation_{column.name}']:.3f}"
         return (column.name, told, f"{figures[key]:.3f}", f"{low:.3f} .. {high:.3f}", f"{chance:.3f}", along)
 
     count = len(quality.episodes()["action"])
     title = f"READ OFF REAL FRAMES, {count} videos of {split}"
     head = ("column", "figure", "value", "95 %", "without looking", "correlation")
-    return text_table(title, head, [row(column) for column in quality.columns])
+    table = text_table(title, head, [row(column) for column in quality.columns])
+    needed = Thresholds().read_correlation
+    unread = [each.name for each in quality.columns if not figures[f"correlation_{each.name}"] >= needed]
+    remark = f"\n  - {', '.join(unread)}: correlation below {needed:g}, of which `test` will tell nothing"
+    return table + (remark if unread else "")
 
 
 def _parser() -> RunParser:

@@ -21,7 +21,8 @@ class ReadingQuality(EpisodeMetric):
     """How well actions are read off videos, column by column, beside what can be had without looking.
 
     - `r2_<column>` of continuous columns: `1 - sum (read - given)^2 / sum (given - mean)^2`; ideal 1, and 0 for who
-      says the mean. `correlation_<column>` is Pearson's r.
+      says the mean.
+    - `correlation_<column>` of all columns, classes as one-hot vectors; chance is 0.
     - `accuracy_<column>` of switches and classes, and `chance_<column>`, the share of the most frequent value.
 
     Args:
@@ -40,10 +41,11 @@ class ReadingQuality(EpisodeMetric):
         result = {}
         pairs = [episodes[name].reshape(-1, len(self.columns)).double().unbind(-1) for name in ("read", "action")]
         for column, read, action in zip(self.columns, *pairs, strict=True):
+            features = (column.features(values) for values in (read, action))
+            result[f"correlation_{column.name}"] = correlation(*features)
             if column.kind == "continuous":
                 spread = (action - action.mean()).square().sum()
                 result[f"r2_{column.name}"] = (1 - (read - action).square().sum() / spread).item()
-                result[f"correlation_{column.name}"] = correlation(read[:, None], action[:, None])
             else:
                 result[f"accuracy_{column.name}"] = mean((read == action).double())
                 most = action.long().bincount().max() if len(action) else torch.tensor(math.nan)

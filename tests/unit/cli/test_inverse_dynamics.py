@@ -9,8 +9,9 @@ import torch
 
 from lightning_action import ActionSchema
 from lightning_action.cli import main
-from lightning_action.cli.inverse_dynamics import new_model, run_inverse_dynamics, videos_with_rows
-from lightning_action.evaluation.inverse_dynamics_model import load_inverse_dynamics
+from lightning_action.cli.inverse_dynamics import format_quality, new_model, run_inverse_dynamics, videos_with_rows
+from lightning_action.evaluation.inverse_dynamics_model import Column, load_inverse_dynamics
+from lightning_action.evaluation.read_actions import ReadingQuality
 from tests.support.written_videos import LEROBOT, numbered_frames, write_video
 
 SPRITES = [
@@ -81,3 +82,12 @@ def test_latents_and_other_rows_are_refused() -> None:
         videos_with_rows({"latents": torch.zeros(3, 3, 4, 2, 2), "action": torch.zeros(3, 4, 2)}, schema)
     with pytest.raises(ValueError, match="actions for 3 latent frames must be"):
         videos_with_rows({"video": torch.zeros(3, 5, 3, 16, 16), "action": torch.zeros(3, 5, 2)}, schema)
+
+
+def test_columns_that_are_not_read_are_named() -> None:
+    given = torch.randn(6, 12, 2, generator=torch.Generator().manual_seed(0))
+    quality = ReadingQuality([Column("x", "continuous", 3), Column("y", "continuous", 3)])
+    quality.update(given * torch.tensor([1.0, 0.0]), given)
+    table = format_quality(quality, "validation")
+    assert "READ OFF REAL FRAMES, 6 videos of validation" in table and "1.000 .. 1.000" in table
+    assert table.endswith("- y: correlation below 0.5, of which `test` will tell nothing")
