@@ -35,6 +35,9 @@ class Thresholds:
             below it nothing is known of that column.
         read_ignored: Gain, of either sign, below which a column that is read off videos does not respond: chance alone
             makes 0.1 of a dozen videos.
+        read_gain_low: Lowest gain of a column that is read off videos. What is read shrinks where videos are less sharp
+            than the real ones.
+        read_gain_high: Highest gain of such a column.
         read_share: Lowest share of that correlation that generated videos reach.
         read_cross_talk: Largest part of a column that is read off generated videos where another was given.
     """
@@ -54,6 +57,8 @@ class Thresholds:
     episodes: int = 8
     read_correlation: float = 0.5
     read_ignored: float = 0.3
+    read_gain_low: float = 0.7
+    read_gain_high: float = 1.4
     read_share: float = 0.7
     read_cross_talk: float = 0.3
 
@@ -244,7 +249,7 @@ def _faults_of_reading(figures: Mapping[str, Any], gains: Mapping[str, float], l
             yield f"{column} does not respond (gain {gain:.2f})"
         elif gain < 0:
             yield f"{column} goes the wrong way (gain {gain:.2f})"
-        elif not limits.gain_low <= gain <= limits.gain_high:
+        elif not limits.read_gain_low <= gain <= limits.read_gain_high:
             yield f"{column} responds too {'little' if gain < 1 else 'much'} (gain {gain:.2f})"
         elif share < limits.read_share:
             yield f"{column} is followed loosely ({share:.0%} of the correlation on real videos)"

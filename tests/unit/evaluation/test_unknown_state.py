@@ -86,7 +86,7 @@ PARTLY: dict[str, tuple[Damage, str]] = {
     "swapped columns": (lambda given: given.flip(-1), "move_0 and move_1 are swapped"),
     "inverted": (lambda given: given * torch.tensor([-1.0, 1.0]), "move_0 goes the wrong way"),
     "a column cut": (lambda given: given * torch.tensor([1.0, 0.0]), "move_1 does not respond"),
-    "too weak": (lambda given: 0.5 * given, "move_0 responds too little"),
+    "too weak": (lambda given: 0.4 * given, "move_0 responds too little"),
 }
 
 
