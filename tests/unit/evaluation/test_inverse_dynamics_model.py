@@ -96,6 +96,14 @@ def test_a_step_is_read_off_the_frames_around_it_alone() -> None:
     assert model.windows(video)[0, 0, 0].equal(video[0, 0]) and model.windows(video)[0, -1, -1].equal(video[0, -1])
 
 
+def test_it_reads_as_exactly_under_mixed_precision() -> None:
+    model = build()
+    video = torch.rand(1, 5, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        read = model.read(video)
+    assert read.dtype == torch.float32 and read.equal(model.read(video))
+
+
 def test_it_learns() -> None:
     """The place of a bar says where it goes next: one row of one column."""
     schema = ActionSchema([ActionPart("x", "continuous", 1)])
