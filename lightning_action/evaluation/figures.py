@@ -138,11 +138,12 @@ def _flow() -> Iterator[Figure]:
     yield Figure("flow_gain", "flow gain", FOLLOWING, "nearer", 1, says=says, printed=True)
     says = "Cosine of the angle between generated and true motion of pixels, where the true video moves."
     yield Figure("flow_cosine", "flow direction", FOLLOWING, "higher", 1, 0, says=says, printed=True)
-    says = "Mean distance between generated and true motion of pixels, in pixels a frame."
-    yield Figure("flow_epe_px", "flow error", FOLLOWING, "lower", 0, unit="px", says=says, printed=True)
+    says = "Distance between generated and true motion of pixels a frame, where the true video moves."
+    title = "flow error where it moves"
+    yield Figure("flow_epe_moving_px", title, FOLLOWING, "lower", unit="px", says=says, printed=True)
     for key, title in (
         ("flow_true_px", "true flow"),
-        ("flow_epe_moving_px", "flow error, moving region"),
+        ("flow_epe_px", "flow error, everywhere"),
         ("flow_true_moving_px", "true flow, moving region"),
     ):
         yield Figure(key, title, FOLLOWING, unit="px", detail=True)
