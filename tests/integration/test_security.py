@@ -47,11 +47,14 @@ ROWS = [
     "an address",
     "a configuration",
     "a configuration",
+    "a configuration",
     "the name of an environment",
     "a table of actions",
     "a recording",
     "a store of latents",
     "a picture",
+    "videos of another program",
+    "a report",
     "a folder with a text encoder",
 ]
 Poison = Callable[[Path, Path], None]
