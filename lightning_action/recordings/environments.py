@@ -6,7 +6,7 @@ Positions in pixels are those of the rendered frame, x to the right and y down, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -166,6 +166,27 @@ def action_row(space: Space[Any], action: Any) -> np.ndarray:
     return np.asarray(action - first, np.int64).ravel()
 
 
+def action_from_row(space: Space[Any], row: np.ndarray) -> Any:
+    """Return the action that `action_row` makes this row of, in the space's own type and shape.
+
+    Raises:
+        ValueError: The row has more or fewer numbers than an action.
+    """
+    from gymnasium import spaces
+
+    if row.size != np.prod(space.shape or ()):
+        raise ValueError(f"an action of {space} has shape {list(space.shape or ())}, got numbers {row.tolist()}")
+    if isinstance(space, spaces.Discrete):
+        return int(space.start + row.item())
+    first = space.start if isinstance(space, spaces.MultiDiscrete) else 0
+    action = (row.reshape(space.shape) + first).astype(space.dtype)
+    if isinstance(space, spaces.Box):
+        # A row has fewer digits than some spaces, and may have been rounded to beyond a bound.
+        for bound in (space.low, space.high):
+            action = np.where(action.astype(np.float32) == bound.astype(np.float32), bound, action)
+    return action
+
+
 def play(
     env: Env[Any, Any],
     policy: Policy,
@@ -173,6 +194,8 @@ def play(
     look: Callable[[Env[Any, Any], Any, Mapping[str, Any]], T],
 ) -> Iterator[tuple[T, np.ndarray, float, bool]]:
     """Play an episode, all of which follows from its seed if the environment and the policy allow it.
+
+    The environment gets what the rows say, so that `replay` plays it again from them.
 
     Args:
         env: Environment, which is reset.
@@ -184,15 +207,45 @@ def play(
         What `look` returned, the row of the action that was taken then, its reward, and whether the episode ended.
     """
     random = np.random.default_rng(seed)
-    # Some environments take 32 bits at most, or 31.
-    observation, info = env.reset(seed=seed % 2**31)
+    observation, info = _reset(env, seed)
     ended = False
     while not ended:
         seen = look(env, observation, info)
-        action = policy(observation, info, random)
-        observation, reward, terminated, truncated, info = env.step(action)
+        row = action_row(env.action_space, policy(observation, info, random))
+        observation, reward, terminated, truncated, info = env.step(action_from_row(env.action_space, row))
         ended = bool(terminated or truncated)
-        yield seen, action_row(env.action_space, action), float(reward), ended
+        yield seen, row, float(reward), ended
+
+
+def replay(
+    env: Env[Any, Any],
+    rows: Iterable[np.ndarray],
+    seed: int,
+    look: Callable[[Env[Any, Any], Any, Mapping[str, Any]], T],
+) -> list[T]:
+    """Play the episode of a seed again under any actions.
+
+    Args:
+        env: Environment, which is reset.
+        rows: Rows of the actions.
+        seed: Random seed that the episode was played from.
+        look: Function of environment, observation and info that is called at the start and after each action.
+
+    Returns:
+        What `look` returned: once more than there are rows, or less often where the episode ends before.
+    """
+    seen = [look(env, *_reset(env, seed))]
+    for row in rows:
+        observation, _, terminated, truncated, info = env.step(action_from_row(env.action_space, row))
+        seen.append(look(env, observation, info))
+        if terminated or truncated:
+            break
+    return seen
+
+
+def _reset(env: Env[Any, Any], seed: int) -> tuple[Any, Mapping[str, Any]]:
+    # Some environments take 32 bits at most, or 31.
+    return env.reset(seed=seed % 2**31)
 
 
 def render(env: Env[Any, Any]) -> np.ndarray:

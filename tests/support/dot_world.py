@@ -88,6 +88,38 @@ class DotWorld(gymnasium.Env[Any, Any]):
         return {"place": self.place.copy(), "num_steps": self.num_steps, "note": "a dot"}
 
 
+class RestlessDotWorld(DotWorld):
+    """The dot is also pushed by chance that no seed governs."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.place = self.place + np.random.default_rng().uniform(-1, 1, 2)
+        return super().step(action)
+
+
+class RememberingDotWorld(DotWorld):
+    """A first frame is of the episode before, as where a renderer is not told of a reset."""
+
+    last_frame: Any = None
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.is_fresh = False
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.is_fresh = True
+        return super().step(action)
+
+    def render(self) -> Any:
+        if self.is_fresh or self.last_frame is None:
+            self.last_frame = super().render()
+        return self.last_frame
+
+
+def anywhere(observation: Any, info: Mapping[str, Any], random: np.random.Generator) -> Any:
+    """A policy of more digits than the environment's actions have."""
+    return random.uniform(-2, 2, 2)
+
+
 def to_the_right(observation: Any, info: Mapping[str, Any], random: np.random.Generator) -> Any:
     """A policy: to the right, and somewhere up or down."""
     return np.array([1.0, random.uniform(-1, 1)], np.float32)
