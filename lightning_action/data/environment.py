@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -25,6 +26,7 @@ from lightning_action.recordings.environments import (
     make_policy,
     play,
     render,
+    replay,
     resized,
 )
 from lightning_action.seeding import mix_seed
@@ -76,33 +78,51 @@ class EnvironmentDataset(SampleDataset):
         self._stream = (seed, SPLITS.index(split))
         self._position = None if source.position is None else import_named(source.position)
         self._opened: tuple[int, Env[Any, Any]] | None = None
+        self._seeds: dict[int, int] = {}
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Batch:
         seen, action = self._play(index, self._look)
-        video = torch.from_numpy(np.stack([frame for frame, _ in seen])).permute(0, 3, 1, 2)
-        sample = {"video": video / 127.5 - 1, **self._command(index, action)}
-        if self._position is not None:
-            sample["position"] = torch.tensor(np.stack([place for _, place in seen]), dtype=torch.float32)
-        return sample
+        return {**self._shown(seen), **self._command(index, action)}
 
     def command(self, index: int) -> Batch:
         """Return `sample_id`, `action` and `prompt` of a sample, which is played but not rendered for it."""
-        return self._command(index, self._play(index, lambda env, observation, info: None)[1])
+        return self._command(index, self._play(index, _look_away)[1])
+
+    def replay(self, index: int, action: Tensor) -> Batch:
+        """Show what any actions `[T - 1, columns]` do in the episode of a sample: its `video`, perhaps `position`.
+
+        Where the episode ends earlier, its last frame and position stay.
+        """
+        if index not in self._seeds:
+            self._play(index, _look_away)
+        seen = replay(self._env(), action.numpy(), self._seeds[index], self._look)
+        return self._shown(seen + seen[-1:] * (len(action) + 1 - len(seen)))
+
+    def _shown(self, seen: Sequence[tuple[np.ndarray, Any]]) -> Batch:
+        video = torch.from_numpy(np.stack([frame for frame, _ in seen])).permute(0, 3, 1, 2)
+        shown = {"video": video / 127.5 - 1}
+        if self._position is not None:
+            shown["position"] = torch.tensor(np.stack([place for _, place in seen]), dtype=torch.float32)
+        return shown
 
     def _command(self, index: int, action: Tensor) -> Batch:
         return {"sample_id": index, "action": action, "prompt": self.source.prompt}
 
     def _play(self, index: int, look: Callable[..., Any]) -> tuple[list[Any], Tensor]:
-        """Play an episode that lasts for a whole video: what was seen at each frame, and the actions between."""
+        """Play an episode that lasts for a whole video: what was seen at each frame, and the actions between.
+
+        Its seed is kept for `replay`.
+        """
         env, num_frames, longest = self._env(), self.source.num_frames, 0
         new_policy = make_policy(self.source.policy, env.action_space)
         for attempt in range(_MAX_ATTEMPTS):
-            episode = play(env, new_policy(), mix_seed(*self._stream, index, attempt), look)
-            moments = list(islice(episode, num_frames))
+            seed = mix_seed(*self._stream, index, attempt)
+            moments = list(islice(play(env, new_policy(), seed, look), num_frames))
             if len(moments) == num_frames:
+                self._seeds[index] = seed
                 action = np.stack([row for _, row, *_ in moments[:-1]])
                 return [seen for seen, *_ in moments], torch.from_numpy(action)
             longest = max(longest, len(moments))
@@ -265,6 +285,8 @@ class EnvironmentDataModule(SplitDataModule):
         parts = action_parts(made.action_space)
         made.close()
         self.action_schema = ActionSchema(parts, "transition", combine, temporal_compression_ratio)
+        self._replayed: dict[Split, EnvironmentDataset] = {}
+        self._can_simulate: bool | None = None
 
     @property
     def collate(self) -> Callable[[Any], Batch]:
@@ -283,6 +305,52 @@ class EnvironmentDataModule(SplitDataModule):
         """Return training videos `[num_videos, T, 3, H, W]` for fitting a codec."""
         dataset = self.dataset("train")
         return torch.stack([dataset[index]["video"] for index in range(min(num_videos, len(dataset)))])
+
+    def can_simulate(self, split: Split) -> bool:
+        """Tell, with a warning if not, whether the environment plays the first sample twice alike; every rank must ask.
+
+        It is looked at once: what is found holds for all splits.
+        """
+        if self._can_simulate is None:
+            dataset = self._replays(split)
+            sample = dataset[0]
+            is_same = torch.equal(dataset.replay(0, sample["action"])["video"], sample["video"])
+            self._can_simulate = self.trainer.strategy.reduce_boolean_decision(is_same) if self.trainer else is_same
+            if not self._can_simulate:
+                rank_zero_warn(
+                    f"{self.source.env} does not show the same again from the same seed and actions, so nobody knows "
+                    "what other actions show, and figures that need it are left out: let reset(seed=...) set "
+                    "everything, and draw all that is random from the environment's np_random"
+                )
+        return self._can_simulate
+
+    def simulate(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
+        """Play any actions in the episodes of a batch's samples: from the same seeds, rendered and located alike.
+
+        Where other actions end an episode early, its last frame and position stay. What is random in the environment is
+        what it was, unless the actions change how often it draws.
+
+        Args:
+            batch: `sample_id` `[B]` and `action` `[B, T - 1, columns]`.
+            split: Split that the samples are from.
+
+        Returns:
+            Videos `[B, T, 3, H, W]` in [-1, 1], and positions in pixels, `[B, T, 2]`, on the CPU; positions are NaN
+            where neither `position` nor `locator` is given.
+        """
+        dataset = self._replays(split)
+        pairs = zip(batch["sample_id"].tolist(), batch["action"].cpu(), strict=True)
+        shown = self.collate([dataset.replay(index, action) for index, action in pairs])
+        video = shown["video"]
+        return video, shown.get("position", video.new_full((*video.shape[:2], 2), torch.nan))
+
+    def _replays(self, split: Split) -> EnvironmentDataset:
+        """Keep what replays a split: its environment stays open, and it knows the seeds of its episodes."""
+        return self._replayed.setdefault(split, self.dataset(split))
+
+
+def _look_away(env: Env[Any, Any], observation: Any, info: Mapping[str, Any]) -> None:
+    """Render nothing."""
 
 
 def _collate(samples: list[Batch], locator: Locator | None) -> Batch:

@@ -35,8 +35,18 @@ class Simulator(Protocol):
             split: Split that the samples are from.
 
         Returns:
-            Videos `[B, T, 3, H, W]` in [-1, 1], and positions of the object in pixels, `[B, T, 2]`.
+            Videos `[B, T, 3, H, W]` in [-1, 1], and positions of the object in pixels, `[B, T, 2]`; NaN where nobody
+            knows them, as batches without `position` say.
         """
+        ...
+
+
+@runtime_checkable
+class CheckedSimulator(Simulator, Protocol):
+    """A simulator that may turn out to be none: an environment does not always play the same episode again."""
+
+    def can_simulate(self, split: str) -> bool:
+        """Tell whether `simulate` gives what other actions show; every rank must ask."""
         ...
 
 
@@ -47,4 +57,8 @@ def position_reader(datamodule: object, split: str) -> ReadPositions | None:
 
 def simulator(datamodule: object, split: str) -> Simulate | None:
     """Return what plays other actions from the starts of a split; None for data that nobody can play again."""
-    return partial(datamodule.simulate, split=split) if isinstance(datamodule, Simulator) else None
+    if not isinstance(datamodule, Simulator):
+        return None
+    if isinstance(datamodule, CheckedSimulator) and not datamodule.can_simulate(split):
+        return None
+    return partial(datamodule.simulate, split=split)
