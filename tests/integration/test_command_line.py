@@ -171,7 +171,7 @@ def test_predict_writes_videos_and_the_action_scan(trained: Path, tmp_path: Path
     run(small("predict", trained, checkpoint(trained), f"--trainer.default_root_dir={tmp_path}"))
     assert len(list((tmp_path / "predictions").glob("*.mp4"))) == 3
     about = json.loads((tmp_path / "predictions" / "000002.json").read_text())
-    assert np.array(about["action"]).shape == (16, 2) and about["prompt"].startswith("a ")
+    assert np.array(about["action"]).shape == (16, 2) and about["prompt"]
     with Image.open(tmp_path / "action_scan.png") as picture:
         assert picture.width > 300
 

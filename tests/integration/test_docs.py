@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -210,7 +211,13 @@ def test_pictures_are_made_from_the_runs(workshop: Path) -> None:
     root = workshop / "elsewhere"
     (root / "docs").mkdir(parents=True)
     (root / "runs").symlink_to(workshop / "runs")
+    (root / "README.md").write_text((ROOT / "README.md").read_text())
     make_pictures.main(root)
+    report = json.loads((workshop / "runs" / "demo" / "report.json").read_text())
+    text = (root / "README.md").read_text()
+    assert f"| R² x / y | {report['r2_x']:.2f} / {report['r2_y']:.2f} |" in text
+    outside = r"(?s)<!-- figures of the demo -->.*<!-- end of the figures -->"
+    assert re.sub(outside, "", text) == re.sub(outside, "", (ROOT / "README.md").read_text())
     assert (root / "docs" / "action_scan.png").is_file()
     with Image.open(root / "docs" / "demo.gif") as animation:
         assert getattr(animation, "n_frames", 1) == 33

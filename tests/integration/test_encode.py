@@ -21,11 +21,15 @@ LATENTS = [f"--config={ROOT / 'configs' / 'latents.yaml'}", "--data.num_latents=
 QUIET = ["--trainer.callbacks=[]", "--trainer.limit_val_batches=0", "--trainer.logger=false"]
 
 
+# A codec that is fitted to the data, as the demo's is not.
+CODEC = ["--model.vae=lightning_action.LinearVideoCodec", "--model.vae.latent_dim=24", "--model.vae.patch_size=8"]
+
+
 def from_store(verb: str, folder: Path, store: Path, *more: str) -> list[str]:
     """The demo's command, with the data of a store."""
     config, root = f"--config={ROOT / 'configs' / 'demo.yaml'}", f"--trainer.default_root_dir={folder}"
     of_store = [*LATENTS, f"--data.store={store}", "--model.pretrained=null"]
-    return [verb, config, *of_store, root, *SMALL_MODEL, *ACTION, *more]
+    return [verb, config, *of_store, root, *SMALL_MODEL, *CODEC, *ACTION, *more]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -36,7 +40,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoded")
-    main(small("encode", folder, "--model.pretrained=null", f"--out={folder / 'store'}", "--dtype=float32"))
+    main(small("encode", folder, "--model.pretrained=null", *CODEC, f"--out={folder / 'store'}", "--dtype=float32"))
     return folder / "store"
 
 
@@ -70,7 +74,7 @@ def test_latents_train_as_the_videos_that_they_were_made_of(store: Path, tmp_pat
     """The same samples in the same order, and the same losses up to the rounding of another batch size."""
     recorded = ["--trainer.callbacks=tests.support.recorded_losses.RecordedLosses", *QUIET[1:], "--trainer.max_steps=6"]
     whole_clips = ["--data.num_latents=5", "--data.window_starts=clip_start"]
-    main(small("fit", tmp_path / "videos", "--model.pretrained=null", *recorded))
+    main(small("fit", tmp_path / "videos", "--model.pretrained=null", *CODEC, *recorded))
     main(from_store("fit", tmp_path / "latents", store, *whole_clips, *recorded))
     videos, latents = (json.loads((tmp_path / kind / "losses.json").read_text()) for kind in ("videos", "latents"))
     assert len(videos) == 6 and max(videos) - min(videos) > 0.01
@@ -83,7 +87,7 @@ def test_a_fit_from_pixels_of_another_codec_does_not_take_the_store(
     backbone = [f"--config={ROOT / 'configs' / 'demo.yaml'}", f"--config={ROOT / 'configs' / 'demo_backbone.yaml'}"]
     main(
         ["fit", *backbone, f"--trainer.default_root_dir={tmp_path / 'backbone'}", "--trainer.max_steps=1", *SMALL_MODEL]
-        + [*SMALL_DATA, "--data.seed=3", *QUIET]
+        + [*CODEC, *SMALL_DATA, "--data.seed=3", *QUIET]
     )
     with pytest.raises(SystemExit) as stopped:
         main(from_store("fit", tmp_path / "run", store, f"--model.pretrained={tmp_path / 'backbone'}", *QUIET))

@@ -40,7 +40,9 @@ def stacked(verb: str, folder: Path, overlays: list[Path], *more: str) -> list[s
     return [*arguments[:2], *(f"--config={path}" for path in overlays), *arguments[2:]]
 
 
-@pytest.mark.parametrize("name", ["demo_backbone", "wan2.1_14b", "wan2.2_5b", "longlive_action", "discrete", "lora"])
+@pytest.mark.parametrize(
+    "name", ["demo_backbone", "wan2.1_14b", "wan2.2_5b", "longlive_action", "discrete", "panning", "lora"]
+)
 def test_an_overlay_alone_says_what_is_missing(name: str) -> None:
     with pytest.raises(UsageError, match="stacks on"):
         run(["fit", f"--config={CONFIGS / name}.yaml"])
