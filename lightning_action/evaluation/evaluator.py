@@ -28,6 +28,8 @@ from lightning_action.generator.causality import BlockCausality
 CURVES = ("psnr_db", "ssim", "psnr_moving_db", "position_error_px")
 # Videos of a batch whose flow is measured, where nobody knows positions: it takes longer than all else.
 _NUM_FLOWS = 4
+# Figures of the counterfactuals that need a true video under the other actions.
+_OF_OTHER_TRUTH = {"counterfactual_divergence", "counterfactual_ratio", "true_difference"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Evaluator(nn.Module):
         self.quality = VideoQuality(num_initial_frames)
         self.delta_psnr = DeltaPsnr(num_initial_frames - 1 + temporal_compression_ratio, num_initial_frames)
         self.counterfactual = CounterfactualDivergence(num_initial_frames)
+        self.knows_other_truth = True
         self.cross_swap = CrossSwap()
         self.motion = MotionFloor()
         self.seams = _seams(temporal_compression_ratio, num_initial_frames, causality)
@@ -109,8 +112,10 @@ class Evaluator(nn.Module):
             self.delta_psnr.update(truth.video, own.video, other.video)
         if self.seams is not None:
             self.seams.update(own.video)
-        if other is not None and truth_other is not None:
-            self.counterfactual.update(own.video, other.video, truth.video, truth_other.video)
+        if other is not None:
+            self.knows_other_truth = truth_other is not None
+            video_other = None if truth_other is None else truth_other.video
+            self.counterfactual.update(own.video, other.video, truth.video, video_other)
         if own.positions is not None and own.found is not None and truth.positions is not None:
             self.following.update(own.positions, truth.positions, own.found)
         if own.positions is None:
@@ -186,7 +191,9 @@ class Evaluator(nn.Module):
         return [metric for metric in self.losses if isinstance(metric, LossGap)]
 
     def _flat(self, figures: dict[str, Any]) -> dict[str, Any]:
-        """Leave out what `loss_by_noise_level` shows."""
+        """Leave out what `loss_by_noise_level` shows, and what only a simulator could tell."""
+        unknown = set() if self.knows_other_truth else _OF_OTHER_TRUTH
+        figures = {name: value for name, value in figures.items() if name not in unknown}
         shown = {suffix for gap in self._loss_gaps for suffix in gap.ranges}
         return {name: value for name, value in figures.items() if not name.endswith(tuple(shown))}
 

@@ -151,7 +151,7 @@ class InverseDynamicsModel(nn.Module):
             outputs = torch.cat([self(part) for part in windows.split(_READ_AT_A_TIME)])
         parts = outputs.split([column.num_outputs for column in self.columns], dim=-1)
         values = [column.value(part) for column, part in zip(self.columns, parts, strict=True)]
-        return torch.stack(values, dim=-1).unflatten(0, (len(video), -1)).flatten(1, 2)
+        return torch.stack(values, dim=-1).unflatten(0, (len(video), video.shape[1] - 1)).flatten(1, 2)
 
     def windows(self, video: Tensor) -> Tensor:
         """Gather the frames around each step of videos `[B, T, 3, H, W]`: `[B, T - 1, 4, 3, h, w]`; the ends repeat."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any, Literal
 
 Label = Literal["obeys", "partly", "ignores", "cannot tell"]
@@ -30,6 +31,8 @@ class Thresholds:
             moves over one latent frame.
         static_rate: Largest share of videos that stand still although the true ones move.
         missing_rate: Largest share of frames in which the object is not found.
+        no_difference: Largest mean difference of pixels, in [0, 1], between videos under different actions that counts
+            as none: half a step of 8 bits.
         episodes: Smallest number of episodes that a verdict is given on.
         read_correlation: Lowest correlation of a column of actions that is read off real videos with what was given;
             below it nothing is known of that column.
@@ -54,6 +57,7 @@ class Thresholds:
     drift: float = 0.25
     static_rate: float = 0.05
     missing_rate: float = 0.5
+    no_difference: float = 0.002
     episodes: int = 8
     read_correlation: float = 0.5
     read_ignored: float = 0.3
@@ -233,8 +237,9 @@ def _by_column(figures: Mapping[str, Any], prefix: str) -> dict[str, float]:
 
 def _crossed(figures: Mapping[str, Any], limits: Thresholds) -> dict[tuple[str, str], float]:
     """Columns that are read where others were given, as pairs (given, read)."""
-    pairs = {tuple(name.split("_to_", 1)): value for name, value in _by_column(figures, "idm_cross_talk_").items()}
-    return {(given, read): value for (given, read), value in pairs.items() if abs(value) > limits.read_cross_talk}
+    columns = _by_column(figures, "idm_correlation_real_")
+    pairs = {pair: _number(figures, "idm_cross_talk_{}_to_{}".format(*pair)) for pair in permutations(columns, 2)}
+    return {pair: value for pair, value in pairs.items() if abs(value) > limits.read_cross_talk}
 
 
 def _faults_of_reading(figures: Mapping[str, Any], gains: Mapping[str, float], limits: Thresholds) -> Iterator[str]:
@@ -268,7 +273,9 @@ def _of_unknown_state(figures: Mapping[str, Any], limits: Thresholds) -> Verdict
     if not told:
         nothing = "nobody knows where things are in this data, and nothing was made under other actions"
         return Verdict("cannot tell", (nothing, *stands))
-    if not (losses and abs(win_rate - 0.5) >= limits.win_rate - 0.5) and abs(delta) < 0.05:
+    difference = figures.get("generated_difference")
+    is_same = _is_number(difference) and difference <= limits.no_difference
+    if not (losses and abs(win_rate - 0.5) >= limits.win_rate - 0.5) and is_same:
         blind = "neither losses nor videos depend" if losses else "the videos do not depend"
         return Verdict("ignores", (f"{blind} on the actions ({told})", *stands))
     return Verdict("cannot tell", (f"nobody knows where things are in this data ({told})", *stands))

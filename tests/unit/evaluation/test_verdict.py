@@ -91,12 +91,14 @@ def test_what_cannot_be_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("win_rate", "delta", "label"), [(0.5, 0.0, "ignores"), (0.9, 0.0, "cannot tell"), (0.5, 1.0, "cannot tell")]
+    ("win_rate", "difference", "label"), [(0.5, 0.0, "ignores"), (0.9, 0.0, "cannot tell"), (0.5, 0.1, "cannot tell")]
 )
 def test_without_positions_losses_show_that_actions_are_ignored_and_no_more(
-    win_rate: float, delta: float, label: str
+    win_rate: float, difference: float, label: str
 ) -> None:
-    verdict = judge({"swapped_win_rate": win_rate, "delta_psnr_all_frames_db": delta})
+    """A small object may follow, and leave the PSNR of the whole frame as it is."""
+    of_videos = {"delta_psnr_all_frames_db": 0.0, "generated_difference": difference}
+    verdict = judge({"swapped_win_rate": win_rate, **of_videos})
     assert verdict.label == label and f"{win_rate:.2f}" in verdict.reasons[0]
     assert judge({"swapped_win_rate": math.nan, "delta_psnr_all_frames_db": math.nan}).label == "cannot tell"
 
@@ -129,13 +131,15 @@ def test_a_model_that_stands_still_is_told() -> None:
     still = {**figures(steps_of(), 0 * steps_of(), win_rate=0.5), "static_rate": 1.0}
     verdict = judge(still)
     assert verdict.label == "ignores" and verdict.reasons[1] == "100% of the videos stand still"
-    unknown = judge({"swapped_win_rate": 0.5, "delta_psnr_all_frames_db": 0.0, "static_rate": 1.0})
+    alike = {"delta_psnr_all_frames_db": 0.0, "generated_difference": 0.0}
+    unknown = judge({"swapped_win_rate": 0.5, **alike, "static_rate": 1.0})
     assert unknown.label == "ignores" and unknown.reasons[1] == "100% of the videos stand still"
 
 
 def test_the_moving_region_shows_that_actions_matter() -> None:
     """A small object on a still background hides it from the loss of the whole frame."""
-    hidden = {"swapped_win_rate": 0.52, "swapped_win_rate_moving": 0.95, "delta_psnr_all_frames_db": 0.01}
+    hidden = {"swapped_win_rate": 0.52, "swapped_win_rate_moving": 0.95, "generated_difference": 0.001}
+    hidden["delta_psnr_all_frames_db"] = 0.01
     assert judge(hidden).label == "cannot tell"
     assert judge({**hidden, "swapped_win_rate_moving": 0.49}).label == "ignores"
     knows = judge({**figures(steps_of(), 0 * steps_of(), win_rate=0.5), "swapped_win_rate_moving": 0.9})
