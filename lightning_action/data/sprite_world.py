@@ -116,11 +116,9 @@ class MovingSpriteWorld(World):
                 f"expected action_kind continuous or discrete and background {', '.join(get_args(Background))}, got "
                 f"{action_kind!r} and {background!r}"
             )
-        if not shapes or not wordings or (unknown := [shape for shape in shapes if shape not in SHAPES]):
-            raise ValueError(
-                f"expected shapes among {', '.join(SHAPES)} and at least one wording, got {unknown or shapes!r} and "
-                f"{wordings!r}"
-            )
+        if not shapes or any(shape not in SHAPES for shape in shapes):
+            raise ValueError(f"expected one or more shapes of {', '.join(SHAPES)}, got {shapes!r}")
+        require_wordings(wordings)
         require_numbers(
             {"still_probability": still_probability, "second_turn_probability": second_turn_probability}, 0, 1
         )
@@ -302,3 +300,20 @@ def held_rows(num_steps: int, probability: float, random: torch.Generator) -> Te
     changes = torch.rand(num_steps, generator=random) >= probability
     last_change = torch.where(changes, torch.arange(num_steps), torch.zeros(num_steps, dtype=torch.long))
     return last_change.cummax(0).values if num_steps else last_change
+
+
+def require_wordings(wordings: Sequence[str]) -> None:
+    """Refuse prompts that nothing can be put into.
+
+    Raises:
+        ValueError: There is none, or one has other names in braces than `color` and `shape`.
+    """
+    if isinstance(wordings, str) or not wordings:
+        raise ValueError(f"expected a list of wordings, got {wordings!r}")
+    for wording in wordings:
+        try:
+            wording.format(color="", shape="")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"a wording may name {{color}} and {{shape}} in braces and nothing else, got {wording!r}"
+            ) from error

@@ -499,3 +499,14 @@ def test_the_second_object_takes_other_courses_at_random_and_keeps_its_speed() -
     assert abs(turned[both].float().mean() - 0.2) < 0.07
     straight = world_of(second_object=True, sprite_radius=2.0, image_size=32)
     assert not torch.equal(straight._second_positions(straight.start(range(20)), 30), longer)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"shapes": []}, {"shapes": ["ring"]}, {"wordings": []}, {"wordings": "a {color} disc"}]
+    + [{"wordings": ["a {colour} disc"]}, {"wordings": ["a {} disc"]}, {"wordings": ["a {color disc"]}]
+    + [{"inertia": 1.0}, {"slowness": 0.5}, {"still_probability": 1.5}, {"second_turn_probability": -0.1}],
+)
+def test_settings_of_richer_worlds_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments)).rstrip("s")):
+        rich_world(**arguments)
