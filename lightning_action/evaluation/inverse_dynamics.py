@@ -54,7 +54,7 @@ class InverseDynamicsAccuracy(EpisodeMetric):
         if not read_generated.shape == read_real.shape == action.shape:
             shapes = [list(each.shape) for each in (read_generated, read_real, action)]
             raise ValueError(f"expected actions [B, rows] of one shape, got {shapes}")
-        columns = action.reshape(*action.shape[:2], -1).long().unbind(dim=-1)
+        columns = _with_columns(action).long().unbind(dim=-1)
         counts = [F.one_hot(each, number).sum(dim=1) for each, number in zip(columns, self.num_classes, strict=True)]
         self._add(
             correct=(read_generated == action).flatten(1).sum(dim=1),
@@ -108,3 +108,8 @@ def binomial_tail(successes: int, trials: int, chance: float) -> float:
     chances = torch.tensor([chance, 1 - chance], dtype=torch.float64)
     log_probability = log_ways + hits.xlogy(chances[0]) + misses.xlogy(chances[1])
     return min(1.0, log_probability.exp().sum().item())
+
+
+def _with_columns(actions: Tensor) -> Tensor:
+    """Give actions `[B, T]` or `[B, T, columns]` their columns; a batch may be empty."""
+    return actions[..., None] if actions.ndim == 2 else actions.flatten(2)

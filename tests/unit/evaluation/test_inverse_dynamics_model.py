@@ -176,3 +176,10 @@ def test_other_actions_are_refused() -> None:
 
 def test_a_column_says_what_it_is() -> None:
     assert Column("grip", "multi_hot", 2).classes(torch.tensor([1.0, 0.0])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("rows_per_frame", [1, 2])
+def test_of_no_videos_nothing_is_read(rows_per_frame: int) -> None:
+    """Of a batch in which no clip has actions."""
+    read = build(rows_per_frame).read(torch.zeros(0, 5, 3, 32, 32))
+    assert read.shape == (0, 4 * rows_per_frame, 5)
