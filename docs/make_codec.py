@@ -1,6 +1,6 @@
 """Trains the codec that comes with the package, on videos of our own simulators, and writes its report.
 
-An hour on one core: python docs/make_codec.py
+Twenty minutes on one core: python docs/make_codec.py
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 RICH = {"background": "textured", "shapes": SHAPES, "shaded": True, "still_probability": 0.2, "slowness": 1.5}
 # Name, world, and number of training videos of it.
 WORLDS: tuple[tuple[str, World, int], ...] = (
-    ("the demo's", MovingSpriteWorld(**RICH), 1900),
+    ("the demo's, with diamonds", MovingSpriteWorld(**RICH), 1900),
     (
         "small sprites with inertia, and a second object that turns at random",
         MovingSpriteWorld(**RICH, sprite_radius=3.5, inertia=0.6, second_object=True, second_turn_probability=0.1),
