@@ -273,8 +273,8 @@ def _of_unknown_state(figures: Mapping[str, Any], limits: Thresholds) -> Verdict
     if not told:
         nothing = "nobody knows where things are in this data, and nothing was made under other actions"
         return Verdict("cannot tell", (nothing, *stands))
-    difference = figures.get("generated_difference")
-    is_same = _is_number(difference) and difference <= limits.no_difference
+    is_told = _is_number(figures.get("generated_difference"))
+    is_same = is_told and _number(figures, "generated_difference") <= limits.no_difference
     if not (losses and abs(win_rate - 0.5) >= limits.win_rate - 0.5) and is_same:
         blind = "neither losses nor videos depend" if losses else "the videos do not depend"
         return Verdict("ignores", (f"{blind} on the actions ({told})", *stands))
