@@ -123,7 +123,7 @@ def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, lines)) <= 120
     table = lines[lines.index("PARAMETERS") + 1 : lines.index("SHAPES") - 1]
     assert len(set(map(len, table))) == 1, "numbers end in one column"
-    assert any(line.split() == ["generator", "1,229,024", "0"] for line in table)
+    assert any(line.split() == ["generator", "8,642,304", "0"] for line in table)
     assert any(line.split() == ["8", "29", "-", "32", "28", "-", "31"] for line in lines)
 
 
@@ -133,7 +133,7 @@ def test_data_that_does_not_fit_is_told_with_exit_status_1(capsys: pytest.Captur
     page = capsys.readouterr().out
     told = page[page.index("THE DATA DOES NOT FIT THE MODEL") :].splitlines()
     assert len(told) == 3 and "not a whole number of blocks" in told[1] and "this schema says state" in told[2]
-    assert "1,229,024" in page, "what does not depend on the data is there"
+    assert "8,642,304" in page, "what does not depend on the data is there"
 
 
 def test_data_that_gives_no_batch(capsys: pytest.CaptureFixture[str]) -> None:
