@@ -71,6 +71,12 @@ class ActionPart:
         """Columns of the raw row."""
         return 1 if self.kind == "discrete" else self.size
 
+    @property
+    def column_names(self) -> list[str]:
+        """Name of each column: that of the part, with a number where it has several."""
+        count = self.num_columns
+        return [self.name] if count == 1 else [f"{self.name}_{column}" for column in range(count)]
+
     def encode(self, raw: Tensor) -> Tensor:
         """Encode raw columns `[..., num_columns]` as `[..., size]`, about [-1, 1] or one-hot.
 

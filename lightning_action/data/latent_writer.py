@@ -135,11 +135,7 @@ class StoreWriter:
     def _statistics(self, clips: Sequence[StoredClip]) -> list[dict[str, Any]]:
         """Measure the columns of the actions, one clip in memory at a time."""
         schema = self.encoding.schema
-        names = [
-            f"{part.name}_{column}" if part.num_columns > 1 else part.name
-            for part in schema.parts
-            for column in range(part.num_columns)
-        ]
+        names = [name for part in schema.parts for name in part.column_names]
         acting = [clip for clip in clips if clip.has_actions]
         num_rows = sum(schema.num_rows(clip.num_latents) for clip in acting)
         if not num_rows:

@@ -216,11 +216,7 @@ def columns_of(schema: ActionSchema, rows: Tensor, names: Sequence[str] = ()) ->
         rows: Training actions, `[n, columns]`.
         names: Names of the columns; without any, they have those of their parts, with numbers.
     """
-    owners = [
-        (part, part.name if part.num_columns == 1 else f"{part.name}_{index}")
-        for part in schema.parts
-        for index in range(part.num_columns)
-    ]
+    owners = [(part, name) for part in schema.parts for name in part.column_names]
     given = names or [name for _, name in owners]
     parts = [part for part, _ in owners]
     return [_column(*each) for each in zip(parts, given, rows.double().T, strict=True)]
