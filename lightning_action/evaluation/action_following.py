@@ -217,7 +217,7 @@ def partial_slopes(predicted: Tensor, target: Tensor) -> list[float]:
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
-    """Compute Pearson's r; 0 where one side does not vary."""
-    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
+    """Compute Pearson's r of numbers `[n]`, or of all numbers of vectors `[n, D]`; 0 where one side does not vary."""
+    a, b = (each.double() - each.double().mean(dim=0) for each in (a, b))
     scale = a.norm() * b.norm()
-    return (a @ b / scale).item() if scale > 0 else 0.0
+    return ((a * b).sum() / scale).item() if scale > 0 else 0.0

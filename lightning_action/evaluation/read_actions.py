@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.action_following import best_lag, partial_slopes
+from lightning_action.evaluation.action_following import best_lag, correlation, partial_slopes
 from lightning_action.evaluation.episode_metric import EpisodeMetric, mean
 from lightning_action.evaluation.inverse_dynamics_model import Column
 
@@ -162,13 +162,6 @@ class ActionsReadBack(EpisodeMetric):
                 if given != to:
                     result[f"idm_cross_talk_{name}_to_{name_to}"] = slopes[given] - slopes_real[given]
         return result
-
-
-def correlation(read: Tensor, given: Tensor) -> float:
-    """Compute the correlation of vectors `[n, D]`, over all of their numbers; 0 where one side does not vary."""
-    a, b = (each.double() - each.double().mean(dim=0) for each in (read, given))
-    scale = a.norm() * b.norm()
-    return ((a * b).sum() / scale).item() if scale > 0 else 0.0
 
 
 def slope(read: Tensor, given: Tensor) -> float:
