@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, Literal
+
+from lightning_action.evaluation.figures import is_number
 
 Label = Literal["obeys", "partly", "ignores", "cannot tell"]
 _OTHER = {"x": "y", "y": "x"}
@@ -100,31 +101,38 @@ def judge(figures: Mapping[str, Any], limits: Thresholds = Thresholds()) -> Verd
     cannot = list(_what_cannot_be_told(figures, limits))
     if cannot:
         return Verdict("cannot tell", tuple(cannot))
-    gains = {axis: figures[f"gain_{axis}"] for axis in "xy" if _is_number(figures[f"gain_{axis}"])}
+    gains = {axis: figures[f"gain_{axis}"] for axis in "xy" if is_number(figures[f"gain_{axis}"])}
+    told = ", ".join(f"gain {axis} {gain:.2f}" for axis, gain in gains.items())
     moves_across = any(abs(_number(figures, name)) > limits.cross_talk for name in _CROSS_TALK)
     if lag := _lag(figures, limits, ""):
-        return Verdict("partly", (f"motion comes {abs(lag):.0f} frames {'late' if lag > 0 else 'early'}",))
+        return Verdict("partly", (lag,))
     if all(abs(gain) < limits.gain_ignored for gain in gains.values()) and not moves_across:
-        told = ", ".join(f"gain {axis} {gain:.2f}" for axis, gain in gains.items())
-        stands = tuple(_what_stands_still(figures, limits))
-        win_rate = _win_rate(figures)
-        if win_rate >= limits.win_rate:
-            knows = f"losses are lower under the true actions in {win_rate:.0%}, but rollouts do not follow them"
-            return Verdict("partly", (f"{knows} ({told})", *stands))
-        told += f", win rate {win_rate:.2f}" if win_rate else ""
-        return Verdict("ignores", (f"nothing moves as the actions say ({told})", *stands))
+        return _without_response(figures, limits, "nothing moves as the actions say", told)
     # What else is wrong with an axis that does not follow, follows from that.
     faults = tuple(_faults(figures, gains, limits)) or tuple(_faults_of_videos(figures, limits))
     if faults:
         return Verdict("partly", faults)
-    told = ", ".join(f"gain {axis} {gain:.2f}" for axis, gain in gains.items())
     return Verdict("obeys", (f"{told}, right direction in {figures['sign_accuracy']:.0%}, lag 0",))
 
 
-def _lag(figures: Mapping[str, Any], limits: Thresholds, prefix: str) -> float:
-    """Frames by which motion comes late; what it seems to do otherwise follows from that."""
-    is_told = _number(figures, f"{prefix}lag_correlation") >= limits.lag_correlation
-    return _number(figures, f"{prefix}lag_frames") if is_told else 0.0
+def _lag(figures: Mapping[str, Any], limits: Thresholds, prefix: str) -> str:
+    """Say how late motion comes, if it does; what it seems to do otherwise follows from that."""
+    lag = _number(figures, f"{prefix}lag_frames")
+    if not lag or _number(figures, f"{prefix}lag_correlation") < limits.lag_correlation:
+        return ""
+    return f"motion comes {abs(lag):.0f} frames {'late' if lag > 0 else 'early'}"
+
+
+def _without_response(
+    figures: Mapping[str, Any], limits: Thresholds, what: str, told: str, remarks: tuple[str, ...] = ()
+) -> Verdict:
+    """Judge videos that do not answer to the actions: losses may still know them."""
+    stands, win_rate = tuple(_what_stands_still(figures, limits)), _win_rate(figures)
+    if win_rate >= limits.win_rate:
+        knows = f"losses are lower under the true actions in {win_rate:.0%}, but rollouts do not follow them"
+        return Verdict("partly", (f"{knows} ({told})", *stands, *remarks))
+    told += f", win rate {win_rate:.2f}" if win_rate else ""
+    return Verdict("ignores", (f"{what} ({told})", *stands, *remarks))
 
 
 _CROSS_TALK = ("cross_talk_x_to_y", "cross_talk_y_to_x")
@@ -133,7 +141,7 @@ _CROSS_TALK = ("cross_talk_x_to_y", "cross_talk_y_to_x")
 def _what_cannot_be_told(figures: Mapping[str, Any], limits: Thresholds) -> Iterator[str]:
     if figures["episodes"] < limits.episodes:
         yield f"{figures['episodes']:.0f} episodes are fewer than {limits.episodes}"
-    if not _is_number(figures["sign_accuracy"]):
+    if not is_number(figures["sign_accuracy"]):
         yield "nothing should move by more than a pixel"
     elif figures["missing_rate"] > limits.missing_rate:
         yield f"the object is not found in {figures['missing_rate']:.0%} of the frames"
@@ -159,7 +167,7 @@ def _faults(figures: Mapping[str, Any], gains: Mapping[str, float], limits: Thre
 
 def _faults_in_time_and_speed(figures: Mapping[str, Any], limits: Thresholds) -> Iterator[str]:
     phases = [value for name, value in figures.items() if name.startswith("response_phase_")]
-    if len(phases) > 1 and all(map(_is_number, phases)):
+    if len(phases) > 1 and all(map(is_number, phases)):
         *earlier, last = phases
         if last > 0.5 and all(abs(phase) < limits.gain_ignored for phase in earlier):
             yield f"only the last of {len(phases)} actions of a latent frame acts"
@@ -172,7 +180,7 @@ def _faults_in_time_and_speed(figures: Mapping[str, Any], limits: Thresholds) ->
 
 def _faults_of_videos(figures: Mapping[str, Any], limits: Thresholds) -> Iterator[str]:
     gains = {name.removeprefix("held_gain_"): value for name, value in figures.items() if name.startswith("held_gain_")}
-    weak = [size for size, gain in gains.items() if _is_number(gain) and gain < limits.gain_slow]
+    weak = [size for size, gain in gains.items() if is_number(gain) and gain < limits.gain_slow]
     if weak:
         yield f"held actions of {', '.join(weak)} of the largest go too little (gain {gains[weak[0]]:.2f})"
     drift, fast = _number(figures, "held_drift_px"), _number(figures, "speed_q4_px")
@@ -207,8 +215,7 @@ def _of_read_actions(figures: Mapping[str, Any], limits: Thresholds) -> Verdict:
     unread = [column for column in real if column not in readable]
     remarks = (f"nothing is known of {', '.join(unread)}: not read off real videos either",) if unread else ()
     if lag := _lag(figures, limits, "idm_"):
-        late = f"motion comes {abs(lag):.0f} frames {'late' if lag > 0 else 'early'}"
-        return Verdict("partly", (late, *remarks))
+        return Verdict("partly", (lag, *remarks))
     gains = {column: figures[f"idm_gain_{column}"] for column in readable}
     told = ", ".join(f"gain {column} {gain:.2f}" for column, gain in gains.items())
     faults = list(_faults_of_reading(figures, gains, limits))
@@ -217,12 +224,7 @@ def _of_read_actions(figures: Mapping[str, Any], limits: Thresholds) -> Verdict:
     answers = [(gain + others[column]) / 2 for column, gain in gains.items()]
     crossed = _crossed(figures, limits)
     if all(abs(gain) < limits.read_ignored for gain in answers) and not crossed:
-        stands, win_rate = tuple(_what_stands_still(figures, limits)), _win_rate(figures)
-        if win_rate >= limits.win_rate:
-            knows = f"losses are lower under the true actions in {win_rate:.0%}, but rollouts do not follow them"
-            return Verdict("partly", (f"{knows} ({told})", *stands, *remarks))
-        why = f"what is read off the videos is not what was given ({told}, win rate {win_rate:.2f})"
-        return Verdict("ignores", (why, *stands, *remarks))
+        return _without_response(figures, limits, "what is read off the videos is not what was given", told, remarks)
     if all(abs(gain) < limits.read_ignored for gain in others.values()) and not crossed:
         why = f"videos go on as recorded ({told}), whatever actions are given: under another sample's, "
         return Verdict("ignores", (why + ", ".join(f"gain {c} {gain:.2f}" for c, gain in others.items()), *remarks))
@@ -265,7 +267,7 @@ def _faults_of_reading(figures: Mapping[str, Any], gains: Mapping[str, float], l
 
 def _of_unknown_state(figures: Mapping[str, Any], limits: Thresholds) -> Verdict:
     win_rate, delta = _win_rate(figures), _number(figures, "delta_psnr_all_frames_db")
-    is_compared = _is_number(figures.get("delta_psnr_all_frames_db"))
+    is_compared = is_number(figures.get("delta_psnr_all_frames_db"))
     losses = [f"win rate {win_rate:.2f}"] if win_rate else []
     videos = [f"PSNR {delta:+.2f} dB against other actions"] if is_compared else []
     told = ", ".join([*losses, *videos])
@@ -273,7 +275,7 @@ def _of_unknown_state(figures: Mapping[str, Any], limits: Thresholds) -> Verdict
     if not told:
         nothing = "nobody knows where things are in this data, and nothing was made under other actions"
         return Verdict("cannot tell", (nothing, *stands))
-    is_told = _is_number(figures.get("generated_difference"))
+    is_told = is_number(figures.get("generated_difference"))
     is_same = is_told and _number(figures, "generated_difference") <= limits.no_difference
     if not (losses and abs(win_rate - 0.5) >= limits.win_rate - 0.5) and is_same:
         blind = "neither losses nor videos depend" if losses else "the videos do not depend"
@@ -281,11 +283,7 @@ def _of_unknown_state(figures: Mapping[str, Any], limits: Thresholds) -> Verdict
     return Verdict("cannot tell", (f"nobody knows where things are in this data ({told})", *stands))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float | int) and math.isfinite(value)
-
-
 def _number(figures: Mapping[str, Any], name: str) -> float:
     """A figure, 0 where it is undefined."""
     value = figures.get(name)
-    return float(value) if value is not None and _is_number(value) else 0.0
+    return float(value) if value is not None and is_number(value) else 0.0
