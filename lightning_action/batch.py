@@ -244,10 +244,19 @@ def without_actions(batch: Batch) -> Batch:
     return {**batch, "action": None}
 
 
-def other_actions(batch: Batch) -> Batch:
-    """The batch under actions that are not its own: those of the sample before, or its own backwards if it is alone."""
+def other_actions(batch: Batch, num_initial_rows: int = 0) -> Batch:
+    """The batch under actions that are not its own: those of the sample before, or its own backwards if it is alone.
+
+    The first rows, `num_initial_rows` of them, belong to what is given, and stay.
+    """
     action: Tensor = batch["action"]
-    return {**batch, "action": action.roll(1, dims=0) if len(action) > 1 else action.flip(1)}
+    other = action.roll(1, dims=0) if len(action) > 1 else action.flip(1)
+    return {**batch, "action": after_start(action, other, num_initial_rows)}
+
+
+def after_start(own: Tensor, other: Tensor, num_initial_rows: int) -> Tensor:
+    """Keep the action rows that belong to the given frames, and take others `[B, rows, columns]` after them."""
+    return torch.cat([own[:, :num_initial_rows], other[:, num_initial_rows:]], dim=1)
 
 
 def shuffled_actions(batch: Batch, randoms: Sequence[torch.Generator]) -> Batch:

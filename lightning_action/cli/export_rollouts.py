@@ -26,7 +26,6 @@ from lightning_action.batch import (
 from lightning_action.cli.data_section import build_data
 from lightning_action.cli.encode import choose_device
 from lightning_action.evaluation.known_state import Simulate, simulator
-from lightning_action.evaluation.probes import after_start
 from lightning_action.evaluation.worldproof_folder import RolloutFacts, actions_by_frame, write_rollout
 from lightning_action.module import ActionVideoModule
 from lightning_action.ranges import require_numbers
@@ -147,7 +146,7 @@ def rollouts_of(
     if simulate is None:
         return found
     rows = module.schema.num_rows(module.sampling.num_initial_latents)
-    other = {**batch, "action": after_start(batch["action"], other_actions(batch)["action"], rows)}
+    other = other_actions(batch, rows)
     # The judge refuses pairs of equal actions.
     differing = (other["action"] != batch["action"]).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if differing:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.assembly import HasActionSchema
-from lightning_action.batch import Batch, from_unit_range, num_latent_frames, to_unit_range
+from lightning_action.batch import Batch, after_start, from_unit_range, num_latent_frames, to_unit_range
 from lightning_action.cli.data_section import build_data
 from lightning_action.cli.video_inputs import ACTIONS, Inputs, VideoOptions
 from lightning_action.data.split_data import SampleDataset
@@ -18,7 +18,6 @@ from lightning_action.evaluation.color_locator import ColorLocator
 from lightning_action.evaluation.evaluator import Seen
 from lightning_action.evaluation.given_videos import GivenEpisodes
 from lightning_action.evaluation.known_state import position_reader, simulator
-from lightning_action.evaluation.probes import after_start
 from lightning_action.evaluation.provenance import data_fingerprint
 from lightning_action.recordings.given_videos import numbers_of, require_same_names
 

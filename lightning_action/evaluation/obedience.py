@@ -26,7 +26,7 @@ from lightning_action.evaluation.evaluator import CURVES, Evaluator, Seen
 from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
 from lightning_action.evaluation.loss_gap import OTHER_ACTIONS, FrameLosses
-from lightning_action.evaluation.probes import NUM_PICTURES, Probes, after_start, as_bytes
+from lightning_action.evaluation.probes import NUM_PICTURES, Probes, as_bytes
 from lightning_action.evaluation.report import Report
 from lightning_action.evaluation.verdict import Thresholds, judge
 from lightning_action.generator.causality import BlockCausality
@@ -99,7 +99,7 @@ class ObedienceTest:
         Raises:
             ValueError: None of the frames is generated.
         """
-        truth, other = self._truth(batch), self._under_other_actions(batch)
+        truth, other = self._truth(batch), other_actions(batch, self._num_initial_rows)
         truth_other = self._simulated(other)
         video, video_other = self._timed(batch), self._timed(other)
         self._num_frames = video.shape[1]
@@ -118,7 +118,7 @@ class ObedienceTest:
             batch: The batch that was given to `add_model`.
             losses: Matched losses named `null`.
         """
-        truth, truth_other = self._truth(batch), self._simulated(self._under_other_actions(batch))
+        truth, truth_other = self._truth(batch), self._simulated(other_actions(batch, self._num_initial_rows))
         null = self._timed(without_actions(batch))
         self._show(null=null)
         videos = (copy_of_first_frames(truth.video, self._num_initial_frames), null)
@@ -162,11 +162,6 @@ class ObedienceTest:
         self._predict_seconds += time.monotonic() - started
         return video
 
-    def _under_other_actions(self, batch: Batch) -> Batch:
-        """The batch under another sample's actions, but for the rows that belong to what is given."""
-        other = other_actions(batch)
-        return {**other, "action": after_start(batch["action"], other["action"], self._num_initial_rows)}
-
     def _truth(self, batch: Batch) -> Seen:
         truth = self._true_video(batch)
         if truth is None:
@@ -194,7 +189,7 @@ class ObedienceTest:
         acting = slice(None) if without is None else ~without
         start = (self._num_initial_frames - 1) * self._schema.rows_per_frame
         videos = {"read": video, "read_real": truth, "read_other": video_other}
-        actions = {"action": batch["action"], "action_other": self._under_other_actions(batch)["action"]}
+        actions = {"action": batch["action"], "action_other": other_actions(batch, self._num_initial_rows)["action"]}
         rows = {name: model.read(each[acting]) for name, each in videos.items()}
         rows |= {name: rows_between_frames(each[acting].float(), self._schema) for name, each in actions.items()}
         evaluator.update_read_actions({name: each[:, start:] for name, each in rows.items()})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_action.action.schema import ActionPart, ActionSchema
-from lightning_action.batch import Batch, choose_samples, from_unit_range, to_bytes
+from lightning_action.batch import Batch, after_start, choose_samples, from_unit_range, to_bytes
 from lightning_action.evaluation.action_following import hold_last_found
 from lightning_action.evaluation.bootstrap import intervals
 from lightning_action.evaluation.episode_metric import EpisodeMetric
@@ -150,11 +150,6 @@ class Probes(nn.Module):
 
     def _path(self, video: Tensor, batch: Batch) -> Tensor:
         return hold_last_found(*self._read_positions(from_unit_range(video), batch))
-
-
-def after_start(own: Tensor, other: Tensor, num_initial_rows: int) -> Tensor:
-    """Keep the action rows that belong to the given frames, and take others `[B, rows, columns]` after them."""
-    return torch.cat([own[:, :num_initial_rows], other[:, num_initial_rows:]], dim=1)
 
 
 def held_actions(schema: ActionSchema, fractions: Sequence[float]) -> list[HeldAction]:
