@@ -228,8 +228,8 @@ class ActionVideoModule(GenerativeModule):
             self._test_data = data_fingerprint(batch)
         if self._obedience is not None:
             losses = self.matched_losses(batch, self._moving(batch))
-            self._obedience.add_model(batch, losses)
-            self._obedience.add_baselines(batch, losses)
+            truth = self._obedience.add_model(batch, losses)
+            self._obedience.add_baselines(batch, losses, truth)
             if batch_idx == 0:
                 self._obedience.add_probes(batch)
 

@@ -108,11 +108,10 @@ class Evaluator(nn.Module):
         """
         self.quality.update(own.video, truth.video)
         self.motion.update(own.video, truth.video, sample_id)
-        if other is not None:
-            self.delta_psnr.update(truth.video, own.video, other.video)
         if self.seams is not None:
             self.seams.update(own.video)
         if other is not None:
+            self.delta_psnr.update(truth.video, own.video, other.video)
             self.knows_other_truth = truth_other is not None
             video_other = None if truth_other is None else truth_other.video
             self.counterfactual.update(own.video, other.video, truth.video, video_other)

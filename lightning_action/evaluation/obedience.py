@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -33,6 +33,21 @@ from lightning_action.generator.causality import BlockCausality
 
 BASELINES = ("copy_first_frame", "ignore_actions")
 MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the videos of a batch should show.
+
+    Args:
+        own: True videos under the samples' own actions.
+        other: True videos under the other actions; None where no simulator knows them.
+        read: Actions that were read off the true videos; None where none are read.
+    """
+
+    own: Seen
+    other: Seen | None
+    read: Tensor | None
 
 
 class ObedienceTest:
@@ -89,44 +104,49 @@ class ObedienceTest:
             self._probes = Probes(self._timed, read_positions, self._simulate, schema, *initial)
 
     @torch.no_grad()
-    def add_model(self, batch: Batch, losses: Mapping[str, FrameLosses]) -> None:
+    def add_model(self, batch: Batch, losses: Mapping[str, FrameLosses]) -> Truth:
         """Add two rollouts of a batch, under its own and under other actions and with the same noise.
 
         Args:
             batch: Videos, `[B, T, 3, H, W]` in [-1, 1], with actions.
             losses: Matched losses, named `true` and by the kinds of other actions; without any, none are compared.
 
+        Returns:
+            What the videos should show, for `add_baselines`.
+
         Raises:
             ValueError: None of the frames is generated.
         """
-        truth, other = self._truth(batch), other_actions(batch, self._num_initial_rows)
-        truth_other = self._simulated(other)
+        own, other = self._truth(batch), other_actions(batch, self._num_initial_rows)
+        read = None if self._inverse_dynamics is None else _read(self._inverse_dynamics, batch, own.video)
+        truth = Truth(own, self._simulated(other), read)
         video, video_other = self._timed(batch), self._timed(other)
         self._num_frames = video.shape[1]
-        self._show(truth=truth.video, model=video, other=video_other)
+        self._show(truth=own.video, model=video, other=video_other)
         evaluator = self._evaluators[MODEL].to(video.device)
         seen, seen_other = self._seen(video, batch), self._seen(video_other, batch)
-        evaluator.update_videos(seen, seen_other, truth, truth_other, batch["sample_id"])
+        evaluator.update_videos(seen, seen_other, own, truth.other, batch["sample_id"])
         evaluator.update_losses(losses)
-        self._read_actions(evaluator, batch, truth.video, video, video_other)
+        self._update_read_actions(evaluator, batch, truth, video, video_other)
+        return truth
 
     @torch.no_grad()
-    def add_baselines(self, batch: Batch, losses: Mapping[str, FrameLosses]) -> None:
+    def add_baselines(self, batch: Batch, losses: Mapping[str, FrameLosses], truth: Truth) -> None:
         """Add what a model scores that copies the last given frame, and one that ignores actions, by a third rollout.
 
         Args:
             batch: The batch that was given to `add_model`.
             losses: Matched losses named `null`.
+            truth: What `add_model` returned for that batch.
         """
-        truth, truth_other = self._truth(batch), self._simulated(other_actions(batch, self._num_initial_rows))
         null = self._timed(without_actions(batch))
         self._show(null=null)
-        videos = (copy_of_first_frames(truth.video, self._num_initial_frames), null)
+        videos = (copy_of_first_frames(truth.own.video, self._num_initial_frames), null)
         for name, video in zip(BASELINES, videos, strict=True):
             evaluator, seen = self._evaluators[name].to(video.device), self._seen(video, batch)
-            evaluator.update_videos(seen, seen, truth, truth_other, batch["sample_id"])
+            evaluator.update_videos(seen, seen, truth.own, truth.other, batch["sample_id"])
             evaluator.update_losses(dict.fromkeys(("true", *OTHER_ACTIONS), losses["null"]))
-            self._read_actions(evaluator, batch, truth.video, video, video)
+            self._update_read_actions(evaluator, batch, truth, video, video)
 
     @torch.no_grad()
     def add_probes(self, batch: Batch) -> None:
@@ -179,19 +199,19 @@ class ObedienceTest:
         positions, found = self._read_positions(from_unit_range(video), batch)
         return Seen(video, positions.to(batch["position"]), found.to(batch["position"].device))
 
-    def _read_actions(
-        self, evaluator: Evaluator, batch: Batch, truth: Tensor, video: Tensor, video_other: Tensor
+    def _update_read_actions(
+        self, evaluator: Evaluator, batch: Batch, truth: Truth, video: Tensor, video_other: Tensor
     ) -> None:
-        """Read the actions off what was generated, and off what is true, of the samples that have actions."""
-        if self._inverse_dynamics is None:
+        """Compare the actions that are read off what was generated with those that were given."""
+        if self._inverse_dynamics is None or truth.read is None:
             return
-        model, without = self._inverse_dynamics.to(video.device), without_action(batch)
-        acting = slice(None) if without is None else ~without
-        start = (self._num_initial_frames - 1) * self._schema.rows_per_frame
-        videos = {"read": video, "read_real": truth, "read_other": video_other}
-        actions = {"action": batch["action"], "action_other": other_actions(batch, self._num_initial_rows)["action"]}
-        rows = {name: model.read(each[acting]) for name, each in videos.items()}
-        rows |= {name: rows_between_frames(each[acting].float(), self._schema) for name, each in actions.items()}
+        read = _read(self._inverse_dynamics, batch, video)
+        read_other = read if video_other is video else _read(self._inverse_dynamics, batch, video_other)
+        other = other_actions(batch, self._num_initial_rows)
+        given = {"action": batch["action"], "action_other": other["action"]}
+        acting, start = _acting(batch), (self._num_initial_frames - 1) * self._schema.rows_per_frame
+        rows = {"read": read, "read_real": truth.read, "read_other": read_other}
+        rows |= {name: rows_between_frames(each[acting].float(), self._schema) for name, each in given.items()}
         evaluator.update_read_actions({name: each[:, start:] for name, each in rows.items()})
 
     def _simulated(self, batch: Batch) -> Seen | None:
@@ -241,6 +261,17 @@ def compose(evaluators: Mapping[str, Evaluator], probes: Probes | None = None) -
         "baselines_per_episode": {name: evaluator.per_episode() for name, evaluator in baselines.items()},
         "baselines": {name: evaluator.compute() for name, evaluator in baselines.items()},
     }
+
+
+def _read(model: InverseDynamicsModel, batch: Batch, video: Tensor) -> Tensor:
+    """Read the actions off the videos of the samples that have actions."""
+    return model.to(video.device).read(video[_acting(batch)])
+
+
+def _acting(batch: Batch) -> slice | Tensor:
+    """Index of the samples that have actions."""
+    without = without_action(batch)
+    return slice(None) if without is None else ~without
 
 
 def copy_of_first_frames(truth: Tensor, num_initial_frames: int) -> Tensor:

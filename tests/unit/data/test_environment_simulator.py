@@ -71,8 +71,8 @@ def measured(module: EnvironmentDataModule, generate: Callable[[Batch], Tensor])
     for batch in module.test_dataloader():
         ones = torch.ones(len(batch["sample_id"]), 5)
         losses = dict.fromkeys(("true", *OTHER_ACTIONS), Loss(ones.mean(dim=1), ones, 500 * ones))
-        test.add_model(batch, losses)
-        test.add_baselines(batch, losses)
+        truth = test.add_model(batch, losses)
+        test.add_baselines(batch, losses, truth)
     test.add_probes(batch_of(module))
     return test
 

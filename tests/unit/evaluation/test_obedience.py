@@ -95,8 +95,8 @@ def measured(
         BlockCausality(2, independent_first_frame=True),
     )
     for batch in batches:
-        test.add_model(batch, losses(batch))
-        test.add_baselines(batch, losses(batch))
+        truth = test.add_model(batch, losses(batch))
+        test.add_baselines(batch, losses(batch), truth)
     return test
 
 
