@@ -21,8 +21,9 @@ from torch import Tensor
 from lightning_action import ActionVideoModule, MovingSpriteWorld, SpriteDataModule
 from lightning_action.atomic import write_json
 from lightning_action.data.sprite_world import WorldStart
+from lightning_action.evaluation.known_state import position_reader, simulator
 from lightning_action.evaluation.report import Report, null_where_undefined
-from lightning_action.run import build_module, load_weights
+from lightning_action.run import load_run
 
 Mistake = Callable[[Tensor], Tensor]
 
@@ -67,8 +68,7 @@ class MistakenWorld(MovingSpriteWorld):
 
 def go_on(run: Path, mistake: Mistake, world: dict[str, Any], num_steps: int) -> ActionVideoModule:
     """Load the run, and train it further on mistaken videos."""
-    module = build_module(run / "config_fit.yaml")
-    load_weights(module, run / "checkpoints" / "last.ckpt")
+    module = load_run(run / "config_fit.yaml", run / "checkpoints" / "last.ckpt").train()
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -87,13 +87,11 @@ def go_on(run: Path, mistake: Mistake, world: dict[str, Any], num_steps: int) ->
 def measure(module: ActionVideoModule, world: dict[str, Any], num_videos: int) -> Report:
     """Test on videos without mistake."""
     data = SpriteDataModule(MovingSpriteWorld(**world), test_size=num_videos, eval_batch_size=num_videos)
-    test = module.obedience_test(
-        lambda video, batch: data.read_positions(video, batch, "test"), lambda batch: data.simulate(batch, "test")
-    )
+    test = module.obedience_test(position_reader(data, "test"), simulator(data, "test"))
     for batch in data.test_dataloader():
         losses = module.matched_losses(batch)
-        test.add_model(batch, losses)
-        test.add_baselines(batch, losses)
+        truth = test.add_model(batch, losses)
+        test.add_baselines(batch, losses, truth)
         test.add_probes(batch)
     return test.report()
 
@@ -101,12 +99,11 @@ def measure(module: ActionVideoModule, world: dict[str, Any], num_videos: int) -
 @torch.no_grad()
 def blind(run: Path) -> ActionVideoModule:
     """Load the run without its actions: what is left is what the backbone knows."""
-    module = build_module(run / "config_fit.yaml")
-    load_weights(module, run / "checkpoints" / "last.ckpt")
+    module = load_run(run / "config_fit.yaml", run / "checkpoints" / "last.ckpt")
     assert module.action_projection is not None
     for parameter in module.action_projection.parameters():
         parameter.zero_()
-    return module.eval()
+    return module
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
