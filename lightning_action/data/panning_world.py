@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.data.scenery import SHAPES, draw_background, paint
-from lightning_action.data.sprite_world import COLORS, held_actions
+from lightning_action.data.sprite_world import COLORS, draw_held_actions
 from lightning_action.data.world import World
 from lightning_action.ranges import require_numbers
 from lightning_action.seeding import generator_for
@@ -92,7 +92,7 @@ class PanningCameraWorld(World):
     def sample_actions(self, seeds: Sequence[int], num_steps: int) -> Tensor:
         """Draw action rows, held for some pixel frames each: `[B, num_steps, 2]`."""
         settings = num_steps, self.hold_probability, self.still_probability, self.slowness
-        return torch.stack([held_actions(generator_for(seed, 1), *settings) for seed in seeds])
+        return torch.stack([draw_held_actions(generator_for(seed, 1), *settings) for seed in seeds])
 
     def simulate(self, start: PanningStart, actions: Tensor) -> Tensor:
         """Compute positions of the camera under action rows `[B, T - 1, 2]`: `[B, T, 2]`, frame 0 the start."""

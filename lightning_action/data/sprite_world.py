@@ -239,7 +239,7 @@ class MovingSpriteWorld(World):
         if self.action_kind == "discrete":
             fresh = torch.randint(len(DIRECTIONS), (num_steps, 1), generator=random)
             return fresh[held_rows(num_steps, self.hold_probability, random)]
-        return held_actions(random, num_steps, self.hold_probability, self.still_probability, self.slowness)
+        return draw_held_actions(random, num_steps, self.hold_probability, self.still_probability, self.slowness)
 
     def _velocities(self, actions: Tensor) -> Tensor:
         """Compute velocities in pixels a frame, `[B, T - 1, 2]`."""
@@ -282,7 +282,7 @@ def _stack(worlds: Sequence[WorldStart]) -> WorldStart:
     return WorldStart(*(together(field.name) for field in fields(WorldStart)))
 
 
-def held_actions(
+def draw_held_actions(
     random: torch.Generator, num_steps: int, hold_probability: float, still_probability: float, slowness: float
 ) -> Tensor:
     """Draw continuous action rows `[num_steps, 2]` in [-1, 1], see `MovingSpriteWorld` for the arguments."""
