@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
+from torch.utils.data import DataLoader
 
+from lightning_action.batch import Batch
 from lightning_action.cli.trainer_verbs import program_name
 from lightning_action.cli.usage import RunParser
 from lightning_action.configuration.class_paths import only_importing, require_classes
@@ -59,3 +62,10 @@ def build_data(
             f"which has samples to compare with; got {type(datamodule).__name__}"
         )
     return datamodule
+
+
+def load_samples(data: SplitDataModule, split: Literal["test", "predict"]) -> DataLoader[Batch]:
+    """Prepare a DataModule, and load a split of it."""
+    data.prepare_data()
+    data.setup(split)
+    return data.test_dataloader() if split == "test" else data.predict_dataloader()

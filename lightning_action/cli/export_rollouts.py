@@ -23,7 +23,7 @@ from lightning_action.batch import (
     other_actions,
     to_bytes,
 )
-from lightning_action.cli.data_section import build_data
+from lightning_action.cli.data_section import build_data, load_samples
 from lightning_action.cli.encode import choose_device
 from lightning_action.evaluation.known_state import Simulate, simulator
 from lightning_action.evaluation.worldproof_folder import RolloutFacts, actions_by_frame, write_rollout
@@ -100,11 +100,9 @@ def export_rollouts(options: RolloutOptions) -> None:
             "the judge compares futures of a given start under actions: it needs an action_projection, and "
             "model.sampling.num_initial_latents of at least 1"
         )
-    data.prepare_data()
-    data.setup(options.split)
+    loader = load_samples(data, options.split)
     module.frozen.load()
     module.to(choose_device(options.device, 0), getattr(torch, options.dtype))
-    loader = data.test_dataloader() if options.split == "test" else data.predict_dataloader()
     simulate, written = simulator(data, options.split), 0
     with creating_folder(options.output, options.overwrite) as folder:
         for batch in tqdm(loader, desc="generating", unit="batch"):

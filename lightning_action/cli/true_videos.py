@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_action.assembly import HasActionSchema
 from lightning_action.batch import Batch, after_start, from_unit_range, num_latent_frames, to_unit_range
-from lightning_action.cli.data_section import build_data
+from lightning_action.cli.data_section import build_data, load_samples
 from lightning_action.cli.video_inputs import ACTIONS, Inputs, VideoOptions
 from lightning_action.data.split_data import SampleDataset
 from lightning_action.evaluation.action_following import hold_last_found
@@ -88,10 +88,7 @@ class DataSource:
     def __init__(self, options: VideoOptions, inputs: Inputs) -> None:
         self.inputs = inputs
         data = build_data(options.config, options.settings, options.allow)
-        data.prepare_data()
-        data.setup(options.split)
-        self.kind = type(data).__name__
-        self._loader = data.test_dataloader() if options.split == "test" else data.predict_dataloader()
+        self.kind, self._loader = type(data).__name__, load_samples(data, options.split)
         self._reader, self._simulate = position_reader(data, options.split), simulator(data, options.split)
         self._others = dict(previous_actions(data.dataset(options.split)))
         self._names = names_by_number(options, inputs, self._others)
