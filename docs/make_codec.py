@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_action.batch import to_unit_range
 from lightning_action.callbacks.support.files import write_bytes
 from lightning_action.data.panning_world import PanningCameraWorld
 from lightning_action.data.scenery import SHAPES
@@ -56,7 +57,7 @@ def measure(codec: ConvVideoCodec, world: World, noise: float) -> list[float]:
     random = torch.Generator().manual_seed(0)
     decoded = codec.streaming_decoder()(latents + noise * torch.randn(latents.shape, generator=random))
     quality = VideoQuality(num_initial_frames=0)
-    quality.update((decoded + 1) / 2, (batch["video"] + 1) / 2)
+    quality.update(to_unit_range(decoded), to_unit_range(batch["video"]))
     figures = quality.compute()
     located, found = videos.read_positions(decoded, batch, "test")
     error = (located - batch["position"]).norm(dim=-1)[found].mean().item()

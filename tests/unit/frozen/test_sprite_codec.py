@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lightning_action.batch import to_unit_range
 from lightning_action.data.panning_world import PanningCameraWorld
 from lightning_action.data.scenery import SHAPES
 from lightning_action.data.sprite_data import SpriteDataModule
@@ -24,7 +25,7 @@ def test_pictures_stay_sharp_and_sprites_where_they_are(world: World, psnr: floa
     codec = SpriteVideoCodec()
     decoded = codec.streaming_decoder()(codec.encode(batch["video"]))
     quality = VideoQuality(num_initial_frames=0)
-    quality.update((decoded + 1) / 2, (batch["video"] + 1) / 2)
+    quality.update(to_unit_range(decoded), to_unit_range(batch["video"]))
     figures = quality.compute()
     assert figures["psnr_db"] > psnr and figures["psnr_moving_db"] > moving
     positions, found = data.read_positions(decoded, batch, "test")
