@@ -18,10 +18,9 @@ from lightning_action.generator.attention import attend_by_block, attend_dense, 
 from lightning_action.generator.attention_fp8 import attend_fp8, enable_fp8_attention
 from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.generator.causality import BlockCausality, teacher_forcing
-from lightning_action.generator.context import MaskedContext
 from lightning_action.generator.prompt import pad, padding_bias
 from lightning_action.weights.safetensors_files import write_safetensors
-from tests.support.attentions import Attentions
+from tests.support.attentions import Attentions, watch_dtypes
 from tests.support.small_generator import small_generator, small_inputs
 from tests.support.small_rollout import session
 
@@ -95,17 +94,8 @@ def test_kept_attention_is_computed_once_and_changes_nothing() -> None:
 
 
 def test_under_autocast_tokens_queries_and_keys_are_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[torch.dtype] = []
-    attend = MaskedContext.attend
-
-    def watched(context: MaskedContext, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        seen.extend(x.dtype for x in (query, key, value))
-        return attend(context, query, key, value)
-
-    monkeypatch.setattr(MaskedContext, "attend", watched)
     generator, x = small_generator(**WIDE).to(CUDA), inputs(4, torch.float32)
-    for layer in generator.blocks:
-        layer.register_forward_hook(lambda layer, inputs, output: seen.extend(t.dtype for t in (inputs[0], output)))
+    seen = watch_dtypes(generator, monkeypatch)
     with torch.autocast("cuda", torch.bfloat16):
         generator.block_causal(x["noisy"], x["timestep"], x["text"], BlockCausality(2), x["modulation"])
     assert set(seen) == {torch.bfloat16} and len(seen) == 2 * 5

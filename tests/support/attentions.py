@@ -1,12 +1,17 @@
-"""How often attention is computed, whatever stands around it."""
+"""How often attention is computed, and in which dtypes, whatever stands around it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from lightning_action.generator.context import MaskedContext
+from lightning_action.generator.model import CausalWanModel
 
 
 class Attentions(TorchDispatchMode):
@@ -25,3 +30,18 @@ class Attentions(TorchDispatchMode):
             self.count += 1
             self.num_bytes += sum(x.numel() * x.element_size() for x in tree_leaves(given) if isinstance(x, Tensor))
         return given
+
+
+def watch_dtypes(generator: CausalWanModel, monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """Note the dtypes of queries, keys and values, and of the tokens before and after each layer, from now on."""
+    seen: list[torch.dtype] = []
+    attend = MaskedContext.attend
+
+    def watched(context: MaskedContext, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        seen.extend(x.dtype for x in (query, key, value))
+        return attend(context, query, key, value)
+
+    monkeypatch.setattr(MaskedContext, "attend", watched)
+    for layer in generator.blocks:
+        layer.register_forward_hook(lambda layer, inputs, output: seen.extend(t.dtype for t in (inputs[0], output)))
+    return seen

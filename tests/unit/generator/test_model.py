@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves
 from lightning_action.generation.rollout import rollout
 from lightning_action.generator import attention
 from lightning_action.generator.causality import BlockCausality
-from lightning_action.generator.context import MaskedContext
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
+from tests.support.attentions import watch_dtypes
 from tests.support.small_generator import small_generator, small_inputs
 from tests.support.small_rollout import session
 
@@ -132,12 +132,6 @@ def test_sequence_lengths_around_multiples_of_128(height: int, width: int, num_f
 
 def test_under_bfloat16_autocast_tokens_queries_and_keys_are_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tables of the layers and the weights of the norms stay float32, and would make everything so."""
-    seen: list[torch.dtype] = []
-    attend = MaskedContext.attend
-
-    def watched(context: MaskedContext, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        seen.extend(x.dtype for x in (query, key, value))
-        return attend(context, query, key, value)
 
     def normalized(*arguments: Any, **named: Any) -> Tensor:
         return layer_norm(*arguments, **named).float()
@@ -145,10 +139,8 @@ def test_under_bfloat16_autocast_tokens_queries_and_keys_are_bfloat16(monkeypatc
     layer_norm = torch.nn.functional.layer_norm
     # As autocast on CUDA does.
     monkeypatch.setattr(torch.nn.functional, "layer_norm", normalized)
-    monkeypatch.setattr(MaskedContext, "attend", watched)
     generator, x = small_generator(), small_inputs(4)
-    for layer in generator.blocks:
-        layer.register_forward_hook(lambda layer, inputs, output: seen.extend(t.dtype for t in (inputs[0], output)))
+    seen = watch_dtypes(generator, monkeypatch)
     expected = run(generator, "teacher_forcing", x, BlockCausality(2))
     assert set(seen) == {torch.float32} and len(seen) == 2 * 5
     seen.clear()
