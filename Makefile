@@ -44,10 +44,10 @@ demo-pusht: $(VENV)/.installed-pusht  ## the same from a recording of Push-T, a 
 	$(MAIN) test $(PUSHT) $(PUSHT_CKPT)
 
 test: install-dev  ## run all tests; those that need a GPU are skipped without one
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 1 $(ARGS)
 
 test-fast: install-dev  ## run unit and parity tests but those marked distributed
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile -m '(unit or parity) and not distributed' $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 1 -m '(unit or parity) and not distributed' $(ARGS)
 
 test-unit test-parity test-integration test-gpu: install-dev
 	$(BIN)/python -m pytest -m $(@:test-%=%) $(ARGS)
