@@ -10,7 +10,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from lightning_action.action.schema import ActionPart, ActionSchema
+from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch, after_start, choose_samples, from_unit_range, to_bytes
 from lightning_action.evaluation.action_following import hold_last_found
 from lightning_action.evaluation.bootstrap import intervals
@@ -162,7 +162,7 @@ def held_actions(schema: ActionSchema, fractions: Sequence[float]) -> list[HeldA
         fractions: Sizes, as fractions of the way from zero to the largest value; the last one is shown.
     """
     zero, reach = zero_and_reach(schema)
-    columns = [name for part in schema.parts for name in _column_names(part)]
+    columns = [name for part in schema.parts for name in part.column_names]
     found = [HeldAction("zero", zero, True)]
     for fraction in fractions:
         for column in reach.nonzero().flatten().tolist():
@@ -215,7 +215,3 @@ def zero_and_reach(schema: ActionSchema) -> tuple[Tensor, Tensor]:
 def as_bytes(video: Tensor) -> Tensor:
     """Turn pixels in [0, 1] into bytes on the CPU."""
     return to_bytes(from_unit_range(video)).cpu()
-
-
-def _column_names(part: ActionPart) -> list[str]:
-    return [part.name] if part.num_columns == 1 else [f"{part.name}[{column}]" for column in range(part.num_columns)]

@@ -96,7 +96,7 @@ def test_few_samples_are_taken_from_the_middle_with_their_own_noise() -> None:
         assert {batch["prompt"][row] for row in range(len(batch["sample_id"]))} <= set(BATCH["prompt"])
         for row, sample in enumerate(batch["sample_id"].tolist()):
             assert torch.equal(batch["video"][row], BATCH["video"][sample])
-    names = ["held zero", *(f"held move[{column}] {value}" for column in (0, 1) for value in ("+0.15", "-0.15"))]
+    names = ["held zero", *(f"held move_{column} {value}" for column in (0, 1) for value in ("+0.15", "-0.15"))]
     assert list(probes.pictures) == names
     for video in probes.pictures.values():
         assert video.shape == (4, 13, 3, 24, 24) and video.dtype == torch.uint8
@@ -113,8 +113,8 @@ def test_zero_and_the_rows_that_are_held() -> None:
     assert zero.tolist() == [0.5, 1, 0] and reach.tolist() == [0.5, 3, 0]
     found = {action.name: (action.row.tolist(), action.is_shown) for action in held_actions(MIXED, (0.1, 0.2))}
     assert found["zero"] == ([0.5, 1, 0], True) and len(found) == 1 + 2 * 4
-    assert found["arm[1] +1.3"][0] == pytest.approx([0.5, 1.3, 0]) and not found["arm[1] +1.3"][1]
-    assert found["arm[0] +0.4"][0] == pytest.approx([0.4, 1, 0]) and found["arm[0] +0.4"][1]
+    assert found["arm_1 +1.3"][0] == pytest.approx([0.5, 1.3, 0]) and not found["arm_1 +1.3"][1]
+    assert found["arm_0 +0.4"][0] == pytest.approx([0.4, 1, 0]) and found["arm_0 +0.4"][1]
     discrete = ActionSchema([ActionPart("key", "discrete", 5)])
     assert not zero_and_reach(discrete)[1].any()
 
