@@ -356,7 +356,7 @@ class GenerativeModule(SavedModule):
         text = self.frozen.text_of(batch, *to)
         switches = {frame: self.frozen.encode_text(prompts, *to) for frame, prompts in switched.items()}
         modulation = self.conditioning.of_rollout(
-            batch.get("action"), infers_actions(batch), length, text, without_action(batch)
+            batch.get("action"), infers_actions(batch), length, text, self.causality, without_action(batch)
         )
         shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
         videos = VideoGenerator(
