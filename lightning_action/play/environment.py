@@ -82,6 +82,7 @@ class WorldModelEnv(Env[np.ndarray, Any]):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is rgb_array or None, got {render_mode!r}")
         self.render_mode = render_mode
+        self.model, self.starts = model, starts
         self._worlds = WorldBatches(model, starts, Rules(reward, terminated, max_steps, holds_action, fps))
         self.action_space = action_space(self._worlds.schema, self._worlds.num_rows)
         self.observation_space = spaces.Box(0, 255, self._worlds.frame_shape, np.uint8)
