@@ -147,6 +147,10 @@ def test_one_row_serves_all_worlds_and_lists_are_taken() -> None:
     for _ in range(4):
         alike, each = one.step([0.5, -0.25]), other.step(torch.tensor([[0.5, -0.25]] * 2))
     assert alike.shape[1] == 4 and torch.equal(alike, each)
+    # Rows of whole numbers and others stand in one block.
+    for row in ([1, 0], [0.5, 0.25], [0, 1], [1, 1]):
+        mixed, floats = one.step(row), other.step([float(value) for value in row])
+    assert mixed.shape[1] == 4 and torch.equal(mixed, floats)
 
 
 def test_seed_and_sample_id_choose_the_noise() -> None:
