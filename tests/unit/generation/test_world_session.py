@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_action import ActionVideoModule, BlockCausality, Sampling, WorldSession
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.batch import from_unit_range
+from lightning_action.generator.acceleration import Acceleration
 from tests.support.sprite_module import ready
 
 PROMPTS = ["a red disc", "a green disc"]
@@ -430,3 +431,21 @@ def test_relative_positions_begin_to_matter_when_frames_leave_the_window(causali
     fork = session.fork()
     mine = by_rows(session, rows[:, 36:])
     assert torch.equal(torch.cat([*first, mine], dim=1), moved) and torch.equal(by_rows(fork, rows[:, 36:]), mine)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_captured_pass_serves_a_session_and_its_forks(relative: bool) -> None:
+    captured = Acceleration(capture_pass=True)
+    sampling = Sampling(num_inference_steps=2, relative_positions=relative)
+    found = []
+    for settings in ({}, {"acceleration": captured}):
+        module, frames, rows = worlds(9, sampling=sampling, **settings)
+        session = module.open_session(2)
+        with torch.compiler.set_stance("force_eager"):
+            session.reset(frames[:, :1], PROMPTS)
+            before = by_rows(session, rows[:, :20])
+            fork = session.fork()
+            found.append((before, by_rows(session, rows[:, 20:]), by_rows(fork, rows[:, 20:])))
+    for plain, one in zip(*found, strict=True):
+        torch.testing.assert_close(one, plain, atol=1e-5, rtol=0)
+    assert torch.equal(found[1][1], found[1][2])
