@@ -104,8 +104,54 @@ class ActionConditioning:
             present = present & ~dropped[:, None].to(present.device)
         return self.of_action(vectors, shape[1], latents, present)
 
+    def of_blocks(self, action: Tensor, blocks: Sequence[range], like: Tensor, present: Tensor | None = None) -> Tensor:
+        """Compute modulation as `of_action`, one block of frames after the other.
+
+        Matrix products of another height may round differently; so whoever knows the actions of one block alone has the
+        same bits.
+
+        Args:
+            action: Action vectors or modulation of all blocks, as in `of_action`.
+            blocks: Frames of each block, counted in `action`.
+            like: Tensor of the device and dtype of the result.
+            present: Frames that have an action, `[B, F]` bool; None for all.
+
+        Raises:
+            ValueError: As `of_action`.
+        """
+        if action.ndim <= 3:
+            self._projection.require_actions(action)
+        made = []
+        for block in blocks:
+            here = slice(block.start, block.stop)
+            own = action if action.ndim == 2 else action[:, here]
+            made.append(self.of_action(own, len(block), like, None if present is None else present[:, here]))
+        return torch.cat(made, dim=1)
+
+    def of_rows(self, rows: Tensor, frames: range, like: Tensor) -> Tensor | None:
+        """Compute the modulation of some latent frames of a video from their action rows; None without a projection.
+
+        Args:
+            rows: Action rows `[B, rows, columns]` of these frames, see `ActionSchema.rows_of_frames`.
+            frames: Latent frames of the video.
+            like: Tensor of the device and dtype of the result.
+
+        Raises:
+            ValueError: There is no schema, or the rows do not fit it.
+        """
+        if self.projection is None:
+            return None
+        vectors, present = self._schema.encode_frames(rows.to(like.device), frames)
+        return self.of_action(vectors, len(frames), like, present)
+
     def of_rollout(
-        self, action: Tensor | None, infers: bool, num_frames: int, text: Tensor, dropped: Tensor | None = None
+        self,
+        action: Tensor | None,
+        infers: bool,
+        num_frames: int,
+        text: Tensor,
+        causality: BlockCausality,
+        dropped: Tensor | None = None,
     ) -> Tensor | BlockModulation | None:
         """Compute the modulation of a video that is to be generated, or give it block by block; None for none.
 
@@ -114,16 +160,17 @@ class ActionConditioning:
             infers: Whether the action module decides each block from the blocks before it, where there are no rows.
             num_frames: Latent frames of the video.
             text: Encoded prompts, `[B, L, text_dim]`.
+            causality: Cut of the video into blocks.
             dropped: Samples `[B]` bool that have no action.
         """
         if self.projection is None:
             return None
-        if action is not None:
-            vectors, present = self.encoded(action.to(text.device), num_frames)
-            if dropped is not None:
-                present = present & ~dropped[:, None].to(present.device)
-            return self.of_action(vectors, num_frames, text, present)
-        return self.of_inferred(text) if infers else None
+        if action is None:
+            return self.of_inferred(text) if infers else None
+        vectors, present = self.encoded(action.to(text.device), num_frames)
+        if dropped is not None:
+            present = present & ~dropped[:, None].to(present.device)
+        return self.of_blocks(vectors, causality.split(num_frames), text, present)
 
     def of_inferred(self, text: Tensor) -> BlockModulation | None:
         """Modulation of what the action module infers of every block but the first; None where there is no module."""
@@ -147,9 +194,13 @@ class ActionConditioning:
         Raises:
             ValueError: There is no schema, or the rows do not fit it.
         """
+        return self._schema.encode(rows, num_frames)
+
+    @property
+    def _schema(self) -> ActionSchema:
         if self.schema is None:
             raise ValueError("there is no action schema that says what rows mean: give one, or action vectors")
-        return self.schema.encode(rows, num_frames)
+        return self.schema
 
     @property
     def _projection(self) -> ActionModulationProjection:

@@ -1,0 +1,1 @@
+"""Generated worlds to act in: for people, for policies, and for planners."""
