@@ -28,7 +28,7 @@ from lightning_action.evaluation.report import format_table
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.cost import training_flops
 from lightning_action.losses import Encoded, FlowMatchingLosses, Loss
-from lightning_action.optimization import Optimization
+from lightning_action.optimization import JointOptimization, Optimization
 from lightning_action.ranges import require_numbers
 from lightning_action.reporting import provenance_of, publish
 from lightning_action.seeding import mix_seed
@@ -123,12 +123,12 @@ class ActionVideoModule(GenerativeModule):
         super().on_load_checkpoint(checkpoint)
         if self._is_fitting and "loops" in checkpoint:
             states = checkpoint.get("optimizer_states", [])
-            self.optimization.require_same_groups(states, self._trained_parameters(), str(self.trainer.ckpt_path))
+            self._joint_optimization.require_same_groups(states, self._trained_parameters(), str(self.trainer.ckpt_path))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the groups `action`, `lora` and `backbone`, whichever of them is frozen at the time."""
         # Asked now, the Trainer would begin with the data before it knows where a checkpoint goes on.
-        optimizer, scheduler = self._optimized = self.optimization.build(
+        optimizer, scheduler = self._optimized = self._joint_optimization.build(
             self._trained_parameters(),
             lambda: float(self.trainer.estimated_stepping_batches),
             fused=not isinstance(self.trainer.precision_plugin, MixedPrecision),
@@ -138,7 +138,7 @@ class ActionVideoModule(GenerativeModule):
     def on_train_start(self) -> None:
         """A fit that goes on takes its learning rates, betas and weight decay from the configuration."""
         if self.trainer.ckpt_path is not None and self._optimized is not None:
-            told = self.optimization.put_back(*self._optimized)
+            told = self._joint_optimization.put_back(*self._optimized)
             if told:
                 rank_zero_warn(f"going on with other settings than the checkpoint's: {', '.join(told)}")
 
@@ -286,6 +286,11 @@ class ActionVideoModule(GenerativeModule):
         trained = [parameter for parameter in backbone.values() if parameter.requires_grad]
         groups = {"action": list(action.parameters()), "lora": list(lora.values()), "backbone": trained}
         return {name: parameters for name, parameters in groups.items() if parameters}
+
+    @property
+    def _joint_optimization(self) -> JointOptimization:
+        """Settings of all networks that train."""
+        return JointOptimization({"": self.optimization})
 
     def _new_obedience_test(
         self, split: Literal["validation", "test"], reads: InverseDynamicsModel | None = None
