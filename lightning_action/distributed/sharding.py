@@ -21,7 +21,7 @@ from lightning_action.generator.model import CausalWanModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Methods that reach parameters without going through `forward`.
-_GENERATOR_METHODS = ("block_causal", "teacher_forcing", "text_cache", "denoise", "write")
+_GENERATOR_METHODS = ("block_causal", "teacher_forcing", "text_cache", "denoise", "denoise_after", "write")
 _LAYER_METHODS = ("prompt", "write")
 
 

@@ -152,3 +152,24 @@ def test_wrong_calls_are_refused() -> None:
     fresh = KVCache(1, 1, 1, 4, TOKENS, 4, BlockCausality(2))
     with pytest.raises(ValueError, match="expects a block of 2 latent frames, got 3"):
         fresh.require_block(3)
+
+
+def test_frames_that_later_blocks_see_are_copied_out() -> None:
+    """Of each frame the keys that were written for it, whichever slot they lie in; others are refused."""
+    cache = KVCache(2, 1, 3, 4, 5, 99, BlockCausality(2, 5, 1))
+    for block in range(5):
+        for frame in cache.block:
+            place = cache.of_layer(0)[0].shape[1] - (cache.block.stop - frame) * 5
+            cache.keys[:, :, place : place + 5] = frame
+            cache.values[:, :, place : place + 5] = -frame
+        seen = [frame for frames in cache.causality.past(cache.block) for frame in frames]
+        for frame in seen:
+            keys, values = cache.of_frame(frame)
+            assert keys.shape == (2, 1, 5, 3, 4) and keys.unique().tolist() == [frame] == (-values.unique()).tolist()
+        cache.advance()
+        assert cache.position == 2 * block + 2
+    for frame in (1, cache.position - 5, cache.position, -1):
+        with pytest.raises(ValueError, match=f"stands at latent frame 10 and holds no frame {frame}"):
+            cache.of_frame(frame)
+    cache.of_frame(0)[0].fill_(7)
+    assert cache.of_frame(0)[0].unique().tolist() == [0]
