@@ -16,6 +16,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 from lightning_action.callbacks.support.shard_reading import load_shards
 from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.configuration.class_paths import only_importing, require_classes
+from lightning_action.configuration.model_class import chooses_class
 from lightning_action.configuration.strict_yaml import MODE, read_yaml
 from lightning_action.distributed.sharded_checkpoints import read_folder_metadata
 from lightning_action.module import ActionVideoModule
@@ -99,7 +100,11 @@ def build_module(config: Path_ | Sequence[Path_], allow: Sequence[str] = ()) -> 
     sections = [read_section(Path(path), "model") for path in paths]
     parser = ArgumentParser(exit_on_error=False, parser_mode=MODE)
     parser.add_argument("--config", action=ActionConfigFile)
-    parser.add_class_arguments(ActionVideoModule, "model", fail_untyped=False, sub_configs=True)
+    if any(chooses_class(json.loads(section)["model"]) for section in sections):
+        parser.add_subclass_arguments(ActionVideoModule, "model", fail_untyped=False)
+        parser.set_defaults({"model": {"class_path": f"{ActionVideoModule.__module__}.{ActionVideoModule.__name__}"}})
+    else:
+        parser.add_class_arguments(ActionVideoModule, "model", fail_untyped=False, sub_configs=True)
     told = ", ".join(str(path) for path in paths)
     with only_importing(allow):
         try:
