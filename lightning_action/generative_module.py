@@ -37,6 +37,7 @@ from lightning_action.batch import (
 from lightning_action.batch_checks import BatchChecks
 from lightning_action.checkpoints.lora import LoRASettings, merge_lora
 from lightning_action.checkpoints.pretrained import prepare_codec
+from lightning_action.checkpoints.run_weights import RunWeights
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.distributed.fsdp2 import require_shardable, require_supported
 from lightning_action.distributed.lockstep import Lockstep
@@ -125,7 +126,9 @@ class GenerativeModule(SavedModule):
         if not (train_backbone or action_projection or action_module or lora):
             raise ValueError("nothing would train: optimization.train_backbone is false, and there is no projection")
         self._factories = Factories(generator, action_projection, action_module, lora, train_backbone, seed)
-        self.initial_weights = InitialWeights(pretrained, pretrained_lora, adapter, any_base)
+        self.initial_weights: InitialWeights | RunWeights = InitialWeights(
+            pretrained, pretrained_lora, adapter, any_base
+        )
         self.frozen = FrozenParts(text_encoder(), vae())
         self.schema_is_open = schema == "auto"
         if schema != "auto":

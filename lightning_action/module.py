@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from lightning_action.evaluation.provenance import data_fingerprint
 from lightning_action.evaluation.report import format_table
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.cost import training_flops
+from lightning_action.generator.model import CausalWanModel
 from lightning_action.losses import Encoded, FlowMatchingLosses, Loss
 from lightning_action.optimization import JointOptimization, Optimization
 from lightning_action.ranges import require_numbers
@@ -123,7 +124,9 @@ class ActionVideoModule(GenerativeModule):
         super().on_load_checkpoint(checkpoint)
         if self._is_fitting and "loops" in checkpoint:
             states = checkpoint.get("optimizer_states", [])
-            self._joint_optimization.require_same_groups(states, self._trained_parameters(), str(self.trainer.ckpt_path))
+            self._joint_optimization.require_same_groups(
+                states, self._trained_parameters(), str(self.trainer.ckpt_path)
+            )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the groups `action`, `lora` and `backbone`, whichever of them is frozen at the time."""
@@ -165,13 +168,16 @@ class ActionVideoModule(GenerativeModule):
                 "nothing that trains takes part in the loss of this batch: it has no actions, and the backbone is "
                 "frozen. Give `action` in every batch, or train the backbone (optimization.train_backbone)"
             )
+        self._require_finite_loss(loss)
+        self.log("train/loss", loss, prog_bar=True)
+        return {"loss": loss, "loss_per_frame": losses.per_frame, "timestep": losses.timestep}
+
+    def _require_finite_loss(self, loss: Tensor) -> None:
         if not bool(torch.isfinite(loss)):
             raise RuntimeError(
                 f"the training loss is {loss.item()} at step {self.global_step}: lower the learning rates, clip "
                 "gradients (trainer.gradient_clip_val), or train in float32"
             )
-        self.log("train/loss", loss, prog_bar=True)
-        return {"loss": loss, "loss_per_frame": losses.per_frame, "timestep": losses.timestep}
 
     def _require_trainable(self, batch: Batch, stage: str) -> None:
         """What `check` says of a batch, for the first one of a stage and when its shapes or types change."""
@@ -281,11 +287,7 @@ class ActionVideoModule(GenerativeModule):
 
     def _trained_parameters(self) -> dict[str, list[nn.Parameter]]:
         """By the names of the optimizer's groups, without empty ones."""
-        action = nn.ModuleList(part for part in (self.action_projection, self.action_module) if part is not None)
-        lora, backbone = split_parameters(self.generator)
-        trained = [parameter for parameter in backbone.values() if parameter.requires_grad]
-        groups = {"action": list(action.parameters()), "lora": list(lora.values()), "backbone": trained}
-        return {name: parameters for name, parameters in groups.items() if parameters}
+        return trained_groups(self.generator, (self.action_projection, self.action_module))
 
     @property
     def _joint_optimization(self) -> JointOptimization:
@@ -328,3 +330,20 @@ class ActionVideoModule(GenerativeModule):
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
         self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)
+
+
+def trained_groups(
+    generator: CausalWanModel, action_parts: Iterable[nn.Module | None], network: str = ""
+) -> dict[str, list[nn.Parameter]]:
+    """Parameters that train, by the groups of `Optimization`, without empty ones.
+
+    Args:
+        generator: Generator, with or without LoRA layers.
+        action_parts: What trains as the group `action`.
+        network: Beginning of the groups' names.
+    """
+    action = nn.ModuleList(part for part in action_parts if part is not None)
+    lora, backbone = split_parameters(generator)
+    trained = [parameter for parameter in backbone.values() if parameter.requires_grad]
+    groups = {"action": list(action.parameters()), "lora": list(lora.values()), "backbone": trained}
+    return {f"{network}{name}": parameters for name, parameters in groups.items() if parameters}

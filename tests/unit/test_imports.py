@@ -45,6 +45,7 @@ RULES = (
     "losses, optimization, evaluation, generative_module, reporting < module",
     "evaluation, weights < reporting",
     "ranges < optimization",
+    "module < distillation",
     "module, configuration < run < pipeline",
     "run, batch_checks < cli < __main__",
 )
@@ -61,6 +62,7 @@ WITH_LIGHTNING = {
     "generative_module",
     "reporting",
     "module",
+    "distillation",
     "run",
     "pipeline",
     "cli",
