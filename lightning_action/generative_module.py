@@ -350,33 +350,43 @@ class GenerativeModule(SavedModule):
         self._require_fits(batch, trains=False)
         yield from self._generated_latents(batch, sampling)
 
-    def _generated_latents(self, batch: Batch, sampling: Sampling | None = None) -> Iterator[Tensor]:
+    def _generated_latents(
+        self,
+        batch: Batch,
+        sampling: Sampling | None = None,
+        network: tuple[CausalWanModel, ActionConditioning] | None = None,
+    ) -> Iterator[Tensor]:
+        """Generate with the module's own generator and actions, or with others of its size of latents."""
         sampling = sampling or self.sampling
+        generator, conditioning = network or (self.generator, self.conditioning)
         length, to = num_latents(batch, self.schema), (self.device, self.compute_dtype)
         switched = self._switched_prompts(batch, sampling)
         start = first_frames(batch, sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
         initial = None if start is None else self.frozen.latents_of(start, *to)
         text = self.frozen.text_of(batch, *to)
         switches = {frame: self.frozen.encode_text(prompts, *to) for frame, prompts in switched.items()}
-        modulation = self.conditioning.of_rollout(
+        modulation = conditioning.of_rollout(
             batch.get("action"), infers_actions(batch), length, text, without_action(batch)
         )
         shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
         videos = VideoGenerator(
-            self.generator,
+            generator,
             self.causality,
             sampling,
             self.schedule,
             captures=self.acceleration.capture_pass,
-            kernel=self.acceleration.kernel(self.device, self.generator.head_dim),
+            kernel=self.acceleration.kernel(self.device, generator.head_dim),
         )
-        samples, negative = batch["sample_id"].tolist(), None
-        if sampling.takes_negative_prompt:
-            prompts = [sampling.negative_prompt] * len(samples)
-            negative = self.frozen.encode_text(prompts, *to) if any(prompts) else self.frozen.empty_text_of(batch, *to)
+        samples = batch["sample_id"].tolist()
+        negative = self._negative_text(batch, sampling) if sampling.takes_negative_prompt else None
         yield from videos.stream_latents(
             text, samples, shape, modulation, initial, negative_text=negative, switches=switches
         )
+
+    def _negative_text(self, batch: Batch, sampling: Sampling) -> Tensor:
+        """Encode the negative prompt for each sample of a batch."""
+        prompts, to = [sampling.negative_prompt] * len(batch["sample_id"]), (self.device, self.compute_dtype)
+        return self.frozen.encode_text(prompts, *to) if any(prompts) else self.frozen.empty_text_of(batch, *to)
 
     def _blocks_and_initial(self, batch: Batch, sampling: Sampling) -> tuple[list[range], int]:
         """Cut the video that is generated from a batch into blocks, and count its initial frames."""

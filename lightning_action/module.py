@@ -34,6 +34,7 @@ from lightning_action.ranges import require_numbers
 from lightning_action.reporting import provenance_of, publish
 from lightning_action.seeding import mix_seed
 
+Generate = Callable[[Batch, float | None], Tensor]
 _DROPOUT_STREAM = 3
 _NUM_VALIDATION_ROLLOUTS = 16
 
@@ -212,12 +213,15 @@ class ActionVideoModule(GenerativeModule):
             self._log_validation("swapped_relative_gap", ((swapped - true) / true).mean(), size)
             self._log_validation("swapped_win_rate", wins(true, swapped).mean(), size)
         if batch_idx == 0 and has_actions(batch) and self.action_projection is not None:
-            few = first_samples(batch, _NUM_VALIDATION_ROLLOUTS)
-            test = self._new_obedience_test("validation")
-            test.add_model(few, {})
-            for name, value in test.compute("model").items():
+            for name, value in self._rollout_figures(first_samples(batch, _NUM_VALIDATION_ROLLOUTS)).items():
                 self._log_validation(f"rollout/{name}", value, size)
         return {"loss_per_frame": matched["true"].per_frame, "timestep": matched["true"].timestep}
+
+    def _rollout_figures(self, batch: Batch) -> dict[str, float]:
+        """Figures of rollouts of a few samples, the same at every validation."""
+        test = self._new_obedience_test("validation")
+        test.add_model(batch, {})
+        return dict(test.compute("model"))
 
     def on_test_start(self) -> None:
         reads = None if self.inverse_dynamics is None else load_inverse_dynamics(self.inverse_dynamics)
@@ -295,16 +299,20 @@ class ActionVideoModule(GenerativeModule):
         return JointOptimization({"": self.optimization})
 
     def _new_obedience_test(
-        self, split: Literal["validation", "test"], reads: InverseDynamicsModel | None = None
+        self,
+        split: Literal["validation", "test"],
+        reads: InverseDynamicsModel | None = None,
+        generate: Generate | None = None,
     ) -> ObedienceTest:
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return self.obedience_test(position_reader(datamodule, split), simulator(datamodule, split), reads)
+        return self.obedience_test(position_reader(datamodule, split), simulator(datamodule, split), reads, generate)
 
     def obedience_test(
         self,
         read_positions: ReadPositions | None = None,
         simulate: Simulate | None = None,
         inverse_dynamics: InverseDynamicsModel | None = None,
+        generate: Generate | None = None,
     ) -> ObedienceTest:
         """Begin a test of how this model follows actions, see `ObedienceTest`.
 
@@ -312,9 +320,10 @@ class ActionVideoModule(GenerativeModule):
             read_positions: Function that finds the object in videos; None where nobody can.
             simulate: Function that plays other actions; None where nobody can.
             inverse_dynamics: Model that reads actions off videos; None reads none.
+            generate: Function that generates in place of this model, see `ObedienceTest`.
         """
         return ObedienceTest(
-            self._generate_guided,
+            generate or self._generate_guided,
             self.true_video,
             self.schema,
             self.sampling.num_initial_latents,

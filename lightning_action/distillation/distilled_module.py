@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_action.action.projection import ActionModulationProjection
@@ -18,10 +19,15 @@ from lightning_action.checkpoints.run_weights import RunWeights
 from lightning_action.diffusion.guidance import Guidance
 from lightning_action.distillation.score import Clip, ScoreNetwork, Sight
 from lightning_action.distributed.sharding import is_sharded
+from lightning_action.generation.video import whole_video
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.module import ActionVideoModule
 from lightning_action.ranges import require_numbers
 from lightning_action.seeding import generator_for
+
+
+class ActionCollapse(UserWarning):
+    """A student has lost much of its teacher's control."""
 
 
 class Start(NamedTuple):
@@ -58,6 +64,9 @@ class DistilledModule(ActionVideoModule):
         teacher_action_projection: Factory of the teacher's projection; None is the student's.
         teacher_prompt_guidance_scale: Weight of guidance of the teacher by prompts, as in `Sampling`.
         teacher_action_guidance_scale: Weight of guidance of the teacher by actions, as in `Sampling`.
+        teacher_num_inference_steps: Number of Euler steps of the teacher's own videos, which validations compare with.
+        collapse_share: Share of the teacher's control below which a validation warns of an action collapse; 0 never
+            warns.
         action_blind: Hide the actions from teacher and critic. It exists to show what goes wrong then: the student
             loses control. Never train a model so.
         action_dropout_prob: Chance that a real clip is shown without its actions, where the student learns from real
@@ -79,6 +88,8 @@ class DistilledModule(ActionVideoModule):
         teacher_action_projection: Callable[[int, int], ActionModulationProjection] | None = None,
         teacher_prompt_guidance_scale: float = 1.0,
         teacher_action_guidance_scale: float = 1.0,
+        teacher_num_inference_steps: int = 8,
+        collapse_share: float = 0.5,
         action_blind: bool = False,
         action_dropout_prob: float = 0.0,
         **kwargs: Any,
@@ -86,6 +97,8 @@ class DistilledModule(ActionVideoModule):
         super().__init__(*args, action_dropout_prob=action_dropout_prob, **kwargs)
         scales = {"prompt": teacher_prompt_guidance_scale, "action": teacher_action_guidance_scale}
         require_numbers({f"teacher_{name}_guidance_scale": scale for name, scale in scales.items()})
+        require_numbers({"teacher_num_inference_steps": teacher_num_inference_steps}, 1, whole=True)
+        require_numbers({"collapse_share": collapse_share}, 0, 1)
         steps = self.sampling.denoising_step_list
         if steps is None:
             raise ValueError("a student has few steps: name them in sampling.denoising_step_list, falling from 1000")
@@ -108,6 +121,8 @@ class DistilledModule(ActionVideoModule):
         if self.initial_weights.generator is None:
             self.initial_weights = RunWeights(start or teacher)
         self.teacher_guidance = Guidance(teacher_prompt_guidance_scale, teacher_action_guidance_scale)
+        self.teacher_num_inference_steps, self.collapse_share = teacher_num_inference_steps, collapse_share
+        self._teacher_control: float | None = None
         self.action_blind = action_blind
         self.score_sight: Sight = "causal"
         self.timesteps = self.schedule.denoising_timesteps(steps, self.sampling.warp_denoising_step)
@@ -147,6 +162,41 @@ class DistilledModule(ActionVideoModule):
         if not is_sharded(self.teacher.generator):
             self.teacher.to(self.device, self.compute_dtype)
 
+    def _rollout_figures(self, batch: Batch) -> dict[str, float]:
+        """Besides, in a fit, compare with the teacher's rollouts of the same samples, and warn of lost control."""
+        figures = super()._rollout_figures(batch)
+        if not self._is_fitting:
+            return figures
+        if self._teacher_control is None:
+            test = self._new_obedience_test("validation", generate=self._generate_as_teacher)
+            test.add_model(batch, {})
+            self._teacher_control = control_of(dict(test.compute("model")))
+        control, teachers = control_of(figures), self._teacher_control
+        if control is None or teachers is None:
+            return figures
+        if has_collapsed(control, teachers, self.collapse_share):
+            rank_zero_warn(
+                f"action collapse: at step {self.global_step} the student makes {control:.2f} of the commanded motion, "
+                f"its teacher {teachers:.2f}. Look at train/score_gap and at RolloutLogger's panel 2; lower the "
+                "student's learning rates, let the critic take more steps (generator_every), or begin from a "
+                "consistency distillation (start)",
+                category=ActionCollapse,
+            )
+        return {**figures, "control": control, "teacher_control": teachers}
+
+    def _generate_as_teacher(self, batch: Batch, scale: float | None) -> Tensor:
+        """Generate with the teacher, in Euler steps."""
+        sampling = replace(
+            self.sampling,
+            denoising_step_list=None,
+            num_inference_steps=self.teacher_num_inference_steps,
+            action_guidance_scale=self.teacher_guidance.action_scale if scale is None else scale,
+            prompt_guidance_scale=self.teacher_guidance.prompt_scale,
+            context="clean",
+        )
+        blocks = self._generated_latents(batch, sampling, (self.teacher.generator, self.teacher.conditioning))
+        return whole_video(blocks, self.frozen.decoder(self.device), self.device)[0]
+
     def _build_score(self, factories: Factories, weights_follow: bool) -> ScoreNetwork:
         """Build a generator and its projection, sharded as the student is."""
         mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
@@ -166,10 +216,8 @@ class DistilledModule(ActionVideoModule):
 
     def _clip(self, clean: Tensor, text: Tensor, batch: Batch, num_known: int = 0) -> Clip:
         """A clip under the prompts and actions of a batch, and what guidance of the teacher needs."""
-        negative = None
-        if not all(branch.takes_prompt for branch in self.teacher_guidance.branches):
-            prompts = [self.sampling.negative_prompt] * len(clean)
-            negative = self.frozen.encode_text(prompts, self.device, self.compute_dtype)
+        guided = not all(branch.takes_prompt for branch in self.teacher_guidance.branches)
+        negative = self._negative_text(batch, self.sampling) if guided else None
         return Clip(clean, text, batch, self.causality, num_known, negative)
 
     def _modulation(self, clip: Clip) -> Tensor | None:
@@ -181,6 +229,20 @@ class DistilledModule(ActionVideoModule):
         """A random generator for each sample, from (seed, epoch, batch, sample) alone."""
         numbers = (self.seed, stream, self.current_epoch, batch_idx)
         return [generator_for(*numbers, sample) for sample in batch["sample_id"].tolist()]
+
+
+def control_of(figures: Mapping[str, float]) -> float | None:
+    """Share of the commanded motion that happens, over the axes: 0 for a model that ignores its actions.
+
+    None where nobody knows where the object is.
+    """
+    gains = [value for name, value in figures.items() if name in ("gain_x", "gain_y") and math.isfinite(value)]
+    return sum(gains) / len(gains) if gains else None
+
+
+def has_collapsed(control: float, teachers: float, share: float) -> bool:
+    """Tell whether a student has less than a share of its teacher's control; never where the teacher has none."""
+    return share > 0 and teachers > 0 and control < share * teachers
 
 
 def _parts(network: ScoreNetwork) -> tuple[CausalWanModel, ActionModulationProjection | None]:

@@ -8,7 +8,7 @@ the average over all actions, and draws the student there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lightning_action.batch import Batch
 from lightning_action.checkpoints.lora import LoRASettings
 from lightning_action.diffusion.noise import frame_noise
-from lightning_action.distillation.distilled_module import DistilledModule
+from lightning_action.distillation.distilled_module import DistilledModule, Start
 from lightning_action.distillation.distribution_matching import (
     draw_score_levels,
     matching_gradient,
@@ -36,6 +36,7 @@ from lightning_action.distillation.score import (
     with_noise,
 )
 from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts
+from lightning_action.generation.rollout import CausalRollout
 from lightning_action.module import trained_groups
 from lightning_action.optimization import JointOptimization, Optimization
 from lightning_action.ranges import require_numbers
@@ -63,6 +64,9 @@ class ActionDistillation(DistilledModule):
         critic_lora: LoRA layers on the critic; None for none.
         critic_optimization: Settings of AdamW for the critic; without `train_backbone`, of its LoRA and actions alone.
         real_clips_weight: Weight of the student's own flow matching on the batch's real clips; 0 for none.
+        chunks_per_rollout: Number of batches over which a rollout goes on, each time from its own last latents, under the
+            next batch's actions and prompts; 1 begins anew with each. The loss is of the new frames alone. A fit that
+            stopped in between begins a new rollout when it goes on.
         gap_every: Steps of the student from one measurement of the gap without actions to the next.
         kwargs: Arguments of `DistilledModule` by their names.
     """
@@ -77,15 +81,24 @@ class ActionDistillation(DistilledModule):
         critic_lora: LoRASettings | None = None,
         critic_optimization: Optimization = Optimization(),
         real_clips_weight: float = 0.0,
+        chunks_per_rollout: int = 1,
         gap_every: int = 10,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        require_numbers({"generator_every": generator_every, "gap_every": gap_every}, 1, whole=True)
+        counts = {"generator_every": generator_every, "gap_every": gap_every, "chunks_per_rollout": chunks_per_rollout}
+        require_numbers(counts, 1, whole=True)
         require_numbers({"real_clips_weight": real_clips_weight}, 0)
         if score_sight not in ("causal", "bidirectional"):
             raise ValueError(f"expected score_sight causal or bidirectional, got {score_sight!r}")
+        if chunks_per_rollout > 1 and not (self.causality.local_attn_size and self.sampling.num_initial_latents):
+            raise ValueError(
+                "a rollout that goes on (chunks_per_rollout) needs a window, causality.local_attn_size, and latents "
+                "that a clip starts from, sampling.num_initial_latents"
+            )
         self.generator_every = generator_every
+        self.chunks_per_rollout = chunks_per_rollout
+        self._going: _Going | None = None
         self.score_sight = score_sight
         self.critic_optimization = critic_optimization
         self.real_clips_weight = real_clips_weight
@@ -129,7 +142,7 @@ class ActionDistillation(DistilledModule):
         self.log("train/critic_loss", loss, prog_bar=True)
         if trains_student:
             video = made.with_gradient(self.generator, start.text, self.schedule, modulation)
-            student = self.student_loss(clip, video, batch_idx)
+            student = self.student_loss(clip._replace(clean=video.detach()), video, batch_idx)
             self.log("train/generator_loss", student, prog_bar=True)
             loss = loss + student
             if self.real_clips_weight:
@@ -143,16 +156,40 @@ class ActionDistillation(DistilledModule):
         return (self.global_step + 1) % self.generator_every == 0
 
     def make_clip(self, batch: Batch, batch_idx: int, modulation: Tensor | None, for_gradient: bool) -> SelfRollout:
-        """Let the student make a clip, up to an exit step that all ranks draw alike."""
-        start, numbers = self._start_of(batch), (self.current_epoch, batch_idx)
-        seed = mix_seed(self.seed, _ROLLOUT_STREAM, *numbers)
-        draw = generator_for(self.seed, _EXIT_STREAM, *numbers)
+        """Let the student make a clip, up to an exit step that all ranks draw alike: a new one, or what comes next."""
+        draw = generator_for(self.seed, _EXIT_STREAM, self.current_epoch, batch_idx)
         exit_step = int(torch.randint(len(self.timesteps), (), generator=draw))
+        start, going = self._start_of(batch), self._going
+        if going is None or going.num_chunks == self.chunks_per_rollout or len(going.last) != len(start.text):
+            session = self._new_session(start, batch, batch_idx)
+            made = self.rollouts.make(session, start.shape[0], exit_step, modulation, start.initial, for_gradient)
+            num_chunks = 1
+        else:
+            session, num_chunks = going.session, going.num_chunks + 1
+            made = self._next_chunk(going, start, exit_step, modulation, for_gradient)
+        if self.chunks_per_rollout > 1:
+            self._going = _Going(session, made.clean[:, -start.num_known :], num_chunks)
+        return made
+
+    def _new_session(self, start: Start, batch: Batch, batch_idx: int) -> CausalRollout:
         num_frames, *latent_shape = start.shape
+        seed = mix_seed(self.seed, _ROLLOUT_STREAM, self.current_epoch, batch_idx)
         samples, text = batch["sample_id"].tolist(), start.text
         noise = frame_noise(seed, samples, latent_shape, text.device, text.dtype)
-        session = self.rollouts.session(text, noise, start.shape[1:], num_frames)
-        return self.rollouts.make(session, num_frames, exit_step, modulation, start.initial, for_gradient)
+        return self.rollouts.session(text, noise, start.shape[1:], num_frames)
+
+    def _next_chunk(
+        self, going: _Going, start: Start, exit_step: int, modulation: Tensor | None, for_gradient: bool
+    ) -> SelfRollout:
+        """Go on under other actions and prompts; what the rollout ended with stands where a clip's start does."""
+        with torch.no_grad():
+            # It passes the window anew, so that its keys and values are of the weights of now, too.
+            going.session.switch_prompt(start.text)
+        new = None if modulation is None else modulation[:, start.num_known :]
+        made = self.rollouts.make(
+            going.session, start.shape[0] - start.num_known, exit_step, new, for_gradient=for_gradient
+        )
+        return replace(made, clean=torch.cat([going.last, made.clean], dim=1), num_initial=start.num_known)
 
     def critic_loss(self, clip: Clip, batch_idx: int) -> Tensor:
         """Flow-matching loss of the critic on a clip that the student made."""
@@ -236,3 +273,12 @@ class ActionDistillation(DistilledModule):
     @property
     def _joint_optimization(self) -> JointOptimization:
         return JointOptimization({"": self.optimization, _CRITIC: self.critic_optimization})
+
+
+@dataclass(frozen=True)
+class _Going:
+    """A rollout that goes on: its session, its last latents, and how many chunks it has."""
+
+    session: CausalRollout
+    last: Tensor
+    num_chunks: int

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from lightning_action import load_run
@@ -18,11 +19,13 @@ from lightning_action.cli.trainer_verbs import run
 from lightning_action.distillation.consistency import ActionConsistencyDistillation
 from lightning_action.distillation.distilled_module import DistilledModule
 from lightning_action.distillation.dmd import ActionDistillation
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.optimization import Optimization
 from tests.support.shipped import shipped
 from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL, last_checkpoint
 from tests.support.small_distillation import fitted, student, write_teacher
 from tests.support.two_ranks import run_on_two
+from tests.support.wan_release import small_arguments, write_release
 
 END = 5
 LORA = LoRASettings(rank=2, target_modules=["q", "ffn.0"])
@@ -199,3 +202,56 @@ def test_a_student_is_loaded_from_what_it_saved(workshop: Path) -> None:
     arguments = ["test", f"--config={folder / 'config_fit.yaml'}", f"--ckpt_path={last_checkpoint(folder)}"]
     run([*arguments, "--allow=tests"])
     assert 0 <= json.loads((folder / "report.json").read_text())["sign_accuracy"] <= 1
+
+
+def test_the_demos_students_as_they_are_shipped(workshop: Path) -> None:
+    """Only shorter: consistency, then distribution matching from it, validated beside the teacher, and tested."""
+    sizes = ["--model.action_projection.init_args.num_layers=2", *SMALL_MODEL, *SMALL_DATA]
+    teacher = f"--model.teacher={workshop / 'teacher'}"
+    steps = ["--trainer.max_steps=4", "--trainer.val_check_interval=2"]
+    first, second = (f"--trainer.default_root_dir={workshop / name}" for name in ("shipped_start", "shipped"))
+    quiet = "--model.collapse_share=0"
+    run(["fit", *shipped("consistency"), *sizes, *steps, teacher, quiet, first])
+    start = f"--model.start={workshop / 'shipped_start'}"
+    matching = [*shipped("distillation"), *sizes, teacher, start, quiet, second]
+    run(["fit", *matching, *steps])
+    last = last_checkpoint(workshop / "shipped")
+    for verb in ("validate", "test", "predict"):
+        run([verb, *matching, f"--ckpt_path={last}"])
+    assert len(list((workshop / "shipped" / "predictions").glob("*.mp4"))) == 3
+    tags = scalars_of(workshop / "shipped")
+    assert len(tags["validation/rollout/control"]) == 2 == len(tags["validation/rollout/teacher_control"])
+
+
+def scalars_of(folder: Path) -> dict[str, list[float]]:
+    """What TensorBoard shows of the first run in a folder."""
+    events = EventAccumulator(str(folder / "lightning_logs" / "version_0"), {"scalars": 0}).Reload()
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_the_familys_configuration_with_small_networks_of_the_real_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher with actions, the student of four steps, and its rollout with actions while it trains."""
+    write_release(tmp_path / "release", "2.1")
+    monkeypatch.setenv("LIGHTNING_ACTION_WEIGHTS", str(tmp_path / "release"))
+    small = small_arguments("longlive_action")
+    teacher, folder = tmp_path / "teacher", tmp_path / "student"
+    short = ["--trainer.max_steps=2", "--trainer.limit_val_batches=0", "--trainer.callbacks=null"]
+    run(["fit", *shipped("longlive_action"), *small, *short, f"--trainer.default_root_dir={teacher}"])
+    arguments = [*shipped("longlive_train_action"), *small, f"--model.teacher={teacher}", "--model.collapse_share=0"]
+    arguments += ["--model.teacher_num_inference_steps=2", f"--trainer.default_root_dir={folder}"]
+    run(["fit", *arguments, "--trainer.max_steps=5", "--trainer.val_check_interval=5"])
+    saved = torch.load(last_checkpoint(folder), weights_only=True)
+    rates = {
+        group["name"]: (group["initial_lr"], group["betas"]) for group in saved["optimizer_states"][0]["param_groups"]
+    }
+    student, critic = (2e-6, (0.0, 0.999)), (4e-7, (0.0, 0.999))
+    assert rates == {"action": student, "backbone": student, "critic_action": critic, "critic_backbone": critic}
+    assert list(folder.rglob("1_truth_sample_0.gif")) and list(folder.rglob("4_action_scan.png"))
+    module = load_run(next(folder.rglob("config_fit.yaml")), last_checkpoint(folder))
+    assert isinstance(module, ActionDistillation) and len(module.timesteps) == 4
+    assert module.causality == BlockCausality(3, 12, 3) and module.sampling.num_initial_latents == 0
+    its = torch.load(last_checkpoint(teacher), weights_only=True)["state_dict"]
+    name = "generator.blocks.1.ffn.0.weight"
+    assert 0 < (saved["state_dict"][name] - its[name]).abs().max() < 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import torch
 from torch import Tensor
 
 from lightning_action.checkpoints.lora import LoRASettings
+from lightning_action.distillation import distilled_module
+from lightning_action.distillation.distilled_module import ActionCollapse, control_of, has_collapsed
 from lightning_action.distillation.dmd import ActionDistillation
 from lightning_action.distillation.score import Clip, own_noise
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.video import VideoGenerator
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.module import ActionVideoModule
 from lightning_action.optimization import Optimization
+from lightning_action.run import load_weights
 from lightning_action.seeding import mix_seed
-from tests.support.small_distillation import LATENTS, STEPS, data, fitted, state, student, write_teacher
+from tests.support.small_distillation import LATENTS, STEPS, data, fitted, settings, state, student, write_teacher
 from tests.support.small_generator import fill
 
 
@@ -268,3 +273,78 @@ def test_a_student_starts_from_another_run_and_the_critic_from_the_teacher(teach
 def test_what_does_not_go_is_refused(teacher: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         student(ActionDistillation, teacher, **changes)
+
+
+def test_a_student_that_lost_control_is_warned_of(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The teacher's is measured once, before the student's.
+    controls = iter([0.8, 0.3, 0.5])
+    monkeypatch.setattr(distilled_module, "control_of", lambda _: next(controls))
+    module = student(ActionDistillation, teacher, collapse_share=0.5)
+    often = {"limit_val_batches": 1, "val_check_interval": 1}
+    with pytest.warns(ActionCollapse, match="at step 1 the student makes 0.30 .* its teacher 0.80") as warned:
+        fitted(module, tmp_path, max_steps=2, **often)
+    assert sum(issubclass(each.category, ActionCollapse) for each in warned) == 1
+    assert float(module.trainer.callback_metrics["validation/rollout/teacher_control"]) == pytest.approx(0.8)
+
+
+def test_control_and_its_loss() -> None:
+    assert control_of({"gain_x": 0.5, "gain_y": 0.9, "r2_x": 3.0}) == pytest.approx(0.7)
+    assert control_of({"gain_x": 0.5, "gain_y": float("nan")}) == 0.5
+    assert control_of({"psnr": 20.0}) is None
+    assert has_collapsed(0.39, 0.8, 0.5) and not has_collapsed(0.41, 0.8, 0.5)
+    assert not has_collapsed(-1.0, -0.1, 0.5) and not has_collapsed(0.0, 0.9, 0.0)
+
+
+def test_the_teacher_generates_with_its_own_weights_and_steps(teacher: Path) -> None:
+    """What a validation compares with is what its own run generates."""
+    module = fitted(student(ActionDistillation, teacher, teacher_num_inference_steps=4), teacher, max_steps=1)
+    fill(module.generator, 8)
+    batch = data().dataset("test").batch([0, 1])
+    own = ActionVideoModule(**settings(sampling=Sampling(num_inference_steps=4)))
+    load_weights(own, teacher / "checkpoints" / "last.ckpt")
+    assert torch.equal(module._generate_as_teacher(batch, None), own.generate(batch))
+    assert not torch.allclose(module.generate(batch), own.generate(batch))
+
+
+@pytest.mark.parametrize("context", ["clean", "last_step"])
+def test_a_rollout_goes_on_under_the_next_batches_actions_and_prompts(teacher: Path, context: Any) -> None:
+    """It is the video that generation makes under these actions, with the prompts switched at the same frames."""
+    steps = [1000.0] if context == "clean" else STEPS
+    settings = {"sampling": Sampling(denoising_step_list=steps, context=context), "chunks_per_rollout": 3}
+    module, _ = ready(teacher, **settings)
+    batches = [data().dataset("train").batch(pair) for pair in ([0, 5], [1, 6], [2, 7], [3, 4])]
+    module._going = None
+    made, modulations = [], []
+    for batch_idx, batch in enumerate(batches):
+        modulations.append(module._modulation(clip_of(module, batch, torch.zeros(2, LATENTS, 7, 4, 4).double(), 1)))
+        made.append(module.make_clip(batch, batch_idx, modulations[-1], True))
+    video = torch.cat([made[0].clean, made[1].clean[:, 1:], made[2].clean[:, 1:]], dim=1)
+    for before, after in zip(made[:2], made[1:3], strict=True):
+        assert torch.equal(after.clean[:, :1], before.clean[:, -1:]) and after.num_initial == 1
+    texts = [module.frozen.text_of(batch, "cpu", torch.float64) for batch in batches]
+    together = torch.cat([modulations[0], modulations[1][:, 1:], modulations[2][:, 1:]], dim=1)
+    sampling = replace(module.sampling, seed=mix_seed(module.seed, 21, module.current_epoch, 0))
+    videos = VideoGenerator(module.generator, module.causality, sampling, module.schedule)
+    first = module.frozen.latents_of(batches[0], "cpu", torch.float64)[:, :1]
+    samples, shape, switches = [0, 5], (10, 7, 4, 4), {4: texts[1], 7: texts[2]}
+    with torch.no_grad():
+        blocks = list(videos.stream_latents(texts[0], samples, shape, together, first, switches=switches))
+    assert torch.equal(torch.cat(blocks, dim=1), video)
+    assert torch.equal(made[3].clean[:, :1], module.frozen.latents_of(batches[3], "cpu", torch.float64)[:, :1])
+    again = made[1].with_gradient(module.generator, texts[1], module.schedule, modulations[1])
+    if context == "clean":
+        torch.testing.assert_close(again, made[1].clean, atol=2e-5, rtol=0)
+    again.sum().backward()
+    assert module.generator.head.head.weight.grad is not None
+
+
+def test_a_rollout_that_goes_on_trains(teacher: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    module = student(ActionDistillation, teacher, generator_every=2, chunks_per_rollout=3)
+    fitted(module, tmp_path, watch, max_steps=6)
+    assert watch.moved(1) == {"generator", "action_projection", "critic"} == watch.moved(3)
+    assert module._going is not None and module._going.num_chunks == 3
+    with pytest.raises(ValueError, match="needs a window"):
+        student(ActionDistillation, teacher, chunks_per_rollout=2, causality=BlockCausality(1))
