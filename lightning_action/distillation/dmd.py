@@ -64,9 +64,9 @@ class ActionDistillation(DistilledModule):
         critic_lora: LoRA layers on the critic; None for none.
         critic_optimization: Settings of AdamW for the critic; without `train_backbone`, of its LoRA and actions alone.
         real_clips_weight: Weight of the student's own flow matching on the batch's real clips; 0 for none.
-        chunks_per_rollout: Number of batches over which a rollout goes on, each time from its own last latents, under the
-            next batch's actions and prompts; 1 begins anew with each. The loss is of the new frames alone. A fit that
-            stopped in between begins a new rollout when it goes on.
+        chunks_per_rollout: Number of batches over which a rollout goes on, each time from its own last latents, under
+            the next batch's actions and prompts; 1 begins anew with each. The loss is of the new frames alone. A fit
+            that stopped in between begins a new rollout when it goes on.
         gap_every: Steps of the student from one measurement of the gap without actions to the next.
         kwargs: Arguments of `DistilledModule` by their names.
     """
