@@ -14,6 +14,8 @@ from torch import Tensor
 
 # Share of the object's area that must be seen for its place to count.
 _SEEN = 0.25
+# Shares below are not the object's: what else is there mixes a little of every colour.
+_FLOOR = 0.1
 
 
 class RandomObject(NamedTuple):
@@ -59,10 +61,12 @@ def object_share(video: Tensor, background: Tensor, color: Tensor, other: Tensor
 def look_at(share: Tensor, area: float) -> RandomObject:
     """Measure an object of a known area, in pixels, by its share of each pixel, `[B, T, H, W]`.
 
-    The size is `(sum s)^2 / sum s^2`: the area of a disc that is there, and more for one that is spread out.
+    The size is `(sum s)^2 / sum s^2`: the area of a disc that is there, and more for one that is spread out. Size and
+    place are those of what is more than a trace.
     """
+    contrast = share.flatten(2).topk(max(1, round(area / 2)), dim=-1).values.mean(dim=-1)
+    share = torch.where(share < _FLOOR, 0, share)
     flat = share.flatten(2)
-    contrast = flat.topk(max(1, round(area / 2)), dim=-1).values.mean(dim=-1)
     mass = flat.sum(dim=-1)
     seen = mass > _SEEN * area
     size = mass.square() / flat.square().sum(dim=-1).clamp_min(1e-6)

@@ -55,6 +55,12 @@ def test_a_smear_is_weaker_and_larger() -> None:
     assert found.position[0, 0].tolist() == [5.0, 4.0]
 
 
+def test_traces_all_over_count_for_nothing() -> None:
+    found = look_at((square(5) + 0.08).clamp(0, 1)[None, None], area=4)
+    assert found.size.item() == 4 and found.position[0, 0].tolist() == [6.0, 4.0]
+    assert look_at(torch.full((1, 1, 9, 12), 0.08), area=4).size.isnan().all()
+
+
 def test_what_is_hidden_has_no_place() -> None:
     found = look_at(torch.stack([square(2), torch.zeros(9, 12), square(3), square(5)])[None], area=4)
     assert found.contrast[0, 1] == 0 and found.size[0].isnan().tolist() == [False, True, False, False]
