@@ -136,7 +136,7 @@ class ActionDistillation(DistilledModule):
         clip = self._clip(torch.zeros(len(start.text), *start.shape).to(start.text), start.text, batch, start.num_known)
         with torch.set_grad_enabled(trains_student):
             modulation = self._modulation(clip)
-        made = self.make_clip(batch, batch_idx, modulation, trains_student)
+        made = self.make_clip(start, batch, batch_idx, modulation, trains_student)
         clip = clip._replace(clean=made.clean)
         loss = self.critic_loss(clip, batch_idx)
         self.log("train/critic_loss", loss, prog_bar=True)
@@ -155,11 +155,13 @@ class ActionDistillation(DistilledModule):
         """Whether the student takes part in the step that comes: the last of each `generator_every`."""
         return (self.global_step + 1) % self.generator_every == 0
 
-    def make_clip(self, batch: Batch, batch_idx: int, modulation: Tensor | None, for_gradient: bool) -> SelfRollout:
+    def make_clip(
+        self, start: Start, batch: Batch, batch_idx: int, modulation: Tensor | None, for_gradient: bool
+    ) -> SelfRollout:
         """Let the student make a clip, up to an exit step that all ranks draw alike: a new one, or what comes next."""
         draw = generator_for(self.seed, _EXIT_STREAM, self.current_epoch, batch_idx)
         exit_step = int(torch.randint(len(self.timesteps), (), generator=draw))
-        start, going = self._start_of(batch), self._going
+        going = self._going
         if going is None or going.num_chunks == self.chunks_per_rollout or len(going.last) != len(start.text):
             session = self._new_session(start, batch, batch_idx)
             made = self.rollouts.make(session, start.shape[0], exit_step, modulation, start.initial, for_gradient)

@@ -63,7 +63,11 @@ def test_the_step_is_that_of_a_straightforward_reference(teacher: Path, sight: A
     module, batch = ready(teacher, **settings)
     found = module.training_step(batch, 3)["loss"]
     made = module.make_clip(
-        batch, 3, module._modulation(clip_of(module, batch, torch.zeros(2, 4, 7, 4, 4).double(), 0)), True
+        module._start_of(batch),
+        batch,
+        3,
+        module._modulation(clip_of(module, batch, torch.zeros(2, 4, 7, 4, 4).double(), 0)),
+        True,
     )
     critic_loss, student_loss = reference(module, batch, made.clean, num_initial)
     modulation = module._modulation(clip_of(module, batch, made.clean, 0))
@@ -129,7 +133,7 @@ def test_each_loss_moves_its_own_network(teacher: Path) -> None:
     has = {name: any(p.grad is not None for p in its) for name, its in groups(module).items()}
     assert has == {"student": False, "critic": True, "teacher": False}
     module.zero_grad()
-    video = module.make_clip(batch, 0, module._modulation(clip), True)
+    video = module.make_clip(module._start_of(batch), batch, 0, module._modulation(clip), True)
     module.student_loss(
         clip, video.with_gradient(module.generator, clip.text, module.schedule, module._modulation(clip)), 0
     ).backward()
@@ -192,7 +196,7 @@ def test_a_clip_in_training_is_what_the_student_generates(teacher: Path) -> None
     exits = set()
     for batch_idx in range(6):
         modulation = module._modulation(clip_of(module, batch, torch.zeros(2, LATENTS, 7, 4, 4).double(), 0))
-        made = module.make_clip(batch, batch_idx, modulation, True)
+        made = module.make_clip(module._start_of(batch), batch, batch_idx, modulation, True)
         num_steps = int(made.exits[0].timestep[0, 0] != 1000) + 1
         exits.add(num_steps)
         sampling = Sampling(
@@ -219,7 +223,9 @@ def test_blind_scores_do_not_know_the_actions(teacher: Path) -> None:
         assert torch.equal(own, its) != sees
         assert (module.teacher.action_projection is not None) == sees
         clips = [
-            module.make_clip(each, 0, module._modulation(clip_of(module, each, clean, 1)), False)
+            module.make_clip(
+                module._start_of(each), each, 0, module._modulation(clip_of(module, each, clean, 1)), False
+            )
             for each in (batch, other)
         ]
         assert not torch.equal(clips[0].clean, clips[1].clean), "the student acts in both"
@@ -319,7 +325,7 @@ def test_a_rollout_goes_on_under_the_next_batches_actions_and_prompts(teacher: P
     made, modulations = [], []
     for batch_idx, batch in enumerate(batches):
         modulations.append(module._modulation(clip_of(module, batch, torch.zeros(2, LATENTS, 7, 4, 4).double(), 1)))
-        made.append(module.make_clip(batch, batch_idx, modulations[-1], True))
+        made.append(module.make_clip(module._start_of(batch), batch, batch_idx, modulations[-1], True))
     video = torch.cat([made[0].clean, made[1].clean[:, 1:], made[2].clean[:, 1:]], dim=1)
     for before, after in zip(made[:2], made[1:3], strict=True):
         assert torch.equal(after.clean[:, :1], before.clean[:, -1:]) and after.num_initial == 1
