@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from lightning_action.generation.prompt_switches import PromptSwitch as PromptSwitch
     from lightning_action.generation.rollout import CausalRollout as CausalRollout
     from lightning_action.generation.sampling import Sampling as Sampling
+    from lightning_action.generation.world_session import WorldSession as WorldSession
     from lightning_action.generator.acceleration import Acceleration as Acceleration
     from lightning_action.generator.causality import BlockCausality as BlockCausality
     from lightning_action.generator.kv_cache import KVCache as KVCache
@@ -125,6 +126,7 @@ _EXPORTS = {
     "VideoQuality": "lightning_action.evaluation.video_quality",
     "VisualTextActionModule": "lightning_action.action.modules",
     "WanVideoVAE": "lightning_action.frozen.wan_vae",
+    "WorldSession": "lightning_action.generation.world_session",
     "inferred_vectors": "lightning_action.action.conditioning",
     "load_action_projection": "lightning_action.checkpoints.pretrained",
     "load_adapter": "lightning_action.checkpoints.adapter",

@@ -47,6 +47,7 @@ from lightning_action.generation.clock import Clock
 from lightning_action.generation.prompt_switches import count_switch_passes, require_switchable, switched_prompts
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.video import VideoGenerator, stream_pixels, video_on_host, whole_video
+from lightning_action.generation.world_session import WorldSession
 from lightning_action.generator.acceleration import Acceleration
 from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.generator.causality import BlockCausality
@@ -356,23 +357,51 @@ class GenerativeModule(SavedModule):
         text = self.frozen.text_of(batch, *to)
         switches = {frame: self.frozen.encode_text(prompts, *to) for frame, prompts in switched.items()}
         modulation = self.conditioning.of_rollout(
-            batch.get("action"), infers_actions(batch), length, text, without_action(batch)
+            batch.get("action"), infers_actions(batch), length, text, self.causality, without_action(batch)
         )
         shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
-        videos = VideoGenerator(
-            self.generator,
-            self.causality,
-            sampling,
-            self.schedule,
-            captures=self.acceleration.capture_pass,
-            kernel=self.acceleration.kernel(self.device, self.generator.head_dim),
-        )
+        videos = self._videos(self.causality, sampling)
         samples, negative = batch["sample_id"].tolist(), None
         if sampling.takes_negative_prompt:
             prompts = [sampling.negative_prompt] * len(samples)
             negative = self.frozen.encode_text(prompts, *to) if any(prompts) else self.frozen.empty_text_of(batch, *to)
         yield from videos.stream_latents(
             text, samples, shape, modulation, initial, negative_text=negative, switches=switches
+        )
+
+    def open_session(
+        self,
+        num_worlds: int = 1,
+        *,
+        causality: BlockCausality | None = None,
+        sampling: Sampling | None = None,
+        max_latents: int | None = None,
+    ) -> WorldSession:
+        """Open a session: worlds that are stepped with actions while they are generated, see `WorldSession`.
+
+        Args:
+            num_worlds: Number of worlds that are stepped together.
+            causality: Block size, window and sink in place of the module's own; None takes those. Without a window
+                `max_latents` bounds how long a world can be.
+            sampling: Settings in place of the module's own; None takes those. `num_initial_latents` and
+                `prompt_switches` are not used.
+            max_latents: Number of latent frames of the longest world, where there is no window.
+
+        Raises:
+            ValueError: Nothing bounds the memory, or a number is out of range.
+        """
+        videos = self._videos(causality or self.causality, sampling or self.sampling)
+        parts = (videos, self.conditioning, self.frozen, self.schema, self.compute_dtype, self.device)
+        return WorldSession(*parts, num_worlds=num_worlds, max_latents=max_latents)
+
+    def _videos(self, causality: BlockCausality, sampling: Sampling) -> VideoGenerator:
+        return VideoGenerator(
+            self.generator,
+            causality,
+            sampling,
+            self.schedule,
+            captures=self.acceleration.capture_pass,
+            kernel=self.acceleration.kernel(self.device, self.generator.head_dim),
         )
 
     def _blocks_and_initial(self, batch: Batch, sampling: Sampling) -> tuple[list[range], int]:

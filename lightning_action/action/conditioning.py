@@ -104,26 +104,54 @@ class ActionConditioning:
             present = present & ~dropped[:, None].to(present.device)
         return self.of_action(vectors, shape[1], latents, present)
 
+    def of_rows(self, rows: Tensor, frames: range, like: Tensor, dropped: Tensor | None = None) -> Tensor | None:
+        """Compute the modulation of some latent frames of a video from their action rows; None without a projection.
+
+        Args:
+            rows: Action rows `[B, rows, columns]` of these frames, see `ActionSchema.rows_of_frames`.
+            frames: Latent frames of the video, F of them.
+            like: Tensor of the device and dtype of the result.
+            dropped: Samples `[B]` bool that have no action.
+
+        Raises:
+            ValueError: There is no schema, or the rows do not fit it.
+        """
+        if self.projection is None:
+            return None
+        vectors, present = self._schema.encode_frames(rows.to(like.device), frames)
+        if dropped is not None:
+            present = present & ~dropped[:, None].to(present.device)
+        return self.of_action(vectors, len(frames), like, present)
+
     def of_rollout(
-        self, action: Tensor | None, infers: bool, num_frames: int, text: Tensor, dropped: Tensor | None = None
+        self,
+        action: Tensor | None,
+        infers: bool,
+        num_frames: int,
+        text: Tensor,
+        causality: BlockCausality,
+        dropped: Tensor | None = None,
     ) -> Tensor | BlockModulation | None:
         """Compute the modulation of a video that is to be generated, or give it block by block; None for none.
+
+        Of rows it is computed block by block, so that a session that is told its actions one by one has the same bits.
 
         Args:
             action: Action rows `[B, rows, columns]`; None for no action.
             infers: Whether the action module decides each block from the blocks before it, where there are no rows.
             num_frames: Latent frames of the video.
             text: Encoded prompts, `[B, L, text_dim]`.
+            causality: Cut of the video into blocks.
             dropped: Samples `[B]` bool that have no action.
         """
         if self.projection is None:
             return None
-        if action is not None:
-            vectors, present = self.encoded(action.to(text.device), num_frames)
-            if dropped is not None:
-                present = present & ~dropped[:, None].to(present.device)
-            return self.of_action(vectors, num_frames, text, present)
-        return self.of_inferred(text) if infers else None
+        if action is None:
+            return self.of_inferred(text) if infers else None
+        self._schema.check(action, num_frames)
+        rows = {block: self._schema.rows_of_frames(block) for block in causality.split(num_frames)}
+        made = [self.of_rows(action[:, own.start : own.stop], block, text, dropped) for block, own in rows.items()]
+        return torch.cat([modulation for modulation in made if modulation is not None], dim=1)
 
     def of_inferred(self, text: Tensor) -> BlockModulation | None:
         """Modulation of what the action module infers of every block but the first; None where there is no module."""
@@ -147,9 +175,13 @@ class ActionConditioning:
         Raises:
             ValueError: There is no schema, or the rows do not fit it.
         """
+        return self._schema.encode(rows, num_frames)
+
+    @property
+    def _schema(self) -> ActionSchema:
         if self.schema is None:
             raise ValueError("there is no action schema that says what rows mean: give one, or action vectors")
-        return self.schema.encode(rows, num_frames)
+        return self.schema
 
     @property
     def _projection(self) -> ActionModulationProjection:

@@ -177,6 +177,12 @@ class ActionSchema:
         rows = self._rows_per_latent
         return range(rows * (latent - 1) + is_state, rows * latent + is_state)
 
+    def rows_of_frames(self, frames: range) -> range:
+        """Return the action rows of some latent frames, one after the other."""
+        if not len(frames):
+            return range(0)
+        return range(self.rows_of(frames[0]).start, self.rows_of(frames[-1]).stop)
+
     def num_latents(self, num_rows: int) -> int:
         """Number of latent frames that `num_rows` action rows are for.
 
@@ -206,15 +212,36 @@ class ActionSchema:
             ValueError: The width or the number of rows does not fit, or a value is not finite.
         """
         self.check(actions, num_latents)
-        actions = actions if actions.is_floating_point() else actions.float()
-        encoded = torch.cat(
-            [part.encode(raw) for part, raw in zip(self.parts, actions.split(self.part_widths, dim=-1), strict=True)],
-            dim=-1,
-        )
-        present = torch.ones(actions.shape[0], num_latents, dtype=torch.bool, device=actions.device)
-        if self.alignment == "transition":
-            present[:, 0] = False
-        return self._combine(self._group(encoded, num_latents)), present
+        return self.encode_frames(actions, range(num_latents))
+
+    def encode_frames(self, actions: Tensor, frames: range) -> tuple[Tensor, Tensor]:
+        """Encode the action rows of some latent frames of a video, those of `rows_of_frames`; otherwise as `encode`."""
+        expected = (len(self.rows_of_frames(frames)), self.num_columns)
+        if actions.ndim != 3 or tuple(actions.shape[1:]) != expected:
+            raise ValueError(
+                f"actions for latent frames {frames.start} to {frames.stop - 1} must be [B, {expected[0]}, "
+                f"{expected[1]}], got {list(actions.shape)}. {self._rules()}"
+            )
+        present = torch.ones(actions.shape[0], len(frames), dtype=torch.bool, device=actions.device)
+        if self.alignment == "transition" and frames.start == 0:
+            present[:, :1] = False
+        return self._combine(self._group(self.encode_rows(actions), frames)), present
+
+    def encode_rows(self, rows: Tensor) -> Tensor:
+        """Encode rows one by one, `[B, rows, num_columns]` as `[B, rows, width]`, not yet by latent frame.
+
+        Raises:
+            ValueError: The width does not fit, or a value is not finite or outside what its part takes.
+        """
+        if rows.ndim != 3 or rows.shape[-1] != self.num_columns:
+            raise ValueError(
+                f"action rows must have {self.num_columns} columns of {', '.join(part.name for part in self.parts)}, "
+                f"[B, rows, {self.num_columns}], got {list(rows.shape)}"
+            )
+        self._require_finite(rows)
+        rows = rows if rows.is_floating_point() else rows.float()
+        columns = rows.split(self.part_widths, dim=-1)
+        return torch.cat([part.encode(raw) for part, raw in zip(self.parts, columns, strict=True)], dim=-1)
 
     def check(self, actions: Tensor, num_latents: int) -> None:
         """Refuse rows that do not belong to `num_latents` latent frames.
@@ -228,9 +255,7 @@ class ActionSchema:
                 f"actions for {num_latents} latent frames must be [B, {expected[0]}, {expected[1]}] (rows, columns of "
                 f"{', '.join(part.name for part in self.parts)}), got {list(actions.shape)}. {self._rules(num_latents)}"
             )
-        if not bool(torch.isfinite(actions).all()):
-            bad = (~torch.isfinite(actions)).nonzero()[0].tolist()
-            raise ValueError(f"actions hold a value that is not finite, first at [sample, row, column] = {bad}")
+        self._require_finite(actions)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, for a checkpoint."""
@@ -241,17 +266,25 @@ class ActionSchema:
         """The schema that `to_dict` wrote."""
         return ActionSchema(**{**values, "parts": [ActionPart(**part) for part in values["parts"]]})
 
-    def _group(self, encoded: Tensor, num_latents: int) -> Tensor:
+    @staticmethod
+    def _require_finite(actions: Tensor) -> None:
+        if not bool(torch.isfinite(actions).all()):
+            bad = (~torch.isfinite(actions)).nonzero()[0].tolist()
+            raise ValueError(f"actions hold a value that is not finite, first at [sample, row, column] = {bad}")
+
+    def _group(self, encoded: Tensor, frames: range) -> Tensor:
         """Group `[B, rows, width]` as `[B, L, rows of a latent frame, width]`."""
         if self.alignment == "per_latent":
             return encoded[:, :, None]
         rows = self._rows_per_latent
+        if frames.start > 0:
+            return encoded.unflatten(1, (len(frames), rows))
         first = encoded[:, :1] if self.alignment == "state" else torch.zeros_like(encoded[:, :1])
         if encoded.shape[1] == 0:
             first = encoded.new_zeros(encoded.shape[0], 1, encoded.shape[2])
         rest = encoded[:, 1:] if self.alignment == "state" else encoded
         padded = torch.cat([first.expand(-1, rows, -1), rest], dim=1)
-        return padded.unflatten(1, (num_latents, rows))
+        return padded.unflatten(1, (len(frames), rows))
 
     def _combine(self, grouped: Tensor) -> Tensor:
         if self.combine == "concat":

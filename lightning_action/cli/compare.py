@@ -169,7 +169,7 @@ def velocities_behind_truth(module: ActionVideoModule, batch: Batch) -> Tensor:
     latents, text = module.frozen.latents_of(batch, device, dtype), module.frozen.text_of(batch, device, dtype)
     _, num_frames, channels, height, width = latents.shape
     modulation = module.conditioning.of_rollout(
-        batch.get("action"), infers_actions(batch), num_frames, text, without_action(batch)
+        batch.get("action"), infers_actions(batch), num_frames, text, module.causality, without_action(batch)
     )
     shape = channels, height, width
     blocks = iter([latents[:, block.start : block.stop] for block in module.causality.split(num_frames)])

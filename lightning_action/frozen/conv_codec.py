@@ -12,7 +12,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from lightning_action.frozen.interfaces import FittedFrames, StreamingDecoder
+from lightning_action.frozen.interfaces import CodecStream, FittedFrames, Memory
 from lightning_action.ranges import require_numbers
 
 # Pixel rows, and columns, that the first layer of the encoder folds into channels.
@@ -143,26 +143,23 @@ class ConvVideoCodec(FittedFrames):
         codes = torch.cat([codes[:, :1].expand(-1, ratio - 1, -1, -1, -1), codes], dim=1)
         return rearrange(codes, "b (f r) c h w -> b f (r c) h w", r=ratio)
 
-    def streaming_decoder(self) -> StreamingDecoder:
+    def streaming_decoder(self) -> CodecStream:
         """Return a function that decodes a video block by block; each call takes the next latents of the same video."""
         self._require_fitted()
-        started = False
+        return CodecStream(self._decode_next)
 
-        @torch.no_grad()
-        def decode_next(latents: Tensor) -> Tensor:
-            nonlocal started
-            parts = []
-            # Latent by latent: a convolution over another number of frames may round differently.
-            for latent in latents.unbind(1):
-                codes = latent.unflatten(1, (self.temporal_compression_ratio, -1))
-                # Networks may compute in fewer bits, as under autocast; the codec has its own.
-                codes = (codes if started else codes[:, -1:]).to(self.scale.dtype)
-                started = True
-                pixels = self.decoder(codes.flatten(0, 1)) + self.color
-                parts.append(pixels.unflatten(0, codes.shape[:2]))
-            return torch.cat(parts, dim=1).clamp(-1, 1)
-
-        return decode_next
+    @torch.no_grad()
+    def _decode_next(self, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        started, parts = memory is not None, []
+        # Latent by latent: a convolution over another number of frames may round differently.
+        for latent in latents.unbind(1):
+            codes = latent.unflatten(1, (self.temporal_compression_ratio, -1))
+            # Networks may compute in fewer bits, as under autocast; the codec has its own.
+            codes = (codes if started else codes[:, -1:]).to(self.scale.dtype)
+            started = True
+            pixels = self.decoder(codes.flatten(0, 1)) + self.color
+            parts.append(pixels.unflatten(0, codes.shape[:2]))
+        return torch.cat(parts, dim=1).clamp(-1, 1), {}
 
     @torch.no_grad()
     def _codes(self, frames: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_action.frozen.interfaces import Movable, StreamingDecoder, TextEncoder, VideoCodec
+from lightning_action.frozen.interfaces import CodecStream, Movable, TextEncoder, VideoCodec
 
 
 class FrozenParts:
@@ -56,11 +56,14 @@ class FrozenParts:
             ValueError: The pixels or the latents hold a value that is not finite.
         """
         _move(self.vae, device)
-        latents = self.vae.encode(_on(device, video))
-        if not bool(torch.isfinite(latents).all()):
-            source = "the video" if not bool(torch.isfinite(video).all()) else "the latents of a finite video"
-            raise ValueError(f"{source} hold NaN or infinity: check the data set or the VAE's precision")
-        return latents.to(dtype)
+        return _finite(self.vae.encode(_on(device, video)), video).to(dtype)
+
+    @torch.no_grad()
+    def encode_next(
+        self, encoder: CodecStream, pixels: Tensor, device: torch.device | str, dtype: torch.dtype
+    ) -> Tensor:
+        """Encode what comes next of a video by its `encoder`, otherwise as `encode_video`."""
+        return _finite(encoder(_on(device, pixels)), pixels).to(dtype)
 
     def text_of(self, batch: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """Return the prompts of a batch, given as `text` or encoded. Raises as `encode_text`."""
@@ -91,10 +94,22 @@ class FrozenParts:
                 raise ValueError("latents hold NaN or infinity: check the video, or the VAE's precision")
             yield latents.float()
 
-    def decoder(self, device: torch.device | str = "cpu") -> StreamingDecoder:
+    def encoder(self, device: torch.device | str = "cpu") -> CodecStream:
+        """Return a function that encodes one video on a device, for `encode_next`."""
+        _move(self.vae, device)
+        return self.vae.streaming_encoder()
+
+    def decoder(self, device: torch.device | str = "cpu") -> CodecStream:
         """Return a function that decodes one video on a device: the next latents to their pixels in [-1, 1]."""
         _move(self.vae, device)
         return self.vae.streaming_decoder()
+
+
+def _finite(latents: Tensor, video: Tensor) -> Tensor:
+    if not bool(torch.isfinite(latents).all()):
+        source = "the video" if not bool(torch.isfinite(video).all()) else "the latents of a finite video"
+        raise ValueError(f"{source} hold NaN or infinity: check the data set or the VAE's precision")
+    return latents
 
 
 def _on(device: torch.device | str, video: Tensor) -> Tensor:

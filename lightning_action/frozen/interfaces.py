@@ -14,6 +14,41 @@ from lightning_action.weights.fingerprint import fingerprint
 from lightning_action.weights.fit import load_strictly
 
 StreamingDecoder = Callable[[Tensor], Tensor]
+Memory = Mapping[int, Any]
+
+
+class CodecStream:
+    """One batch of videos on its way through a codec: each call takes what comes next, and remembers what it must.
+
+    Args:
+        step: Function of what comes next and of the memory of what came before, None at the start. It gives the result
+            and the memory for the next call, and changes neither argument.
+        memory: Memory to go on from; tensors in it have the batch in front.
+    """
+
+    def __init__(self, step: Callable[[Tensor, Memory | None], tuple[Tensor, Memory]], memory: Memory | None = None):
+        self._step, self._memory = step, memory
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Take the next latents, or the next pixels, of the videos."""
+        result, self._memory = self._step(x, self._memory)
+        return result
+
+    @property
+    def memory(self) -> Memory | None:
+        """What came before, as far as it changes what comes; empty where only the start does, None before the start."""
+        return self._memory
+
+    def copy(self) -> CodecStream:
+        """Return a stream that goes on from here by itself."""
+        return CodecStream(self._step, self._memory)
+
+    def select(self, videos: Sequence[int]) -> CodecStream:
+        """Return a stream that goes on from here by itself with some of the videos; one may be there more than once."""
+        memory = self._memory
+        if memory is not None:
+            memory = {key: value[list(videos)] if isinstance(value, Tensor) else value for key, value in memory.items()}
+        return CodecStream(self._step, memory)
 
 
 class FrozenPart:
@@ -59,6 +94,21 @@ class VideoCodec(FrozenPart, ABC):
         """
         yield self.encode(torch.cat(list(parts), dim=1))
 
+    def streaming_encoder(self) -> CodecStream:
+        """Return a function that encodes one video: each call takes the next pixels, as in `encode_parts`.
+
+        That of a codec that does not override this takes a single part.
+        """
+
+        def encode_next(pixels: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+            if memory is not None:
+                raise ValueError(
+                    f"{type(self).__name__} cannot encode a video part by part: give it whole, or use another codec"
+                )
+            return self.encode(pixels), {}
+
+        return CodecStream(encode_next)
+
     def identity(self) -> str:
         """Name the class of the codec, with a fingerprint of its weights: what latents made by it depend on.
 
@@ -76,7 +126,7 @@ class VideoCodec(FrozenPart, ABC):
         return self.streaming_decoder()(latents)
 
     @abstractmethod
-    def streaming_decoder(self) -> StreamingDecoder:
+    def streaming_decoder(self) -> CodecStream:
         """Return a function that decodes one video: each call takes the next latents and gives their pixel frames."""
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
@@ -159,9 +209,17 @@ class FittedFrames(nn.Module, FittedCodec):
 
     def encode_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
         """Encode a long video that comes in parts, of which each is encoded by itself."""
-        for number, part in enumerate(parts):
-            self.frames_of_latents(part, is_first=number == 0)
-            yield self.encode(part) if number == 0 else self.encode(torch.cat([part[:, :1], part], dim=1))[:, 1:]
+        yield from map(self.streaming_encoder(), parts)
+
+    def streaming_encoder(self) -> CodecStream:
+        """Return a function that encodes one video, of which each part is encoded by itself."""
+        return CodecStream(self._encode_next)
+
+    def _encode_next(self, pixels: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        self.frames_of_latents(pixels, is_first=memory is None)
+        if memory is None:
+            return self.encode(pixels), {}
+        return self.encode(torch.cat([pixels[:, :1], pixels], dim=1))[:, 1:], {}
 
     def _require_fitted(self) -> None:
         if not self.fitted:

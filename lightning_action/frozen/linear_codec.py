@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from lightning_action.frozen.interfaces import FittedFrames, StreamingDecoder
+from lightning_action.frozen.interfaces import CodecStream, FittedFrames, Memory
 
 
 class LinearVideoCodec(FittedFrames):
@@ -69,26 +69,22 @@ class LinearVideoCodec(FittedFrames):
         latents = torch.cat([self.first.encode(first), self.later.encode(later)], dim=1)
         return rearrange(latents, "b f h w c -> b f c h w")
 
-    def streaming_decoder(self) -> StreamingDecoder:
+    def streaming_decoder(self) -> CodecStream:
         """Return a function that decodes a video block by block; each call takes the next latents of the same video."""
         self._require_fitted()
-        started = False
+        return CodecStream(self._decode_next)
 
-        @torch.no_grad()
-        def decode_next(latents: Tensor) -> Tensor:
-            nonlocal started
-            patches = rearrange(latents, "b f c h w -> b f h w c")
-            parts = []
-            if not started:
-                parts.append(self._pixels(self.first.decode(patches[:, :1]), 1))
-                patches = patches[:, 1:]
-                started = True
-            # Frame by frame: a matrix product of another height may round differently, and no split may show.
-            for frame in patches.split(1, dim=1):
-                parts.append(self._pixels(self.later.decode(frame), self.temporal_compression_ratio))
-            return torch.cat(parts, dim=1).clamp(-1, 1)
-
-        return decode_next
+    @torch.no_grad()
+    def _decode_next(self, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        patches = rearrange(latents, "b f c h w -> b f h w c")
+        parts = []
+        if memory is None:
+            parts.append(self._pixels(self.first.decode(patches[:, :1]), 1))
+            patches = patches[:, 1:]
+        # Frame by frame: a matrix product of another height may round differently, and no split may show.
+        for frame in patches.split(1, dim=1):
+            parts.append(self._pixels(self.later.decode(frame), self.temporal_compression_ratio))
+        return torch.cat(parts, dim=1).clamp(-1, 1), {}
 
     def _patches(self, video: Tensor) -> tuple[Tensor, Tensor]:
         self.require_video(video)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_action.frozen.interfaces import StreamingDecoder, frozen_pass
+from lightning_action.frozen.interfaces import CodecStream, Memory, frozen_pass
 from lightning_action.frozen.wan_codec import WanCodec
 from lightning_action.weights.fit import Shaped, load_strictly
 from lightning_action.weights.names import inside
@@ -53,21 +53,20 @@ class TinyWanVAE(WanCodec):
         with frozen_pass(self._device):
             return torch.cat([_run(model.encoder, group, seen) for group in groups], dim=1).float().contiguous()
 
-    def streaming_decoder(self) -> StreamingDecoder:
+    def streaming_decoder(self) -> CodecStream:
         self.load()
+        return CodecStream(self._decode_next)
+
+    def _decode_next(self, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         model: TinyAutoencoder = self._model
-        seen: dict[int, Tensor] = {}
-
-        def decode_next(latents: Tensor) -> Tensor:
-            self._require_latents(latents)
-            num_skipped = 0 if seen else self.temporal_compression_ratio - 1
-            groups = latents.to(self._device, self._dtype).split(_MOST_AT_ONCE, dim=1)
-            with frozen_pass(self._device):
-                frames = torch.cat([_run(model.decoder, group, seen) for group in groups], dim=1)
-            pixels = functional.pixel_shuffle(frames[:, num_skipped:], model.patch_size).contiguous()
-            return pixels.float().clamp(0, 1) * 2 - 1
-
-        return decode_next
+        self._require_latents(latents)
+        seen = dict(memory or {})
+        num_skipped = 0 if seen else self.temporal_compression_ratio - 1
+        groups = latents.to(self._device, self._dtype).split(_MOST_AT_ONCE, dim=1)
+        with frozen_pass(self._device):
+            frames = torch.cat([_run(model.decoder, group, seen) for group in groups], dim=1)
+        pixels = functional.pixel_shuffle(frames[:, num_skipped:], model.patch_size).contiguous()
+        return pixels.float().clamp(0, 1) * 2 - 1, seen
 
     def _read(self, path: Path) -> nn.Module:
         if path.is_dir():

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from lightning_action.frozen.interfaces import StreamingDecoder, frozen_pass
+from lightning_action.frozen.interfaces import CodecStream, Memory, frozen_pass
 from lightning_action.frozen.model_files import wan_extra
 from lightning_action.frozen.wan_codec import WanCodec
 from lightning_action.frozen.wan_vae_format import config_of, is_original, original_layout, to_diffusers_name
@@ -50,50 +50,51 @@ class WanVideoVAE(WanCodec):
         return self._normalized(means)
 
     def encode_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Encode a long video that comes in parts of 1 + 4 n, then 4 n pixel frames; yield the latents of each.
+        """Encode a long video that comes in parts of 1 + 4 n, then 4 n pixel frames; yield the latents of each."""
+        yield from map(self.streaming_encoder(), parts)
+
+    def streaming_encoder(self) -> CodecStream:
+        """Return a function that encodes one video: each call takes the next pixels.
 
         As for decoding, diffusers has no public interface for this, but its encoder takes the cache as an argument.
         """
         self.load()
-        model, size = self._model, self._model.config.patch_size or 1
-        cache, started = _empty_cache(model.encoder), False
-        for part in parts:
-            numbers = self.frames_of_latents(part, is_first=not started)
-            pattern = "b t c (h p) (w q) -> b (c q p) t h w"
-            pixels = rearrange(part.to(self._device, self._dtype), pattern, p=size, q=size).contiguous()
-            with frozen_pass(self._device):
-                groups = pixels.split(numbers, dim=2)
-                hidden = [model.encoder(group, feat_cache=cache, feat_idx=[0]) for group in groups]
-                moments = model.quant_conv(torch.cat(hidden, dim=2))
-            started = True
-            yield self._normalized(moments.chunk(2, dim=1)[0])
+        return CodecStream(self._encode_next)
 
-    def streaming_decoder(self) -> StreamingDecoder:
+    def _encode_next(self, part: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        model, size = self._model, self._model.config.patch_size or 1
+        numbers, cache = self.frames_of_latents(part, is_first=memory is None), _cache(model.encoder, memory)
+        pattern = "b t c (h p) (w q) -> b (c q p) t h w"
+        pixels = rearrange(part.to(self._device, self._dtype), pattern, p=size, q=size).contiguous()
+        with frozen_pass(self._device):
+            groups = pixels.split(numbers, dim=2)
+            hidden = [model.encoder(group, feat_cache=cache, feat_idx=[0]) for group in groups]
+            moments = model.quant_conv(torch.cat(hidden, dim=2))
+        return self._normalized(moments.chunk(2, dim=1)[0]), dict(enumerate(cache))
+
+    def streaming_decoder(self) -> CodecStream:
         """Return a function that decodes one video: each call takes the next latents and gives their pixel frames.
 
         diffusers has no public interface for this, but its decoder takes the cache as an argument: a list with a place
-        for each causal convolution.
+        for each causal convolution, whose entries it replaces and does not change.
         """
         self.load()
-        model = self._model
+        return CodecStream(self._decode_next)
+
+    def _decode_next(self, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        self._require_latents(latents)
+        model, cache, started = self._model, _cache(self._model.decoder, memory), memory is not None
         mean, deviation = self._statistics()
-        cache, started = _empty_cache(model.decoder), False
-
-        def decode_next(latents: Tensor) -> Tensor:
-            nonlocal started
-            self._require_latents(latents)
-            latents = (latents.to(self._device).float() * deviation + mean).to(self._dtype)
-            frames = []
-            with frozen_pass(self._device):
-                for latent in rearrange(latents, "b f c h w -> b c f h w").split(1, dim=2):
-                    hidden = model.post_quant_conv(latent)
-                    frames.append(model.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=not started))
-                    started = True
-            size = model.config.patch_size or 1
-            pixels = rearrange(torch.cat(frames, dim=2), "b (c q p) t h w -> b t c (h p) (w q)", p=size, q=size)
-            return pixels.float().clamp(-1, 1)
-
-        return decode_next
+        latents = (latents.to(self._device).float() * deviation + mean).to(self._dtype)
+        frames = []
+        with frozen_pass(self._device):
+            for latent in rearrange(latents, "b f c h w -> b c f h w").split(1, dim=2):
+                hidden = model.post_quant_conv(latent)
+                frames.append(model.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=not started))
+                started = True
+        size = model.config.patch_size or 1
+        pixels = rearrange(torch.cat(frames, dim=2), "b (c q p) t h w -> b t c (h p) (w q)", p=size, q=size)
+        return pixels.float().clamp(-1, 1), dict(enumerate(cache))
 
     def _normalized(self, means: Tensor) -> Tensor:
         mean, deviation = self._statistics()
@@ -128,8 +129,10 @@ class WanVideoVAE(WanCodec):
         return model
 
 
-def _empty_cache(network: torch.nn.Module) -> list[Tensor | None]:
-    """Make the cache of the encoder or the decoder: a place for each causal convolution."""
+def _cache(network: torch.nn.Module, memory: Memory | None) -> list[Any]:
+    """Make the cache of the encoder or the decoder from what it held: a place for each causal convolution."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
+    if memory is not None:
+        return list(memory.values())
     return [None for part in network.modules() if isinstance(part, WanCausalConv3d)]

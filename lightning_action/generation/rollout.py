@@ -6,7 +6,8 @@ actions of that block. `rollout` is the loop over it for a video of known length
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -46,6 +47,13 @@ class _Block:
         action_modulation = None if self.action_modulation is None else self.action_modulation[:, start:]
         timestep = None if self.timestep is None else self.timestep[:, start:]
         return _Block(self.frames[start:], self.latents[:, start:], action_modulation, timestep)
+
+    def select(self, videos: Sequence[int]) -> _Block:
+        """The part of some videos."""
+        parts = (self.latents, self.action_modulation, self.timestep)
+        latents, *rest = (None if part is None else part[list(videos)] for part in parts)
+        assert latents is not None
+        return _Block(self.frames, latents, *rest)
 
 
 class CausalRollout:
@@ -98,6 +106,7 @@ class CausalRollout:
     ) -> None:
         self.generator = generator
         self._sampler, self._first_sampler = sampler, first_sampler
+        self._last_first_sampler: Sampler | None = None
         self.noise = noise
         self._drawn: tuple[range, Tensor] | None = None
         self.guidance = guidance
@@ -132,10 +141,16 @@ class CausalRollout:
         here = self.cache.block
         return here if self._pending is None else self.cache.causality.block_after(here.stop)
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether the last block waits for the pass that writes it into the cache."""
+        return self._pending is not None
+
     def append(self, latents: Tensor, action_modulation: Tensor | None = None) -> None:
         """Take the next block of a known video, `[B, block, C, H, W]`, with its modulation `[B, block, ..., 6, D]`."""
         self.write_pending()
         self.cache.require_block(latents.shape[1])
+        self._last_first_sampler = self._first_sampler
         # What was handed in, or over, is its owner's to change.
         self._pending = _Block(self.block, latents.clone(), _copy(action_modulation))
 
@@ -145,6 +160,36 @@ class CausalRollout:
             return
         self._write(self._pending)
         self._pending = None
+
+    def drop_pending(self) -> None:
+        """Forget the last block before it is written: the next one takes its place.
+
+        Raises:
+            ValueError: It is written already, or there is none.
+        """
+        if not self.is_pending:
+            raise ValueError("there is no block that waits to be written: drop it before write_pending, under `clean`")
+        self._pending, self._drawn, self._first_sampler = None, None, self._last_first_sampler
+
+    def select(self, videos: Sequence[int], noise: NoiseSource) -> CausalRollout:
+        """Return a rollout of some of the videos, which goes on from here by itself; one may be there more than once.
+
+        A `CapturedPass` is captured anew.
+
+        Args:
+            videos: Places of the videos in this batch.
+            noise: Source of noise of those videos.
+        """
+        size = len(self.nothing)
+        every = [video + branch * size for branch in range(len(self._branches)) for video in videos]
+        chosen = copy(self)
+        chosen.noise, chosen._drawn, chosen._captured, chosen._input = noise, None, None, None
+        chosen.nothing, chosen._image = self.nothing[list(videos)], self._image.select(every)
+        chosen._negative_text = None if self._negative_text is None else self._negative_text[list(videos)]
+        chosen._text, chosen.cache = self._text.select(every), self.cache.select(every)
+        chosen._pending = None if self._pending is None else self._pending.select(videos)
+        chosen._window = [block.select(videos) for block in self._window]
+        return chosen
 
     def switch_prompt(self, text: Tensor, negative_text: Tensor | None = None) -> None:
         """Let the blocks that follow be under other prompts.
@@ -190,6 +235,7 @@ class CausalRollout:
         self.write_pending()
         modulation = self._branch_modulation(action_modulation)
         sampler = self._first_sampler or self._sampler
+        self._last_first_sampler = self._first_sampler
         clean = hold(sampler(partial(self._velocity, modulation, known), partial(self._noise, self.block)), known)
         self._first_sampler = None
         if self.context == "clean":

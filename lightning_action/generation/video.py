@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_action.action.conditioning import BlockModulation
 from lightning_action.batch import to_bytes, to_unit_range
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
-from lightning_action.diffusion.noise import frame_noise, starting_from
+from lightning_action.diffusion.noise import NoiseSource, frame_noise, starting_from
 from lightning_action.frozen.interfaces import StreamingDecoder
 from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.rollout import CausalRollout, rollout
@@ -83,16 +83,39 @@ class VideoGenerator:
             ValueError: The frames are not a whole number of blocks, or initial latents, modulation or switches do not
                 fit.
         """
-        hold_attention_kernels(text.device)
         num_frames, *latent_shape = shape
         noise = frame_noise(self.sampling.seed, sample_id, latent_shape, text.device, text.dtype)
-        session = CausalRollout(
+        if first_noise is not None:
+            noise = starting_from(first_noise, noise)
+        session = self.begin(text, noise, shape, image, negative_text)
+        return rollout(session, num_frames, modulation, initial, switches)
+
+    def begin(
+        self,
+        text: Tensor,
+        noise: NoiseSource,
+        shape: tuple[int, int, int, int],
+        image: ImageCondition = NO_IMAGE,
+        negative_text: Tensor | None = None,
+    ) -> CausalRollout:
+        """Make the rollout of a batch of videos, before their first frame.
+
+        Args:
+            text: Encoded prompts, `[B, L, text_dim]`, on the device and of the dtype to compute in.
+            noise: Source of noise of the videos.
+            shape: Shape of the latents of a video, (F, C, h, w); F only matters where the window is unlimited.
+            image: Condition that an image-to-video model sees besides.
+            negative_text: Encoded negative prompts, `[B, L, text_dim]`; only guidance by prompts needs them.
+        """
+        hold_attention_kernels(text.device)
+        num_frames, *latent_shape = shape
+        return CausalRollout(
             self.generator,
             text,
             self.causality,
             self.sampling.sampler(self.schedule),
-            noise if first_noise is None else starting_from(first_noise, noise),
-            (shape[1], shape[2], shape[3]),
+            noise,
+            (latent_shape[0], latent_shape[1], latent_shape[2]),
             num_frames,
             guidance=self.sampling.guidance,
             negative_text=negative_text,
@@ -102,7 +125,6 @@ class VideoGenerator:
             capture=CapturedPass if self.captures else None,
             kernel=self.kernel,
         )
-        return rollout(session, num_frames, modulation, initial, switches)
 
 
 def stream_pixels(blocks: Iterable[Tensor], decode: StreamingDecoder) -> Iterator[Tensor]:
@@ -118,12 +140,16 @@ def stream_pixels(blocks: Iterable[Tensor], decode: StreamingDecoder) -> Iterato
     Raises:
         RuntimeError: The model gave values that are not finite.
     """
-    for latents in blocks:
-        decoded = decode(latents)
-        pixels, finite = to_unit_range(decoded).float(), _is_finite(latents, decoded)
-        # This waits for the device, as whoever takes the pixels does.
-        _require_finite([finite])
-        yield pixels
+    return map(partial(block_pixels, decode=decode), blocks)
+
+
+def block_pixels(latents: Tensor, decode: StreamingDecoder) -> Tensor:
+    """Decode one block of `stream_pixels`."""
+    decoded = decode(latents)
+    pixels, finite = to_unit_range(decoded).float(), _is_finite(latents, decoded)
+    # This waits for the device, as whoever takes the pixels does.
+    _require_finite([finite])
+    return pixels
 
 
 def whole_video(

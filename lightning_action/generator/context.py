@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,10 @@ class TextCache:
     """
 
     layers: tuple[tuple[KeysValues, ...], ...]
+
+    def select(self, videos: Sequence[int]) -> TextCache:
+        """Take those of some videos; one may be there more than once."""
+        return TextCache(tuple(tuple(seen.select(videos) for seen in layer) for layer in self.layers))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,10 @@ class ImageCondition:
         """Repeat everything along the batch, for branches of guidance that show the same image."""
         parts = (self.channels, self.embeds)
         return ImageCondition(*(None if part is None else torch.cat([part] * times) for part in parts))
+
+    def select(self, videos: Sequence[int]) -> ImageCondition:
+        """Take what some videos see; one may be there more than once."""
+        return ImageCondition(*(None if part is None else part[list(videos)] for part in (self.channels, self.embeds)))
 
 
 NO_IMAGE = ImageCondition()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -99,6 +102,12 @@ class KVCache:
         if window:
             self._num_skipped = window.start - self.causality.sink_size
             self.position = window.start
+
+    def select(self, videos: Sequence[int]) -> KVCache:
+        """Return a cache of some of the videos, which goes on from here by itself; one may be there more than once."""
+        chosen = copy(self)
+        chosen.keys, chosen.values = (stored[:, list(videos)] for stored in (self.keys, self.values))
+        return chosen
 
     @property
     def _place(self) -> int:

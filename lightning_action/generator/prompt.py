@@ -33,6 +33,10 @@ class KeysValues(NamedTuple):
     values: Tensor
     bias: Tensor | None = None
 
+    def select(self, videos: Sequence[int]) -> KeysValues:
+        """Take those of some videos; the bias is that of all."""
+        return KeysValues(self.keys[list(videos)], self.values[list(videos)], self.bias)
+
 
 def require_text(text: Tensor, text_len: int, text_dim: int) -> None:
     """Refuse encoded prompts that are longer than a generator takes, or of another width.

@@ -210,7 +210,7 @@ def test_prompts_are_switched_in_a_prediction(tmp_path: Path, by_sample: bool) -
     # From the start of the second switch on, only the sink and the past's latents tell what was before.
     text = module.frozen.encode_text(batch["prompt"])
     noise = frame_noise(0, batch["sample_id"].tolist(), found.shape[2:])
-    modulation = module.conditioning.of_rollout(batch["action"], False, LATENTS, text, None)
+    modulation = module.conditioning.of_rollout(batch["action"], False, LATENTS, text, module.causality)
     sampler = module.sampling.sampler(module.schedule)
     session = CausalRollout(module.generator, text, module.causality, sampler, noise, found.shape[2:], LATENTS)
     with torch.no_grad():

@@ -141,8 +141,10 @@ def test_a_video_that_is_there_and_one_to_be_made_are_told_the_same() -> None:
     known = given.of_known_video(ROWS, False, latents, TEXT, BLOCKS)
     assert known is not None and known.shape == (2, 3, 6, DIM) and known[:, 1:].abs().max() > 0
     assert torch.equal(known[:, 0], torch.zeros(2, 6, DIM)), "frame 0 follows from no action"
-    made = given.of_rollout(ROWS, False, 3, TEXT)
-    assert isinstance(made, Tensor) and torch.equal(known, made)
+    made = given.of_rollout(ROWS, False, 3, TEXT, BLOCKS)
+    assert isinstance(made, Tensor) and not made[:, 0].any()
+    # Matrix products of another height may round differently.
+    torch.testing.assert_close(known, made)
 
 
 @torch.no_grad()
@@ -160,7 +162,7 @@ def test_without_rows_the_module_decides_where_it_may() -> None:
     latents = torch.randn(2, 3, 7, 4, 5)
     infers = conditioning(action_module=Says())
     known = infers.of_known_video(None, True, latents, TEXT, BLOCKS)
-    made = infers.of_rollout(None, True, 3, TEXT)
+    made = infers.of_rollout(None, True, 3, TEXT, BLOCKS)
     assert known is not None and callable(made)
     blocks = [made(range(frame, frame + 1), latents[:, :frame]) for frame in range(3)]
     assert blocks[0] is None and not known[:, 0].any()
@@ -168,7 +170,10 @@ def test_without_rows_the_module_decides_where_it_may() -> None:
         here = blocks[frame]
         assert here is not None
         torch.testing.assert_close(here[:, 0], known[:, frame])
-    for none in (infers.of_known_video(None, False, latents, TEXT, BLOCKS), infers.of_rollout(None, False, 3, TEXT)):
+    for none in (
+        infers.of_known_video(None, False, latents, TEXT, BLOCKS),
+        infers.of_rollout(None, False, 3, TEXT, BLOCKS),
+    ):
         assert none is None, "the null action"
 
 
@@ -178,7 +183,7 @@ def test_no_action_is_no_modulation_or_exactly_none() -> None:
     for nothing in (conditioning(), conditioning(projection=None)):
         assert (
             nothing.of_known_video(None, True, latents, TEXT, BLOCKS) is None
-            and nothing.of_rollout(None, True, 3, TEXT) is None
+            and nothing.of_rollout(None, True, 3, TEXT, BLOCKS) is None
         )
     assert conditioning(projection=None).of_known_video(ROWS, False, latents, TEXT, BLOCKS) is None
     through = conditioning(on_all_ranks=True).of_known_video(None, True, latents, TEXT, BLOCKS)

@@ -319,3 +319,24 @@ def test_values_far_outside_the_range_are_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         part.encode(torch.tensor([[-4.0, 14.0]]))
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("size", [1, 3])
+def test_frames_are_encoded_part_by_part_with_the_same_bits(alignment: Alignment, combine: Combine, size: int) -> None:
+    schema = ActionSchema([ActionPart("stick", size=size), ActionPart("key", "discrete", 4)], alignment, combine)
+    rows = torch.rand(2, schema.num_rows(9), size + 1)
+    rows[..., -1] = (rows[..., -1] * 4).floor()
+    whole, present = schema.encode(rows, 9)
+    for length in (1, 3):
+        parts = [range(start, start + length) for start in range(0, 9, length)]
+        cut = [schema.rows_of_frames(part) for part in parts]
+        assert [row for own in cut for row in own] == list(range(rows.shape[1]))
+        made = [schema.encode_frames(rows[:, own.start : own.stop], part) for own, part in zip(cut, parts, strict=True)]
+        assert torch.equal(torch.cat([vectors for vectors, _ in made], dim=1), whole)
+        assert torch.equal(torch.cat([there for _, there in made], dim=1), present)
+    with pytest.raises(ValueError, match="latent frames 3 to 4 must be"):
+        schema.encode_frames(rows[:, :1], range(3, 5))
+    with pytest.raises(ValueError, match="columns of stick, key"):
+        schema.encode_rows(rows[..., 1:])

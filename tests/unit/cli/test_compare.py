@@ -65,7 +65,7 @@ def test_velocities_behind_the_truth_are_those_of_teacher_forcing() -> None:
     module.eval()
     found = velocities_behind_truth(module, batch)
     clean, text = module.frozen.encode_video(batch["video"]), module.frozen.encode_text(batch["prompt"])
-    modulation = module.conditioning.of_rollout(batch["action"], False, clean.shape[1], text)
+    modulation = module.conditioning.of_rollout(batch["action"], False, clean.shape[1], text, module.causality)
     noise = frame_noise(module.sampling.seed, batch["sample_id"].tolist(), clean.shape[2:])(range(clean.shape[1]), 0)
     assert isinstance(modulation, torch.Tensor)
     for velocity, timestep in zip(found, TIMESTEPS, strict=True):

@@ -136,6 +136,18 @@ def test_two_videos_are_decoded_in_turn(tmp_path: Path) -> None:
         assert torch.equal(torch.cat(streamed, dim=1), torch.cat(list(map(alone, latents.split(1, dim=1))), dim=1))
 
 
+def test_copies_of_streams_go_on_by_themselves(tmp_path: Path) -> None:
+    vae, _ = tiny_vae("2.1", tmp_path)
+    latents, decode_next = torch.randn(2, 3, 16, 2, 3), vae.streaming_decoder()
+    decode_next(latents[:, :2])
+    copy, chosen = decode_next.copy(), decode_next.select([1, 1, 0])
+    copy(-latents[:, 2:])
+    here = decode_next(latents[:, 2:])
+    torch.testing.assert_close(here, vae.decode(latents)[:, -4:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(chosen(latents[[1, 1, 0], 2:]), here[[1, 1, 0]], atol=1e-6, rtol=0)
+    assert (here[1] - here[0]).abs().max() > 1e-2
+
+
 class Operations(TorchDispatchMode):
     """Counts what is computed, by name."""
 

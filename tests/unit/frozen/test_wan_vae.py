@@ -92,6 +92,22 @@ def test_streaming_splits_are_bit_equal_and_state_is_needed(vae: WanVideoVAE) ->
     assert (vae.decode(latents[:, 1:])[:, -4:] - whole[:, -4:]).abs().max() > 1e-2
 
 
+def test_copies_of_streams_go_on_by_themselves(vae: WanVideoVAE) -> None:
+    latents, pixels = torch.randn(2, 4, 16, 2, 3), video("2.1", 13)
+    for whole, stream, x, cut in (
+        (vae.decode(latents), vae.streaming_decoder(), latents, 2),
+        (vae.encode(pixels), vae.streaming_encoder(), pixels, 9),
+    ):
+        stream(x[:, :cut])
+        copy, chosen = stream.copy(), stream.select([1, 1, 0])
+        # Where the copy goes on, what it comes from still stands.
+        copy(-x[:, cut:])
+        here = stream(x[:, cut:])
+        torch.testing.assert_close(here, whole[:, -here.shape[1] :], atol=1e-6, rtol=0)
+        torch.testing.assert_close(chosen(x[[1, 1, 0], cut:]), here[[1, 1, 0]], atol=1e-5, rtol=0)
+        assert (here[1] - here[0]).abs().max() > 1e-2
+
+
 def test_latents_of_another_model_are_refused(vae: WanVideoVAE) -> None:
     with pytest.raises(ValueError, match=r"expected latents \[B, F, 16, h, w\], got \[1, 2, 48, 2, 3\]"):
         vae.decode(torch.zeros(1, 2, 48, 2, 3))

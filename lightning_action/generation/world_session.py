@@ -1,0 +1,364 @@
+"""A generated world that is stepped with actions, while somebody watches or plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from lightning_action.action.conditioning import ActionConditioning
+from lightning_action.action.schema import ActionSchema
+from lightning_action.batch import from_unit_range, num_pixel_frames
+from lightning_action.diffusion.noise import NoiseSource, frame_noise
+from lightning_action.frozen.holder import FrozenParts
+from lightning_action.generation.episode import Episode
+from lightning_action.generation.video import VideoGenerator
+from lightning_action.ranges import require_numbers
+
+Prompt = str | Sequence[str] | None
+# How far pixels may lie outside [0, 1]: resizing overshoots a little.
+_PIXEL_TOLERANCE = 0.05
+
+
+class WorldSession:
+    """A batch of generated worlds that stand at the same frame and are stepped together, each with its own actions.
+
+    `reset` begins them, `step` takes action rows one by one, and a block of frames comes back as soon as the rows of a
+    block are there. With the same actions, seed, `sample_id` and first frames the frames are those of
+    `GenerativeModule.generate`, bit for bit. Memory does not grow with the number of frames. Sessions of one model do
+    not disturb each other, and one is not for several threads at once. `GenerativeModule.open_session` makes one.
+
+    Args:
+        videos: Generator with its settings.
+        conditioning: Way from action rows to modulation.
+        frozen: Text encoder and VAE.
+        schema: Meaning of an action row.
+        dtype: Dtype that the networks compute in.
+        device: Device that they compute on.
+        num_worlds: Number B of worlds.
+        max_latents: Number of latent frames that a world can have, where the window is unlimited.
+
+    Raises:
+        ValueError: A number is out of range, or nothing bounds the memory: neither `max_latents` nor a window.
+    """
+
+    def __init__(
+        self,
+        videos: VideoGenerator,
+        conditioning: ActionConditioning,
+        frozen: FrozenParts,
+        schema: ActionSchema,
+        dtype: torch.dtype,
+        device: torch.device,
+        num_worlds: int = 1,
+        max_latents: int | None = None,
+    ) -> None:
+        require_numbers({"num_worlds": num_worlds}, 1, whole=True)
+        if max_latents is not None:
+            require_numbers({"max_latents": max_latents}, 1, whole=True)
+        elif videos.causality.local_attn_size is None:
+            raise ValueError(
+                "this model sees all frames of the past, which would grow for ever: give a `causality` with "
+                "local_attn_size, such as the number of latent frames that it was trained on, or `max_latents`"
+            )
+        self.schema, self.num_worlds = schema, num_worlds
+        self._videos, self._conditioning, self._frozen = videos, conditioning, frozen
+        self._device, self._dtype = device, dtype
+        self._max_latents = max_latents or 1
+        self._seed, self._sample_id = videos.sampling.seed, list(range(num_worlds))
+        self._episode: Episode | None = None
+        self._rows: list[Tensor] = []
+        self._frame_size = (0, 0)
+        self._is_closed = False
+
+    @torch.no_grad()
+    def reset(
+        self,
+        first_frames: Tensor | None = None,
+        prompt: Prompt = None,
+        seed: int | None = None,
+        frame_size: tuple[int, int] | None = None,
+        *,
+        actions: Tensor | None = None,
+        sample_id: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Begin all worlds anew.
+
+        Args:
+            first_frames: Videos that they begin with, `[B, T, 3, H, W]` in [0, 1], T = 1 + r n. What does not fill a
+                block is held while the rest of the block is generated.
+            prompt: Prompt of all worlds, or B prompts; None is the empty one.
+            seed: Random seed of the noise; None takes that of `sampling`.
+            frame_size: Height and width of the frames, where there are no first ones.
+            actions: Action rows of the first frames, `[B, rows, columns]`; None for no action.
+            sample_id: Numbers of the worlds, to which the noise belongs; 0 ... B - 1 if not given. Worlds of the same
+                number share their noise.
+
+        Returns:
+            The first frames as the model sees them, decoded from their latents, `[B, T, 3, H, W]` in [0, 1]. Without
+            first frames the first block, if it follows from no action, else no frames, `[B, 0, 3, H, W]`.
+
+        Raises:
+            ValueError: An argument does not fit; the worlds are then as they were.
+            RuntimeError: The session is closed.
+        """
+        self._require_not_closed()
+        video = None if first_frames is None else self._checked_frames(first_frames)
+        if video is None and (frame_size is None or actions is not None):
+            raise ValueError("without first_frames, give frame_size (height, width) and no actions of first frames")
+        height, width = video.shape[-2:] if video is not None else frame_size or (0, 0)
+        shape = self._frozen.vae.latent_shape(height, width)
+        numbers = list(range(self.num_worlds)) if sample_id is None else list(sample_id)
+        if len(numbers) != self.num_worlds:
+            raise ValueError(f"expected sample_id of {self.num_worlds} worlds, got {numbers}")
+        chosen_seed = self._videos.sampling.seed if seed is None else seed
+        require_numbers({"seed": chosen_seed}, 0, 2**63 - 1, whole=True)
+        encoder, latents = self._frozen.encoder(self._device), None
+        if video is not None:
+            latents = self._frozen.encode_next(encoder, video, self._device, self._dtype)
+            self._require_room(latents.shape[1])
+        rows = self._checked_rows(actions, range(0 if latents is None else latents.shape[1]))
+        text, negative = self._encoded(prompt), self._negative_text()
+        noise = self._noise(chosen_seed, numbers, shape)
+        rollout = self._videos.begin(text, noise, (self._max_latents, *shape), negative_text=negative)
+        decoder = self._frozen.decoder(self._device)
+        self._episode = Episode(rollout, self._conditioning, self.schema, decoder, encoder)
+        self._seed, self._sample_id, self._frame_size, self._rows = chosen_seed, numbers, (height, width), []
+        if latents is not None:
+            return self._episode.follow(latents, rows)
+        return self._step_if_complete()
+
+    @property
+    def rows_wanted(self) -> int:
+        """Number of action rows that are missing until the next block can be generated."""
+        return len(self._rows_of_block) - len(self._rows)
+
+    @torch.no_grad()
+    def step(self, action: Any) -> Tensor:
+        """Take one action row; the block whose rows it completes is generated.
+
+        Args:
+            action: Row of each world, `[B, columns]`, or of all worlds alike, `[columns]`.
+
+        Returns:
+            Pixels of the block, `[B, t, 3, H, W]` in [0, 1]; t is 0 while rows are wanted.
+
+        Raises:
+            ValueError: The row does not fit the schema, or is not finite; it is not taken then.
+            RuntimeError: There is no world, as before `reset` and after `close`, or the model gave values that are not
+                finite.
+        """
+        self._require_room(self._require_worlds().block.stop)
+        row = torch.as_tensor(action)
+        if row.ndim not in (1, 2) or (row.ndim == 2 and len(row) != self.num_worlds):
+            raise ValueError(
+                f"an action is [columns] or [{self.num_worlds}, columns], with {self.schema.num_columns} columns, got "
+                f"{list(row.shape)}"
+            )
+        row = row.expand(self.num_worlds, -1)
+        self.schema.encode_rows(row[:, None])
+        # What was handed in is its owner's to change.
+        self._rows.append(row.clone())
+        return self._step_if_complete()
+
+    @torch.no_grad()
+    def step_block(self, actions: Any) -> Tensor:
+        """Take all rows that are wanted, `[B, rows_wanted, columns]`, at once; otherwise as `step`."""
+        self._require_room(self._require_worlds().block.stop)
+        rows = torch.as_tensor(actions)
+        if rows.ndim != 3 or tuple(rows.shape[:2]) != (self.num_worlds, self.rows_wanted):
+            raise ValueError(
+                f"expected actions [{self.num_worlds}, {self.rows_wanted}, {self.schema.num_columns}], the rows that "
+                f"are missing until the next block, got {list(rows.shape)}"
+            )
+        self.schema.encode_rows(rows)
+        self._rows += rows.clone().unbind(1)
+        return self._step_if_complete()
+
+    def stream(self, actions: Iterable[Any]) -> Iterator[Tensor]:
+        """Take rows as `step` does, and yield the frames of each block."""
+        for action in actions:
+            frames = self.step(action)
+            if frames.shape[1]:
+                yield frames
+
+    @torch.no_grad()
+    def write_pending(self) -> None:
+        """Do what the next block needs while nobody waits: the clean pass over the last one, and noise.
+
+        A block is shown before its clean pass; without this, the next step makes it. `commit` cannot replace the block
+        any more.
+        """
+        episode = self._require_worlds()
+        episode.write_pending()
+        if self._videos.causality.local_attn_size is not None or episode.block.stop <= self._max_latents:
+            episode.draw_ahead()
+
+    @torch.no_grad()
+    def prompt(self, text: Prompt) -> None:
+        """Let the blocks that follow be under another prompt, or B others, see `CausalRollout.switch_prompt`."""
+        self._require_worlds().switch_prompt(self._encoded(text))
+
+    @torch.no_grad()
+    def fork(self, num_futures: int = 1) -> WorldSession:
+        """Return a session of several futures of every world, which share its past and nothing that comes.
+
+        Future j of world b is world `b * num_futures + j` there. All futures of a world have its noise, so that they
+        differ by their actions alone. It takes the memory of a session of so many worlds; close it when it has served.
+        """
+        require_numbers({"num_futures": num_futures}, 1, whole=True)
+        return self.select([world for world in range(self.num_worlds) for _ in range(num_futures)])
+
+    @torch.no_grad()
+    def select(self, worlds: Sequence[int]) -> WorldSession:
+        """Return a session of some of the worlds, in this order, as `fork`; one may be there more than once."""
+        episode = self._require_worlds()
+        if not len(worlds) or not all(0 <= world < self.num_worlds for world in worlds):
+            raise ValueError(f"expected one or more worlds from 0 to {self.num_worlds - 1}, got {list(worlds)}")
+        chosen = copy(self)
+        chosen.num_worlds = len(worlds)
+        chosen._sample_id = [self._sample_id[world] for world in worlds]
+        chosen._rows = [row[list(worlds)] for row in self._rows]
+        shape = self._frozen.vae.latent_shape(*self._frame_size)
+        chosen._episode = episode.select(worlds, self._noise(self._seed, chosen._sample_id, shape))
+        return chosen
+
+    @torch.no_grad()
+    def commit(self, actions: Any, frames: Tensor) -> Tensor:
+        """Put what really happened in place of what was predicted, or behind what is known.
+
+        The frames are those that follow the known ones: in place of the block that was predicted last, and on from
+        there, whole blocks. Nothing that was computed before is computed anew, the blocks are appended to the cache.
+        So a session whose blocks were all committed equals one that was reset with all those frames and actions; the
+        only difference is the rounding of codecs that encode several latent frames together.
+
+        It is possible while no more than one block was predicted since the last known one, and that block was not
+        written: right after `step`, not after `write_pending`, `prompt` or further steps, and not under
+        `context: last_step`. To predict further, do it in a `fork`. Blocks that were predicted and kept may lie before,
+        if the codec encodes each latent frame by itself and the worlds had first frames.
+
+        Args:
+            actions: Action rows that led to the frames, `[B, rows, columns]`.
+            frames: Pixels that were seen, `[B, t, 3, H, W]` in [0, 1].
+
+        Returns:
+            The frames as the model sees them, decoded from their latents.
+
+        Raises:
+            ValueError: A commit is not possible now, or an argument does not fit; the worlds are then as they were.
+            RuntimeError: There is no world.
+        """
+        episode = self._require_worlds()
+        if self._rows:
+            raise ValueError(f"{len(self._rows)} action rows wait for their block: commit before them, or complete it")
+        first = episode.uncertain.start
+        episode.require_encodable()
+        pixels = self._checked_frames(frames)
+        if tuple(pixels.shape[-2:]) != self._frame_size:
+            raise ValueError(f"expected frames of {self._frame_size} (H, W), got {list(frames.shape)}")
+        encoder = episode.encoder.copy()
+        latents = self._frozen.encode_next(encoder, pixels, self._device, self._dtype)
+        known = range(first, first + latents.shape[1])
+        episode.causality.split(len(known), first)
+        self._require_room(known.stop)
+        rows = self._checked_rows(actions, known)
+        assert rows is not None
+        return episode.replace(latents, rows, encoder)
+
+    @property
+    def latent_frames(self) -> int:
+        """Number of latent frames that there are, known or predicted."""
+        return self._require_worlds().wanted.start
+
+    @property
+    def pixel_frames(self) -> int:
+        """Number of pixel frames that there are."""
+        count = self.latent_frames
+        return num_pixel_frames(count, self.schema.temporal_compression_ratio) if count else 0
+
+    @property
+    def position(self) -> int:
+        """Latent frame at which the next block begins."""
+        return self._require_worlds().block.start
+
+    def close(self) -> None:
+        """Free the memory of the worlds; nothing can be done with them any more."""
+        self._episode, self._rows, self._is_closed = None, [], True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _rows_of_block(self) -> range:
+        return self.schema.rows_of_frames(self._require_worlds().wanted)
+
+    def _step_if_complete(self) -> Tensor:
+        episode = self._require_worlds()
+        if self.rows_wanted:
+            return torch.zeros(self.num_worlds, 0, 3, *self._frame_size, device=self._device)
+        nothing = torch.zeros(self.num_worlds, 0, self.schema.num_columns)
+        rows, self._rows = torch.stack(self._rows, dim=1) if self._rows else nothing, []
+        return episode.predict(rows)
+
+    def _encoded(self, prompt: Prompt) -> Tensor:
+        prompts = [prompt or ""] * self.num_worlds if prompt is None or isinstance(prompt, str) else list(prompt)
+        if len(prompts) != self.num_worlds or not all(isinstance(each, str) for each in prompts):
+            raise ValueError(f"expected a prompt, or {self.num_worlds} of them, got {prompt!r}")
+        return self._frozen.encode_text(prompts, self._device, self._dtype)
+
+    def _negative_text(self) -> Tensor | None:
+        sampling = self._videos.sampling
+        return self._encoded(sampling.negative_prompt) if sampling.takes_negative_prompt else None
+
+    def _noise(self, seed: int, sample_id: Sequence[int], shape: Sequence[int]) -> NoiseSource:
+        return frame_noise(seed, sample_id, shape, self._device, self._dtype)
+
+    def _checked_frames(self, frames: Tensor) -> Tensor:
+        """Turn frames in [0, 1] to [-1, 1], as they are inside."""
+        if frames.ndim != 5 or len(frames) != self.num_worlds or frames.shape[2] != 3 or not frames.is_floating_point():
+            raise ValueError(
+                f"expected frames of floats [{self.num_worlds}, T, 3, H, W] in [0, 1], got {frames.dtype} "
+                f"{list(frames.shape)}"
+            )
+        if frames.numel() and not bool(((frames >= -_PIXEL_TOLERANCE) & (frames <= 1 + _PIXEL_TOLERANCE)).all()):
+            raise ValueError(
+                f"expected frames in [0, 1], got values from {frames.min().item():g} to {frames.max().item():g}"
+            )
+        return from_unit_range(frames)
+
+    def _checked_rows(self, actions: Any, frames: range) -> Tensor | None:
+        """Refuse action rows that are not those of some latent frames; None stays None."""
+        if actions is None:
+            return None
+        rows = torch.as_tensor(actions)
+        if rows.ndim != 3 or len(rows) != self.num_worlds:
+            raise ValueError(f"expected actions [{self.num_worlds}, rows, columns], got {list(rows.shape)}")
+        self.schema.encode_frames(rows, frames)
+        return rows
+
+    def _require_room(self, num_latents: int) -> None:
+        if self._videos.causality.local_attn_size is None and num_latents > self._max_latents:
+            raise ValueError(
+                f"the session holds {self._max_latents} latent frames and cannot go on to {num_latents}: reset it, or "
+                "open it with larger max_latents or with a causality that has a window, local_attn_size"
+            )
+
+    def _require_not_closed(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("this session is closed: open another one")
+
+    def _require_worlds(self) -> Episode:
+        self._require_not_closed()
+        if self._episode is None:
+            raise RuntimeError("there are no worlds yet: call reset first")
+        return self._episode

@@ -1,0 +1,39 @@
+"""Streams through a codec: what they remember, and how they part."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_action.frozen.interfaces import CodecStream, Memory, VideoCodec
+
+
+def added_up(x: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+    """Add all that came before, of the first frame of each part."""
+    total = x if memory is None else x + memory[0]
+    return total, {0: total, 1: "said"}
+
+
+def test_a_copy_goes_on_by_itself_and_videos_can_be_chosen() -> None:
+    stream, x = CodecStream(added_up), torch.tensor([[1.0], [10.0]])
+    assert stream.memory is None and stream.select([1]).memory is None
+    stream(x)
+    copy, chosen = stream.copy(), stream.select([1, 0, 1])
+    assert copy(x).flatten().tolist() == [2, 20] and stream(2 * x).flatten().tolist() == [3, 30]
+    assert chosen(torch.ones(3, 1)).flatten().tolist() == [11, 2, 11]
+    assert chosen.memory is not None and chosen.memory[1] == "said"
+
+
+def test_a_codec_that_cannot_encode_parts_takes_one() -> None:
+    class Whole(VideoCodec):
+        def encode(self, video: Tensor) -> Tensor:
+            return -video
+
+        def streaming_decoder(self) -> CodecStream:
+            raise NotImplementedError
+
+    encode = Whole().streaming_encoder()
+    assert encode(torch.ones(1)).item() == -1
+    with pytest.raises(ValueError, match="Whole cannot encode a video part by part"):
+        encode(torch.ones(1))

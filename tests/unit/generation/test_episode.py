@@ -1,0 +1,41 @@
+"""Known and predicted blocks of one batch, under the session that steps them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_action import BlockCausality
+from lightning_action.generation.episode import Episode, Held
+from tests.support.sprite_module import ready
+
+CAUSALITY = BlockCausality(3, 7, 1)
+
+
+@torch.no_grad()
+def test_a_block_that_is_known_in_part_holds_it_and_wants_the_rest() -> None:
+    module, batch = ready(causality=CAUSALITY)
+    rows, latents = batch["action"], module.frozen.encode_video(batch["video"])
+    text = module.frozen.encode_text(batch["prompt"])
+    session = module.open_session(2)
+    session.reset((batch["video"] * 0.5 + 0.5).clamp(0, 1)[:, :13], batch["prompt"])
+    episode = session._episode
+    assert isinstance(episode, Episode)
+    assert (episode.block, episode.wanted, episode.uncertain) == (range(3, 6), range(4, 6), range(4, 6))
+    episode.predict(torch.zeros(2, 8, 2))
+    assert (episode.block, episode.wanted, episode.uncertain) == (range(6, 9), range(6, 9), range(4, 6))
+    frames = episode.replace(latents[:, :2], torch.zeros(2, 8, 2), episode.encoder)
+    assert frames.shape[1] == 8 and episode.uncertain == range(6, 9)
+    episode.predict(torch.zeros(2, 12, 2))
+    episode.switch_prompt(text)
+    with pytest.raises(ValueError, match="predict in a fork"):
+        _ = episode.uncertain
+    assert rows.shape[1] == 16
+
+
+def test_what_is_held_is_chosen_with_its_rows() -> None:
+    held = Held(torch.arange(6.0).reshape(2, 3, 1, 1, 1), torch.arange(10.0).reshape(2, 5, 1))
+    both = held.select([1, 1, 0])
+    assert both.latents[:, 0].flatten().tolist() == [3, 3, 0]
+    assert both.rows is not None and both.rows[:, 0].flatten().tolist() == [5, 5, 0]
+    assert Held(held.latents).select([0]).rows is None
