@@ -408,3 +408,14 @@ def test_what_cannot_be_is_refused() -> None:
     for late in (lambda: session.step(good), lambda: session.reset(frames[:, :1]), lambda: session.position):
         with pytest.raises(RuntimeError, match="closed"):
             late()
+
+
+def test_the_parts_of_the_last_block_are_timed() -> None:
+    module, frames, rows = worlds(3)
+    session = module.open_session(2)
+    session.reset(frames[:, :1], PROMPTS)
+    assert session.block_seconds == {}
+    for _ in range(2):
+        session.step_block(rows[:, :4])
+        assert list(session.block_seconds) == ["generate", "decode"]
+        assert all(0 < seconds < 60 for seconds in session.block_seconds.values())
