@@ -46,6 +46,7 @@ RULES = (
     "evaluation, weights < reporting",
     "ranges < optimization",
     "module, configuration < run < pipeline",
+    "generative_module, recordings < play < cli",
     "run, batch_checks < cli < __main__",
 )
 # Reading a stranger's shards is the one thing that callbacks, which must stand alone, and the package both do; verbs
@@ -69,6 +70,7 @@ WITH_LIGHTNING = {
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.
 DEFERRED = {"diffusers", "transformers", "ftfy", "gymnasium", "peft", "pyarrow", "torchao", "torchvision"}
+DEFERRED |= {"starlette", "uvicorn", "websockets"}
 # typing_extensions stands for newer typing of the standard library; torch and lightning need it anyway.
 CALLBACKS_MAY_IMPORT = {"torch", "lightning", "typing_extensions", *sys.stdlib_module_names}
 CALLBACKS_MAY_DEFER = {"av", "PIL", "numpy"}
