@@ -104,14 +104,37 @@ class ActionConditioning:
             present = present & ~dropped[:, None].to(present.device)
         return self.of_action(vectors, shape[1], latents, present)
 
-    def of_rows(self, rows: Tensor, frames: range, like: Tensor, dropped: Tensor | None = None) -> Tensor | None:
+    def of_blocks(self, action: Tensor, blocks: Sequence[range], like: Tensor, present: Tensor | None = None) -> Tensor:
+        """Compute modulation as `of_action`, one block of frames after the other.
+
+        Matrix products of another height may round differently; so whoever knows the actions of one block alone has the
+        same bits.
+
+        Args:
+            action: Action vectors or modulation of all blocks, as in `of_action`.
+            blocks: Frames of each block, counted in `action`.
+            like: Tensor of the device and dtype of the result.
+            present: Frames that have an action, `[B, F]` bool; None for all.
+
+        Raises:
+            ValueError: As `of_action`.
+        """
+        if action.ndim <= 3:
+            self._projection.require_actions(action)
+        made = []
+        for block in blocks:
+            here = slice(block.start, block.stop)
+            own = action if action.ndim == 2 else action[:, here]
+            made.append(self.of_action(own, len(block), like, None if present is None else present[:, here]))
+        return torch.cat(made, dim=1)
+
+    def of_rows(self, rows: Tensor, frames: range, like: Tensor) -> Tensor | None:
         """Compute the modulation of some latent frames of a video from their action rows; None without a projection.
 
         Args:
             rows: Action rows `[B, rows, columns]` of these frames, see `ActionSchema.rows_of_frames`.
-            frames: Latent frames of the video, F of them.
+            frames: Latent frames of the video.
             like: Tensor of the device and dtype of the result.
-            dropped: Samples `[B]` bool that have no action.
 
         Raises:
             ValueError: There is no schema, or the rows do not fit it.
@@ -119,8 +142,6 @@ class ActionConditioning:
         if self.projection is None:
             return None
         vectors, present = self._schema.encode_frames(rows.to(like.device), frames)
-        if dropped is not None:
-            present = present & ~dropped[:, None].to(present.device)
         return self.of_action(vectors, len(frames), like, present)
 
     def of_rollout(
@@ -134,8 +155,6 @@ class ActionConditioning:
     ) -> Tensor | BlockModulation | None:
         """Compute the modulation of a video that is to be generated, or give it block by block; None for none.
 
-        Of rows it is computed block by block, so that a session that is told its actions one by one has the same bits.
-
         Args:
             action: Action rows `[B, rows, columns]`; None for no action.
             infers: Whether the action module decides each block from the blocks before it, where there are no rows.
@@ -148,10 +167,10 @@ class ActionConditioning:
             return None
         if action is None:
             return self.of_inferred(text) if infers else None
-        self._schema.check(action, num_frames)
-        rows = {block: self._schema.rows_of_frames(block) for block in causality.split(num_frames)}
-        made = [self.of_rows(action[:, own.start : own.stop], block, text, dropped) for block, own in rows.items()]
-        return torch.cat([modulation for modulation in made if modulation is not None], dim=1)
+        vectors, present = self.encoded(action.to(text.device), num_frames)
+        if dropped is not None:
+            present = present & ~dropped[:, None].to(present.device)
+        return self.of_blocks(vectors, causality.split(num_frames), text, present)
 
     def of_inferred(self, text: Tensor) -> BlockModulation | None:
         """Modulation of what the action module infers of every block but the first; None where there is no module."""

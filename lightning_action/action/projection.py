@@ -135,10 +135,7 @@ class ActionModulationProjection(nn.Module):
         Raises:
             ValueError: The action has another width.
         """
-        if action.shape[-1] != self.action_dim or action.ndim not in (2, 3):
-            raise ValueError(
-                f"expected actions [B, {self.action_dim}] or [B, F, {self.action_dim}], got {list(action.shape)}"
-            )
+        self.require_actions(action)
         if action.ndim == 2:
             action = action[:, None].expand(-1, self.num_frames, -1)
         # Sharded parameters may be gathered in another type than buffers have.
@@ -148,6 +145,17 @@ class ActionModulationProjection(nn.Module):
         modulation = self.action_projection(hidden).unflatten(-1, shape)
         modulation = modulation * self.scales.to(modulation.dtype)
         return modulation if present is None else null_where_absent(modulation, present)
+
+    def require_actions(self, action: Tensor) -> None:
+        """Refuse what are no action vectors of this projection.
+
+        Raises:
+            ValueError: They have another width.
+        """
+        if action.shape[-1] != self.action_dim or action.ndim not in (2, 3):
+            raise ValueError(
+                f"expected actions [B, {self.action_dim}] or [B, F, {self.action_dim}], got {list(action.shape)}"
+            )
 
 
 def null_where_absent(modulation: Tensor, present: Tensor) -> Tensor:

@@ -84,6 +84,7 @@ class CausalRollout:
         first_sampler: Way to the first block that is generated, if it is another.
         capture: Function that makes a `CapturedPass` for the blocks behind a full window; None captures none.
         kernel: Function that computes self-attention.
+        relative_positions: Whether positions count within what a block sees, see `Sampling`.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class CausalRollout:
         first_sampler: Sampler | None = None,
         capture: Callable[[CausalWanModel, TextCache, KVCache], CapturedPass] | None = None,
         kernel: Kernel = attend_dense,
+        relative_positions: bool = False,
     ) -> None:
         self.generator = generator
         self._sampler, self._first_sampler = sampler, first_sampler
@@ -133,6 +135,7 @@ class CausalRollout:
             # Attention would cast a cache of another type as a whole, in every layer.
             dtype=computed_dtype(text),
             kernel=kernel,
+            relative_positions=relative_positions,
         )
 
     @property

@@ -43,6 +43,9 @@ class Sampling:
             trained so: `fit` with the same setting trains so, under teacher forcing, with `num_initial_latents` clean.
         first_num_inference_steps: Number of Euler steps of the first block that is generated; None takes as many.
         first_denoising_step_list: Timesteps of the first block that is generated; None takes the same.
+        relative_positions: Count positions within what a block sees, so that the sink stays where the window begins; a
+            video that is longer than the window otherwise leaves it further behind than any in training. Frames are the
+            same until some leave the window, and for ever where there is no sink.
         prompt_switches: Prompts that follow on the first one of every video, each from some latent frame on.
     """
 
@@ -58,6 +61,7 @@ class Sampling:
     context: BlockContext = "clean"
     first_num_inference_steps: int | None = None
     first_denoising_step_list: list[float] | None = None
+    relative_positions: bool = False
     prompt_switches: tuple[PromptSwitch, ...] = ()
 
     def __post_init__(self) -> None:

@@ -124,6 +124,7 @@ class VideoGenerator:
             first_sampler=self.sampling.first_sampler(self.schedule),
             capture=CapturedPass if self.captures else None,
             kernel=self.kernel,
+            relative_positions=self.sampling.relative_positions,
         )
 
 

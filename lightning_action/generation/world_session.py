@@ -342,9 +342,11 @@ class WorldSession:
         return from_unit_range(frames)
 
     def _checked_rows(self, actions: Any, frames: range) -> Tensor | None:
-        """Refuse action rows that are not those of some latent frames; None stays None."""
-        if actions is None:
+        """Refuse action rows that are not those of some latent frames; None stays None where there would be some."""
+        if actions is None and len(self.schema.rows_of_frames(frames)):
             return None
+        if actions is None:
+            return torch.zeros(self.num_worlds, 0, self.schema.num_columns)
         rows = torch.as_tensor(actions)
         if rows.ndim != 3 or len(rows) != self.num_worlds:
             raise ValueError(f"expected actions [{self.num_worlds}, rows, columns], got {list(rows.shape)}")

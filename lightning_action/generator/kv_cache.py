@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_action.generator.attention import Kernel, attend_dense
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.rope import rotate, rotation
 
 
 class KVCache:
@@ -20,8 +21,11 @@ class KVCache:
     `rewind` goes back to the start of the window, for its frames to be computed anew.
     Keys are stored rotated, so their order in memory does not matter. All positions are Python integers.
 
-    Sink and window follow StreamingLLM (Xiao et al. 2023, arXiv:2309.17453), with one difference: there positions count
-    within the cache, here each key keeps its frame's position in the video, as training had it.
+    Sink and window follow StreamingLLM (Xiao et al. 2023, arXiv:2309.17453). There positions count within the cache.
+    Here each key keeps its frame's position in the video, as training had it, so that the sink recedes for ever; with
+    `relative_positions` they count within what a block sees, as there. Scores depend on differences of positions alone,
+    and those inside the window are the same either way: the sink alone moves, and its keys are turned anew from the
+    first ones whenever frames have left the window, so that no rounding adds up.
 
     Args:
         num_layers: Number of layers of the generator.
@@ -34,6 +38,7 @@ class KVCache:
         device: Device of the cache.
         dtype: Dtype of keys and values.
         kernel: Function that computes attention to them.
+        relative_positions: Whether positions count within what a block sees: the sink stands where the window begins.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         kernel: Kernel = attend_dense,
+        relative_positions: bool = False,
     ) -> None:
         self.causality = causality
         self.kernel = kernel
@@ -63,6 +69,9 @@ class KVCache:
         shape = (num_layers, batch_size, slots * tokens_per_frame, num_heads, head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        num_moving = self._sink * tokens_per_frame if relative_positions else 0
+        # Keys of the sink as they were written, at their frames' positions in the video.
+        self._first_keys = torch.zeros_like(self.keys[:, :, :num_moving])
 
     @property
     def block(self) -> range:
@@ -78,7 +87,7 @@ class KVCache:
     @property
     def num_bytes(self) -> int:
         """Memory of the cache in bytes, constant over its life."""
-        return 2 * self.keys.numel() * self.keys.element_size()
+        return (2 * self.keys.numel() + self._first_keys.numel()) * self.keys.element_size()
 
     def of_layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return views of keys and values, the past followed by the block's place, `[B, N, heads, head_dim]`."""
@@ -94,7 +103,12 @@ class KVCache:
             for stored in (self.keys, self.values):
                 in_slots = stored.unflatten(2, (-1, self.tokens_per_frame))
                 in_slots[:, :, slot] = in_slots[:, :, source]
+        num_moving, start = self._first_keys.shape[2], self.position * self.tokens_per_frame
+        if start < num_moving:
+            # Slots of the sink hold its frames from the first, and are turned only when it is whole.
+            self._first_keys[:, :, start:] = self.keys[:, :, start:num_moving]
         self.position = self.block.stop
+        self._move_sink()
 
     def rewind(self) -> None:
         """Drop all frames but the sink, and stand before the first one of the window, in whatever part of its block."""
@@ -102,12 +116,22 @@ class KVCache:
         if window:
             self._num_skipped = window.start - self.causality.sink_size
             self.position = window.start
+            self._move_sink()
 
     def select(self, videos: Sequence[int]) -> KVCache:
         """Return a cache of some of the videos, which goes on from here by itself; one may be there more than once."""
         chosen = copy(self)
-        chosen.keys, chosen.values = (stored[:, list(videos)] for stored in (self.keys, self.values))
+        every = (self.keys, self.values, self._first_keys)
+        chosen.keys, chosen.values, chosen._first_keys = (stored[:, list(videos)] for stored in every)
         return chosen
+
+    def _move_sink(self) -> None:
+        """Turn the sink's keys by the frames between it and the first one that the next block sees behind it."""
+        num_moving = self._first_keys.shape[2]
+        num_passed = max(self.causality.window(self.block).start - self._sink, self._num_skipped)
+        if num_moving and num_passed:
+            turn = rotation(range(num_passed, num_passed + 1), 1, 1, self.keys.shape[-1], self.keys.device)
+            self.keys[:, :, :num_moving] = rotate(self._first_keys, turn)
 
     @property
     def _place(self) -> int:

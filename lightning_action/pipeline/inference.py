@@ -255,7 +255,8 @@ class ActionCausalInferencePipeline(nn.Module):
         require_switchable(switched, videos.causality.split(num_frames), num_initial)
         modulation: Tensor | BlockModulation | None = None
         if action_inputs and self._hook is None:
-            modulation = given_modulation(action_inputs, self._conditioning, self.generator, start, num_initial)
+            parts = (self._conditioning, self.generator, start, num_initial, videos.causality)
+            modulation = given_modulation(action_inputs, *parts)
         self._load(prompt_embeds is None or encodes_negative or bool(switched), low_memory)
 
         clock = Clock(weight.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_action.action.conditioning import ActionConditioning
 from lightning_action.generation.prompt_switches import PromptSwitch, prompts_by_frame
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 
 ActionInputs = Mapping[str, Any]
@@ -95,7 +96,12 @@ def check_embeds(name: str, embeds: Tensor, batch_size: int, generator: CausalWa
 
 
 def given_modulation(
-    inputs: ActionInputs, conditioning: ActionConditioning, generator: CausalWanModel, start: Tensor, num_initial: int
+    inputs: ActionInputs,
+    conditioning: ActionConditioning,
+    generator: CausalWanModel,
+    start: Tensor,
+    num_initial: int,
+    causality: BlockCausality,
 ) -> Tensor:
     """Compute the modulation of a whole video from the `action_inputs` of a call.
 
@@ -105,6 +111,7 @@ def given_modulation(
         generator: Network that takes it.
         start: Tensor `[B, F, C, H, W]` of the batch, length, device and dtype of the video's latents.
         num_initial: Number of known frames at its beginning.
+        causality: Cut of the video into blocks.
 
     Raises:
         ValueError: A key is unknown or missing, or a value has another shape or is not finite.
@@ -119,9 +126,11 @@ def given_modulation(
             f"action_inputs are for {' and '.join(map(str, sorted(lengths)))} latent frames: expected "
             f"{num_frames}, one for each of the video, or {num_frames - num_initial}, one for each generated"
         )
-    modulation = conditioning.of_action(action, length, start, present)
+    missing = num_frames - length
+    blocks = [range(max(block.start - missing, 0), block.stop - missing) for block in causality.split(num_frames)]
+    modulation = conditioning.of_blocks(action, [block for block in blocks if len(block)], start, present)
     generator.require_action_modulation(modulation, batch_size, length)
-    nothing = modulation.new_zeros(batch_size, num_frames - length, *modulation.shape[2:])
+    nothing = modulation.new_zeros(batch_size, missing, *modulation.shape[2:])
     return torch.cat([nothing, modulation], dim=1)
 
 

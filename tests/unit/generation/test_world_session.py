@@ -419,3 +419,21 @@ def test_the_parts_of_the_last_block_are_timed() -> None:
         session.step_block(rows[:, :4])
         assert list(session.block_seconds) == ["generate", "decode"]
         assert all(0 < seconds < 60 for seconds in session.block_seconds.values())
+
+
+@pytest.mark.parametrize("causality", [BlockCausality(1, 4, 1), BlockCausality(2, 5, 1), BlockCausality(1, 4)])
+def test_relative_positions_begin_to_matter_when_frames_leave_the_window(causality: BlockCausality) -> None:
+    module, frames, rows = worlds(16, causality=causality)
+    relative = Sampling(num_inference_steps=2, relative_positions=True)
+    plain, moved = offline(module, frames[:, :1], rows), offline(module, frames[:, :1], rows, relative)
+    inside = 1 + 4 * (4 - 1)
+    assert torch.equal(plain[:, :inside], moved[:, :inside])
+    if causality.sink_size == 0:
+        assert torch.equal(plain, moved)
+    else:
+        assert (plain - moved)[:, inside:].abs().max() > 1e-5
+    session = module.open_session(2, sampling=relative)
+    first = [session.reset(frames[:, :1], PROMPTS), by_rows(session, rows[:, :36])]
+    fork = session.fork()
+    mine = by_rows(session, rows[:, 36:])
+    assert torch.equal(torch.cat([*first, mine], dim=1), moved) and torch.equal(by_rows(fork, rows[:, 36:]), mine)

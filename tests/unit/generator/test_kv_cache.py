@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.kv_cache import KVCache
+from lightning_action.generator.rope import rotate, rotation
 
 TOKENS = 2
 
@@ -152,3 +153,76 @@ def test_wrong_calls_are_refused() -> None:
     fresh = KVCache(1, 1, 1, 4, TOKENS, 4, BlockCausality(2))
     with pytest.raises(ValueError, match="expects a block of 2 latent frames, got 3"):
         fresh.require_block(3)
+
+
+def scores(
+    causality: BlockCausality, num_frames: int, relative: bool, rewound_at: int | None = None
+) -> list[tuple[range, Tensor, Tensor]]:
+    """For each block the scores of its queries, through the cache and at positions counted in what it sees."""
+    random = torch.Generator().manual_seed(0)
+    raw = torch.randn(3, 1, TOKENS * num_frames, 1, 12, generator=random)
+    query = torch.randn(raw.shape, generator=random)
+    cache = KVCache(3, 1, 1, 12, TOKENS, num_frames, causality, relative_positions=relative)
+    found, start = [], 0
+    while cache.position < num_frames:
+        if cache.position == rewound_at:
+            rewound_at = None
+            cache.rewind()
+            start = cache.position
+        block = cache.block
+        own = slice(block.start * TOKENS, block.stop * TOKENS)
+        seen = [
+            frame for past in causality.past(block) for frame in past if frame < causality.sink_size or frame >= start
+        ]
+        for layer in range(3):
+            write(cache, layer, rotate(raw[layer, :, own], turns(block)), raw[layer, :, own])
+        keys, values = cache.of_layer(1)
+        turned = rotate(query[1, :, own], turns(block))
+        # The order in memory is another, and values tell which key is which.
+        places = [
+            int((values[0, :, 0] == raw[1, 0, TOKENS * frame + t, 0]).all(-1).nonzero())
+            for frame in [*seen, *block]
+            for t in range(TOKENS)
+        ]
+        counted = range(len(seen) + len(block))
+        expected_keys = rotate(
+            raw[1][:, [TOKENS * f + t for f in [*seen, *block] for t in range(TOKENS)]], turns(counted)
+        )
+        expected = rotate(query[1, :, own], turns(counted[len(seen) :]))
+        found.append((block, score(turned, keys[:, places]), score(expected, expected_keys)))
+        cache.advance()
+    return found
+
+
+def turns(frames: range) -> Tensor:
+    return rotation(frames, TOKENS, 1, 12, torch.device("cpu"))
+
+
+def score(query: Tensor, key: Tensor) -> Tensor:
+    return torch.einsum("bqhc,bkhc->qk", query, key)
+
+
+@pytest.mark.parametrize("rewound_at", [None, 20])
+@pytest.mark.parametrize(
+    "causality",
+    [BlockCausality(1, 5, 2), BlockCausality(2, 7, 1), BlockCausality(2, 6, 2), BlockCausality(2, 7, 3)],
+)
+def test_relative_positions_count_within_what_a_block_sees(causality: BlockCausality, rewound_at: int | None) -> None:
+    relative = scores(causality, 400, True, rewound_at)
+    plain = scores(causality, 400, False, rewound_at)
+    assert causality.local_attn_size is not None
+    for (block, got, expected), (_, absolute, _) in zip(relative, plain, strict=True):
+        torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
+        if block.stop <= causality.local_attn_size and rewound_at is None:
+            assert torch.equal(got, absolute)
+        if block.start > 10:
+            assert (got - absolute)[:, : causality.sink_size * TOKENS].abs().max() > 1e-2
+            assert torch.equal(*(each[:, causality.sink_size * TOKENS :] for each in (got, absolute)))
+
+
+def test_relative_positions_change_nothing_without_a_sink() -> None:
+    for (_, got, expected), (_, absolute, _) in zip(
+        scores(BlockCausality(2, 6), 40, True), scores(BlockCausality(2, 6), 40, False), strict=True
+    ):
+        assert torch.equal(got, absolute)
+        torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)

@@ -7,6 +7,7 @@ import torch
 
 from lightning_action.action.conditioning import ActionConditioning
 from lightning_action.action.projection import ActionModulationProjection
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.pipeline.inputs import check_latents, check_prompts, given_modulation
 from tests.support.small_generator import fill, small_generator
 
@@ -46,7 +47,7 @@ def test_a_whole_video_may_leave_its_first_frames_out() -> None:
 
     def given(values: torch.Tensor) -> torch.Tensor:
         conditioning = ActionConditioning(None, projection, None)
-        return given_modulation({"action_features": values}, conditioning, GENERATOR, start, 2)
+        return given_modulation({"action_features": values}, conditioning, GENERATOR, start, 2, BlockCausality(7))
 
     modulation = given(features)
     assert torch.equal(modulation[:, :2], torch.zeros(2, 2, 6, 36)) and torch.equal(
