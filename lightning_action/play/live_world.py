@@ -154,11 +154,13 @@ class LiveWorld:
         self.stage, self.observer = stage, observer
         self._session = stage.open_session()
         self._truth: Truth | None = None
+        self._unseen: tuple[Tensor, Tensor] | None = None
         self._number = 0
         self.seed, self.text = 0, ""
 
     def reset(self, seed: int, prompt: str | None = None) -> Block:
         """Begin where a seed says; None takes the prompt that belongs there."""
+        self._let_see()
         start = self.stage.start(seed)
         self.seed, self.text = seed, start.prompt if prompt is None else prompt
         self._truth, self._number = start.truth, 0
@@ -176,10 +178,10 @@ class LiveWorld:
 
     def step_rows(self, rows: Tensor) -> Block:
         """Take the rows `[rows, columns]` of a block."""
+        self._let_see()
         frames = self._session.step_block(rows[None])[0]
         self._number += 1
-        if self.observer is not None:
-            self.observer.step(rows, frames)
+        self._unseen = rows, frames
         shown, distance = None, None
         if self._truth is not None:
             shown, distance = to_bytes(self._truth.go_on(rows)), self._truth.distance(frames)
@@ -187,22 +189,30 @@ class LiveWorld:
 
     def prompt(self, text: str) -> None:
         """Let the blocks that follow be under another prompt."""
+        self._let_see()
         self._session.prompt(text)
         self.text = text
         if self.observer is not None:
             self.observer.prompt(text)
 
     def write_pending(self) -> None:
-        """Do what the next block needs of the last one, while nobody waits."""
+        """Do what the next block needs of the last one, and let the observer see it, while nobody waits."""
         self._session.write_pending()
+        self._let_see()
 
     def close(self) -> None:
         """Free the session, and end what is kept of it."""
         try:
             self._session.close()
+            self._let_see()
         finally:
             if self.observer is not None:
                 self.observer.close()
+
+    def _let_see(self) -> None:
+        unseen, self._unseen = self._unseen, None
+        if unseen is not None and self.observer is not None:
+            self.observer.step(*unseen)
 
 
 def to_bytes(frames: Tensor) -> np.ndarray:

@@ -134,7 +134,7 @@ class Player:
             "distance": block.distance,
             "format": image_format,
             "change": delivery.change,
-            "span_ms": max(0.0, 1000 * (delivery.due - sent)),
+            "span_ms": 1000 * delivery.span,
             **delivery.state,
         }
         self._in_flight[self._serial] = delivery, sent - started, sent

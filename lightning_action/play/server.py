@@ -210,8 +210,8 @@ class PlayServer:
         return blocks
 
 
-def new_server(app: Starlette, host: str, port: int) -> Server:
-    """Make the uvicorn server of an application, which is run by its `run` or `serve`.
+def new_server(app: Starlette) -> Server:
+    """Make the uvicorn server of an application, whose `run` takes the sockets that it listens at.
 
     Messages that are larger than any page's end their connection; a dead connection is noticed within 20 seconds.
     """
@@ -219,8 +219,6 @@ def new_server(app: Starlette, host: str, port: int) -> Server:
 
     config = uvicorn.Config(
         app,
-        host,
-        port,
         ws="websockets-sansio",
         ws_max_size=16 * MAX_MESSAGE,
         ws_ping_interval=10,

@@ -17,6 +17,8 @@ from lightning_action.play.messages import Hold, Pause, Prompt, Reset, Step
 _log = logging.getLogger(__name__)
 # Single steps that wait; more are those of a key that is held.
 _MAX_STEPS = 4
+# Share of a block's time that its frames are shown at least, even if the next one is late already.
+_SHORTEST_SPAN = 0.7
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,14 @@ class Delivery:
         block: The block.
         change: Number of the last change of what is held that it answers.
         begun: Time at which its step began, by `perf_counter`.
-        due: Time at which the next block is due.
+        span: Seconds over which its frames are shown: until the next block is due, about.
         state: What the page shows of the world.
     """
 
     block: Block
     change: int
     begun: float
-    due: float
+    span: float
     state: dict[str, Any]
 
 
@@ -42,7 +44,7 @@ class SteppingWorld:
     """Steps a world in real time, with what is held at that moment.
 
     A block is begun when the one before is over, and at once where what is held changes: no more than one block ahead
-    of the clock. What is late stays late, nothing is made up for.
+    of the clock. A block that is late by less than its own time is made up for, other time is lost.
 
     Args:
         open_world: Function that opens the world, called in its thread.
@@ -147,7 +149,8 @@ class SteppingWorld:
                 world.prompt(prompt.text)
             block = world.step(self._row_of(held.held))
             self._block_seconds = len(block.frames) / self._fps
-            self._due = max(self._due, begun) + self._block_seconds
+            self._due = max(self._due + self._block_seconds, begun)
+        span = max(self._due - perf_counter(), _SHORTEST_SPAN * self._block_seconds)
         state = {"seed": world.seed, "prompt": world.text, "paused": self._paused}
-        self._deliver(Delivery(block, held.change, begun, self._due, state))
+        self._deliver(Delivery(block, held.change, begun, span, state))
         world.write_pending()

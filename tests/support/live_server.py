@@ -43,14 +43,13 @@ class Running:
 
 @contextmanager
 def serving(stage: Stage | None, token: str | None = None, **settings: Any) -> Iterator[Running]:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        port = place.getsockname()[1]
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
     server = PlayServer(Access(token, port), **settings)
     if stage is not None:
         server.playground = server.playground or Playground(stage, default_map(stage.schema))
-    uvicorn = new_server(server.app(), "127.0.0.1", port)
-    thread = Thread(target=uvicorn.run, daemon=True)
+    uvicorn = new_server(server.app())
+    thread = Thread(target=uvicorn.run, args=([listening],), daemon=True)
     thread.start()
     wait_until(lambda: uvicorn.started)
     try:

@@ -46,7 +46,7 @@ RULES = (
     "evaluation, weights < reporting",
     "ranges < optimization",
     "module, configuration < run < pipeline",
-    "generative_module, recordings < play < cli",
+    "generative_module, recordings, evaluation < play < cli",
     "run, batch_checks < cli < __main__",
 )
 # Reading a stranger's shards is the one thing that callbacks, which must stand alone, and the package both do; verbs

@@ -81,19 +81,32 @@ def test_a_change_is_answered_at_once_and_the_clock_goes_on() -> None:
         assert answer.begun - asked < 0.1 and answer.change == 1
         assert seen.session.rows[1].tolist() == [[1.0, 0.0]] * 4
         first = seen.deliveries[1]
-        assert answer.due == pytest.approx(first.due + 0.4, abs=1e-6)
+        # Its frames are shown until the next block comes, which is two blocks after the first one.
+        assert answer.span == pytest.approx(first.begun + 0.8 - answer.begun, abs=0.05)
         # Those that change all the time do not run ahead of the clock.
         for change in range(2, 12):
             seen.stepping.take(Hold(((0, change / 20),), change))
             time.sleep(0.01)
         assert len(seen.deliveries) == 3
-        assert seen.wait_for(4)[3].begun >= first.due
+        assert seen.wait_for(4)[3].begun >= first.begun + 0.39
 
 
-def test_a_world_that_is_slow_does_not_catch_up() -> None:
+def test_a_block_that_is_late_is_made_up_for() -> None:
+    session = SimulatedSession()
+    with stepped(fps=40.0, session=session) as seen:
+        seen.wait_for(3)
+        session.seconds = 0.16
+        seen.wait_for(len(seen.deliveries) + 1)
+        session.seconds = 0.0
+        began = [each.begun for each in seen.wait_for(len(seen.deliveries) + 4)[1:]]
+    assert (began[-1] - began[0]) / (len(began) - 1) == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_world_that_is_slow_goes_as_fast_as_it_can() -> None:
     with stepped(fps=1000.0, session=SimulatedSession(seconds=0.03)) as seen:
-        deliveries = list(seen.wait_for(5))
-    assert all(each.due == pytest.approx(each.begun + 0.004, abs=1e-6) for each in deliveries[2:])
+        deliveries = list(seen.wait_for(6))
+    assert deliveries[5].begun - deliveries[2].begun < 0.2
+    assert all(each.span == pytest.approx(0.0028) for each in deliveries[2:])
 
 
 def test_pause_step_and_go_on() -> None:
