@@ -64,7 +64,7 @@ async function onBlock(data) {
   resize(header);
   draw(0);
   const key = held.answered(header.change);
-  send({ type: "shown", serial: header.serial, key_ms: key === undefined ? null : Math.min(key, 60000) });
+  send({ type: "shown", serial: header.serial, key_ms: paused || key === undefined ? null : Math.min(key, 60000) });
   at("curtain").hidden = true;
   tell(header);
   requestAnimationFrame(goOn);
@@ -136,6 +136,7 @@ function setPaused(on) {
   at("pause").setAttribute("aria-pressed", on);
   at("step").disabled = !on;
   drawn = [];
+  held.pending = []; // what was held while the world stood still is not answered late
 }
 
 function pause() {
