@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from lightning_action.module import ActionVideoModule as ActionVideoModule
     from lightning_action.optimization import Optimization as Optimization
     from lightning_action.pipeline.inference import ActionCausalInferencePipeline as ActionCausalInferencePipeline
+    from lightning_action.play.environment import WorldModelEnv as WorldModelEnv
+    from lightning_action.play.environment import WorldModelVectorEnv as WorldModelVectorEnv
     from lightning_action.run import load_run as load_run
 
 __version__ = "0.1.0"
@@ -126,6 +128,8 @@ _EXPORTS = {
     "VideoQuality": "lightning_action.evaluation.video_quality",
     "VisualTextActionModule": "lightning_action.action.modules",
     "WanVideoVAE": "lightning_action.frozen.wan_vae",
+    "WorldModelEnv": "lightning_action.play.environment",
+    "WorldModelVectorEnv": "lightning_action.play.environment",
     "WorldSession": "lightning_action.generation.world_session",
     "inferred_vectors": "lightning_action.action.conditioning",
     "load_action_projection": "lightning_action.checkpoints.pretrained",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
@@ -95,20 +96,43 @@ def build_module(config: Path_ | Sequence[Path_], allow: Sequence[str] = ()) -> 
 
     Arguments and errors are those of `load_run`.
     """
+
+    def add(parser: ArgumentParser) -> None:
+        parser.add_class_arguments(ActionVideoModule, "model", fail_untyped=False, sub_configs=True)
+
+    module: ActionVideoModule = _build_section("model", add, config, allow)
+    return module
+
+
+def build_datamodule(config: Path_ | Sequence[Path_], allow: Sequence[str] = ()) -> L.LightningDataModule:
+    """Build the DataModule of a configuration, of which only the section `data` is looked at.
+
+    Arguments and errors are those of `load_run`.
+    """
+
+    def add(parser: ArgumentParser) -> None:
+        parser.add_subclass_arguments(L.LightningDataModule, "data", fail_untyped=False, required=True)
+
+    datamodule: L.LightningDataModule = _build_section("data", add, config, allow)
+    return datamodule
+
+
+def _build_section(
+    name: str, add: Callable[[ArgumentParser], None], config: Path_ | Sequence[Path_], allow: Sequence[str]
+) -> Any:
     paths = [config] if isinstance(config, str | Path) else list(config)
-    sections = [read_section(Path(path), "model") for path in paths]
+    sections = [read_section(Path(path), name) for path in paths]
     parser = ArgumentParser(exit_on_error=False, parser_mode=MODE)
     parser.add_argument("--config", action=ActionConfigFile)
-    parser.add_class_arguments(ActionVideoModule, "model", fail_untyped=False, sub_configs=True)
+    add(parser)
     told = ", ".join(str(path) for path in paths)
     with only_importing(allow):
         try:
             parsed = parser.parse_args([f"--config={section}" for section in sections])
         except ArgumentError as error:
-            raise ValueError(f"{told} describes no model: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{told} describes no {name}: {' '.join(str(error).split())}") from error
         require_classes(parsed)
-        module: ActionVideoModule = parser.instantiate(parsed).model
-    return module
+        return parser.instantiate(parsed)[name]
 
 
 def read_section(path: Path, name: str) -> str:

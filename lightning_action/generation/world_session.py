@@ -271,6 +271,12 @@ class WorldSession:
         return episode.replace(latents, rows, encoder)
 
     @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of the frames."""
+        self._require_worlds()
+        return self._frame_size
+
+    @property
     def latent_frames(self) -> int:
         """Number of latent frames that there are, known or predicted."""
         return self._require_worlds().wanted.start

@@ -1,1 +1,1 @@
-"""A live session in the browser: the server, its page, the map from keys to actions, and recordings."""
+"""Generated worlds to act in: for people in a browser, for policies, and for planners."""

@@ -17,7 +17,7 @@ from lightning_action.generation.world_session import WorldSession
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.play.live_world import LiveWorld, Stage
-from lightning_action.play.scenes import starts_of
+from lightning_action.play.scenes import frames_per_second, scenes_of
 from lightning_action.ranges import require_numbers
 from lightning_action.weights.fingerprint import checksum
 
@@ -117,7 +117,8 @@ def stage_of(
         ValueError: The data has no videos to begin with, or the window does not fit the model.
     """
     ratio = module.schema.temporal_compression_ratio
-    start, fps = starts_of(data, settings.split, module.sampling.num_initial_latents, ratio)
+    start = scenes_of(data, settings.split, module.sampling.num_initial_latents, ratio)
+    fps = settings.fps or frames_per_second(data, settings.split)
     causality = with_window(module.causality, settings.window, data, settings.split, ratio)
     sampling = replace(module.sampling, relative_positions=True)
     lock = Lock()
@@ -126,7 +127,7 @@ def stage_of(
         module.schema,
         lambda: TakingTurns(module.open_session(causality=causality, sampling=sampling), lock),
         start,
-        settings.fps or fps,
+        fps,
         settings.title,
         found,
     )

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_action.batch import from_unit_range, num_pixel_frames, to_unit_range
+from lightning_action.batch import from_unit_range, to_unit_range
 from lightning_action.data.clip_encoding import ClipData
 from lightning_action.data.split_data import Split
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.world import World
 from lightning_action.play.live_world import Start, Truth
+from lightning_action.play.starts import starts_of_data
 
 
 class SimulatedTruth:
@@ -46,10 +47,10 @@ class SimulatedTruth:
         return math.dist(places[0, 0].tolist(), self._path[0, -1].tolist())
 
 
-def starts_of(
+def scenes_of(
     data: object, split: Split, num_initial_latents: int, temporal_compression_ratio: int
-) -> tuple[Callable[[int], Start], float]:
-    """Find where worlds begin, and how many frames a second has.
+) -> Callable[[int], Start]:
+    """Find where worlds begin.
 
     Args:
         data: Data of a run, which has been set up.
@@ -60,28 +61,26 @@ def starts_of(
     Raises:
         ValueError: The data offers no clips.
     """
-    if not isinstance(data, ClipData):
-        raise ValueError(
-            f"{type(data).__name__} has no videos that a world could begin with: give the configuration of the videos"
-        )
-    clips = data.clips(split)
-    if not clips:
-        raise ValueError(f"{type(data).__name__} has no clip in its split {split!r}: choose another split")
-    num_frames = num_pixel_frames(max(num_initial_latents, 1), temporal_compression_ratio)
+    start_of = starts_of_data(data, split, max(num_initial_latents, 1), temporal_compression_ratio)
 
     def start(seed: int) -> Start:
-        index = seed % len(clips)
-        clip = clips[index]
-        first = to_unit_range(clip.video(0, num_frames))[None].float()
-        truth = truth_of(data, split, index) if num_initial_latents == 1 else None
-        height, width = first.shape[-2:]
-        return Start(clip.prompt, (height, width), first if num_initial_latents else None, truth)
+        frames, prompt = start_of(seed)
+        height, width = frames.shape[-2:]
+        truth = truth_of(data, split, seed) if num_initial_latents == 1 else None
+        return Start(prompt, (height, width), frames[None] if num_initial_latents else None, truth)
 
-    return start, clips[0].fps
+    return start
 
 
-def truth_of(data: object, split: Split, index: int) -> Truth | None:
-    """Return the simulator of a sample, at its first frame; None where nobody can play it again step by step."""
+def frames_per_second(data: object, split: Split) -> float:
+    """Return how many frames of a second the clips of data have that `scenes_of` takes."""
+    assert isinstance(data, ClipData)
+    return data.clips(split)[0].fps
+
+
+def truth_of(data: object, split: Split, seed: int) -> Truth | None:
+    """Return the simulator of a world, at its first frame; None where nobody can play it again step by step."""
     if not isinstance(data, SpriteDataModule):
         return None
+    index = seed % len(data.dataset(split))
     return SimulatedTruth(data.world, data.world.start(data.dataset(split).seeds([index])))

@@ -6,7 +6,9 @@ import importlib.util
 import io
 import json
 import re
+import runpy
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import partial
@@ -53,6 +55,7 @@ SMALL_LEROBOT = {
         "--trainer.limit_val_batches=0",
     ],
 }
+SMALL_SCRIPTS = {"docs/examples/plan.py": ["--trials=1", "--blocks=1", "--steps=1"]}
 # What a CPU cannot do, or not in seconds, in a benchmark.
 ON_A_CPU = {
     "--device cuda": "--device cpu",
@@ -104,6 +107,9 @@ def run_command(words: list[str], folder: Path, patched: pytest.MonkeyPatch) -> 
             main(small(*words[2:]))
         except SystemExit as stopped:  # after --help
             assert not stopped.code, words
+    elif words[0] == "python" and words[1] in SMALL_SCRIPTS:
+        patched.setattr(sys, "argv", [*words[1:], *SMALL_SCRIPTS[words[1]]])
+        runpy.run_path(words[1], run_name="__main__")
     elif words[0] == "export":
         name, value = words[1].split("=")
         assert Path(value).is_dir(), f"there is no {value} in the test"

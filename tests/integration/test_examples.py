@@ -1,4 +1,4 @@
-"""The example projects run, show what they promise, and know nothing of ours but the callbacks."""
+"""The example projects run, show what they promise, and those for the callbacks know nothing of ours but these."""
 
 from __future__ import annotations
 
@@ -23,8 +23,14 @@ SCALARS = {
 IMAGES = {"image_classifier": set(), "own_dit": {"rollout/1_truth/sample_0", "rollout/4_action_scan"}}
 
 
+# Run with the page that shows it, by test_docs.py.
+OF_PAGES = {"plan": "live.md"}
+
+
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == SCALARS.keys()
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == SCALARS.keys() | OF_PAGES.keys()
+    for name, page in OF_PAGES.items():
+        assert f"python docs/examples/{name}.py" in (EXAMPLES.parent / page).read_text()
 
 
 @pytest.mark.filterwarnings("ignore::lightning_action.callbacks.DriftWarning")

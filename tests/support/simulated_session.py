@@ -13,7 +13,7 @@ from lightning_action import MovingSpriteWorld
 from lightning_action.batch import to_unit_range
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.play.live_world import Stage
-from lightning_action.play.scenes import SimulatedTruth, starts_of
+from lightning_action.play.scenes import SimulatedTruth, frames_per_second, scenes_of
 
 WORLD = MovingSpriteWorld(image_size=(20, 28), sprite_radius=3.0, max_speed=1.0)
 
@@ -84,5 +84,5 @@ def seeds() -> list[int]:
 
 
 def simulated_stage(new_session: Callable[[], Any] = SimulatedSession, **changes: Any) -> Stage:
-    start, fps = starts_of(data(), "test", 1, 4)
+    start, fps = scenes_of(data(), "test", 1, 4), frames_per_second(data(), "test")
     return Stage(**{"schema": data().action_schema, "open_session": new_session, "start": start, "fps": fps, **changes})

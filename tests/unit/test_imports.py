@@ -45,8 +45,8 @@ RULES = (
     "losses, optimization, evaluation, generative_module, reporting < module",
     "evaluation, weights < reporting",
     "ranges < optimization",
-    "module, configuration < run < pipeline",
-    "generative_module, recordings, evaluation < play < cli",
+    "module, configuration < run < pipeline, play",
+    "generation, data, recordings, evaluation < play < cli",
     "run, batch_checks < cli < __main__",
 )
 # Reading a stranger's shards is the one thing that callbacks, which must stand alone, and the package both do; verbs
@@ -71,6 +71,8 @@ LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.
 DEFERRED = {"diffusers", "transformers", "ftfy", "gymnasium", "peft", "pyarrow", "torchao", "torchvision"}
 DEFERRED |= {"starlette", "uvicorn", "websockets"}
+# An environment is a class of gymnasium's; nobody imports these modules but by their names.
+WHOLLY_OPTIONAL = {PACKAGE / "play" / "environment.py": "gymnasium"}
 # typing_extensions stands for newer typing of the standard library; torch and lightning need it anyway.
 CALLBACKS_MAY_IMPORT = {"torch", "lightning", "typing_extensions", *sys.stdlib_module_names}
 CALLBACKS_MAY_DEFER = {"av", "PIL", "numpy"}
@@ -203,8 +205,21 @@ def test_rooms_below_the_module_do_not_import_lightning() -> None:
 def test_slow_and_optional_packages_are_imported_only_where_they_are_used() -> None:
     found = []
     for path in [*package_files(), *CALLBACKS.rglob("*.py")]:
-        found += violations(path, {item for item in imports_in(path) if item.root in DEFERRED and not item.deferred})
+        deferred = DEFERRED - {WHOLLY_OPTIONAL.get(path, "")}
+        found += violations(path, {item for item in imports_in(path) if item.root in deferred and not item.deferred})
     assert found == []
+
+
+@pytest.mark.parametrize("path", WHOLLY_OPTIONAL, ids=lambda path: path.stem)
+def test_what_needs_an_extra_is_imported_by_nobody_at_import(path: Path) -> None:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    assert WHOLLY_OPTIONAL[path] in {item.root for item in imports_in(path) if not item.deferred}
+    others = [other for other in [*package_files(), *CALLBACKS.rglob("*.py")] if other != path]
+    found = [
+        violations(other, {i for i in imports_in(other) if i.name.startswith(name) and not i.deferred})
+        for other in others
+    ]
+    assert found == [[]] * len(others)
 
 
 def test_callbacks_import_torch_and_lightning_only() -> None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from lightning_action.batch import to_unit_range
-from lightning_action.play.scenes import SimulatedTruth, starts_of
+from lightning_action.play.scenes import SimulatedTruth, frames_per_second, scenes_of
 from tests.support.simulated_session import WORLD, data
 from tests.support.written_videos import lerobot_copy
 
 
 def test_a_seed_is_a_sample_of_the_data() -> None:
-    start, fps = starts_of(data(), "test", 1, 4)
+    start, fps = scenes_of(data(), "test", 1, 4), frames_per_second(data(), "test")
     batch = data().dataset("test").batch([2])
     for seed in (2, 9):
         begun = start(seed)
@@ -25,7 +25,7 @@ def test_a_seed_is_a_sample_of_the_data() -> None:
 
 def test_the_truth_plays_the_rows_for_ever_as_the_simulator_does() -> None:
     batch = data().dataset("test").batch([2])
-    truth = starts_of(data(), "test", 1, 4)[0](2).truth
+    truth = scenes_of(data(), "test", 1, 4)(2).truth
     assert isinstance(truth, SimulatedTruth)
     frames = torch.cat([truth.go_on(batch["action"][0, :3]), truth.go_on(batch["action"][0, 3:])])
     assert torch.equal(frames, to_unit_range(batch["video"][0, 1:]))
@@ -38,9 +38,9 @@ def test_the_truth_plays_the_rows_for_ever_as_the_simulator_does() -> None:
 
 
 def test_worlds_that_begin_from_nothing_or_from_more_have_no_truth() -> None:
-    begun = starts_of(data(), "test", 0, 4)[0](1)
+    begun = scenes_of(data(), "test", 0, 4)(1)
     assert begun.first_frames is None and begun.truth is None and begun.frame_size == (20, 28)
-    begun = starts_of(data(), "test", 2, 4)[0](1)
+    begun = scenes_of(data(), "test", 2, 4)(1)
     assert begun.first_frames is not None and begun.first_frames.shape == (1, 5, 3, 20, 28) and begun.truth is None
 
 
@@ -51,15 +51,15 @@ def test_recordings_begin_worlds_too(tmp_path: pytest.TempPathFactory) -> None:
     source = LeRobotDataModule(root=str(root), num_latents=2, batch_size=1, test_size=2, num_workers=0)
     source.prepare_data()
     source.setup("test")
-    start, fps = starts_of(source, "test", 1, 4)
+    start, fps = scenes_of(source, "test", 1, 4), frames_per_second(source, "test")
     begun = start(1)
     assert begun.first_frames is not None and begun.truth is None and fps == source.clips("test")[0].fps
     assert begun.first_frames.shape[:3] == (1, 1, 3) and 0 <= begun.first_frames.min() <= begun.first_frames.max() <= 1
 
 
 def test_data_without_videos_is_refused() -> None:
-    with pytest.raises(ValueError, match="LightningDataModule has no videos that a world could begin with"):
-        starts_of(L.LightningDataModule(), "test", 1, 4)
+    with pytest.raises(ValueError, match="LightningDataModule has no clips that a world could begin at"):
+        scenes_of(L.LightningDataModule(), "test", 1, 4)
 
 
 def test_the_world_of_the_tests_is_that_of_the_data() -> None:

@@ -78,11 +78,14 @@ def test_a_player_gets_a_world_that_does_what_is_held() -> None:
 def test_reset_prompt_pause_and_step() -> None:
     session = SimulatedSession()
     with serving(simulated_stage(lambda: session)) as running, running.connect() as client:
+        say(client, "pause", on=True)
         say(client, "reset", seed=4, prompt=None)
         header, picture = next_block(client)
         while header["seed"] != 4:
             header, picture = next_block(client)
+        assert header["number"] == 0 and header["paused"]
         assert np.array_equal(pixels(header, picture)[:, :, :28], LiveWorld(simulated_stage()).reset(4).frames)
+        say(client, "pause", on=False)
         say(client, "prompt", text="dark")
         while header["prompt"] != "dark":
             header, _ = next_block(client)

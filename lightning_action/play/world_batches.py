@@ -1,0 +1,145 @@
+"""What an environment of a world model and a vector of such have in common: batches of worlds that are stepped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_action.action.schema import ActionSchema
+from lightning_action.generation.world_session import WorldSession
+from lightning_action.generative_module import GenerativeModule
+from lightning_action.play.spaces import action_rows
+from lightning_action.play.starts import Starts, starts_of_frames
+from lightning_action.ranges import require_numbers
+
+OpenSession = Callable[[int], WorldSession]
+"""Opens a session of so many worlds."""
+Reward = Callable[[np.ndarray, np.ndarray, dict[str, Any]], float]
+"""Reward of a step, from its frames, uint8 `[t, H, W, 3]`, its action rows `[rows, columns]`, and its info."""
+Terminated = Callable[[np.ndarray, dict[str, Any]], bool]
+"""Whether a world has ended, from the frames of its last step, uint8 `[t, H, W, 3]`, and its info."""
+
+_NUM_STARTS = 2**31
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a world model leaves open: what is worth something, and when it ends.
+
+    Args:
+        reward: Reward of a step; None for 0.
+        terminated: Whether a world has ended; None for never.
+        max_steps: Number of steps after which a world is truncated; None for no limit.
+        holds_action: Whether an action is one row that is held for the block, or all rows of the block.
+        fps: Pixel frames a second, for `render_fps`.
+    """
+
+    reward: Reward | None = None
+    terminated: Terminated | None = None
+    max_steps: int | None = None
+    holds_action: bool = True
+    fps: float = 16.0
+
+    def __post_init__(self) -> None:
+        if self.max_steps is not None:
+            require_numbers({"max_steps": self.max_steps}, 1, whole=True)
+        require_numbers({"fps": self.fps}, 0, without_low=True)
+
+
+class WorldBatches:
+    """What the environment and its vector share: sessions that are opened, begun and stepped, and the spaces.
+
+    Args:
+        model: Module, or what opens sessions.
+        starts: Where worlds begin.
+        rules: Reward, end, and form of an action.
+    """
+
+    def __init__(self, model: GenerativeModule | OpenSession, starts: Tensor | Starts, rules: Rules) -> None:
+        self._model, self.rules = model, rules
+        self._starts = starts_of_frames(starts) if isinstance(starts, Tensor) else starts
+        with self.begin([0], [0]).session as session:
+            self.schema: ActionSchema = session.schema
+            rows, height, width = session.rows_wanted, *session.frame_size
+            if not rules.holds_action:
+                session.step_block(torch.zeros(1, rows, self.schema.num_columns))
+                if session.rows_wanted != rows:
+                    raise ValueError(
+                        f"the first block takes {rows} action rows and later ones {session.rows_wanted}: hold one "
+                        "action for each block (holds_action), or begin with whole blocks"
+                    )
+        self.num_rows = None if rules.holds_action else rows
+        self.frame_shape = (height, width, 3)
+        self.steps_per_second = max(1, round(rules.fps / rows))
+
+    def begin(self, starts: Sequence[int], samples: Sequence[int]) -> WorldBatch:
+        """Begin worlds at some starts, with some numbers for their noise."""
+        frames, prompts = zip(*(self._starts(number) for number in starts), strict=True)
+        first = torch.stack(frames)
+        session = self._open(len(starts), first.shape[1])
+        seen = session.reset(first, list(prompts), sample_id=list(samples))
+        return WorldBatch(session, to_bytes_last(seen)[:, -1:])
+
+    def rows_of(self, actions: Sequence[Any], session: WorldSession) -> np.ndarray:
+        """Turn actions of all worlds of a session into the rows of its next block, `[B, rows, columns]`."""
+        rows = np.stack([action_rows(self.schema, action, self.num_rows) for action in actions])
+        return np.repeat(rows, session.rows_wanted, axis=1) if self.rules.holds_action else rows
+
+    def judge(self, frames: np.ndarray, rows: np.ndarray, num_steps: int, start: int) -> Judged:
+        """Say what a step of one world is worth, and whether it is the last one."""
+        info = {"frames": frames, "start": start, "step": num_steps}
+        reward = 0.0 if self.rules.reward is None else float(self.rules.reward(frames, rows, info))
+        ends = self.rules.terminated is not None and bool(self.rules.terminated(frames, info))
+        is_long = self.rules.max_steps is not None and num_steps >= self.rules.max_steps
+        return Judged(frames[-1].copy(), reward, ends, is_long, info)
+
+    def _open(self, num_worlds: int, num_frames: int) -> WorldSession:
+        if not isinstance(self._model, GenerativeModule):
+            return self._model(num_worlds)
+        if self._model.causality.local_attn_size is not None or self.rules.max_steps is None:
+            return self._model.open_session(num_worlds)
+        first = 1 + (num_frames - 1) // self._model.schema.temporal_compression_ratio
+        longest = first + self.rules.max_steps * self._model.causality.num_frame_per_block
+        return self._model.open_session(num_worlds, max_latents=longest)
+
+
+@dataclass
+class WorldBatch:
+    """Worlds that stand at the same frame, in one session.
+
+    Args:
+        session: Their session.
+        frames: Last frames of each, uint8 `[B, t, H, W, 3]`.
+        worlds: Number of each in the vector.
+    """
+
+    session: WorldSession
+    frames: np.ndarray
+    worlds: list[int] = field(default_factory=lambda: [0])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A step of one world, as gymnasium hands it over."""
+
+    observation: np.ndarray
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+
+def draw_start(random: np.random.Generator, options: dict[str, Any] | None) -> tuple[int, int]:
+    """Draw the number of a start, unless `options` say it, and the number that the noise belongs to."""
+    start, sample = random.integers(_NUM_STARTS, size=2).tolist()
+    return int((options or {}).get("start", start)), sample
+
+
+def to_bytes_last(frames: Tensor) -> np.ndarray:
+    """Turn frames `[B, t, 3, H, W]` in [0, 1] to bytes with the channels last, `[B, t, H, W, 3]`."""
+    return (frames * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous().cpu().numpy()

@@ -1,0 +1,190 @@
+"""A world model as an environment: checked by gymnasium, and against the session under it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
+from torch import Tensor
+
+from lightning_action import ActionVideoModule, BlockCausality, WorldModelEnv, WorldModelVectorEnv
+from lightning_action.action.schema import ActionPart, ActionSchema
+from tests.support.sprite_module import ready
+
+WINDOW = BlockCausality(1, 4, 1)
+
+
+def parts(**settings: Any) -> tuple[ActionVideoModule, Tensor]:
+    module, batch = ready(**{"causality": WINDOW, **settings})
+    return module, (batch["video"][:, :1] * 0.5 + 0.5).clamp(0, 1)
+
+
+def brightness(frames: np.ndarray, rows: np.ndarray, info: dict[str, Any]) -> float:
+    return float(frames.mean()) / 255 + info["step"]
+
+
+MIXED = ActionSchema([ActionPart("key", "discrete", 5), ActionPart("stick", size=2)], "transition")
+
+
+@pytest.mark.parametrize(
+    ("schema", "holds_action"), [(ActionSchema(), True), (ActionSchema(), False), (MIXED, True), (MIXED, False)]
+)
+def test_gymnasium_finds_nothing_wrong(schema: ActionSchema, holds_action: bool) -> None:
+    module, starts = parts(schema=schema)
+    make = partial(WorldModelEnv, module, starts, brightness, max_steps=3, holds_action=holds_action)
+    # What a specification is needed for: other modes of rendering are tried, too.
+    spec = EnvSpec("World-v0", entry_point=make, disable_env_checker=True)
+    env = gymnasium.make(spec, render_mode="rgb_array").unwrapped
+    check_env(env)
+    assert env.observation_space.shape == (16, 16, 3) and env.metadata["render_fps"] == 4
+    env.close()
+
+
+def test_a_held_action_is_its_row_for_the_whole_block() -> None:
+    module, starts = parts()
+    held, whole = WorldModelEnv(module, starts), WorldModelEnv(module, starts, holds_action=False)
+    action = np.float32([0.5, -0.25])
+    for env in (held, whole):
+        env.reset(seed=3)
+    seen, _, _, _, info = held.step(action)
+    same, *_, same_info = whole.step(np.tile(action, (4, 1)))
+    assert np.array_equal(seen, same) and np.array_equal(info["frames"], same_info["frames"])
+    assert info["frames"].shape == (4, 16, 16, 3) and np.array_equal(info["frames"][-1], seen)
+    assert np.array_equal(held.render(), seen)
+    other, *_ = whole.step(np.tile(-action, (4, 1)))
+    assert np.abs(other.astype(int) - held.step(action)[0]).max() > 0
+
+
+def test_a_step_is_what_the_session_does() -> None:
+    module, starts = parts()
+    env = WorldModelEnv(module, starts, brightness, lambda frames, info: info["step"] == 2, max_steps=2)
+    observation, info = env.reset(seed=1, options={"start": 1})
+    assert info == {"start": 1, "step": 0}
+    fork = env.session.fork()
+    rows = torch.tensor([[[0.5, 0.25]] * 4])
+    expected = (fork.step_block(rows)[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    seen, reward, terminated, truncated, info = env.step(np.float32([0.5, 0.25]))
+    assert np.array_equal(info["frames"], expected) and not np.array_equal(seen, observation)
+    assert reward == pytest.approx(expected.mean() / 255 + 1) and (terminated, truncated) == (False, False)
+    assert env.step(np.float32([0.5, 0.25]))[2:4] == (True, True)
+
+
+def test_seeds_choose_start_and_noise() -> None:
+    module, starts = parts()
+    env = WorldModelEnv(module, starts)
+
+    def seen(seed: int | None, **options: Any) -> tuple[Any, Any]:
+        first, _ = env.reset(seed=seed, options=options)
+        return first, env.step(np.float32([1, 0]))[0]
+
+    assert all(np.array_equal(*pair) for pair in zip(seen(1), seen(1), strict=True))
+    one, other = seen(1, start=0), seen(2, start=0)
+    assert np.array_equal(one[0], other[0]) and not np.array_equal(one[1], other[1])
+    assert not np.array_equal(seen(1, start=1)[0], one[0])
+
+
+def test_a_model_without_window_needs_an_end() -> None:
+    module, starts = parts(causality=BlockCausality(1))
+    with pytest.raises(ValueError, match="would grow for ever"):
+        WorldModelEnv(module, starts)
+    env = WorldModelEnv(module, starts, max_steps=2)
+    env.reset()
+    assert [env.step(np.float32([0, 0]))[3] for _ in range(2)] == [False, True]
+    opened = WorldModelEnv(lambda count: module.open_session(count, causality=WINDOW), starts)
+    opened.reset()
+    opened.step(np.float32([0, 0]))
+
+
+def test_blocks_of_other_lengths_are_held_or_refused() -> None:
+    module, starts = parts(causality=BlockCausality(2, 5))
+    env = WorldModelEnv(module, starts)
+    env.reset()
+    assert [len(env.step(np.float32([0, 0]))[4]["frames"]) for _ in range(2)] == [4, 8]
+    with pytest.raises(ValueError, match="the first block takes 4 action rows and later ones 8"):
+        WorldModelEnv(module, starts, holds_action=False)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    module, starts = parts()
+    env = WorldModelEnv(module, starts)
+    with pytest.raises(RuntimeError, match="call reset first"):
+        env.step(np.float32([0, 0]))
+    with pytest.raises(ValueError, match="rgb_array or None"):
+        WorldModelEnv(module, starts, render_mode="human")
+    with pytest.raises(ValueError, match="max_steps"):
+        WorldModelEnv(module, starts, max_steps=0)
+    env.reset()
+    with pytest.raises(ValueError, match="1 x 2 values"):
+        env.step(np.float32([0, 0, 0]))
+    env.close()
+
+
+def alone(module: ActionVideoModule, starts: Tensor, seed: int, actions: np.ndarray, ends: int) -> list[np.ndarray]:
+    """Observations of one world that begins anew, one step late, whenever it has made `ends` steps."""
+    env = WorldModelEnv(module, starts, terminated=lambda frames, info: info["step"] == ends)
+    seen, ended = [env.reset(seed=seed)[0]], False
+    for action in actions:
+        if ended:
+            seen.append(env.reset()[0])
+            ended = False
+        else:
+            observation, _, ended, _, _ = env.step(action)
+            seen.append(observation)
+    return seen
+
+
+@pytest.mark.parametrize("ends_alike", [True, False])
+def test_a_vector_is_so_many_environments(ends_alike: bool) -> None:
+    module, starts = parts()
+    ends = {0: 3, 1: 3, 2: 3} if ends_alike else {0: 2, 1: 3, 2: 100}
+    # Frames tell worlds apart only by what they show, so each ends by its own start.
+    order: dict[int, int] = {}
+
+    def terminated(frames: np.ndarray, info: dict[str, Any]) -> bool:
+        return info["step"] == ends[order.setdefault(info["start"], len(order) % 3)]
+
+    vector = WorldModelVectorEnv(
+        module, starts, 3, brightness, terminated if not ends_alike else None, 3 if ends_alike else None
+    )
+    actions = np.random.default_rng(0).uniform(-1, 1, (6, 3, 2)).astype(np.float32)
+    seen = [vector.reset(seed=5)[0]]
+    batches, has_ended = [vector.num_batches], []
+    for action in actions:
+        observation, reward, ended, truncated, infos = vector.step(action)
+        seen.append(observation)
+        batches.append(vector.num_batches)
+        has_ended.append(ended | truncated)
+        began = has_ended[-2] if len(has_ended) > 1 else np.zeros(3, bool)
+        assert [frames is None for frames in infos["frames"]] == began.tolist()
+        assert (reward[~began] > 0).all() and not reward[began].any()
+    if ends_alike:
+        assert batches == [1] * 7
+        for world in range(3):
+            expected = alone(module, starts, 5 + world, actions[:, world], 3)
+            found = [observation[world] for observation in seen]
+            for one, other in zip(found, expected, strict=True):
+                # A batch of another size may round to the next byte.
+                assert np.abs(one.astype(int) - other).max() <= 1
+    else:
+        assert max(batches) > 1 and len({tuple(ended) for ended in has_ended}) > 1
+    vector.close()
+    assert vector.num_batches == 0
+
+
+def test_a_vector_has_the_spaces_of_its_worlds() -> None:
+    module, starts = parts(schema=MIXED)
+    vector = WorldModelVectorEnv(module, starts, 2, max_steps=4)
+    with pytest.raises(RuntimeError, match="call reset first"):
+        vector.step(vector.action_space.sample())
+    observation, infos = vector.reset(seed=[3, None])
+    assert vector.observation_space.contains(observation) and observation.shape == (2, 16, 16, 3)
+    assert infos["start"].shape == (2,)
+    observation, *_ = vector.step(vector.action_space.sample())
+    frames = vector.render()
+    assert frames is not None and np.array_equal(np.stack(frames), observation)
