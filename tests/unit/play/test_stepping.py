@@ -105,7 +105,6 @@ def test_a_block_that_is_late_is_made_up_for() -> None:
 def test_a_world_that_is_slow_goes_as_fast_as_it_can() -> None:
     with stepped(fps=1000.0, session=SimulatedSession(seconds=0.03)) as seen:
         deliveries = list(seen.wait_for(6))
-    assert deliveries[5].begun - deliveries[2].begun < 0.2
     assert all(each.span == pytest.approx(0.0028) for each in deliveries[2:])
 
 
