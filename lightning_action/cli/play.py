@@ -140,13 +140,10 @@ def choose_map(stage: Stage, path: str | None, strength: float) -> ActionMap:
 
 
 def recordings_in(folder: Path, stage: Stage, saved: str) -> Callable[[], Observer]:
-    """Return what makes a recording for each new session, in a folder named by the time."""
-    numbers, begun = count(1), time.strftime("%Y%m%d-%H%M%S")
-
-    def new_recording() -> Observer:
-        return SessionRecording(folder / f"{begun}-{next(numbers):03d}", stage, saved)
-
-    return new_recording
+    """Return what makes a recording for each new session, in folders that are numbered on: `001`, `002`."""
+    there = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+    numbers = count(max(there, default=0) + 1)
+    return lambda: SessionRecording(folder / f"{next(numbers):03d}", stage, saved)
 
 
 def serve(server: PlayServer, host: str, listening: socket.socket, loading: Callable[[], None]) -> None:

@@ -30,7 +30,7 @@ def run_replay(args: Sequence[str]) -> bool:
     if not args or args[0].startswith("-"):
         if args and args[0] in ("-h", "--help"):
             parse_parts(PlayableCLI, "replay FOLDER", run_replay.__doc__, args)
-        raise UsageError("which session? Name its folder first: replay runs/demo/play/20260101-120000-001")
+        raise UsageError("which session? Name its folder first: replay runs/demo/play/001")
     folder = Path(args[0])
     session = read_session(folder)
     with tempfile.TemporaryDirectory() as temporary:
