@@ -182,7 +182,7 @@ def recorded(config: Path) -> Path:
     """A session that was recorded with a configuration."""
     folder = config.parent / "session"
     (folder / "meta" / "play").mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / ROWS_FILE, {}, {})
+    write_safetensors(folder / ROWS_FILE, {"000000": torch.zeros(4, 2)}, {})
     (folder / CONFIG_FILE).write_text(config.read_text())
     write_json(folder / SESSION_FILE, {"format": 1, "provenance": {}, "episodes": []})
     return folder
