@@ -16,8 +16,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_action import ActionVideoModule, BlockCausality, MovingSpriteWorld, Sampling, SpriteDataModule, load_run
-from lightning_action.run import build_datamodule
+from lightning_action import (
+    ActionVideoModule,
+    BlockCausality,
+    MovingSpriteWorld,
+    Sampling,
+    SpriteDataModule,
+    build_datamodule,
+    load_run,
+)
 
 SETTINGS = {
     "window 9, no sink": (BlockCausality(1, 9), False),

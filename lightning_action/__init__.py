@@ -69,6 +69,9 @@ if TYPE_CHECKING:
     from lightning_action.pipeline.inference import ActionCausalInferencePipeline as ActionCausalInferencePipeline
     from lightning_action.play.environment import WorldModelEnv as WorldModelEnv
     from lightning_action.play.environment import WorldModelVectorEnv as WorldModelVectorEnv
+    from lightning_action.play.planning import Planner as Planner
+    from lightning_action.play.planning import imagination as imagination
+    from lightning_action.run import build_datamodule as build_datamodule
     from lightning_action.run import load_run as load_run
 
 __version__ = "0.1.0"
@@ -114,6 +117,7 @@ _EXPORTS = {
     "MovingSpriteWorld": "lightning_action.data.sprite_world",
     "Optimization": "lightning_action.optimization",
     "PanningCameraWorld": "lightning_action.data.panning_world",
+    "Planner": "lightning_action.play.planning",
     "PromptSwitch": "lightning_action.generation.prompt_switches",
     "ResumableDataLoader": "lightning_action.data.resumable",
     "ResumableSampler": "lightning_action.data.resumable",
@@ -131,6 +135,8 @@ _EXPORTS = {
     "WorldModelEnv": "lightning_action.play.environment",
     "WorldModelVectorEnv": "lightning_action.play.environment",
     "WorldSession": "lightning_action.generation.world_session",
+    "build_datamodule": "lightning_action.run",
+    "imagination": "lightning_action.play.planning",
     "inferred_vectors": "lightning_action.action.conditioning",
     "load_action_projection": "lightning_action.checkpoints.pretrained",
     "load_adapter": "lightning_action.checkpoints.adapter",

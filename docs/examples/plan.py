@@ -9,16 +9,24 @@ happened is put into the session. The control plans in a model whose actions are
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_action import ActionVideoModule, MovingSpriteWorld, Sampling, SpriteDataModule, load_run
-from lightning_action.play.planning import Imagine, Planner, imagination
-from lightning_action.run import build_datamodule
+from lightning_action import (
+    ActionVideoModule,
+    MovingSpriteWorld,
+    Planner,
+    Sampling,
+    SpriteDataModule,
+    build_datamodule,
+    imagination,
+    load_run,
+)
 
+Imagine = Callable[[Tensor], Tensor]
 PLANNERS = {
     "cross-entropy method": Planner(horizon=2, num_candidates=24, num_rounds=3, num_elites=5),
     "random shooting": Planner(horizon=1, num_candidates=96, num_rounds=1),
@@ -55,7 +63,7 @@ def steer(
     num_blocks: int,
     num_steps: int,
     planner: Planner,
-    wraps: Any,
+    wraps: Callable[[Imagine, torch.Generator], Imagine],
 ) -> tuple[float, float]:
     """Steer one held-out sprite to a random place; how far it was, and how far it is in the end, in pixels."""
     world = data.world

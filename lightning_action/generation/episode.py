@@ -219,7 +219,7 @@ class Episode:
     def _modulation(self, rows: Tensor, frames: range, block: range, held: Held) -> Tensor | None:
         """Modulation of a block, from the rows of its frames behind the held ones."""
         if held.rows is not None:
-            rows, frames = torch.cat([held.rows.to(rows), rows], dim=1), block
+            rows, frames = torch.cat([held.rows, rows], dim=1), block
         made = self._conditioning.of_rows(rows, frames, self._nothing.latents)
         if made is None or len(frames) == len(block):
             return made

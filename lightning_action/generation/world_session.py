@@ -154,7 +154,7 @@ class WorldSession:
                 finite.
         """
         self._require_room(self._require_worlds().block.stop)
-        row = torch.as_tensor(action)
+        row = _on_host(action)
         if row.ndim not in (1, 2) or (row.ndim == 2 and len(row) != self.num_worlds):
             raise ValueError(
                 f"an action is [columns] or [{self.num_worlds}, columns], with {self.schema.num_columns} columns, got "
@@ -170,7 +170,7 @@ class WorldSession:
     def step_block(self, actions: Any) -> Tensor:
         """Take all rows that are wanted, `[B, rows_wanted, columns]`, at once; otherwise as `step`."""
         self._require_room(self._require_worlds().block.stop)
-        rows = torch.as_tensor(actions)
+        rows = _on_host(actions)
         if rows.ndim != 3 or tuple(rows.shape[:2]) != (self.num_worlds, self.rows_wanted):
             raise ValueError(
                 f"expected actions [{self.num_worlds}, {self.rows_wanted}, {self.schema.num_columns}], the rows that "
@@ -353,7 +353,7 @@ class WorldSession:
             return None
         if actions is None:
             return torch.zeros(self.num_worlds, 0, self.schema.num_columns)
-        rows = torch.as_tensor(actions)
+        rows = _on_host(actions)
         if rows.ndim != 3 or len(rows) != self.num_worlds:
             raise ValueError(f"expected actions [{self.num_worlds}, rows, columns], got {list(rows.shape)}")
         self.schema.encode_frames(rows, frames)
@@ -375,3 +375,8 @@ class WorldSession:
         if self._episode is None:
             raise RuntimeError("there are no worlds yet: call reset first")
         return self._episode
+
+
+def _on_host(actions: Any) -> Tensor:
+    """Action rows are few, and looked at before they are taken."""
+    return torch.as_tensor(actions).cpu()

@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium import Env, spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from typing_extensions import Self
 
@@ -41,6 +38,13 @@ from lightning_action.play.world_batches import (
 from lightning_action.ranges import require_numbers
 from lightning_action.run import load_run
 
+try:
+    from gymnasium import Env, spaces
+    from gymnasium.vector import AutoresetMode, VectorEnv
+    from gymnasium.vector.utils import batch_space
+except ImportError as error:
+    raise ImportError("environments need gymnasium: pip install 'lightning_action[env]'") from error
+
 
 class WorldModelEnv(Env[np.ndarray, Any]):
     """A generated world to act in; the observation is its last frame, uint8 `[H, W, 3]`.
@@ -62,6 +66,8 @@ class WorldModelEnv(Env[np.ndarray, Any]):
         max_steps: Number of steps after which a world is truncated; None for no limit.
         holds_action: Whether an action is one row that is held for the block, or all rows of the block.
         fps: Pixel frames a second, for `render_fps`.
+        causality: Block size and window in place of the module's own; a world without end needs a window.
+        sampling: Settings of generation in place of the module's own.
         render_mode: `rgb_array`, or None.
     """
 
@@ -77,13 +83,16 @@ class WorldModelEnv(Env[np.ndarray, Any]):
         *,
         holds_action: bool = True,
         fps: float = 16.0,
+        causality: BlockCausality | None = None,
+        sampling: Sampling | None = None,
         render_mode: str | None = "rgb_array",
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is rgb_array or None, got {render_mode!r}")
         self.render_mode = render_mode
         self.model, self.starts = model, starts
-        self._worlds = WorldBatches(model, starts, Rules(reward, terminated, max_steps, holds_action, fps))
+        rules = Rules(reward, terminated, max_steps, holds_action, fps)
+        self._worlds = WorldBatches(model, starts, rules, causality=causality, sampling=sampling)
         self.action_space = action_space(self._worlds.schema, self._worlds.num_rows)
         self.observation_space = spaces.Box(0, 255, self._worlds.frame_shape, np.uint8)
         self.metadata = {**self.metadata, "render_fps": self._worlds.steps_per_second}
@@ -97,8 +106,6 @@ class WorldModelEnv(Env[np.ndarray, Any]):
         ckpt_path: str | Path,
         *,
         split: Split = "test",
-        causality: BlockCausality | None = None,
-        sampling: Sampling | None = None,
         allow: Sequence[str] = (),
         **settings: Any,
     ) -> Self:
@@ -108,16 +115,14 @@ class WorldModelEnv(Env[np.ndarray, Any]):
             config: Configuration of the run, or several that stack.
             ckpt_path: Its checkpoint.
             split: Samples that worlds begin at.
-            causality: Block size and window in place of the run's own; a world without end needs a window.
-            sampling: Settings of generation in place of the run's own.
             allow: Modules whose classes the configuration may name, see `load_run`.
-            **settings: Other arguments of the constructor, such as `reward` and `max_steps`.
+            **settings: Other arguments of the constructor, such as `reward`, `max_steps` and `causality`.
 
         Raises:
             FileNotFoundError: The configuration or the checkpoint is not there.
             ValueError: Either is none, or the data has no clips.
         """
-        return cls(*model_and_starts(config, ckpt_path, split, causality, sampling, allow), **settings)
+        return cls(*model_and_starts(config, ckpt_path, split, allow, settings.get("sampling")), **settings)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -183,6 +188,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         max_steps: Number of steps after which a world is truncated.
         holds_action: Whether an action is one row.
         fps: Pixel frames a second.
+        causality: Block size and window.
+        sampling: Settings of generation.
         render_mode: `rgb_array`, or None.
     """
 
@@ -197,11 +204,14 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         *,
         holds_action: bool = True,
         fps: float = 16.0,
+        causality: BlockCausality | None = None,
+        sampling: Sampling | None = None,
         render_mode: str | None = "rgb_array",
     ) -> None:
         require_numbers({"num_envs": num_envs}, 1, whole=True)
         self.num_envs, self.render_mode = num_envs, render_mode
-        self._worlds = WorldBatches(model, starts, Rules(reward, terminated, max_steps, holds_action, fps))
+        rules = Rules(reward, terminated, max_steps, holds_action, fps)
+        self._worlds = WorldBatches(model, starts, rules, causality=causality, sampling=sampling)
         self.single_action_space = action_space(self._worlds.schema, self._worlds.num_rows)
         self.single_observation_space = spaces.Box(0, 255, self._worlds.frame_shape, np.uint8)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -224,13 +234,12 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         num_envs: int,
         *,
         split: Split = "test",
-        causality: BlockCausality | None = None,
-        sampling: Sampling | None = None,
         allow: Sequence[str] = (),
         **settings: Any,
     ) -> Self:
         """Make a vector of a trained run; arguments and errors are those of `WorldModelEnv.from_run`."""
-        return cls(*model_and_starts(config, ckpt_path, split, causality, sampling, allow), num_envs, **settings)
+        parts = model_and_starts(config, ckpt_path, split, allow, settings.get("sampling"))
+        return cls(*parts, num_envs, **settings)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -327,15 +336,13 @@ def model_and_starts(
     config: str | Path | Sequence[str | Path],
     ckpt_path: str | Path,
     split: Split,
-    causality: BlockCausality | None,
-    sampling: Sampling | None,
     allow: Sequence[str],
+    sampling: Sampling | None,
 ) -> tuple[GenerativeModule, Starts]:
     """Load a run, and find where worlds of its data begin. Arguments and errors are those of `from_run`."""
     module = load_run(config, ckpt_path, allow)
     module.frozen.load()
-    module.causality, module.sampling = causality or module.causality, sampling or module.sampling
-    num_latents = max(1, module.sampling.num_initial_latents)
+    num_latents = max(1, (sampling or module.sampling).num_initial_latents)
     return module, starts_of_run(config, split, num_latents, module.schema.temporal_compression_ratio, allow)
 
 

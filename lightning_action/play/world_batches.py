@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
+from lightning_action.batch import num_latent_frames
 from lightning_action.generation.world_session import WorldSession
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.play.spaces import action_rows
@@ -58,10 +59,19 @@ class WorldBatches:
         model: Module, or what opens sessions.
         starts: Where worlds begin.
         rules: Reward, end, and form of an action.
+        **settings: Arguments of a module's `open_session`, of which None stand for the module's own.
+
+    Raises:
+        ValueError: What opens sessions takes no arguments, or blocks are not alike where an action has all their rows.
     """
 
-    def __init__(self, model: GenerativeModule | OpenSession, starts: Tensor | Starts, rules: Rules) -> None:
+    def __init__(
+        self, model: GenerativeModule | OpenSession, starts: Tensor | Starts, rules: Rules, **settings: Any
+    ) -> None:
         self._model, self.rules = model, rules
+        self._settings = {name: value for name, value in settings.items() if value is not None}
+        if self._settings and not isinstance(model, GenerativeModule):
+            raise ValueError(f"{', '.join(self._settings)} are for a module: give them to what opens sessions")
         self._starts = starts_of_frames(starts) if isinstance(starts, Tensor) else starts
         with self.begin([0], [0]).session as session:
             self.schema: ActionSchema = session.schema
@@ -101,11 +111,12 @@ class WorldBatches:
     def _open(self, num_worlds: int, num_frames: int) -> WorldSession:
         if not isinstance(self._model, GenerativeModule):
             return self._model(num_worlds)
-        if self._model.causality.local_attn_size is not None or self.rules.max_steps is None:
-            return self._model.open_session(num_worlds)
-        first = 1 + (num_frames - 1) // self._model.schema.temporal_compression_ratio
-        longest = first + self.rules.max_steps * self._model.causality.num_frame_per_block
-        return self._model.open_session(num_worlds, max_latents=longest)
+        causality = self._settings.get("causality", self._model.causality)
+        if causality.local_attn_size is not None or self.rules.max_steps is None:
+            return self._model.open_session(num_worlds, **self._settings)
+        first = num_latent_frames(num_frames, self._model.schema.temporal_compression_ratio)
+        longest = first + self.rules.max_steps * causality.num_frame_per_block
+        return self._model.open_session(num_worlds, max_latents=longest, **self._settings)
 
 
 @dataclass

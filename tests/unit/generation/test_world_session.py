@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_action import ActionVideoModule, BlockCausality, Sampling, WorldSession
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.batch import from_unit_range
+from lightning_action.generator.acceleration import Acceleration
 from tests.support.sprite_module import ready
 
 PROMPTS = ["a red disc", "a green disc"]
@@ -147,6 +148,10 @@ def test_one_row_serves_all_worlds_and_lists_are_taken() -> None:
     for _ in range(4):
         alike, each = one.step([0.5, -0.25]), other.step(torch.tensor([[0.5, -0.25]] * 2))
     assert alike.shape[1] == 4 and torch.equal(alike, each)
+    # Rows of whole numbers and others stand in one block.
+    for row in ([1, 0], [0.5, 0.25], [0, 1], [1, 1]):
+        mixed, floats = one.step(row), other.step([float(value) for value in row])
+    assert mixed.shape[1] == 4 and torch.equal(mixed, floats)
 
 
 def test_seed_and_sample_id_choose_the_noise() -> None:
@@ -437,3 +442,21 @@ def test_relative_positions_begin_to_matter_when_frames_leave_the_window(causali
     fork = session.fork()
     mine = by_rows(session, rows[:, 36:])
     assert torch.equal(torch.cat([*first, mine], dim=1), moved) and torch.equal(by_rows(fork, rows[:, 36:]), mine)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_captured_pass_serves_a_session_and_its_forks(relative: bool) -> None:
+    captured = Acceleration(capture_pass=True)
+    sampling = Sampling(num_inference_steps=2, relative_positions=relative)
+    found = []
+    for settings in ({}, {"acceleration": captured}):
+        module, frames, rows = worlds(9, sampling=sampling, **settings)
+        session = module.open_session(2)
+        with torch.compiler.set_stance("force_eager"):
+            session.reset(frames[:, :1], PROMPTS)
+            before = by_rows(session, rows[:, :20])
+            fork = session.fork()
+            found.append((before, by_rows(session, rows[:, 20:]), by_rows(fork, rows[:, 20:])))
+    for plain, one in zip(*found, strict=True):
+        torch.testing.assert_close(one, plain, atol=1e-5, rtol=0)
+    assert torch.equal(found[1][1], found[1][2])

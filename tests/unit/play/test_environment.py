@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from functools import partial
 from typing import Any
 
@@ -44,6 +46,13 @@ def test_gymnasium_finds_nothing_wrong(schema: ActionSchema, holds_action: bool)
     check_env(env)
     assert env.observation_space.shape == (16, 16, 3) and env.metadata["render_fps"] == 4
     env.close()
+
+
+def test_without_gymnasium_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    monkeypatch.delitem(sys.modules, "lightning_action.play.environment")
+    with pytest.raises(ImportError, match="pip install 'lightning_action\\[env\\]'"):
+        importlib.import_module("lightning_action.play.environment")
 
 
 def test_a_held_action_is_its_row_for_the_whole_block() -> None:
@@ -96,9 +105,13 @@ def test_a_model_without_window_needs_an_end() -> None:
     env = WorldModelEnv(module, starts, max_steps=2)
     env.reset()
     assert [env.step(np.float32([0, 0]))[3] for _ in range(2)] == [False, True]
+    endless = WorldModelEnv(module, starts, causality=WINDOW)
     opened = WorldModelEnv(lambda count: module.open_session(count, causality=WINDOW), starts)
-    opened.reset()
-    opened.step(np.float32([0, 0]))
+    for each in (endless, opened):
+        each.reset(seed=3)
+    assert np.array_equal(endless.step(np.float32([0, 1]))[0], opened.step(np.float32([0, 1]))[0])
+    with pytest.raises(ValueError, match="causality are for a module"):
+        WorldModelEnv(lambda count: module.open_session(count), starts, causality=WINDOW)
 
 
 def test_blocks_of_other_lengths_are_held_or_refused() -> None:
