@@ -14,8 +14,6 @@ from urllib.parse import parse_qs, urlsplit
 from PIL import Image
 from websockets.sync.client import connect
 
-from lightning_action.play.messages import unpack_block
-
 
 def main() -> None:
     """Run the command line."""
@@ -36,7 +34,8 @@ def main() -> None:
                     print("controls:", [control["label"] for control in notice["controls"]])
                     server.send(json.dumps({"type": "hold", "held": [[0, 1.0]], "change": 1}))
                 continue
-            header, picture = unpack_block(message)
+            end_of_header = 4 + int.from_bytes(message[:4], "big")
+            header, picture = json.loads(message[4:end_of_header]), message[end_of_header:]
             # Without this word the server sends nothing more: it drops what nobody looks at.
             server.send(json.dumps({"type": "shown", "serial": header["serial"], "key_ms": None}))
             shown = header["number"]

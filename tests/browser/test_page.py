@@ -240,6 +240,20 @@ def test_a_page_whose_server_is_gone_says_so(browser: Browser) -> None:
     live.close()
 
 
+def test_a_world_that_breaks_is_told(browser: Browser) -> None:
+    class Breaking(SimulatedSession):
+        def step_block(self, actions: Tensor) -> Tensor:
+            raise RuntimeError("NaN")
+
+    with serving(simulated_stage(Breaking)) as running:
+        live = LivePage(browser, running.address)
+        live.wait(lambda: "the world has stopped" in live.page.inner_text("#doing"))
+        live.page.wait_for_timeout(200)
+        assert live.page.locator("#curtain").is_visible() and live.page.locator("#again").is_visible()
+        live.close()
+        assert live.said == []
+
+
 def test_loading_is_shown(browser: Browser) -> None:
     with serving(None) as running:
         running.server.progress.doing, running.server.progress.share = "loading the weights", 0.25

@@ -58,7 +58,8 @@ async function onBlock(data) {
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, length)));
   const owner = socket;
   const picture = await createImageBitmap(new Blob([new Uint8Array(data, 4 + length)], { type: `image/${header.format}` }));
-  if (socket !== owner || (playing && playing.header.serial > header.serial)) return picture.close();
+  const isLate = owner.readyState !== WebSocket.OPEN || (playing && playing.header.serial > header.serial);
+  if (isLate) return picture.close();
   playing?.picture.close();
   playing = { header, picture, since: performance.now(), shown: -1 };
   resize(header);
