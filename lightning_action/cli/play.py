@@ -23,7 +23,7 @@ from lightning_action.cli.playable import (
 )
 from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.data.split_data import SplitDataModule
-from lightning_action.play.access import Access, choose_token, is_loopback
+from lightning_action.play.access import Access, choose_token
 from lightning_action.play.action_map import ActionMap, default_map, read_action_map
 from lightning_action.play.generated import PlaySettings
 from lightning_action.play.live_world import Observer, Stage
@@ -74,7 +74,7 @@ def run_play(args: Sequence[str]) -> None:
         raise FileNotFoundError(f"no action map at {config.action_map!r}")
     token = choose_token(config.host, config.token)
     with listen_at(config.host, config.port) as listening, told_on_stderr("lightning_action.play"):
-        access = Access(token, listening.getsockname()[1], any_name=not is_loopback(config.host))
+        access = Access(token, listening.getsockname()[1], any_name=token is not None)
         log_dir = None if config.log_dir is None else Path(config.log_dir)
         server = PlayServer(access, config.max_sessions, log_dir)
         serve(server, config.host, listening, partial(load, server, cli, data, settings))
