@@ -25,7 +25,6 @@ from lightning_action.atomic import write_json
 from lightning_action.batch import Batch, to_unit_range
 from lightning_action.callbacks.support.pictures import write_mp4
 from lightning_action.data.sprite_data import SpriteDataset
-from lightning_action.frozen.interfaces import FittedCodec
 from lightning_action.run import build_module
 
 
@@ -78,9 +77,6 @@ def read_data(folder: Path, sizes: Sizes) -> VideoFolderDataModule:
 
 def training_step(module: ActionVideoModule, batch: Batch) -> Callable[[], None]:
     """A training step of the demo on that batch, the backbone included."""
-    codec = module.frozen.vae
-    assert isinstance(codec, FittedCodec)
-    codec.fit(batch["video"])
     module.configure_model()
     optimizer = torch.optim.AdamW(module.parameters(), 1e-4)
 

@@ -317,9 +317,9 @@ class ActionVideoModule(GenerativeModule):
             inverse_dynamics,
         )
 
-    def _generate_guided(self, batch: Batch, scale: float | None) -> Tensor:
-        sampling = self.sampling if scale is None else replace(self.sampling, action_guidance_scale=scale)
-        return self.generate(batch, sampling)
+    def _generate_guided(self, batch: Batch, scale: float | None, draw: int) -> Tensor:
+        guided = self.sampling if scale is None else replace(self.sampling, action_guidance_scale=scale)
+        return self.generate(batch, replace(guided, seed=mix_seed(guided.seed, draw)) if draw else guided)
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
         self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)

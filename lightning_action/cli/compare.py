@@ -145,7 +145,7 @@ def measure(module: ActionVideoModule, batches: Sequence[Batch], reader: ReadPos
     """
     velocities, videos = [], []
 
-    def generate(batch: Batch, scale: float | None) -> Tensor:
+    def generate(batch: Batch, scale: float | None, draw: int) -> Tensor:
         video = module.generate(batch)
         videos.append(video[:, num_given:].cpu())
         return video

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -88,10 +89,11 @@ class DataSource:
     def __init__(self, options: VideoOptions, inputs: Inputs) -> None:
         self.inputs = inputs
         data = build_data(options.config, options.settings, options.allow)
-        self.kind, self._loader = type(data).__name__, load_samples(data, options.split)
-        self._reader, self._simulate = position_reader(data, options.split), simulator(data, options.split)
-        self._others = dict(previous_actions(data.dataset(options.split)))
-        self._names = names_by_number(options, inputs, self._others)
+        split = options.split or "test"
+        self.kind, self._loader = type(data).__name__, load_samples(data, split)
+        self._reader, self._simulate = position_reader(data, split), simulator(data, split)
+        self._others = dict(previous_actions(data.dataset(split)))
+        self._names = names_by_number(options.videos, split, inputs, self._others)
         first: Batch = next(iter(self._loader))
         if "video" not in first:
             raise ValueError(f"{self.kind} has no `video` to compare with: give the data that was encoded")
@@ -146,8 +148,8 @@ class DataSource:
         return Seen(to_unit_range(video), positions)
 
 
-def names_by_number(options: VideoOptions, inputs: Inputs, wanted: Iterable[int]) -> dict[int, str]:
-    """Find the video of each sample of the data.
+def names_by_number(folder: Path, split: str, inputs: Inputs, wanted: Iterable[int]) -> dict[int, str]:
+    """Find the video of each sample of a split of the data.
 
     Raises:
         ValueError: A sample has none, or a video is of no sample.
@@ -155,11 +157,11 @@ def names_by_number(options: VideoOptions, inputs: Inputs, wanted: Iterable[int]
     numbers = inputs.numbers or numbers_of(inputs.names)
     names = {number: name for name, number in numbers.items()}
     try:
-        require_same_names(options.videos, names, wanted)
+        require_same_names(folder, names, wanted)
     except ValueError as error:
         raise ValueError(
-            f"{error}. Expected a video of each {options.split} sample, whose sample_id is the last number in its name "
-            f"(--data.{options.split}_size=N says that there are N)"
+            f"{error}. Expected a video of each {split} sample, whose sample_id is the last number in its name "
+            f"(--data.{split}_size=N says that there are N)"
         ) from error
     return names
 

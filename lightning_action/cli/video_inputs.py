@@ -48,7 +48,7 @@ class VideoOptions:
         manifest: Table that says which files belong together.
         settings: Further arguments of the data.
         allow: Modules whose classes the configuration may name.
-        split: Samples of the data that the videos are of.
+        split: Samples of the data that the videos are of; None for `test`.
         num_initial_frames: Number of pixel frames that were given.
         temporal_compression_ratio: Number of pixel frames over which displacements are taken; None takes the data's.
         object_color: Red, green and blue of the object whose positions are compared, where the data knows none.
@@ -67,7 +67,7 @@ class VideoOptions:
     manifest: Path | None = None
     settings: Sequence[str] = ()
     allow: Sequence[str] = ()
-    split: Literal["test", "predict"] = "test"
+    split: Literal["test", "predict"] | None = None
     num_initial_frames: int = 1
     temporal_compression_ratio: int | None = None
     object_color: Sequence[int] | None = None
@@ -83,8 +83,9 @@ class VideoOptions:
             raise UsageError("--actions and --object_color are for --truth: with --config, the data has them")
         if self.other is None and (self.other_actions or self.other_truth):
             raise UsageError("--other_actions and --other_truth say what --other, videos under other actions, is about")
-        if self.settings and not self.config:
-            raise UsageError(f"{self.settings[0]} sets an argument of the data of --config: give one")
+        if (self.settings or self.split) and not self.config:
+            what = self.settings[0] if self.settings else "--split"
+            raise UsageError(f"{what} is for the data of --config: give one")
         if self.output.exists() and not self.output.is_dir():
             raise FileExistsError(f"{self.output} is no folder: --output is the folder of report.json and report.html")
 

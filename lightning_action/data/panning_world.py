@@ -50,6 +50,8 @@ class PanningCameraWorld(World):
         hold_probability: Probability that a random action stays the same for one more pixel frame.
         still_probability: Probability that an axis of a random action is 0.
         slowness: Power to which random actions are raised, sign apart: larger ones give more slow ones.
+        map_seed: Random seed of one map that all worlds share, so that what comes into sight can be known; None draws
+            one for each.
 
     Raises:
         ValueError: An argument is out of range, or the map is not larger than the picture.
@@ -65,6 +67,7 @@ class PanningCameraWorld(World):
         hold_probability: float = 0.7,
         still_probability: float = 0.2,
         slowness: float = 1.5,
+        map_seed: int | None = None,
     ) -> None:
         require_numbers({"image_size": image_size, "num_shapes": num_shapes}, 1, whole=True)
         require_numbers({"map_size": map_size}, image_size + 1, whole=True)
@@ -72,10 +75,13 @@ class PanningCameraWorld(World):
         require_numbers({"hold_probability": hold_probability}, 0, 1, without_high=True)
         require_numbers({"still_probability": still_probability}, 0, 1)
         require_numbers({"slowness": slowness}, 1)
+        if map_seed is not None:
+            require_numbers({"map_seed": map_seed}, 0, 2**63 - 1, whole=True)
         self.image_size, self.map_size = image_size, map_size
         self.num_shapes, self.shape_radius = num_shapes, shape_radius
         self.max_speed = max_speed
         self.hold_probability, self.still_probability, self.slowness = hold_probability, still_probability, slowness
+        self.map_seed = map_seed
 
     def action_schema(self, temporal_compression_ratio: int = 4) -> ActionSchema:
         """Describe this world's actions."""
@@ -86,7 +92,10 @@ class PanningCameraWorld(World):
         randoms = [generator_for(seed, 0) for seed in seeds]
         low, high = self._reach
         position = torch.stack([low + (high - low) * torch.rand(2, generator=random) for random in randoms])
-        ground = torch.cat([self._draw_map(random) for random in randoms])
+        if self.map_seed is None:
+            ground = torch.cat([self._draw_map(random) for random in randoms])
+        else:
+            ground = self._draw_map(generator_for(self.map_seed, 0)).expand(len(seeds), -1, -1, -1)
         return PanningStart(position, ground, ["shapes on the ground"] * len(seeds))
 
     def sample_actions(self, seeds: Sequence[int], num_steps: int) -> Tensor:

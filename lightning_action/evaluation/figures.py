@@ -185,6 +185,8 @@ def _difference() -> Iterator[Figure]:
     )
     says = "Mean |(g - g') - (x - x')| of pixels in [0, 1], over videos under two actions."
     yield Figure("counterfactual_divergence", "counterfactual divergence", DIFFERENCE, "lower", 0, says=says)
+    says = "Share of the variance of where the object ends that is between actions, not between noises."
+    yield Figure("action_share", "decided by the actions", DIFFERENCE, "higher", 1, 0, says=says, printed=True)
     says = "Variance between actions over that between noises."
     yield Figure("controllability_ratio", "controllability ratio", DIFFERENCE, "higher", says=says)
 

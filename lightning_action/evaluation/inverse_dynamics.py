@@ -25,10 +25,10 @@ class InverseDynamicsAccuracy(EpisodeMetric):
         idm_normalised = (idm_accuracy - idm_chance) / (idm_accuracy_real - idm_chance),
 
     ideal 1, blind 0, where `idm_chance` is the share of the most frequent action, which is all that can be had without
-    looking. `idm_is_informative` is 1 where a model that is right by chance would read as many real actions rightly, or
-    more, with a probability (exact binomial tail, `idm_p_value`) below 0.001; else a low accuracy says nothing about
-    the videos, and the normalised one is NaN. Actions that are held for several rows are no independent trials: give
-    rows as far apart as they are held.
+    looking. `idm_is_informative` is 1 where a model that is right by chance would read that share of real actions
+    rightly, or more, with a probability (exact binomial tail, `idm_p_value`) below 0.001; else a low accuracy says
+    nothing about the videos, and the normalised one is NaN. Rows over which a column keeps its value are one trial of
+    that probability: they are no independent ones.
 
     An action of several columns is as many trials; chance then takes the most frequent value of each column.
 
@@ -37,7 +37,7 @@ class InverseDynamicsAccuracy(EpisodeMetric):
     """
 
     def __init__(self, num_classes: int | Sequence[int], **kwargs: Any) -> None:
-        super().__init__(["correct", "correct_real", "labels"], **kwargs)
+        super().__init__(["correct", "correct_real", "labels", "trials"], **kwargs)
         self.num_classes = [num_classes] if isinstance(num_classes, int) else list(num_classes)
 
     def update(self, read_generated: Tensor, read_real: Tensor, action: Tensor) -> None:
@@ -60,15 +60,16 @@ class InverseDynamicsAccuracy(EpisodeMetric):
             correct=(read_generated == action).flatten(1).sum(dim=1),
             correct_real=(read_real == action).flatten(1).sum(dim=1),
             labels=torch.cat(counts, dim=-1),
+            trials=torch.stack([1 + (each[:, 1:] != each[:, :-1]).sum(dim=1) for each in columns]).sum(dim=0),
         )
 
     def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
         labels = episodes["labels"].reshape(-1, sum(self.num_classes)).sum(dim=0)
         rows, most = int(labels.sum()), sum(int(each.max()) for each in labels.split(self.num_classes))
-        correct_real = int(episodes["correct_real"].sum())
+        trials = int(episodes["trials"].sum())
         accuracy, real = (ratio(int(episodes[name].sum()), rows) for name in ("correct", "correct_real"))
         chance = ratio(most, rows)
-        p_value = binomial_tail(correct_real, rows, chance)
+        p_value = binomial_tail(round(real * trials) if trials else 0, trials, chance)
         informative = p_value < SIGNIFICANCE
         return {
             "idm_accuracy": accuracy,

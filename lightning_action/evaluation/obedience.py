@@ -26,7 +26,7 @@ from lightning_action.evaluation.evaluator import CURVES, Evaluator, Seen
 from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
 from lightning_action.evaluation.loss_gap import OTHER_ACTIONS, FrameLosses
-from lightning_action.evaluation.probes import NUM_PICTURES, Probes, as_bytes
+from lightning_action.evaluation.probes import NUM_PICTURES, Generate, Probes, as_bytes
 from lightning_action.evaluation.report import Report
 from lightning_action.evaluation.verdict import Thresholds, judge
 from lightning_action.generator.causality import BlockCausality
@@ -54,8 +54,7 @@ class ObedienceTest:
     """Runs a model under true, other and no actions, beside the baselines, and makes the report.
 
     Args:
-        generate: Function from a batch, and a scale of action guidance (None for the model's own), to the video that a
-            model makes of it, `[B, T, 3, H, W]` in [0, 1].
+        generate: Model, see `Generate`.
         true_video: Function from a batch to its own video, `[B, T, 3, H, W]` in [0, 1]; None where it has none.
         schema: Meaning of the actions.
         num_initial_latents: Number of latent frames that were given; with none, motion is measured from the generated
@@ -73,7 +72,7 @@ class ObedienceTest:
 
     def __init__(
         self,
-        generate: Callable[[Batch, float | None], Tensor],
+        generate: Generate,
         true_video: Callable[[Batch], Tensor | None],
         schema: ActionSchema,
         num_initial_latents: int,
@@ -176,9 +175,9 @@ class ObedienceTest:
         """
         return {**self._pictures, **(self._probes.pictures if self._probes else {})}
 
-    def _timed(self, batch: Batch, scale: float | None = None) -> Tensor:
+    def _timed(self, batch: Batch, scale: float | None = None, draw: int = 0) -> Tensor:
         started = time.monotonic()
-        video = self._generate(batch, scale)
+        video = self._generate(batch, scale, draw)
         self._predict_seconds += time.monotonic() - started
         return video
 

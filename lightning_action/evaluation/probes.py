@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from lightning_action.action.schema import ActionPart, ActionSchema
+from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch, after_start, choose_samples, from_unit_range, to_bytes
 from lightning_action.evaluation.action_following import hold_last_found
 from lightning_action.evaluation.bootstrap import intervals
+from lightning_action.evaluation.controllability import Controllability
 from lightning_action.evaluation.episode_metric import EpisodeMetric
 from lightning_action.evaluation.guidance_response import GuidanceResponse
 from lightning_action.evaluation.held_actions import FRACTIONS, HeldActions
@@ -21,9 +23,14 @@ from lightning_action.evaluation.known_state import ReadPositions, Simulate
 from lightning_action.evaluation.report import Report
 from lightning_action.evaluation.round_trip import RoundTrip
 
+Generate = Callable[[Batch, float | None, int], Tensor]
+"""Function from a batch, a scale of action guidance (None for the model's own) and the number of a draw of noise (0 for
+that of the samples) to videos `[B, T, 3, H, W]` in [0, 1]."""
+
 SCALES = (0.0, 1.0, 1.5, 2.0)
 NUM_SAMPLES = 8
 NUM_PICTURES = 4
+NUM_STARTS, NUM_NOISES = 4, 3
 # How near a simulator must come to its start, in pixels, that the opposite actions count as undoing the first ones.
 _COMES_BACK = 0.5
 
@@ -46,12 +53,14 @@ class HeldAction:
 class Probes(nn.Module):
     """Runs a model under held actions, there and back, and with other guidance, always with the noise of the samples.
 
+    Under the actions of a few samples it runs with other noise, too, which tells what actions decide from what chance
+    does.
+
     Those of the samples are taken whose object starts nearest to the middle of where it is in all of them: far from
     walls.
 
     Args:
-        generate: Function from a batch and a scale of action guidance (None for the model's own) to videos
-            `[B, T, 3, H, W]` in [0, 1].
+        generate: Model, see `Generate`.
         read_positions: Function from (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found
             `[B, T]`.
         simulate: Function from a batch to the true video and positions under its actions; None measures the response to
@@ -63,7 +72,7 @@ class Probes(nn.Module):
 
     def __init__(
         self,
-        generate: Callable[[Batch, float | None], Tensor],
+        generate: Generate,
         read_positions: ReadPositions,
         simulate: Simulate | None,
         schema: ActionSchema,
@@ -74,6 +83,7 @@ class Probes(nn.Module):
         self._generate, self._read_positions, self._simulate = generate, read_positions, simulate
         self.schema = schema
         self.start, self.num_initial_rows = num_initial_frames - 1, num_initial_rows
+        self.controllability = Controllability()
         self.guidance = GuidanceResponse(SCALES, schema.temporal_compression_ratio)
         self.round_trip = RoundTrip()
         self.held = HeldActions()
@@ -87,6 +97,7 @@ class Probes(nn.Module):
         few = choose_samples(batch, order[:NUM_SAMPLES].tolist())
         self.to(positions.device)
         self._add_guidance(few)
+        self._add_controllability(few, len(batch["sample_id"]))
         if self._simulate is not None:
             self._add_round_trip(few, self._simulate)
             if bool(zero_and_reach(self.schema)[1].any()):
@@ -102,13 +113,25 @@ class Probes(nn.Module):
 
     @property
     def _metrics(self) -> list[EpisodeMetric]:
-        metrics: list[EpisodeMetric] = [self.guidance, self.round_trip, self.held]
+        metrics: list[EpisodeMetric] = [self.guidance, self.controllability, self.round_trip, self.held]
         return [metric for metric in metrics if metric.update_called]
 
     def _add_guidance(self, few: Batch) -> None:
-        paths = [self._path(self._generate(few, scale), few) for scale in SCALES]
+        paths = [self._path(self._generate(few, scale, 0), few) for scale in SCALES]
         target = few["position"][:, self.start :]
         self.guidance.update(torch.stack(paths, dim=1)[:, :, self.start :].to(target), target)
+
+    def _add_controllability(self, few: Batch, batch_size: int) -> None:
+        """Run a few starts under the actions of each, with several draws of noise: where does the object end?"""
+        count = min(NUM_STARTS, math.isqrt(batch_size))
+        if count < 2:
+            return
+        pairs = list(product(range(count), repeat=2))
+        batch = choose_samples(few, [start for start, _ in pairs])
+        rows = few["action"][[owner for _, owner in pairs]]
+        batch["action"] = after_start(batch["action"], rows, self.num_initial_rows)
+        ends = [self._path(self._generate(batch, None, draw), batch)[:, -1] for draw in range(NUM_NOISES)]
+        self.controllability.update(torch.stack(ends, dim=1).unflatten(0, (count, count)).to(few["position"]))
 
     def _add_round_trip(self, few: Batch, simulate: Simulate) -> None:
         action = there_and_back(self.schema, few["action"], self.num_initial_rows)
@@ -118,7 +141,7 @@ class Probes(nn.Module):
         end = self.start + (action.shape[1] - self.num_initial_rows) // 2 * 2
         positions = simulate(trip)[1]
         comes_back = (positions[:, end] - positions[:, self.start]).norm(dim=-1) < _COMES_BACK
-        video = self._generate(trip, None)
+        video = self._generate(trip, None, 0)
         self.round_trip.update(video[comes_back.to(video.device), self.start : end + 1])
 
     def _add_held_actions(self, few: Batch, simulate: Simulate, batch_size: int) -> None:
@@ -133,7 +156,7 @@ class Probes(nn.Module):
             batch["action"] = after_start(
                 batch["action"], rows[:, None].expand_as(batch["action"]), self.num_initial_rows
             )
-            video = self._generate(batch, None)
+            video = self._generate(batch, None, 0)
             moved.append(self._displacement(self._path(video, batch), few))
             should_move.append(self._displacement(simulate(batch)[1], few))
             for (action, sample), each in zip(part, video, strict=True):
@@ -162,7 +185,7 @@ def held_actions(schema: ActionSchema, fractions: Sequence[float]) -> list[HeldA
         fractions: Sizes, as fractions of the way from zero to the largest value; the last one is shown.
     """
     zero, reach = zero_and_reach(schema)
-    columns = [name for part in schema.parts for name in _column_names(part)]
+    columns = [name for part in schema.parts for name in part.column_names]
     found = [HeldAction("zero", zero, True)]
     for fraction in fractions:
         for column in reach.nonzero().flatten().tolist():
@@ -215,7 +238,3 @@ def zero_and_reach(schema: ActionSchema) -> tuple[Tensor, Tensor]:
 def as_bytes(video: Tensor) -> Tensor:
     """Turn pixels in [0, 1] into bytes on the CPU."""
     return to_bytes(from_unit_range(video)).cpu()
-
-
-def _column_names(part: ActionPart) -> list[str]:
-    return [part.name] if part.num_columns == 1 else [f"{part.name}[{column}]" for column in range(part.num_columns)]

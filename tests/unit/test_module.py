@@ -475,7 +475,7 @@ def test_test_measures_all_that_can_be_known(tmp_path: Path) -> None:
     )
     assert all(isinstance(report[name], float) for name in (*expected, "gain_at_scale_1_5", "ssim", "seam_ratio"))
     assert report["sample_ids"] == list(range(6)) and len(report["per_episode"]["null_relative_gap"]) == 6
-    assert module._obedience is not None and "held move[1] -0.15" in module._obedience.pictures()
+    assert module._obedience is not None and "held move_1 -0.15" in module._obedience.pictures()
 
 
 def test_test_reads_actions_where_nobody_knows_the_state(tmp_path: Path) -> None:

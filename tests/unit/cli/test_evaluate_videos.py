@@ -173,7 +173,8 @@ def test_a_manifest_says_what_is_what(made: Path, tmp_path: Path, capsys: pytest
             UsageError,
             "--other_actions and --other_truth say what --other",
         ),
-        (["--truth", "own", "--data.test_size=3"], UsageError, "--data.test_size=3 sets an argument of the data"),
+        (["--truth", "own", "--data.test_size=3"], UsageError, "--data.test_size=3 is for the data of --config"),
+        (["--truth", "own", "--split", "predict"], UsageError, "--split is for the data of --config"),
         (["--truth", "own", "--num_initial_frames", "0"], ValueError, "num_initial_frames"),
         (
             ["--truth", "own", "--num_initial_frames", "10"],

@@ -56,7 +56,7 @@ def frames(places: Tensor) -> Tensor:
 def measured(module: EnvironmentDataModule, generate: Callable[[Batch], Tensor]) -> ObedienceTest:
     """The test of a model whose losses tell nothing, and that takes zeros for no actions."""
 
-    def video(batch: Batch, scale: float | None) -> Tensor:
+    def video(batch: Batch, scale: float | None, draw: int) -> Tensor:
         zeros = torch.zeros(len(batch["sample_id"]), 12, 2)
         return to_unit_range(generate(batch if batch["action"] is not None else {**batch, "action": zeros}))
 

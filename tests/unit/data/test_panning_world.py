@@ -33,6 +33,13 @@ def test_a_seed_says_everything_whatever_its_batch() -> None:
     assert not torch.equal(together[3][0], together[3][1])
 
 
+def test_worlds_may_share_a_map() -> None:
+    shared, own, other = (world_of(map_seed=seed).start([3, 1]) for seed in (7, None, 8))
+    assert torch.equal(shared.ground[0], shared.ground[1]) and not torch.equal(own.ground[0], own.ground[1])
+    assert not torch.equal(shared.ground, other.ground)
+    assert torch.equal(shared.position, own.position) and shared.ground.shape == own.ground.shape == (2, 3, 60, 60)
+
+
 def test_actions_move_the_camera_exactly_and_walls_stop_it() -> None:
     world = world_of(max_speed=2.0)
     start = PanningStart(torch.tensor([[20.0, 30.0], [46.0, 13.0]]), torch.zeros(2, 3, 60, 60), ["", ""])

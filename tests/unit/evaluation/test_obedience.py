@@ -86,7 +86,7 @@ def measured(
     reader = partial(DATA.read_positions, split="test") if with_positions else None
     simulate = partial(DATA.simulate, split="test") if with_positions and with_simulator else None
     test = ObedienceTest(
-        lambda batch, scale: generate(batch),
+        lambda batch, scale, draw: generate(batch),
         lambda batch: to_unit_range(batch["video"]),
         DATA.action_schema,
         num_initial_latents,

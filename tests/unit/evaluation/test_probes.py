@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +13,16 @@ from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.batch import Batch, to_unit_range
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
-from lightning_action.evaluation.probes import NUM_SAMPLES, Probes, held_actions, there_and_back, zero_and_reach
+from lightning_action.evaluation.probes import (
+    NUM_NOISES,
+    NUM_SAMPLES,
+    NUM_STARTS,
+    Generate,
+    Probes,
+    held_actions,
+    there_and_back,
+    zero_and_reach,
+)
 
 # Slow, so that walls are far; 5 latent frames at ratio 3.
 DATA = SpriteDataModule(
@@ -26,10 +34,9 @@ DATA = SpriteDataModule(
 )
 (BATCH,) = DATA.test_dataloader()
 SIMULATE = partial(DATA.simulate, split="test")
-Generate = Callable[[Batch, float | None], Tensor]
 
 
-def with_gain(batch: Batch, scale: float | None, gain: float = 1.0, drift: float = 0.0) -> Tensor:
+def with_gain(batch: Batch, scale: float | None, draw: int, gain: float = 1.0, drift: float = 0.0) -> Tensor:
     """The simulator, in which actions act so many times as much; guidance does the same."""
     gain *= 1.0 if scale is None else scale
     return to_unit_range(SIMULATE({**batch, "action": gain * batch["action"] + drift})[0])
@@ -65,8 +72,24 @@ def test_a_model_that_moves_by_half_and_one_that_drifts() -> None:
     assert drifts["held_gain_0.15"] == pytest.approx(1, abs=0.05) and drifts["recovery"] < 0.9
 
 
+def test_what_actions_decide_and_what_noise_does() -> None:
+    determined = probed(with_gain).compute()
+    assert determined["action_share"] == 1 and determined["noise_variance"] == 0 < determined["action_variance"]
+
+    def with_chance(batch: Batch, scale: float | None, draw: int) -> Tensor:
+        return with_gain(batch, scale, draw, drift=0.1 * (draw - 1))
+
+    figures = probed(with_chance).compute()
+    # Draws of -0.1, 0 and 0.1 for 12 frames of 0.8 px at most, along both axes; walls stop a few.
+    assert figures["noise_variance"] == pytest.approx(2 * (12 * 0.08) ** 2, rel=0.1)
+    assert figures["action_variance"] == pytest.approx(determined["action_variance"], rel=0.1)
+    expected = figures["action_variance"] / figures["noise_variance"]
+    assert figures["controllability_ratio"] == pytest.approx(expected)
+
+
 def test_a_blind_model() -> None:
     figures = probed(partial(with_gain, gain=0.0)).compute()
+    assert figures["action_variance"] == 0
     assert figures["held_gain_0.04"] == figures["gain_at_scale_2"] == figures["excursion"] == 0
     assert figures["gain_rises"] == 0
 
@@ -81,9 +104,9 @@ def test_without_a_simulator_the_response_to_guidance_is_left() -> None:
 def test_few_samples_are_taken_from_the_middle_with_their_own_noise() -> None:
     seen: list[Batch] = []
 
-    def generate(batch: Batch, scale: float | None) -> Tensor:
+    def generate(batch: Batch, scale: float | None, draw: int) -> Tensor:
         seen.append(batch)
-        return with_gain(batch, scale)
+        return with_gain(batch, scale, draw)
 
     probes = probed(generate)
     positions = BATCH["position"]
@@ -91,12 +114,14 @@ def test_few_samples_are_taken_from_the_middle_with_their_own_noise() -> None:
     nearest = set((positions[:, 0] - middle).norm(dim=-1).argsort()[:NUM_SAMPLES].tolist())
     assert all(set(batch["sample_id"].tolist()) <= nearest for batch in seen)
     assert max(len(batch["sample_id"]) for batch in seen) == 19, "no more videos at once than a batch has"
-    assert sum(len(batch["sample_id"]) for batch in seen) == NUM_SAMPLES * (4 + 1 + 1 + 3 * 4)
+    assert (
+        sum(len(batch["sample_id"]) for batch in seen) == NUM_SAMPLES * (4 + 1 + 1 + 3 * 4) + NUM_STARTS**2 * NUM_NOISES
+    )
     for batch in seen:
         assert {batch["prompt"][row] for row in range(len(batch["sample_id"]))} <= set(BATCH["prompt"])
         for row, sample in enumerate(batch["sample_id"].tolist()):
             assert torch.equal(batch["video"][row], BATCH["video"][sample])
-    names = ["held zero", *(f"held move[{column}] {value}" for column in (0, 1) for value in ("+0.15", "-0.15"))]
+    names = ["held zero", *(f"held move_{column} {value}" for column in (0, 1) for value in ("+0.15", "-0.15"))]
     assert list(probes.pictures) == names
     for video in probes.pictures.values():
         assert video.shape == (4, 13, 3, 24, 24) and video.dtype == torch.uint8
@@ -113,8 +138,8 @@ def test_zero_and_the_rows_that_are_held() -> None:
     assert zero.tolist() == [0.5, 1, 0] and reach.tolist() == [0.5, 3, 0]
     found = {action.name: (action.row.tolist(), action.is_shown) for action in held_actions(MIXED, (0.1, 0.2))}
     assert found["zero"] == ([0.5, 1, 0], True) and len(found) == 1 + 2 * 4
-    assert found["arm[1] +1.3"][0] == pytest.approx([0.5, 1.3, 0]) and not found["arm[1] +1.3"][1]
-    assert found["arm[0] +0.4"][0] == pytest.approx([0.4, 1, 0]) and found["arm[0] +0.4"][1]
+    assert found["arm_1 +1.3"][0] == pytest.approx([0.5, 1.3, 0]) and not found["arm_1 +1.3"][1]
+    assert found["arm_0 +0.4"][0] == pytest.approx([0.4, 1, 0]) and found["arm_0 +0.4"][1]
     discrete = ActionSchema([ActionPart("key", "discrete", 5)])
     assert not zero_and_reach(discrete)[1].any()
 
@@ -136,7 +161,7 @@ def test_trips_that_walls_cut_short_do_not_count() -> None:
     (batch,) = data.test_dataloader()
     simulate = partial(data.simulate, split="test")
 
-    def generate(batch: Batch, scale: float | None) -> Tensor:
+    def generate(batch: Batch, scale: float | None, draw: int) -> Tensor:
         return to_unit_range(simulate(batch)[0])
 
     probes = Probes(generate, partial(data.read_positions, split="test"), simulate, data.action_schema, 1, 0)

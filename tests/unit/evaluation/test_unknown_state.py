@@ -57,7 +57,7 @@ def asked(damage: Damage, model: InverseDynamicsModel, discrete: bool = False) -
     """Of a model that shows what the simulator does under other actions than those it is given."""
     source = data(discrete)
 
-    def generate(batch: Batch, scale: float | None) -> Tensor:
+    def generate(batch: Batch, scale: float | None, draw: int) -> Tensor:
         begin = source.world.start(source.dataset("test").seeds(batch["sample_id"].tolist()))
         return to_unit_range(source.world.render(begin, source.world.simulate(begin, damage(batch["action"]))))
 
