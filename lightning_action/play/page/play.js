@@ -6,6 +6,7 @@ const show = (id, text) => { at(id).hidden = !text; if (text) at(id).innerHTML =
 const milliseconds = (value) => `${value < 9.95 ? value.toFixed(1) : Math.round(value)} ms`;
 const NAMES = { generate: "generate", decode: "decode", encode: "encode", send: "send and draw", pixels: "step to pixels", key: "key to pixels" };
 const [FULL, FAILED] = [1013, 1011];
+const HURRY_MS = 60;
 
 let socket, held, playing, paused = false, seed = 0, ownPrompt = true, drawn = [], noteTimer;
 
@@ -47,7 +48,10 @@ function onHello(hello) {
   at("recording").hidden = !hello.records;
   at("prompt").maxLength = hello.max_prompt;
   held?.release();
-  held = new Held(hello.controls, at("pad"), at("world"), (change, pairs) => send({ type: "hold", held: pairs, change }));
+  held = new Held(hello.controls, at("pad"), at("world"), (change, pairs) => {
+    send({ type: "hold", held: pairs, change });
+    hurry();
+  });
   at("deck").inert = false;
   setPaused(false);
   ownPrompt = true;
@@ -100,6 +104,15 @@ function goOn() {
   const wanted = Math.floor(((performance.now() - since) * header.frames) / Math.max(header.span_ms, 1));
   if (wanted > shown) draw(Math.min(wanted, header.frames - 1));
   requestAnimationFrame(goOn);
+}
+
+// The answer to a change comes soon: what is left of the block until then is shown, not skipped.
+function hurry() {
+  if (!playing) return;
+  const { header, shown } = playing;
+  const each = Math.min(header.span_ms / header.frames, HURRY_MS / (header.frames - shown));
+  playing.since = performance.now() - shown * each;
+  header.span_ms = each * header.frames;
 }
 
 function tell(header) {
