@@ -15,7 +15,7 @@ from pathlib import Path
 from socket import create_server
 from statistics import median
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -120,6 +120,16 @@ def wait_for(server: PlayServer, sessions: int) -> None:
         time.sleep(0.05)
 
 
+class Sample(NamedTuple):
+    """What was seen at a second: memory, median latency in seconds, and what was computed for so many blocks."""
+
+    second: float
+    memory_mb: float
+    latency: float
+    computed: float
+    blocks: int
+
+
 def memory_mb() -> float:
     """Memory that this process holds."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -127,13 +137,15 @@ def memory_mb() -> float:
 
 
 def soak(stage: Stage, seconds: float, every: float = 1.0) -> dict[str, Any]:
-    """Step for a long time, and compare the last tenth with the first: memory, and median time of a block."""
-    times: list[tuple[float, float, float]] = []
+    """Step for a long time, and compare the last tenth with the first: memory, and what a block takes."""
+    times: list[Sample] = []
 
     def look(server: PlayServer, begun: float) -> None:
         quantiles = server.latencies.quantiles()
         if "pixels" in quantiles:
-            times.append((time.monotonic() - begun, memory_mb(), quantiles["pixels"][0]))
+            blocks = sum(player.num_blocks for player in list(server._players))
+            now = time.monotonic() - begun
+            times.append(Sample(now, memory_mb(), quantiles["pixels"][0], time.process_time(), blocks))
 
     with serving(stage, 1) as (server, port), players(port, 1, seconds):
         wait_for(server, 1)
@@ -144,23 +156,20 @@ def soak(stage: Stage, seconds: float, every: float = 1.0) -> dict[str, Any]:
     return soaked(times, seconds)
 
 
-def soaked(times: Sequence[tuple[float, float, float]], seconds: float) -> dict[str, Any]:
-    """Ratios of the last tenth to the first one of samples (second, megabytes, seconds of a block).
-
-    The first half of the first tenth warms up.
-    """
-    first = [each for each in times if 0.05 * seconds <= each[0] < 0.1 * seconds]
-    last = [each for each in times if each[0] >= 0.9 * seconds]
-
-    def middle(part: Sequence[tuple[float, float, float]], index: int) -> float:
-        return median(each[index] for each in part)
-
+def soaked(times: Sequence[Sample], seconds: float) -> dict[str, Any]:
+    """Ratios of the last tenth to the first one, of which the first half warms up."""
+    first = [each for each in times if 0.05 * seconds <= each.second < 0.1 * seconds]
+    last = [each for each in times if each.second >= 0.9 * seconds and each.blocks]
+    memory = [median(each.memory_mb for each in part) for part in (first, last)]
+    latency = [median(each.latency for each in part) for part in (first, last)]
+    computed = [(part[-1].computed - part[0].computed) / (part[-1].blocks - part[0].blocks) for part in (first, last)]
     return {
         "seconds": seconds,
-        "memory_last_to_first": middle(last, 1) / middle(first, 1),
-        "latency_last_to_first": middle(last, 2) / middle(first, 2),
-        "memory_mb": middle(last, 1),
-        "latency_ms": 1000 * middle(last, 2),
+        "memory_last_to_first": memory[1] / memory[0],
+        "computed_last_to_first": computed[1] / computed[0],
+        "latency_last_to_first": latency[1] / latency[0],
+        "memory_mb": memory[1],
+        "latency_ms": 1000 * latency[1],
     }
 
 

@@ -22,8 +22,11 @@ def test_it_measures_sessions_and_a_long_one(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_what_grows_is_seen() -> None:
-    flat = [(float(second), 100.0, 0.05) for second in range(100)]
-    assert live.soaked(flat, 100)["memory_last_to_first"] == live.soaked(flat, 100)["latency_last_to_first"] == 1
-    growing = [(float(second), 100.0 + second, 0.05 + 0.001 * second) for second in range(100)]
-    assert live.soaked(growing, 100)["memory_last_to_first"] > 1.7
-    assert live.soaked(growing, 100)["latency_last_to_first"] > 2
+    flat = [live.Sample(float(second), 100.0, 0.05, 0.1 * second, 4 * second) for second in range(100)]
+    kinds = ("memory", "latency", "computed")
+    assert [live.soaked(flat, 100)[f"{kind}_last_to_first"] for kind in kinds] == [1, 1, pytest.approx(1)]
+    growing = [
+        live.Sample(float(second), 100.0 + second, 0.05 + 0.001 * second, 0.001 * second**2, 4 * second)
+        for second in range(100)
+    ]
+    assert all(live.soaked(growing, 100)[f"{kind}_last_to_first"] > 1.7 for kind in kinds)
