@@ -15,7 +15,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo demo-pusht play test test-fast test-unit test-parity test-integration test-browser test-gpu lint format bench clean
+.PHONY: help install install-dev demo demo-pusht distill-demo play test test-fast test-unit test-parity test-integration test-browser test-gpu lint format bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ demo-pusht: $(VENV)/.installed-pusht  ## the same from a recording of Push-T, a 
 	$(MAIN) fit $(PUSHT_LATENTS) --checkpoint.overwrite true
 	$(MAIN) predict $(PUSHT) $(PUSHT_CKPT)
 	$(MAIN) test $(PUSHT) $(PUSHT_CKPT)
+
+distill-demo: install  ## distil the run in runs/chance into one, two and four steps, and measure all in one table
+	$(BIN)/python -m benchmarks.distill_demo --run runs/chance --out runs/distill_demo
 
 play: $(VENV)/.installed-play $(DEMO_CKPT)  ## steer the demo's world in the browser
 	$(MAIN) play --config $(DEMO) --ckpt_path $(DEMO_CKPT) $(ARGS)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lightning_action.data.sprite_data import SpriteDataModule as SpriteDataModule
     from lightning_action.data.sprite_world import MovingSpriteWorld as MovingSpriteWorld
     from lightning_action.data.video_folder import VideoFolderDataModule as VideoFolderDataModule
+    from lightning_action.distillation.consistency import ActionConsistencyDistillation as ActionConsistencyDistillation
+    from lightning_action.distillation.dmd import ActionDistillation as ActionDistillation
     from lightning_action.distributed.fsdp2 import FSDP2Strategy as FSDP2Strategy
     from lightning_action.distributed.sharding import Sharding as Sharding
     from lightning_action.evaluation.action_following import ActionFollowing as ActionFollowing
@@ -80,6 +82,8 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Acceleration": "lightning_action.generator.acceleration",
     "ActionCausalInferencePipeline": "lightning_action.pipeline.inference",
+    "ActionConsistencyDistillation": "lightning_action.distillation.consistency",
+    "ActionDistillation": "lightning_action.distillation.dmd",
     "ActionFileDataModule": "lightning_action.data.action_file",
     "ActionFollowing": "lightning_action.evaluation.action_following",
     "ActionModulationProjection": "lightning_action.action.projection",

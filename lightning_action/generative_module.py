@@ -37,6 +37,7 @@ from lightning_action.batch import (
 from lightning_action.batch_checks import BatchChecks
 from lightning_action.checkpoints.lora import LoRASettings, merge_lora
 from lightning_action.checkpoints.pretrained import prepare_codec
+from lightning_action.checkpoints.run_weights import RunWeights
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.distributed.fsdp2 import require_shardable, require_supported
 from lightning_action.distributed.lockstep import Lockstep
@@ -126,7 +127,9 @@ class GenerativeModule(SavedModule):
         if not (train_backbone or action_projection or action_module or lora):
             raise ValueError("nothing would train: optimization.train_backbone is false, and there is no projection")
         self._factories = Factories(generator, action_projection, action_module, lora, train_backbone, seed)
-        self.initial_weights = InitialWeights(pretrained, pretrained_lora, adapter, any_base)
+        self.initial_weights: InitialWeights | RunWeights = InitialWeights(
+            pretrained, pretrained_lora, adapter, any_base
+        )
         self.frozen = FrozenParts(text_encoder(), vae())
         self.schema_is_open = schema == "auto"
         if schema != "auto":
@@ -348,23 +351,28 @@ class GenerativeModule(SavedModule):
         self._require_fits(batch, trains=False)
         yield from self._generated_latents(batch, sampling)
 
-    def _generated_latents(self, batch: Batch, sampling: Sampling | None = None) -> Iterator[Tensor]:
+    def _generated_latents(
+        self,
+        batch: Batch,
+        sampling: Sampling | None = None,
+        network: tuple[CausalWanModel, ActionConditioning] | None = None,
+    ) -> Iterator[Tensor]:
+        """Generate with the module's own generator and actions, or with others of its size of latents."""
         sampling = sampling or self.sampling
+        generator, conditioning = network or (self.generator, self.conditioning)
         length, to = num_latents(batch, self.schema), (self.device, self.compute_dtype)
         switched = self._switched_prompts(batch, sampling)
         start = first_frames(batch, sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
         initial = None if start is None else self.frozen.latents_of(start, *to)
         text = self.frozen.text_of(batch, *to)
         switches = {frame: self.frozen.encode_text(prompts, *to) for frame, prompts in switched.items()}
-        modulation = self.conditioning.of_rollout(
+        modulation = conditioning.of_rollout(
             batch.get("action"), infers_actions(batch), length, text, self.causality, without_action(batch)
         )
         shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
-        videos = self._videos(self.causality, sampling)
-        samples, negative = batch["sample_id"].tolist(), None
-        if sampling.takes_negative_prompt:
-            prompts = [sampling.negative_prompt] * len(samples)
-            negative = self.frozen.encode_text(prompts, *to) if any(prompts) else self.frozen.empty_text_of(batch, *to)
+        videos = self._videos(generator, self.causality, sampling)
+        samples = batch["sample_id"].tolist()
+        negative = self._negative_text(batch, sampling) if sampling.takes_negative_prompt else None
         yield from videos.stream_latents(
             text, samples, shape, modulation, initial, negative_text=negative, switches=switches
         )
@@ -390,19 +398,24 @@ class GenerativeModule(SavedModule):
         Raises:
             ValueError: Nothing bounds the memory, or a number is out of range.
         """
-        videos = self._videos(causality or self.causality, sampling or self.sampling)
+        videos = self._videos(self.generator, causality or self.causality, sampling or self.sampling)
         parts = (videos, self.conditioning, self.frozen, self.schema, self.compute_dtype, self.device)
         return WorldSession(*parts, num_worlds=num_worlds, max_latents=max_latents)
 
-    def _videos(self, causality: BlockCausality, sampling: Sampling) -> VideoGenerator:
+    def _videos(self, generator: CausalWanModel, causality: BlockCausality, sampling: Sampling) -> VideoGenerator:
         return VideoGenerator(
-            self.generator,
+            generator,
             causality,
             sampling,
             self.schedule,
             captures=self.acceleration.capture_pass,
-            kernel=self.acceleration.kernel(self.device, self.generator.head_dim),
+            kernel=self.acceleration.kernel(self.device, generator.head_dim),
         )
+
+    def _negative_text(self, batch: Batch, sampling: Sampling) -> Tensor:
+        """Encode the negative prompt for each sample of a batch."""
+        prompts, to = [sampling.negative_prompt] * len(batch["sample_id"]), (self.device, self.compute_dtype)
+        return self.frozen.encode_text(prompts, *to) if any(prompts) else self.frozen.empty_text_of(batch, *to)
 
     def _blocks_and_initial(self, batch: Batch, sampling: Sampling) -> tuple[list[range], int]:
         """Cut the video that is generated from a batch into blocks, and count its initial frames."""

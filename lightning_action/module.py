@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -23,12 +23,14 @@ from lightning_action.evaluation.known_state import ReadPositions, Simulate, pos
 from lightning_action.evaluation.loss_gap import wins
 from lightning_action.evaluation.motion import latent_motion, moving_region
 from lightning_action.evaluation.obedience import ObedienceTest
+from lightning_action.evaluation.probes import Generate
 from lightning_action.evaluation.provenance import data_fingerprint
 from lightning_action.evaluation.report import format_table
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.cost import training_flops
+from lightning_action.generator.model import CausalWanModel
 from lightning_action.losses import Encoded, FlowMatchingLosses, Loss
-from lightning_action.optimization import Optimization
+from lightning_action.optimization import JointOptimization, Optimization
 from lightning_action.ranges import require_numbers
 from lightning_action.reporting import provenance_of, publish
 from lightning_action.seeding import mix_seed
@@ -123,12 +125,14 @@ class ActionVideoModule(GenerativeModule):
         super().on_load_checkpoint(checkpoint)
         if self._is_fitting and "loops" in checkpoint:
             states = checkpoint.get("optimizer_states", [])
-            self.optimization.require_same_groups(states, self._trained_parameters(), str(self.trainer.ckpt_path))
+            self._joint_optimization.require_same_groups(
+                states, self._trained_parameters(), str(self.trainer.ckpt_path)
+            )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW over the groups `action`, `lora` and `backbone`, whichever of them is frozen at the time."""
         # Asked now, the Trainer would begin with the data before it knows where a checkpoint goes on.
-        optimizer, scheduler = self._optimized = self.optimization.build(
+        optimizer, scheduler = self._optimized = self._joint_optimization.build(
             self._trained_parameters(),
             lambda: float(self.trainer.estimated_stepping_batches),
             fused=not isinstance(self.trainer.precision_plugin, MixedPrecision),
@@ -138,7 +142,7 @@ class ActionVideoModule(GenerativeModule):
     def on_train_start(self) -> None:
         """A fit that goes on takes its learning rates, betas and weight decay from the configuration."""
         if self.trainer.ckpt_path is not None and self._optimized is not None:
-            told = self.optimization.put_back(*self._optimized)
+            told = self._joint_optimization.put_back(*self._optimized)
             if told:
                 rank_zero_warn(f"going on with other settings than the checkpoint's: {', '.join(told)}")
 
@@ -165,13 +169,16 @@ class ActionVideoModule(GenerativeModule):
                 "nothing that trains takes part in the loss of this batch: it has no actions, and the backbone is "
                 "frozen. Give `action` in every batch, or train the backbone (optimization.train_backbone)"
             )
+        self._require_finite_loss(loss)
+        self.log("train/loss", loss, prog_bar=True)
+        return {"loss": loss, "loss_per_frame": losses.per_frame, "timestep": losses.timestep}
+
+    def _require_finite_loss(self, loss: Tensor) -> None:
         if not bool(torch.isfinite(loss)):
             raise RuntimeError(
                 f"the training loss is {loss.item()} at step {self.global_step}: lower the learning rates, clip "
                 "gradients (trainer.gradient_clip_val), or train in float32"
             )
-        self.log("train/loss", loss, prog_bar=True)
-        return {"loss": loss, "loss_per_frame": losses.per_frame, "timestep": losses.timestep}
 
     def _require_trainable(self, batch: Batch, stage: str) -> None:
         """What `check` says of a batch, for the first one of a stage and when its shapes or types change."""
@@ -206,12 +213,15 @@ class ActionVideoModule(GenerativeModule):
             self._log_validation("swapped_relative_gap", ((swapped - true) / true).mean(), size)
             self._log_validation("swapped_win_rate", wins(true, swapped).mean(), size)
         if batch_idx == 0 and has_actions(batch) and self.action_projection is not None:
-            few = first_samples(batch, _NUM_VALIDATION_ROLLOUTS)
-            test = self._new_obedience_test("validation")
-            test.add_model(few, {})
-            for name, value in test.compute("model").items():
+            for name, value in self._rollout_figures(first_samples(batch, _NUM_VALIDATION_ROLLOUTS)).items():
                 self._log_validation(f"rollout/{name}", value, size)
         return {"loss_per_frame": matched["true"].per_frame, "timestep": matched["true"].timestep}
+
+    def _rollout_figures(self, batch: Batch) -> dict[str, float]:
+        """Figures of rollouts of a few samples, the same at every validation."""
+        test = self._new_obedience_test("validation")
+        test.add_model(batch, {})
+        return dict(test.compute("model"))
 
     def on_test_start(self) -> None:
         reads = None if self.inverse_dynamics is None else load_inverse_dynamics(self.inverse_dynamics)
@@ -281,23 +291,28 @@ class ActionVideoModule(GenerativeModule):
 
     def _trained_parameters(self) -> dict[str, list[nn.Parameter]]:
         """By the names of the optimizer's groups, without empty ones."""
-        action = nn.ModuleList(part for part in (self.action_projection, self.action_module) if part is not None)
-        lora, backbone = split_parameters(self.generator)
-        trained = [parameter for parameter in backbone.values() if parameter.requires_grad]
-        groups = {"action": list(action.parameters()), "lora": list(lora.values()), "backbone": trained}
-        return {name: parameters for name, parameters in groups.items() if parameters}
+        return trained_groups(self.generator, (self.action_projection, self.action_module))
+
+    @property
+    def _joint_optimization(self) -> JointOptimization:
+        """Settings of all networks that train."""
+        return JointOptimization({"": self.optimization})
 
     def _new_obedience_test(
-        self, split: Literal["validation", "test"], reads: InverseDynamicsModel | None = None
+        self,
+        split: Literal["validation", "test"],
+        reads: InverseDynamicsModel | None = None,
+        generate: Generate | None = None,
     ) -> ObedienceTest:
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return self.obedience_test(position_reader(datamodule, split), simulator(datamodule, split), reads)
+        return self.obedience_test(position_reader(datamodule, split), simulator(datamodule, split), reads, generate)
 
     def obedience_test(
         self,
         read_positions: ReadPositions | None = None,
         simulate: Simulate | None = None,
         inverse_dynamics: InverseDynamicsModel | None = None,
+        generate: Generate | None = None,
     ) -> ObedienceTest:
         """Begin a test of how this model follows actions, see `ObedienceTest`.
 
@@ -305,9 +320,10 @@ class ActionVideoModule(GenerativeModule):
             read_positions: Function that finds the object in videos; None where nobody can.
             simulate: Function that plays other actions; None where nobody can.
             inverse_dynamics: Model that reads actions off videos; None reads none.
+            generate: Function that generates in place of this model, see `ObedienceTest`.
         """
         return ObedienceTest(
-            self._generate_guided,
+            generate or self._generate_guided,
             self.true_video,
             self.schema,
             self.sampling.num_initial_latents,
@@ -323,3 +339,20 @@ class ActionVideoModule(GenerativeModule):
 
     def _log_validation(self, name: str, value: Any, batch_size: int, **kwargs: Any) -> None:
         self.log(f"validation/{name}", value, batch_size=batch_size, sync_dist=True, **kwargs)
+
+
+def trained_groups(
+    generator: CausalWanModel, action_parts: Iterable[nn.Module | None], network: str = ""
+) -> dict[str, list[nn.Parameter]]:
+    """Parameters that train, by the groups of `Optimization`, without empty ones.
+
+    Args:
+        generator: Generator, with or without LoRA layers.
+        action_parts: What trains as the group `action`.
+        network: Beginning of the groups' names.
+    """
+    action = nn.ModuleList(part for part in action_parts if part is not None)
+    lora, backbone = split_parameters(generator)
+    trained = [parameter for parameter in backbone.values() if parameter.requires_grad]
+    groups = {"action": list(action.parameters()), "lora": list(lora.values()), "backbone": trained}
+    return {f"{network}{name}": parameters for name, parameters in groups.items() if parameters}

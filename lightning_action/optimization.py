@@ -50,27 +50,60 @@ class Optimization:
             raise ValueError(f"betas are two numbers, got {self.betas}")
         require_numbers({f"betas[{place}]": beta for place, beta in enumerate(self.betas)}, 0, 1, without_high=True)
 
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Learning rates before warm-up and decay, by the names of groups."""
+        return {
+            "action": self.action_learning_rate,
+            "lora": self.lora_learning_rate,
+            "backbone": self.backbone_learning_rate,
+        }
+
+    def learning_rate_factor(self, step: int, num_steps: float) -> float:
+        """Compute warm-up, plateau, linear decay; `num_steps` may be infinite, then there is no decay."""
+        rise = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        decay_steps = self.decay_fraction * num_steps
+        fall = min(1.0, (num_steps - step) / decay_steps) if 0 < decay_steps < float("inf") else 1.0
+        return rise * max(fall, 0.0)
+
+
+@dataclass(frozen=True)
+class JointOptimization:
+    """One AdamW over the groups of one network, or of several that train side by side, each by its own settings.
+
+    AdamW moves each tensor by its own gradient and moments alone, and leaves those that got no gradient as they are. So
+    networks that train in different steps train in one AdamW as they would in one each, and the Trainer's accumulation,
+    clipping, precision and resuming stay what they are.
+
+    Args:
+        settings: Settings of each network, by what the names of its groups begin with; "" for a network alone.
+    """
+
+    settings: Mapping[str, Optimization]
+
     def build(
         self, parameters: Mapping[str, Iterable[nn.Parameter]], num_steps: Callable[[], float], fused: bool = False
     ) -> tuple[AdamW, LambdaLR]:
         """Build AdamW over groups, and its scheduler.
 
         Args:
-            parameters: Parameters of the groups `action`, `lora` and `backbone`, whichever there are.
+            parameters: Parameters of the groups `action`, `lora` and `backbone` of each network, whichever there are.
             num_steps: Function that returns the number of optimizer steps of the fit, which may be infinite; it is
                 asked from step 1 on.
             fused: Whether a step goes once over each parameter; faster, but Lightning does not clip gradients before it
                 under mixed precision.
         """
-        rates = self.learning_rates
-        groups = [{"name": name, "lr": rates[name], "params": list(group)} for name, group in parameters.items()]
-        optimizer = AdamW(groups, betas=self.betas, weight_decay=self.weight_decay, fused=fused)
+        of_group = self._of_group
+        groups = [
+            {"name": name, "params": list(group), **_options(*of_group[name])} for name, group in parameters.items()
+        ]
+        optimizer = AdamW(groups, fused=fused)
 
-        def factor(step: int) -> float:
+        def factor_of(settings: Optimization) -> Callable[[int], float]:
             # Nothing falls at step 0, which is built here, so that it need not know the end.
-            return self.learning_rate_factor(step, num_steps() if step else float("inf"))
+            return lambda step: settings.learning_rate_factor(step, num_steps() if step else float("inf"))
 
-        return optimizer, LambdaLR(optimizer, factor)
+        return optimizer, LambdaLR(optimizer, [factor_of(of_group[name][0]) for name in parameters])
 
     def put_back(self, optimizer: AdamW, scheduler: LambdaLR) -> list[str]:
         """Give an optimizer that `build` made these settings again, in place of those that a checkpoint brought.
@@ -80,8 +113,9 @@ class Optimization:
         """
         told = []
         for index, (group, factor) in enumerate(zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True)):
-            rate = self.learning_rates[group["name"]]
-            settings = {"initial_lr": rate, "betas": tuple(self.betas), "weight_decay": self.weight_decay}
+            options = _options(*self._of_group[group["name"]])
+            rate = options.pop("lr")
+            settings = {"initial_lr": rate, **options}
             for name, value in settings.items():
                 before = tuple(group[name]) if name == "betas" else group[name]
                 if before != value:
@@ -113,7 +147,7 @@ class Optimization:
             if "param_groups" in state
         ]
         ours = {name: len(group) for name, group in parameters.items()}
-        if theirs and set(theirs[0]) <= set(self.learning_rates) and theirs != [ours]:
+        if theirs and set(theirs[0]) <= set(self._of_group) and theirs != [ours]:
             raise ValueError(
                 f"{source} trained tensors of {theirs[0]}, the configuration trains {ours}: go on with "
                 "the model.optimization.train_backbone and model.lora it was trained with, or begin a new fit from its "
@@ -121,17 +155,14 @@ class Optimization:
             )
 
     @property
-    def learning_rates(self) -> dict[str, float]:
-        """Learning rates before warm-up and decay, by the names of groups."""
+    def _of_group(self) -> dict[str, tuple[Optimization, float]]:
+        """Settings and learning rate of each group that there may be, by its name."""
         return {
-            "action": self.action_learning_rate,
-            "lora": self.lora_learning_rate,
-            "backbone": self.backbone_learning_rate,
+            f"{network}{kind}": (settings, rate)
+            for network, settings in self.settings.items()
+            for kind, rate in settings.learning_rates.items()
         }
 
-    def learning_rate_factor(self, step: int, num_steps: float) -> float:
-        """Compute warm-up, plateau, linear decay; `num_steps` may be infinite, then there is no decay."""
-        rise = min(1.0, (step + 1) / max(self.warmup_steps, 1))
-        decay_steps = self.decay_fraction * num_steps
-        fall = min(1.0, (num_steps - step) / decay_steps) if 0 < decay_steps < float("inf") else 1.0
-        return rise * max(fall, 0.0)
+
+def _options(settings: Optimization, rate: float) -> dict[str, Any]:
+    return {"lr": rate, "betas": tuple(settings.betas), "weight_decay": settings.weight_decay}

@@ -17,6 +17,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 from lightning_action.callbacks.support.shard_reading import load_shards
 from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.configuration.class_paths import only_importing, require_classes
+from lightning_action.configuration.model_class import chooses_class
 from lightning_action.configuration.strict_yaml import MODE, read_yaml
 from lightning_action.distributed.sharded_checkpoints import read_folder_metadata
 from lightning_action.module import ActionVideoModule
@@ -97,8 +98,13 @@ def build_module(config: Path_ | Sequence[Path_], allow: Sequence[str] = ()) -> 
     Arguments and errors are those of `load_run`.
     """
 
-    def add(parser: ArgumentParser) -> None:
-        parser.add_class_arguments(ActionVideoModule, "model", fail_untyped=False, sub_configs=True)
+    def add(parser: ArgumentParser, sections: Sequence[str]) -> None:
+        if any(chooses_class(json.loads(section)["model"]) for section in sections):
+            parser.add_subclass_arguments(ActionVideoModule, "model", fail_untyped=False)
+            class_path = f"{ActionVideoModule.__module__}.{ActionVideoModule.__name__}"
+            parser.set_defaults({"model": {"class_path": class_path}})
+        else:
+            parser.add_class_arguments(ActionVideoModule, "model", fail_untyped=False, sub_configs=True)
 
     module: ActionVideoModule = _build_section("model", add, config, allow)
     return module
@@ -110,7 +116,7 @@ def build_datamodule(config: Path_ | Sequence[Path_], allow: Sequence[str] = ())
     Arguments and errors are those of `load_run`.
     """
 
-    def add(parser: ArgumentParser) -> None:
+    def add(parser: ArgumentParser, sections: Sequence[str]) -> None:
         parser.add_subclass_arguments(L.LightningDataModule, "data", fail_untyped=False, required=True)
 
     datamodule: L.LightningDataModule = _build_section("data", add, config, allow)
@@ -118,13 +124,16 @@ def build_datamodule(config: Path_ | Sequence[Path_], allow: Sequence[str] = ())
 
 
 def _build_section(
-    name: str, add: Callable[[ArgumentParser], None], config: Path_ | Sequence[Path_], allow: Sequence[str]
+    name: str,
+    add: Callable[[ArgumentParser, Sequence[str]], None],
+    config: Path_ | Sequence[Path_],
+    allow: Sequence[str],
 ) -> Any:
     paths = [config] if isinstance(config, str | Path) else list(config)
     sections = [read_section(Path(path), name) for path in paths]
     parser = ArgumentParser(exit_on_error=False, parser_mode=MODE)
     parser.add_argument("--config", action=ActionConfigFile)
-    add(parser)
+    add(parser, sections)
     told = ", ".join(str(path) for path in paths)
     with only_importing(allow):
         try:

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_action.cli.trainer_verbs import ActionVideoCLI, program_name
 from lightning_action.configuration.class_paths import ALLOW_HELP, only_importing, split_allowed
+from lightning_action.configuration.model_class import choose_class
 from lightning_action.module import ActionVideoModule
 
 # What a configuration that another verb saved holds besides; it says nothing about the model.
@@ -51,6 +52,7 @@ def parse_parts(cli_class: type[T], verb: str, description: str | None, args: Se
         return cli_class(
             ActionVideoModule,
             L.LightningDataModule,
+            subclass_mode_model=choose_class(arguments),
             subclass_mode_data=True,
             save_config_callback=None,
             run=False,

@@ -37,6 +37,7 @@ from lightning_action.configuration.class_paths import (
     require_classes,
     split_allowed,
 )
+from lightning_action.configuration.model_class import choose_class
 from lightning_action.distributed.fsdp2 import require_supported
 from lightning_action.distributed.sharded_checkpoints import ShardedCheckpoints
 from lightning_action.module import ActionVideoModule
@@ -91,7 +92,8 @@ class ActionVideoCLI(LightningCLI):
         """Refuse a run that could not write its results, before anything else happens."""
         if not self.subcommand:
             return
-        config, model = self.config[self.subcommand], self.config[self.subcommand].model
+        config = self.config[self.subcommand]
+        model = config.model.get("init_args", config.model)
         strategy = config.trainer.strategy
         require_supported(strategy.class_path if isinstance(strategy, Namespace) else strategy)
         root = Path(config.trainer.default_root_dir or os.getcwd())
@@ -263,6 +265,8 @@ def run(args: Sequence[str] | None = None) -> ActionVideoCLI:
         return ActionVideoCLI(
             ActionVideoModule,
             L.LightningDataModule,
+            # A configuration without `class_path` is read, saved and refused in the shorter words of a fixed class.
+            subclass_mode_model=choose_class(arguments),
             subclass_mode_data=True,
             save_config_callback=SaveConfigOfVerb,
             save_config_kwargs={"overwrite": True},

@@ -32,7 +32,7 @@ DIRECTIONS: dict[str, tuple[float, float]] = {
     "+y": (0.0, 1.0),
     "-y": (0.0, -1.0),
 }
-_SECOND_COLOR = (0.9, -0.5, 0.9)
+SECOND_COLOR = (0.9, -0.5, 0.9)
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,9 @@ class MovingSpriteWorld(World):
         """Render video `[B, T, 3, H, W]` in [-1, 1] of the sprite at `positions` `[B, T, 2]`, from a frame on."""
         frames = start.background[:, None].expand(-1, positions.shape[1], -1, -1, -1)
         if self.second_object:
-            color = torch.tensor(_SECOND_COLOR).expand(len(frames), 3)
+            color = torch.tensor(SECOND_COLOR).expand(len(frames), 3)
             places = self._second_positions(start, first_frame + positions.shape[1])[:, first_frame:]
-            frames = paint(frames, places, color, self._second_radius)
+            frames = paint(frames, places, color, self.second_radius)
         if len(set(start.shape)) == 1:
             return self._paint_sprites(frames, positions, start.color, start.shape[0])
         video = torch.empty(frames.shape)
@@ -200,7 +200,8 @@ class MovingSpriteWorld(World):
         return torch.stack([x, y], dim=-1), found
 
     @property
-    def _second_radius(self) -> float:
+    def second_radius(self) -> float:
+        """Radius of the autonomous object in pixels."""
         return 0.6 * self.sprite_radius
 
     @property
@@ -250,7 +251,7 @@ class MovingSpriteWorld(World):
 
     def _second_positions(self, start: WorldStart, num_frames: int) -> Tensor:
         """Compute straight flight with mirror walls: fold the unbounded line back into the rectangle."""
-        low = self._second_radius
+        low = self.second_radius
         room = self._sides - 2 * low
         unfolded = start.second_position[:, None] - low + self._second_flight(start, num_frames)
         return low + room - (unfolded.remainder(2 * room) - room).abs()

@@ -56,9 +56,11 @@ class Guidance:
             velocities: Velocity under the conditions of each of `branches`.
             timestep: Noise level, in [0, 1000].
         """
+        return self.push(velocities) if self.interval[0] <= timestep <= self.interval[1] else velocities[0]
+
+    def push(self, velocities: Sequence[Tensor]) -> Tensor:
+        """Compute the guided velocity from that of each branch, whatever the noise level."""
         own, *others = velocities
-        if not self.interval[0] <= timestep <= self.interval[1]:
-            return own
         guided = own
         for other, (_, scale) in zip(others, self._others, strict=True):
             guided = guided + (scale - 1) * (own - other)

@@ -16,12 +16,13 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.tensor import DTensor
 
 from lightning_action.generator.model import CausalWanModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Methods that reach parameters without going through `forward`.
-_GENERATOR_METHODS = ("block_causal", "teacher_forcing", "text_cache", "denoise", "write")
+_GENERATOR_METHODS = ("block_causal", "teacher_forcing", "text_cache", "denoise", "denoise_after", "write")
 _LAYER_METHODS = ("prompt", "write")
 
 
@@ -91,6 +92,12 @@ def gathered_state_dict(module: nn.Module) -> dict[str, Tensor]:
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     whole: dict[str, Any] = get_model_state_dict(module, options=options)
     return whole
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Part of a tensor on this rank, without gradient: its shard if it is sharded, else all of it."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def is_sharded(generator: CausalWanModel) -> bool:

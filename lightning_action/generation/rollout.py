@@ -224,20 +224,26 @@ class CausalRollout:
         for block in blocks:
             self._write(block.since(self.cache.position))
 
-    def next_block(self, action_modulation: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+    def next_block(
+        self,
+        action_modulation: Tensor | None = None,
+        known: Tensor | None = None,
+        sampler: Sampler | None = None,
+    ) -> Tensor:
         """Generate the next block.
 
         Args:
             action_modulation: Modulation of the block, `[B, block, ..., 6, D]`.
             known: Clean latents of its first frames, `[B, fewer than block, C, H, W]`. They are held, at timestep 0, in
                 every step in which the others are generated: image to video as Wan 2.2 does it.
+            sampler: Way from noise to this block; None takes that of the rollout.
 
         Returns:
             Clean latents, `[B, block, C, H, W]`, the known ones included.
         """
         self.write_pending()
         modulation = self._branch_modulation(action_modulation)
-        sampler = self._first_sampler or self._sampler
+        sampler = sampler or self._first_sampler or self._sampler
         self._last_first_sampler = self._first_sampler
         clean = hold(sampler(partial(self._velocity, modulation, known), partial(self._noise, self.block)), known)
         self._first_sampler = None
@@ -261,11 +267,7 @@ class CausalRollout:
         return self.noise(block, step)
 
     def _velocity(self, modulation: Tensor | None, known: Tensor | None, noisy: Tensor, timestep: float) -> Tensor:
-        latents = hold(noisy, known)
-        timesteps = torch.full(latents.shape[:2], timestep, device=noisy.device)
-        if known is not None:
-            timesteps[:, : known.shape[1]] = 0
-        self._input = latents, timesteps
+        latents, timesteps = self._input = denoised_input(noisy, timestep, known)
         every, levels = self._repeated(latents), self._repeated(timesteps)
         image_channels = self._image.of_frames(self.block)
         if (captured := self._captured_pass()) is not None:
@@ -316,6 +318,14 @@ class CausalRollout:
 
 def _copy(action_modulation: Tensor | None) -> Tensor | None:
     return None if action_modulation is None else action_modulation.clone()
+
+
+def denoised_input(noisy: Tensor, timestep: float, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the block that a pass of denoising is given, with known frames held, and the level of each frame."""
+    timesteps = torch.full(noisy.shape[:2], timestep, device=noisy.device)
+    if known is not None:
+        timesteps[:, : known.shape[1]] = 0
+    return hold(noisy, known), timesteps
 
 
 def hold(latents: Tensor, known: Tensor | None) -> Tensor:

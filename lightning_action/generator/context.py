@@ -97,6 +97,31 @@ class CachedContext:
         return self.text
 
 
+@dataclass(frozen=True)
+class KeptContext:
+    """The past as it was copied out of a `KVCache`, the present block of this pass, and prompts, of one layer.
+
+    Nothing is written, so that a backward pass finds what the forward pass saw; what the frames of the past were
+    computed from gets no gradient.
+
+    Args:
+        past: Keys and values of each past frame that the block sees, `[B, N, heads, head_dim]` each.
+        text: Keys and values that cross-attention sees.
+    """
+
+    past: tuple[tuple[Tensor, Tensor], ...]
+    text: tuple[KeysValues, ...]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Compute the block's attention to the past and itself."""
+        keys = torch.cat([*(keys for keys, _ in self.past), key], dim=1)
+        return attend_dense(query, keys, torch.cat([*(values for _, values in self.past), value], dim=1))
+
+    def prompt(self, cross_attention: CrossAttention) -> tuple[KeysValues, ...]:
+        """Return the keys and values that were computed with this layer's cross-attention."""
+        return self.text
+
+
 class OpaqueContext(CachedContext):
     """The same for layers that are compiled one by one: not looking into it, one code serves all blocks and layers."""
 

@@ -94,13 +94,26 @@ class KVCache:
         stop = (self._place + len(self.block)) * self.tokens_per_frame
         return self.keys[layer, :, :stop], self.values[layer, :, :stop]
 
+    def of_frame(self, frame: int) -> tuple[Tensor, Tensor]:
+        """Copy keys and values of one past frame that a later block sees, `[num_layers, B, N, heads, head_dim]`.
+
+        Raises:
+            ValueError: The cache does not hold the frame, or not any more.
+        """
+        slot = self._slot(frame)
+        oldest = self.position - (self._capacity - self._sink)
+        if slot is None or not 0 <= frame < self.position or self._sink <= frame < oldest:
+            raise ValueError(f"the cache stands at latent frame {self.position} and holds no frame {frame}")
+        keys, values = (stored.unflatten(2, (-1, self.tokens_per_frame))[:, :, slot] for stored in self._stored)
+        return keys.clone(), values.clone()
+
     def advance(self) -> None:
         """Keep the current block's keys and values, drop frames that no later block sees, and move on."""
         for source, frame in enumerate(self.block, self._place):
             slot = self._slot(frame)
             if slot is None or slot == source:
                 continue
-            for stored in (self.keys, self.values):
+            for stored in self._stored:
                 in_slots = stored.unflatten(2, (-1, self.tokens_per_frame))
                 in_slots[:, :, slot] = in_slots[:, :, source]
         num_moving, start = self._first_keys.shape[2], self.position * self.tokens_per_frame
@@ -132,6 +145,10 @@ class KVCache:
         if num_moving and num_passed:
             turn = rotation(range(num_passed, num_passed + 1), 1, 1, self.keys.shape[-1], self.keys.device)
             self.keys[:, :, :num_moving] = rotate(self._first_keys, turn)
+
+    @property
+    def _stored(self) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
 
     @property
     def _place(self) -> int:

@@ -25,7 +25,7 @@ from lightning_action.generator.causality import (
     teacher_forcing,
 )
 from lightning_action.generator.checkpointing import Checkpointing, checkpointed
-from lightning_action.generator.context import MaskedContext, OpaqueContext, TextCache
+from lightning_action.generator.context import KeptContext, MaskedContext, OpaqueContext, TextCache
 from lightning_action.generator.image import NO_IMAGE, ImageCondition, ImageEmbedding, join_channels
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.layers import Context, Head, WanLayer, sinusoid
@@ -332,6 +332,34 @@ class CausalWanModel(nn.Module):
         """
         embedded = self._embed(latents, timestep, rotation, action_modulation, image_channels)
         return self._velocity(self._through_layers(embedded, contexts), embedded)
+
+    def denoise_after(
+        self,
+        past: Sequence[tuple[Tensor, Tensor]],
+        frames: range,
+        latents: Tensor,
+        timestep: Tensor,
+        text: TextCache,
+        action_modulation: Tensor | None = None,
+        image_channels: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the velocity of a block as `denoise` does, with gradient, but for what the past was computed from.
+
+        Args:
+            past: Keys and values of each past frame that the block sees, from `KVCache.of_frame`.
+            frames: Latent frames of the block in the video.
+            latents: Block with noise, `[B, block, C, H, W]`.
+            timestep: Noise level of each frame, `[B, block]`.
+            text: Prompts from `text_cache`.
+            action_modulation: Modulation of the block, as in `forward`.
+            image_channels: Channels of the block, as in `ImageCondition`.
+        """
+        contexts = [
+            KeptContext(tuple((keys[layer], values[layer]) for keys, values in past), prompt)
+            for layer, prompt in enumerate(text.layers)
+        ]
+        turned = self.rotation(frames, latents)
+        return self.denoise_in(contexts, latents, timestep, turned, action_modulation, image_channels)
 
     def rotation(self, positions: Sequence[int], latents: Tensor) -> Tensor:
         """Return the rotation of all tokens of latents `[B, F, C, H, W]` at F positions in the video."""

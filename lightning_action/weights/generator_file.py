@@ -31,6 +31,8 @@ _OUTER = (
 _AVERAGED = ("generator_ema", "ema_state_dict", "ema")
 # Beside averaged weights, which Lightning's own averaging puts in the place of the current ones.
 _CURRENT = ("current_model_state",)
+# What a distillation keeps beside its student.
+_BESIDE = {"critic", "target", "teacher", "fake_score", "real_score"}
 # Names of the two experts for high and low noise where both are in one file.
 _EXPERTS = {"transformer": ("transformer", "transformer_2"), "dit": ("dit", "dit2")}
 _GENERATOR_HAS = "patch_embedding.weight"
@@ -105,7 +107,8 @@ def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None 
 def read_action_projection(path: str | Path) -> LazyTensors:
     """Read the action projection of a checkpoint, under the names of `ActionModulationProjection`.
 
-    It is found in a file of its own, beside the generator (`action_projection`), inside it, or in a checkpoint of ours.
+    It is found in a file of its own, beside the generator (`action_projection`), inside it, or in a checkpoint of ours,
+    averaged where that has both.
 
     Raises:
         FileNotFoundError: There is nothing at that path.
@@ -113,6 +116,8 @@ def read_action_projection(path: str | Path) -> LazyTensors:
     """
     entries = unwrapped(read_tensors(path).entries, str(path))
     parts = [part for part in parts_with(entries, _PROJECTION_HAS[0]) if part + _PROJECTION_HAS[1] in entries]
+    parts = _of_student(parts)
+    parts = [part for part in parts if _outer(part) in _AVERAGED] or parts
     if len(parts) != 1:
         raise ValueError(
             f"{path} holds {len(parts)} action projections{': ' if parts else ''}{', '.join(parts)}: expected one "
@@ -132,7 +137,7 @@ def _outermost(name: str, part: str) -> str:
 
 def _choose_part(names: Iterable[str], ema: bool, source: str) -> str:
     names = list(names)
-    parts = {part: _outer(part) for part in parts_with(names, _GENERATOR_HAS)}
+    parts = {part: _outer(part) for part in _of_student(parts_with(names, _GENERATOR_HAS))}
     for outer in (*_AVERAGED, *_OUTER) if ema else (*_CURRENT, *_OUTER, *_AVERAGED):
         experts = _EXPERTS.get(outer, (outer,))
         found = [part for part, of in parts.items() if of in experts]
@@ -145,6 +150,10 @@ def _choose_part(names: Iterable[str], ema: bool, source: str) -> str:
         f"{source} holds no generator: expected {_GENERATOR_HAS}, at the top or in one of "
         f"{', '.join(filter(None, (*_AVERAGED, *_OUTER)))}; it holds {held}"
     )
+
+
+def _of_student(parts: Iterable[str]) -> list[str]:
+    return [part for part in parts if not _BESIDE & set(part.split("."))]
 
 
 def _outer(part: str) -> str:

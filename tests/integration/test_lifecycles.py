@@ -62,6 +62,7 @@ LIVES = (
 )
 # Run elsewhere, or (own_actions) no life of its own.
 ELSEWHERE = {"demo_backbone", "fp8", "latents", "lerobot", "own_actions", "pusht", "pusht_backbone", "pusht_latents"}
+ELSEWHERE |= {"consistency", "distillation", "longlive_train_action"}
 
 
 # Of a model that has trained for some steps.

@@ -14,7 +14,10 @@ _BELOW = {
     "wan2.1_14b": "wan2.1_1.3b",
     "wan2.2_5b": "wan2.1_1.3b",
     "longlive_action": "wan2.1_1.3b",
+    "longlive_train_action": "longlive_action",
     "lerobot": "wan2.1_1.3b",
+    "consistency": "demo",
+    "distillation": "demo",
 }
 # Every number of steps that a configuration sets, wherever it stands.
 _STEPS = {
@@ -24,8 +27,8 @@ _STEPS = {
 
 
 def stack(*names: str) -> list[str]:
-    """Names of shipped configurations, each with the one that it stacks on before it."""
-    return [each for name in names for each in (_BELOW.get(name), name) if each is not None]
+    """Names of shipped configurations, each with those that it stacks on before it."""
+    return [each for name in names for each in (*(stack(_BELOW[name]) if name in _BELOW else ()), name)]
 
 
 def shipped(*names: str) -> list[str]:

@@ -578,8 +578,8 @@ def test_predictions_are_told_apart_by_all_that_they_depend_on(changes: dict[str
     assert settings != small_module(**changes).generation_settings()
 
 
-# Four samples: guidance at four scales, there and back, zero and four directions at three sizes.
-PROBES = [True] * (4 + 1 + 13)
+# Four samples: guidance at four scales, three draws of noise, there and back, zero and four directions at three sizes.
+PROBES = [True] * (4 + 3 + 1 + 13)
 
 
 @pytest.mark.parametrize(("verb", "rollouts"), [("validate", [True, True]), ("test", [True, True, False, *PROBES])])

@@ -9,13 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_action.optimization import Optimization
+from lightning_action.optimization import JointOptimization, Optimization
+
+
+def alone(settings: Optimization) -> JointOptimization:
+    return JointOptimization({"": settings})
 
 
 def test_what_trains_has_a_group_with_its_learning_rate() -> None:
     action, backbone = ([nn.Parameter(torch.zeros(size))] for size in (2, 3))
     settings = Optimization(action_learning_rate=0.3, backbone_learning_rate=0.2, warmup_steps=4, betas=(0.5, 0.6))
-    optimizer, scheduler = settings.build({"action": action, "backbone": backbone}, lambda: math.inf)
+    optimizer, scheduler = alone(settings).build({"action": action, "backbone": backbone}, lambda: math.inf)
     groups = {group["name"]: (group["initial_lr"], group["params"], group["betas"]) for group in optimizer.param_groups}
     assert groups == {"action": (0.3, action, (0.5, 0.6)), "backbone": (0.2, backbone, (0.5, 0.6))}
     assert scheduler.get_last_lr() == pytest.approx([0.3 / 4, 0.2 / 4])
@@ -25,14 +29,14 @@ def test_settings_are_put_back_where_a_checkpoint_had_others() -> None:
     parameters = {"action": [nn.Parameter(torch.zeros(2))], "backbone": [nn.Parameter(torch.zeros(3))]}
     before = Optimization(action_learning_rate=0.3, backbone_learning_rate=0.2, warmup_steps=4)
     after = Optimization(action_learning_rate=0.3, backbone_learning_rate=0.1, warmup_steps=8, betas=(0.5, 0.6))
-    optimizer, scheduler = before.build(parameters, lambda: math.inf)
+    optimizer, scheduler = alone(before).build(parameters, lambda: math.inf)
     for _ in range(2):
         optimizer.step()
         scheduler.step()
     state = copy.deepcopy((optimizer.state_dict(), scheduler.state_dict()))
-    assert before.put_back(optimizer, scheduler) == []
+    assert alone(before).put_back(optimizer, scheduler) == []
     assert (optimizer.state_dict(), scheduler.state_dict()) == state
-    told = after.put_back(optimizer, scheduler)
+    told = alone(after).put_back(optimizer, scheduler)
     assert told == [
         "betas of action (0.5, 0.6) (before: (0.9, 0.99))",
         "learning rate of backbone 0.1 (before: 0.2)",
@@ -77,10 +81,38 @@ def test_a_fused_step_is_the_same_to_rounding() -> None:
     for fused in (False, True):
         torch.manual_seed(0)
         parameter = nn.Parameter(torch.randn(5, 7))
-        optimizer, _ = Optimization().build({"action": [parameter]}, lambda: math.inf, fused)
+        optimizer, _ = alone(Optimization()).build({"action": [parameter]}, lambda: math.inf, fused)
         for _ in range(3):
             optimizer.zero_grad()
             parameter.square().sum().backward()
             optimizer.step()
         weights.append(parameter.detach())
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-7)
+
+
+def test_two_networks_in_one_train_as_in_one_each() -> None:
+    """Whichever of them have a gradient: moments, weight decay and steps of the other stay, to the bit."""
+    student = Optimization(backbone_learning_rate=0.02, betas=(0.0, 0.999), warmup_steps=3, weight_decay=0.1)
+    critic = Optimization(backbone_learning_rate=0.3, betas=(0.5, 0.9), warmup_steps=0)
+    together = JointOptimization({"": student, "critic_": critic})
+    weights = [[nn.Parameter(torch.arange(size).float()) for size in (2, 3)] for _ in range(2)]
+    one, schedule = together.build({"backbone": weights[0][:1], "critic_backbone": weights[0][1:]}, lambda: 20)
+    apart = [alone(s).build({"backbone": [w]}, lambda: 20) for s, w in zip((student, critic), weights[1], strict=True)]
+    random = torch.Generator().manual_seed(0)
+    for step in range(12):
+        trains = (step % 5 == 4, True)
+        gradients = [torch.randn(size, generator=random) for size in (2, 3)]
+        for parameters in weights:
+            for parameter, gradient, has in zip(parameters, gradients, trains, strict=True):
+                parameter.grad = gradient if has else None
+        one.step()
+        schedule.step()
+        for (optimizer, its_schedule), trains_now in zip(apart, trains, strict=True):
+            if trains_now:
+                optimizer.step()
+            its_schedule.step()
+    assert all(torch.equal(mine, other) for mine, other in zip(*weights, strict=True))
+    assert not torch.equal(weights[0][0], torch.arange(2).float())
+    steps = [float(one.state[parameter]["step"]) for parameter in weights[0]]
+    assert steps == [2, 12]
+    assert [group["betas"] for group in one.param_groups] == [(0.0, 0.999), (0.5, 0.9)]

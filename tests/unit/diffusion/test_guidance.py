@@ -43,3 +43,12 @@ def test_outside_of_the_interval_there_is_none(timestep: float, is_guided: bool)
     own, other = torch.zeros(2), torch.ones(2)
     guided = Guidance(prompt_scale=3, interval=(200.0, 800.0)).combine([own, other], timestep)
     assert torch.equal(guided, torch.full((2,), -2.0 if is_guided else 0.0))
+
+
+def test_pushing_is_combining_at_any_level() -> None:
+    guidance = Guidance(prompt_scale=1.5, action_scale=3.0, interval=(200.0, 400.0))
+    own, negative, null = torch.randn(3, 2, 5)
+    pushed = guidance.push([own, negative, null])
+    torch.testing.assert_close(pushed, own + 0.5 * (own - negative) + 2 * (own - null))
+    assert torch.equal(guidance.combine([own, negative, null], 300.0), pushed)
+    assert torch.equal(guidance.combine([own, negative, null], 500.0), own)

@@ -226,3 +226,24 @@ def test_relative_positions_change_nothing_without_a_sink() -> None:
     ):
         assert torch.equal(got, absolute)
         torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
+
+
+def test_frames_that_later_blocks_see_are_copied_out() -> None:
+    """Of each frame the keys that were written for it, whichever slot they lie in; others are refused."""
+    cache = KVCache(2, 1, 3, 4, 5, 99, BlockCausality(2, 5, 1))
+    for block in range(5):
+        for frame in cache.block:
+            place = cache.of_layer(0)[0].shape[1] - (cache.block.stop - frame) * 5
+            cache.keys[:, :, place : place + 5] = frame
+            cache.values[:, :, place : place + 5] = -frame
+        seen = [frame for frames in cache.causality.past(cache.block) for frame in frames]
+        for frame in seen:
+            keys, values = cache.of_frame(frame)
+            assert keys.shape == (2, 1, 5, 3, 4) and keys.unique().tolist() == [frame] == (-values.unique()).tolist()
+        cache.advance()
+        assert cache.position == 2 * block + 2
+    for frame in (1, cache.position - 5, cache.position, -1):
+        with pytest.raises(ValueError, match=f"stands at latent frame 10 and holds no frame {frame}"):
+            cache.of_frame(frame)
+    cache.of_frame(0)[0].fill_(7)
+    assert cache.of_frame(0)[0].unique().tolist() == [0]

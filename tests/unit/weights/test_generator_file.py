@@ -296,6 +296,11 @@ TOKENS = {"action_embedding.0.weight": torch.randn(5, 3), "token_projection.weig
         {"action_projection": PROJECTION, "action_token_projection": TOKENS, "lora": {"a": torch.zeros(1)}},
         {"generator": prefixed(OURS, "model.") | prefixed(PROJECTION, "model.action_projection.")},
         {"state_dict": prefixed(OURS, "generator.") | prefixed(PROJECTION, "action_projection.module.")},
+        {
+            "state_dict": prefixed(TOKENS | PROJECTION, "action_projection.")
+            | prefixed(TOKENS | PROJECTION, "critic.action_projection."),
+            "ema_state_dict": prefixed(PROJECTION, "action_projection."),
+        },
     ],
 )
 def test_action_projections_are_found(tmp_path: Path, content: Any) -> None:
@@ -323,6 +328,15 @@ def test_prefixes_of_other_programs_are_read(tmp_path: Path, prefix: str) -> Non
     tensors = read_generator(path).tensors
     assert tensors.keys() == OURS.keys()
     assert all(torch.equal(tensors[name], OURS[name]) for name in OURS)
+
+
+@pytest.mark.parametrize("beside", ["critic", "target"])
+def test_the_student_is_taken_out_of_what_a_distillation_keeps(tmp_path: Path, beside: str) -> None:
+    content = {"state_dict": prefixed(OURS, "generator.") | prefixed(OTHER, f"{beside}.generator.")}
+    checkpoint = read_generator(save(content)(tmp_path))
+    assert_same(checkpoint.tensors, OURS)
+    with pytest.raises(ValueError, match="holds no generator"):
+        read_generator(save({"state_dict": prefixed(OTHER, f"{beside}.generator.")})(tmp_path))
 
 
 @pytest.mark.parametrize("pair", [("transformer.", "transformer_2."), ("pipe.dit.", "pipe.dit2."), ("dit.", "dit2.")])

@@ -1,0 +1,85 @@
+"""The weights of a run, its actions included, out of its folder or its checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from lightning_action.action.projection import ActionModulationProjection
+from lightning_action.action.schema import ActionSchema
+from lightning_action.checkpoints.pretrained import LoadReport, load_action_projection, load_generator
+from lightning_action.checkpoints.run_format import RunEntries
+from lightning_action.frozen.interfaces import FittedCodec, VideoCodec
+from lightning_action.generator.model import CausalWanModel
+from lightning_action.weights.tensor_files import load_pickle
+
+_LAST = Path("checkpoints") / "last.ckpt"
+
+
+@dataclass(frozen=True)
+class RunWeights:
+    """What another run has trained: its generator, with LoRA merged, its action projection, and its fitted VAE.
+
+    Averages are taken where the checkpoint has them.
+
+    Args:
+        generator: Folder of a run, as `fit` leaves it, or a checkpoint in one file.
+    """
+
+    generator: str
+    adapter: ClassVar[None] = None
+    lora: ClassVar[None] = None
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint's file."""
+        last = Path(self.generator) / _LAST
+        return last if last.is_file() else Path(self.generator)
+
+    def entries(self) -> RunEntries:
+        """Read what the checkpoint says besides weights.
+
+        Raises:
+            FileNotFoundError: There is no such run.
+            ValueError: It is no checkpoint of a run in one file.
+        """
+        if self.path.is_dir():
+            raise ValueError(
+                f"{self.generator} holds no {_LAST}, or one of shards: name a run that has a checkpoint in one file "
+                "(--trainer.strategy.init_args.save_distributed_checkpoint false writes one)"
+            )
+        if not self.path.is_file():
+            raise FileNotFoundError(f"no run at {self.generator!r}: name the folder that `fit` left, or its checkpoint")
+        return RunEntries.read(load_pickle(self.path))
+
+    def load(
+        self, generator: CausalWanModel, projection: ActionModulationProjection | None, schema: ActionSchema
+    ) -> LoadReport:
+        """Load the weights.
+
+        Args:
+            generator: Generator that is given them.
+            projection: Action projection that is given them; None leaves the run's out.
+            schema: Meaning of an action here.
+
+        Raises:
+            ValueError: They do not fit, or the run's actions mean something else.
+        """
+        saved = self.entries()
+        if projection is not None and saved.schema != schema:
+            raise ValueError(
+                f"{self.path} was trained with the actions {saved.schema}, the configuration says {schema}"
+            )
+        report = load_generator(generator, self.path)
+        if projection is not None:
+            load_action_projection(projection, self.path)
+        return report
+
+    def give_codec(self, vae: VideoCodec) -> None:
+        """Give a VAE that is fitted to data, and is not yet, the tensors that the run has fitted."""
+        if isinstance(vae, FittedCodec) and not vae.fitted:
+            tensors = self.entries().vae
+            if tensors is None:
+                raise ValueError(f"{self.path} holds no fitted VAE: use the VAE that it was trained with")
+            vae.load_fitted_tensors(tensors, str(self.path))

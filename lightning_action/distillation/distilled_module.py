@@ -1,0 +1,251 @@
+"""What both distillations share: the teacher, where the student starts, and what trains beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from lightning_action.action.projection import ActionModulationProjection
+from lightning_action.assembly import Factories
+from lightning_action.batch import Batch, first_frames, frame_size, num_latents, without_action
+from lightning_action.checkpoints.run_weights import RunWeights
+from lightning_action.diffusion.guidance import Guidance
+from lightning_action.distillation.score import Clip, ScoreNetwork, Sight
+from lightning_action.distributed.sharding import is_sharded
+from lightning_action.generation.video import whole_video
+from lightning_action.generator.model import CausalWanModel
+from lightning_action.module import ActionVideoModule
+from lightning_action.ranges import require_numbers
+from lightning_action.seeding import generator_for, mix_seed
+
+
+class ActionCollapse(UserWarning):
+    """A student has lost much of its teacher's control."""
+
+
+class Start(NamedTuple):
+    """What a rollout starts from.
+
+    Args:
+        text: Encoded prompts, `[B, L, text_dim]`.
+        initial: Latents that are given, `[B, F0, C, h, w]`; None for none.
+        shape: Shape of the clip's latents, (F, C, h, w).
+    """
+
+    text: Tensor
+    initial: Tensor | None
+    shape: tuple[int, int, int, int]
+
+    @property
+    def num_known(self) -> int:
+        """Number of latents that are given."""
+        return 0 if self.initial is None else self.initial.shape[1]
+
+
+class DistilledModule(ActionVideoModule):
+    """A student of few steps, that learns from a frozen teacher of many which sees the actions too.
+
+    It generates, validates and is tested as an `ActionVideoModule` is, by `sampling`, whose `denoising_step_list` says
+    the student's steps. A batch is that of `ActionVideoModule`.
+
+    Args:
+        args: Arguments of `GenerativeModule`.
+        teacher: Run that the teacher comes from: the folder that `fit` left, or its checkpoint in one file.
+        start: Run that a new student starts from, with its actions, for example a consistency distillation. None
+            starts from `pretrained`, and without that from the teacher.
+        teacher_generator: Factory of the teacher's network; None is the student's.
+        teacher_action_projection: Factory of the teacher's projection; None is the student's.
+        teacher_prompt_guidance_scale: Weight of guidance of the teacher by prompts, as in `Sampling`.
+        teacher_action_guidance_scale: Weight of guidance of the teacher by actions, as in `Sampling`.
+        teacher_num_inference_steps: Number of Euler steps of the teacher's own videos, which validations compare with.
+        collapse_share: Share of the teacher's control below which a validation warns of an action collapse; 0 never
+            warns.
+        action_blind: Hide the actions from teacher and critic. It exists to show what goes wrong then: the student
+            loses control. Never train a model so.
+        action_dropout_prob: Chance that a real clip is shown without its actions, where the student learns from real
+            clips by flow matching too. In all else the actions are always shown.
+        kwargs: Arguments of `ActionVideoModule` by their names.
+
+    Raises:
+        ValueError: There are no `denoising_step_list` or actions, or the student is guided itself.
+    """
+
+    teacher: ScoreNetwork
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: str,
+        start: str | None = None,
+        teacher_generator: Callable[[], CausalWanModel] | None = None,
+        teacher_action_projection: Callable[[int, int], ActionModulationProjection] | None = None,
+        teacher_prompt_guidance_scale: float = 1.0,
+        teacher_action_guidance_scale: float = 1.0,
+        teacher_num_inference_steps: int = 8,
+        collapse_share: float = 0.5,
+        action_blind: bool = False,
+        action_dropout_prob: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, action_dropout_prob=action_dropout_prob, **kwargs)
+        scales = {"prompt": teacher_prompt_guidance_scale, "action": teacher_action_guidance_scale}
+        require_numbers({f"teacher_{name}_guidance_scale": scale for name, scale in scales.items()})
+        require_numbers({"teacher_num_inference_steps": teacher_num_inference_steps}, 1, whole=True)
+        require_numbers({"collapse_share": collapse_share}, 0, 1)
+        steps = self.sampling.denoising_step_list
+        if steps is None:
+            raise ValueError("a student has few steps: name them in sampling.denoising_step_list, falling from 1000")
+        if self.sampling.first_denoising_step_list is not None:
+            raise ValueError("a student learns one list of steps: leave sampling.first_denoising_step_list out")
+        if len(self.sampling.guidance.branches) > 1:
+            raise ValueError("a student is not guided, its teacher is: leave the guidance of sampling at 1")
+        if not self.takes_actions or self._factories.action_module is not None:
+            raise ValueError("distillation keeps given actions: it needs an action_projection, and no action_module")
+        if start is not None and self.initial_weights.generator is not None:
+            raise ValueError("a student starts from `start` or from `pretrained`: give one of them")
+        self.teacher_weights = RunWeights(teacher)
+        self._teacher_factories = replace(
+            self._factories,
+            generator=teacher_generator or self._factories.generator,
+            action_projection=teacher_action_projection or self._factories.action_projection,
+            lora=None,
+            train_backbone=False,
+        )
+        if self.initial_weights.generator is None:
+            self.initial_weights = RunWeights(start or teacher)
+        self.teacher_guidance = Guidance(teacher_prompt_guidance_scale, teacher_action_guidance_scale)
+        self.teacher_num_inference_steps, self.collapse_share = teacher_num_inference_steps, collapse_share
+        self._teacher_control: float | None = None
+        self.action_blind = action_blind
+        self.score_sight: Sight = "causal"
+        self.timesteps = self.schedule.denoising_timesteps(steps, self.sampling.warp_denoising_step)
+
+    def setup(self, stage: str) -> None:
+        """Read what the run of the teacher says, beside what `GenerativeModule` reads."""
+        if stage == "fit":
+            # Before anything else is read: a teacher that is not there is told at once.
+            self.teacher_weights.entries()
+            if self.trainer.ckpt_path is None:
+                self.teacher_weights.give_codec(self.frozen.vae)
+        super().setup(stage)
+
+    def settle_schema(self, ckpt_path: str | Path | None, datamodule: object) -> None:
+        """Take what an action is from the teacher, where the configuration leaves it open."""
+        known = self.teacher_weights.path if ckpt_path is None and self._is_fitting else ckpt_path
+        super().settle_schema(known, datamodule)
+
+    def configure_model(self) -> None:
+        """Build the networks; in a fit the teacher too."""
+        if self._built:
+            return
+        super().configure_model()
+        if self._is_fitting:
+            self.load_teacher()
+
+    def load_teacher(self) -> None:
+        """Build the teacher and fill it; it is no part of this module, nor of its checkpoints."""
+        teacher = self._build_score(self._teacher_factories, weights_follow=True)
+        rank_zero_info(f"teacher: {self.teacher_weights.load(*_parts(teacher), self.schema)}")
+        # As a plain attribute, which no checkpoint, optimizer, average or cast sees.
+        object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False))
+
+    def on_fit_start(self) -> None:
+        """Move the teacher to where the student is."""
+        super().on_fit_start()
+        if not is_sharded(self.teacher.generator):
+            self.teacher.to(self.device, self.compute_dtype)
+
+    def _rollout_figures(self, batch: Batch) -> dict[str, float]:
+        """Besides, in a fit, compare with the teacher's rollouts of the same samples, and warn of lost control."""
+        figures = super()._rollout_figures(batch)
+        if not self._is_fitting:
+            return figures
+        if self._teacher_control is None:
+            test = self._new_obedience_test("validation", generate=self._generate_as_teacher)
+            test.add_model(batch, {})
+            self._teacher_control = control_of(dict(test.compute("model")))
+        control, teachers = control_of(figures), self._teacher_control
+        if control is None or teachers is None:
+            return figures
+        if has_collapsed(control, teachers, self.collapse_share):
+            rank_zero_warn(
+                f"action collapse: at step {self.global_step} the student makes {control:.2f} of the commanded motion, "
+                f"its teacher {teachers:.2f}. Look at train/score_gap and at RolloutLogger's panel 2; lower the "
+                "student's learning rates, let the critic take more steps (generator_every), or begin from a "
+                "consistency distillation (start)",
+                category=ActionCollapse,
+            )
+        return {**figures, "control": control, "teacher_control": teachers}
+
+    def _generate_as_teacher(self, batch: Batch, scale: float | None, draw: int) -> Tensor:
+        """Generate with the teacher, in Euler steps."""
+        sampling = replace(
+            self.sampling,
+            denoising_step_list=None,
+            num_inference_steps=self.teacher_num_inference_steps,
+            action_guidance_scale=self.teacher_guidance.action_scale if scale is None else scale,
+            prompt_guidance_scale=self.teacher_guidance.prompt_scale,
+            context="clean",
+        )
+        if draw:
+            sampling = replace(sampling, seed=mix_seed(sampling.seed, draw))
+        blocks = self._generated_latents(batch, sampling, (self.teacher.generator, self.teacher.conditioning))
+        return whole_video(blocks, self.frozen.decoder(self.device), self.device)[0]
+
+    def _build_score(self, factories: Factories, weights_follow: bool) -> ScoreNetwork:
+        """Build a generator and its projection, sharded as the student is."""
+        mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
+        generator = factories.build_generator(mesh, self.sharding, weights_follow)
+        projection = None
+        if not self.action_blind:
+            projection = factories.build_action_projection(generator, self.schema.action_dim, mesh, self.sharding)
+        return ScoreNetwork(generator, projection, self.schema, self.score_sight, on_all_ranks=is_sharded(generator))
+
+    def _start_of(self, batch: Batch) -> Start:
+        """What a clip of a batch is made from: prompts, and the latents that are given."""
+        to, length = (self.device, self.compute_dtype), num_latents(batch, self.schema)
+        given = first_frames(batch, self.sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
+        shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
+        initial = None if given is None else self.frozen.latents_of(given, *to)
+        return Start(self.frozen.text_of(batch, *to), initial, shape)
+
+    def _clip(self, clean: Tensor, text: Tensor, batch: Batch, num_known: int = 0) -> Clip:
+        """A clip under the prompts and actions of a batch, and what guidance of the teacher needs."""
+        guided = not all(branch.takes_prompt for branch in self.teacher_guidance.branches)
+        negative = self._negative_text(batch, self.sampling) if guided else None
+        return Clip(clean, text, batch, self.causality, num_known, negative)
+
+    def _modulation(self, clip: Clip) -> Tensor | None:
+        """Modulation of a clip's actions by the student's projection."""
+        action, absent = clip.batch.get("action"), without_action(clip.batch)
+        return self.conditioning.of_known_video(action, False, clip.clean, clip.text, self.causality, absent)
+
+    def _randoms(self, batch: Batch, stream: int, batch_idx: int) -> list[torch.Generator]:
+        """A random generator for each sample, from (seed, epoch, batch, sample) alone."""
+        numbers = (self.seed, stream, self.current_epoch, batch_idx)
+        return [generator_for(*numbers, sample) for sample in batch["sample_id"].tolist()]
+
+
+def control_of(figures: Mapping[str, float]) -> float | None:
+    """Share of the commanded motion that happens, over the axes: 0 for a model that ignores its actions.
+
+    None where nobody knows where the object is.
+    """
+    gains = [value for name, value in figures.items() if name in ("gain_x", "gain_y") and math.isfinite(value)]
+    return sum(gains) / len(gains) if gains else None
+
+
+def has_collapsed(control: float, teachers: float, share: float) -> bool:
+    """Tell whether a student has less than a share of its teacher's control; never where the teacher has none."""
+    return share > 0 and teachers > 0 and control < share * teachers
+
+
+def _parts(network: ScoreNetwork) -> tuple[CausalWanModel, ActionModulationProjection | None]:
+    return network.generator, network.action_projection

@@ -1,0 +1,286 @@
+"""Distribution matching distillation under actions: a student that learns from its own rollouts.
+
+DMD2 (Yin et al. 2024, arXiv:2405.14867) on rollouts under the student's own cache, as Self Forcing (Huang et al. 2025,
+arXiv:2506.08009). Teacher and critic see the actions that the rollout was made under: one that does not see them scores
+the average over all actions, and draws the student there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_action.batch import Batch
+from lightning_action.checkpoints.lora import LoRASettings
+from lightning_action.diffusion.noise import frame_noise
+from lightning_action.distillation.distilled_module import DistilledModule, Start
+from lightning_action.distillation.distribution_matching import (
+    draw_score_levels,
+    matching_gradient,
+    matching_loss,
+    score_gap,
+)
+from lightning_action.distillation.score import (
+    Clip,
+    Noised,
+    ScoreNetwork,
+    denoising_loss,
+    frames_that_count,
+    groups_of,
+    own_noise,
+    with_noise,
+)
+from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts
+from lightning_action.generation.rollout import CausalRollout
+from lightning_action.module import trained_groups
+from lightning_action.optimization import JointOptimization, Optimization
+from lightning_action.ranges import require_numbers
+from lightning_action.seeding import generator_for, mix_seed
+
+_ROLLOUT_STREAM, _EXIT_STREAM, _GENERATOR_STREAM, _CRITIC_STREAM = range(21, 25)
+_CRITIC = "critic_"
+
+
+class ActionDistillation(DistilledModule):
+    """Distribution matching distillation whose teacher and critic see the actions.
+
+    In every step the student makes a clip, from noise or from the first latents of a real one, and stops at a step that
+    is drawn anew, the same on all ranks. The critic learns to denoise these clips; every `generator_every` steps the
+    student learns too, from what teacher and critic differ in, through the step where it stopped alone.
+
+    Both networks train in one AdamW with groups of their own, see `JointOptimization`, so that one step of the Trainer
+    is one step of the critic. Gradients of each are clipped by themselves. `EMA` with `parts: [generator,
+    action_projection]` and `every_n_steps` as `generator_every` averages the student.
+
+    Args:
+        args: Arguments of `GenerativeModule`.
+        generator_every: Steps of the critic for one of the student.
+        score_sight: What a frame sees where clips are scored: `causal`, its past, or `bidirectional`, all of the clip.
+        critic_lora: LoRA layers on the critic; None for none.
+        critic_optimization: Settings of AdamW for the critic; without `train_backbone`, of its LoRA and actions alone.
+        real_clips_weight: Weight of the student's own flow matching on the batch's real clips; 0 for none.
+        chunks_per_rollout: Number of batches over which a rollout goes on, each time from its own last latents, under
+            the next batch's actions and prompts; 1 begins anew with each. The loss is of the new frames alone. A fit
+            that stopped in between begins a new rollout when it goes on.
+        gap_every: Steps of the student from one measurement of the gap without actions to the next.
+        kwargs: Arguments of `DistilledModule` by their names.
+    """
+
+    critic: ScoreNetwork
+
+    def __init__(
+        self,
+        *args: Any,
+        generator_every: int = 5,
+        score_sight: Literal["causal", "bidirectional"] = "causal",
+        critic_lora: LoRASettings | None = None,
+        critic_optimization: Optimization = Optimization(),
+        real_clips_weight: float = 0.0,
+        chunks_per_rollout: int = 1,
+        gap_every: int = 10,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        counts = {"generator_every": generator_every, "gap_every": gap_every, "chunks_per_rollout": chunks_per_rollout}
+        require_numbers(counts, 1, whole=True)
+        require_numbers({"real_clips_weight": real_clips_weight}, 0)
+        if score_sight not in ("causal", "bidirectional"):
+            raise ValueError(f"expected score_sight causal or bidirectional, got {score_sight!r}")
+        if chunks_per_rollout > 1 and not (self.causality.local_attn_size and self.sampling.num_initial_latents):
+            raise ValueError(
+                "a rollout that goes on (chunks_per_rollout) needs a window, causality.local_attn_size, and latents "
+                "that a clip starts from, sampling.num_initial_latents"
+            )
+        self.generator_every = generator_every
+        self.chunks_per_rollout = chunks_per_rollout
+        self._going: _Going | None = None
+        self.score_sight = score_sight
+        self.critic_optimization = critic_optimization
+        self.real_clips_weight = real_clips_weight
+        self.gap_every = gap_every
+        self._critic_factories = replace(
+            self._factories, lora=critic_lora, train_backbone=critic_optimization.train_backbone
+        )
+
+    def configure_model(self) -> None:
+        """Build the networks, and the critic, which starts as a teacher of its size, else as the student."""
+        if self._built:
+            return
+        super().configure_model()
+        starts = self._is_fitting and not self._resumes
+        self.critic = self._build_score(self._critic_factories, weights_follow=starts)
+        self.rollouts = SelfRollouts(
+            self.generator, self.causality, self.schedule, self.timesteps, self.sampling.context
+        )
+        if starts:
+            is_teacher = self._teacher_factories.generator is self._factories.generator
+            weights = self.teacher_weights if is_teacher else self.initial_weights
+            weights.load(self.critic.generator, self.critic.action_projection, self.schema)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Train the critic on a clip that the student makes, and every `generator_every` steps the student too.
+
+        What is drawn follows from (seed, epoch, batch_idx, sample_id) alone.
+
+        Returns:
+            `loss`, the sum of both.
+        """
+        self._require_trainable(batch, "train")
+        trains_student = self.trains_student
+        start = self._start_of(batch)
+        clip = self._clip(torch.zeros(len(start.text), *start.shape).to(start.text), start.text, batch, start.num_known)
+        with torch.set_grad_enabled(trains_student):
+            modulation = self._modulation(clip)
+        made = self.make_clip(start, batch, batch_idx, modulation, trains_student)
+        clip = clip._replace(clean=made.clean)
+        loss = self.critic_loss(clip, batch_idx)
+        self.log("train/critic_loss", loss, prog_bar=True)
+        if trains_student:
+            video = made.with_gradient(self.generator, start.text, self.schedule, modulation)
+            student = self.student_loss(clip._replace(clean=video.detach()), video, batch_idx)
+            self.log("train/generator_loss", student, prog_bar=True)
+            loss = loss + student
+            if self.real_clips_weight:
+                loss = loss + self.real_clips_weight * self._real_clips_loss(batch, batch_idx)
+        self._require_finite_loss(loss)
+        return {"loss": loss}
+
+    @property
+    def trains_student(self) -> bool:
+        """Whether the student takes part in the step that comes: the last of each `generator_every`."""
+        return (self.global_step + 1) % self.generator_every == 0
+
+    def make_clip(
+        self, start: Start, batch: Batch, batch_idx: int, modulation: Tensor | None, for_gradient: bool
+    ) -> SelfRollout:
+        """Let the student make a clip, up to an exit step that all ranks draw alike: a new one, or what comes next."""
+        draw = generator_for(self.seed, _EXIT_STREAM, self.current_epoch, batch_idx)
+        exit_step = int(torch.randint(len(self.timesteps), (), generator=draw))
+        going = self._going
+        if going is None or going.num_chunks == self.chunks_per_rollout or len(going.last) != len(start.text):
+            session = self._new_session(start, batch, batch_idx)
+            made = self.rollouts.make(session, start.shape[0], exit_step, modulation, start.initial, for_gradient)
+            num_chunks = 1
+        else:
+            session, num_chunks = going.session, going.num_chunks + 1
+            made = self._next_chunk(going, start, exit_step, modulation, for_gradient)
+        if self.chunks_per_rollout > 1:
+            self._going = _Going(session, made.clean[:, -start.num_known :], num_chunks)
+        return made
+
+    def _new_session(self, start: Start, batch: Batch, batch_idx: int) -> CausalRollout:
+        num_frames, *latent_shape = start.shape
+        seed = mix_seed(self.seed, _ROLLOUT_STREAM, self.current_epoch, batch_idx)
+        samples, text = batch["sample_id"].tolist(), start.text
+        noise = frame_noise(seed, samples, latent_shape, text.device, text.dtype)
+        return self.rollouts.session(text, noise, start.shape[1:], num_frames)
+
+    def _next_chunk(
+        self, going: _Going, start: Start, exit_step: int, modulation: Tensor | None, for_gradient: bool
+    ) -> SelfRollout:
+        """Go on under other actions and prompts; what the rollout ended with stands where a clip's start does."""
+        with torch.no_grad():
+            # It passes the window anew, so that its keys and values are of the weights of now, too.
+            going.session.switch_prompt(start.text)
+        new = None if modulation is None else modulation[:, start.num_known :]
+        made = self.rollouts.make(
+            going.session, start.shape[0] - start.num_known, exit_step, new, for_gradient=for_gradient
+        )
+        return replace(made, clean=torch.cat([going.last, made.clean], dim=1), num_initial=start.num_known)
+
+    def critic_loss(self, clip: Clip, batch_idx: int) -> Tensor:
+        """Flow-matching loss of the critic on a clip that the student made."""
+        noised = self._noised(clip, batch_idx, _CRITIC_STREAM)
+        return denoising_loss(self.critic.velocity(clip, noised), clip, noised, self._counts(clip))
+
+    def student_loss(self, clip: Clip, video: Tensor, batch_idx: int) -> Tensor:
+        """Loss whose gradient moves the student's clip from the critic's distribution to the teacher's.
+
+        Args:
+            clip: The clip, without gradient.
+            video: The same latents, with gradient.
+            batch_idx: Number of the batch.
+        """
+        noised, counts = self._noised(clip, batch_idx, _GENERATOR_STREAM), self._counts(clip)
+        with torch.no_grad():
+            real = self.teacher.clean(clip, noised, self.teacher_guidance)
+            fake = self.critic.clean(clip, noised)
+            gradient = matching_gradient(video, real, fake, self._groups(clip))
+            self._log_gap(clip, noised, score_gap(real, fake, counts))
+        return matching_loss(video, gradient, counts).to(video.dtype)
+
+    def _log_gap(self, clip: Clip, noised: Noised, gap: Tensor) -> None:
+        """Log how far teacher and critic are apart; now and then how far they are where neither sees the actions."""
+        self.log("train/score_gap", gap)
+        if (self.global_step + 1) // self.generator_every % self.gap_every == 0:
+            real, fake = (score.clean(clip, noised, takes_action=False) for score in (self.teacher, self.critic))
+            self.log("train/score_gap_without_actions", score_gap(real, fake, self._counts(clip)))
+
+    def _real_clips_loss(self, batch: Batch, batch_idx: int) -> Tensor:
+        encoded = self._encoded(batch)
+        losses = self.losses.of_training(encoded, self.current_epoch, batch_idx, self.action_dropout_prob)
+        loss = losses.per_sample.mean()
+        self.log("train/real_clips_loss", loss)
+        return loss
+
+    def _noised(self, clip: Clip, batch_idx: int, stream: int) -> Noised:
+        randoms = self._randoms(clip.batch, stream, batch_idx)
+        levels = draw_score_levels(self.schedule, self._groups(clip), randoms).to(clip.clean.device)
+        return with_noise(clip, levels, own_noise(clip.clean.shape[1:], randoms, clip.clean))
+
+    def _groups(self, clip: Clip) -> list[range]:
+        return groups_of(self.score_sight, clip.clean.shape[1], self.causality)
+
+    def _counts(self, clip: Clip) -> Tensor:
+        return frames_that_count(clip.clean.shape[1], clip.num_known, clip.clean.device)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of student and critic each by themselves: one has none in most steps."""
+        if gradient_clip_val is None:
+            return
+        for parameters in self._networks(optimizer):
+            if gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            else:
+                nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def _networks(self, optimizer: Optimizer) -> Sequence[list[nn.Parameter]]:
+        """Parameters of student and critic."""
+        groups = optimizer.param_groups
+        of_critic = [group["name"].startswith(_CRITIC) for group in groups]
+        return [
+            [
+                parameter
+                for group, its in zip(groups, of_critic, strict=True)
+                if its is critic
+                for parameter in group["params"]
+            ]
+            for critic in (False, True)
+        ]
+
+    def _trained_parameters(self) -> dict[str, list[nn.Parameter]]:
+        critic = trained_groups(self.critic.generator, (self.critic.action_projection,), _CRITIC)
+        return {**super()._trained_parameters(), **critic}
+
+    @property
+    def _joint_optimization(self) -> JointOptimization:
+        return JointOptimization({"": self.optimization, _CRITIC: self.critic_optimization})
+
+
+@dataclass(frozen=True)
+class _Going:
+    """A rollout that goes on: its session, its last latents, and how many chunks it has."""
+
+    session: CausalRollout
+    last: Tensor
+    num_chunks: int

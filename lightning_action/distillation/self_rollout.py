@@ -1,0 +1,220 @@
+"""Rollouts of a student in training: those of generation, and the exit step once more with gradient.
+
+The student makes a clip as it will make videos, block by block under its own cache: the same `CausalRollout`, without
+gradient. What a block's loss goes back through is one step alone, the exit step (Self Forcing, Huang et al. 2025,
+arXiv:2506.08009): that step is passed once more, from what it was given then, beside the keys and values that the cache
+held then. So a clip in training is a clip in generation, to the bit, and neither the cache nor the clean pass is part
+of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightning_action.diffusion.flow_matching import FlowMatchSchedule, clean_from_velocity
+from lightning_action.diffusion.noise import NoiseSource
+from lightning_action.diffusion.samplers import Noise, Sampler, Velocity, few_step
+from lightning_action.generation.rollout import CausalRollout, denoised_input, hold
+from lightning_action.generation.sampling import BlockContext
+from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.context import TextCache
+from lightning_action.generator.model import CausalWanModel
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class ExitPass:
+    """What the exit step of a block was given.
+
+    Args:
+        frames: Latent frames of the block in the video.
+        noisy: Block with noise, `[B, block, C, H, W]`.
+        timestep: Noise level of each frame, `[B, block]`; 0 for those that are known.
+        past: Keys and values of each past frame that the block sees.
+        known: Clean latents of the block's first frames, if there are any.
+    """
+
+    frames: range
+    noisy: Tensor
+    timestep: Tensor
+    past: tuple[KeysValues, ...]
+    known: Tensor | None
+
+
+@dataclass(frozen=True)
+class SelfRollout:
+    """A clip that the student made, and what its gradient needs.
+
+    Args:
+        clean: Clean latents, the initial ones first, without gradient, `[B, F, C, H, W]`.
+        exits: Exit step of each block that was generated, in order.
+        num_initial: Number of latent frames that were given.
+    """
+
+    clean: Tensor
+    exits: tuple[ExitPass, ...]
+    num_initial: int
+
+    def with_gradient(
+        self,
+        generator: CausalWanModel,
+        text: Tensor,
+        schedule: FlowMatchSchedule,
+        action_modulation: Tensor | None,
+    ) -> Tensor:
+        """Pass the exit steps once more, with gradient to the generator and to the modulation.
+
+        Args:
+            generator: Student that made the clip.
+            text: Encoded prompts, `[B, L, text_dim]`.
+            schedule: Noise levels.
+            action_modulation: Modulation of all frames of the clip, as in `CausalWanModel.forward`.
+
+        Returns:
+            The clip, `[B, F, C, H, W]`, equal to `clean` but for rounding, and for what exits before the last step of
+            denoising where later blocks see another.
+        """
+        prompt = generator.text_cache(text)
+        start = self.exits[0].frames.start
+        blocks = [self.clean[:, : start - self._first]]
+        for step in self.exits:
+            here = slice(step.frames.start - self._first, step.frames.stop - self._first)
+            modulation = None if action_modulation is None else action_modulation[:, here]
+            blocks.append(_passed_again(generator, step, prompt, schedule, modulation))
+        return torch.cat(blocks, dim=1)
+
+    @property
+    def _first(self) -> int:
+        """Number in the video of the clip's first frame."""
+        return self.exits[-1].frames.stop - self.clean.shape[1]
+
+
+def _passed_again(
+    generator: CausalWanModel, step: ExitPass, text: TextCache, schedule: FlowMatchSchedule, modulation: Tensor | None
+) -> Tensor:
+    velocity = generator.denoise_after(step.past, step.frames, step.noisy, step.timestep, text, modulation)
+    return hold(clean_from_velocity(step.noisy, velocity, schedule.sigma_at(step.timestep)), step.known)
+
+
+class SelfRollouts:
+    """Makes clips with a student as it generates them.
+
+    Args:
+        generator: Student.
+        causality: Block size, window and sink.
+        schedule: Noise levels.
+        timesteps: Timesteps of the student's steps, falling from 1000.
+        context: What later blocks see of a block: its clean keys and values, those of the clean latents that the exit
+            step predicts; or, with `last_step`, those of the last step's noisy input, as in generation, for which
+            every block is denoised to the end wherever the gradient goes.
+    """
+
+    def __init__(
+        self,
+        generator: CausalWanModel,
+        causality: BlockCausality,
+        schedule: FlowMatchSchedule,
+        timesteps: Sequence[float],
+        context: BlockContext = "clean",
+    ) -> None:
+        self.generator = generator
+        self.causality = causality
+        self.schedule = schedule
+        self.timesteps = tuple(timesteps)
+        self.context = context
+
+    @torch.no_grad()
+    def session(
+        self, text: Tensor, noise: NoiseSource, latent_shape: tuple[int, int, int], num_frames: int
+    ) -> CausalRollout:
+        """Begin a rollout of the student, whose blocks are denoised to the end.
+
+        Args:
+            text: Encoded prompts, `[B, L, text_dim]`.
+            noise: Source of noise, see `diffusion.noise.frame_noise`.
+            latent_shape: Shape of one latent frame, (C, H, W).
+            num_frames: Longest video, in latent frames; only matters where the window is unlimited.
+        """
+        sampler = self._sampler(len(self.timesteps))
+        return CausalRollout(
+            self.generator, text, self.causality, sampler, noise, latent_shape, num_frames, context=self.context
+        )
+
+    @torch.no_grad()
+    def make(
+        self,
+        session: CausalRollout,
+        num_frames: int,
+        exit_step: int,
+        action_modulation: Tensor | None = None,
+        initial: Tensor | None = None,
+        for_gradient: bool = True,
+    ) -> SelfRollout:
+        """Generate the next frames of a rollout without gradient, and keep what the exit step of each block was given.
+
+        Args:
+            session: Rollout, fresh or standing after an earlier call.
+            num_frames: Latent frames of this call, the initial ones included.
+            exit_step: Number of the step that gradients go through, from 0 on.
+            action_modulation: Modulation of the frames of this call, as in `CausalWanModel.forward`.
+            initial: Clean latents that a fresh rollout starts with, `[B, F0, C, H, W]`.
+            for_gradient: Whether gradients will be asked for. Without, no keys and values are copied, and no exits
+                kept.
+
+        Raises:
+            ValueError: There is no such step, or the frames are not a whole number of blocks with one to generate.
+        """
+        if not 0 <= exit_step < len(self.timesteps):
+            raise ValueError(f"the exit step is one of 0 to {len(self.timesteps) - 1}, got {exit_step}")
+        start, num_initial = session.block.start, 0 if initial is None else initial.shape[1]
+        if num_initial >= num_frames:
+            raise ValueError(f"of {num_frames} latent frames {num_initial} are given: there is nothing to generate")
+        modulation = None if action_modulation is None else action_modulation.detach()
+        clean, exits, kept = [], [], dict[int, KeysValues]()
+        for block in self.causality.split(num_frames, start):
+            here = slice(block.start - start, block.stop - start)
+            acts = None if modulation is None else modulation[:, here]
+            known = None if initial is None or here.start >= num_initial else initial[:, here]
+            if known is not None and known.shape[1] == len(block):
+                session.append(known, acts)
+                clean.append(known)
+                continue
+            session.write_pending()
+            if for_gradient:
+                kept = self._past(session, block, kept)
+            latents, inputs = self._denoise(session, exit_step, acts, known)
+            clean.append(latents)
+            if for_gradient:
+                exits.append(ExitPass(block, *inputs, tuple(kept.values()), known))
+        return SelfRollout(torch.cat(clean, dim=1), tuple(exits), num_initial)
+
+    def _denoise(
+        self, session: CausalRollout, exit_step: int, modulation: Tensor | None, known: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the next block, and what the exit step was given for it."""
+        inputs: list[tuple[Tensor, float]] = []
+        num_steps = exit_step + 1 if self.context == "clean" else len(self.timesteps)
+
+        def watched(velocity: Velocity, noise: Noise) -> Tensor:
+            def remembered(noisy: Tensor, timestep: float) -> Tensor:
+                inputs.append((noisy, timestep))
+                return velocity(noisy, timestep)
+
+            return self._sampler(num_steps)(remembered, noise)
+
+        clean = session.next_block(modulation, known, watched)
+        return clean, denoised_input(*inputs[exit_step], known)
+
+    def _past(self, session: CausalRollout, block: range, kept: dict[int, KeysValues]) -> dict[int, KeysValues]:
+        """Keys and values of what a block sees, each frame copied once for all blocks of a clip."""
+        frames = [frame for seen in self.causality.past(block) for frame in seen]
+        return {frame: kept[frame] if frame in kept else session.cache.of_frame(frame) for frame in frames}
+
+    def _sampler(self, num_steps: int) -> Sampler:
+        return partial(few_step, timesteps=self.timesteps[:num_steps], schedule=self.schedule)

@@ -1,0 +1,319 @@
+"""Both losses of distribution matching, and which parameters each of them moves, and when."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_action.checkpoints.lora import LoRASettings
+from lightning_action.distillation.dmd import ActionDistillation
+from lightning_action.distillation.score import Clip, own_noise
+from lightning_action.generation.sampling import Sampling
+from lightning_action.generation.video import VideoGenerator
+from lightning_action.generator.causality import BlockCausality
+from lightning_action.optimization import Optimization
+from lightning_action.seeding import mix_seed
+from tests.support.small_distillation import LATENTS, STEPS, data, fitted, state, student, write_teacher
+from tests.support.small_generator import fill
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+def ready(teacher: Path, **changes: Any) -> tuple[ActionDistillation, dict[str, Any]]:
+    """A student, a critic and a teacher that all differ, in float64, and a batch."""
+    settings = {"generator_every": 1, **changes}
+    module = fitted(student(ActionDistillation, teacher, **settings), teacher, max_steps=1).double()
+    module.teacher.double()
+    fill(module.critic, 8, 0.05)
+    fill(module.generator, 9, 0.05)
+    module.log = lambda *args, **kwargs: None  # type: ignore[assignment]
+    module.zero_grad()
+    return module, data().dataset("train").batch([0, 5])
+
+
+def groups(module: ActionDistillation) -> dict[str, list[torch.nn.Parameter]]:
+    assert module.action_projection is not None
+    own = [*module.generator.parameters(), *module.action_projection.parameters()]
+    return {"student": own, "critic": list(module.critic.parameters()), "teacher": list(module.teacher.parameters())}
+
+
+def clip_of(module: ActionDistillation, batch: dict[str, Any], clean: Tensor, num_known: int) -> Clip:
+    return module._clip(clean, module.frozen.text_of(batch, "cpu", clean.dtype), batch, num_known)
+
+
+@pytest.mark.parametrize("sight", ["causal", "bidirectional"])
+@pytest.mark.parametrize("num_initial", [0, 1])
+def test_the_step_is_that_of_a_straightforward_reference(teacher: Path, sight: Any, num_initial: int) -> None:
+    """Loss and gradients of both networks in float64, with guidance of the teacher by actions."""
+    sampling = Sampling(denoising_step_list=STEPS, num_initial_latents=num_initial)
+    settings = {"sampling": sampling, "score_sight": sight, "teacher_action_guidance_scale": 1.5}
+    module, batch = ready(teacher, **settings)
+    found = module.training_step(batch, 3)["loss"]
+    made = module.make_clip(
+        module._start_of(batch),
+        batch,
+        3,
+        module._modulation(clip_of(module, batch, torch.zeros(2, 4, 7, 4, 4).double(), 0)),
+        True,
+    )
+    critic_loss, student_loss = reference(module, batch, made.clean, num_initial)
+    modulation = module._modulation(clip_of(module, batch, made.clean, 0))
+    text = module.frozen.text_of(batch, "cpu", torch.float64)
+    video = made.with_gradient(module.generator, text, module.schedule, modulation)
+    expected = critic_loss + student_loss(video)
+    torch.testing.assert_close(found, expected)
+    trained = [*groups(module)["student"], *groups(module)["critic"]]
+    mine, theirs = (torch.autograd.grad(loss, trained, allow_unused=True) for loss in (found, expected))
+    for ours, other in zip(mine, theirs, strict=True):
+        # Norms are in float32 in any case.
+        torch.testing.assert_close(ours, other, atol=1e-8, rtol=1e-5)
+    moved = [gradient is not None and float(gradient.abs().max()) > 1e-9 for gradient in mine]
+    assert sum(moved) > 0.9 * len(moved)
+
+
+def reference(module: ActionDistillation, batch: dict[str, Any], clean: Tensor, num_initial: int) -> tuple[Tensor, Any]:
+    """From the definition, with the levels and the noise that the module draws."""
+    from lightning_action.distillation.distribution_matching import draw_score_levels
+
+    text = module.frozen.text_of(batch, "cpu", torch.float64)
+    vectors, present = module.schema.encode(batch["action"], LATENTS)
+    bidirectional = module.score_sight == "bidirectional"
+    blocks = [range(LATENTS)] if bidirectional else [range(i, i + 1) for i in range(LATENTS)]
+
+    def noised(stream: int) -> tuple[Tensor, Tensor, Tensor]:
+        randoms = module._randoms(batch, stream, 3)
+        level = draw_score_levels(module.schedule, blocks, randoms)
+        level[:, :num_initial] = 0
+        noise = own_noise(clean.shape[1:], randoms, clean)
+        sigma = (level / 1000)[:, :, None, None, None].double()
+        return (1 - sigma) * clean + sigma * noise, level, noise
+
+    def velocity(score: Any, noisy: Tensor, level: Tensor, acts: bool = True) -> Tensor:
+        modulation = score.action_projection(vectors.double(), present) if acts else None
+        if bidirectional:
+            return score.generator(noisy, level, text, modulation)  # type: ignore[no-any-return]
+        return score.generator.teacher_forcing(clean, noisy, level, text, module.causality, modulation)  # type: ignore[no-any-return]
+
+    noisy, level, noise = noised(24)
+    error = (velocity(module.critic, noisy, level) - (noise - clean)).float()
+    critic_loss = error[:, num_initial:].square().mean()
+
+    def student_loss(video: Tensor) -> Tensor:
+        noisy, level, _ = noised(23)
+        sigma = (level / 1000)[:, :, None, None, None].double()
+        with torch.no_grad():
+            own, null = (velocity(module.teacher, noisy, level, acts) for acts in (True, False))
+            real = noisy - sigma * (own + 0.5 * (own - null))
+            fake = noisy - sigma * velocity(module.critic, noisy, level)
+            dims = (1, 2, 3, 4) if bidirectional else (2, 3, 4)
+            gradient = (fake - real) / (video - real).abs().mean(dim=dims, keepdim=True)
+        aim = (video - gradient).detach()
+        return (video - aim)[:, num_initial:].square().mean() / 2
+
+    return critic_loss, student_loss
+
+
+def test_each_loss_moves_its_own_network(teacher: Path) -> None:
+    module, batch = ready(teacher)
+    clip = clip_of(module, batch, torch.randn(2, LATENTS, 7, 4, 4, dtype=torch.float64), 1)
+    module.critic_loss(clip, 0).backward()
+    has = {name: any(p.grad is not None for p in its) for name, its in groups(module).items()}
+    assert has == {"student": False, "critic": True, "teacher": False}
+    module.zero_grad()
+    video = module.make_clip(module._start_of(batch), batch, 0, module._modulation(clip), True)
+    module.student_loss(
+        clip, video.with_gradient(module.generator, clip.text, module.schedule, module._modulation(clip)), 0
+    ).backward()
+    has = {name: any(p.grad is not None for p in its) for name, its in groups(module).items()}
+    assert has == {"student": True, "critic": False, "teacher": False}
+
+
+class Watch(L.Callback):
+    """Weights before each step, gradients behind the clipping, and what was logged."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Tensor]] = []
+        self.norms: list[dict[str, float]] = []
+        self.logged: list[set[str]] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        self.states.append(state(module))
+
+    def on_before_zero_grad(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        of = {name: [p.grad for p in its if p.grad is not None] for name, its in groups(module).items()}
+        self.norms.append({name: float(torch.nn.utils.get_total_norm(g)) if g else 0.0 for name, g in of.items()})
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        self.logged.append({name for name in trainer.callback_metrics if name.startswith("train/")})
+
+    def moved(self, step: int) -> set[str]:
+        before, after = self.states[step], self.states[step + 1]
+        return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_the_critic_trains_in_every_step_and_the_student_in_every_third(teacher: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    module = student(ActionDistillation, teacher, generator_every=3, gap_every=2)
+    fitted(module, tmp_path, watch, max_steps=7)
+    both = {"generator", "action_projection", "critic"}
+    assert [watch.moved(step) for step in range(6)] == [{"critic"}, {"critic"}, both] * 2
+    assert watch.logged[1] == {"train/critic_loss"}
+    assert watch.logged[2] - watch.logged[1] == {"train/generator_loss", "train/score_gap"}
+    assert watch.logged[5] - watch.logged[2] == {"train/score_gap_without_actions"}
+    first, start = watch.states[0], module.teacher.state_dict()
+    for part in ("", "critic."):
+        assert all(torch.equal(first[f"{part}{name}"], tensor) for name, tensor in start.items())
+
+
+def test_each_network_is_clipped_by_itself(teacher: Path, tmp_path: Path) -> None:
+    found = {}
+    for clip in (None, 0.1, 1e-4):
+        watch = Watch()
+        settings: dict[str, Any] = {"generator_every": 1, "critic_optimization": Optimization(warmup_steps=0)}
+        fitted(student(ActionDistillation, teacher, **settings), tmp_path, watch, max_steps=3, gradient_clip_val=clip)
+        found[clip] = watch.norms[-1]
+    assert found[None]["critic"] > 0.1 > found[None]["student"] > 1e-4
+    assert found[0.1] == pytest.approx({"critic": 0.1, "student": found[0.1]["student"], "teacher": 0}, rel=1e-3)
+    assert found[1e-4] == pytest.approx({"critic": 1e-4, "student": 1e-4, "teacher": 0}, rel=2e-2)
+
+
+def test_a_clip_in_training_is_what_the_student_generates(teacher: Path) -> None:
+    """With what `predict` generates with, for the same noise and the steps up to the exit."""
+    module, batch = ready(teacher, causality=BlockCausality(1, 3, 1))
+    exits = set()
+    for batch_idx in range(6):
+        modulation = module._modulation(clip_of(module, batch, torch.zeros(2, LATENTS, 7, 4, 4).double(), 0))
+        made = module.make_clip(module._start_of(batch), batch, batch_idx, modulation, True)
+        num_steps = int(made.exits[0].timestep[0, 0] != 1000) + 1
+        exits.add(num_steps)
+        sampling = Sampling(
+            denoising_step_list=STEPS[:num_steps], seed=mix_seed(module.seed, 21, module.current_epoch, batch_idx)
+        )
+        videos = VideoGenerator(module.generator, module.causality, sampling, module.schedule)
+        text, latents = (
+            read(batch, "cpu", torch.float64) for read in (module.frozen.text_of, module.frozen.latents_of)
+        )
+        samples = batch["sample_id"].tolist()
+        with torch.no_grad():
+            blocks = list(videos.stream_latents(text, samples, (LATENTS, 7, 4, 4), modulation, latents[:, :1]))
+        assert torch.equal(torch.cat(blocks, dim=1), made.clean)
+    assert exits == {1, 2}
+
+
+def test_blind_scores_do_not_know_the_actions(teacher: Path) -> None:
+    seeing, batch = ready(teacher)
+    blind, _ = ready(teacher, action_blind=True)
+    other = {**batch, "action": -batch["action"]}
+    clean = torch.randn(2, LATENTS, 7, 4, 4, dtype=torch.float64)
+    for module, sees in ((seeing, True), (blind, False)):
+        own, its = (module.critic_loss(clip_of(module, each, clean, 1), 0) for each in (batch, other))
+        assert torch.equal(own, its) != sees
+        assert (module.teacher.action_projection is not None) == sees
+        clips = [
+            module.make_clip(
+                module._start_of(each), each, 0, module._modulation(clip_of(module, each, clean, 1)), False
+            )
+            for each in (batch, other)
+        ]
+        assert not torch.equal(clips[0].clean, clips[1].clean), "the student acts in both"
+
+
+def test_lora_on_both_trains_lora_and_actions_alone(teacher: Path, tmp_path: Path) -> None:
+    watch, lora = Watch(), LoRASettings(rank=2, target_modules=["q", "ffn.0"])
+    settings = {"lora": lora, "critic_lora": lora, "generator_every": 1}
+    frozen = Optimization(lora_learning_rate=0.1, warmup_steps=0, train_backbone=False)
+    module = student(ActionDistillation, teacher, **settings, optimization=frozen, critic_optimization=frozen)
+    fitted(module, tmp_path, watch, max_steps=4)
+    first, last = watch.states[0], watch.states[-1]
+    moved = {name for name in first if not torch.equal(first[name], last[name])}
+    assert all("lora_" in name or "action_projection" in name for name in moved)
+    assert {name for name in first if "lora_" in name} <= moved
+    names = [group["name"] for group in module.trainer.optimizers[0].param_groups]
+    assert names == ["action", "lora", "critic_action", "critic_lora"]
+    loaded = module.teacher.generator.state_dict()["blocks.0.self_attn.q.weight"]
+    assert torch.equal(first["critic.generator.blocks.0.self_attn.q.base_layer.weight"], loaded)
+
+
+def test_real_clips_take_part_if_asked(teacher: Path) -> None:
+    module, batch = ready(teacher)
+    without = module.training_step(batch, 0)["loss"]
+    module.real_clips_weight = 0.5
+    encoded = module._encoded(batch)
+    own = module.losses.of_training(encoded, module.current_epoch, 0, 0.0).per_sample.mean()
+    torch.testing.assert_close(module.training_step(batch, 0)["loss"], without + 0.5 * own)
+
+
+def test_a_student_starts_from_another_run_and_the_critic_from_the_teacher(teacher: Path, tmp_path: Path) -> None:
+    first = fitted(student(ActionDistillation, teacher, generator_every=1), tmp_path, max_steps=2)
+    first.trainer.save_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    watch = Watch()
+    second = fitted(student(ActionDistillation, teacher, start=str(tmp_path)), tmp_path / "second", watch, max_steps=1)
+    begun, left = watch.states[0], state(first)
+    assert all(torch.equal(begun[name], left[name]) for name in left if not name.startswith("critic."))
+    its = second.teacher.state_dict()
+    assert all(torch.equal(begun[f"critic.{name}"], tensor) for name, tensor in its.items())
+    assert not torch.equal(left["critic.generator.head.head.weight"], begun["critic.generator.head.head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"generator_every": 0}, "generator_every"),
+        ({"score_sight": "everything"}, "expected score_sight causal or bidirectional, got 'everything'"),
+        ({"real_clips_weight": -1.0}, "real_clips_weight"),
+    ],
+)
+def test_what_does_not_go_is_refused(teacher: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        student(ActionDistillation, teacher, **changes)
+
+
+@pytest.mark.parametrize("context", ["clean", "last_step"])
+def test_a_rollout_goes_on_under_the_next_batches_actions_and_prompts(teacher: Path, context: Any) -> None:
+    """It is the video that generation makes under these actions, with the prompts switched at the same frames."""
+    steps = [1000.0] if context == "clean" else STEPS
+    settings = {"sampling": Sampling(denoising_step_list=steps, context=context), "chunks_per_rollout": 3}
+    module, _ = ready(teacher, **settings)
+    batches = [data().dataset("train").batch(pair) for pair in ([0, 5], [1, 6], [2, 7], [3, 4])]
+    module._going = None
+    made, modulations = [], []
+    for batch_idx, batch in enumerate(batches):
+        modulations.append(module._modulation(clip_of(module, batch, torch.zeros(2, LATENTS, 7, 4, 4).double(), 1)))
+        made.append(module.make_clip(module._start_of(batch), batch, batch_idx, modulations[-1], True))
+    video = torch.cat([made[0].clean, made[1].clean[:, 1:], made[2].clean[:, 1:]], dim=1)
+    for before, after in zip(made[:2], made[1:3], strict=True):
+        assert torch.equal(after.clean[:, :1], before.clean[:, -1:]) and after.num_initial == 1
+    texts = [module.frozen.text_of(batch, "cpu", torch.float64) for batch in batches]
+    together = torch.cat([modulations[0], modulations[1][:, 1:], modulations[2][:, 1:]], dim=1)
+    sampling = replace(module.sampling, seed=mix_seed(module.seed, 21, module.current_epoch, 0))
+    videos = VideoGenerator(module.generator, module.causality, sampling, module.schedule)
+    first = module.frozen.latents_of(batches[0], "cpu", torch.float64)[:, :1]
+    samples, shape, switches = [0, 5], (10, 7, 4, 4), {4: texts[1], 7: texts[2]}
+    with torch.no_grad():
+        blocks = list(videos.stream_latents(texts[0], samples, shape, together, first, switches=switches))
+    assert torch.equal(torch.cat(blocks, dim=1), video)
+    assert torch.equal(made[3].clean[:, :1], module.frozen.latents_of(batches[3], "cpu", torch.float64)[:, :1])
+    again = made[1].with_gradient(module.generator, texts[1], module.schedule, modulations[1])
+    if context == "clean":
+        torch.testing.assert_close(again, made[1].clean, atol=2e-5, rtol=0)
+    again.sum().backward()
+    assert module.generator.head.head.weight.grad is not None
+
+
+def test_a_rollout_that_goes_on_trains(teacher: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    module = student(ActionDistillation, teacher, generator_every=2, chunks_per_rollout=3)
+    fitted(module, tmp_path, watch, max_steps=6)
+    assert watch.moved(1) == {"generator", "action_projection", "critic"} == watch.moved(3)
+    assert module._going is not None and module._going.num_chunks == 3
+    with pytest.raises(ValueError, match="needs a window"):
+        student(ActionDistillation, teacher, chunks_per_rollout=2, causality=BlockCausality(1))
