@@ -15,7 +15,7 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo demo-pusht distill-demo test test-fast test-unit test-parity test-integration test-gpu lint format bench clean
+.PHONY: help install install-dev demo demo-pusht distill-demo play test test-fast test-unit test-parity test-integration test-browser test-gpu lint format bench clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,18 +46,25 @@ demo-pusht: $(VENV)/.installed-pusht  ## the same from a recording of Push-T, a 
 distill-demo: install  ## distil the run in runs/chance into one, two and four steps, and measure all in one table
 	$(BIN)/python -m benchmarks.distill_demo --run runs/chance --out runs/distill_demo
 
-test: install-dev  ## run all tests; those that need a GPU are skipped without one
+play: $(VENV)/.installed-play $(DEMO_CKPT)  ## steer the demo's world in the browser
+	$(MAIN) play --config $(DEMO) --ckpt_path $(DEMO_CKPT) $(ARGS)
+
+$(DEMO_CKPT):
+	@echo 'Expected a trained demo, found no $@: make demo' >&2; exit 1
+
+test: install-dev  ## run all tests; without a GPU or a chromium those that need one are left out
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 1 $(ARGS)
 
 test-fast: install-dev  ## run unit and parity tests but those marked distributed
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 1 -m '(unit or parity) and not distributed' $(ARGS)
 
-test-unit test-parity test-integration test-gpu: install-dev
+test-unit test-parity test-integration test-browser test-gpu: install-dev
 	$(BIN)/python -m pytest -m $(@:test-%=%) $(ARGS)
 # One line each, for `make help`:
 test-unit:  ## run the tests of single modules
 test-parity:  ## run the comparisons with references
 test-integration:  ## run the end-to-end tests
+test-browser:  ## run the tests of the page, with a headless chromium
 test-gpu:  ## run the tests that need a GPU
 
 lint: install-dev  ## check style, format and types
@@ -83,6 +90,10 @@ $(VENV)/.installed: setup.cfg constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-pusht: setup.cfg constraints.txt | $(BIN)/python
 	$(INSTALL) --editable '.[pusht]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-play: setup.cfg constraints.txt | $(BIN)/python
+	$(INSTALL) --editable '.[data,play]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: setup.cfg constraints.txt | $(BIN)/python

@@ -11,8 +11,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from tests.support.browser import MISSING
+
 TESTS = Path(__file__).resolve().parent
-FOLDERS = ("unit", "parity", "integration", "gpu")
+FOLDERS = ("unit", "parity", "integration", "gpu", "browser")
 
 # Tensors of tests are too small to share out, and threads of several processes would wait for each other: in this one
 # and in those that it starts.
@@ -21,7 +23,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if MISSING is not None:
+        left_out = [item for item in items if TESTS / "browser" in item.path.parents]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
     without_cuda = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
         for folder in FOLDERS:
@@ -29,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(folder)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(without_cuda)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if MISSING is not None:
+        told = f"the tests of the page in a browser were left out: there is {MISSING} (apt-get install chromium)"
+        terminalreporter.write_line(told, yellow=True)
 
 
 @pytest.fixture(autouse=True)

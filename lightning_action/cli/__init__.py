@@ -11,7 +11,7 @@ from lightning_action.cli.mistakes import INTERRUPTED, TRACEBACK_FLAG, report, w
 
 _WITHOUT_TRAINER = {
     verb.replace("_", "-"): (f"lightning_action.cli.{verb}", f"run_{verb}")
-    for verb in ("record", "inspect", "encode", "inverse_dynamics", "export", "evaluate")
+    for verb in ("record", "inspect", "encode", "inverse_dynamics", "export", "evaluate", "play")
 }
 
 
@@ -62,6 +62,10 @@ def run_verb(arguments: list[str]) -> int:
         from lightning_action.cli.compare import run_compare
 
         return 0 if run_compare(rest) else 1
+    if verb == ["replay"]:
+        from lightning_action.cli.replay import run_replay
+
+        return 0 if run_replay(rest) else 1
     if verb and verb[0] in _WITHOUT_TRAINER:
         module, function = _WITHOUT_TRAINER[verb[0]]
         getattr(import_module(module), function)(rest)

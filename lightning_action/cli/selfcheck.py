@@ -42,6 +42,7 @@ EXTRAS = {
     "quantization": ("torchao",),
     "data": ("pyarrow",),
     "env": ("gymnasium",),
+    "play": ("starlette", "uvicorn", "websockets"),
 }
 _REPORT = "selfcheck.json"
 _TEXT_DIM, _TEXT_LEN, _LATENT_DIM = 16, 4, 24

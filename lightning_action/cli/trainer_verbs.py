@@ -50,8 +50,9 @@ _EPILOG = (
     "once, so that `fit` need not; `export`, which writes a trained generator or its actions to files that others "
     "read; `inverse-dynamics`, which trains what reads actions off videos, for `test`; `evaluate`, which says which of "
     "two tested models obeys better, measures videos that other programs made, and writes rollouts for another judge; "
-    "and `compare`, which says what 8 bits change in a trained model. --help after them says more. --traceback, after "
-    "any verb, shows where an error was raised. "
+    "`compare`, which says what 8 bits change in a trained model; `play`, which opens a page where keys drive what a "
+    "trained model generates, and `replay`, which plays a recorded session again, bit for bit. --help after them says "
+    "more. --traceback, after any verb, shows where an error was raised. "
     f"Configurations to begin with are in {shipped_configurations()}. {ALLOW_HELP}"
 )
 

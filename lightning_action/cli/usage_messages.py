@@ -30,6 +30,7 @@ _MISSING_FILE = re.compile(r"File does not exist: '(.+)'")
 VERBS = (
     *("fit", "validate", "test", "predict"),
     *("selfcheck", "record", "inspect", "check", "encode", "inverse-dynamics", "export", "evaluate", "compare"),
+    *("play", "replay"),
 )
 
 

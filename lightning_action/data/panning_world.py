@@ -103,14 +103,14 @@ class PanningCameraWorld(World):
         settings = num_steps, self.hold_probability, self.still_probability, self.slowness
         return torch.stack([draw_held_actions(generator_for(seed, 1), *settings) for seed in seeds])
 
-    def simulate(self, start: PanningStart, actions: Tensor) -> Tensor:
-        """Compute positions of the camera under action rows `[B, T - 1, 2]`: `[B, T, 2]`, frame 0 the start."""
-        positions = [start.position]
+    def go_on(self, path: Tensor, actions: Tensor) -> Tensor:
+        """Compute positions of the camera under action rows `[B, t, 2]` behind those of `path`: `[B, t, 2]`."""
+        positions = [path[:, -1]]
         for action in actions.clamp(-1, 1).unbind(1):
             positions.append((positions[-1] + self.max_speed * action).clamp(*self._reach))
-        return torch.stack(positions, dim=1)
+        return torch.stack(positions, dim=1)[:, 1:]
 
-    def render(self, start: PanningStart, positions: Tensor) -> Tensor:
+    def render(self, start: PanningStart, positions: Tensor, first_frame: int = 0) -> Tensor:
         """Render video `[B, T, 3, H, W]` in [-1, 1] seen from `positions` `[B, T, 2]`."""
         return torch.stack([self._view(ground, places) for ground, places in zip(start.ground, positions, strict=True)])
 

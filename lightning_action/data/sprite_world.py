@@ -150,23 +150,24 @@ class MovingSpriteWorld(World):
         """Draw action rows, held for some pixel frames each: `[B, num_steps, 2]`, or `[B, num_steps, 1]` discrete."""
         return torch.stack([self._sample_actions_one(generator_for(seed, 1), num_steps) for seed in seeds])
 
-    def simulate(self, start: WorldStart, actions: Tensor) -> Tensor:
-        """Compute positions of the sprite under action rows `[B, T - 1, ...]`: `[B, T, 2]`, frame 0 the start."""
+    def go_on(self, path: Tensor, actions: Tensor) -> Tensor:
+        """Compute positions of the sprite under action rows `[B, t, ...]` behind those of `path`: `[B, t, 2]`."""
         low = torch.tensor(self.sprite_radius)
         high = self._sides - low
-        positions, last_move = [start.position], torch.zeros(())
+        positions, last_move = [path[:, -1]], path[:, -1] - path[:, -2:][:, 0]
         for velocity in self._velocities(actions).unbind(1):
             move = velocity if self.inertia == 0 else self.inertia * last_move + (1 - self.inertia) * velocity
             positions.append((positions[-1] + move).clamp(low, high))
             last_move = positions[-1] - positions[-2]
-        return torch.stack(positions, dim=1)
+        return torch.stack(positions, dim=1)[:, 1:]
 
-    def render(self, start: WorldStart, positions: Tensor) -> Tensor:
-        """Render video `[B, T, 3, H, W]` in [-1, 1] of the sprite at `positions` `[B, T, 2]`."""
+    def render(self, start: WorldStart, positions: Tensor, first_frame: int = 0) -> Tensor:
+        """Render video `[B, T, 3, H, W]` in [-1, 1] of the sprite at `positions` `[B, T, 2]`, from a frame on."""
         frames = start.background[:, None].expand(-1, positions.shape[1], -1, -1, -1)
         if self.second_object:
             color = torch.tensor(SECOND_COLOR).expand(len(frames), 3)
-            frames = paint(frames, self._second_positions(start, positions.shape[1]), color, self.second_radius)
+            places = self._second_positions(start, first_frame + positions.shape[1])[:, first_frame:]
+            frames = paint(frames, places, color, self.second_radius)
         if len(set(start.shape)) == 1:
             return self._paint_sprites(frames, positions, start.color, start.shape[0])
         video = torch.empty(frames.shape)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
@@ -29,13 +30,21 @@ class World(ABC):
     def sample_actions(self, seeds: Sequence[int], num_steps: int) -> Tensor:
         """Draw action rows, `[B, num_steps, columns]`."""
 
-    @abstractmethod
     def simulate(self, start: Any, actions: Tensor) -> Tensor:
         """Compute positions in pixels under action rows `[B, T - 1, columns]`: `[B, T, 2]`, frame 0 the start."""
+        path: Tensor = start.position[:, None]
+        return torch.cat([path, self.go_on(path, actions)], dim=1)
 
     @abstractmethod
-    def render(self, start: Any, positions: Tensor) -> Tensor:
-        """Render video `[B, T, 3, H, W]` in [-1, 1] at `positions` `[B, T, 2]`."""
+    def go_on(self, path: Tensor, actions: Tensor) -> Tensor:
+        """Compute where action rows `[B, t, columns]` lead behind positions so far, `[B, T, 2]`: `[B, t, 2]`.
+
+        The last two positions say all that matters.
+        """
+
+    @abstractmethod
+    def render(self, start: Any, positions: Tensor, first_frame: int = 0) -> Tensor:
+        """Render video `[B, T, 3, H, W]` in [-1, 1] at `positions` `[B, T, 2]`, the first of them at `first_frame`."""
 
     @abstractmethod
     def locate(self, start: Any, video: Tensor) -> tuple[Tensor, Tensor]:

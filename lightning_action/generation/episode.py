@@ -13,6 +13,7 @@ from lightning_action.action.conditioning import ActionConditioning
 from lightning_action.action.schema import ActionSchema
 from lightning_action.diffusion.noise import NoiseSource
 from lightning_action.frozen.interfaces import CodecStream
+from lightning_action.generation.clock import Clock
 from lightning_action.generation.rollout import CausalRollout
 from lightning_action.generation.video import block_pixels
 from lightning_action.generator.causality import BlockCausality
@@ -67,6 +68,12 @@ class Episode:
         self._held = self._nothing = Held(rollout.nothing)
         self._predicted: _Predicted | None = None
         self._last_is_known = self._all_are_known = True
+        self._clock = Clock(rollout.nothing.device)
+
+    @property
+    def block_seconds(self) -> dict[str, float]:
+        """Seconds that `generate` and `decode` took of the block that was predicted last; waits for the device."""
+        return {stage: sum(pieces) for stage, pieces in self._clock.seconds().items()}
 
     @property
     def causality(self) -> BlockCausality:
@@ -153,13 +160,16 @@ class Episode:
         self.write_pending()
         held, decoder = self._held, self._decoder.copy()
         num_held = held.latents.shape[1]
-        latents = self._rollout.next_block(modulation, held.latents if num_held else None)
+        clock = Clock(self._nothing.latents.device)
+        generate, decode = clock.timed("generate", self._rollout.next_block), clock.timed("decode", self._decode)
+        latents = generate(modulation, held.latents if num_held else None)
         self._held, self._last_is_known = self._nothing, False
         if self._rollout.is_pending:
             self._predicted = _Predicted(held, decoder)
         else:
             self._all_are_known = False
-        return self._decode(latents[:, num_held:])
+        self._clock = clock
+        return decode(latents[:, num_held:])
 
     def replace(self, latents: Tensor, rows: Tensor, encoder: CodecStream) -> Tensor:
         """Take known latents from `uncertain` on, in place of what was predicted; otherwise as `follow`."""

@@ -292,6 +292,11 @@ class WorldSession:
         """Latent frame at which the next block begins."""
         return self._require_worlds().block.start
 
+    @property
+    def block_seconds(self) -> dict[str, float]:
+        """Seconds that `generate` and `decode` took of the block that was predicted last; none before it."""
+        return self._require_worlds().block_seconds
+
     def close(self) -> None:
         """Free the memory of the worlds; nothing can be done with them any more."""
         self._episode, self._rows, self._is_closed = None, [], True

@@ -1,1 +1,1 @@
-"""Generated worlds to act in: for people, for policies, and for planners."""
+"""Generated worlds to act in: for people in a browser, for policies, and for planners."""

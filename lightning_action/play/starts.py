@@ -47,10 +47,19 @@ def starts_of_run(
         ValueError: The data has no clips.
     """
     data = build_datamodule(config, allow)
-    if not isinstance(data, ClipData):
-        raise ValueError(f"{type(data).__name__} has no clips that a world could begin at: give starts yourself")
     data.prepare_data()
     data.setup("test")
+    return starts_of_data(data, split, num_latents, temporal_compression_ratio)
+
+
+def starts_of_data(data: object, split: Split, num_latents: int, temporal_compression_ratio: int) -> Starts:
+    """Make starts of data that has been set up, as `starts_of_run`.
+
+    Raises:
+        ValueError: The data has no clips.
+    """
+    if not isinstance(data, ClipData):
+        raise ValueError(f"{type(data).__name__} has no clips that a world could begin at: give starts yourself")
     clips = data.clips(split)
     if not clips:
         raise ValueError(f"{type(data).__name__} has no clip in its split {split!r}: choose another split")

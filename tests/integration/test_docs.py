@@ -9,7 +9,7 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,12 @@ import torch
 from PIL import Image
 
 from benchmarks import _gpu_bench, gpu
+from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.cli import main, selfcheck
+from lightning_action.cli import play as play_verb
+from lightning_action.play.action_map import read_action_map
+from lightning_action.play.live_world import LiveWorld
+from lightning_action.play.server import PlayServer
 from lightning_action.weights.safetensors_files import write_safetensors
 from tests.support.wan_release import VERSIONS, small_arguments, small_model, write_release
 from tests.support.written_videos import LEROBOT, numbered_frames, write_video
@@ -99,6 +104,7 @@ def run_page(page: Path, folder: Path) -> None:
 
 def run_command(words: list[str], folder: Path, patched: pytest.MonkeyPatch) -> None:
     words = [word.replace("/path/to", str(folder / "path_to")) for word in words]
+    patched.setattr(play_verb, "serve", play_for_a_moment)
     if words[:3] == ["python", "main.py", "selfcheck"]:
         patched.setattr(selfcheck, "measure", partial(selfcheck.measure, sizes=FEW_STEPS))
         main(words[2:])
@@ -124,6 +130,18 @@ def run_command(words: list[str], folder: Path, patched: pytest.MonkeyPatch) -> 
         assert words[0] == "tensorboard" or (words[0] == "make" and words[1] in makefile_targets()), words
 
 
+def play_for_a_moment(server: PlayServer, host: str, listening: object, loading: Callable[[], None]) -> None:
+    """In place of a server that nobody would end: a world of three blocks, recorded if so asked."""
+    loading()
+    playground = server.playground
+    assert playground is not None
+    world = LiveWorld(playground.stage, playground.new_observer and playground.new_observer())
+    world.reset(0)
+    for _ in range(3):
+        world.step(playground.action_map.row([(0, 1.0)]))
+    world.close()
+
+
 def small(verb: str, *arguments: str) -> list[str]:
     """The same command with sizes, steps and devices that take seconds."""
     if verb == "inverse-dynamics":
@@ -132,7 +150,7 @@ def small(verb: str, *arguments: str) -> list[str]:
         return [verb, *arguments, *SMALL_LEROBOT[verb]]
     if verb == "evaluate" and "--config" in arguments:
         return [verb, *arguments, "--data.test_size=3", "--data.predict_size=3"]
-    if verb in ("check", "export", "record", "inspect", "evaluate") or "help" in arguments[-1]:
+    if verb in ("check", "export", "record", "inspect", "evaluate", "replay") or "help" in arguments[-1]:
         return [verb, *arguments]
     released = [config for config in reversed(VERSIONS) if f"configs/{config}.yaml" in arguments]
     is_own = any(name in argument for argument in arguments for name in ("own_actions", "my_videos", "/latents.yaml"))
@@ -158,8 +176,11 @@ def run_python(text: str, page: Path) -> None:
 
 
 def parse_yaml(text: str, folder: Path) -> None:
-    """It is a configuration that stacks on the demo's."""
+    """It is a configuration that stacks on the demo's, or a map of its actions."""
     (folder / "block.yaml").write_text(text)
+    if "\ncontrols:" in text:
+        read_action_map(folder / "block.yaml", ActionSchema([ActionPart("move", "continuous", 2)]))
+        return
     with pytest.raises(SystemExit) as stopped, redirect_stdout(io.StringIO()):
         main(["fit", "--config", "configs/demo.yaml", "--config", "block.yaml", "--print_config"])
     assert stopped.value.code == 0

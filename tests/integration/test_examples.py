@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 
+from tests.support.live_server import serving
 from tests.support.short_fits import events
+from tests.support.simulated_session import simulated_stage
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 SCALARS = {
@@ -28,7 +31,7 @@ OF_PAGES = {"plan": "live.md"}
 
 
 def test_every_example_is_run() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == SCALARS.keys() | OF_PAGES.keys()
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == SCALARS.keys() | OF_PAGES.keys() | {"remote_player"}
     for name, page in OF_PAGES.items():
         assert f"python docs/examples/{name}.py" in (EXAMPLES.parent / page).read_text()
 
@@ -51,3 +54,16 @@ def test_example_imports_nothing_of_ours_but_the_callbacks(name: str) -> None:
     assert {module for module in modules if module.split(".")[0] == "lightning_action"} == {
         "lightning_action.callbacks"
     }
+
+
+def test_a_program_plays_over_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "last.png"
+    with serving(simulated_stage(), token="a-secret-of-mine") as running:
+        address = f"{running.address}/?token=a-secret-of-mine"
+        monkeypatch.setattr(sys, "argv", ["remote_player.py", address, "--blocks", "3", "--output", str(output)])
+        runpy.run_path(str(EXAMPLES / "remote_player.py"), run_name="__main__")
+    assert "controls: ['→'" in capsys.readouterr().out
+    with Image.open(output) as picture:
+        assert picture.size == (28, 20)

@@ -17,23 +17,32 @@ import torch
 import yaml
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.data import DataLoader, TensorDataset
+from websockets.exceptions import InvalidStatus
 
-from lightning_action import ActionCausalInferencePipeline, EnvironmentDataModule, load_run
+from lightning_action import ActionCausalInferencePipeline, ActionSchema, EnvironmentDataModule, load_run
+from lightning_action.atomic import write_json
 from lightning_action.callbacks import EMA
 from lightning_action.checkpoints.adapter import read_adapter
 from lightning_action.cli.check import run_check
 from lightning_action.cli.export import run_export
+from lightning_action.cli.play import run_play
+from lightning_action.cli.replay import run_replay
 from lightning_action.cli.trainer_verbs import require_strategy_for, run
 from lightning_action.data.action_file import read_actions
 from lightning_action.data.lerobot import LeRobotDataModule
 from lightning_action.data.video_folder import VideoFolderDataModule
 from lightning_action.distributed.fsdp2 import FSDP2Strategy
+from lightning_action.play.action_map import read_action_map
+from lightning_action.play.recording import CONFIG_FILE, ROWS_FILE, SESSION_FILE, read_session
 from lightning_action.recordings.local_folder import LocalFolder
 from lightning_action.run import load_averages
 from lightning_action.weights.generator_file import read_generator
 from lightning_action.weights.low_rank import read_low_rank
+from lightning_action.weights.safetensors_files import write_safetensors
 from lightning_action.weights.tensor_files import read_tensors
+from tests.support.live_server import next_notice, serving
 from tests.support.malice import POISONS, Touches, poison_tensors
+from tests.support.simulated_session import simulated_stage
 from tests.support.two_parts import TwoParts
 from tests.support.written_run import CONFIG, as_folder, write_run
 from tests.support.written_videos import lerobot_copy
@@ -55,6 +64,9 @@ ROWS = [
     "a picture",
     "videos of another program",
     "a report",
+    "a recorded session",
+    "a map of actions",
+    "an address of a page",
     "a folder with a text encoder",
 ]
 Poison = Callable[[Path, Path], None]
@@ -166,7 +178,19 @@ def fit_like(verb: str) -> Callable[[Path, Path], Any]:
     return lambda config, path: run([verb, f"--config={config}", f"--ckpt_path={path}"])
 
 
+def recorded(config: Path) -> Path:
+    """A session that was recorded with a configuration."""
+    folder = config.parent / "session"
+    (folder / "meta" / "play").mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / ROWS_FILE, {"000000": torch.zeros(4, 2)}, {})
+    (folder / CONFIG_FILE).write_text(config.read_text())
+    write_json(folder / SESSION_FILE, {"format": 1, "provenance": {}, "episodes": []})
+    return folder
+
+
 READERS: dict[str, Callable[[Path, Path], Any]] = {
+    "play": lambda config, path: run_play([f"--config={config}", f"--ckpt_path={path}", "--port=0"]),
+    "replay": lambda config, path: run_replay([str(recorded(config)), f"--ckpt_path={path}"]),
     **{verb: fit_like(verb) for verb in ("fit", "validate", "test", "predict")},
     "check": lambda config, path: run_check([f"--config={config}"]),
     "export": lambda config, path: run_export(
@@ -271,3 +295,30 @@ def test_data_that_points_outside_its_folder(tmp_path: Path, kind: str) -> None:
         return
     with pytest.raises(ValueError, match="leads out of"):
         data.setup("fit")
+
+
+def test_a_recorded_session(tmp_path: Path, marker: Path) -> None:
+    """Its configuration is read as any other, above; its rows are no pickle."""
+    folder = recorded(write_run(tmp_path)[0])
+    assert not read_session(folder).episodes
+    (folder / ROWS_FILE).write_bytes(pickle.dumps(Touches(marker)))
+    with pytest.raises(ValueError, match="is no whole recorded session"):
+        read_session(folder)
+    assert not marker.exists()
+
+
+def test_a_map_of_actions(tmp_path: Path, marker: Path) -> None:
+    (tmp_path / "map.yaml").write_text(f"controls: !!python/object/apply:os.system ['touch {marker}']\n")
+    with pytest.raises(ValueError, match="map.yaml is no action map"):
+        read_action_map(tmp_path / "map.yaml", ActionSchema())
+    assert not marker.exists()
+
+
+def test_an_address_of_a_page() -> None:
+    """Forms and sizes of messages, tokens and origins: tests/unit/play."""
+    with serving(simulated_stage(), token="a-secret-of-mine", max_sessions=1) as running:
+        for headers in ({}, {"Authorization": "Bearer guessed"}, {"Origin": "http://evil.example"}):
+            with pytest.raises(InvalidStatus, match="HTTP 403"), running.connect(**headers):
+                pass
+        with running.connect(Authorization="Bearer a-secret-of-mine") as client:
+            assert next_notice(client, "hello")["max_message"] == 4096

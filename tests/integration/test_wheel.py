@@ -124,6 +124,15 @@ def test_a_fit_from_an_empty_folder(environment: Path, tmp_path: Path) -> None:
     assert list(tmp_path.rglob("generator.safetensors"))
 
 
+def test_the_page_of_play_is_there(environment: Path, tmp_path: Path) -> None:
+    folder = "(files('lightning_action.play') / 'page')"
+    code = f"from importlib.resources import files; print(*sorted(file.name for file in {folder}.iterdir()))"
+    pages = run(environment / "bin" / "python", "-c", code, folder=tmp_path).split()
+    assert pages == sorted(path.name for path in (ROOT / "lightning_action" / "play" / "page").iterdir())
+    told = run(environment / "bin" / "lightning-action", "play", folder=tmp_path, code=2)
+    assert "play needs starlette: pip install 'lightning_action[play]'" in told
+
+
 def test_selfcheck_passes_and_says_what_is_missing(environment: Path, tmp_path: Path) -> None:
     printed = run(environment / "bin" / "python", "-m", "lightning_action", "selfcheck", folder=tmp_path)
     assert "all checks passed" in printed and all(f"{name} missing" in printed for name in OPTIONAL)

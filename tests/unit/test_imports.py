@@ -47,7 +47,7 @@ RULES = (
     "ranges < optimization",
     "module < distillation",
     "module, configuration < run < pipeline, play",
-    "generation, data < play",
+    "generation, data, recordings, evaluation < play < cli",
     "run, batch_checks < cli < __main__",
 )
 # Reading a stranger's shards is the one thing that callbacks, which must stand alone, and the package both do; verbs
@@ -72,6 +72,7 @@ WITH_LIGHTNING = {
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 # Slow to import or in an extra: only inside the function that needs them.
 DEFERRED = {"diffusers", "transformers", "ftfy", "gymnasium", "peft", "pyarrow", "torchao", "torchvision"}
+DEFERRED |= {"starlette", "uvicorn", "websockets"}
 # An environment is a class of gymnasium's; nobody imports these modules but by their names.
 WHOLLY_OPTIONAL = {PACKAGE / "play" / "environment.py": "gymnasium"}
 # typing_extensions stands for newer typing of the standard library; torch and lightning need it anyway.

@@ -106,3 +106,12 @@ def test_the_data_module_takes_it() -> None:
 def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(arguments))}|map_size"):
         world_of(**arguments)
+
+
+def test_a_camera_that_goes_on_in_pieces_takes_the_whole_way() -> None:
+    world = world_of()
+    start, actions, positions, video = played(world, [3, 1, 4])
+    begun = positions[:, :4]
+    more = world.go_on(begun, actions[:, 3:])
+    assert torch.equal(more, positions[:, 4:])
+    assert torch.equal(world.render(start, more, 4), video[:, 4:])

@@ -510,3 +510,17 @@ def test_the_second_object_takes_other_courses_at_random_and_keeps_its_speed() -
 def test_settings_of_richer_worlds_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments)).rstrip("s")):
         rich_world(**arguments)
+
+
+@pytest.mark.parametrize("action_kind", ["continuous", "discrete"])
+def test_a_world_that_goes_on_in_pieces_is_the_whole_one(action_kind: str) -> None:
+    world = world_of(action_kind=action_kind, inertia=0.4, second_object=True, second_turn_probability=0.3)
+    start, actions, positions, video = played(world, SEEDS, 9)
+    path = start.position[:, None]
+    for piece in (1, 3, 5):
+        more = world.go_on(path, actions[:, path.shape[1] - 1 :][:, :piece])
+        shown = world.render(start, more, path.shape[1])
+        assert torch.equal(shown, video[:, path.shape[1] :][:, :piece])
+        path = torch.cat([path, more], dim=1)
+    assert torch.equal(path, positions)
+    assert not torch.equal(world.render(start, positions[:, 4:]), video[:, 4:])

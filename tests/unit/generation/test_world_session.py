@@ -415,6 +415,17 @@ def test_what_cannot_be_is_refused() -> None:
             late()
 
 
+def test_the_parts_of_the_last_block_are_timed() -> None:
+    module, frames, rows = worlds(3)
+    session = module.open_session(2)
+    session.reset(frames[:, :1], PROMPTS)
+    assert session.block_seconds == {}
+    for _ in range(2):
+        session.step_block(rows[:, :4])
+        assert list(session.block_seconds) == ["generate", "decode"]
+        assert all(0 < seconds < 60 for seconds in session.block_seconds.values())
+
+
 @pytest.mark.parametrize("causality", [BlockCausality(1, 4, 1), BlockCausality(2, 5, 1), BlockCausality(1, 4)])
 def test_relative_positions_begin_to_matter_when_frames_leave_the_window(causality: BlockCausality) -> None:
     module, frames, rows = worlds(16, causality=causality)

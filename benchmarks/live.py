@@ -1,0 +1,219 @@
+"""How long a player waits for pixels: several sessions of one model on one device, over real connections.
+
+`benchmarks/README.md` says what each figure means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from socket import create_server
+from statistics import median
+from threading import Thread
+from typing import Any, NamedTuple
+
+import torch
+
+from lightning_action import (
+    ActionModulationProjection,
+    ActionVideoModule,
+    BlockCausality,
+    CausalWanModel,
+    HashingTextEncoder,
+    LinearVideoCodec,
+    MovingSpriteWorld,
+    Sampling,
+    SpriteDataModule,
+    load_run,
+)
+from lightning_action.atomic import write_json
+from lightning_action.play.access import Access
+from lightning_action.play.action_map import default_map
+from lightning_action.play.generated import PlaySettings, stage_of, warm_up
+from lightning_action.play.live_world import Stage
+from lightning_action.play.server import Playground, PlayServer, new_server
+from lightning_action.run import build_datamodule
+
+SESSIONS = (1, 2, 4, 8)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def toy_stage() -> Stage:
+    """An untrained model of the demo's world: as much happens as in a trained one of its size."""
+    data = SpriteDataModule(MovingSpriteWorld(image_size=16, sprite_radius=3.0), num_latents=5, test_size=8)
+    module = ActionVideoModule(
+        lambda: CausalWanModel(24, 32, 2, 2, in_dim=7, out_dim=7, freq_dim=10, text_dim=6, text_len=4),
+        lambda: HashingTextEncoder(6, 4),
+        lambda: LinearVideoCodec(7, patch_size=4),
+        lambda action_dim, dim: ActionModulationProjection(action_dim, dim, hidden_dim=20),
+        schema=data.action_schema,
+        causality=BlockCausality(1, 5, 1),
+        sampling=Sampling(num_inference_steps=2),
+    )
+    module.frozen.vae.fit(data.codec_videos(8))  # type: ignore[attr-defined]
+    module.configure_model()
+    return stage_of(module.eval(), data, PlaySettings(), {})
+
+
+def stage_of_run(config: Sequence[str], ckpt_path: str, device: str) -> Stage:
+    """A trained run."""
+    module, data = load_run(list(config), ckpt_path), build_datamodule(list(config))
+    data.prepare_data()
+    data.setup("test")
+    module.frozen.load()
+    return stage_of(module.to(device), data, PlaySettings(), {})  # type: ignore[arg-type]
+
+
+@contextmanager
+def serving(stage: Stage, max_sessions: int) -> Iterator[tuple[PlayServer, int]]:
+    """A server in a thread of this process."""
+    listening = create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    server = PlayServer(Access(None, port), max_sessions, playground=Playground(stage, default_map(stage.schema)))
+    uvicorn = new_server(server.app())
+    thread = Thread(target=uvicorn.run, args=([listening],), daemon=True)
+    thread.start()
+    try:
+        yield server, port
+    finally:
+        uvicorn.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def players(port: int, count: int, seconds: float) -> Iterator[None]:
+    """Several players in processes of their own, who would otherwise take the time of what is measured."""
+    command = [sys.executable, "-m", "benchmarks._live_player", str(port)]
+    started = [subprocess.Popen([*command, str(seed), str(seconds)], cwd=ROOT) for seed in range(count)]
+    try:
+        yield
+        failed = [process.wait(seconds + 120) for process in started]
+        if any(failed):
+            raise RuntimeError(f"players have failed: {failed}")
+    finally:
+        for process in started:
+            process.kill()
+
+
+def measure(stage: Stage, sessions: int, seconds: float) -> dict[str, Any]:
+    """Median and 95th percentile of each part in milliseconds, and frames of a second that each player is shown."""
+    with serving(stage, sessions) as (server, port):
+        rates: list[float] = []
+        with players(port, sessions, seconds):
+            wait_for(server, sessions)
+            while server.num_sessions == sessions:
+                time.sleep(0.5)
+                rates += [rate for each in list(server._players) if (rate := each.frames_per_second())]
+        quantiles = server.latencies.quantiles()
+    milliseconds = {part: [1000 * each for each in pair] for part, pair in quantiles.items()}
+    return {"sessions": sessions, "frames_per_second": median(rates), "milliseconds": milliseconds}
+
+
+def wait_for(server: PlayServer, sessions: int) -> None:
+    """Wait until so many players have come."""
+    while server.num_sessions < sessions:
+        time.sleep(0.05)
+
+
+class Sample(NamedTuple):
+    """What was seen at a second: memory, median latency in seconds, and what was computed for so many blocks."""
+
+    second: float
+    memory_mb: float
+    latency: float
+    computed: float
+    blocks: int
+
+
+def memory_mb() -> float:
+    """Memory that this process holds."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+
+def soak(stage: Stage, seconds: float, every: float = 1.0) -> dict[str, Any]:
+    """Step for a long time, and compare the last tenth with the first: memory, and what a block takes."""
+    times: list[Sample] = []
+
+    def look(server: PlayServer, begun: float) -> None:
+        quantiles = server.latencies.quantiles()
+        if "pixels" in quantiles:
+            blocks = sum(player.num_blocks for player in list(server._players))
+            now = time.monotonic() - begun
+            times.append(Sample(now, memory_mb(), quantiles["pixels"][0], time.process_time(), blocks))
+
+    with serving(stage, 1) as (server, port), players(port, 1, seconds):
+        wait_for(server, 1)
+        begun = time.monotonic()
+        while time.monotonic() - begun < seconds:
+            time.sleep(every)
+            look(server, begun)
+    return soaked(times, seconds)
+
+
+def soaked(times: Sequence[Sample], seconds: float) -> dict[str, Any]:
+    """Ratios of the last tenth to the first one, of which the first half warms up."""
+    first = [each for each in times if 0.05 * seconds <= each.second < 0.1 * seconds]
+    last = [each for each in times if each.second >= 0.9 * seconds and each.blocks]
+    memory = [median(each.memory_mb for each in part) for part in (first, last)]
+    latency = [median(each.latency for each in part) for part in (first, last)]
+    computed = [(part[-1].computed - part[0].computed) / (part[-1].blocks - part[0].blocks) for part in (first, last)]
+    return {
+        "seconds": seconds,
+        "memory_last_to_first": memory[1] / memory[0],
+        "computed_last_to_first": computed[1] / computed[0],
+        "latency_last_to_first": latency[1] / latency[0],
+        "memory_mb": memory[1],
+        "latency_ms": 1000 * latency[1],
+    }
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Lines of a table in Markdown."""
+    parts = ("generate", "decode", "encode", "send", "pixels", "key")
+    head = ["sessions", "frames a second", *parts]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for result in results:
+        cells = [
+            f"{median_:.0f} / {tail:.0f}" if part in result["milliseconds"] else "-"
+            for part in parts
+            for median_, tail in [result["milliseconds"].get(part, (0, 0))]
+        ]
+        lines.append(f"| {result['sessions']} | {result['frames_per_second']:.1f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--config", action="append", help="configuration of a run; default: an untrained toy")
+    add("--ckpt_path", help="checkpoint of the run")
+    add("--device", default="cpu")
+    add("--sessions", type=int, nargs="*", default=list(SESSIONS))
+    add("--seconds", type=float, default=30.0, help="for each number of sessions")
+    add("--soak_minutes", type=float, default=0.0, help="one session for so long: do memory and latency stay?")
+    add("--json", type=Path, help="file of the figures")
+    add("--tiny", action="store_true", help="seconds: shows that everything runs; its figures mean nothing")
+    options = parser.parse_args(args)
+    sessions, seconds = ([1, 2], 6.0) if options.tiny else (options.sessions, options.seconds)
+    stage = stage_of_run(options.config, options.ckpt_path, options.device) if options.config else toy_stage()
+    warm_up(stage)
+    print(f"{torch.get_num_threads()} threads, {options.device}", file=sys.stderr)
+    result: dict[str, Any] = {"live": [measure(stage, count, seconds) for count in sessions]}
+    print(table(result["live"]))
+    minutes = 0.2 if options.tiny else options.soak_minutes
+    if minutes:
+        result["soak"] = soak(stage, 60 * minutes, 0.2 if options.tiny else 1.0)
+        print("\n".join(f"{name}: {value:.3f}" for name, value in result["soak"].items()))
+    if options.json is not None:
+        write_json(options.json, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""`play`: a page in the browser, where keys, a pad, a gamepad or the mouse drive what a trained model generates."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
+from pathlib import Path
+from threading import Thread
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_action.cli.mistakes import UsageError
+from lightning_action.cli.parts import parse_parts
+from lightning_action.cli.playable import (
+    PlayableCLI,
+    load_stage,
+    require_playable,
+    settings_of,
+    told_on_stderr,
+)
+from lightning_action.configuration.ckpt_path import require_checkpoint
+from lightning_action.data.split_data import SplitDataModule
+from lightning_action.play.access import Access, choose_token
+from lightning_action.play.action_map import ActionMap, default_map, read_action_map
+from lightning_action.play.generated import PlaySettings
+from lightning_action.play.live_world import Observer, Stage
+from lightning_action.play.recording import SessionRecording, require_recordable
+from lightning_action.play.server import Playground, PlayServer, new_server
+from lightning_action.ranges import require_numbers
+
+OF_THE_SERVER = (
+    *("host", "port", "token", "max_sessions"),
+    *("action_map", "key_strength", "record", "log_dir"),
+)
+
+
+class PlayCLI(PlayableCLI):
+    """Adds where the page is, who may play, and what is kept."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        add = parser.add_argument
+        add("--host", type=str, default="127.0.0.1", help="Address that is listened at; 0.0.0.0 lets others in.")
+        add("--port", type=int, default=8000, help="Port; 0 takes a free one.")
+        add(
+            "--token",
+            type=str | None,
+            default=None,
+            help="What players must show; default: none on this machine alone, else a new one, which is printed.",
+        )
+        add("--action_map", type=str | None, default=None, help="YAML file of what is held and what it does.")
+        add("--key_strength", type=float, default=0.5, help="Share of the way to a bound that a key goes, by default.")
+        add("--max_sessions", type=int, default=4, help="Largest number of players at a time.")
+        add("--record", type=str | None, default=None, help="Folder in which each session is recorded.")
+        add("--log_dir", type=str | None, default=None, help="Folder of a TensorBoard run of the latencies.")
+
+
+def run_play(args: Sequence[str]) -> None:
+    """Open a page on which a trained model is played: `--config` and `--ckpt_path` name the run.
+
+    The page is there at once and shows how far the loading is. Ctrl-C ends it.
+    """
+    require_extra()
+    cli = parse_parts(PlayCLI, "play", run_play.__doc__, args)
+    config = cli.config
+    require_checkpoint("play", config.ckpt_path)
+    data = require_playable(cli.model, cli.datamodule)
+    settings = settings_of(config, Path(str(config.trainer.default_root_dir or config.ckpt_path)).name)
+    require_numbers({"max_sessions": config.max_sessions}, 1, whole=True)
+    if config.action_map is not None and not Path(config.action_map).is_file():
+        raise FileNotFoundError(f"no action map at {config.action_map!r}")
+    token = choose_token(config.host, config.token)
+    with listen_at(config.host, config.port) as listening, told_on_stderr("lightning_action.play"):
+        access = Access(token, listening.getsockname()[1], any_name=token is not None)
+        log_dir = None if config.log_dir is None else Path(config.log_dir)
+        server = PlayServer(access, config.max_sessions, log_dir)
+        serve(server, config.host, listening, partial(load, server, cli, data, settings))
+
+
+def require_extra() -> None:
+    """Refuse to begin without the packages of the extra.
+
+    Raises:
+        ImportError: One is missing.
+    """
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+        import websockets  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"play needs {error.name}: pip install 'lightning_action[play]'") from error
+
+
+def listen_at(host: str, port: int) -> socket.socket:
+    """Listen at a port; 0 finds a free one.
+
+    Raises:
+        ValueError: The port is no port, or taken; or the host is not this machine's.
+    """
+    require_numbers({"port": port}, 0, 65535, whole=True)
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(place[:2], family=family)
+    except OSError as error:
+        raise UsageError(f"cannot listen at {host}:{port} ({error.strerror}): give another --port or --host") from error
+
+
+def load(server: PlayServer, cli: PlayCLI, data: SplitDataModule, settings: PlaySettings) -> None:
+    """Load what is played, and let waiting pages have it."""
+
+    def tell(doing: str, share: float) -> None:
+        server.progress.doing, server.progress.share = doing, share
+        print(f"  {doing}", flush=True)
+
+    config = cli.config
+    stage = load_stage(cli, data, settings, {"config": list(map(str, config.config or []))}, tell)
+    action_map = choose_map(stage, config.action_map, config.key_strength)
+    new_observer = None
+    if config.record is not None:
+        require_recordable(stage)
+        new_observer = recordings_in(Path(config.record), stage, what_is_played(cli))
+    server.playground = Playground(stage, action_map, new_observer)
+
+
+def what_is_played(cli: PlayCLI) -> str:
+    """Write out the configuration, without what is about the server: a token is not to be found in a recording."""
+    kept = cli.config.clone()
+    for name in OF_THE_SERVER:
+        del kept[name]
+    text: str = cli.parser.dump(kept, skip_validation=True)
+    return text
+
+
+def choose_map(stage: Stage, path: str | None, strength: float) -> ActionMap:
+    """Read the action map of a file, or make one of the schema."""
+    return default_map(stage.schema, strength) if path is None else read_action_map(Path(path), stage.schema)
+
+
+def recordings_in(folder: Path, stage: Stage, saved: str) -> Callable[[], Observer]:
+    """Return what makes a recording for each new session, in folders that are numbered on: `001`, `002`."""
+    there = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
+    numbers = count(max(there, default=0) + 1)
+    return lambda: SessionRecording(folder / f"{next(numbers):03d}", stage, saved)
+
+
+def serve(server: PlayServer, host: str, listening: socket.socket, loading: Callable[[], None]) -> None:
+    """Serve until Ctrl-C, while the loading goes on in a thread; what fails there ends the server and is raised."""
+    uvicorn = new_server(server.app())
+    failures: list[BaseException] = []
+
+    def load_and_tell() -> None:
+        try:
+            loading()
+        except BaseException as error:
+            failures.append(error)
+            server.progress.failed = "loading has failed: see the server's output"
+            time.sleep(1)  # for the pages that wait, to show it
+            uvicorn.should_exit = True
+
+    name = f"[{host}]" if ":" in host else host
+    query = "" if server.access.token is None else f"/?token={server.access.token}"
+    print(f"play at http://{name}:{server.access.port}{query}", flush=True)
+    Thread(target=load_and_tell, name="loading", daemon=True).start()
+    uvicorn.run(sockets=[listening])
+    if failures:
+        raise failures[0]

@@ -1,0 +1,74 @@
+"""`replay`: a session that `play` has recorded, played again and compared bit for bit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lightning_action.cli.mistakes import UsageError
+from lightning_action.cli.parts import parse_parts
+from lightning_action.cli.playable import PlayableCLI, load_stage, require_playable, settings_of
+from lightning_action.cli.text_table import text_table
+from lightning_action.configuration.ckpt_path import require_checkpoint
+from lightning_action.play.recording import RecordedSession, read_session
+from lightning_action.play.replaying import Replayed, replay
+
+# What may change without changing a bit.
+_PLACES = ("ckpt_path", "config")
+
+
+def run_replay(args: Sequence[str]) -> bool:
+    """Play a recorded session again, the folder that is named first; True says that every bit is the same.
+
+    Further arguments change what it was recorded with: --ckpt_path where the checkpoint has moved, --device.
+    """
+    if not args or args[0].startswith("-"):
+        if args and args[0] in ("-h", "--help"):
+            parse_parts(PlayableCLI, "replay FOLDER", run_replay.__doc__, args)
+        raise UsageError("which session? Name its folder first: replay runs/demo/play/001")
+    folder = Path(args[0])
+    session = read_session(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        config = Path(temporary) / "config.yaml"
+        config.write_text(session.config, encoding="utf-8")
+        cli = parse_parts(PlayableCLI, "replay", run_replay.__doc__, [f"--config={config}", *args[1:]])
+    require_checkpoint("replay", cli.config.ckpt_path)
+    data = require_playable(cli.model, cli.datamodule)
+    recorded_threads = str(session.provenance.get("threads", ""))
+    if recorded_threads.isdecimal() and 0 < int(recorded_threads) <= 1024:
+        # Sums are split among the threads, and their bits follow from how.
+        torch.set_num_threads(int(recorded_threads))
+    stage = load_stage(cli, data, settings_of(cli.config, folder.name), {}, _tell)
+    total = sum(len(episode.hashes) for episode in session.episodes)
+    with tqdm(total=total, unit="block", leave=False) as bar:
+        replayed = replay(session, stage, bar.update)
+    print(format_replayed(session, replayed))
+    return replayed.differs is None
+
+
+def _tell(doing: str, share: float) -> None:
+    print(f"  {doing}", flush=True)
+
+
+def format_replayed(session: RecordedSession, replayed: Replayed) -> str:
+    """Say in text whether a session was reproduced, and what has changed since it was recorded."""
+    worlds = len(session.episodes)
+    equal = f"{replayed.num_blocks} blocks, {replayed.num_frames} frames"
+    changes = {name: pair for name, pair in replayed.changes.items() if name not in _PLACES}
+    rows = [(name, _short(then), _short(now)) for name, (then, now) in changes.items()]
+    table = text_table("CHANGED SINCE", ("", "recorded", "now"), rows) if rows else ""
+    if replayed.differs is None:
+        said = f"reproduced bit for bit: {equal} of {worlds} world{'s' * (worlds != 1)}"
+        return f"{table}\n\n{said}" if table else said
+    reason = table or "  nothing that is known has changed: the device computes otherwise than it did"
+    return f"NOT THE SAME from {replayed.differs} on; equal before: {equal}\n\n{reason}"
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:28]} ... {text[-28:]}"

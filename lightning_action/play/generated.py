@@ -1,0 +1,172 @@
+"""A trained model as a stage: its worlds begin at the samples of its data, and its players take turns on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_action.batch import num_latent_frames
+from lightning_action.data.split_data import Split, SplitDataModule
+from lightning_action.evaluation.provenance import versions
+from lightning_action.generation.world_session import WorldSession
+from lightning_action.generative_module import GenerativeModule
+from lightning_action.generator.causality import BlockCausality
+from lightning_action.play.live_world import LiveWorld, Stage
+from lightning_action.play.scenes import frames_per_second, scenes_of
+from lightning_action.ranges import require_numbers
+from lightning_action.weights.fingerprint import checksum
+
+# Blocks that are made before the first player comes: what is compiled or allocated at the first use is then there.
+_WARM_BLOCKS = 2
+
+
+class TakingTurns:
+    """A session whose work waits for that of the others on its device: side by side all of them would be slower.
+
+    Args:
+        session: Session of one world.
+        lock: Lock that all sessions of the device share.
+    """
+
+    def __init__(self, session: WorldSession, lock: Lock) -> None:
+        self._session, self._lock = session, lock
+
+    @property
+    def rows_wanted(self) -> int:
+        """Number of action rows until the next block can be made."""
+        return self._session.rows_wanted
+
+    @property
+    def block_seconds(self) -> Mapping[str, float]:
+        """Seconds that `generate` and `decode` took, of the last block."""
+        return self._session.block_seconds
+
+    def reset(
+        self,
+        first_frames: Tensor | None = None,
+        prompt: str | None = None,
+        seed: int | None = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Begin anew, as `WorldSession.reset`, with frames on the CPU."""
+        with self._lock:
+            return self._session.reset(first_frames, prompt, seed, frame_size).cpu()
+
+    def step_block(self, actions: Tensor) -> Tensor:
+        """Step by the rows of a block, as `WorldSession.step_block`, with frames on the CPU."""
+        with self._lock:
+            return self._session.step_block(actions).cpu()
+
+    def prompt(self, text: str) -> None:
+        """Let the blocks that follow be under another prompt."""
+        with self._lock:
+            self._session.prompt(text)
+
+    def write_pending(self) -> None:
+        """Do what the next block needs of the last one, while nobody waits."""
+        with self._lock:
+            self._session.write_pending()
+
+    def close(self) -> None:
+        """Give the memory back."""
+        with self._lock:
+            self._session.close()
+
+
+@dataclass(frozen=True)
+class PlaySettings:
+    """How a model is played.
+
+    Args:
+        split: Samples of the data that worlds begin at.
+        fps: Number of frames of a second; None takes that of the data.
+        window: Number of latent frames that a block sees; None takes that of the model, and where it has none the
+            length of the data's videos, which it was trained on.
+        title: Name on the page.
+    """
+
+    split: Split = "test"
+    fps: float | None = None
+    window: int | None = None
+    title: str = "a world"
+
+    def __post_init__(self) -> None:
+        if self.fps is not None:
+            require_numbers({"fps": self.fps}, 1, 240)
+        if self.window is not None:
+            require_numbers({"window": self.window}, 2, whole=True)
+
+
+def stage_of(
+    module: GenerativeModule, data: SplitDataModule, settings: PlaySettings, provenance: Mapping[str, Any]
+) -> Stage:
+    """Make a stage of a model that is built, filled, on its device and in eval mode.
+
+    Args:
+        module: The model.
+        data: Its data, which has been set up.
+        settings: How it is played.
+        provenance: What recordings say about where they come from, beside fingerprints and versions.
+
+    Raises:
+        ValueError: The data has no videos to begin with, or the window does not fit the model.
+    """
+    ratio = module.schema.temporal_compression_ratio
+    start = scenes_of(data, settings.split, module.sampling.num_initial_latents, ratio)
+    fps = settings.fps or frames_per_second(data, settings.split)
+    causality = with_window(module.causality, settings.window, data, settings.split, ratio)
+    sampling = replace(module.sampling, relative_positions=True)
+    lock = Lock()
+    found = {**fingerprints(module), **provenance, "causality": f"{causality}", "sampling": f"{sampling}"}
+    return Stage(
+        module.schema,
+        lambda: TakingTurns(module.open_session(causality=causality, sampling=sampling), lock),
+        start,
+        fps,
+        settings.title,
+        found,
+    )
+
+
+def with_window(
+    causality: BlockCausality, window: int | None, data: SplitDataModule, split: Split, ratio: int
+) -> BlockCausality:
+    """Bound what a block sees, so that a world can go on for ever; its first latent frame stays in sight."""
+    if window is None and causality.local_attn_size is not None:
+        return causality
+    if window is None:
+        window = num_latent_frames(len(data.dataset(split)[0]["video"]), ratio)
+    return replace(causality, local_attn_size=window, sink_size=max(causality.sink_size, 1))
+
+
+def fingerprints(module: GenerativeModule) -> dict[str, str]:
+    """Name all that the bits of a world depend on, beside its actions and its seed."""
+    found = {"generator": checksum(module.generator.state_dict())}
+    if module.action_projection is not None:
+        found["action_projection"] = checksum(module.action_projection.state_dict())
+    return {
+        **found,
+        "vae": module.frozen.vae.identity(),
+        "text_encoder": type(module.frozen.text_encoder).__name__,
+        "dtype": str(module.compute_dtype),
+        "device": str(module.device),
+        "threads": str(torch.get_num_threads()),
+        **{f"version of {name}": told for name, told in versions().items()},
+    }
+
+
+def warm_up(stage: Stage) -> None:
+    """Make some blocks, so that the first player does not wait for what happens once."""
+    world = LiveWorld(stage)
+    world.reset(0)
+    try:
+        for _ in range(_WARM_BLOCKS):
+            world.step(torch.zeros(stage.schema.num_columns))
+            world.write_pending()
+    finally:
+        world.close()

@@ -1,0 +1,221 @@
+"""What is played: a session that is stepped, where its worlds begin, and the truth beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_action.action.schema import ActionSchema
+
+
+class LiveSession(Protocol):
+    """A world that is stepped with actions, one world wide: what `WorldSession` offers of itself."""
+
+    @property
+    def rows_wanted(self) -> int:
+        """Number of action rows until the next block can be made."""
+        ...
+
+    @property
+    def block_seconds(self) -> Mapping[str, float]:
+        """Seconds that `generate` and `decode` took, of the last block."""
+        ...
+
+    def reset(
+        self,
+        first_frames: Tensor | None = None,
+        prompt: str | None = None,
+        seed: int | None = None,
+        frame_size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Begin anew, and return the frames that the world begins with, `[1, T0, 3, H, W]` in [0, 1]."""
+        ...
+
+    def step_block(self, actions: Tensor) -> Tensor:
+        """Step by the rows `[1, rows_wanted, columns]` of a block: its frames `[1, t, 3, H, W]` in [0, 1]."""
+        ...
+
+    def prompt(self, text: str) -> None:
+        """Let the blocks that follow be under another prompt."""
+        ...
+
+    def write_pending(self) -> None:
+        """Do what the next block needs of the last one, while nobody waits."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...
+
+
+class Truth(Protocol):
+    """A simulator that goes where the same actions lead."""
+
+    def go_on(self, rows: Tensor) -> Tensor:
+        """Play action rows `[t, columns]`: frames `[t, 3, H, W]` in [0, 1]."""
+        ...
+
+    def distance(self, frames: Tensor) -> float | None:
+        """Measure how far, in pixels, frames `[t, 3, H, W]` in [0, 1] end from the truth; None if it is not seen."""
+        ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a world begins.
+
+    Args:
+        prompt: Description of it.
+        frame_size: Height and width of its frames.
+        first_frames: Frames that are given, `[1, T0, 3, H, W]` in [0, 1]; None where the model begins from nothing.
+        truth: Simulator that begins there too; None where there is none.
+    """
+
+    prompt: str
+    frame_size: tuple[int, int]
+    first_frames: Tensor | None = None
+    truth: Truth | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """All that a server needs of what is played; it knows no network.
+
+    Args:
+        schema: Meaning of an action row.
+        open_session: Function that opens a session of its own for each player.
+        start: Function of a seed that gives where the world begins.
+        fps: Number of frames of a second.
+        title: Name of what is played.
+        provenance: What a recording says about where it comes from.
+    """
+
+    schema: ActionSchema
+    open_session: Callable[[], LiveSession]
+    start: Callable[[int], Start]
+    fps: float
+    title: str = "a world"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Frames that are shown one after another.
+
+    Args:
+        number: Number of the block since the world began; 0 holds the given frames.
+        frames: Frames of the world, uint8 `[t, H, W, 3]`.
+        truth: Frames of the simulator under the same actions; None where there is none.
+        distance: Distance of the last frame from the truth in pixels; None where nobody knows.
+        seconds: Seconds that each part of the work took.
+    """
+
+    number: int
+    frames: np.ndarray
+    truth: np.ndarray | None = None
+    distance: float | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+class Observer(Protocol):
+    """Whoever keeps what happens in a world, such as a recording."""
+
+    def begin(self, seed: int, prompt: str, frames: Tensor) -> None:
+        """See a world begin with frames `[T0, 3, H, W]` in [0, 1]."""
+        ...
+
+    def step(self, rows: Tensor, frames: Tensor) -> None:
+        """See the rows `[rows, columns]` of a block, and the frames `[t, 3, H, W]` that they led to."""
+        ...
+
+    def prompt(self, text: str) -> None:
+        """See the prompt change before the next block."""
+        ...
+
+    def close(self) -> None:
+        """See the end."""
+        ...
+
+
+class LiveWorld:
+    """A session beside its truth, one block at a time.
+
+    Args:
+        stage: What is played.
+        observer: Whoever keeps what happens; None for nobody.
+    """
+
+    def __init__(self, stage: Stage, observer: Observer | None = None) -> None:
+        self.stage, self.observer = stage, observer
+        self._session = stage.open_session()
+        self._truth: Truth | None = None
+        self._unseen: tuple[Tensor, Tensor] | None = None
+        self._number = 0
+        self.seed, self.text = 0, ""
+
+    def reset(self, seed: int, prompt: str | None = None) -> Block:
+        """Begin where a seed says; None takes the prompt that belongs there."""
+        self._let_see()
+        start = self.stage.start(seed)
+        self.seed, self.text = seed, start.prompt if prompt is None else prompt
+        self._truth, self._number = start.truth, 0
+        frame_size = start.frame_size if start.first_frames is None else None
+        frames = self._session.reset(start.first_frames, self.text, seed, frame_size)[0]
+        if self.observer is not None:
+            self.observer.begin(seed, self.text, frames)
+        given = None if start.first_frames is None or start.truth is None else start.first_frames[0, : len(frames)]
+        return Block(0, to_bytes(frames), None if given is None else to_bytes(given))
+
+    def step(self, row: Tensor) -> Block:
+        """Hold an action row `[columns]` for a block."""
+        rows = row.expand(self._session.rows_wanted, -1)
+        return self.step_rows(rows)
+
+    def step_rows(self, rows: Tensor) -> Block:
+        """Take the rows `[rows, columns]` of a block."""
+        self._let_see()
+        frames = self._session.step_block(rows[None])[0]
+        self._number += 1
+        self._unseen = rows, frames
+        shown, distance = None, None
+        if self._truth is not None:
+            shown, distance = to_bytes(self._truth.go_on(rows)), self._truth.distance(frames)
+        return Block(self._number, to_bytes(frames), shown, distance, dict(self._session.block_seconds))
+
+    def prompt(self, text: str) -> None:
+        """Let the blocks that follow be under another prompt."""
+        self._let_see()
+        self._session.prompt(text)
+        self.text = text
+        if self.observer is not None:
+            self.observer.prompt(text)
+
+    def write_pending(self) -> None:
+        """Do what the next block needs of the last one, and let the observer see it, while nobody waits."""
+        self._session.write_pending()
+        self._let_see()
+
+    def close(self) -> None:
+        """Free the session, and end what is kept of it."""
+        try:
+            self._session.close()
+            self._let_see()
+        finally:
+            if self.observer is not None:
+                self.observer.close()
+
+    def _let_see(self) -> None:
+        unseen, self._unseen = self._unseen, None
+        if unseen is not None and self.observer is not None:
+            self.observer.step(*unseen)
+
+
+def to_bytes(frames: Tensor) -> np.ndarray:
+    """Map frames `[t, 3, H, W]` in [0, 1] to uint8 `[t, H, W, 3]`."""
+    as_bytes: np.ndarray = (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return as_bytes

@@ -1,0 +1,222 @@
+"""A session as a LeRobot v3.0 folder, with what it takes to see the same again, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_action.action.schema import ActionSchema
+from lightning_action.atomic import write_json
+from lightning_action.play.live_world import Stage, to_bytes
+from lightning_action.recordings.lerobot_files import NumericFeature
+from lightning_action.recordings.lerobot_writer import LeRobotWriter, require_writable_sizes, writing_lerobot
+from lightning_action.weights.safetensors_files import read_safetensors, write_safetensors
+
+_log = logging.getLogger(__name__)
+CAMERA = "observation.image"
+SESSION_FILE, ROWS_FILE, CONFIG_FILE = (
+    "meta/play/session.json",
+    "meta/play/actions.safetensors",
+    "meta/play/config.yaml",
+)
+_FORMAT = 1
+# Frames after which a recording ends, though the world goes on: half an hour at 16 a second, about.
+MAX_FRAMES = 30_000
+
+
+@dataclass
+class RecordedEpisode:
+    """A world from a reset to the next one.
+
+    Args:
+        seed: Seed of its start and of its noise.
+        prompt: Prompt that it began under.
+        prompts: Prompts that followed, by the number of the block from which on they held.
+        hashes: SHA-256 of the frames that it began with, and of those of each block, in float32.
+        rows: Action rows of each block, `[rows, columns]`.
+    """
+
+    seed: int
+    prompt: str
+    prompts: dict[int, str] = field(default_factory=dict)
+    hashes: list[str] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class RecordedSession:
+    """All that `replay` needs.
+
+    Args:
+        episodes: Worlds, one after another.
+        provenance: Where the recording comes from, as `Stage.provenance`.
+        config: Configuration of the run, as YAML.
+    """
+
+    episodes: list[RecordedEpisode]
+    provenance: Mapping[str, Any]
+    config: str
+
+
+def hash_frames(frames: Tensor) -> str:
+    """Compute SHA-256 over frames, bit for bit."""
+    values = frames.detach().float().cpu().contiguous()
+    return hashlib.sha256(f"{list(values.shape)}\n".encode() + values.numpy().tobytes()).hexdigest()
+
+
+def require_recordable(stage: Stage) -> None:
+    """Refuse what a LeRobot folder does not hold, before anybody plays.
+
+    Raises:
+        ValueError: Frames are too small or odd, a second has no whole number of them, or a frame has several rows.
+    """
+    if stage.schema.rows_per_frame != 1:
+        raise ValueError(
+            f"a recording has one action row for a frame, this model takes {stage.schema.rows_per_frame}: leave "
+            "--record out"
+        )
+    require_writable_sizes({CAMERA: stage.start(0).frame_size}, stage.fps)
+
+
+class SessionRecording:
+    """Writes a session while it is played; the folder appears when it ends, whole, and not at all without a block.
+
+    Frames and rows are paired as `record` pairs them: row k leads from frame k to k + 1 (`transition`), or is that of
+    frame k. The last frame of a `transition` has no row, and is left out.
+
+    Args:
+        folder: New folder.
+        stage: What is played.
+        config: Configuration of the run, as YAML.
+    """
+
+    def __init__(self, folder: Path, stage: Stage, config: str) -> None:
+        self.folder, self._stage, self._config = folder, stage, config
+        self._open = ExitStack()
+        self._writer: LeRobotWriter | None = None
+        self._episodes: list[RecordedEpisode] = []
+        self._last: Tensor | None = None
+        self._num_frames = 0
+
+    def _is_full(self) -> bool:
+        return self._num_frames >= MAX_FRAMES
+
+    def begin(self, seed: int, prompt: str, frames: Tensor) -> None:
+        """See a world begin with frames `[T0, 3, H, W]` in [0, 1]."""
+        self._end_episode()
+        self._last = frames[-1:] if len(frames) else None
+        if not self._is_full():
+            self._episodes.append(RecordedEpisode(seed, prompt, hashes=[hash_frames(frames)]))
+
+    def prompt(self, text: str) -> None:
+        """See the prompt change before the next block."""
+        if not self._is_full():
+            self._episodes[-1].prompts[len(self._episodes[-1].rows)] = text
+
+    def step(self, rows: Tensor, frames: Tensor) -> None:
+        """See the rows `[rows, columns]` of a block, and the frames `[t, 3, H, W]` that they led to."""
+        if self._is_full():
+            return
+        writer = self._begun(frames)
+        episode = self._episodes[-1]
+        episode.rows.append(rows.clone())
+        episode.hashes.append(hash_frames(frames))
+        for frame, row in self._pairs(rows, frames):
+            writer.add_frame({CAMERA: frame}, {"action": row})
+            self._num_frames += 1
+        self._last = frames[-1:]
+        if self._is_full():
+            _log.warning("a recording has %d frames and ends; its world goes on: %s", MAX_FRAMES, self.folder)
+
+    def close(self) -> None:
+        """End the last world, and let the folder appear."""
+        if self._writer is None:
+            return
+        folder = self._writer.folder
+        with self._open:
+            self._end_episode()
+            session = {"format": _FORMAT, "provenance": self._stage.provenance, "episodes": self._told()}
+            write_json(folder / SESSION_FILE, session)
+            (folder / CONFIG_FILE).write_text(self._config, encoding="utf-8")
+            rows = {f"{number:06d}": torch.cat(each.rows) for number, each in enumerate(self._played())}
+            write_safetensors(folder / ROWS_FILE, rows, {})
+        _log.warning("recorded %s", self.folder)
+
+    def _begun(self, frames: Tensor) -> LeRobotWriter:
+        if self._writer is None:
+            schema, size = self._stage.schema, (int(frames.shape[-2]), int(frames.shape[-1]))
+            features = {"action": action_feature(schema)}
+            self._writer = self._open.enter_context(
+                writing_lerobot(self.folder, int(self._stage.fps), {CAMERA: size}, features, "lightning_action play")
+            )
+        return self._writer
+
+    def _pairs(self, rows: Tensor, frames: Tensor) -> list[tuple[np.ndarray, list[float]]]:
+        """Pair each frame with its row; rows of latent frames are those of all their pixel frames."""
+        if self._stage.schema.alignment == "transition":
+            frames = frames[:-1] if self._last is None else torch.cat([self._last, frames[:-1]])
+        elif len(rows) != len(frames):
+            rows = rows.repeat_interleave(len(frames) // len(rows), dim=0)
+        return list(zip(to_bytes(frames), rows.tolist(), strict=True))
+
+    def _end_episode(self) -> None:
+        if self._writer is not None and self._episodes[-1].rows and len(self._played()) > self._writer.num_episodes:
+            self._writer.end_episode(self._episodes[-1].prompt)
+
+    def _played(self) -> list[RecordedEpisode]:
+        return [episode for episode in self._episodes if episode.rows]
+
+    def _told(self) -> list[dict[str, Any]]:
+        """What JSON holds of the episodes; the rows stand in a file of their own."""
+        names = ("seed", "prompt", "prompts", "hashes")
+        return [
+            {**{name: getattr(each, name) for name in names}, "blocks": list(map(len, each.rows))}
+            for each in self._played()
+        ]
+
+
+def action_feature(schema: ActionSchema) -> NumericFeature:
+    """Describe the columns of an action row."""
+    names = [name for part in schema.parts for name in part.column_names]
+    return NumericFeature(names, "float32")
+
+
+def read_session(folder: Path) -> RecordedSession:
+    """Read what `SessionRecording` has written beside the videos.
+
+    Raises:
+        FileNotFoundError: The folder is no recorded session.
+        ValueError: A file of it is damaged, or of another version.
+    """
+    for name in (SESSION_FILE, ROWS_FILE, CONFIG_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is no recorded session ({name} is missing): name a folder of --record")
+    try:
+        told = json.loads((folder / SESSION_FILE).read_text(encoding="utf-8"))
+        if told["format"] != _FORMAT:
+            raise ValueError(f"its format is {told['format']!r}, expected {_FORMAT}")
+        rows = read_safetensors(folder / ROWS_FILE)
+        episodes = [_episode(each, rows[f"{number:06d}"]) for number, each in enumerate(told["episodes"])]
+        config = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+        return RecordedSession(episodes, dict(told["provenance"]), config)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{folder} is no whole recorded session: {' '.join(str(error).split())}") from error
+
+
+def _episode(told: Mapping[str, Any], rows: Tensor) -> RecordedEpisode:
+    blocks = rows.split([int(length) for length in told["blocks"]])
+    prompts = {int(number): str(text) for number, text in told["prompts"].items()}
+    hashes = [str(each) for each in told["hashes"]]
+    if len(hashes) != len(blocks) + 1:
+        raise ValueError(f"{len(blocks)} blocks have {len(hashes)} hashes, expected {len(blocks) + 1}")
+    return RecordedEpisode(int(told["seed"]), str(told["prompt"]), prompts, hashes, list(blocks))

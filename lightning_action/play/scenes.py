@@ -1,0 +1,86 @@
+"""Where the worlds of a run begin: at the samples of its data, with the simulator beside them where there is one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_action.batch import from_unit_range, to_unit_range
+from lightning_action.data.clip_encoding import ClipData
+from lightning_action.data.split_data import Split
+from lightning_action.data.sprite_data import SpriteDataModule
+from lightning_action.data.world import World
+from lightning_action.play.live_world import Start, Truth
+from lightning_action.play.starts import starts_of_data
+
+
+class SimulatedTruth:
+    """A simulated world that goes where actions lead, for ever.
+
+    Args:
+        world: Simulator.
+        start: The world at pixel frame 0, one wide, as `world.start` gives it.
+    """
+
+    def __init__(self, world: World, start: Any) -> None:
+        self._world, self._start = world, start
+        self._path: Tensor = start.position[:, None]
+        self._num_frames = 1
+
+    def go_on(self, rows: Tensor) -> Tensor:
+        """Play action rows `[t, columns]`: frames `[t, 3, H, W]` in [0, 1]."""
+        path = self._world.go_on(self._path, rows[None].cpu())
+        video = self._world.render(self._start, path, self._num_frames)
+        self._path = torch.cat([self._path, path], dim=1)[:, -2:]
+        self._num_frames += len(rows)
+        return to_unit_range(video)[0]
+
+    def distance(self, frames: Tensor) -> float | None:
+        """Measure how far, in pixels, frames `[t, 3, H, W]` in [0, 1] end from the truth; None if it is not seen."""
+        places, found = self._world.locate(self._start, from_unit_range(frames[None, -1:].cpu().float()))
+        if not bool(found):
+            return None
+        return math.dist(places[0, 0].tolist(), self._path[0, -1].tolist())
+
+
+def scenes_of(
+    data: object, split: Split, num_initial_latents: int, temporal_compression_ratio: int
+) -> Callable[[int], Start]:
+    """Find where worlds begin.
+
+    Args:
+        data: Data of a run, which has been set up.
+        split: Samples that worlds begin at: seed i at sample i, and from the first one on again behind the last.
+        num_initial_latents: Number of latent frames that are given.
+        temporal_compression_ratio: Number of pixel frames of one.
+
+    Raises:
+        ValueError: The data offers no clips.
+    """
+    start_of = starts_of_data(data, split, max(num_initial_latents, 1), temporal_compression_ratio)
+
+    def start(seed: int) -> Start:
+        frames, prompt = start_of(seed)
+        height, width = frames.shape[-2:]
+        truth = truth_of(data, split, seed) if num_initial_latents == 1 else None
+        return Start(prompt, (height, width), frames[None] if num_initial_latents else None, truth)
+
+    return start
+
+
+def frames_per_second(data: object, split: Split) -> float:
+    """Return how many frames of a second the clips of data have that `scenes_of` takes."""
+    assert isinstance(data, ClipData)
+    return data.clips(split)[0].fps
+
+
+def truth_of(data: object, split: Split, seed: int) -> Truth | None:
+    """Return the simulator of a world, at its first frame; None where nobody can play it again step by step."""
+    if not isinstance(data, SpriteDataModule):
+        return None
+    index = seed % len(data.dataset(split))
+    return SimulatedTruth(data.world, data.world.start(data.dataset(split).seeds([index])))

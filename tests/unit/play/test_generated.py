@@ -1,0 +1,111 @@
+"""A trained model as a stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_action import ActionVideoModule, BlockCausality
+from lightning_action.play.generated import PlaySettings, fingerprints, stage_of, warm_up, with_window
+from lightning_action.play.live_world import LiveWorld, Stage
+from tests.support.sprite_module import LATENTS, data, ready
+
+
+def stage(module: ActionVideoModule, **settings: Any) -> Stage:
+    return stage_of(module, data(), PlaySettings(**settings), {"ckpt_path": "somewhere"})
+
+
+class Frames:
+    """An observer that keeps the frames."""
+
+    def __init__(self) -> None:
+        self.frames: list[Tensor] = []
+
+    def begin(self, seed: int, prompt: str, frames: Tensor) -> None:
+        self.frames = [frames]
+
+    def step(self, rows: Tensor, frames: Tensor) -> None:
+        self.frames.append(frames)
+
+    def prompt(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def play(stage: Stage, seed: int, rows: Tensor, kept: Frames | None = None) -> Tensor:
+    kept = kept or Frames()
+    world = LiveWorld(stage, kept)
+    world.reset(seed)
+    for block in rows.split(4):
+        world.step_rows(block)
+        world.write_pending()
+    world.close()
+    return torch.cat(kept.frames)
+
+
+def test_what_is_played_is_what_the_model_generates() -> None:
+    module, _ = ready(causality=BlockCausality(1, LATENTS, 0))
+    batch = data().dataset("test").batch([2])
+    frames = play(stage(module), 2, batch["action"][0])
+    sampling = replace(module.sampling, seed=2)
+    expected = module.generate({**batch, "sample_id": torch.tensor([0])}, sampling)[0]
+    assert torch.equal(frames, expected)
+
+
+def test_players_who_take_turns_do_not_disturb_each_other() -> None:
+    module, _ = ready()
+    shared, rows = stage(module), torch.rand(16, 2, generator=torch.Generator().manual_seed(1))
+    alone = [play(shared, seed, rows) for seed in range(3)]
+    found: dict[int, Tensor] = {}
+    threads = [Thread(target=lambda seed=seed: found.update({seed: play(shared, seed, rows)})) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[seed], alone[seed]) for seed in range(3))
+    assert not torch.equal(alone[0], alone[1])
+
+
+def test_a_world_can_go_on_for_ever() -> None:
+    none = BlockCausality(1)
+    assert with_window(none, None, data(), "test", 4) == BlockCausality(1, LATENTS, 1)
+    assert with_window(none, 7, data(), "test", 4) == BlockCausality(1, 7, 1)
+    given = BlockCausality(2, 6, 3)
+    assert with_window(given, None, data(), "test", 4) == given
+    assert with_window(given, 9, data(), "test", 4) == BlockCausality(2, 9, 3)
+    with pytest.raises(ValueError, match="cannot hold the sink"):
+        with_window(given, 4, data(), "test", 4)
+    with pytest.raises(ValueError, match="window must be a whole number of at least 2"):
+        PlaySettings(window=1)
+
+
+def test_a_stage_says_what_its_bits_depend_on() -> None:
+    module, _ = ready()
+    found = stage(module, fps=20.0, title="mine")
+    assert (found.fps, found.title, found.schema) == (20.0, "mine", module.schema)
+    assert found.provenance["ckpt_path"] == "somewhere" and "local_attn_size=4" in found.provenance["causality"]
+    assert stage(module).fps == 16.0
+    before = fingerprints(module)
+    with torch.no_grad():
+        module.generator.head.head.bias[0] += 1e-6
+    after = fingerprints(module)
+    assert [name for name in before if before[name] != after[name]] == ["generator"]
+    assert {"action_projection", "vae", "text_encoder", "dtype", "device", "threads"} < before.keys()
+
+
+def test_the_first_blocks_are_made_beforehand() -> None:
+    module, _ = ready()
+    made: list[str] = []
+    found = stage(module)
+
+    def opened() -> Any:
+        made.append("opened")
+        return found.open_session()
+
+    warm_up(replace(found, open_session=opened))
+    assert made == ["opened"]

@@ -1,0 +1,55 @@
+"""One connection: what becomes of pages that are slow, silent or gone. What a page gets is tested beside the server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from lightning_action.play import player
+from lightning_action.play.player import _is_gone
+from tests.support.live_server import next_block, serving, wait_until
+from tests.support.simulated_session import SimulatedSession, simulated_stage
+
+
+def test_a_page_that_draws_nothing_for_long_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(player, "_VANISHED_SECONDS", 0.3)
+    monkeypatch.setattr(player, "_FIGURES_SECONDS", 0.1)
+    session = SimulatedSession()
+    with serving(simulated_stage(lambda: session)) as running, running.connect() as client:
+        with pytest.raises(ConnectionClosed):
+            while True:
+                client.recv(10)
+        wait_until(lambda: running.server.num_sessions == 0)
+    assert session.calls[-1] == "close" and "a page has drawn nothing for" in caplog.text
+
+
+def test_a_page_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection stays, and all room between here and there is full."""
+    monkeypatch.setattr(player, "_SEND_SECONDS", 0.3)
+    monkeypatch.setattr(player, "_MAX_IN_FLIGHT", 10**6)
+    monkeypatch.setattr(player, "pack_block", lambda header, picture: bytes(2**20))
+    with serving(simulated_stage(fps=240.0)) as running:
+        with socket.create_connection(("127.0.0.1", running.port)) as silent:
+            key = "dGhlIHNhbXBsZSBub25jZQ=="
+            silent.sendall(
+                f"GET /live HTTP/1.1\r\nHost: 127.0.0.1:{running.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+            )
+            wait_until(lambda: running.server.num_sessions == 1)
+            wait_until(lambda: running.server.num_sessions == 0)
+        monkeypatch.undo()
+        with running.connect() as client:
+            assert next_block(client)[0]["number"] >= 0
+
+
+def test_it_is_told_apart_whether_a_page_has_gone_or_something_is_wrong() -> None:
+    class WebSocketDisconnect(Exception):
+        pass
+
+    assert _is_gone(WebSocketDisconnect()) and _is_gone(asyncio.TimeoutError()) and _is_gone(ConnectionResetError())
+    assert not _is_gone(RuntimeError()) and not _is_gone(KeyError())
