@@ -35,11 +35,13 @@ from lightning_action.atomic import write_json
 from lightning_action.play.access import Access
 from lightning_action.play.action_map import default_map
 from lightning_action.play.generated import PlaySettings, stage_of, warm_up
-from lightning_action.play.live_world import Stage
+from lightning_action.play.live_world import LiveWorld, Stage
 from lightning_action.play.server import Playground, PlayServer, new_server
 from lightning_action.run import build_datamodule
 
 SESSIONS = (1, 2, 4, 8)
+# Of four frames, sixteen of them a second.
+BLOCKS_PER_SECOND = 4
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -121,13 +123,11 @@ def wait_for(server: PlayServer, sessions: int) -> None:
 
 
 class Sample(NamedTuple):
-    """What was seen at a second: memory, median latency in seconds, and what was computed for so many blocks."""
+    """What was seen at a second: memory, and median latency in seconds."""
 
     second: float
     memory_mb: float
     latency: float
-    computed: float
-    blocks: int
 
 
 def memory_mb() -> float:
@@ -137,15 +137,16 @@ def memory_mb() -> float:
 
 
 def soak(stage: Stage, seconds: float, every: float = 1.0) -> dict[str, Any]:
-    """Step for a long time, and compare the last tenth with the first: memory, and what a block takes."""
+    """Play for a long time, and compare the last tenth with the first: memory, and what a player waits for.
+
+    The machine may be busier at one end than at the other: `aged_to_fresh` says whether a world grows slow.
+    """
     times: list[Sample] = []
 
     def look(server: PlayServer, begun: float) -> None:
         quantiles = server.latencies.quantiles()
         if "pixels" in quantiles:
-            blocks = sum(player.num_blocks for player in list(server._players))
-            now = time.monotonic() - begun
-            times.append(Sample(now, memory_mb(), quantiles["pixels"][0], time.process_time(), blocks))
+            times.append(Sample(time.monotonic() - begun, memory_mb(), quantiles["pixels"][0]))
 
     with serving(stage, 1) as (server, port), players(port, 1, seconds):
         wait_for(server, 1)
@@ -153,24 +154,45 @@ def soak(stage: Stage, seconds: float, every: float = 1.0) -> dict[str, Any]:
         while time.monotonic() - begun < seconds:
             time.sleep(every)
             look(server, begun)
-    return soaked(times, seconds)
+    return {**soaked(times, seconds), "aged_to_fresh": aged_to_fresh(stage, round(seconds * BLOCKS_PER_SECOND))}
 
 
 def soaked(times: Sequence[Sample], seconds: float) -> dict[str, Any]:
     """Ratios of the last tenth to the first one, of which the first half warms up."""
     first = [each for each in times if 0.05 * seconds <= each.second < 0.1 * seconds]
-    last = [each for each in times if each.second >= 0.9 * seconds and each.blocks]
+    last = [each for each in times if each.second >= 0.9 * seconds]
     memory = [median(each.memory_mb for each in part) for part in (first, last)]
     latency = [median(each.latency for each in part) for part in (first, last)]
-    computed = [(part[-1].computed - part[0].computed) / (part[-1].blocks - part[0].blocks) for part in (first, last)]
     return {
         "seconds": seconds,
         "memory_last_to_first": memory[1] / memory[0],
-        "computed_last_to_first": computed[1] / computed[0],
         "latency_last_to_first": latency[1] / latency[0],
         "memory_mb": memory[1],
         "latency_ms": 1000 * latency[1],
     }
+
+
+def aged_to_fresh(stage: Stage, num_blocks: int, rounds: int = 30, blocks: int = 20) -> float:
+    """Compute what a block of a world costs that is so many blocks old, over one of a fresh world, by turns."""
+    row = torch.zeros(stage.schema.num_columns)
+
+    def seconds_of(world: LiveWorld, count: int) -> float:
+        begun = time.process_time()
+        for _ in range(count):
+            world.step(row)
+            world.write_pending()
+        return time.process_time() - begun
+
+    aged, fresh = LiveWorld(stage), LiveWorld(stage)
+    for world, count in ((aged, num_blocks), (fresh, blocks)):
+        world.reset(0)
+        seconds_of(world, count)
+    ratios = []
+    for number in range(rounds):
+        order = (aged, fresh) if number % 2 else (fresh, aged)
+        seconds = {world: seconds_of(world, blocks) for world in order}
+        ratios.append(seconds[aged] / seconds[fresh])
+    return median(ratios)
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
