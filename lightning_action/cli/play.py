@@ -167,3 +167,5 @@ def serve(server: PlayServer, host: str, listening: socket.socket, loading: Call
     uvicorn.run(sockets=[listening])
     if failures:
         raise failures[0]
+    # Nothing else ends it; the server hands the signal on, unless its loop has ended before.
+    raise KeyboardInterrupt

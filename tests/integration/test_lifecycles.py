@@ -49,6 +49,7 @@ LIVES = (
     Life(("demo", "compile"), factor=100, stop=3, end=4, formats=("wan",)),
     Life(("demo", "discrete"), factor=100, stop=2, end=3, formats=("wan",)),
     Life(("demo", "panning"), factor=100, stop=2, end=3, formats=("wan",)),
+    Life(("demo", "chance"), factor=100, stop=2, end=3, formats=("wan",)),
     Life(("demo", "lora"), factor=5000, stop=3, end=4, trains=("action", "lora", "backbone")),
     Life(("demo", "frozen_backbone"), factor=100, stop=1, end=2, formats=("adapter",), trains=("action",)),
     Life(("demo", "ddp"), factor=100, stop=3, end=4, devices=2, formats=("wan",)),

@@ -90,6 +90,8 @@ def test_a_fused_step_is_the_same_to_rounding() -> None:
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-7)
 
 
+# The schedule of a network that has no gradient yet goes on.
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step\\(\\)` before")
 def test_two_networks_in_one_train_as_in_one_each() -> None:
     """Whichever of them have a gradient: moments, weight decay and steps of the other stay, to the bit."""
     student = Optimization(backbone_learning_rate=0.02, betas=(0.0, 0.999), warmup_steps=3, weight_decay=0.1)
