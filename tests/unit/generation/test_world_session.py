@@ -15,7 +15,7 @@ from lightning_action import ActionVideoModule, BlockCausality, LinearVideoCodec
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.batch import from_unit_range
 from lightning_action.frozen.interfaces import VideoCodec
-from lightning_action.generation import rollout
+from lightning_action.generation import rollout, video
 from lightning_action.generator.acceleration import Acceleration
 from tests.support.remembering_codec import RememberingCodec
 from tests.support.sprite_module import ready
@@ -642,4 +642,28 @@ def test_a_captured_pass_serves_a_session_and_its_forks(relative: bool) -> None:
             found.append((before, by_rows(session, rows[:, 20:]), by_rows(fork, rows[:, 20:])))
     for plain, one in zip(*found, strict=True):
         torch.testing.assert_close(one, plain, atol=1e-5, rtol=0)
-    assert torch.equal(found[1][1], found[1][2])
+
+
+def test_a_pass_is_captured_for_what_stays_and_not_for_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    class Noted(video.CapturedPass):
+        def __init__(self, generator: Any, text: Any, cache: Any) -> None:
+            super().__init__(generator, text, cache)
+            sizes.append(cache.keys.shape[1])
+
+    monkeypatch.setattr(video, "CapturedPass", Noted)
+    module, frames, rows = worlds(9, acceleration=Acceleration(capture_pass=True))
+    session = module.open_session(2)
+    with torch.compiler.set_stance("force_eager"):
+        session.reset(frames[:, :1], PROMPTS)
+        by_rows(session, rows[:, :20])
+        assert sizes == [2]
+        fork, chosen = session.fork(), session.select([1, 0, 1])
+        by_rows(fork, rows[:, 20:])
+        assert sizes == [2]
+        by_rows(chosen, rows[[1, 0, 1], 20:])
+        assert sizes == [2, 3]
+        fork.reset(frames[:, :1], PROMPTS)
+        by_rows(fork, rows[:, :20])
+    assert sizes == [2, 3, 2]
