@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lightning_action import ActionVideoModule, BlockCausality, WorldModelEnv, WorldModelVectorEnv, WorldSession
 from lightning_action.action.schema import ActionPart, ActionSchema
+from tests.support.small_generator import fill
 from tests.support.sprite_module import ready
 from tests.support.written_run import write_run
 
@@ -202,6 +203,8 @@ def alone(module: ActionVideoModule, seed: int, actions: np.ndarray, ended: Ende
 @pytest.mark.parametrize("ends_alike", [True, False])
 def test_a_vector_is_so_many_environments(ends_alike: bool) -> None:
     module, _ = parts()
+    assert module.action_projection is not None
+    fill(module.action_projection, scale=3.0)
 
     def ended(frames: np.ndarray, info: dict[str, Any]) -> bool:
         return info["step"] == (3 if ends_alike else end_of(info["start"]))
@@ -226,6 +229,8 @@ def test_a_vector_is_so_many_environments(ends_alike: bool) -> None:
         for one, other in zip([observation[world] for observation in seen], expected, strict=True):
             # A batch of another size may round to the next byte.
             assert np.abs(one.astype(int) - other).max() <= 1
+        under_others = alone(module, 5 + world, actions[:, world - 1], ended)
+        assert max(np.abs(one.astype(int) - other).max() for one, other in zip(expected, under_others, strict=True)) > 5
     differences = [np.abs(each[0].astype(int) - each[1]).max() for each in seen]
     assert min(differences) > 10
     vector.close()
