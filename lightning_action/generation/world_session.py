@@ -34,9 +34,9 @@ class WorldSession:
     `reset` begins them, `step` takes action rows one by one, and a block of frames comes back as soon as the rows of a
     block are there. With the same actions, seed, `sample_id` and first frames the frames are those of
     `GenerativeModule.generate`, bit for bit; only a codec that decodes several latent frames together (`TinyWanVAE`)
-    rounds otherwise where first frames end inside a block. Memory does not grow with the number of frames. Sessions of
-    one model may take turns and do not disturb each other; they are not for several threads at once, which must lock.
-    `GenerativeModule.open_session` makes one.
+    may round otherwise where first frames end inside a block. Memory does not grow with the number of frames. Sessions
+    of one model may take turns and do not disturb each other; several threads must lock. `GenerativeModule.open_session`
+    makes one.
 
     A step that fails (values that are not finite, no memory) takes no rows, and can be tried again. What fails half-way
     and cannot be undone leaves worlds that only `reset` helps.
@@ -228,7 +228,7 @@ class WorldSession:
         Future j of world b is world `b * num_futures + j` there. All futures of a world have its noise, so that they
         differ by their actions alone. It takes the memory of a session of so many worlds; close it when it has served.
         Futures make plain passes until they are reset, because capturing one (`capture_pass`) takes longer than they
-        live; these round otherwise.
+        live; these may round otherwise.
         """
         require_numbers({"num_futures": num_futures}, 1, whole=True)
         futures = self.select([world for world in range(self.num_worlds) for _ in range(num_futures)])
