@@ -35,8 +35,8 @@ class WorldSession:
     block are there. With the same actions, seed, `sample_id` and first frames the frames are those of
     `GenerativeModule.generate`, bit for bit; only a codec that decodes several latent frames together (`TinyWanVAE`)
     may round otherwise where first frames end inside a block. Memory does not grow with the number of frames. Sessions
-    of one model may take turns and do not disturb each other; several threads must lock. `GenerativeModule.open_session`
-    makes one.
+    of one model may take turns and do not disturb each other; several threads must lock.
+    `GenerativeModule.open_session` makes one.
 
     A step that fails (values that are not finite, no memory) takes no rows, and can be tried again. What fails half-way
     and cannot be undone leaves worlds that only `reset` helps.
