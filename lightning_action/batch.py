@@ -50,7 +50,12 @@ def to_unit_range(video: Tensor) -> Tensor:
 
 def to_bytes(video: Tensor) -> Tensor:
     """Map pixels from [-1, 1] to bytes, uint8 from 0 to 255, as files hold them."""
-    return (to_unit_range(video).float() * 255).round().to(torch.uint8)
+    return bytes_of_unit_range(to_unit_range(video))
+
+
+def bytes_of_unit_range(video: Tensor) -> Tensor:
+    """Map pixels from [0, 1] to bytes, as `to_bytes`."""
+    return (video.float() * 255).round().to(torch.uint8)
 
 
 def from_unit_range(video: Tensor) -> Tensor:

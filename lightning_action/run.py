@@ -110,16 +110,29 @@ def build_module(config: Path_ | Sequence[Path_], allow: Sequence[str] = ()) -> 
     return module
 
 
-def build_datamodule(config: Path_ | Sequence[Path_], allow: Sequence[str] = ()) -> L.LightningDataModule:
+def build_datamodule(
+    config: Path_ | Sequence[Path_],
+    allow: Sequence[str] = (),
+    settings: Sequence[str] = (),
+    parser: ArgumentParser | None = None,
+) -> L.LightningDataModule:
     """Build the DataModule of a configuration, of which only the section `data` is looked at.
 
-    Arguments and errors are those of `load_run`.
+    Args:
+        config: Configuration, or several that stack.
+        allow: Modules whose classes the configuration may name, see `load_run`.
+        settings: Further arguments of it, as on a command line: `--data.test_size=8`.
+        parser: Parser without arguments, which says what is wrong in its own way; None for one that raises ValueError.
+
+    Raises:
+        FileNotFoundError: A configuration is not there.
+        ValueError: A configuration names other classes or is none, or describes no data.
     """
 
     def add(parser: ArgumentParser, sections: Sequence[str]) -> None:
         parser.add_subclass_arguments(L.LightningDataModule, "data", fail_untyped=False, required=True)
 
-    datamodule: L.LightningDataModule = _build_section("data", add, config, allow)
+    datamodule: L.LightningDataModule = _build_section("data", add, config, allow, settings, parser)
     return datamodule
 
 
@@ -128,16 +141,18 @@ def _build_section(
     add: Callable[[ArgumentParser, Sequence[str]], None],
     config: Path_ | Sequence[Path_],
     allow: Sequence[str],
+    settings: Sequence[str] = (),
+    parser: ArgumentParser | None = None,
 ) -> Any:
     paths = [config] if isinstance(config, str | Path) else list(config)
     sections = [read_section(Path(path), name) for path in paths]
-    parser = ArgumentParser(exit_on_error=False, parser_mode=MODE)
+    parser = parser or ArgumentParser(exit_on_error=False, parser_mode=MODE)
     parser.add_argument("--config", action=ActionConfigFile)
     add(parser, sections)
     told = ", ".join(str(path) for path in paths)
     with only_importing(allow):
         try:
-            parsed = parser.parse_args([f"--config={section}" for section in sections])
+            parsed = parser.parse_args([*(f"--config={section}" for section in sections), *settings])
         except ArgumentError as error:
             raise ValueError(f"{told} describes no {name}: {' '.join(str(error).split())}") from error
         require_classes(parsed)

@@ -89,6 +89,8 @@ def steer(
     with module.open_session(sampling=sampling, max_latents=longest) as session:
         session.reset(seen(rows)[0], start.prompts, seed=number)
         for _ in range(num_blocks):
+            # Once here, and not in each of the futures.
+            session.write_pending()
             imagine = wraps(imagination(session, cost), random)
             plan = planner.plan(imagine, torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0]), random)
             now = plan[:1].expand(1, session.rows_wanted, -1)

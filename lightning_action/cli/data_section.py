@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import lightning as L
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
 
 from lightning_action.batch import Batch
 from lightning_action.cli.trainer_verbs import program_name
 from lightning_action.cli.usage import RunParser
-from lightning_action.configuration.class_paths import only_importing, require_classes
 from lightning_action.data.split_data import SplitDataModule
-from lightning_action.run import read_section
+from lightning_action.run import build_datamodule
 
 SETTING = "--data."
 
@@ -36,30 +33,18 @@ def split_settings(args: Sequence[str]) -> tuple[list[str], list[str]]:
 def build_data(
     config: Sequence[str | Path], settings: Sequence[str] = (), allow: Sequence[str] = ()
 ) -> SplitDataModule:
-    """Build the DataModule of a configuration, of which only the section `data` is looked at.
+    """Build the DataModule of a configuration by `build_datamodule`, and require that it has test samples.
 
-    Args:
-        config: Configurations that stack.
-        settings: Further arguments of it, as on a command line: `--data.test_size=8`.
-        allow: Modules whose classes the configuration may name, see `load_run`.
+    Arguments and errors are those of `build_datamodule`; mistakes are told as on the command line.
 
     Raises:
-        FileNotFoundError: A configuration is not there.
-        ValueError: It describes no data that has test samples.
+        ValueError: The data has no test samples.
     """
-    told = ", ".join(map(str, config))
-    sections = [f"--config={read_section(Path(path), 'data')}" for path in config]
-    parser = RunParser(prog=f"{program_name()} evaluate")
-    parser.add_argument("--config", action=ActionConfigFile)
-    parser.add_lightning_class_args(L.LightningDataModule, "data", subclass_mode=True)
-    with only_importing(allow):
-        parsed = parser.parse_args([*sections, *settings])
-        require_classes(parsed)
-        datamodule = parser.instantiate(parsed).data
+    datamodule = build_datamodule(config, allow, settings, RunParser(prog=f"{program_name()} evaluate"))
     if not isinstance(datamodule, SplitDataModule):
         raise ValueError(
-            f"{told}: expected a section `data` with a DataModule of recordings or of a simulator (a SplitDataModule), "
-            f"which has samples to compare with; got {type(datamodule).__name__}"
+            f"{', '.join(map(str, config))}: expected a section `data` with a DataModule of recordings or of a "
+            f"simulator (a SplitDataModule), which has samples to compare with; got {type(datamodule).__name__}"
         )
     return datamodule
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 
@@ -68,7 +69,13 @@ class Episode:
         self._held = self._nothing = Held(rollout.nothing)
         self._predicted: _Predicted | None = None
         self._last_is_known = self._all_are_known = True
+        self._is_lost = False
         self._clock = Clock(rollout.nothing.device)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether something failed half-way that cannot be undone: the videos cannot go on."""
+        return self._is_lost
 
     @property
     def block_seconds(self) -> dict[str, float]:
@@ -128,6 +135,10 @@ class Episode:
             latents: Clean latents, behind what is held already.
             rows: Action rows of these latents, `[B, rows, columns]`; None for no action.
         """
+        with self._all_or_lost():
+            return self._followed(latents, rows)
+
+    def _followed(self, latents: Tensor, rows: Tensor | None) -> Tensor:
         first, held = self.wanted.start, self._held
         stop, start = first + latents.shape[1], self.block.start
         known, frames = torch.cat([held.latents, latents], dim=1), []
@@ -150,6 +161,9 @@ class Episode:
     def predict(self, rows: Tensor) -> Tensor:
         """Generate the next block under the action rows of `wanted`, `[B, rows, columns]`.
 
+        Where it fails the block is forgotten, so that it can be tried again. The block before is written then. Under
+        `context: last_step` a block that cannot be decoded is in the cache already, and the videos are lost.
+
         Returns:
             Pixels of the frames that were wanted, `[B, t, 3, H, W]` in [0, 1].
 
@@ -158,18 +172,27 @@ class Episode:
         """
         modulation = self._modulation(rows, self.wanted, self.block, self._held)
         self.write_pending()
-        held, decoder = self._held, self._decoder.copy()
-        num_held = held.latents.shape[1]
+        before = _Predicted(self._held, self._decoder)
+        num_held = self._held.latents.shape[1]
         clock = Clock(self._nothing.latents.device)
-        generate, decode = clock.timed("generate", self._rollout.next_block), clock.timed("decode", self._decode)
-        latents = generate(modulation, held.latents if num_held else None)
-        self._held, self._last_is_known = self._nothing, False
+        generate, decode = clock.timed("generate", self._rollout.next_block), clock.timed("decode", block_pixels)
+        latents = generate(modulation, self._held.latents if num_held else None)
+        decoder = self._decoder.copy()
+        try:
+            frames = decode(latents[:, num_held:], decoder)
+        except BaseException:
+            if self._rollout.is_pending:
+                self._rollout.drop_pending()
+            else:
+                self._is_lost = True
+            raise
+        self._held, self._decoder, self._last_is_known = self._nothing, decoder, False
         if self._rollout.is_pending:
-            self._predicted = _Predicted(held, decoder)
+            self._predicted = before
         else:
             self._all_are_known = False
         self._clock = clock
-        return decode(latents[:, num_held:])
+        return frames
 
     def replace(self, latents: Tensor, rows: Tensor, encoder: CodecStream) -> Tensor:
         """Take known latents from `uncertain` on, in place of what was predicted; otherwise as `follow`."""
@@ -193,7 +216,12 @@ class Episode:
     def switch_prompt(self, text: Tensor) -> None:
         """Let the blocks that follow be under other prompts, `[B, L, text_dim]`."""
         self.write_pending()
-        self._rollout.switch_prompt(text)
+        with self._all_or_lost():
+            self._rollout.switch_prompt(text)
+
+    def capture_nothing(self) -> None:
+        """Make plain passes from now on, see `CausalRollout.capture_nothing`."""
+        self._rollout.capture_nothing()
 
     def select(self, videos: Sequence[int], noise: NoiseSource) -> Episode:
         """Return an episode of some of the videos, which goes on from here by itself, see `CausalRollout.select`."""
@@ -205,6 +233,12 @@ class Episode:
             before = self._predicted
             chosen._predicted = _Predicted(before.held.select(videos), before.decoder.select(videos))
         return chosen
+
+    @contextmanager
+    def _all_or_lost(self) -> Iterator[None]:
+        self._is_lost = True
+        yield
+        self._is_lost = False
 
     def _decode(self, latents: Tensor) -> Tensor:
         return block_pixels(latents, self._decoder)

@@ -177,7 +177,7 @@ class CausalRollout:
     def select(self, videos: Sequence[int], noise: NoiseSource) -> CausalRollout:
         """Return a rollout of some of the videos, which goes on from here by itself; one may be there more than once.
 
-        A `CapturedPass` is captured anew.
+        A `CapturedPass` is captured anew, unless `capture_nothing` says otherwise.
 
         Args:
             videos: Places of the videos in this batch.
@@ -193,6 +193,10 @@ class CausalRollout:
         chosen._pending = None if self._pending is None else self._pending.select(videos)
         chosen._window = [block.select(videos) for block in self._window]
         return chosen
+
+    def capture_nothing(self) -> None:
+        """Make plain passes from now on: a `CapturedPass` takes longer to capture than a few blocks take without."""
+        self._capture = self._captured = None
 
     def switch_prompt(self, text: Tensor, negative_text: Tensor | None = None) -> None:
         """Let the blocks that follow be under other prompts.

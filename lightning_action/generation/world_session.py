@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
+from operator import index
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +19,9 @@ from lightning_action.diffusion.noise import NoiseSource, frame_noise
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.generation.episode import Episode
 from lightning_action.generation.video import VideoGenerator
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.ranges import require_numbers
+from lightning_action.seeding import require_seeds
 
 Prompt = str | Sequence[str] | None
 # How far pixels may lie outside [0, 1]: resizing overshoots a little.
@@ -30,8 +33,13 @@ class WorldSession:
 
     `reset` begins them, `step` takes action rows one by one, and a block of frames comes back as soon as the rows of a
     block are there. With the same actions, seed, `sample_id` and first frames the frames are those of
-    `GenerativeModule.generate`, bit for bit. Memory does not grow with the number of frames. Sessions of one model do
-    not disturb each other, and one is not for several threads at once. `GenerativeModule.open_session` makes one.
+    `GenerativeModule.generate`, bit for bit; only a codec that decodes several latent frames together (`TinyWanVAE`)
+    may round otherwise where first frames end inside a block. Memory does not grow with the number of frames. Sessions
+    of one model may take turns and do not disturb each other; several threads must lock.
+    `GenerativeModule.open_session` makes one.
+
+    A step that fails (values that are not finite, no memory) takes no rows, and can be tried again. What fails half-way
+    and cannot be undone leaves worlds that only `reset` helps.
 
     Args:
         videos: Generator with its settings.
@@ -76,6 +84,11 @@ class WorldSession:
         self._frame_size = (0, 0)
         self._is_closed = False
 
+    @property
+    def causality(self) -> BlockCausality:
+        """Cut of the worlds into blocks, and what a block sees."""
+        return self._videos.causality
+
     @torch.no_grad()
     def reset(
         self,
@@ -85,9 +98,12 @@ class WorldSession:
         frame_size: tuple[int, int] | None = None,
         *,
         actions: Tensor | None = None,
-        sample_id: Sequence[int] | None = None,
+        sample_id: Sequence[int] | Tensor | None = None,
     ) -> Tensor:
         """Begin all worlds anew.
+
+        When all arguments are looked at, the memory of the old worlds is freed before that of the new ones is taken. So
+        there are none if that fails.
 
         Args:
             first_frames: Videos that they begin with, `[B, T, 3, H, W]` in [0, 1], T = 1 + r n. What does not fill a
@@ -105,17 +121,18 @@ class WorldSession:
 
         Raises:
             ValueError: An argument does not fit; the worlds are then as they were.
-            RuntimeError: The session is closed.
+            RuntimeError: The session is closed, or the first block is not finite.
         """
         self._require_not_closed()
         video = None if first_frames is None else self._checked_frames(first_frames)
         if video is None and (frame_size is None or actions is not None):
             raise ValueError("without first_frames, give frame_size (height, width) and no actions of first frames")
+        if video is not None and frame_size is not None:
+            raise ValueError(f"first_frames have a size, {list(video.shape[-2:])} (H, W): leave frame_size out")
         height, width = video.shape[-2:] if video is not None else frame_size or (0, 0)
         shape = self._frozen.vae.latent_shape(height, width)
-        numbers = list(range(self.num_worlds)) if sample_id is None else list(sample_id)
-        if len(numbers) != self.num_worlds:
-            raise ValueError(f"expected sample_id of {self.num_worlds} worlds, got {numbers}")
+        self._videos.generator.tokens_per_frame(*shape[1:])
+        numbers = self._checked_numbers(range(self.num_worlds) if sample_id is None else sample_id)
         chosen_seed = self._videos.sampling.seed if seed is None else seed
         require_numbers({"seed": chosen_seed}, 0, 2**63 - 1, whole=True)
         encoder, latents = self._frozen.encoder(self._device), None
@@ -125,13 +142,15 @@ class WorldSession:
         rows = self._checked_rows(actions, range(0 if latents is None else latents.shape[1]))
         text, negative = self._encoded(prompt), self._negative_text()
         noise = self._noise(chosen_seed, numbers, shape)
+        # Two caches at once may be more than there is memory for.
+        self._episode, self._rows = None, []
         rollout = self._videos.begin(text, noise, (self._max_latents, *shape), negative_text=negative)
         decoder = self._frozen.decoder(self._device)
         self._episode = Episode(rollout, self._conditioning, self.schema, decoder, encoder)
-        self._seed, self._sample_id, self._frame_size, self._rows = chosen_seed, numbers, (height, width), []
+        self._seed, self._sample_id, self._frame_size = chosen_seed, numbers, (height, width)
         if latents is not None:
             return self._episode.follow(latents, rows)
-        return self._step_if_complete()
+        return self._take(torch.zeros(self.num_worlds, 0, self.schema.num_columns))
 
     @property
     def rows_wanted(self) -> int:
@@ -151,7 +170,8 @@ class WorldSession:
         Raises:
             ValueError: The row does not fit the schema, or is not finite; it is not taken then.
             RuntimeError: There is no world, as before `reset` and after `close`, or the model gave values that are not
-                finite.
+                finite. The row is not taken then, and the rows before it stay; only under `context: last_step` the
+                values are in the cache already, and the worlds need a `reset`.
         """
         self._require_room(self._require_worlds().block.stop)
         row = _on_host(action)
@@ -162,9 +182,7 @@ class WorldSession:
             )
         row = row.expand(self.num_worlds, -1)
         self.schema.encode_rows(row[:, None])
-        # What was handed in is its owner's to change.
-        self._rows.append(row.clone())
-        return self._step_if_complete()
+        return self._take(row[:, None])
 
     @torch.no_grad()
     def step_block(self, actions: Any) -> Tensor:
@@ -177,8 +195,7 @@ class WorldSession:
                 f"are missing until the next block, got {list(rows.shape)}"
             )
         self.schema.encode_rows(rows)
-        self._rows += rows.clone().unbind(1)
-        return self._step_if_complete()
+        return self._take(rows)
 
     def stream(self, actions: Iterable[Any]) -> Iterator[Tensor]:
         """Take rows as `step` does, and yield the frames of each block."""
@@ -191,12 +208,12 @@ class WorldSession:
     def write_pending(self) -> None:
         """Do what the next block needs while nobody waits: the clean pass over the last one, and noise.
 
-        A block is shown before its clean pass; without this, the next step makes it. `commit` cannot replace the block
-        any more.
+        A block is shown before its clean pass; without this, the next step makes it, and so does each fork. `commit`
+        cannot replace a predicted block any more; behind a known one (`reset`, `commit`) it stays possible.
         """
         episode = self._require_worlds()
         episode.write_pending()
-        if self._videos.causality.local_attn_size is not None or episode.block.stop <= self._max_latents:
+        if self.causality.local_attn_size is not None or episode.block.stop <= self._max_latents:
             episode.draw_ahead()
 
     @torch.no_grad()
@@ -210,13 +227,20 @@ class WorldSession:
 
         Future j of world b is world `b * num_futures + j` there. All futures of a world have its noise, so that they
         differ by their actions alone. It takes the memory of a session of so many worlds; close it when it has served.
+        Futures make plain passes until they are reset, because capturing one (`capture_pass`) takes longer than they
+        live; these may round otherwise.
         """
         require_numbers({"num_futures": num_futures}, 1, whole=True)
-        return self.select([world for world in range(self.num_worlds) for _ in range(num_futures)])
+        futures = self.select([world for world in range(self.num_worlds) for _ in range(num_futures)])
+        futures._require_worlds().capture_nothing()
+        return futures
 
     @torch.no_grad()
     def select(self, worlds: Sequence[int]) -> WorldSession:
-        """Return a session of some of the worlds, in this order, as `fork`; one may be there more than once."""
+        """Return a session of some of the worlds, in this order, as `fork`; one may be there more than once.
+
+        It is there to stay: a pass is captured anew where the module captures them.
+        """
         episode = self._require_worlds()
         if not len(worlds) or not all(0 <= world < self.num_worlds for world in worlds):
             raise ValueError(f"expected one or more worlds from 0 to {self.num_worlds - 1}, got {list(worlds)}")
@@ -237,10 +261,11 @@ class WorldSession:
         So a session whose blocks were all committed equals one that was reset with all those frames and actions; the
         only difference is the rounding of codecs that encode several latent frames together.
 
-        It is possible while no more than one block was predicted since the last known one, and that block was not
-        written: right after `step`, not after `write_pending`, `prompt` or further steps, and not under
-        `context: last_step`. To predict further, do it in a `fork`. Blocks that were predicted and kept may lie before,
-        if the codec encodes each latent frame by itself and the worlds had first frames.
+        Behind known blocks it is always possible, also after `write_pending`. A predicted block can be replaced right
+        after its step, not after `write_pending`, `prompt` or further steps, and not under `context: last_step`. To
+        predict further, do it in a `fork`. Blocks that were predicted and kept may lie before, if the codec encodes
+        each latent frame by itself and the worlds had first frames. A codec that cannot encode part by part
+        (`TinyWanVAE`) can commit nothing behind the first frames.
 
         Args:
             actions: Action rows that led to the frames, `[B, rows, columns]`.
@@ -267,7 +292,8 @@ class WorldSession:
         episode.causality.split(len(known), first)
         self._require_room(known.stop)
         rows = self._checked_rows(actions, known)
-        assert rows is not None
+        if rows is None:
+            raise ValueError("expected the action rows that led to the frames, [B, rows, columns], got None")
         return episode.replace(latents, rows, encoder)
 
     @property
@@ -313,13 +339,16 @@ class WorldSession:
     def _rows_of_block(self) -> range:
         return self.schema.rows_of_frames(self._require_worlds().wanted)
 
-    def _step_if_complete(self) -> Tensor:
-        episode = self._require_worlds()
-        if self.rows_wanted:
+    def _take(self, fresh: Tensor) -> Tensor:
+        """Take rows that were looked at; if they complete a block, they are taken only when it is there."""
+        # What was handed in is its owner's to change.
+        rows = [*self._rows, *fresh.clone().unbind(1)]
+        if len(rows) < len(self._rows_of_block):
+            self._rows = rows
             return torch.zeros(self.num_worlds, 0, 3, *self._frame_size, device=self._device)
-        nothing = torch.zeros(self.num_worlds, 0, self.schema.num_columns)
-        rows, self._rows = torch.stack(self._rows, dim=1) if self._rows else nothing, []
-        return episode.predict(rows)
+        frames = self._require_worlds().predict(torch.stack(rows, dim=1) if rows else fresh)
+        self._rows = []
+        return frames
 
     def _encoded(self, prompt: Prompt) -> Tensor:
         prompts = [prompt or ""] * self.num_worlds if prompt is None or isinstance(prompt, str) else list(prompt)
@@ -333,6 +362,16 @@ class WorldSession:
 
     def _noise(self, seed: int, sample_id: Sequence[int], shape: Sequence[int]) -> NoiseSource:
         return frame_noise(seed, sample_id, shape, self._device, self._dtype)
+
+    def _checked_numbers(self, sample_id: Iterable[Any]) -> list[int]:
+        try:
+            numbers = [index(number) for number in sample_id]
+        except TypeError as error:
+            raise ValueError(f"sample_id is a whole number for each world, got {sample_id!r}") from error
+        if len(numbers) != self.num_worlds:
+            raise ValueError(f"expected sample_id of {self.num_worlds} worlds, got {numbers}")
+        require_seeds(*numbers)
+        return numbers
 
     def _checked_frames(self, frames: Tensor) -> Tensor:
         """Turn frames in [0, 1] to [-1, 1], as they are inside."""
@@ -360,7 +399,7 @@ class WorldSession:
         return rows
 
     def _require_room(self, num_latents: int) -> None:
-        if self._videos.causality.local_attn_size is None and num_latents > self._max_latents:
+        if self.causality.local_attn_size is None and num_latents > self._max_latents:
             raise ValueError(
                 f"the session holds {self._max_latents} latent frames and cannot go on to {num_latents}: reset it, or "
                 "open it with larger max_latents or with a causality that has a window, local_attn_size"
@@ -374,6 +413,8 @@ class WorldSession:
         self._require_not_closed()
         if self._episode is None:
             raise RuntimeError("there are no worlds yet: call reset first")
+        if self._episode.is_lost:
+            raise RuntimeError("the worlds cannot go on after what failed before: reset them")
         return self._episode
 
 

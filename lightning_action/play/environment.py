@@ -49,9 +49,10 @@ except ImportError as error:
 class WorldModelEnv(Env[np.ndarray, Any]):
     """A generated world to act in; the observation is its last frame, uint8 `[H, W, 3]`.
 
-    A step is a block of frames: `info["frames"]` holds all of it, uint8 `[t, H, W, 3]`, `info["start"]` the number of
-    the world's start and `info["step"]` how many steps there were. `reset(options={"start": i})` begins at start i.
-    What is worth something, and when a world ends, only you know.
+    A step is a block of frames: `info["frames"]` holds all of it, uint8 `[t, H, W, 3]`, and `info["step"]` how many
+    steps there were. `info["start"]` is the number that was drawn for the start, below 2^31: of N first frames, or
+    clips of a run, that number modulo N is taken. `reset(options={"start": i})` begins at start i. First frames come
+    without actions, see `Starts`. What is worth something, and when a world ends, only you know.
 
     The action is a `Box` from low to high where the schema has continuous parts alone, `Discrete`, `MultiDiscrete` or
     `MultiBinary` where it has such, and a `Dict` by the names of its parts where it mixes them.
@@ -261,30 +262,35 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         """Generate the next block of every world; those that had ended begin anew.
 
         `infos["frames"]` holds the frames of each world's block, uint8 `[t, H, W, 3]`, and None of one that began anew.
+
+        Raises:
+            ValueError: An action does not fit; no world has moved.
+            RuntimeError: There was no `reset`, or the model gave values that are not finite. Worlds that cannot be
+                generated (or find no memory) end all of them, since others may have moved: `reset` begins anew.
         """
         if not self._groups:
             raise RuntimeError("there are no worlds yet: call reset first")
-        each = list(_each_action(actions, self.num_envs))
+        each = _each_action(actions, self.num_envs)
+        going = [(group, self._places_going_on(group)) for group in self._groups]
+        # Looked at before any world has moved.
+        rows = [
+            self._worlds.rows_of([each[group.worlds[place]] for place in places], group.session)
+            for group, places in going
+            if places
+        ]
         anew = [world for world in range(self.num_envs) if self._has_ended[world]]
-        rewards = np.zeros(self.num_envs)
-        terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
         infos: dict[str, Any] = {"frames": np.empty(self.num_envs, dtype=object)}
-        self._groups = [group for group in map(self._without_ended, self._groups) if group is not None]
-        for group in self._groups:
-            rows = self._worlds.rows_of([each[world] for world in group.worlds], group.session)
-            group.frames = to_bytes_last(group.session.step_block(rows))
-            for place, world in enumerate(group.worlds):
-                self._num_steps[world] += 1
-                made = self._worlds.judge(
-                    group.frames[place], rows[place], self._num_steps[world], self._start_of[world]
-                )
-                rewards[world], terminated[world], truncated[world] = made.reward, made.terminated, made.truncated
-                infos["frames"][world] = made.info.pop("frames")
-                infos = self._add_info(infos, made.info, world)
-        if anew:
-            infos = self._begin(anew, None, infos)
-        self._has_ended = (terminated | truncated).tolist()
-        return self._observations(), rewards, terminated, truncated, infos
+        try:
+            self._drop_ended(going)
+            stepped = list(zip(self._groups, rows, strict=True))
+            for group, own in stepped:
+                group.frames = to_bytes_last(group.session.step_block(own))
+            if anew:
+                infos = self._begin(anew, None, infos)
+        except BaseException:
+            self.close_extras()
+            raise
+        return self._judged(stepped, infos)
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """Return the last frame of each world, uint8 `[H, W, 3]`."""
@@ -314,16 +320,35 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             infos = self._add_info(infos, {"start": start, "step": 0}, world)
         return infos
 
-    def _without_ended(self, group: WorldBatch) -> WorldBatch | None:
-        """The group without the worlds that have ended; None if there is no other."""
-        stay = [place for place, world in enumerate(group.worlds) if not self._has_ended[world]]
-        if len(stay) == len(group.worlds):
-            return group
-        rest = None
-        if stay:
-            rest = WorldBatch(group.session.select(stay), group.frames[stay], [group.worlds[place] for place in stay])
-        group.session.close()
-        return rest
+    def _places_going_on(self, group: WorldBatch) -> list[int]:
+        return [place for place, world in enumerate(group.worlds) if not self._has_ended[world]]
+
+    def _drop_ended(self, going: list[tuple[WorldBatch, list[int]]]) -> None:
+        """Keep the places of each batch; batches without any are freed before others are copied."""
+        for group, places in going:
+            if not places:
+                group.session.close()
+        self._groups = [_chosen(group, places) for group, places in going if places]
+
+    def _judged(
+        self, stepped: list[tuple[WorldBatch, np.ndarray]], infos: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """What `step` hands over, of the batches that were stepped under some rows."""
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
+        for group, _ in stepped:
+            for world in group.worlds:
+                self._num_steps[world] += 1
+        for group, rows in stepped:
+            for place, world in enumerate(group.worlds):
+                made = self._worlds.judge(
+                    group.frames[place], rows[place], self._num_steps[world], self._start_of[world]
+                )
+                rewards[world], terminated[world], truncated[world] = made.reward, made.terminated, made.truncated
+                infos["frames"][world] = made.info.pop("frames")
+                infos = self._add_info(infos, made.info, world)
+        self._has_ended = (terminated | truncated).tolist()
+        return self._observations(), rewards, terminated, truncated, infos
 
     def _observations(self) -> np.ndarray:
         seen = np.empty(self.observation_space.shape or (), np.uint8)
@@ -344,6 +369,15 @@ def model_and_starts(
     module.frozen.load()
     num_latents = max(1, (sampling or module.sampling).num_initial_latents)
     return module, starts_of_run(config, split, num_latents, module.schema.temporal_compression_ratio, allow)
+
+
+def _chosen(group: WorldBatch, places: list[int]) -> WorldBatch:
+    """Some worlds of a batch, which itself is closed."""
+    if len(places) == len(group.worlds):
+        return group
+    rest = WorldBatch(group.session.select(places), group.frames[places], [group.worlds[place] for place in places])
+    group.session.close()
+    return rest
 
 
 def _each_action(actions: Any, count: int) -> Sequence[Any]:

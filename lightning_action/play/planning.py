@@ -32,10 +32,14 @@ def imagination(session: WorldSession, cost: Cost) -> Imagine:
         cost: Cost of what is seen from now on.
 
     Raises:
-        ValueError: The session has several worlds.
+        ValueError: The session has several worlds, or its actions are not of continuous parts alone: those of others
+            cannot be drawn between bounds.
     """
     if session.num_worlds != 1:
         raise ValueError(f"planning is for a session of one world, got one of {session.num_worlds}: select one")
+
+    if others := [part.name for part in session.schema.parts if part.kind != "continuous"]:
+        raise ValueError(f"planning searches between bounds, and {', '.join(others)} are no continuous parts")
 
     def imagine(actions: Tensor) -> Tensor:
         frames = []
@@ -50,6 +54,8 @@ def imagination(session: WorldSession, cost: Cost) -> Imagine:
 @dataclass(frozen=True)
 class Planner:
     """How actions are searched for: the cross-entropy method, and with one round random shooting.
+
+    It is for actions of continuous parts alone.
 
     Args:
         horizon: Number of blocks to plan ahead; an action is held for a block.

@@ -21,12 +21,18 @@ def action_space(schema: ActionSchema, num_rows: int | None = None) -> Space[Any
     Args:
         schema: Meaning of an action row.
         num_rows: Number of rows; None for a single one, which has no axis of its own.
+
+    Raises:
+        ValueError: Parts that a `Dict` would hold by their names have the same one.
     """
     from gymnasium import spaces
 
     kinds = {part.kind for part in schema.parts}
     if len(schema.parts) == 1 or len(kinds) > 1 or kinds == {"multi_hot"}:
         named = {part.name: _space_of([part], num_rows) for part in schema.parts}
+        if len(named) < len(schema.parts):
+            names = ", ".join(part.name for part in schema.parts)
+            raise ValueError(f"actions are a Dict by the names of their parts, which must differ, got {names}")
         return spaces.Dict(named) if len(named) > 1 else named[schema.parts[0].name]
     return _space_of(schema.parts, num_rows)
 

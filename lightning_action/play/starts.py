@@ -13,7 +13,11 @@ from lightning_action.data.split_data import Split
 from lightning_action.run import build_datamodule
 
 Starts = Callable[[int], tuple[Tensor, str]]
-"""First frames `[T, 3, H, W]` in [0, 1] and prompt of the world of any number, 0 or more."""
+"""First frames `[T, 3, H, W]` in [0, 1] and prompt of the world of any number, 0 or more.
+
+They have no action rows: a world begins as under no action, also where a schema (`state`, `per_latent`) has rows of its
+first frame, or there are several latent frames.
+"""
 
 
 def starts_of_frames(frames: Tensor) -> Starts:

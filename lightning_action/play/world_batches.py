@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import num_latent_frames
+from lightning_action.batch import bytes_of_unit_range, num_latent_frames
 from lightning_action.generation.world_session import WorldSession
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.play.spaces import action_rows
@@ -76,6 +76,7 @@ class WorldBatches:
         with self.begin([0], [0]).session as session:
             self.schema: ActionSchema = session.schema
             rows, height, width = session.rows_wanted, *session.frame_size
+            frames_of_block = session.causality.num_frame_per_block * self.schema.temporal_compression_ratio
             if not rules.holds_action:
                 session.step_block(torch.zeros(1, rows, self.schema.num_columns))
                 if session.rows_wanted != rows:
@@ -85,7 +86,7 @@ class WorldBatches:
                     )
         self.num_rows = None if rules.holds_action else rows
         self.frame_shape = (height, width, 3)
-        self.steps_per_second = max(1, round(rules.fps / rows))
+        self.steps_per_second = max(1, round(rules.fps / frames_of_block))
 
     def begin(self, starts: Sequence[int], samples: Sequence[int]) -> WorldBatch:
         """Begin worlds at some starts, with some numbers for their noise."""
@@ -96,17 +97,24 @@ class WorldBatches:
         return WorldBatch(session, to_bytes_last(seen)[:, -1:])
 
     def rows_of(self, actions: Sequence[Any], session: WorldSession) -> np.ndarray:
-        """Turn actions of all worlds of a session into the rows of its next block, `[B, rows, columns]`."""
+        """Turn actions of worlds of a session into the rows of its next block, `[B, rows, columns]`.
+
+        Raises:
+            ValueError: An action has another size, or values that the schema does not take.
+        """
         rows = np.stack([action_rows(self.schema, action, self.num_rows) for action in actions])
+        self.schema.encode_rows(torch.from_numpy(rows))
         return np.repeat(rows, session.rows_wanted, axis=1) if self.rules.holds_action else rows
 
     def judge(self, frames: np.ndarray, rows: np.ndarray, num_steps: int, start: int) -> Judged:
         """Say what a step of one world is worth, and whether it is the last one."""
+        # Whoever has them may write into them.
+        frames, last = frames.copy(), frames[-1].copy()
         info = {"frames": frames, "start": start, "step": num_steps}
         reward = 0.0 if self.rules.reward is None else float(self.rules.reward(frames, rows, info))
         ends = self.rules.terminated is not None and bool(self.rules.terminated(frames, info))
         is_long = self.rules.max_steps is not None and num_steps >= self.rules.max_steps
-        return Judged(frames[-1].copy(), reward, ends, is_long, info)
+        return Judged(last, reward, ends, is_long, info)
 
     def _open(self, num_worlds: int, num_frames: int) -> WorldSession:
         if not isinstance(self._model, GenerativeModule):
@@ -153,4 +161,4 @@ def draw_start(random: np.random.Generator, options: dict[str, Any] | None) -> t
 
 def to_bytes_last(frames: Tensor) -> np.ndarray:
     """Turn frames `[B, t, 3, H, W]` in [0, 1] to bytes with the channels last, `[B, t, H, W, 3]`."""
-    return (frames * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous().cpu().numpy()
+    return bytes_of_unit_range(frames).permute(0, 1, 3, 4, 2).contiguous().cpu().numpy()

@@ -60,7 +60,10 @@ SMALL_LEROBOT = {
         "--trainer.limit_val_batches=0",
     ],
 }
-SMALL_SCRIPTS = {"docs/examples/plan.py": ["--trials=1", "--blocks=1", "--steps=1"]}
+SMALL_SCRIPTS = {
+    "docs/examples/plan.py": ["--trials=1", "--blocks=1", "--steps=1"],
+    "docs/measure_drift.py": ["--worlds=1", "--blocks=16", "--steps=1"],
+}
 # What a CPU cannot do, or not in seconds, in a benchmark.
 ON_A_CPU = {
     "--device cuda": "--device cpu",

@@ -48,12 +48,10 @@ def build(**changes: Any) -> ActionVideoModule:
         "causality": BlockCausality(1, 4, 1),
         "sampling": Sampling(num_inference_steps=2),
         "optimization": Optimization(warmup_steps=2, weight_decay=0.1),
+        "text_encoder": lambda: HashingTextEncoder(6, 4),
+        "vae": lambda: LinearVideoCodec(7, patch_size=4),
     }
-    return ActionVideoModule(
-        text_encoder=lambda: HashingTextEncoder(6, 4),
-        vae=lambda: LinearVideoCodec(7, patch_size=4),
-        **{**settings, **changes},
-    )
+    return ActionVideoModule(**{**settings, **changes})
 
 
 def ready(**changes: Any) -> tuple[ActionVideoModule, dict[str, Any]]:

@@ -7,6 +7,7 @@ import torch
 
 from lightning_action import BlockCausality
 from lightning_action.generation.episode import Episode, Held
+from tests.support.remembering_codec import RememberingCodec
 from tests.support.sprite_module import ready
 
 CAUSALITY = BlockCausality(3, 7, 1)
@@ -14,7 +15,7 @@ CAUSALITY = BlockCausality(3, 7, 1)
 
 @torch.no_grad()
 def test_a_block_that_is_known_in_part_holds_it_and_wants_the_rest() -> None:
-    module, batch = ready(causality=CAUSALITY)
+    module, batch = ready(causality=CAUSALITY, vae=lambda: RememberingCodec(7, patch_size=4))
     rows, latents = batch["action"], module.frozen.encode_video(batch["video"])
     text = module.frozen.encode_text(batch["prompt"])
     session = module.open_session(2)
@@ -26,6 +27,9 @@ def test_a_block_that_is_known_in_part_holds_it_and_wants_the_rest() -> None:
     assert (episode.block, episode.wanted, episode.uncertain) == (range(6, 9), range(6, 9), range(4, 6))
     frames = episode.replace(latents[:, :2], torch.zeros(2, 8, 2), episode.encoder)
     assert frames.shape[1] == 8 and episode.uncertain == range(6, 9)
+    # The decoder remembers what was known before them, and nothing of what was predicted.
+    seen = module.frozen.vae.decode(torch.cat([latents[:, :4], latents[:, :2]], dim=1))[:, 13:] * 0.5 + 0.5
+    torch.testing.assert_close(frames, seen, atol=1e-5, rtol=0)
     episode.predict(torch.zeros(2, 12, 2))
     episode.switch_prompt(text)
     with pytest.raises(ValueError, match="predict in a fork"):

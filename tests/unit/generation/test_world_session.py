@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_action import ActionVideoModule, BlockCausality, Sampling, WorldSession
+from lightning_action import ActionVideoModule, BlockCausality, LinearVideoCodec, Sampling, WorldSession
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.batch import from_unit_range
+from lightning_action.frozen.interfaces import VideoCodec
+from lightning_action.generation import rollout, video
 from lightning_action.generator.acceleration import Acceleration
+from tests.support.remembering_codec import RememberingCodec
 from tests.support.sprite_module import ready
 
 PROMPTS = ["a red disc", "a green disc"]
@@ -20,9 +26,16 @@ PLAIN = ActionSchema()
 ALONE = {"independent_first_frame": True}
 
 
-def worlds(num_latents: int, schema: ActionSchema = PLAIN, **settings: Any) -> tuple[ActionVideoModule, Tensor, Tensor]:
+CODECS = pytest.mark.parametrize("codec", [LinearVideoCodec, RememberingCodec])
+Codec = type[LinearVideoCodec]
+
+
+def worlds(
+    num_latents: int, schema: ActionSchema = PLAIN, codec: Codec = LinearVideoCodec, **settings: Any
+) -> tuple[ActionVideoModule, Tensor, Tensor]:
     """A module whose every part acts, first frames of two worlds, `[2, T, 3, 16, 16]`, and rows of whole videos."""
-    module, batch = ready(**{"causality": WINDOW, "schema": schema, **settings})
+    vae = partial(codec, 7, patch_size=4)
+    module, batch = ready(**{"causality": WINDOW, "schema": schema, "vae": vae, **settings})
     # Halves of bytes come back the same from [0, 1].
     frames = ((batch["video"] * 0.5 + 0.5).clamp(0, 1) * 256).round() / 256
     rows = torch.rand(2, schema.num_rows(num_latents), schema.num_columns, generator=torch.Generator().manual_seed(3))
@@ -82,12 +95,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("step", [by_rows, by_blocks])
+@pytest.mark.parametrize(("step", "codec"), [(by_rows, LinearVideoCodec), (by_blocks, RememberingCodec)])
 @pytest.mark.parametrize("case", CASES)
-def test_a_session_equals_the_rollout_to_the_bit(case: str, step: Any) -> None:
+def test_a_session_equals_the_rollout_to_the_bit(case: str, step: Any, codec: Codec) -> None:
     causality, schema, changes, length, num_initial = CASES[case]
     sampling = Sampling(**{"num_inference_steps": 2, "num_initial_latents": num_initial, "seed": 5, **changes})
-    module, frames, rows = worlds(length, schema, causality=causality, sampling=sampling)
+    module, frames, rows = worlds(length, schema, codec, causality=causality, sampling=sampling)
     frames = frames[:, : 1 + 4 * (num_initial - 1)]
     whole = offline(module, frames, rows)
     with module.open_session(2) as session:
@@ -162,6 +175,7 @@ def test_seed_and_sample_id_choose_the_noise() -> None:
         assert (plain - session_frames(module, frames, rows, 8, **other))[1].abs().max() > 1e-3
     swapped = session_frames(module, frames, rows, 8, sample_id=[0, 2])
     assert torch.equal(swapped[0], plain[0])
+    assert torch.equal(session_frames(module, frames, rows, 8, sample_id=torch.tensor([0, 2])), swapped)
 
 
 def test_a_prompt_holds_from_the_next_block_on() -> None:
@@ -188,10 +202,13 @@ def test_writing_ahead_changes_nothing() -> None:
     assert torch.equal(torch.cat(ahead, dim=1), plain)
 
 
+@CODECS
 @pytest.mark.parametrize("causality", [WINDOW, BlockCausality(2, 5, 1)])
 @pytest.mark.parametrize("num_rows", [12, 14])
-def test_a_fork_goes_on_as_its_parent_would_and_leaves_it_alone(causality: BlockCausality, num_rows: int) -> None:
-    module, frames, rows = worlds(9, causality=causality)
+def test_a_fork_goes_on_as_its_parent_would_and_leaves_it_alone(
+    causality: BlockCausality, num_rows: int, codec: Codec
+) -> None:
+    module, frames, rows = worlds(9, codec=codec, causality=causality)
     whole = session_frames(module, frames, rows, 32)
     parent = module.open_session(2)
     parent.reset(frames[:, :1], PROMPTS)
@@ -208,9 +225,10 @@ def test_a_fork_goes_on_as_its_parent_would_and_leaves_it_alone(causality: Block
         assert (futures[other] - mine).abs().amax((1, 2, 3, 4)).min() > 3e-3
 
 
-def test_some_worlds_go_on_without_the_others_under_guidance_and_another_prompt() -> None:
+@CODECS
+def test_some_worlds_go_on_without_the_others_under_guidance_and_another_prompt(codec: Codec) -> None:
     sampling = Sampling(num_inference_steps=2, action_guidance_scale=2.0, prompt_guidance_scale=1.5)
-    module, frames, rows = worlds(7, sampling=sampling)
+    module, frames, rows = worlds(7, codec=codec, sampling=sampling)
     both = module.open_session(2)
     both.reset(frames[:, :1], PROMPTS)
     by_rows(both, rows[:, :12])
@@ -249,12 +267,16 @@ def test_reset_begins_anew() -> None:
 SEEN = [BlockCausality(1, 4, 1), BlockCausality(2, 5, 1, **ALONE), BlockCausality(2, 6)]
 
 
+@CODECS
 @pytest.mark.parametrize("causality", SEEN)
 @pytest.mark.parametrize("predicts", [True, False])
-def test_what_happened_takes_the_place_of_what_was_predicted(causality: BlockCausality, predicts: bool) -> None:
+@pytest.mark.parametrize("writes", [True, False])
+def test_what_happened_takes_the_place_of_what_was_predicted(
+    causality: BlockCausality, predicts: bool, writes: bool, codec: Codec
+) -> None:
     """A session whose blocks were all committed equals one that was reset with those frames and actions."""
     sampling = Sampling(num_inference_steps=2, first_num_inference_steps=3, num_initial_latents=1)
-    module, frames, rows = worlds(9, causality=causality, sampling=sampling)
+    module, frames, rows = worlds(9, codec=codec, causality=causality, sampling=sampling)
     num_known = 4 if causality.num_frame_per_block == 2 and not causality.independent_first_frame else 5
     known = range(1 + 4 * (num_known - 1))
     session = module.open_session(2)
@@ -263,6 +285,8 @@ def test_what_happened_takes_the_place_of_what_was_predicted(causality: BlockCau
     while session.latent_frames < num_known:
         have = session.pixel_frames
         wanted = session.rows_wanted
+        if writes:
+            session.write_pending()
         if predicts:
             session.step_block(-rows[:, have - 1 : have - 1 + wanted])
         returned.append(session.commit(rows[:, have - 1 : have - 1 + wanted], frames[:, have : have + wanted]))
@@ -273,6 +297,30 @@ def test_what_happened_takes_the_place_of_what_was_predicted(causality: BlockCau
     torch.testing.assert_close(
         by_rows(session, rest(session, rows)), by_rows(reset, rest(reset, rows)), atol=1e-4, rtol=0
     )
+
+
+@CODECS
+@pytest.mark.parametrize("causality", [WINDOW, BlockCausality(2, 6)])
+@pytest.mark.parametrize("chosen", [[1], [1, 0, 1]])
+def test_what_happened_in_a_selection_is_what_would_have_happened_in_all(
+    causality: BlockCausality, chosen: list[int], codec: Codec
+) -> None:
+    module, frames, rows = worlds(7, codec=codec, causality=causality)
+    parent, twin = module.open_session(2), module.open_session(2)
+    for each in (parent, twin):
+        each.reset(frames[:, :1], PROMPTS)
+        by_rows(each, rows[:, :4])
+    some, fork = parent.select(chosen), parent.fork()
+    happened = twin.commit(-rows[:, :4], frames[:, 1:5])
+    expected = torch.cat([happened, by_rows(twin, rows[:, 4:20])], dim=1)
+    committed = some.commit(-rows[chosen, :4], frames[chosen, 1:5])
+    found = torch.cat([committed, by_rows(some, rows[chosen, 4:20])], dim=1)
+    # A batch of another size may round differently.
+    torch.testing.assert_close(found, expected[chosen], atol=1e-4, rtol=0)
+    in_fork = torch.cat([fork.commit(-rows[:, :4], frames[:, 1:5]), by_rows(fork, rows[:, 4:20])], dim=1)
+    assert torch.equal(in_fork, expected)
+    plain = session_frames(module, frames, rows, 20)
+    assert torch.equal(by_rows(parent, rows[:, 4:20]), plain[:, 4:]) and (plain - expected).abs().max() > 3e-3
 
 
 def test_several_blocks_are_committed_at_once_and_predictions_may_lie_before() -> None:
@@ -302,6 +350,7 @@ def test_a_commit_that_is_too_late_or_does_not_fit_changes_nothing() -> None:
         (rows[:, :8], frames[:, 1:9, :, :8], "expected frames of \\(16, 16\\)"),
         (rows[:, :8], frames[:, 1:9] * 2 + 0.5, "in \\[0, 1\\]"),
         (rows[:, :8] * torch.nan, frames[:, 1:9], "not finite"),
+        (None, frames[:, 1:9], "the action rows that led to the frames, .*, got None"),
     ]
     for actions, seen, message in bad:
         with pytest.raises(ValueError, match=message):
@@ -313,6 +362,30 @@ def test_a_commit_that_is_too_late_or_does_not_fit_changes_nothing() -> None:
     twin.write_pending()
     with pytest.raises(ValueError, match="commit what happened right after the step"):
         twin.commit(rows[:, :8], frames[:, 9:17])
+
+
+def test_a_codec_that_looks_back_cannot_commit_behind_what_was_predicted_and_kept() -> None:
+    module, frames, rows = worlds(5, codec=RememberingCodec)
+    session, twin = module.open_session(2), module.open_session(2)
+    for each in (session, twin):
+        each.reset(frames[:, :1], PROMPTS)
+        by_rows(each, rows[:, :8])
+    with pytest.raises(ValueError, match="this codec looks back in time"):
+        session.commit(rows[:, 4:8], frames[:, 5:9])
+    assert torch.equal(by_rows(session, rows[:, 8:]), by_rows(twin, rows[:, 8:]))
+
+
+def test_a_codec_that_encodes_whole_videos_commits_nothing() -> None:
+    module, frames, rows = worlds(5, codec=WholeVideos)
+    session = module.open_session(2)
+    session.reset(frames[:, :1], PROMPTS)
+    with pytest.raises(ValueError, match="WholeVideos cannot encode a video part by part"):
+        session.commit(rows[:, :4], frames[:, 1:5])
+    assert torch.equal(by_rows(session, rows), session_frames(module, frames, rows, 16))
+
+
+class WholeVideos(LinearVideoCodec):
+    streaming_encoder = VideoCodec.streaming_encoder
 
 
 def test_a_commit_needs_the_clean_context_and_frames_to_begin_with() -> None:
@@ -328,6 +401,127 @@ def test_a_commit_needs_the_clean_context_and_frames_to_begin_with() -> None:
     by_rows(session, rows[:, :4])
     with pytest.raises(ValueError, match="had no first frames"):
         session.commit(rows[:, :4], frames[:, 1:5])
+
+
+def fails_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which finds no memory the so-manieth time that it is called."""
+    calls = [call]
+
+    def function_or_failure(*args: Any, **kwargs: Any) -> Any:
+        calls[0] -= 1
+        if calls[0] == 0:
+            raise torch.OutOfMemoryError("no memory")
+        return function(*args, **kwargs)
+
+    return function_or_failure
+
+
+SAMPLERS = {"num_inference_steps": 2, "first_num_inference_steps": 3}
+
+
+@CODECS
+@pytest.mark.parametrize(("method", "call"), [("denoise", 2), ("write", 1)])
+def test_a_step_without_memory_takes_nothing_and_can_be_tried_again(
+    method: str, call: int, codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, frames, rows = worlds(7, codec=codec, causality=BlockCausality(2, 6), sampling=Sampling(**SAMPLERS))
+    plain = session_frames(module, frames, rows, 20)
+    session = module.open_session(2)
+    found = [session.reset(frames[:, :1], PROMPTS)[:, :0]]
+    for stop in (4, 12, 20):
+        by_rows(session, rows[:, session.pixel_frames - 1 : stop - 1])
+        with monkeypatch.context() as patched:
+            patched.setattr(module.generator, method, fails_at(call, getattr(module.generator, method)))
+            if method == "denoise" or stop > 4:
+                with pytest.raises(torch.OutOfMemoryError):
+                    session.step(rows[:, stop - 1])
+                assert session.rows_wanted == 1
+        found.append(session.step(rows[:, stop - 1]))
+    assert torch.equal(torch.cat(found, dim=1), plain)
+
+
+@CODECS
+@pytest.mark.parametrize("context", ["clean", "last_step"])
+def test_a_block_that_is_not_finite_is_forgotten_or_ends_the_worlds(context: str, codec: Codec) -> None:
+    sampling = Sampling(**SAMPLERS, context=context)
+    module, frames, rows = worlds(7, codec=codec, causality=BlockCausality(2, 6), sampling=sampling)
+    plain, session = session_frames(module, frames, rows, 20), module.open_session(2)
+    bias = module.generator.head.head.bias
+    for broken in range(3):
+        session.reset(frames[:, :1], PROMPTS)
+        found = []
+        for number, block in enumerate(rows[:, :20].split([4, 8, 8], dim=1)):
+            if number == broken:
+                good = bias.detach().clone()
+                bias.data.fill_(torch.nan)
+                with pytest.raises(RuntimeError, match="NaN or infinity"):
+                    session.step_block(block)
+                bias.data.copy_(good)
+                if context == "last_step":
+                    break
+                assert session.rows_wanted == block.shape[1]
+            found.append(session.step_block(block))
+        if context == "clean":
+            assert torch.equal(torch.cat(found, dim=1), plain)
+            continue
+        for refused in (partial(session.step_block, block), session.fork, session.write_pending):
+            with pytest.raises(RuntimeError, match="cannot go on after what failed before: reset them"):
+                refused()
+
+
+@pytest.mark.parametrize("fails", ["commit", "prompt", "reset"])
+def test_what_fails_half_way_ends_the_worlds(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, frames, rows = worlds(7)
+    session = module.open_session(2)
+    session.reset(frames[:, :1], PROMPTS)
+    by_rows(session, rows[:, :4])
+    calls = {
+        "commit": partial(session.commit, rows[:, :12], frames[:, 1:13]),
+        "prompt": partial(session.prompt, "another"),
+        "reset": partial(session.reset, frames[:, :13], PROMPTS),
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr(module.generator, "write", fails_at(2, module.generator.write))
+        with pytest.raises(torch.OutOfMemoryError):
+            calls[fails]()
+    with pytest.raises(RuntimeError, match="reset them"):
+        session.step(rows[:, 4])
+    session.reset(frames[:, :1], PROMPTS)
+    assert torch.equal(by_rows(session, rows), session_frames(module, frames, rows, 24))
+
+
+def test_a_refused_reset_leaves_the_worlds_and_another_frees_them_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, frames, rows = worlds(7)
+    session = module.open_session(2)
+    session.reset(frames[:, :1], PROMPTS)
+    first = by_rows(session, rows[:, :6])
+    for arguments, message in REFUSED:
+        with pytest.raises(ValueError, match=message):
+            session.reset(**{"first_frames": frames[:, :1], **arguments})
+    assert torch.equal(torch.cat([first, by_rows(session, rows[:, 6:])], 1), session_frames(module, frames, rows, 24))
+    old, seen = weakref.ref(session._require_worlds()._rollout.cache), []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        seen.append(old())
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(rollout, "KVCache", noted)
+    with pytest.raises(torch.OutOfMemoryError):
+        session.reset(frames[:, :1], PROMPTS)
+    assert seen == [None]
+    with pytest.raises(RuntimeError, match="call reset first"):
+        session.step(rows[:, 0])
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"frame_size": (16, 16)}, "leave frame_size out"),
+    ({"sample_id": "ab"}, "a whole number for each world, got 'ab'"),
+    ({"sample_id": torch.tensor([0.0, 1.0])}, "a whole number for each world"),
+    ({"sample_id": torch.tensor(3)}, "a whole number for each world"),
+    ({"sample_id": [0, 2**63]}, "a whole number from -2\\^63"),
+    ({"first_frames": torch.zeros(2, 1, 3, 12, 16)}, "whole number of patches"),
+    ({"first_frames": None, "frame_size": (16, 12)}, "whole number of patches"),
+]
 
 
 def test_nothing_grows_with_the_number_of_frames() -> None:
@@ -459,4 +653,28 @@ def test_a_captured_pass_serves_a_session_and_its_forks(relative: bool) -> None:
             found.append((before, by_rows(session, rows[:, 20:]), by_rows(fork, rows[:, 20:])))
     for plain, one in zip(*found, strict=True):
         torch.testing.assert_close(one, plain, atol=1e-5, rtol=0)
-    assert torch.equal(found[1][1], found[1][2])
+
+
+def test_a_pass_is_captured_for_what_stays_and_not_for_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    class Noted(video.CapturedPass):
+        def __init__(self, generator: Any, text: Any, cache: Any) -> None:
+            super().__init__(generator, text, cache)
+            sizes.append(cache.keys.shape[1])
+
+    monkeypatch.setattr(video, "CapturedPass", Noted)
+    module, frames, rows = worlds(9, acceleration=Acceleration(capture_pass=True))
+    session = module.open_session(2)
+    with torch.compiler.set_stance("force_eager"):
+        session.reset(frames[:, :1], PROMPTS)
+        by_rows(session, rows[:, :20])
+        assert sizes == [2]
+        fork, chosen = session.fork(), session.select([1, 0, 1])
+        by_rows(fork, rows[:, 20:])
+        assert sizes == [2]
+        by_rows(chosen, rows[[1, 0, 1], 20:])
+        assert sizes == [2, 3]
+        fork.reset(frames[:, :1], PROMPTS)
+        by_rows(fork, rows[:, :20])
+    assert sizes == [2, 3, 2]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from functools import partial
+from itertools import chain, repeat
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -15,9 +18,11 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
-from lightning_action import ActionVideoModule, BlockCausality, WorldModelEnv, WorldModelVectorEnv
+from lightning_action import ActionVideoModule, BlockCausality, WorldModelEnv, WorldModelVectorEnv, WorldSession
 from lightning_action.action.schema import ActionPart, ActionSchema
+from tests.support.small_generator import fill
 from tests.support.sprite_module import ready
+from tests.support.written_run import write_run
 
 WINDOW = BlockCausality(1, 4, 1)
 
@@ -114,6 +119,36 @@ def test_a_model_without_window_needs_an_end() -> None:
         WorldModelEnv(lambda count: module.open_session(count), starts, causality=WINDOW)
 
 
+@pytest.mark.parametrize(
+    ("schema", "causality", "steps_per_second"),
+    [
+        (ActionSchema(), WINDOW, 4),
+        (ActionSchema(alignment="per_latent"), WINDOW, 4),
+        (ActionSchema(rows_per_frame=2), WINDOW, 4),
+        (ActionSchema(), BlockCausality(2, 5), 2),
+    ],
+)
+def test_a_second_has_as_many_steps_as_blocks(
+    schema: ActionSchema, causality: BlockCausality, steps_per_second: int
+) -> None:
+    module, starts = parts(schema=schema, causality=causality)
+    assert WorldModelEnv(module, starts, fps=16).metadata["render_fps"] == steps_per_second
+    assert WorldModelVectorEnv(module, starts, 2, fps=16).metadata["render_fps"] == steps_per_second
+
+
+def test_frames_may_be_written_into() -> None:
+    module, starts = parts()
+    env = WorldModelEnv(module, starts, lambda frames, rows, info: float(frames.fill(0) or 1))
+    vector = WorldModelVectorEnv(module, starts, 2)
+    for each, action in ((env, np.float32([1, 0])), (vector, np.float32([[1, 0], [0, 1]]))):
+        each.reset(seed=1)
+        seen, *_, info = each.step(action)
+        for frames in info["frames"]:
+            frames.fill(0)
+        shown = each.render()
+        assert shown is not None and np.array_equal(np.stack(shown), seen) and seen.any()
+
+
 def test_blocks_of_other_lengths_are_held_or_refused() -> None:
     module, starts = parts(causality=BlockCausality(2, 5))
     env = WorldModelEnv(module, starts)
@@ -138,56 +173,140 @@ def test_what_cannot_be_is_refused() -> None:
     env.close()
 
 
-def alone(module: ActionVideoModule, starts: Tensor, seed: int, actions: np.ndarray, ends: int) -> list[np.ndarray]:
-    """Observations of one world that begins anew, one step late, whenever it has made `ends` steps."""
-    env = WorldModelEnv(module, starts, terminated=lambda frames, info: info["step"] == ends)
-    seen, ended = [env.reset(seed=seed)[0]], False
+def start_of(number: int) -> tuple[Tensor, str]:
+    """First frames that are those of a number alone."""
+    return torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(number)), "a disc"
+
+
+def end_of(number: int) -> int:
+    """Steps of the world that begins at a number."""
+    return 1 + number % 3
+
+
+Ended = Callable[[np.ndarray, dict[str, Any]], bool]
+
+
+def alone(module: ActionVideoModule, seed: int, actions: np.ndarray, ended: Ended) -> list[np.ndarray]:
+    """Observations of one world that begins anew, one step late, whenever it has ended."""
+    env = WorldModelEnv(module, start_of, terminated=ended)
+    seen, has_ended = [env.reset(seed=seed)[0]], False
     for action in actions:
-        if ended:
+        if has_ended:
             seen.append(env.reset()[0])
-            ended = False
+            has_ended = False
         else:
-            observation, _, ended, _, _ = env.step(action)
+            observation, _, has_ended, _, _ = env.step(action)
             seen.append(observation)
     return seen
 
 
 @pytest.mark.parametrize("ends_alike", [True, False])
 def test_a_vector_is_so_many_environments(ends_alike: bool) -> None:
-    module, starts = parts()
-    ends = {0: 3, 1: 3, 2: 3} if ends_alike else {0: 2, 1: 3, 2: 100}
-    # Frames tell worlds apart only by what they show, so each ends by its own start.
-    order: dict[int, int] = {}
+    module, _ = parts()
+    assert module.action_projection is not None
+    fill(module.action_projection, scale=3.0)
 
-    def terminated(frames: np.ndarray, info: dict[str, Any]) -> bool:
-        return info["step"] == ends[order.setdefault(info["start"], len(order) % 3)]
+    def ended(frames: np.ndarray, info: dict[str, Any]) -> bool:
+        return info["step"] == (3 if ends_alike else end_of(info["start"]))
 
     vector = WorldModelVectorEnv(
-        module, starts, 3, brightness, terminated if not ends_alike else None, 3 if ends_alike else None
+        module, start_of, 3, brightness, None if ends_alike else ended, 3 if ends_alike else None
     )
-    actions = np.random.default_rng(0).uniform(-1, 1, (6, 3, 2)).astype(np.float32)
-    seen = [vector.reset(seed=5)[0]]
-    batches, has_ended = [vector.num_batches], []
+    actions = np.random.default_rng(0).uniform(-1, 1, (8, 3, 2)).astype(np.float32)
+    seen, began = [vector.reset(seed=5)[0]], np.zeros(3, bool)
+    batches, ways = [vector.num_batches], set()
     for action in actions:
-        observation, reward, ended, truncated, infos = vector.step(action)
+        observation, reward, terminated, truncated, infos = vector.step(action)
         seen.append(observation)
         batches.append(vector.num_batches)
-        has_ended.append(ended | truncated)
-        began = has_ended[-2] if len(has_ended) > 1 else np.zeros(3, bool)
         assert [frames is None for frames in infos["frames"]] == began.tolist()
         assert (reward[~began] > 0).all() and not reward[began].any()
-    if ends_alike:
-        assert batches == [1] * 7
-        for world in range(3):
-            expected = alone(module, starts, 5 + world, actions[:, world], 3)
-            found = [observation[world] for observation in seen]
-            for one, other in zip(found, expected, strict=True):
-                # A batch of another size may round to the next byte.
-                assert np.abs(one.astype(int) - other).max() <= 1
-    else:
-        assert max(batches) > 1 and len({tuple(ended) for ended in has_ended}) > 1
+        began = terminated | truncated
+        ways.add(tuple(began.tolist()))
+    assert batches == [1] * 9 if ends_alike else max(batches) > 1 and len(ways) > 3
+    for world in range(3):
+        expected = alone(module, 5 + world, actions[:, world], ended)
+        for one, other in zip([observation[world] for observation in seen], expected, strict=True):
+            # A batch of another size may round to the next byte.
+            assert np.abs(one.astype(int) - other).max() <= 1
+        under_others = alone(module, 5 + world, actions[:, world - 1], ended)
+        assert max(np.abs(one.astype(int) - other).max() for one, other in zip(expected, under_others, strict=True)) > 5
+    differences = [np.abs(each[0].astype(int) - each[1]).max() for each in seen]
+    assert min(differences) > 10
     vector.close()
     assert vector.num_batches == 0
+
+
+def vector_of_two_batches(module: ActionVideoModule) -> WorldModelVectorEnv:
+    """Three worlds: the second and the third in one batch, the first, which began anew, in another."""
+    # In the order of the batches: those of the first step, of the second, of the third.
+    ends = chain([True, False, False, False, False, True, False, True], repeat(False))
+    vector = WorldModelVectorEnv(module, start_of, 3, terminated=lambda frames, info: next(ends))
+    vector.reset(seed=5)
+    for _ in range(2):
+        vector.step(np.zeros((3, 2), np.float32))
+    assert vector.num_batches == 2
+    return vector
+
+
+def test_batches_that_have_ended_are_freed_before_others_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    vector, calls = vector_of_two_batches(parts()[0]), []
+    vector.step(np.zeros((3, 2), np.float32))
+
+    def noted(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: WorldSession, *given: Any) -> Any:
+            calls.append((name, self.num_worlds))
+            return own(self, *given)
+
+        return call
+
+    for name in ("select", "close"):
+        monkeypatch.setattr(WorldSession, name, noted(name, getattr(WorldSession, name)))
+    vector.step(np.zeros((3, 2), np.float32))
+    assert calls == [("close", 1), ("select", 2), ("close", 2)]
+
+
+def test_an_action_that_does_not_fit_moves_no_world_and_a_failure_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _ = parts()
+    vector, twin = vector_of_two_batches(module), vector_of_two_batches(module)
+    for place in range(3):
+        bad = np.zeros((3, 2), np.float32)
+        bad[place] = np.nan
+        with pytest.raises(ValueError, match="not finite"):
+            vector.step(bad)
+    actions = np.full((3, 2), 0.5, np.float32)
+    assert np.array_equal(vector.step(actions)[0], twin.step(actions)[0])
+    calls, step_block = [0], WorldSession.step_block
+
+    def fails_late(self: WorldSession, rows: Any) -> Tensor:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise torch.OutOfMemoryError("no memory")
+        return step_block(self, rows)
+
+    vector = vector_of_two_batches(module)
+    monkeypatch.setattr(WorldSession, "step_block", fails_late)
+    with pytest.raises(torch.OutOfMemoryError):
+        vector.step(actions)
+    with pytest.raises(RuntimeError, match="call reset first"):
+        vector.step(actions)
+    assert vector.reset(seed=5)[0].shape == (3, 16, 16, 3)
+
+
+def test_a_vector_of_a_run_is_so_many_environments_of_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    settings: dict[str, Any] = {"causality": BlockCausality(1, 3), "split": "validation"}
+    vector, env = (
+        WorldModelVectorEnv.from_run(*run, 2, **settings),
+        WorldModelEnv.from_run(*run, **settings),
+    )
+    actions = np.float32([[1, 0.5], [-1, 0]])
+    seen = vector.reset(seed=3)[0], vector.step(actions)[0]
+    for world in range(2):
+        alone = env.reset(seed=3 + world)[0], env.step(actions[world])[0]
+        for one, other in zip(seen, alone, strict=True):
+            assert np.abs(one[world].astype(int) - other).max() <= 1
+    assert not np.array_equal(seen[0][0], seen[0][1])
 
 
 def test_a_vector_has_the_spaces_of_its_worlds() -> None:

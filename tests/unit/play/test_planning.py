@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from lightning_action import BlockCausality
+from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.play.planning import Planner, imagination
 from tests.support.sprite_module import ready
 
@@ -63,6 +64,10 @@ def test_futures_are_those_of_the_session_and_leave_it_alone() -> None:
     assert costs.unique().numel() == 3
     with pytest.raises(ValueError, match="session of one world, got one of 2"):
         imagination(module.open_session(2), cost)
+    keys = ActionSchema([ActionPart("key", "discrete", 5), ActionPart("stick", size=2)])
+    session = ready(causality=BlockCausality(1, 4), schema=keys)[0].open_session()
+    with pytest.raises(ValueError, match="between bounds, and key are no continuous parts"):
+        imagination(session, cost)
 
 
 def test_sizes_are_checked() -> None:

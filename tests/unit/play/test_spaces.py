@@ -37,6 +37,13 @@ def test_each_schema_has_its_space_and_rows_that_it_takes(parts: list[ActionPart
         assert rows.shape == (num_rows or 1, schema.num_columns) and rows.dtype == np.float32
 
 
+def test_parts_of_a_dict_need_names_of_their_own() -> None:
+    same = [ActionPart("action", "discrete", 5), ActionPart("action", size=2)]
+    with pytest.raises(ValueError, match="which must differ, got action, action"):
+        action_space(ActionSchema(same))
+    assert action_space(ActionSchema([STICK, STICK])).shape == (4,)
+
+
 def test_values_stand_in_their_columns() -> None:
     mixed = ActionSchema([KEY, STICK])
     assert action_rows(mixed, {"stick": np.float32([0.5, 0.25]), "key": np.int64(4)}).tolist() == [[4, 0.5, 0.25]]
