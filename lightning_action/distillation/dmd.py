@@ -59,7 +59,9 @@ class ActionDistillation(DistilledModule):
 
     Args:
         args: Arguments of `GenerativeModule`.
-        generator_every: Steps of the critic for one of the student.
+        generator_every: Steps of the critic for one of the student. `optimization.warmup_steps` counts the critic's.
+        critic_first_steps: Steps at the start in which the critic alone learns: it begins as the teacher, so that what
+            the two differ in is noise until it knows what the student makes.
         score_sight: What a frame sees where clips are scored: `causal`, its past, or `bidirectional`, all of the clip.
         critic_lora: LoRA layers on the critic; None for none.
         critic_optimization: Settings of AdamW for the critic; without `train_backbone`, of its LoRA and actions alone.
@@ -77,6 +79,7 @@ class ActionDistillation(DistilledModule):
         self,
         *args: Any,
         generator_every: int = 5,
+        critic_first_steps: int = 0,
         score_sight: Literal["causal", "bidirectional"] = "causal",
         critic_lora: LoRASettings | None = None,
         critic_optimization: Optimization = Optimization(),
@@ -88,6 +91,7 @@ class ActionDistillation(DistilledModule):
         super().__init__(*args, **kwargs)
         counts = {"generator_every": generator_every, "gap_every": gap_every, "chunks_per_rollout": chunks_per_rollout}
         require_numbers(counts, 1, whole=True)
+        require_numbers({"critic_first_steps": critic_first_steps}, 0, whole=True)
         require_numbers({"real_clips_weight": real_clips_weight}, 0)
         if score_sight not in ("causal", "bidirectional"):
             raise ValueError(f"expected score_sight causal or bidirectional, got {score_sight!r}")
@@ -96,7 +100,7 @@ class ActionDistillation(DistilledModule):
                 "a rollout that goes on (chunks_per_rollout) needs a window, causality.local_attn_size, and latents "
                 "that a clip starts from, sampling.num_initial_latents"
             )
-        self.generator_every = generator_every
+        self.generator_every, self.critic_first_steps = generator_every, critic_first_steps
         self.chunks_per_rollout = chunks_per_rollout
         self._going: _Going | None = None
         self.score_sight = score_sight
@@ -152,8 +156,9 @@ class ActionDistillation(DistilledModule):
 
     @property
     def trains_student(self) -> bool:
-        """Whether the student takes part in the step that comes: the last of each `generator_every`."""
-        return (self.global_step + 1) % self.generator_every == 0
+        """Whether the student takes part in the step that comes: the last of each `generator_every`, not too early."""
+        step = self.global_step + 1
+        return step > self.critic_first_steps and step % self.generator_every == 0
 
     def make_clip(
         self, start: Start, batch: Batch, batch_idx: int, modulation: Tensor | None, for_gradient: bool

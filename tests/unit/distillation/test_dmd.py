@@ -174,6 +174,13 @@ def test_the_critic_trains_in_every_step_and_the_student_in_every_third(teacher:
         assert all(torch.equal(first[f"{part}{name}"], tensor) for name, tensor in start.items())
 
 
+def test_the_critic_may_go_first(teacher: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    fitted(student(ActionDistillation, teacher, generator_every=2, critic_first_steps=3), tmp_path, watch, max_steps=5)
+    both = {"generator", "action_projection", "critic"}
+    assert [watch.moved(step) for step in range(4)] == [{"critic"}, {"critic"}, {"critic"}, both]
+
+
 def test_each_network_is_clipped_by_itself(teacher: Path, tmp_path: Path) -> None:
     found = {}
     for clip in (None, 0.1, 1e-4):
@@ -268,6 +275,7 @@ def test_a_student_starts_from_another_run_and_the_critic_from_the_teacher(teach
     ("changes", "message"),
     [
         ({"generator_every": 0}, "generator_every"),
+        ({"critic_first_steps": -1}, "critic_first_steps"),
         ({"score_sight": "everything"}, "expected score_sight causal or bidirectional, got 'everything'"),
         ({"real_clips_weight": -1.0}, "real_clips_weight"),
     ],
