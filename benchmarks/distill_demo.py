@@ -35,7 +35,7 @@ from lightning_action.generation.sampling import Sampling
 from lightning_action.run import load_averages
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-STEPS: dict[int, list[float]] = {1: [1000], 2: [1000, 500], 4: [1000, 750, 500, 250]}
+STEPS: dict[int, list[float]] = {1: [1000], 2: [1000, 250], 4: [1000, 750, 500, 250]}
 OBEDIENCE = ("sign_accuracy", "gain_x", "gain_y", "r2_x", "r2_y")
 COLUMNS = (*OBEDIENCE, "realism_distance", "psnr_db", "seconds_per_block")
 # Share of the random object from which on a pixel is left to chance.

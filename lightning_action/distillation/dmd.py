@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from lightning_action.batch import Batch
 from lightning_action.checkpoints.lora import LoRASettings
+from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.distillation.distilled_module import DistilledModule, Start
 from lightning_action.distillation.distribution_matching import (
@@ -35,7 +36,7 @@ from lightning_action.distillation.score import (
     own_noise,
     with_noise,
 )
-from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts
+from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts, exit_probabilities
 from lightning_action.generation.rollout import CausalRollout
 from lightning_action.module import trained_groups
 from lightning_action.optimization import JointOptimization, Optimization
@@ -65,6 +66,9 @@ class ActionDistillation(DistilledModule):
         score_sight: What a frame sees where clips are scored: `causal`, its past, or `bidirectional`, all of the clip.
         critic_lora: LoRA layers on the critic; None for none.
         critic_optimization: Settings of AdamW for the critic; without `train_backbone`, of its LoRA and actions alone.
+        score_timestep_shift: Shift of the noise levels that clips are scored at; None takes `timestep_shift`.
+        last_exit_probability: Chance that the last step is the exit step, the others sharing the rest; None draws all
+            alike. What a student shows is what its last step makes.
         real_clips_weight: Weight of the student's own flow matching on the batch's real clips; 0 for none.
         chunks_per_rollout: Number of batches over which a rollout goes on, each time from its own last latents, under
             the next batch's actions and prompts; 1 begins anew with each. The loss is of the new frames alone. A fit
@@ -83,6 +87,8 @@ class ActionDistillation(DistilledModule):
         score_sight: Literal["causal", "bidirectional"] = "causal",
         critic_lora: LoRASettings | None = None,
         critic_optimization: Optimization = Optimization(),
+        score_timestep_shift: float | None = None,
+        last_exit_probability: float | None = None,
         real_clips_weight: float = 0.0,
         chunks_per_rollout: int = 1,
         gap_every: int = 10,
@@ -104,6 +110,10 @@ class ActionDistillation(DistilledModule):
         self.chunks_per_rollout = chunks_per_rollout
         self._going: _Going | None = None
         self.score_sight = score_sight
+        self.score_schedule = FlowMatchSchedule(
+            self.schedule.shift if score_timestep_shift is None else score_timestep_shift
+        )
+        self.exit_probabilities = exit_probabilities(len(self.timesteps), last_exit_probability)
         self.critic_optimization = critic_optimization
         self.real_clips_weight = real_clips_weight
         self.gap_every = gap_every
@@ -165,7 +175,7 @@ class ActionDistillation(DistilledModule):
     ) -> SelfRollout:
         """Let the student make a clip, up to an exit step that all ranks draw alike: a new one, or what comes next."""
         draw = generator_for(self.seed, _EXIT_STREAM, self.current_epoch, batch_idx)
-        exit_step = int(torch.randint(len(self.timesteps), (), generator=draw))
+        exit_step = int(torch.multinomial(self.exit_probabilities, 1, generator=draw))
         going = self._going
         if going is None or going.num_chunks == self.chunks_per_rollout or len(going.last) != len(start.text):
             session = self._new_session(start, batch, batch_idx)
@@ -235,7 +245,7 @@ class ActionDistillation(DistilledModule):
 
     def _noised(self, clip: Clip, batch_idx: int, stream: int) -> Noised:
         randoms = self._randoms(clip.batch, stream, batch_idx)
-        levels = draw_score_levels(self.schedule, self._groups(clip), randoms).to(clip.clean.device)
+        levels = draw_score_levels(self.score_schedule, self._groups(clip), randoms).to(clip.clean.device)
         return with_noise(clip, levels, own_noise(clip.clean.shape[1:], randoms, clip.clean))
 
     def _groups(self, clip: Clip) -> list[range]:

@@ -24,6 +24,7 @@ from lightning_action.generation.sampling import BlockContext
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.context import TextCache
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.ranges import require_numbers
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -100,6 +101,19 @@ def _passed_again(
 ) -> Tensor:
     velocity = generator.denoise_after(step.past, step.frames, step.noisy, step.timestep, text, modulation)
     return hold(clean_from_velocity(step.noisy, velocity, schedule.sigma_at(step.timestep)), step.known)
+
+
+def exit_probabilities(num_steps: int, of_last: float | None = None) -> Tensor:
+    """Return the chance of each of a student's steps to be the exit step, `[num_steps]`.
+
+    Args:
+        num_steps: Number of steps.
+        of_last: Chance of the last one in [0, 1], the others sharing the rest; None makes all alike.
+    """
+    if of_last is None or num_steps == 1:
+        return torch.full((num_steps,), 1 / num_steps)
+    require_numbers({"last_exit_probability": of_last}, 0, 1)
+    return torch.tensor([(1 - of_last) / (num_steps - 1)] * (num_steps - 1) + [of_last])
 
 
 class SelfRollouts:

@@ -216,6 +216,17 @@ def test_a_clip_in_training_is_what_the_student_generates(teacher: Path) -> None
     assert exits == {1, 2}
 
 
+def test_levels_of_scores_and_exits_are_drawn_as_asked(teacher: Path) -> None:
+    _, batch = ready(teacher)
+    settings = {"score_timestep_shift": 1.0, "last_exit_probability": 1.0}
+    usual, other = (student(ActionDistillation, teacher, **changes) for changes in ({}, settings))
+    clip = Clip(torch.zeros(2, LATENTS, 7, 4, 4), torch.zeros(2, 4, 6), batch, usual.causality)
+    levels = [torch.stack([m._noised(clip, i, 23).timestep for i in range(20)]).mean() for m in (usual, other)]
+    # Means of the table with shift 5, and without a shift.
+    assert levels[0] > 680 and 400 < levels[1] < 600
+    assert usual.exit_probabilities.tolist() == [0.5, 0.5] and other.exit_probabilities.tolist() == [0, 1]
+
+
 def test_blind_scores_do_not_know_the_actions(teacher: Path) -> None:
     seeing, batch = ready(teacher)
     blind, _ = ready(teacher, action_blind=True)

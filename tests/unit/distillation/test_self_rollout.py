@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import few_step
-from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts
+from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts, exit_probabilities
 from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generation.sampling import BlockContext, Sampling
 from lightning_action.generation.video import VideoGenerator
@@ -241,6 +241,14 @@ def test_without_gradient_nothing_is_kept() -> None:
     session = rollouts.session(inputs["text"], frame_noise(3, (4, 9), SHAPE), SHAPE, 6)
     bare = rollouts.make(session, 6, 1, inputs["modulation"], for_gradient=False)
     assert torch.equal(bare.clean, clip.clean) and bare.exits == () and len(clip.exits) == 3
+
+
+def test_the_last_step_may_be_the_exit_more_often() -> None:
+    assert exit_probabilities(4).tolist() == [0.25] * 4
+    torch.testing.assert_close(exit_probabilities(3, 0.6), torch.tensor([0.2, 0.2, 0.6]))
+    assert exit_probabilities(1, 0.6).tolist() == [1]
+    with pytest.raises(ValueError, match="last_exit_probability"):
+        exit_probabilities(2, 1.5)
 
 
 def test_the_session_of_a_rollout_is_the_one_that_others_use() -> None:
