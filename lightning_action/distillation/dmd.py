@@ -121,12 +121,9 @@ class ActionDistillation(DistilledModule):
             self._factories, lora=critic_lora, train_backbone=critic_optimization.train_backbone
         )
 
-    def configure_model(self) -> None:
-        """Build the networks, and the critic, which starts as a teacher of its size, else as the student."""
-        if self._built:
-            return
-        super().configure_model()
-        starts = self._is_fitting and not self._resumes
+    def _build_beside(self) -> None:
+        """Build the critic, which starts as a teacher of its size, else as the student."""
+        starts = not self._resumes
         self.critic = self._build_score(self._critic_factories, weights_follow=starts)
         self.rollouts = SelfRollouts(
             self.generator, self.causality, self.schedule, self.timesteps, self.sampling.context
