@@ -148,7 +148,8 @@ class ActionDistillation(DistilledModule):
         with torch.set_grad_enabled(trains_student):
             modulation = self._modulation(clip)
         made = self.make_clip(start, batch, batch_idx, modulation, trains_student)
-        clip = clip._replace(clean=made.clean)
+        # The critic learns what the student is scored on; blocks behind see what generation leaves in the cache.
+        clip = clip._replace(clean=made.exited, past=made.clean)
         loss = self.critic_loss(clip, batch_idx)
         self.log("train/critic_loss", loss, prog_bar=True)
         if trains_student:
@@ -203,7 +204,8 @@ class ActionDistillation(DistilledModule):
         made = self.rollouts.make(
             going.session, start.shape[0] - start.num_known, exit_step, new, for_gradient=for_gradient
         )
-        return replace(made, clean=torch.cat([going.last, made.clean], dim=1), num_initial=start.num_known)
+        clean, exited = (torch.cat([going.last, each], dim=1) for each in (made.clean, made.exited))
+        return replace(made, clean=clean, exited=exited, num_initial=start.num_known)
 
     def critic_loss(self, clip: Clip, batch_idx: int) -> Tensor:
         """Flow-matching loss of the critic on a clip that the student made."""

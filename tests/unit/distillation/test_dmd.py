@@ -216,6 +216,26 @@ def test_a_clip_in_training_is_what_the_student_generates(teacher: Path) -> None
     assert exits == {1, 2}
 
 
+@pytest.mark.parametrize("exit_step", [0, 1])
+def test_the_critic_learns_what_the_student_is_scored_on(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch, exit_step: int
+) -> None:
+    """Without a clean pass too, where blocks are denoised to the end wherever they exit."""
+    sampling = Sampling(denoising_step_list=STEPS, context="last_step")
+    module, batch = ready(teacher, sampling=sampling, last_exit_probability=float(exit_step))
+    seen: dict[str, Clip] = {}
+    for name in ("critic_loss", "student_loss"):
+        loss = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda clip, *rest, n=name, of=loss: (seen.update({n: clip}), of(clip, *rest))[1]
+        )
+    module.training_step(batch, 0)
+    critics, students = seen["critic_loss"], seen["student_loss"]
+    torch.testing.assert_close(critics.clean, students.clean, atol=1e-8, rtol=1e-6)
+    assert critics.past is not None and torch.equal(critics.past, students.past)
+    assert torch.equal(critics.past, critics.clean) == (exit_step == 1)
+
+
 def test_levels_of_scores_and_exits_are_drawn_as_asked(teacher: Path) -> None:
     _, batch = ready(teacher)
     settings = {"score_timestep_shift": 1.0, "last_exit_probability": 1.0}
