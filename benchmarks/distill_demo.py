@@ -26,6 +26,7 @@ from torch import Tensor
 from lightning_action import ActionVideoModule, MovingSpriteWorld, SpriteDataModule, load_run
 from lightning_action.atomic import write_json
 from lightning_action.batch import Batch, from_unit_range
+from lightning_action.checkpoints.run_weights import RunWeights
 from lightning_action.cli.trainer_verbs import run
 from lightning_action.data.sprite_world import SECOND_COLOR
 from lightning_action.evaluation.known_state import position_reader, simulator
@@ -35,7 +36,7 @@ from lightning_action.generation.sampling import Sampling
 from lightning_action.run import load_averages
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-STEPS: dict[int, list[float]] = {1: [1000], 2: [1000, 500], 4: [1000, 750, 500, 250]}
+STEPS: dict[int, list[float]] = {1: [1000], 2: [1000, 250], 4: [1000, 750, 500, 250]}
 OBEDIENCE = ("sign_accuracy", "gain_x", "gain_y", "r2_x", "r2_y")
 COLUMNS = (*OBEDIENCE, "realism_distance", "psnr_db", "seconds_per_block")
 # Share of the random object from which on a pixel is left to chance.
@@ -85,36 +86,40 @@ class Settings:
 
 
 def students(settings: Settings) -> dict[str, Path]:
-    """Train all students, by the names of their rows; they share a start."""
-    start = settings.fit("consistency", "start", settings.consistency_steps)
-    begun = f"--model.start={start}"
+    """Train all students, by the names of their rows; those that see share a start, the blind one has its own."""
+    blind = "--model.action_blind=true"
 
-    def matched(name: str, num_steps: int, *more: str) -> Path:
+    def begun(name: str, *more: str) -> Path:
+        return settings.fit("consistency", name, settings.consistency_steps, *more)
+
+    def matched(name: str, num_steps: int, start: Path, *more: str) -> Path:
         steps = f"--model.sampling.denoising_step_list={STEPS[num_steps]}"
-        return settings.fit("distillation", name, settings.matching_steps, begun, steps, *more)
+        return settings.fit("distillation", name, settings.matching_steps, f"--model.start={start}", steps, *more)
 
-    folders = {f"student_{count}": matched(f"student_{count}", count) for count in STEPS}
-    return {**folders, "student_2_blind": matched("student_2_blind", 2, "--model.action_blind=true")}
+    start = begun("start")
+    folders = {f"student_{count}": matched(f"student_{count}", count, start) for count in STEPS}
+    return {**folders, "student_2_blind": matched("student_2_blind", 2, begun("start_blind", blind), blind)}
 
 
-def config_of(folder: Path) -> Path:
-    """The configuration that the last fit saved, in the folder of the run or of its logger."""
-    found = sorted(folder.glob("**/config_fit.yaml"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise FileNotFoundError(f"no config_fit.yaml below {folder}: name the folder of a run")
-    return found[-1]
+def loaded(folder: Path) -> ActionVideoModule:
+    """The model of a run, with its averages where it has them, as `RunWeights` takes them for a teacher."""
+    run = RunWeights(str(folder))
+    if run.config is None:
+        raise FileNotFoundError(f"no config_fit.yaml in {folder} or below it: name the folder of a run")
+    module = load_run(run.config, run.path)
+    if "ema_state_dict" in torch.load(run.path, weights_only=True, mmap=True):
+        load_averages(module, run.path)
+    return module
 
 
 def contenders(settings: Settings, folders: Mapping[str, Path]) -> dict[str, Contender]:
     """The rows of the table, with what generates them."""
-    teacher = load_run(config_of(settings.run), settings.run / "checkpoints" / "last.ckpt")
+    teacher = loaded(settings.run)
     many = replace(teacher.sampling, num_initial_latents=1)
     rows = {"teacher_many": Contender(teacher, many)}
     rows |= {f"teacher_{count}": Contender(teacher, replace(many, num_inference_steps=count)) for count in STEPS}
     for name, folder in folders.items():
-        checkpoint = folder / "checkpoints" / "last.ckpt"
-        module = load_run(config_of(folder), checkpoint)
-        load_averages(module, checkpoint)
+        module = loaded(folder)
         rows[name] = Contender(module, module.sampling)
     return rows
 
@@ -194,8 +199,8 @@ def findings(rows: Mapping[str, Row]) -> dict[str, float]:
     distance = few["realism_distance"] - many["realism_distance"]
     made_good = few["realism_distance"] - student["realism_distance"]
     return {
-        "obedience_lost": max(many[name] - student[name] for name in OBEDIENCE),
-        "sign_accuracy_lost": many["sign_accuracy"] - student["sign_accuracy"],
+        "obedience_differs": max(abs(many[name] - student[name]) for name in OBEDIENCE),
+        "sign_accuracy_differs": abs(many["sign_accuracy"] - student["sign_accuracy"]),
         "realism_made_good": made_good / distance,
         "times_faster": 1 / student["seconds_per_block"],
         "sign_accuracy_lost_by_the_blind": student["sign_accuracy"] - rows["student_2_blind"]["sign_accuracy"],
@@ -221,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/chance"), help="run of the teacher")
     parser.add_argument("--config", action="append", help="configuration of the teacher; several stack")
     parser.add_argument("--out", type=Path, default=Path("runs/distill_demo"), help="folder of students and report")
-    parser.add_argument("--consistency_steps", type=int, default=800, help="steps of the students' common start")
+    parser.add_argument("--consistency_steps", type=int, default=1200, help="steps of the students' common start")
     parser.add_argument("--matching_steps", type=int, default=600, help="steps of each student behind it")
     parser.add_argument("--videos", type=int, default=128, help="held-out videos")
     parser.add_argument("--measure_only", action="store_true", help="measure the students that are there")

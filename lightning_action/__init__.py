@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lightning_action.data.video_folder import VideoFolderDataModule as VideoFolderDataModule
     from lightning_action.distillation.consistency import ActionConsistencyDistillation as ActionConsistencyDistillation
     from lightning_action.distillation.dmd import ActionDistillation as ActionDistillation
+    from lightning_action.distillation.trajectory import ActionTrajectoryDistillation as ActionTrajectoryDistillation
     from lightning_action.distributed.fsdp2 import FSDP2Strategy as FSDP2Strategy
     from lightning_action.distributed.sharding import Sharding as Sharding
     from lightning_action.evaluation.action_following import ActionFollowing as ActionFollowing
@@ -89,6 +90,7 @@ _EXPORTS = {
     "ActionModulationProjection": "lightning_action.action.projection",
     "ActionPart": "lightning_action.action.schema",
     "ActionSchema": "lightning_action.action.schema",
+    "ActionTrajectoryDistillation": "lightning_action.distillation.trajectory",
     "ActionVideoModule": "lightning_action.module",
     "ActionsReadBack": "lightning_action.evaluation.read_actions",
     "BlockCausality": "lightning_action.generator.causality",

@@ -122,7 +122,7 @@ class FlowMatchingLosses:
         draw = self._draw(encoded.latents, randoms)
         dropped = draw_dropped(action_dropout_prob, randoms)
         if self.past_noise:
-            draw = replace(draw, past=_with_noise(encoded.latents, self.past_noise, randoms))
+            draw = replace(draw, past=with_past_noise(encoded.latents, self.past_noise, randoms))
         if no_prompt is not None:
             lost = draw_dropped(prompt_dropout_prob, randoms).to(no_prompt.device)
             own, empty = join([encoded.text, no_prompt.expand(len(lost), -1, -1)]).chunk(2)
@@ -230,7 +230,7 @@ def _noise(latents: Tensor, randoms: Sequence[torch.Generator]) -> Tensor:
     return torch.stack([torch.randn(latents.shape[1:], generator=random) for random in randoms]).to(latents)
 
 
-def _with_noise(latents: Tensor, largest: float, randoms: Sequence[torch.Generator]) -> Tensor:
+def with_past_noise(latents: Tensor, largest: float, randoms: Sequence[torch.Generator]) -> Tensor:
     """Add noise whose deviation is drawn for each latent frame, from 0 to `largest`."""
     deviation = torch.stack([largest * torch.rand(latents.shape[1], generator=random) for random in randoms])
     return latents + deviation.to(latents)[:, :, None, None, None] * _noise(latents, randoms)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import yaml
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
@@ -52,6 +54,20 @@ class RunWeights:
         if not self.path.is_file():
             raise FileNotFoundError(f"no run at {self.generator!r}: name the folder that `fit` left, or its checkpoint")
         return RunEntries.read(load_pickle(self.path))
+
+    @property
+    def config(self) -> Path | None:
+        """The configuration that the run's last fit saved, in its folder or in that of its logger; None for none."""
+        folder = self.path.parents[1] if self.path.parts[-2:-1] == _LAST.parts[:1] else Path(self.generator)
+        saved = [*folder.glob("config_fit.yaml"), *folder.glob("*/version_*/config_fit.yaml")]
+        return max(saved, key=lambda path: path.stat().st_mtime, default=None)
+
+    def saved_settings(self) -> dict[str, Any] | None:
+        """Return the settings of the model in the run's configuration; None where the run has none."""
+        if self.config is None:
+            return None
+        model: dict[str, Any] = yaml.safe_load(self.config.read_text()).get("model") or {}
+        return dict(model.get("init_args") or {}) if "class_path" in model else model
 
     def load(
         self, generator: CausalWanModel, projection: ActionModulationProjection | None, schema: ActionSchema

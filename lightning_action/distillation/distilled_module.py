@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,9 @@ from lightning_action.generator.model import CausalWanModel
 from lightning_action.module import ActionVideoModule
 from lightning_action.ranges import require_numbers
 from lightning_action.seeding import generator_for, mix_seed
+
+# Parts of a module that there are in a fit alone.
+BESIDE = ("critic", "target")
 
 
 class ActionCollapse(UserWarning):
@@ -74,7 +77,8 @@ class DistilledModule(ActionVideoModule):
         kwargs: Arguments of `ActionVideoModule` by their names.
 
     Raises:
-        ValueError: There are no `denoising_step_list` or actions, or the student is guided itself.
+        ValueError: There are no `denoising_step_list` or actions, or the student is guided itself, or a setting
+            asks for what distillation does not do.
     """
 
     teacher: ScoreNetwork
@@ -106,6 +110,10 @@ class DistilledModule(ActionVideoModule):
             raise ValueError("a student learns one list of steps: leave sampling.first_denoising_step_list out")
         if len(self.sampling.guidance.branches) > 1:
             raise ValueError("a student is not guided, its teacher is: leave the guidance of sampling at 1")
+        if self.sampling.relative_positions:
+            raise ValueError("a student learns positions in the video: leave sampling.relative_positions at false")
+        if self.prompt_dropout_prob:
+            raise ValueError("a student is not guided by prompts, and always sees them: set prompt_dropout_prob to 0")
         if not self.takes_actions or self._factories.action_module is not None:
             raise ValueError("distillation keeps given actions: it needs an action_projection, and no action_module")
         if start is not None and self.initial_weights.generator is not None:
@@ -132,9 +140,32 @@ class DistilledModule(ActionVideoModule):
         if stage == "fit":
             # Before anything else is read: a teacher that is not there is told at once.
             self.teacher_weights.entries()
+            self._require_same_settings(self.teacher_weights.saved_settings())
             if self.trainer.ckpt_path is None:
                 self.teacher_weights.give_codec(self.frozen.vae)
         super().setup(stage)
+
+    def _require_same_settings(self, saved: Mapping[str, Any] | None) -> None:
+        """Refuse a teacher that was trained at other noise levels, or to see another past where scores see it."""
+        if saved is None:
+            rank_zero_info(
+                f"no config_fit.yaml in the run of {self.teacher_weights.path}: its timestep_shift, causality and "
+                "objective cannot be compared with these"
+            )
+            return
+        here: dict[str, Any] = {"timestep_shift": self.schedule.shift}
+        if self.score_sight == "causal":
+            here |= {"causality": asdict(self.causality), "objective": self.objective.__name__}
+        others = [
+            f"{name} {saved[name]}, here it is {its}"
+            for name, its in here.items()
+            if name in saved and saved[name] != its
+        ]
+        if others:
+            raise ValueError(
+                f"the teacher {self.teacher_weights.path} was trained with {'; '.join(others)}: stack this "
+                "configuration on the teacher's, and leave these as they are"
+            )
 
     def settle_schema(self, ckpt_path: str | Path | None, datamodule: object) -> None:
         """Take what an action is from the teacher, where the configuration leaves it open."""
@@ -142,12 +173,24 @@ class DistilledModule(ActionVideoModule):
         super().settle_schema(known, datamodule)
 
     def configure_model(self) -> None:
-        """Build the networks; in a fit the teacher too."""
+        """Build the networks; in a fit the teacher too, and what trains beside the student."""
         if self._built:
             return
         super().configure_model()
         if self._is_fitting:
             self.load_teacher()
+            self._build_beside()
+
+    def _build_beside(self) -> None:
+        """Build what a fit needs besides student and teacher: the parts that `BESIDE` names."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Outside of a fit, leave what trained beside the student."""
+        if not self._is_fitting and "state_dict" in checkpoint:
+            own, beside = self.state_dict().keys(), tuple(f"{part}." for part in BESIDE)
+            tensors = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {n: t for n, t in tensors.items() if n in own or not n.startswith(beside)}
+        super().on_load_checkpoint(checkpoint)
 
     def load_teacher(self) -> None:
         """Build the teacher and fill it; it is no part of this module, nor of its checkpoints."""
@@ -203,10 +246,9 @@ class DistilledModule(ActionVideoModule):
         """Build a generator and its projection, sharded as the student is."""
         mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
         generator = factories.build_generator(mesh, self.sharding, weights_follow)
-        projection = None
-        if not self.action_blind:
-            projection = factories.build_action_projection(generator, self.schema.action_dim, mesh, self.sharding)
-        return ScoreNetwork(generator, projection, self.schema, self.score_sight, on_all_ranks=is_sharded(generator))
+        projection = factories.build_action_projection(generator, self.schema.action_dim, mesh, self.sharding)
+        sharded = is_sharded(generator)
+        return ScoreNetwork(generator, projection, self.schema, self.score_sight, sharded, self.action_blind)
 
     def _start_of(self, batch: Batch) -> Start:
         """What a clip of a batch is made from: prompts, and the latents that are given."""

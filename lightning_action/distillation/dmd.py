@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from lightning_action.batch import Batch
 from lightning_action.checkpoints.lora import LoRASettings
+from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.distillation.distilled_module import DistilledModule, Start
 from lightning_action.distillation.distribution_matching import (
@@ -35,7 +36,7 @@ from lightning_action.distillation.score import (
     own_noise,
     with_noise,
 )
-from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts
+from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts, exit_probabilities
 from lightning_action.generation.rollout import CausalRollout
 from lightning_action.module import trained_groups
 from lightning_action.optimization import JointOptimization, Optimization
@@ -59,10 +60,15 @@ class ActionDistillation(DistilledModule):
 
     Args:
         args: Arguments of `GenerativeModule`.
-        generator_every: Steps of the critic for one of the student.
+        generator_every: Steps of the critic for one of the student. `optimization.warmup_steps` counts the critic's.
+        critic_first_steps: Steps at the start in which the critic alone learns: it begins as the teacher, so that what
+            the two differ in is noise until it knows what the student makes.
         score_sight: What a frame sees where clips are scored: `causal`, its past, or `bidirectional`, all of the clip.
         critic_lora: LoRA layers on the critic; None for none.
         critic_optimization: Settings of AdamW for the critic; without `train_backbone`, of its LoRA and actions alone.
+        score_timestep_shift: Shift of the noise levels that clips are scored at; None takes `timestep_shift`.
+        last_exit_probability: Chance that the last step is the exit step, the others sharing the rest; None draws all
+            alike. What a student shows is what its last step makes.
         real_clips_weight: Weight of the student's own flow matching on the batch's real clips; 0 for none.
         chunks_per_rollout: Number of batches over which a rollout goes on, each time from its own last latents, under
             the next batch's actions and prompts; 1 begins anew with each. The loss is of the new frames alone. A fit
@@ -77,9 +83,12 @@ class ActionDistillation(DistilledModule):
         self,
         *args: Any,
         generator_every: int = 5,
+        critic_first_steps: int = 0,
         score_sight: Literal["causal", "bidirectional"] = "causal",
         critic_lora: LoRASettings | None = None,
         critic_optimization: Optimization = Optimization(),
+        score_timestep_shift: float | None = None,
+        last_exit_probability: float | None = None,
         real_clips_weight: float = 0.0,
         chunks_per_rollout: int = 1,
         gap_every: int = 10,
@@ -88,6 +97,7 @@ class ActionDistillation(DistilledModule):
         super().__init__(*args, **kwargs)
         counts = {"generator_every": generator_every, "gap_every": gap_every, "chunks_per_rollout": chunks_per_rollout}
         require_numbers(counts, 1, whole=True)
+        require_numbers({"critic_first_steps": critic_first_steps}, 0, whole=True)
         require_numbers({"real_clips_weight": real_clips_weight}, 0)
         if score_sight not in ("causal", "bidirectional"):
             raise ValueError(f"expected score_sight causal or bidirectional, got {score_sight!r}")
@@ -96,10 +106,14 @@ class ActionDistillation(DistilledModule):
                 "a rollout that goes on (chunks_per_rollout) needs a window, causality.local_attn_size, and latents "
                 "that a clip starts from, sampling.num_initial_latents"
             )
-        self.generator_every = generator_every
+        self.generator_every, self.critic_first_steps = generator_every, critic_first_steps
         self.chunks_per_rollout = chunks_per_rollout
         self._going: _Going | None = None
         self.score_sight = score_sight
+        self.score_schedule = FlowMatchSchedule(
+            self.schedule.shift if score_timestep_shift is None else score_timestep_shift
+        )
+        self.exit_probabilities = exit_probabilities(len(self.timesteps), last_exit_probability)
         self.critic_optimization = critic_optimization
         self.real_clips_weight = real_clips_weight
         self.gap_every = gap_every
@@ -107,12 +121,9 @@ class ActionDistillation(DistilledModule):
             self._factories, lora=critic_lora, train_backbone=critic_optimization.train_backbone
         )
 
-    def configure_model(self) -> None:
-        """Build the networks, and the critic, which starts as a teacher of its size, else as the student."""
-        if self._built:
-            return
-        super().configure_model()
-        starts = self._is_fitting and not self._resumes
+    def _build_beside(self) -> None:
+        """Build the critic, which starts as a teacher of its size, else as the student."""
+        starts = not self._resumes
         self.critic = self._build_score(self._critic_factories, weights_follow=starts)
         self.rollouts = SelfRollouts(
             self.generator, self.causality, self.schedule, self.timesteps, self.sampling.context
@@ -137,7 +148,8 @@ class ActionDistillation(DistilledModule):
         with torch.set_grad_enabled(trains_student):
             modulation = self._modulation(clip)
         made = self.make_clip(start, batch, batch_idx, modulation, trains_student)
-        clip = clip._replace(clean=made.clean)
+        # The critic learns what the student is scored on; blocks behind see what generation leaves in the cache.
+        clip = clip._replace(clean=made.exited, past=made.clean)
         loss = self.critic_loss(clip, batch_idx)
         self.log("train/critic_loss", loss, prog_bar=True)
         if trains_student:
@@ -152,15 +164,16 @@ class ActionDistillation(DistilledModule):
 
     @property
     def trains_student(self) -> bool:
-        """Whether the student takes part in the step that comes: the last of each `generator_every`."""
-        return (self.global_step + 1) % self.generator_every == 0
+        """Whether the student takes part in the step that comes: the last of each `generator_every`, not too early."""
+        step = self.global_step + 1
+        return step > self.critic_first_steps and step % self.generator_every == 0
 
     def make_clip(
         self, start: Start, batch: Batch, batch_idx: int, modulation: Tensor | None, for_gradient: bool
     ) -> SelfRollout:
         """Let the student make a clip, up to an exit step that all ranks draw alike: a new one, or what comes next."""
         draw = generator_for(self.seed, _EXIT_STREAM, self.current_epoch, batch_idx)
-        exit_step = int(torch.randint(len(self.timesteps), (), generator=draw))
+        exit_step = int(torch.multinomial(self.exit_probabilities, 1, generator=draw))
         going = self._going
         if going is None or going.num_chunks == self.chunks_per_rollout or len(going.last) != len(start.text):
             session = self._new_session(start, batch, batch_idx)
@@ -191,7 +204,8 @@ class ActionDistillation(DistilledModule):
         made = self.rollouts.make(
             going.session, start.shape[0] - start.num_known, exit_step, new, for_gradient=for_gradient
         )
-        return replace(made, clean=torch.cat([going.last, made.clean], dim=1), num_initial=start.num_known)
+        clean, exited = (torch.cat([going.last, each], dim=1) for each in (made.clean, made.exited))
+        return replace(made, clean=clean, exited=exited, num_initial=start.num_known)
 
     def critic_loss(self, clip: Clip, batch_idx: int) -> Tensor:
         """Flow-matching loss of the critic on a clip that the student made."""
@@ -230,7 +244,7 @@ class ActionDistillation(DistilledModule):
 
     def _noised(self, clip: Clip, batch_idx: int, stream: int) -> Noised:
         randoms = self._randoms(clip.batch, stream, batch_idx)
-        levels = draw_score_levels(self.schedule, self._groups(clip), randoms).to(clip.clean.device)
+        levels = draw_score_levels(self.score_schedule, self._groups(clip), randoms).to(clip.clean.device)
         return with_noise(clip, levels, own_noise(clip.clean.shape[1:], randoms, clip.clean))
 
     def _groups(self, clip: Clip) -> list[range]:

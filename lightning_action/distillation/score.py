@@ -33,6 +33,7 @@ class Clip(NamedTuple):
         causality: Block size, window and sink.
         num_known: Number of its first frames that were given: no noise is put on them.
         negative_text: Encoded negative prompts, for guidance by prompts.
+        past: Latents that later blocks see in place of `clean`, with noise on them; None for `clean`.
     """
 
     clean: Tensor
@@ -41,6 +42,7 @@ class Clip(NamedTuple):
     causality: BlockCausality
     num_known: int = 0
     negative_text: Tensor | None = None
+    past: Tensor | None = None
 
 
 class Noised(NamedTuple):
@@ -69,8 +71,9 @@ def bidirectional(
 
 
 def causal(generator: CausalWanModel, clip: Clip, noised: Noised, text: Tensor, modulation: Tensor | None) -> Tensor:
-    """Predict the velocity of each block given the clip's own clean past."""
-    return generator.teacher_forcing(clip.clean, noised.latents, noised.timestep, text, clip.causality, modulation)
+    """Predict the velocity of each block given the clip's own past."""
+    past = clip.clean if clip.past is None else clip.past
+    return generator.teacher_forcing(past, noised.latents, noised.timestep, text, clip.causality, modulation)
 
 
 SIGHTS: dict[str, Velocity] = {"bidirectional": bidirectional, "causal": causal}
@@ -99,10 +102,11 @@ class ScoreNetwork(nn.Module):
 
     Args:
         generator: Network that predicts velocities.
-        action_projection: Actions to modulation; None for a score that sees no actions.
+        action_projection: Actions to modulation; None where there are no actions.
         schema: Meaning of an action.
         sight: What its frames see, `causal` or `bidirectional`.
         on_all_ranks: Whether batches without actions go through the projection all the same, see `ActionConditioning`.
+        blind: Whether it predicts without the actions, whoever asks; what is generated with `conditioning` sees them.
     """
 
     def __init__(
@@ -112,12 +116,14 @@ class ScoreNetwork(nn.Module):
         schema: ActionSchema,
         sight: Sight = "causal",
         on_all_ranks: bool = False,
+        blind: bool = False,
     ) -> None:
         super().__init__()
         self.generator = generator
         self.action_projection = action_projection
         self.conditioning = ActionConditioning(schema, action_projection, None, on_all_ranks=on_all_ranks)
         self.sight = sight
+        self.blind = blind
 
     def velocity(self, clip: Clip, noised: Noised, takes_action: bool = True, takes_prompt: bool = True) -> Tensor:
         """Predict the velocity of a clip with noise, `[B, F, C, H, W]`, under its actions and prompts or without."""
@@ -126,7 +132,7 @@ class ScoreNetwork(nn.Module):
             if clip.negative_text is None:
                 raise ValueError("guidance by prompts needs negative_text, the encoded negative prompts")
             text = clip.negative_text
-        modulation = self.modulation(clip) if takes_action else None
+        modulation = self.modulation(clip) if takes_action and not self.blind else None
         return SIGHTS[self.sight](self.generator, clip, noised, text, modulation)
 
     def clean(self, clip: Clip, noised: Noised, guidance: Guidance = NO_GUIDANCE, takes_action: bool = True) -> Tensor:

@@ -24,6 +24,7 @@ from lightning_action.generation.sampling import BlockContext
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.context import TextCache
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.ranges import require_numbers
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -52,12 +53,15 @@ class SelfRollout:
     """A clip that the student made, and what its gradient needs.
 
     Args:
-        clean: Clean latents, the initial ones first, without gradient, `[B, F, C, H, W]`.
+        clean: Clean latents, the initial ones first, without gradient, `[B, F, C, H, W]`: the video that is generated.
+        exited: The same with what the exit step predicted in place of each block's last prediction; equal to `clean`
+            but where blocks are denoised further.
         exits: Exit step of each block that was generated, in order.
         num_initial: Number of latent frames that were given.
     """
 
     clean: Tensor
+    exited: Tensor
     exits: tuple[ExitPass, ...]
     num_initial: int
 
@@ -77,8 +81,7 @@ class SelfRollout:
             action_modulation: Modulation of all frames of the clip, as in `CausalWanModel.forward`.
 
         Returns:
-            The clip, `[B, F, C, H, W]`, equal to `clean` but for rounding, and for what exits before the last step of
-            denoising where later blocks see another.
+            The clip, `[B, F, C, H, W]`, equal to `exited` but for rounding.
         """
         prompt = generator.text_cache(text)
         start = self.exits[0].frames.start
@@ -100,6 +103,19 @@ def _passed_again(
 ) -> Tensor:
     velocity = generator.denoise_after(step.past, step.frames, step.noisy, step.timestep, text, modulation)
     return hold(clean_from_velocity(step.noisy, velocity, schedule.sigma_at(step.timestep)), step.known)
+
+
+def exit_probabilities(num_steps: int, of_last: float | None = None) -> Tensor:
+    """Return the chance of each of a student's steps to be the exit step, `[num_steps]`.
+
+    Args:
+        num_steps: Number of steps.
+        of_last: Chance of the last one in [0, 1], the others sharing the rest; None makes all alike.
+    """
+    if of_last is None or num_steps == 1:
+        return torch.full((num_steps,), 1 / num_steps)
+    require_numbers({"last_exit_probability": of_last}, 0, 1)
+    return torch.tensor([(1 - of_last) / (num_steps - 1)] * (num_steps - 1) + [of_last])
 
 
 class SelfRollouts:
@@ -176,7 +192,7 @@ class SelfRollouts:
         if num_initial >= num_frames:
             raise ValueError(f"of {num_frames} latent frames {num_initial} are given: there is nothing to generate")
         modulation = None if action_modulation is None else action_modulation.detach()
-        clean, exits, kept = [], [], dict[int, KeysValues]()
+        clean, exited, exits, kept = [], [], [], dict[int, KeysValues]()
         for block in self.causality.split(num_frames, start):
             here = slice(block.start - start, block.stop - start)
             acts = None if modulation is None else modulation[:, here]
@@ -184,32 +200,37 @@ class SelfRollouts:
             if known is not None and known.shape[1] == len(block):
                 session.append(known, acts)
                 clean.append(known)
+                exited.append(known)
                 continue
             session.write_pending()
             if for_gradient:
                 kept = self._past(session, block, kept)
-            latents, inputs = self._denoise(session, exit_step, acts, known)
+            latents, at_exit, inputs = self._denoise(session, exit_step, acts, known)
             clean.append(latents)
+            exited.append(at_exit)
             if for_gradient:
                 exits.append(ExitPass(block, *inputs, tuple(kept.values()), known))
-        return SelfRollout(torch.cat(clean, dim=1), tuple(exits), num_initial)
+        return SelfRollout(torch.cat(clean, dim=1), torch.cat(exited, dim=1), tuple(exits), num_initial)
 
     def _denoise(
         self, session: CausalRollout, exit_step: int, modulation: Tensor | None, known: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return the next block, and what the exit step was given for it."""
-        inputs: list[tuple[Tensor, float]] = []
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Return the next block, what the exit step predicted for it, and what that step was given."""
+        passes: list[tuple[Tensor, float, Tensor]] = []
         num_steps = exit_step + 1 if self.context == "clean" else len(self.timesteps)
 
         def watched(velocity: Velocity, noise: Noise) -> Tensor:
             def remembered(noisy: Tensor, timestep: float) -> Tensor:
-                inputs.append((noisy, timestep))
-                return velocity(noisy, timestep)
+                passes.append((noisy, timestep, velocity(noisy, timestep)))
+                return passes[-1][-1]
 
             return self._sampler(num_steps)(remembered, noise)
 
         clean = session.next_block(modulation, known, watched)
-        return clean, denoised_input(*inputs[exit_step], known)
+        noisy, timestep, predicted = passes[exit_step]
+        given = denoised_input(noisy, timestep, known)
+        level = self.schedule.sigma_at(torch.full_like(given[1], timestep))
+        return clean, hold(clean_from_velocity(noisy, predicted, level), known), given
 
     def _past(self, session: CausalRollout, block: range, kept: dict[int, KeysValues]) -> dict[int, KeysValues]:
         """Keys and values of what a block sees, each frame copied once for all blocks of a clip."""

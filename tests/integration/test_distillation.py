@@ -131,6 +131,8 @@ model:
   {overlay}
     teacher: {teacher}
     pretrained: null
+    action_dropout_prob: 0.0
+    prompt_dropout_prob: 0.0
     optimization: {{warmup_steps: 0}}
     sampling: {{denoising_step_list: [1000, 500]}}
     sharding: {{param_dtype: float32}}

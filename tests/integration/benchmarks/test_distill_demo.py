@@ -44,6 +44,11 @@ def test_the_table_has_all_rows_and_columns(tmp_path: Path, capsys: pytest.Captu
     assert [name for name in report if name not in ("findings", "seconds")] == ROWS
     assert all(report[name].keys() >= KEYS for name in ROWS)
     assert report["teacher_many"]["seconds_per_block"] == 1 > report["student_1"]["seconds_per_block"]
+    blind = (tmp_path / "out" / "start_blind" / "config_fit.yaml").read_text()
+    assert "action_blind: true" in blind
+    assert (
+        str(tmp_path / "out" / "start_blind") in (tmp_path / "out" / "student_2_blind" / "config_fit.yaml").read_text()
+    )
     table = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert table == ["", "---", *ROWS]
 
@@ -60,7 +65,10 @@ def test_findings_by_hand() -> None:
     rows |= {"student_2": row(0.97, 0.2, 0.25), "student_2_blind": row(0.4, 0.3, 0.25)}
     found = distill_demo.findings(rows)
     assert found["realism_made_good"] == pytest.approx(0.75) and found["times_faster"] == 4
-    assert found["obedience_lost"] == pytest.approx(0.01)
+    assert found["obedience_differs"] == found["sign_accuracy_differs"] == pytest.approx(0.01)
+    # A gain beyond the teacher's is a difference too.
+    rows["student_2"]["gain_y"] = 1.2
+    assert distill_demo.findings(rows)["obedience_differs"] == pytest.approx(0.22)
     assert found["gain_lost_by_the_blind"] == pytest.approx(0.57)
 
 

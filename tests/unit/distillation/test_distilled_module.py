@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lightning_action.distillation import distilled_module
-from lightning_action.distillation.distilled_module import ActionCollapse, control_of, has_collapsed
+from lightning_action.distillation.consistency import ActionConsistencyDistillation
+from lightning_action.distillation.distilled_module import BESIDE, ActionCollapse, control_of, has_collapsed
 from lightning_action.distillation.dmd import ActionDistillation
 from lightning_action.generation.sampling import Sampling
+from lightning_action.generator.causality import BlockCausality
 from lightning_action.module import ActionVideoModule
 from lightning_action.run import load_weights
-from tests.support.small_distillation import data, fitted, settings, student, write_teacher
+from tests.support.small_distillation import data, fitted, quiet_trainer, settings, student, write_teacher
 from tests.support.small_generator import fill
 
 
@@ -43,6 +47,15 @@ def test_a_student_that_lost_control_is_warned_of(
     assert float(module.trainer.callback_metrics["validation/rollout/teacher_control"]) == pytest.approx(0.8)
 
 
+def test_a_really_blind_fit_is_warned_of(teacher: Path, tmp_path: Path) -> None:
+    """Control is measured with actions: the teacher has it, though as a score it does not see them."""
+    module = student(ActionDistillation, teacher, action_blind=True, collapse_share=1.0)
+    fitted(module, tmp_path, max_steps=1)
+    batch = data().dataset("test").batch([0, 1])
+    other = {**batch, "action": -batch["action"]}
+    assert not torch.allclose(*(module._generate_as_teacher(each, None, 0) for each in (batch, other)))
+
+
 def test_control_and_its_loss() -> None:
     assert control_of({"gain_x": 0.5, "gain_y": 0.9, "r2_x": 3.0}) == pytest.approx(0.7)
     assert control_of({"gain_x": 0.5, "gain_y": float("nan")}) == 0.5
@@ -60,3 +73,58 @@ def test_the_teacher_generates_with_its_own_weights_and_steps(teacher: Path) -> 
     load_weights(own, teacher / "checkpoints" / "last.ckpt")
     assert torch.equal(module._generate_as_teacher(batch, None, 0), own.generate(batch))
     assert not torch.allclose(module.generate(batch), own.generate(batch))
+
+
+def test_a_teacher_that_is_not_there_or_of_other_actions_is_refused(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no run at '.*nowhere'"):
+        fitted(student(ActionDistillation, tmp_path / "nowhere"), tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no checkpoints/last.ckpt"):
+        fitted(student(ActionDistillation, tmp_path / "empty"), tmp_path)
+    schema = data().action_schema
+    other = type(schema)(schema.parts, schema.alignment, "sum")
+    with pytest.raises(ValueError, match="was trained with the actions"):
+        fitted(student(ActionDistillation, teacher, schema=other), tmp_path)
+
+
+@pytest.mark.parametrize("kind", [ActionDistillation, ActionConsistencyDistillation])
+def test_what_trains_beside_a_student_is_there_in_a_fit_alone(teacher: Path, tmp_path: Path, kind: type) -> None:
+    module = fitted(student(kind, teacher), tmp_path, max_steps=2)
+    path = tmp_path / "stopped.ckpt"
+    module.trainer.save_checkpoint(path)
+    assert any(name.startswith(BESIDE) for name in torch.load(path, weights_only=True)["state_dict"])
+    loaded = student(kind, teacher)
+    load_weights(loaded, path)
+    assert not any(name.startswith(BESIDE) for name in loaded.state_dict())
+    assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    tested = student(kind, teacher)
+    for each in (tested, module):
+        trainer = quiet_trainer(tmp_path)
+        trainer.ckpt_path = path
+        trainer.validate(each, data(), verbose=False)
+    assert tested.state_dict().keys() == loaded.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"timestep_shift": 7.0}, "timestep_shift 5.0, here it is 7.0"),
+        ({"causality": BlockCausality(1, 2, 1)}, "causality .*'local_attn_size': 3.* here it is"),
+        ({"objective": "diffusion_forcing"}, "objective teacher_forcing, here it is diffusion_forcing"),
+    ],
+)
+def test_a_teacher_of_other_settings_is_refused(
+    teacher: Path, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    """As its run's saved configuration says."""
+    run = tmp_path / "run"
+    shutil.copytree(teacher / "checkpoints", run / "checkpoints")
+    causality = "{num_frame_per_block: 1, local_attn_size: 3, sink_size: 1, independent_first_frame: false}"
+    settings = f"timestep_shift: 5.0, causality: {causality}, objective: teacher_forcing"
+    (run / "config_fit.yaml").write_text(f"model: {{{settings}}}\n")
+    fitted(student(ActionDistillation, run), tmp_path, max_steps=1)
+    for named in (run, run / "checkpoints" / "last.ckpt"):
+        with pytest.raises(ValueError, match=f"was trained with {told}"):
+            fitted(student(ActionDistillation, named, **changes), tmp_path, max_steps=1)
+    if "timestep_shift" not in changes:
+        fitted(student(ActionDistillation, run, score_sight="bidirectional", **changes), tmp_path, max_steps=1)

@@ -174,6 +174,13 @@ def test_the_critic_trains_in_every_step_and_the_student_in_every_third(teacher:
         assert all(torch.equal(first[f"{part}{name}"], tensor) for name, tensor in start.items())
 
 
+def test_the_critic_may_go_first(teacher: Path, tmp_path: Path) -> None:
+    watch = Watch()
+    fitted(student(ActionDistillation, teacher, generator_every=2, critic_first_steps=3), tmp_path, watch, max_steps=5)
+    both = {"generator", "action_projection", "critic"}
+    assert [watch.moved(step) for step in range(4)] == [{"critic"}, {"critic"}, {"critic"}, both]
+
+
 def test_each_network_is_clipped_by_itself(teacher: Path, tmp_path: Path) -> None:
     found = {}
     for clip in (None, 0.1, 1e-4):
@@ -209,6 +216,37 @@ def test_a_clip_in_training_is_what_the_student_generates(teacher: Path) -> None
     assert exits == {1, 2}
 
 
+@pytest.mark.parametrize("exit_step", [0, 1])
+def test_the_critic_learns_what_the_student_is_scored_on(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch, exit_step: int
+) -> None:
+    """Without a clean pass too, where blocks are denoised to the end wherever they exit."""
+    sampling = Sampling(denoising_step_list=STEPS, context="last_step")
+    module, batch = ready(teacher, sampling=sampling, last_exit_probability=float(exit_step))
+    seen: dict[str, Clip] = {}
+    for name in ("critic_loss", "student_loss"):
+        loss = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda clip, *rest, n=name, of=loss: (seen.update({n: clip}), of(clip, *rest))[1]
+        )
+    module.training_step(batch, 0)
+    critics, students = seen["critic_loss"], seen["student_loss"]
+    torch.testing.assert_close(critics.clean, students.clean, atol=1e-8, rtol=1e-6)
+    assert critics.past is not None and torch.equal(critics.past, students.past)
+    assert torch.equal(critics.past, critics.clean) == (exit_step == 1)
+
+
+def test_levels_of_scores_and_exits_are_drawn_as_asked(teacher: Path) -> None:
+    _, batch = ready(teacher)
+    settings = {"score_timestep_shift": 1.0, "last_exit_probability": 1.0}
+    usual, other = (student(ActionDistillation, teacher, **changes) for changes in ({}, settings))
+    clip = Clip(torch.zeros(2, LATENTS, 7, 4, 4), torch.zeros(2, 4, 6), batch, usual.causality)
+    levels = [torch.stack([m._noised(clip, i, 23).timestep for i in range(20)]).mean() for m in (usual, other)]
+    # Means of the table with shift 5, and without a shift.
+    assert levels[0] > 680 and 400 < levels[1] < 600
+    assert usual.exit_probabilities.tolist() == [0.5, 0.5] and other.exit_probabilities.tolist() == [0, 1]
+
+
 def test_blind_scores_do_not_know_the_actions(teacher: Path) -> None:
     seeing, batch = ready(teacher)
     blind, _ = ready(teacher, action_blind=True)
@@ -217,7 +255,9 @@ def test_blind_scores_do_not_know_the_actions(teacher: Path) -> None:
     for module, sees in ((seeing, True), (blind, False)):
         own, its = (module.critic_loss(clip_of(module, each, clean, 1), 0) for each in (batch, other))
         assert torch.equal(own, its) != sees
-        assert (module.teacher.action_projection is not None) == sees
+        noised = module._noised(clip_of(module, batch, clean, 1), 0, 23)
+        own, its = (module.teacher.clean(clip_of(module, each, clean, 1), noised) for each in (batch, other))
+        assert torch.equal(own, its) != sees
         clips = [
             module.make_clip(
                 module._start_of(each), each, 0, module._modulation(clip_of(module, each, clean, 1)), False
@@ -268,6 +308,7 @@ def test_a_student_starts_from_another_run_and_the_critic_from_the_teacher(teach
     ("changes", "message"),
     [
         ({"generator_every": 0}, "generator_every"),
+        ({"critic_first_steps": -1}, "critic_first_steps"),
         ({"score_sight": "everything"}, "expected score_sight causal or bidirectional, got 'everything'"),
         ({"real_clips_weight": -1.0}, "real_clips_weight"),
     ],

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import few_step
-from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts
+from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts, exit_probabilities
 from lightning_action.generation.rollout import CausalRollout, rollout
 from lightning_action.generation.sampling import BlockContext, Sampling
 from lightning_action.generation.video import VideoGenerator
@@ -95,8 +95,9 @@ def test_noisy_context_is_that_of_generation_whatever_the_exit(exit_step: int) -
     _, clip = made(generator, WINDOWED, inputs, exit_step, 0, "last_step")
     assert torch.equal(clip.clean, generated(generator, WINDOWED, inputs, 3, 0, "last_step"))
     again = clip.with_gradient(generator, inputs["text"], SCHEDULE, inputs["modulation"])
-    same = torch.allclose(again, clip.clean, atol=1e-4)
-    assert same == (exit_step == 2)
+    torch.testing.assert_close(again, clip.exited, atol=2e-5, rtol=0)
+    assert torch.equal(clip.exited, clip.clean) == (exit_step == 2)
+    assert exit_step == 2 or (clip.exited - clip.clean).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -107,6 +108,7 @@ def test_the_exit_step_passed_again_gives_the_clip(case: str) -> None:
     again = clip.with_gradient(generator, inputs["text"], SCHEDULE, inputs["modulation"])
     # Keys lie in another order than in the ring, so sums are in another order.
     torch.testing.assert_close(again, clip.clean, atol=2e-5, rtol=0)
+    assert torch.equal(clip.exited, clip.clean)
     assert again.requires_grad and not clip.clean.requires_grad
 
 
@@ -241,6 +243,14 @@ def test_without_gradient_nothing_is_kept() -> None:
     session = rollouts.session(inputs["text"], frame_noise(3, (4, 9), SHAPE), SHAPE, 6)
     bare = rollouts.make(session, 6, 1, inputs["modulation"], for_gradient=False)
     assert torch.equal(bare.clean, clip.clean) and bare.exits == () and len(clip.exits) == 3
+
+
+def test_the_last_step_may_be_the_exit_more_often() -> None:
+    assert exit_probabilities(4).tolist() == [0.25] * 4
+    torch.testing.assert_close(exit_probabilities(3, 0.6), torch.tensor([0.2, 0.2, 0.6]))
+    assert exit_probabilities(1, 0.6).tolist() == [1]
+    with pytest.raises(ValueError, match="last_exit_probability"):
+        exit_probabilities(2, 1.5)
 
 
 def test_the_session_of_a_rollout_is_the_one_that_others_use() -> None:
