@@ -229,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--consistency_steps", type=int, default=1200, help="steps of the students' common start")
     parser.add_argument("--matching_steps", type=int, default=600, help="steps of each student behind it")
     parser.add_argument("--videos", type=int, default=128, help="held-out videos")
+    parser.add_argument("--json", type=Path, help="file of the figures; default: report.json in --out")
     parser.add_argument("--measure_only", action="store_true", help="measure the students that are there")
     options, more = parser.parse_known_args(arguments)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -247,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_times(rows, of, judge.batches[0])
     found = findings(rows)
     report = {**rows, "findings": found, "seconds": time.monotonic() - started}
-    write_json(options.out / "report.json", null_where_undefined(report))
+    write_json(options.json or options.out / "report.json", null_where_undefined(report))
     print(as_table(rows))
     print("\n".join(f"{name}: {value:.3f}" for name, value in found.items()))
 
