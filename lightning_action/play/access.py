@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{8,200}")
 
 
@@ -68,11 +67,14 @@ class Access:
 
         Programs that are no browsers send no origin.
         """
-        host = headers.get("host", "")
-        if not self.any_name and urlsplit(f"//{host}").hostname not in _LOCAL_NAMES:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        try:
+            name, origin_place = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
+        except ValueError:
             return False
-        origin = headers.get("origin")
-        return origin is None or (origin.startswith(("http://", "https://")) and urlsplit(origin).netloc == host)
+        if not self.any_name and not is_loopback(name or ""):
+            return False
+        return origin is None or (origin.startswith(("http://", "https://")) and origin_place == host)
 
     def is_token(self, given: str | None) -> bool:
         """Tell whether a token is the right one, in a time that does not say how much of it is right."""

@@ -7,6 +7,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -101,13 +102,11 @@ class Player:
 
     async def _send_all(self) -> None:
         while not self._is_over:
-            try:
+            with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), _FIGURES_SECONDS)
-            except asyncio.TimeoutError:
-                if self._has_vanished():
-                    _log.warning("a page has drawn nothing for %.0f s: its session ends", _VANISHED_SECONDS)
-                    return
-                continue
+            if self._has_vanished():
+                _log.warning("a page has drawn nothing for %.0f s: its session ends", _VANISHED_SECONDS)
+                return
             self._wake.clear()
             while self._notices:
                 notice = self._notices.pop(next(iter(self._notices)))
@@ -165,6 +164,8 @@ class Player:
         found = self._in_flight.pop(message.serial, None)
         if found is None:
             raise RefusedMessageError("shown is for a block that was sent and not shown before")
+        # A page passes over what comes after a newer block, or cannot be drawn.
+        self._in_flight = {serial: block for serial, block in self._in_flight.items() if serial > message.serial}
         delivery, encoding, sent = found
         now = perf_counter()
         seconds = {**delivery.block.seconds, "encode": encoding, "send": now - sent, "pixels": now - delivery.begun}

@@ -126,7 +126,8 @@ class PlayServer:
             if name == "index.html" and self.access.is_own(request.headers) and self.access.is_token(given):
                 # The token leaves the address, so that it is neither copied with it nor kept in a history.
                 response: Response = RedirectResponse("/", 303, headers=_HEADERS)
-                response.set_cookie(self.access.cookie, str(given), httponly=True, samesite="strict")
+                # Lax, so that an address that is clicked elsewhere opens; a page of elsewhere has another origin.
+                response.set_cookie(self.access.cookie, str(given), httponly=True, samesite="lax")
                 return response
             if not self._allows(request):
                 return PlainTextResponse("Not for you: open the address that the server printed.\n", 403, _HEADERS)

@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed
 
 from lightning_action.play import player
 from lightning_action.play.player import _is_gone
-from tests.support.live_server import next_block, serving, wait_until
+from tests.support.live_server import next_block, say, serving, wait_until
 from tests.support.simulated_session import SimulatedSession, simulated_stage
 
 
@@ -18,7 +18,6 @@ def test_a_page_that_draws_nothing_for_long_is_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(player, "_VANISHED_SECONDS", 0.3)
-    monkeypatch.setattr(player, "_FIGURES_SECONDS", 0.1)
     session = SimulatedSession()
     with serving(simulated_stage(lambda: session)) as running, running.connect() as client:
         with pytest.raises(ConnectionClosed):
@@ -26,6 +25,17 @@ def test_a_page_that_draws_nothing_for_long_is_given_up(
                 client.recv(10)
         wait_until(lambda: running.server.num_sessions == 0)
     assert session.calls[-1] == "close" and "a page has drawn nothing for" in caplog.text
+
+
+def test_a_block_that_is_passed_over_is_not_waited_for() -> None:
+    """Two are on their way at a time; a page that shows the second before the first never tells of the first."""
+    with serving(simulated_stage()) as running, running.connect() as client:
+        numbers = []
+        for _ in range(3):
+            first, second = (next_block(client, shows=False)[0] for _ in range(2))
+            say(client, "shown", serial=second["serial"], key_ms=None)
+            numbers += [first["number"], second["number"]]
+        assert numbers == sorted(set(numbers))
 
 
 def test_a_page_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

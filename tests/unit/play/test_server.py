@@ -228,7 +228,7 @@ def test_a_wrong_token_and_a_foreign_origin_get_nothing(caplog: pytest.LogCaptur
         status, _, headers = fetch(running, f"/?token={TOKEN}")
         assert status == 303 and headers["location"] == "/"
         cookie = headers["set-cookie"]
-        assert "HttpOnly" in cookie and "SameSite=strict" in cookie and TOKEN not in headers["location"]
+        assert "HttpOnly" in cookie and "SameSite=lax" in cookie and TOKEN not in headers["location"]
         shown = {"Cookie": cookie.split(";")[0]}
         assert fetch(running, "/", **shown)[0] == fetch(running, "/play.js", **shown)[0] == 200
         refused: list[dict[str, str]] = [
