@@ -1,8 +1,8 @@
-"""Memory of a student's gradient through its exit steps: beside copied keys and values, and the plain way.
+"""Memory of a student's gradient through its exit steps: the plain way, beside the cache, and with layers recomputed.
 
-The plain way keeps in the graph what each block's layers computed, with the keys and values of all that the block sees,
-block by block. Layers that are computed again keep what goes into them, and all blocks share one copy of the past:
-python -m benchmarks.distillation_memory
+The plain way lets the graph grow with the cache: the clean pass of each block is part of it, and its keys and values
+are joined anew for each block that sees them. Beside the cache, blocks share one copy of the past, which is no part of
+the graph; layers that are computed again keep what goes into them alone: python -m benchmarks.distillation_memory
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lightning_action import BlockCausality, CausalWanModel
 from lightning_action.atomic import write_json
-from lightning_action.diffusion.flow_matching import FlowMatchSchedule
+from lightning_action.diffusion.flow_matching import FlowMatchSchedule, clean_from_velocity
 from lightning_action.diffusion.noise import frame_noise
-from lightning_action.distillation.self_rollout import SelfRollouts
+from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts
+from lightning_action.generator.context import TextCache
 
-WAYS = ("nothing", "plain", "checkpointed")
-SIZES = {"normal": (256, 6, 16, 21), "tiny": (48, 2, 8, 9)}
+WAYS = ("nothing", "plain", "beside_cache", "checkpointed")
+SIZES = {"normal": (256, 6, 16, 21), "tiny": (96, 3, 16, 9)}
 _SCHEDULE = FlowMatchSchedule(5.0)
 
 
@@ -40,12 +42,45 @@ def gradient(way: str, dim: int, num_layers: int, side: int, num_frames: int) ->
         text_len=8,
         activation_checkpointing=way == "checkpointed",
     )
-    rollouts = SelfRollouts(generator, BlockCausality(3, 12, 3), _SCHEDULE, (1000.0, 750.0))
-    text = torch.randn(1, 8, 32)
-    session = rollouts.session(text, frame_noise(0, [0], shape), shape, num_frames)
-    clip = rollouts.make(session, num_frames, 1, for_gradient=way != "nothing")
-    if way != "nothing":
+    causality, timesteps = BlockCausality(3, 12, 3), (1000.0, 750.0)
+    text, noise = torch.randn(1, 8, 32), frame_noise(0, [0], shape)
+    rollouts = SelfRollouts(generator, causality, _SCHEDULE, timesteps)
+    clip = rollouts.make(rollouts.session(text, noise, shape, num_frames), num_frames, 1, for_gradient=way != "nothing")
+    if way == "plain":
+        grown_with_cache(generator, clip, causality, text).square().mean().backward()
+    elif way != "nothing":
         clip.with_gradient(generator, text, _SCHEDULE, None).square().mean().backward()
+
+
+def grown_with_cache(generator: CausalWanModel, clip: SelfRollout, causality: BlockCausality, text: Tensor) -> Tensor:
+    """The exit steps with gradient beside a past that is computed with gradient too, as a plain cache holds it."""
+    prompt, blocks = generator.text_cache(text), []
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+    for step in clip.exits:
+        past = [kept[frame] for seen in causality.past(step.frames) for frame in seen]
+        velocity = generator.denoise_after(past, step.frames, step.noisy, step.timestep, prompt)
+        clean = clean_from_velocity(step.noisy, velocity, _SCHEDULE.sigma_at(step.timestep))
+        blocks.append(clean)
+        kept |= dict(zip(step.frames, written(generator, past, step.frames, clean, prompt), strict=True))
+    return torch.cat(blocks, dim=1)
+
+
+def written(
+    generator: CausalWanModel, past: list[tuple[Tensor, Tensor]], frames: range, clean: Tensor, prompt: TextCache
+) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of each frame of a block, from its clean pass, in the graph."""
+    layers: list[tuple[Tensor, Tensor]] = []
+    hooks = [
+        layer.get_submodule("self_attn").register_forward_hook(
+            lambda module, given, _: layers.append(module.keys_values(given[0], given[1]))
+        )
+        for layer in generator.blocks
+    ]
+    generator.denoise_after(past, frames, clean, clean.new_zeros(clean.shape[:2]), prompt)
+    for hook in hooks:
+        hook.remove()
+    keys, values = (torch.stack(each) for each in zip(*layers, strict=True))
+    return list(zip(keys.chunk(len(frames), dim=2), values.chunk(len(frames), dim=2), strict=True))
 
 
 def peak_bytes() -> int:
@@ -62,7 +97,7 @@ def measured(way: str, size: str) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print, and write, what each way takes over a clip without gradient, and the ratio of the two."""
+    """Print, and write, what each way takes over a clip without gradient, and the ratio of ours to the plain one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distillation_memory", description=__doc__)
     parser.add_argument("--way", choices=WAYS, help="measure one in this process, and print its bytes")
     parser.add_argument("--size", choices=SIZES, default="normal", help="size of the model and the clip")
@@ -72,8 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         gradient(options.way, *SIZES[options.size])
         print(peak_bytes())
         return
-    base, plain, ours = (measured(way, options.size) for way in WAYS)
-    figures = {"plain_mb": (plain - base) / 1e6, "ours_mb": (ours - base) / 1e6}
+    base, plain, beside, ours = (measured(way, options.size) for way in WAYS)
+    peaks = {"plain_mb": plain, "beside_cache_mb": beside, "ours_mb": ours}
+    figures = {name: (peak - base) / 1e6 for name, peak in peaks.items()}
     figures["ours_to_plain"] = figures["ours_mb"] / figures["plain_mb"]
     for name, value in figures.items():
         print(f"| {name} | {value:.2f} |")

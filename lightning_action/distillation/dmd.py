@@ -71,8 +71,10 @@ class ActionDistillation(DistilledModule):
             alike. What a student shows is what its last step makes.
         real_clips_weight: Weight of the student's own flow matching on the batch's real clips; 0 for none.
         chunks_per_rollout: Number of batches over which a rollout goes on, each time from its own last latents, under
-            the next batch's actions and prompts; 1 begins anew with each. The loss is of the new frames alone. A fit
-            that stopped in between begins a new rollout when it goes on.
+            the next batch's actions and prompts; 1 begins anew with each, as do batches of another size. The loss is of
+            the new frames alone. A fit that stopped in between begins a new rollout when it goes on. Teacher and critic
+            see a chunk as a clip, whose first latent is one that came later: where the VAE makes the first latent of a
+            video of fewer frames than the others, as Wan's does, that is no latent that a video begins with.
         gap_every: Steps of the student from one measurement of the gap without actions to the next.
         kwargs: Arguments of `DistilledModule` by their names.
     """
@@ -174,8 +176,8 @@ class ActionDistillation(DistilledModule):
         """Let the student make a clip, up to an exit step that all ranks draw alike: a new one, or what comes next."""
         draw = generator_for(self.seed, _EXIT_STREAM, self.current_epoch, batch_idx)
         exit_step = int(torch.multinomial(self.exit_probabilities, 1, generator=draw))
-        going = self._going
-        if going is None or going.num_chunks == self.chunks_per_rollout or len(going.last) != len(start.text):
+        going = self._going_on(start)
+        if going is None:
             session = self._new_session(start, batch, batch_idx)
             made = self.rollouts.make(session, start.shape[0], exit_step, modulation, start.initial, for_gradient)
             num_chunks = 1
@@ -185,6 +187,14 @@ class ActionDistillation(DistilledModule):
         if self.chunks_per_rollout > 1:
             self._going = _Going(session, made.clean[:, -start.num_known :], num_chunks)
         return made
+
+    def _going_on(self, start: Start) -> _Going | None:
+        """The rollout that goes on with a batch; None begins anew, on all ranks alike, for others pass the window."""
+        going = self._going
+        if going is None or going.num_chunks == self.chunks_per_rollout:
+            return None
+        fits = going.last.shape == (len(start.text), start.num_known, *start.shape[1:])
+        return going if self.trainer.strategy.reduce_boolean_decision(fits, all=True) else None
 
     def _new_session(self, start: Start, batch: Batch, batch_idx: int) -> CausalRollout:
         num_frames, *latent_shape = start.shape

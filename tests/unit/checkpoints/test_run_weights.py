@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,22 @@ def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "without.ckpt")
     with pytest.raises(ValueError, match="holds no fitted VAE"):
         RunWeights(str(tmp_path / "without.ckpt")).give_codec(LinearVideoCodec(7, patch_size=4))
+
+
+def test_the_settings_are_those_of_the_last_fit_in_the_run_itself(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run / "checkpoints", folder / "checkpoints")
+    file = folder / "checkpoints" / "last.ckpt"
+    assert RunWeights(str(folder)).config is None is RunWeights(str(file)).saved_settings()
+    inner = folder / "lightning_logs" / "version_3" / "config_fit.yaml"
+    others = folder / "other_run" / "lightning_logs" / "version_0" / "config_fit.yaml"
+    for path, seconds, shift in ((folder / "config_fit.yaml", 1, 3.0), (inner, 2, 4.0), (others, 3, 5.0)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"model: {{class_path: a.B, init_args: {{timestep_shift: {shift}}}}}")
+        os.utime(path, (seconds, seconds))
+    for named in (folder, file):
+        assert RunWeights(str(named)).config == inner
+        assert RunWeights(str(named)).saved_settings() == {"timestep_shift": 4.0}
+    os.utime(folder / "config_fit.yaml", (9, 9))
+    (folder / "config_fit.yaml").write_text("model: {timestep_shift: 6.0}")
+    assert RunWeights(str(folder)).saved_settings() == {"timestep_shift": 6.0}

@@ -358,3 +358,15 @@ def test_a_rollout_that_goes_on_trains(teacher: Path, tmp_path: Path) -> None:
     assert module._going is not None and module._going.num_chunks == 3
     with pytest.raises(ValueError, match="needs a window"):
         student(ActionDistillation, teacher, chunks_per_rollout=2, causality=BlockCausality(1))
+
+
+def test_a_rollout_begins_anew_where_any_rank_has_a_batch_of_another_size(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, batch = ready(teacher, chunks_per_rollout=3)
+    start, smaller = (module._start_of(each) for each in (batch, data().dataset("train").batch([3])))
+    module._going = None
+    module.make_clip(start, batch, 0, None, False)
+    assert module._going_on(start) is module._going and module._going_on(smaller) is None
+    monkeypatch.setattr(module.trainer.strategy, "reduce_boolean_decision", lambda fits, all: False)
+    assert module._going_on(start) is None
