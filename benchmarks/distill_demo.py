@@ -226,10 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/chance"), help="run of the teacher")
     parser.add_argument("--config", action="append", help="configuration of the teacher; several stack")
     parser.add_argument("--out", type=Path, default=Path("runs/distill_demo"), help="folder of students and report")
-    parser.add_argument("--consistency_steps", type=int, default=600, help="steps of each start, of those that see and of the blind")
+    parser.add_argument("--consistency_steps", type=int, default=600, help="steps of each of the two starts")
     parser.add_argument("--matching_steps", type=int, default=400, help="steps of each student behind it")
     parser.add_argument("--videos", type=int, default=128, help="held-out videos")
     parser.add_argument("--measure_only", action="store_true", help="measure the students that are there")
+    parser.add_argument("--json", type=Path, help="file for the figures; report.json in the folder if left out")
     options, more = parser.parse_known_args(arguments)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -247,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_times(rows, of, judge.batches[0])
     found = findings(rows)
     report = {**rows, "findings": found, "seconds": time.monotonic() - started}
-    write_json(options.out / "report.json", null_where_undefined(report))
+    write_json(options.json or options.out / "report.json", null_where_undefined(report))
     print(as_table(rows))
     print("\n".join(f"{name}: {value:.3f}" for name, value in found.items()))
 
