@@ -229,7 +229,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--consistency_steps", type=int, default=600, help="steps of each of the two starts")
     parser.add_argument("--matching_steps", type=int, default=400, help="steps of each student behind it")
     parser.add_argument("--videos", type=int, default=128, help="held-out videos")
-    parser.add_argument("--json", type=Path, help="file of the figures; default: report.json in --out")
     parser.add_argument("--measure_only", action="store_true", help="measure the students that are there")
     parser.add_argument("--json", type=Path, help="file for the figures; report.json in the folder if left out")
     options, more = parser.parse_known_args(arguments)
