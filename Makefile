@@ -53,10 +53,10 @@ $(DEMO_CKPT):
 	@echo 'Expected a trained demo, found no $@: make demo' >&2; exit 1
 
 test: install-dev  ## run all tests; without a GPU or a chromium those that need one are left out
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 1 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0 $(ARGS)
 
 test-fast: install-dev  ## run unit and parity tests but those marked distributed
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 1 -m '(unit or parity) and not distributed' $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0 -m '(unit or parity) and not distributed' $(ARGS)
 
 test-unit test-parity test-integration test-browser test-gpu: install-dev
 	$(BIN)/python -m pytest -m $(@:test-%=%) $(ARGS)

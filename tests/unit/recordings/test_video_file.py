@@ -12,12 +12,12 @@ import pytest
 from lightning_action.recordings.video_file import VideoFile, open_video, probe_video
 from tests.support.written_videos import numbered_frames, numbers_in, write_video
 
+DATA = Path(__file__).parents[2] / "data"
 KINDS = [
     ("mp4", "libx264", {"g": "2", "bf": "0"}),
     ("mp4", "libx264", {"g": "3", "bf": "2"}),
     ("mp4", "libx264", {"g": "50", "bf": "3"}),
     ("mp4", "libx264", {"g": "7", "bf": "2", "x264-params": "open-gop=1"}),
-    ("mp4", "libx265", {"x265-params": "keyint=5:log-level=none"}),
     ("webm", "libvpx-vp9", {"g": "10"}),
     ("mkv", "libx264", {"g": "7", "bf": "2"}),
     ("avi", "mpeg4", {"g": "7", "qmax": "2"}),
@@ -30,7 +30,15 @@ def test_any_frame_in_any_order_is_the_one_of_a_whole_pass(
 ) -> None:
     path = tmp_path / f"a.{suffix}"
     write_video(path, numbered_frames(30), codec=codec, **options)
-    video = VideoFile(path)
+    require_any_order(VideoFile(path))
+
+
+def test_hevc_is_read_alike() -> None:
+    """The file was written once, by libx265 with keyint=5: it corrupts memory here, one time in some hundred."""
+    require_any_order(VideoFile(DATA / "numbered_hevc.mp4"))
+
+
+def require_any_order(video: VideoFile) -> None:
     whole = video.frames(range(30))
     assert numbers_in(whole) == list(range(30))
     order = np.random.default_rng(0).integers(0, 30, 40).tolist()
