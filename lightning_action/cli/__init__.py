@@ -13,6 +13,8 @@ _WITHOUT_TRAINER = {
     verb.replace("_", "-"): (f"lightning_action.cli.{verb}", f"run_{verb}")
     for verb in ("record", "inspect", "encode", "inverse_dynamics", "export", "evaluate", "play")
 }
+# Those whose answer, yes or no, is the exit code.
+_WITH_ANSWER = {verb: (f"lightning_action.cli.{verb}", f"run_{verb}") for verb in ("selfcheck", "compare", "replay")}
 
 
 def main(args: list[str] | None = None) -> None:
@@ -54,18 +56,9 @@ def run_verb(arguments: list[str]) -> int:
         from lightning_action.cli.check import run_check
 
         return 1 if run_check(rest).problems else 0
-    if verb == ["selfcheck"]:
-        from lightning_action.cli.selfcheck import run_selfcheck
-
-        return 0 if run_selfcheck(rest) else 1
-    if verb == ["compare"]:
-        from lightning_action.cli.compare import run_compare
-
-        return 0 if run_compare(rest) else 1
-    if verb == ["replay"]:
-        from lightning_action.cli.replay import run_replay
-
-        return 0 if run_replay(rest) else 1
+    if verb and verb[0] in _WITH_ANSWER:
+        module, function = _WITH_ANSWER[verb[0]]
+        return 0 if getattr(import_module(module), function)(rest) else 1
     if verb and verb[0] in _WITHOUT_TRAINER:
         module, function = _WITHOUT_TRAINER[verb[0]]
         getattr(import_module(module), function)(rest)
