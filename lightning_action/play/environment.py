@@ -23,6 +23,7 @@ from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.world_session import WorldSession
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.play.pictures import bytes_of_frames
 from lightning_action.play.spaces import action_space
 from lightning_action.play.starts import Starts, starts_of_run
 from lightning_action.play.world_batches import (
@@ -33,7 +34,6 @@ from lightning_action.play.world_batches import (
     WorldBatch,
     WorldBatches,
     draw_start,
-    to_bytes_last,
 )
 from lightning_action.ranges import require_numbers
 from lightning_action.run import load_run
@@ -143,7 +143,7 @@ class WorldModelEnv(Env[np.ndarray, Any]):
         """
         group = self._begun()
         rows = self._worlds.rows_of([action], group.session)
-        group.frames = to_bytes_last(group.session.step_block(rows))
+        group.frames = bytes_of_frames(group.session.step_block(rows))
         self._num_steps += 1
         made = self._worlds.judge(group.frames[0], rows[0], self._num_steps, self._start)
         return made.observation, made.reward, made.terminated, made.truncated, made.info
@@ -284,7 +284,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             self._drop_ended(going)
             stepped = list(zip(self._groups, rows, strict=True))
             for group, own in stepped:
-                group.frames = to_bytes_last(group.session.step_block(own))
+                group.frames = bytes_of_frames(group.session.step_block(own))
             if anew:
                 infos = self._begin(anew, None, infos)
         except BaseException:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
+from lightning_action.play.pictures import bytes_of_frames
 
 
 class LiveSession(Protocol):
@@ -169,7 +169,7 @@ class LiveWorld:
         if self.observer is not None:
             self.observer.begin(seed, self.text, frames)
         given = None if start.first_frames is None or start.truth is None else start.first_frames[0, : len(frames)]
-        return Block(0, to_bytes(frames), None if given is None else to_bytes(given))
+        return Block(0, bytes_of_frames(frames), None if given is None else bytes_of_frames(given))
 
     def step(self, row: Tensor) -> Block:
         """Hold an action row `[columns]` for a block."""
@@ -184,8 +184,8 @@ class LiveWorld:
         self._unseen = rows, frames
         shown, distance = None, None
         if self._truth is not None:
-            shown, distance = to_bytes(self._truth.go_on(rows)), self._truth.distance(frames)
-        return Block(self._number, to_bytes(frames), shown, distance, dict(self._session.block_seconds))
+            shown, distance = bytes_of_frames(self._truth.go_on(rows)), self._truth.distance(frames)
+        return Block(self._number, bytes_of_frames(frames), shown, distance, dict(self._session.block_seconds))
 
     def prompt(self, text: str) -> None:
         """Let the blocks that follow be under another prompt."""
@@ -213,9 +213,3 @@ class LiveWorld:
         unseen, self._unseen = self._unseen, None
         if unseen is not None and self.observer is not None:
             self.observer.step(*unseen)
-
-
-def to_bytes(frames: Tensor) -> np.ndarray:
-    """Map frames `[t, 3, H, W]` in [0, 1] to uint8 `[t, H, W, 3]`."""
-    as_bytes: np.ndarray = (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    return as_bytes

@@ -1,4 +1,4 @@
-"""The frames of a block as one picture, which a browser decodes at once."""
+"""Frames as bytes, and those of a block as one picture, which a browser decodes at once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ from io import BytesIO
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
+
+from lightning_action.batch import bytes_of_unit_range
 
 Format = Literal["webp", "jpeg"]
 # Below this number of pixels, a picture without loss takes hardly longer and is as small.
 _LOSSLESS_PIXELS = 128 * 128
 _QUALITY = 90
+
+
+def bytes_of_frames(frames: Tensor) -> np.ndarray:
+    """Turn frames `[..., 3, H, W]` in [0, 1] to bytes with the channels last, uint8 `[..., H, W, 3]`."""
+    return bytes_of_unit_range(frames).movedim(-3, -1).contiguous().cpu().numpy()
 
 
 def strip(frames: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:

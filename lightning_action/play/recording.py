@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.atomic import write_json
-from lightning_action.play.live_world import Stage, to_bytes
+from lightning_action.play.live_world import Stage
+from lightning_action.play.pictures import bytes_of_frames
 from lightning_action.recordings.lerobot_files import NumericFeature
 from lightning_action.recordings.lerobot_writer import LeRobotWriter, require_writable_sizes, writing_lerobot
 from lightning_action.weights.safetensors_files import read_safetensors, write_safetensors
@@ -167,7 +168,7 @@ class SessionRecording:
             frames = frames[:-1] if self._last is None else torch.cat([self._last, frames[:-1]])
         elif len(rows) != len(frames):
             rows = rows.repeat_interleave(len(frames) // len(rows), dim=0)
-        return list(zip(to_bytes(frames), rows.tolist(), strict=True))
+        return list(zip(bytes_of_frames(frames), rows.tolist(), strict=True))
 
     def _end_episode(self) -> None:
         if self._writer is not None and self._episodes[-1].rows and len(self._played()) > self._writer.num_episodes:

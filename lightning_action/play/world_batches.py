@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import bytes_of_unit_range, num_latent_frames
+from lightning_action.batch import num_latent_frames
 from lightning_action.generation.world_session import WorldSession
 from lightning_action.generative_module import GenerativeModule
+from lightning_action.play.pictures import bytes_of_frames
 from lightning_action.play.spaces import action_rows
 from lightning_action.play.starts import Starts, starts_of_frames
 from lightning_action.ranges import require_numbers
@@ -94,7 +95,7 @@ class WorldBatches:
         first = torch.stack(frames)
         session = self._open(len(starts), first.shape[1])
         seen = session.reset(first, list(prompts), sample_id=list(samples))
-        return WorldBatch(session, to_bytes_last(seen)[:, -1:])
+        return WorldBatch(session, bytes_of_frames(seen)[:, -1:])
 
     def rows_of(self, actions: Sequence[Any], session: WorldSession) -> np.ndarray:
         """Turn actions of worlds of a session into the rows of its next block, `[B, rows, columns]`.
@@ -157,8 +158,3 @@ def draw_start(random: np.random.Generator, options: dict[str, Any] | None) -> t
     """Draw the number of a start, unless `options` say it, and the number that the noise belongs to."""
     start, sample = random.integers(_NUM_STARTS, size=2).tolist()
     return int((options or {}).get("start", start)), sample
-
-
-def to_bytes_last(frames: Tensor) -> np.ndarray:
-    """Turn frames `[B, t, 3, H, W]` in [0, 1] to bytes with the channels last, `[B, t, H, W, 3]`."""
-    return bytes_of_unit_range(frames).permute(0, 1, 3, 4, 2).contiguous().cpu().numpy()

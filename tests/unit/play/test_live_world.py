@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_action.play.live_world import LiveWorld, to_bytes
+from lightning_action.play.live_world import LiveWorld
+from lightning_action.play.pictures import bytes_of_frames
 from tests.support.simulated_session import SimulatedSession, simulated_stage
 
 
@@ -76,5 +77,5 @@ def test_an_observer_sees_all_of_it() -> None:
     world.close()
     assert [name for name, _ in notes.seen] == ["begin 2 a cat", "step", "prompt b", "close"]
     rows, frames = notes.seen[1][1]  # type: ignore[misc]
-    assert rows.tolist() == [[0.25, 0.0]] * 4 and np.array_equal(to_bytes(frames), block.frames)
-    assert np.array_equal(to_bytes(notes.seen[0][1]), first.frames)  # type: ignore[arg-type]
+    assert rows.tolist() == [[0.25, 0.0]] * 4 and np.array_equal(bytes_of_frames(frames), block.frames)
+    assert np.array_equal(bytes_of_frames(notes.seen[0][1]), first.frames)  # type: ignore[arg-type]
