@@ -17,10 +17,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from lightning_action import ActionVideoModule, MovingSpriteWorld, SpriteDataModule, load_run
@@ -33,7 +31,7 @@ from lightning_action.evaluation.known_state import position_reader, simulator
 from lightning_action.evaluation.random_object import RandomObject, determined_psnr, look_at, object_share, realism
 from lightning_action.evaluation.report import null_where_undefined
 from lightning_action.generation.sampling import Sampling
-from lightning_action.run import load_averages
+from lightning_action.run import build_datamodule, load_averages
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 STEPS: dict[int, list[float]] = {1: [1000], 2: [1000, 250], 4: [1000, 750, 500, 250]}
@@ -136,12 +134,19 @@ class Judge:
 
     def row(self, contender: Contender) -> Row:
         """All figures but the time, and what realism consists of."""
-        contender.module.sampling = contender.sampling
-        test = contender.module.obedience_test(position_reader(self.data, "test"), simulator(self.data, "test"))
+        made: list[Tensor] = []
+
+        def generate(batch: Batch, scale: float | None, draw: int) -> Tensor:
+            made.append(contender.generate(batch))
+            return made[-1]
+
+        reader, simulate = position_reader(self.data, "test"), simulator(self.data, "test")
+        test = contender.module.obedience_test(reader, simulate, generate=generate)
         seen, true, errors = [], [], []
         for batch in self.batches:
             test.add_model(batch, {})
-            video, truth = contender.generate(batch), self._through_codec(batch)
+            # Under the samples' own actions first, then under others.
+            video, truth = made[-2], self._through_codec(batch)
             shares = [self._share(each, batch) for each in (video, truth)]
             found = [look_at(share[:, 1:], self._area) for share in shares]
             seen.append(found[0])
@@ -209,15 +214,12 @@ def findings(rows: Mapping[str, Row]) -> dict[str, float]:
 
 
 def data_of(configs: Sequence[str], num_videos: int) -> SpriteDataModule:
-    """The world of the configurations, with as many test videos."""
-    world: dict[str, Any] = {}
-    num_latents = 9
-    for path in configs:
-        init_args = (yaml.safe_load(Path(path).read_text()).get("data") or {}).get("init_args", {})
-        world |= init_args.get("world", {}).get("init_args", {})
-        num_latents = init_args.get("num_latents", num_latents)
-    world_of = MovingSpriteWorld(**world)
-    return SpriteDataModule(world_of, num_latents, test_size=num_videos, eval_batch_size=min(num_videos, 64))
+    """The data of the configurations, with as many test videos."""
+    settings = [f"--data.test_size={num_videos}", f"--data.eval_batch_size={min(num_videos, 64)}"]
+    data = build_datamodule(configs, settings=settings)
+    if not isinstance(data, SpriteDataModule):
+        raise ValueError(f"the table is about simulated worlds, a SpriteDataModule, got {type(data).__name__}")
+    return data
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
