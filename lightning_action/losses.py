@@ -20,6 +20,7 @@ from lightning_action.batch import (
     without_actions,
 )
 from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, FlowMatchSchedule, add_noise
+from lightning_action.diffusion.noise import own_noise
 from lightning_action.diffusion.objectives import (
     Objective,
     Velocities,
@@ -166,7 +167,7 @@ class FlowMatchingLosses:
         latents = encoded.latents
         timesteps = torch.full(latents.shape[:2], timestep, device=latents.device)
         randoms = self._randoms(encoded, _PROBE_STREAM, seed)
-        noise = _noise(latents, randoms)
+        noise = own_noise(latents.shape[1:], randoms, latents)
         return self._velocities(encoded, noise, timesteps, None, self._past(latents, randoms))
 
     def _loss(self, encoded: Encoded, draw: _Draw, dropped: Tensor | None = None, moving: Tensor | None = None) -> Loss:
@@ -198,14 +199,14 @@ class FlowMatchingLosses:
     def _draw(self, latents: Tensor, randoms: Sequence[torch.Generator]) -> _Draw:
         timestep, weight = draw_block_levels(self.schedule, latents.shape[1], self.causality, randoms)
         weight = weight if self.weighting == "bell" else torch.ones_like(weight)
-        noise = _noise(latents, randoms)
+        noise = own_noise(latents.shape[1:], randoms, latents)
         return _Draw(noise, timestep.to(latents.device), weight.to(latents.device), self._past(latents, randoms))
 
     def _past(self, latents: Tensor, randoms: Sequence[torch.Generator]) -> Tensor | None:
         if self.past_timesteps is None:
             return None
         level = self._past_timestep(latents) / NUM_TRAIN_TIMESTEPS
-        return add_noise(latents, _noise(latents, randoms), level)
+        return add_noise(latents, own_noise(latents.shape[1:], randoms, latents), level)
 
     def _past_timestep(self, latents: Tensor) -> Tensor:
         if self.past_timesteps is None:
@@ -225,15 +226,10 @@ class _Draw:
     past: Tensor | None
 
 
-def _noise(latents: Tensor, randoms: Sequence[torch.Generator]) -> Tensor:
-    """Draw on the CPU, so that it is the same on every device."""
-    return torch.stack([torch.randn(latents.shape[1:], generator=random) for random in randoms]).to(latents)
-
-
 def with_past_noise(latents: Tensor, largest: float, randoms: Sequence[torch.Generator]) -> Tensor:
     """Add noise whose deviation is drawn for each latent frame, from 0 to `largest`."""
     deviation = torch.stack([largest * torch.rand(latents.shape[1], generator=random) for random in randoms])
-    return latents + deviation.to(latents)[:, :, None, None, None] * _noise(latents, randoms)
+    return latents + deviation.to(latents)[:, :, None, None, None] * own_noise(latents.shape[1:], randoms, latents)
 
 
 def _mean(losses: list[Loss]) -> Loss:

@@ -55,5 +55,10 @@ def starting_from(start: Tensor, later: NoiseSource) -> NoiseSource:
     return noise
 
 
+def own_noise(shape: Sequence[int], randoms: Sequence[torch.Generator], like: Tensor) -> Tensor:
+    """Draw noise `[B, *shape]` on the CPU, each sample's by its own generator, for the device and dtype of `like`."""
+    return torch.stack([torch.randn(*shape, generator=random) for random in randoms]).to(like)
+
+
 def _draw(shape: Sequence[int], random: torch.Generator) -> Tensor:
     return torch.randn(*shape, generator=random, dtype=torch.float32)

@@ -116,7 +116,21 @@ def draw_block_levels(
     Returns:
         Timesteps in [0, 1000] and loss weights, `[B, F]` each, on the CPU.
     """
-    sizes = torch.tensor([len(block) for block in causality.split(num_frames)])
-    entries = [torch.randint(len(schedule.timesteps), sizes.shape, generator=random) for random in randoms]
-    chosen = torch.stack(entries).repeat_interleave(sizes, dim=1)
+    chosen = draw_for_blocks(range(len(schedule.timesteps)), causality.split(num_frames), randoms)
     return schedule.timesteps[chosen], schedule.weights[chosen]
+
+
+def draw_for_blocks(among: range, blocks: Sequence[range], randoms: Sequence[torch.Generator]) -> Tensor:
+    """Draw a whole number for each block, uniformly; the frames of a block share it.
+
+    Args:
+        among: Numbers to draw from, one after another.
+        blocks: Frames of each block, in order and without gaps.
+        randoms: Random generators on the CPU, one for each of B samples.
+
+    Returns:
+        Numbers `[B, F]`, int64, on the CPU.
+    """
+    sizes = torch.tensor([len(block) for block in blocks])
+    drawn = [torch.randint(among.start, among.stop, sizes.shape, generator=random) for random in randoms]
+    return torch.stack(drawn).repeat_interleave(sizes, dim=1)

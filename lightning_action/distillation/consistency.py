@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_action.distillation.landing import LandingDistillation, landing
 from lightning_action.distillation.score import Clip, Noised, ScoreNetwork
-from lightning_action.distributed.sharding import is_sharded, local_part
+from lightning_action.distributed.sharding import local_part
 from lightning_action.ranges import require_numbers
 
 
@@ -39,10 +39,8 @@ class ActionConsistencyDistillation(LandingDistillation):
 
     def _build_beside(self) -> None:
         """Build the target, which starts as the student does."""
-        mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
-        generator = self._factories.build_generator(mesh, self.sharding, weights_follow=False)
-        projection = self._factories.build_action_projection(generator, self.schema.action_dim, mesh, self.sharding)
-        self.target = ScoreNetwork(generator, projection, self.schema, "causal", is_sharded(generator))
+        # It sees the actions, as the student does, also where the teacher does not.
+        self.target = self._build_score(self._factories, weights_follow=False, sight="causal", blind=False)
         self.target.requires_grad_(False).eval()
         self._move_target(keep=0.0)
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.assembly import Factories
-from lightning_action.batch import Batch, first_frames, frame_size, num_latents, without_action
+from lightning_action.batch import Batch, first_frames, frame_size, num_latents
 from lightning_action.checkpoints.run_weights import RunWeights
 from lightning_action.diffusion.guidance import Guidance
-from lightning_action.distillation.score import Clip, ScoreNetwork, Sight
+from lightning_action.distillation.score import Clip, ScoreNetwork, Sight, modulation_of
 from lightning_action.distributed.sharding import is_sharded
 from lightning_action.generation.video import whole_video
 from lightning_action.generator.model import CausalWanModel
@@ -194,7 +194,7 @@ class DistilledModule(ActionVideoModule):
 
     def load_teacher(self) -> None:
         """Build the teacher and fill it; it is no part of this module, nor of its checkpoints."""
-        teacher = self._build_score(self._teacher_factories, weights_follow=True)
+        teacher = self._build_score(self._teacher_factories, True, self.score_sight, self.action_blind)
         rank_zero_info(f"teacher: {self.teacher_weights.load(*_parts(teacher), self.schema)}")
         # As a plain attribute, which no checkpoint, optimizer, average or cast sees.
         object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False))
@@ -242,13 +242,13 @@ class DistilledModule(ActionVideoModule):
         blocks = self._generated_latents(batch, sampling, (self.teacher.generator, self.teacher.conditioning))
         return whole_video(blocks, self.frozen.decoder(self.device), self.device)[0]
 
-    def _build_score(self, factories: Factories, weights_follow: bool) -> ScoreNetwork:
+    def _build_score(self, factories: Factories, weights_follow: bool, sight: Sight, blind: bool) -> ScoreNetwork:
         """Build a generator and its projection, sharded as the student is."""
         mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
         generator = factories.build_generator(mesh, self.sharding, weights_follow)
         projection = factories.build_action_projection(generator, self.schema.action_dim, mesh, self.sharding)
         sharded = is_sharded(generator)
-        return ScoreNetwork(generator, projection, self.schema, self.score_sight, sharded, self.action_blind)
+        return ScoreNetwork(generator, projection, self.schema, sight, sharded, blind)
 
     def _start_of(self, batch: Batch) -> Start:
         """What a clip of a batch is made from: prompts, and the latents that are given."""
@@ -266,8 +266,7 @@ class DistilledModule(ActionVideoModule):
 
     def _modulation(self, clip: Clip) -> Tensor | None:
         """Modulation of a clip's actions by the student's projection."""
-        action, absent = clip.batch.get("action"), without_action(clip.batch)
-        return self.conditioning.of_known_video(action, False, clip.clean, clip.text, self.causality, absent)
+        return modulation_of(self.conditioning, clip)
 
     def _randoms(self, batch: Batch, stream: int, batch_idx: int) -> list[torch.Generator]:
         """A random generator for each sample, from (seed, epoch, batch, sample) alone."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
+from lightning_action.diffusion.objectives import draw_for_blocks
 
 # Share of the levels at either end that are left out, as DMD does: there one of the two scores says nothing.
 _LEFT_OUT = 0.02
@@ -32,10 +33,8 @@ def draw_score_levels(
         Timesteps in [0, 1000], `[B, F]`, on the CPU.
     """
     count = len(schedule.timesteps)
-    low, high = round(_LEFT_OUT * count), round((1 - _LEFT_OUT) * count)
-    sizes = torch.tensor([len(group) for group in groups])
-    entries = [torch.randint(low, high, sizes.shape, generator=random) for random in randoms]
-    return schedule.timesteps[torch.stack(entries).repeat_interleave(sizes, dim=1)]
+    among = range(round(_LEFT_OUT * count), round((1 - _LEFT_OUT) * count))
+    return schedule.timesteps[draw_for_blocks(among, groups, randoms)]
 
 
 def matching_gradient(sample: Tensor, real: Tensor, fake: Tensor, groups: Sequence[range]) -> Tensor:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lightning_action.batch import Batch
 from lightning_action.checkpoints.lora import LoRASettings
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
-from lightning_action.diffusion.noise import frame_noise
+from lightning_action.diffusion.noise import frame_noise, own_noise
 from lightning_action.distillation.distilled_module import DistilledModule, Start
 from lightning_action.distillation.distribution_matching import (
     draw_score_levels,
@@ -33,7 +33,6 @@ from lightning_action.distillation.score import (
     denoising_loss,
     frames_that_count,
     groups_of,
-    own_noise,
     with_noise,
 )
 from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts, exit_probabilities
@@ -126,7 +125,7 @@ class ActionDistillation(DistilledModule):
     def _build_beside(self) -> None:
         """Build the critic, which starts as a teacher of its size, else as the student."""
         starts = not self._resumes
-        self.critic = self._build_score(self._critic_factories, weights_follow=starts)
+        self.critic = self._build_score(self._critic_factories, starts, self.score_sight, self.action_blind)
         self.rollouts = SelfRollouts(
             self.generator, self.causality, self.schedule, self.timesteps, self.sampling.context
         )

@@ -16,9 +16,10 @@ from torch import Tensor
 from lightning_action.batch import Batch
 from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, FlowMatchSchedule, clean_from_velocity
 from lightning_action.diffusion.flow_matching import per_frame as over_latents
-from lightning_action.diffusion.objectives import teacher_forcing
+from lightning_action.diffusion.noise import own_noise
+from lightning_action.diffusion.objectives import draw_for_blocks, teacher_forcing
 from lightning_action.distillation.distilled_module import DistilledModule
-from lightning_action.distillation.score import Clip, Noised, causal, frames_that_count, own_noise, with_noise
+from lightning_action.distillation.score import Clip, Noised, causal, frames_that_count, with_noise
 from lightning_action.losses import with_past_noise
 from lightning_action.ranges import require_numbers
 
@@ -146,7 +147,5 @@ class LandingDistillation(DistilledModule):
 
     def _draw_places(self, batch: Batch, batch_idx: int, num_frames: int) -> Tensor:
         """Draw a level but the last for each block of each sample; its place among `levels`, `[B, F]`, on the CPU."""
-        sizes = torch.tensor([len(block) for block in self.causality.split(num_frames)])
         randoms = self._randoms(batch, _LEVELS_STREAM, batch_idx)
-        places = torch.stack([torch.randint(len(self.levels) - 1, sizes.shape, generator=each) for each in randoms])
-        return places.repeat_interleave(sizes, dim=1)
+        return draw_for_blocks(range(len(self.levels) - 1), self.causality.split(num_frames), randoms)

@@ -7,7 +7,7 @@ each block seeing the clip's own clean past, as a teacher-forced model was train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -132,7 +132,7 @@ class ScoreNetwork(nn.Module):
             if clip.negative_text is None:
                 raise ValueError("guidance by prompts needs negative_text, the encoded negative prompts")
             text = clip.negative_text
-        modulation = self.modulation(clip) if takes_action and not self.blind else None
+        modulation = modulation_of(self.conditioning, clip) if takes_action and not self.blind else None
         return SIGHTS[self.sight](self.generator, clip, noised, text, modulation)
 
     def clean(self, clip: Clip, noised: Noised, guidance: Guidance = NO_GUIDANCE, takes_action: bool = True) -> Tensor:
@@ -152,10 +152,11 @@ class ScoreNetwork(nn.Module):
         branches = guidance.branches
         return guidance.push([self.velocity(clip, noised, each.takes_action, each.takes_prompt) for each in branches])
 
-    def modulation(self, clip: Clip) -> Tensor | None:
-        """Compute the modulation of a clip's actions; None for none."""
-        action, absent = clip.batch.get("action"), without_action(clip.batch)
-        return self.conditioning.of_known_video(action, False, clip.clean, clip.text, clip.causality, absent)
+
+def modulation_of(conditioning: ActionConditioning, clip: Clip) -> Tensor | None:
+    """Compute the modulation of a clip's actions; None for none."""
+    action, absent = clip.batch.get("action"), without_action(clip.batch)
+    return conditioning.of_known_video(action, False, clip.clean, clip.text, clip.causality, absent)
 
 
 def denoising_loss(velocity: Tensor, clip: Clip, noised: Noised, counts: Tensor) -> Tensor:
@@ -174,8 +175,3 @@ def denoising_loss(velocity: Tensor, clip: Clip, noised: Noised, counts: Tensor)
 def frames_that_count(num_frames: int, num_known: int, device: torch.device | str) -> Tensor:
     """Which of a clip's frames are not given, `[F]` bool."""
     return torch.arange(num_frames, device=device) >= num_known
-
-
-def own_noise(shape: Sequence[int], randoms: Sequence[torch.Generator], like: Tensor) -> Tensor:
-    """Draw noise `[B, *shape]` on the CPU, each sample's by its own generator, for the device and dtype of `like`."""
-    return torch.stack([torch.randn(*shape, generator=random) for random in randoms]).to(like)

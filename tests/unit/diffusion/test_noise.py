@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from lightning_action.diffusion.noise import frame_noise, starting_from
+from lightning_action.diffusion.noise import frame_noise, own_noise, starting_from
 
 SHAPE = (3, 2, 5)
 
@@ -31,3 +31,10 @@ def test_given_noise_is_the_first_and_no_other() -> None:
     noise = starting_from(start, later)
     assert torch.equal(noise(range(2, 5), 0), start[:, 2:5])
     assert torch.equal(noise(range(2, 5), 1), later(range(2, 5), 1))
+
+
+def test_noise_belongs_to_the_sample() -> None:
+    like = torch.zeros(1, dtype=torch.float64)
+    both = own_noise((4, 3), [torch.Generator().manual_seed(seed) for seed in (1, 2)], like)
+    alone = own_noise((4, 3), [torch.Generator().manual_seed(2)], like)
+    assert both.dtype == torch.float64 and torch.equal(both[1:], alone) and not torch.equal(both[0], both[1])

@@ -58,7 +58,7 @@ def test_without_a_path_above_the_next_level_it_is_the_teachers_step(teacher: Pa
 
 def reference(module: ActionConsistencyDistillation, batch: dict[str, Any], above: Tensor, below: Tensor) -> Tensor:
     """From the definition, with the noise that the module draws."""
-    from lightning_action.distillation.score import own_noise
+    from lightning_action.diffusion.noise import own_noise
 
     clean = module.frozen.latents_of(batch, "cpu", torch.float64)
     text = module.frozen.text_of(batch, "cpu", torch.float64)

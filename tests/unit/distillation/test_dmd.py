@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from lightning_action.checkpoints.lora import LoRASettings
+from lightning_action.diffusion.noise import own_noise
 from lightning_action.distillation.dmd import ActionDistillation
-from lightning_action.distillation.score import Clip, own_noise
+from lightning_action.distillation.score import Clip
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.video import VideoGenerator
 from lightning_action.generator.causality import BlockCausality

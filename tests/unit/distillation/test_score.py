@@ -19,7 +19,6 @@ from lightning_action.distillation.score import (
     denoising_loss,
     frames_that_count,
     groups_of,
-    own_noise,
     with_noise,
 )
 from lightning_action.generator.causality import BlockCausality
@@ -115,10 +114,3 @@ def test_given_frames_stay_clean_and_do_not_count() -> None:
 def test_frames_that_share_a_level() -> None:
     assert groups_of("bidirectional", 6, CAUSALITY) == [range(6)]
     assert groups_of("causal", 6, CAUSALITY) == [range(0, 2), range(2, 4), range(4, 6)]
-
-
-def test_noise_belongs_to_the_sample() -> None:
-    like = torch.zeros(1, dtype=torch.float64)
-    both = own_noise((4, 3), [torch.Generator().manual_seed(seed) for seed in (1, 2)], like)
-    alone = own_noise((4, 3), [torch.Generator().manual_seed(2)], like)
-    assert both.dtype == torch.float64 and torch.equal(both[1:], alone) and not torch.equal(both[0], both[1])
