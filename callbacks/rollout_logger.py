@@ -35,7 +35,7 @@ _ROW_LABELS = {
 
 
 class RolloutLogger(EveryNValidations):
-    """Logs videos and pictures of generated rollouts at the end of a validation.
+    """Logs videos and pictures of generated rollouts at the end of a validation, and before training if asked to.
 
     All start from the first samples of the first validation dataloader, the same at every validation. There are four
     panels, always in this order:
@@ -59,6 +59,7 @@ class RolloutLogger(EveryNValidations):
 
     Args:
         every_n_validations: Validations from one rollout to the next.
+        at_start: Whether to show what the model makes before the fit's first step too.
         num_samples: Number of samples in panels 1 and 2; panels 3 and 4 show the first.
         actions: Name of each action and its row. Default: `+x`, `-x`, `+y` and `-y`, plus and minus one in the first
             two columns, or up to four of the rows in the data if they are whole numbers.
@@ -89,6 +90,7 @@ class RolloutLogger(EveryNValidations):
     def __init__(
         self,
         every_n_validations: int = 1,
+        at_start: bool = False,
         num_samples: int = 2,
         actions: dict[str, list[float]] | None = None,
         scales: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
@@ -109,6 +111,7 @@ class RolloutLogger(EveryNValidations):
         check_scales(scales)
         if time_budget <= 0:
             raise ValueError(f"time_budget must be above 0, got {time_budget}")
+        self.at_start = at_start
         self.num_samples = num_samples
         self.actions = actions
         self.scales = list(scales)
@@ -140,22 +143,31 @@ class RolloutLogger(EveryNValidations):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse batches without actions, or with others than its own, now rather than at the first validation."""
-        for batch in probing.first_validation_samples(trainer, 1, "RolloutLogger"):
-            if self.actions is not None:
-                self._check_width(batch)
+        for batch in probing.first_validation_samples(trainer, self.num_samples, "RolloutLogger")[:1]:
+            self._take_samples(trainer, batch)
+            if self.at_start:
+                self._log_panels(trainer, pl_module)
+        # Taken again as they pass by in a validation, where other callbacks may have touched them.
+        self._samples = None
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
     ) -> None:
         # Kept as the first batch of the first dataloader passes by, so that no data is loaded twice.
         if self._samples is None and not any(indices):
-            samples = probing.take_samples(batch, slice(self.num_samples), "RolloutLogger")
-            self._samples = trainer.strategy.broadcast(samples)
-            self._check_width(self._samples)
+            self._take_samples(trainer, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._samples is None or not self.is_due(trainer):
-            return
+        if self._samples is not None and self.is_due(trainer):
+            self._log_panels(trainer, pl_module)
+
+    def _take_samples(self, trainer: Trainer, batch: probing.Batch) -> None:
+        samples = probing.take_samples(batch, slice(self.num_samples), "RolloutLogger")
+        self._samples = trainer.strategy.broadcast(samples)
+        self._check_width(self._samples)
+
+    def _log_panels(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._samples is not None
         self._deadline = time.monotonic() + self.time_budget
         with probing.leaving_no_trace(pl_module), trainer.precision_plugin.val_step_context():
             self._log_samples(trainer, pl_module, self._samples)

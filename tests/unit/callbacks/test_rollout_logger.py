@@ -184,7 +184,7 @@ def test_pictures_are_as_large_as_they_need(shown: dict[str, Any]) -> None:
 
 def test_training_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     states = []
-    for callbacks in ([], [RolloutLogger(scales=[1.0])]):
+    for callbacks in ([], [RolloutLogger(scales=[1.0], at_start=True)]):
         torch.manual_seed(5)
         module = World()
         fit(tmp_path, *callbacks, module=module, max_epochs=2)
@@ -202,6 +202,25 @@ def test_validations_are_counted_across_fits_without_sanity_checks(tmp_path: Pat
     )
     trainer.fit(module, loader(), loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert module.batches
+
+
+def test_the_start_is_shown_before_the_first_step_and_does_not_count(tmp_path: Path) -> None:
+    class Starting(World):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[int] = []
+
+        def on_train_batch_start(self, *batch: Any) -> None:
+            self.seen.append(len(self.batches))
+
+    module = Starting()
+    fit(tmp_path, RolloutLogger(at_start=True, every_n_validations=2), module=module, max_epochs=2)
+    at_start = module.seen[0]
+    assert at_start == len(module.batches) / 2 > 0
+    halves = module.batches[:at_start], module.batches[at_start:]
+    assert all(torch.equal(a["video"], b["video"]) for a, b in zip(*halves, strict=True))
+    folders = sorted(path.name for path in tmp_path.rglob("step_*"))
+    assert folders == ["step_00000000", f"step_{SHOWN_AT[1]:08d}"]
 
 
 def test_what_does_not_fit_into_the_time_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
