@@ -204,7 +204,8 @@ def findings(rows: Mapping[str, Row]) -> dict[str, float]:
     distance = few["realism_distance"] - many["realism_distance"]
     made_good = few["realism_distance"] - student["realism_distance"]
     return {
-        "obedience_lost": max(many[name] - student[name] for name in OBEDIENCE),
+        # All of these figures are 1 at best.
+        "obedience_lost": max(abs(1 - student[name]) - abs(1 - many[name]) for name in OBEDIENCE),
         "realism_made_good": made_good / distance,
         "times_faster": 1 / student["seconds_per_block"],
         "sign_accuracy_lost_by_the_blind": student["sign_accuracy"] - rows["student_2_blind"]["sign_accuracy"],

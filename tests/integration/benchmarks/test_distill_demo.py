@@ -65,10 +65,10 @@ def test_findings_by_hand() -> None:
     rows |= {"student_2": row(0.97, 0.2, 0.25), "student_2_blind": row(0.4, 0.3, 0.25)}
     found = distill_demo.findings(rows)
     assert found["realism_made_good"] == pytest.approx(0.75) and found["times_faster"] == 4
-    assert found["obedience_differs"] == found["sign_accuracy_differs"] == pytest.approx(0.01)
-    # A gain beyond the teacher's is a difference too.
-    rows["student_2"]["gain_y"] = 1.2
-    assert distill_demo.findings(rows)["obedience_differs"] == pytest.approx(0.22)
+    assert found["obedience_lost"] == pytest.approx(0.01)
+    # A gain beyond the ideal is a loss too, and a better figure is none.
+    rows["student_2"] |= {"gain_y": 1.2, "r2_x": 0.99}
+    assert distill_demo.findings(rows)["obedience_lost"] == pytest.approx(0.18)
     assert found["gain_lost_by_the_blind"] == pytest.approx(0.57)
 
 
