@@ -107,7 +107,7 @@ def test_two_keys_at_once_and_keys_of_a_text(browser: Browser) -> None:
 
 def held(running: Running) -> tuple[tuple[int, float], ...]:
     (player,) = running.server._players
-    return player._stepping._held.held
+    return player._stepping.held
 
 
 def test_all_is_let_go_with_the_focus(browser: Browser) -> None:

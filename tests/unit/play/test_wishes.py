@@ -1,0 +1,108 @@
+"""What is made when: blocks of four frames at 10 a second, which are 0.4 s, by a clock that the tests set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lightning_action.play.live_world import Block
+from lightning_action.play.messages import Hold, Pause, Prompt, Reset, Step
+from lightning_action.play.wishes import Wanted, Wishes
+
+BLOCK = 0.4
+
+
+def made(wishes: Wishes, now: float, seconds: float = 0.0) -> tuple[Wanted, float]:
+    """What is made at a time, in so many seconds, and how long it is shown."""
+    missing = wishes.missing(now)
+    assert missing is not None and missing <= 1e-9
+    wanted = wishes.begin(now)
+    block = Block(0 if wanted.reset else 1, np.zeros((1 if wanted.reset else 4, 2, 2, 3), np.uint8))
+    return wanted, wishes.end(block, now + seconds)
+
+
+def played(now: float = 0.0) -> Wishes:
+    """A world that begins at a time, and whose first block comes at once."""
+    wishes = Wishes(fps=10.0)
+    assert made(wishes, now)[0] == Wanted(Reset(0, None), None, Hold((), 0))
+    assert made(wishes, now)[0] == Wanted(None, None, Hold((), 0))
+    return wishes
+
+
+def hold(change: int, *numbers: int, share: float = 1.0) -> Hold:
+    return Hold(tuple((number, share) for number in numbers), change)
+
+
+def test_a_block_is_due_when_the_one_before_is_over() -> None:
+    wishes = played(now=5.0)
+    assert wishes.missing(5.1) == pytest.approx(0.3)
+    assert made(wishes, 5.4, seconds=0.1)[1] == pytest.approx(0.3)
+    assert wishes.missing(5.5) == pytest.approx(0.3)
+
+
+def test_a_change_is_answered_at_once_and_the_clock_goes_on() -> None:
+    wishes = played()
+    wishes.take(hold(1, 0), 0.1)
+    wanted, span = made(wishes, 0.1)
+    assert wanted.hold == hold(1, 0)
+    # Its frames are shown until the next block comes, which is two blocks after the first one.
+    assert span == pytest.approx(0.7)
+    # Those that change all the time do not run ahead of the clock.
+    wishes.take(hold(2, 1), 0.15)
+    assert wishes.missing(0.15) == pytest.approx(0.25)
+    assert made(wishes, 0.4)[0].hold == hold(2, 1)
+    assert wishes.missing(0.4) == pytest.approx(0.8)
+
+
+def test_a_block_that_is_late_by_less_than_its_time_is_made_up_for() -> None:
+    wishes = played()
+    made(wishes, 0.7)
+    assert wishes.missing(0.7) == pytest.approx(0.1)
+    made(wishes, 1.5)
+    assert wishes.missing(1.5) == 0
+    # More is lost: one block follows at once, and then one in its time.
+    made(wishes, 5.0)
+    made(wishes, 5.0)
+    assert wishes.missing(5.0) == pytest.approx(0.4)
+
+
+def test_a_world_that_is_slow_goes_as_fast_as_it_can() -> None:
+    wishes = played()
+    for number in range(1, 5):
+        assert made(wishes, number, seconds=1.0)[1] == pytest.approx(0.7 * BLOCK)
+
+
+def test_single_steps_are_made_while_the_world_stands_still() -> None:
+    wishes = played()
+    wishes.take(Step(), 0.1)
+    assert wishes.missing(0.1) == pytest.approx(0.3)  # it runs: that was nothing
+    wishes.take(Pause(True), 0.1)
+    assert wishes.missing(9.0) is None and wishes.paused
+    for _ in range(50):
+        wishes.take(Step(), 9.0)
+    for _ in range(4):
+        made(wishes, 9.0)
+    assert wishes.missing(9.0) is None
+    wishes.take(Reset(1, None), 9.0)
+    assert made(wishes, 9.0)[0].reset == Reset(1, None)
+    assert wishes.missing(9.0) is None and wishes.paused
+
+
+def test_the_last_wish_of_a_kind_counts() -> None:
+    wishes = played()
+    for seed in (1, 4, 6):
+        wishes.take(Prompt("of the world before"), 1.0)
+        wishes.take(Reset(seed, None), 1.0)
+        wishes.take(Prompt(f"prompt {seed}"), 1.0)
+    wishes.take(hold(9, 0), 1.0)
+    wishes.take(hold(8, 1), 1.0)  # out of order: an older change does not come back
+    assert made(wishes, 1.0)[0] == Wanted(Reset(6, None), None, Hold((), 0))
+    assert made(wishes, 1.0)[0] == Wanted(None, Prompt("prompt 6"), hold(9, 0))
+    assert made(wishes, 1.4)[0] == Wanted(None, None, hold(9, 0))
+
+
+def test_a_world_answers_no_change_that_its_first_block_answers() -> None:
+    wishes = played()
+    wishes.take(Reset(1, None), 1.0)
+    wishes.take(hold(1, 0), 1.0)
+    assert [made(wishes, 1.0)[0].hold.change for _ in range(2)] == [0, 1]
