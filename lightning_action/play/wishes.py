@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lightning_action.play.live_world import Block
@@ -11,6 +12,8 @@ from lightning_action.play.messages import Hold, Pause, Prompt, Reset, Step
 _MAX_STEPS = 4
 # Share of a block's time that its frames are shown at least, even if the next one is late already.
 _SHORTEST_SPAN = 0.7
+# Frames that a block is taken to have until one is made.
+_USUAL_FRAMES = 4
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Wishes:
     """Collects what a page wants, and says when to make what; of several wishes of a kind, the last one counts.
 
     A block is due when the one before is over, and at once where what is held changes: no more than one block ahead
-    of the clock. A block that is late by less than its own time is made up for, other time is lost.
+    of the clock. A block that is late by less than its own time is made up for, other time is lost. A world
+    begins no sooner than a block's time after the one before.
 
     Args:
         fps: Number of frames of a second.
@@ -46,8 +50,9 @@ class Wishes:
         self._reset: Reset | None = Reset(seed, None)
         self._prompt: Prompt | None = None
         self._steps = 0
-        self._fps = fps
-        self._begun = self._due = self._block_seconds = 0.0
+        self._fps, self._block_seconds = fps, _USUAL_FRAMES / fps
+        self._begun = self._due = 0.0
+        self._next_reset = -math.inf
 
     def take(self, message: Hold | Reset | Prompt | Pause | Step, now: float) -> None:
         """Take a wish at a time in seconds."""
@@ -64,7 +69,9 @@ class Wishes:
 
     def missing(self, now: float) -> float | None:
         """Return the seconds until something is to be made, 0 or less where it is now; None waits for a wish."""
-        if self._reset is not None or self._steps:
+        if self._reset is not None:
+            return self._next_reset - now
+        if self._steps:
             return 0.0
         if self.paused:
             return None
@@ -86,7 +93,7 @@ class Wishes:
     def end(self, block: Block, now: float) -> float:
         """Note that a block is made, the first one of a world or another, and return the seconds that it is shown."""
         if block.number == 0:
-            self._due = self._begun
+            self._due, self._next_reset = self._begun, now + self._block_seconds
         else:
             self._block_seconds = len(block.frames) / self._fps
             self._due = max(self._due + self._block_seconds, self._begun)

@@ -106,3 +106,23 @@ def test_a_world_answers_no_change_that_its_first_block_answers() -> None:
     wishes.take(Reset(1, None), 1.0)
     wishes.take(hold(1, 0), 1.0)
     assert [made(wishes, 1.0)[0].hold.change for _ in range(2)] == [0, 1]
+
+
+def test_worlds_begin_a_blocks_time_apart() -> None:
+    wishes = Wishes(fps=10.0)
+    made(wishes, 0.0, seconds=2.0)
+    # No block was made yet: one is taken to have four frames.
+    for seed in (1, 2, 3):
+        wishes.take(Reset(seed, None), 2.1)
+    assert wishes.missing(2.1) == pytest.approx(0.3)
+    # Until then nothing else is made: a prompt is that of the world to come.
+    wishes.take(Prompt("dark"), 2.1)
+    assert made(wishes, 2.4)[0].reset == Reset(3, None)
+    assert wishes.missing(2.4) <= 0 and made(wishes, 2.4)[0].prompt == Prompt("dark")
+    # Blocks of another length than was thought; who waited long enough waits no more.
+    wishes.begin(3.0)
+    wishes.end(Block(2, np.zeros((8, 2, 2, 3), np.uint8)), 3.0)
+    wishes.take(Reset(4, None), 3.1)
+    assert made(wishes, 3.1)[0].reset == Reset(4, None)
+    wishes.take(Reset(5, None), 3.2)
+    assert wishes.missing(3.2) == pytest.approx(0.7)
