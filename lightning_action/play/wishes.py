@@ -63,6 +63,8 @@ class Wishes:
         elif isinstance(message, Prompt):
             self._prompt = message
         elif isinstance(message, Pause):
+            if self.paused and not message.on:
+                self._due = now  # real time starts anew
             self.paused, self._steps = message.on, 0
         elif self.paused:
             self._steps = min(self._steps + 1, _MAX_STEPS)

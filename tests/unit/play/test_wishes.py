@@ -126,3 +126,20 @@ def test_worlds_begin_a_blocks_time_apart() -> None:
     assert made(wishes, 3.1)[0].reset == Reset(4, None)
     wishes.take(Reset(5, None), 3.2)
     assert wishes.missing(3.2) == pytest.approx(0.7)
+
+
+def test_going_on_begins_real_time_anew() -> None:
+    wishes = played()
+    wishes.take(Pause(True), 0.1)
+    wishes.take(Pause(False), 9.0)
+    made(wishes, 9.0)
+    assert wishes.missing(9.0) == pytest.approx(BLOCK)
+    # Single steps do not lie ahead of it either; and who goes on already changes nothing.
+    wishes.take(Pause(True), 9.1)
+    for _ in range(4):
+        wishes.take(Step(), 9.1)
+        made(wishes, 9.1)
+    wishes.take(Pause(False), 9.2)
+    made(wishes, 9.2)
+    wishes.take(Pause(False), 9.3)
+    assert wishes.missing(9.3) == pytest.approx(0.3)
