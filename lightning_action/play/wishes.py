@@ -35,8 +35,9 @@ class Wishes:
     """Collects what a page wants, and says when to make what; of several wishes of a kind, the last one counts.
 
     A block is due when the one before is over, and at once where what is held changes: no more than one block ahead
-    of the clock. A block that is late by less than its own time is made up for, other time is lost. A world
-    begins no sooner than a block's time after the one before.
+    of the clock. A block that is late by less than its own time is made up for, other time is lost. Whatever was held
+    since the last block began is held for the next one, even if it was let go meanwhile. A world begins no sooner than
+    a block's time after the one before.
 
     Args:
         fps: Number of frames of a second.
@@ -47,6 +48,8 @@ class Wishes:
         self.held = Hold((), 0)
         self.paused = False
         self._answered = Hold((), 0)
+        self._pressed: dict[int, float] = {}
+        self._press_change = 0
         self._reset: Reset | None = Reset(seed, None)
         self._prompt: Prompt | None = None
         self._steps = 0
@@ -57,14 +60,16 @@ class Wishes:
     def take(self, message: Hold | Reset | Prompt | Pause | Step, now: float) -> None:
         """Take a wish at a time in seconds."""
         if isinstance(message, Hold):
-            self.held = message if message.change >= self.held.change else self.held
+            if message.change >= self.held.change:
+                self._take_hold(message)
         elif isinstance(message, Reset):
             self._reset, self._prompt = message, None
         elif isinstance(message, Prompt):
             self._prompt = message
         elif isinstance(message, Pause):
             if self.paused and not message.on:
-                self._due = now  # real time starts anew
+                # Real time starts anew, and what was let go while the world stood still is over.
+                self._due, self._pressed = now, {}
             self.paused, self._steps = message.on, 0
         elif self.paused:
             self._steps = min(self._steps + 1, _MAX_STEPS)
@@ -78,7 +83,7 @@ class Wishes:
         if self.paused:
             return None
         # A block may come one block's time before it is due, where somebody waits for an answer.
-        ahead = self._block_seconds if self.held.held != self._answered.held else 0.0
+        ahead = self._block_seconds if self._wanted_hold().held != self._answered.held else 0.0
         return self._due - ahead - now
 
     def begin(self, now: float) -> Wanted:
@@ -89,7 +94,7 @@ class Wishes:
             return Wanted(reset, None, self._answered)
         prompt, self._prompt = self._prompt, None
         self._steps = max(self._steps - 1, 0)
-        self._answered = self.held
+        self._answered, self._pressed = self._wanted_hold(), {}
         return Wanted(None, prompt, self._answered)
 
     def end(self, block: Block, now: float) -> float:
@@ -100,3 +105,22 @@ class Wishes:
             self._block_seconds = len(block.frames) / self._fps
             self._due = max(self._due + self._block_seconds, self._begun)
         return max(self._due - now, _SHORTEST_SPAN * self._block_seconds)
+
+    def _take_hold(self, hold: Hold) -> None:
+        before = dict(self.held.held)
+        for number, share in hold.held:
+            if number not in before:
+                self._pressed[number] = max(share, self._pressed.pop(number, 0.0))  # in the order of pressing
+                self._press_change = hold.change
+            elif number in self._pressed:
+                self._pressed[number] = max(share, self._pressed[number])
+        self.held = hold
+
+    def _wanted_hold(self) -> Hold:
+        """What is held, and what was pressed since the last block began and let go again: that is answered later."""
+        held = dict(self.held.held)
+        if self._pressed.keys() <= held.keys():
+            return self.held
+        longer = {number: share for number, share in held.items() if number not in self._pressed}
+        pressed = {number: held.get(number, share) for number, share in self._pressed.items()}
+        return Hold((*longer.items(), *pressed.items()), self._press_change)

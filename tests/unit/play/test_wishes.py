@@ -128,6 +128,49 @@ def test_worlds_begin_a_blocks_time_apart() -> None:
     assert wishes.missing(3.2) == pytest.approx(0.7)
 
 
+def test_what_was_pressed_and_let_go_between_two_blocks_is_held_for_one() -> None:
+    wishes = played()
+    wishes.take(hold(1, 3, share=0.25), 0.1)
+    wishes.take(hold(2, 3, share=0.75), 0.12)
+    wishes.take(hold(3, 3, share=0.5), 0.14)
+    wishes.take(hold(4), 0.16)
+    # Somebody waits for an answer, which is one to the press; that it was let go is answered by the block after it.
+    assert made(wishes, 0.16)[0].hold == Hold(((3, 0.75),), 1)
+    assert made(wishes, 0.4)[0].hold == hold(4)
+    assert wishes.missing(0.4) == pytest.approx(0.8)
+
+
+def test_a_tap_beside_what_is_held_stands_in_the_order_of_pressing() -> None:
+    wishes = played()
+    wishes.take(hold(1, 5), 0.1)
+    made(wishes, 0.1)
+    wishes.take(hold(2, 5, 6), 0.2)
+    wishes.take(hold(3, 5), 0.3)
+    assert made(wishes, 0.4)[0].hold == hold(2, 5, 6)
+    # One of two taps is taken again, and stays: it was pressed last.
+    wishes.take(hold(4, 5, 1), 0.5)
+    wishes.take(hold(5, 5, 1, 2), 0.5)
+    wishes.take(hold(6, 5), 0.5)
+    wishes.take(Hold(((5, 1.0), (1, 0.5)), 7), 0.5)
+    assert made(wishes, 0.8)[0].hold == Hold(((5, 1.0), (2, 1.0), (1, 0.5)), 7)
+    # What was held already when the last block began, and is let go, is not held longer.
+    wishes.take(hold(8), 0.9)
+    assert made(wishes, 1.2)[0].hold == hold(8)
+
+
+def test_what_was_let_go_while_the_world_stood_still_is_held_for_a_single_step_alone() -> None:
+    wishes = played()
+    wishes.take(Pause(True), 0.1)
+    for change in (1, 3):
+        wishes.take(hold(change, 0), 0.2)
+        wishes.take(hold(change + 1), 0.2)
+        if change == 1:
+            wishes.take(Step(), 0.3)
+            assert made(wishes, 0.3)[0].hold == hold(1, 0)
+    wishes.take(Pause(False), 5.0)
+    assert made(wishes, 5.0)[0].hold == hold(4)
+
+
 def test_going_on_begins_real_time_anew() -> None:
     wishes = played()
     wishes.take(Pause(True), 0.1)
