@@ -106,6 +106,7 @@ class SessionRecording:
         self._open = ExitStack()
         self._writer: LeRobotWriter | None = None
         self._episodes: list[RecordedEpisode] = []
+        self._episode = RecordedEpisode(0, "")
         self._last: Tensor | None = None
         self._num_frames = 0
 
@@ -113,25 +114,25 @@ class SessionRecording:
         return self._num_frames >= MAX_FRAMES
 
     def begin(self, seed: int, prompt: str, frames: Tensor) -> None:
-        """See a world begin with frames `[T0, 3, H, W]` in [0, 1]."""
+        """See a world begin with frames `[T0, 3, H, W]` in [0, 1]; it counts from its first block on."""
         self._end_episode()
         self._last = frames[-1:] if len(frames) else None
-        if not self._is_full():
-            self._episodes.append(RecordedEpisode(seed, prompt, hashes=[hash_frames(frames)]))
+        self._episode = RecordedEpisode(seed, prompt, hashes=[hash_frames(frames)])
 
     def prompt(self, text: str) -> None:
         """See the prompt change before the next block."""
         if not self._is_full():
-            self._episodes[-1].prompts[len(self._episodes[-1].rows)] = text
+            self._episode.prompts[len(self._episode.rows)] = text
 
     def step(self, rows: Tensor, frames: Tensor) -> None:
         """See the rows `[rows, columns]` of a block, and the frames `[t, 3, H, W]` that they led to."""
         if self._is_full():
             return
         writer = self._begun(frames)
-        episode = self._episodes[-1]
-        episode.rows.append(rows.clone())
-        episode.hashes.append(hash_frames(frames))
+        if not self._episode.rows:
+            self._episodes.append(self._episode)
+        self._episode.rows.append(rows.clone())
+        self._episode.hashes.append(hash_frames(frames))
         for frame, row in self._pairs(rows, frames):
             writer.add_frame({CAMERA: frame}, {"action": row})
             self._num_frames += 1
@@ -149,7 +150,7 @@ class SessionRecording:
             session = {"format": _FORMAT, "provenance": self._stage.provenance, "episodes": self._told()}
             write_json(folder / SESSION_FILE, session)
             (folder / CONFIG_FILE).write_text(self._config, encoding="utf-8")
-            rows = {f"{number:06d}": torch.cat(each.rows) for number, each in enumerate(self._played())}
+            rows = {f"{number:06d}": torch.cat(each.rows) for number, each in enumerate(self._episodes)}
             write_safetensors(folder / ROWS_FILE, rows, {})
         _log.warning("recorded %s", self.folder)
 
@@ -171,18 +172,15 @@ class SessionRecording:
         return list(zip(bytes_of_frames(frames), rows.tolist(), strict=True))
 
     def _end_episode(self) -> None:
-        if self._writer is not None and self._episodes[-1].rows and len(self._played()) > self._writer.num_episodes:
-            self._writer.end_episode(self._episodes[-1].prompt)
-
-    def _played(self) -> list[RecordedEpisode]:
-        return [episode for episode in self._episodes if episode.rows]
+        if self._writer is not None and self._episode.rows:
+            self._writer.end_episode(self._episode.prompt)
 
     def _told(self) -> list[dict[str, Any]]:
         """What JSON holds of the episodes; the rows stand in a file of their own."""
         names = ("seed", "prompt", "prompts", "hashes")
         return [
             {**{name: getattr(each, name) for name in names}, "blocks": list(map(len, each.rows))}
-            for each in self._played()
+            for each in self._episodes
         ]
 
 

@@ -108,6 +108,19 @@ def test_a_session_without_a_block_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_worlds_without_a_block_are_not_kept(tmp_path: Path) -> None:
+    kept = SessionRecording(tmp_path / "session", STAGE, "")
+    world = LiveWorld(STAGE, kept)
+    for seed in range(50):
+        world.reset(seed)
+        world.prompt("dark")
+    assert not kept._episodes
+    world.step(DOWN)
+    world.close()
+    (episode,) = read_session(tmp_path / "session").episodes
+    assert (episode.seed, episode.prompts, len(episode.rows)) == (49, {0: "dark"}, 1)
+
+
 def test_a_long_recording_ends_and_its_world_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
