@@ -6,7 +6,6 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
 from pathlib import Path
 from threading import Thread
 
@@ -26,8 +25,8 @@ from lightning_action.data.split_data import SplitDataModule
 from lightning_action.play.access import Access, choose_token
 from lightning_action.play.action_map import ActionMap, default_map, read_action_map
 from lightning_action.play.generated import PlaySettings
-from lightning_action.play.live_world import Observer, Stage
-from lightning_action.play.recording import SessionRecording, require_recordable
+from lightning_action.play.live_world import Stage
+from lightning_action.play.recording import SessionRecording, claim_folder, require_recordable
 from lightning_action.play.server import Playground, PlayServer, new_server
 from lightning_action.ranges import require_numbers
 
@@ -121,7 +120,8 @@ def load(server: PlayServer, cli: PlayCLI, data: SplitDataModule, settings: Play
     new_observer = None
     if config.record is not None:
         require_recordable(stage)
-        new_observer = recordings_in(Path(config.record), stage, what_is_played(cli))
+        new_folder = partial(claim_folder, Path(config.record))
+        new_observer = partial(SessionRecording, new_folder, stage, what_is_played(cli))
     server.playground = Playground(stage, action_map, new_observer)
 
 
@@ -137,13 +137,6 @@ def what_is_played(cli: PlayCLI) -> str:
 def choose_map(stage: Stage, path: str | None, strength: float) -> ActionMap:
     """Read the action map of a file, or make one of the schema."""
     return default_map(stage.schema, strength) if path is None else read_action_map(Path(path), stage.schema)
-
-
-def recordings_in(folder: Path, stage: Stage, saved: str) -> Callable[[], Observer]:
-    """Return what makes a recording for each new session, in folders that are numbered on: `001`, `002`."""
-    there = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
-    numbers = count(max(there, default=0) + 1)
-    return lambda: SessionRecording(folder / f"{next(numbers):03d}", stage, saved)
 
 
 def serve(server: PlayServer, host: str, listening: socket.socket, loading: Callable[[], None]) -> None:

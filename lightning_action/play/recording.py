@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,20 +89,32 @@ def require_recordable(stage: Stage) -> None:
     require_writable_sizes({CAMERA: stage.start(0).frame_size}, stage.fps)
 
 
+def claim_folder(parent: Path) -> Path:
+    """Make the next of the folders `001`, `002` and so on in a folder, which nobody else then takes."""
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        there = [int(path.name) for path in parent.iterdir() if path.name.isdecimal()]
+        folder = parent / f"{max(there, default=0) + 1:03d}"
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
 class SessionRecording:
-    """Writes a session while it is played; the folder appears when it ends, whole, and not at all without a block.
+    """Writes a session while it is played; it appears when it ends, whole, and not at all without a block.
 
     Frames and rows are paired as `record` pairs them: row k leads from frame k to k + 1 (`transition`), or is that of
     frame k. The last frame of a `transition` has no row, and is left out.
 
     Args:
-        folder: New folder.
+        new_folder: Function that gives a folder which is empty or not there, called when there is a block.
         stage: What is played.
         config: Configuration of the run, as YAML.
     """
 
-    def __init__(self, folder: Path, stage: Stage, config: str) -> None:
-        self.folder, self._stage, self._config = folder, stage, config
+    def __init__(self, new_folder: Callable[[], Path], stage: Stage, config: str) -> None:
+        self._new_folder, self._stage, self._config = new_folder, stage, config
+        self._folder: Path | None = None
         self._open = ExitStack()
         self._writer: LeRobotWriter | None = None
         self._episodes: list[RecordedEpisode] = []
@@ -138,28 +150,30 @@ class SessionRecording:
             self._num_frames += 1
         self._last = frames[-1:]
         if self._is_full():
-            _log.warning("a recording has %d frames and ends; its world goes on: %s", MAX_FRAMES, self.folder)
+            _log.warning("a recording has %d frames and ends; its world goes on: %s", MAX_FRAMES, self._folder)
 
     def close(self) -> None:
         """End the last world, and let the folder appear."""
-        if self._writer is None:
-            return
-        folder = self._writer.folder
         with self._open:
+            if self._writer is None:
+                return
+            folder = self._writer.folder
             self._end_episode()
             session = {"format": _FORMAT, "provenance": self._stage.provenance, "episodes": self._told()}
             write_json(folder / SESSION_FILE, session)
             (folder / CONFIG_FILE).write_text(self._config, encoding="utf-8")
             rows = {f"{number:06d}": torch.cat(each.rows) for number, each in enumerate(self._episodes)}
             write_safetensors(folder / ROWS_FILE, rows, {})
-        _log.warning("recorded %s", self.folder)
+        _log.warning("recorded %s", self._folder)
 
     def _begun(self, frames: Tensor) -> LeRobotWriter:
         if self._writer is None:
+            self._folder = self._new_folder()
+            self._open.callback(_remove_if_empty, self._folder)
             schema, size = self._stage.schema, (int(frames.shape[-2]), int(frames.shape[-1]))
             features = {"action": action_feature(schema)}
             self._writer = self._open.enter_context(
-                writing_lerobot(self.folder, int(self._stage.fps), {CAMERA: size}, features, "lightning_action play")
+                writing_lerobot(self._folder, int(self._stage.fps), {CAMERA: size}, features, "lightning_action play")
             )
         return self._writer
 
@@ -182,6 +196,11 @@ class SessionRecording:
             {**{name: getattr(each, name) for name in names}, "blocks": list(map(len, each.rows))}
             for each in self._episodes
         ]
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def action_feature(schema: ActionSchema) -> NumericFeature:

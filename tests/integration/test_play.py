@@ -62,7 +62,7 @@ def test_a_session_is_played_recorded_and_reproduced(run: list[str], tmp_path: P
                 pass
             while next_block(client)[0]["number"] < 2:
                 pass
-        wait_until(lambda: (tmp_path / "recorded").is_dir() and any((tmp_path / "recorded").glob("[!.]*")))
+        wait_until(lambda: any((tmp_path / "recorded").glob("[!.]*/meta/play")))
     assert process.returncode == 130
     (folder,) = (tmp_path / "recorded").iterdir()
     session = read_session(folder)
