@@ -11,6 +11,7 @@ from threading import Thread
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_action.atomic import require_writable
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.parts import parse_parts
 from lightning_action.cli.playable import (
@@ -25,6 +26,7 @@ from lightning_action.data.split_data import SplitDataModule
 from lightning_action.play.access import Access, choose_token
 from lightning_action.play.action_map import ActionMap, default_map, read_action_map
 from lightning_action.play.generated import PlaySettings
+from lightning_action.play.latency import LatencyLog
 from lightning_action.play.live_world import Stage
 from lightning_action.play.recording import SessionRecording, claim_folder, require_recordable
 from lightning_action.play.server import Playground, PlayServer, new_server
@@ -71,11 +73,13 @@ def run_play(args: Sequence[str]) -> None:
     require_numbers({"max_sessions": config.max_sessions}, 1, whole=True)
     if config.action_map is not None and not Path(config.action_map).is_file():
         raise FileNotFoundError(f"no action map at {config.action_map!r}")
+    for option in ("record", "log_dir"):
+        if config[option] is not None:
+            require_writable(Path(config[option]), f"--{option}")
     token = choose_token(config.host, config.token)
     with listen_at(config.host, config.port) as listening, told_on_stderr("lightning_action.play"):
         access = Access(token, listening.getsockname()[1], any_name=token is not None)
-        log_dir = None if config.log_dir is None else Path(config.log_dir)
-        server = PlayServer(access, config.max_sessions, log_dir)
+        server = PlayServer(access, config.max_sessions)
         serve(server, config.host, listening, partial(load, server, cli, data, settings))
 
 
@@ -122,7 +126,8 @@ def load(server: PlayServer, cli: PlayCLI, data: SplitDataModule, settings: Play
         require_recordable(stage)
         new_folder = partial(claim_folder, Path(config.record))
         new_observer = partial(SessionRecording, new_folder, stage, what_is_played(cli))
-    server.playground = Playground(stage, action_map, new_observer)
+    log = LatencyLog(None if config.log_dir is None else Path(config.log_dir))
+    server.playground = Playground(stage, action_map, new_observer, log)
 
 
 def what_is_played(cli: PlayCLI) -> str:
