@@ -23,7 +23,7 @@ from lightning_action.cli.playable import (
 )
 from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.data.split_data import SplitDataModule
-from lightning_action.play.access import Access, choose_token
+from lightning_action.play.access import Access, addresses, choose_token
 from lightning_action.play.action_map import ActionMap, default_map, read_action_map
 from lightning_action.play.generated import PlaySettings
 from lightning_action.play.latency import LatencyLog
@@ -80,7 +80,7 @@ def run_play(args: Sequence[str]) -> None:
     with listen_at(config.host, config.port) as listening, told_on_stderr("lightning_action.play"):
         access = Access(token, listening.getsockname()[1], any_name=token is not None)
         server = PlayServer(access, config.max_sessions)
-        serve(server, config.host, listening, partial(load, server, cli, data, settings))
+        serve(server, listening, partial(load, server, cli, data, settings))
 
 
 def require_extra() -> None:
@@ -144,7 +144,7 @@ def choose_map(stage: Stage, path: str | None, strength: float) -> ActionMap:
     return default_map(stage.schema, strength) if path is None else read_action_map(Path(path), stage.schema)
 
 
-def serve(server: PlayServer, host: str, listening: socket.socket, loading: Callable[[], None]) -> None:
+def serve(server: PlayServer, listening: socket.socket, loading: Callable[[], None]) -> None:
     """Serve until Ctrl-C, while the loading goes on in a thread; what fails there ends the server and is raised."""
     uvicorn = new_server(server.app())
     failures: list[BaseException] = []
@@ -158,9 +158,9 @@ def serve(server: PlayServer, host: str, listening: socket.socket, loading: Call
             time.sleep(1)  # for the pages that wait, to show it
             uvicorn.should_exit = True
 
-    name = f"[{host}]" if ":" in host else host
-    query = "" if server.access.token is None else f"/?token={server.access.token}"
-    print(f"play at http://{name}:{server.access.port}{query}", flush=True)
+    here, *elsewhere = addresses(listening.getsockname()[0], server.access.port, server.access.token)
+    hints = [f"  from other machines, by this one's name or number: {each}" for each in elsewhere]
+    print(f"play at {here}", *hints, sep="\n", flush=True)
     Thread(target=load_and_tell, name="loading", daemon=True).start()
     uvicorn.run(sockets=[listening])
     if failures:
