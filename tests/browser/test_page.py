@@ -150,6 +150,29 @@ def test_the_pad_the_mouse_and_a_finger(browser: Browser) -> None:
         assert overflow <= 0 and live.page.evaluate("document.documentElement.scrollHeight") <= 844
 
 
+def test_space_on_a_button_of_the_pad_is_let_go_with_the_focus(browser: Browser) -> None:
+    with played(browser) as (live, running):
+        right, left = (live.page.locator("#pad button").nth(number) for number in (0, 1))
+        right.focus()
+        live.page.keyboard.down("Space")
+        wait_until(lambda: held(running) == ((0, 1.0),))
+        live.page.keyboard.press("Tab")
+        wait_until(lambda: held(running) == ())
+        assert left.evaluate("button => button === document.activeElement")
+        # The mouse holds a button whatever has the focus.
+        live.page.keyboard.up("Space")
+        box = right.bounding_box()
+        assert box is not None
+        live.page.mouse.move(box["x"] + 20, box["y"] + 20)
+        live.page.mouse.down()
+        left.focus()
+        live.page.keyboard.down("Space")
+        wait_until(lambda: held(running) == ((0, 1.0), (2, 1.0)))
+        live.page.keyboard.up("Space")
+        live.page.mouse.up()
+        wait_until(lambda: held(running) == ())
+
+
 GAMEPAD = """
 window.fake = {axes: [0, 0], buttons: [{pressed: false}]};
 navigator.getGamepads = () => [null, window.fake];
@@ -173,6 +196,17 @@ def test_a_gamepad(browser: Browser) -> None:
         live.wait(lambda: held(running) == ())
         live.close()
         assert live.said == []
+
+
+def test_a_gamepad_that_is_there_already_plays_on_after_connecting_again(browser: Browser) -> None:
+    with played(browser) as (live, running):
+        (player,) = running.server._players
+        player._stepping.stop()
+        live.wait(lambda: live.page.locator("#again").is_visible())
+        live.page.evaluate(GAMEPAD)
+        live.page.evaluate("window.fake.axes = [0.75, 0]")
+        live.page.click("#again")
+        live.wait(lambda: len(running.server._players) == 1 and held(running) == ((1, 0.75),))
 
 
 def test_reset_seed_prompt_and_pause(browser: Browser) -> None:
