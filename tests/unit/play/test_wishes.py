@@ -91,7 +91,6 @@ def test_single_steps_are_made_while_the_world_stands_still() -> None:
 def test_the_last_wish_of_a_kind_counts() -> None:
     wishes = played()
     for seed in (1, 4, 6):
-        wishes.take(Prompt("of the world before"), 1.0)
         wishes.take(Reset(seed, None), 1.0)
         wishes.take(Prompt(f"prompt {seed}"), 1.0)
     wishes.take(hold(9, 0), 1.0)
@@ -99,6 +98,9 @@ def test_the_last_wish_of_a_kind_counts() -> None:
     assert made(wishes, 1.0)[0] == Wanted(Reset(6, None), None, Hold((), 0))
     assert made(wishes, 1.0)[0] == Wanted(None, Prompt("prompt 6"), hold(9, 0))
     assert made(wishes, 1.4)[0] == Wanted(None, None, hold(9, 0))
+    wishes.take(Prompt("of the world before"), 1.5)
+    wishes.take(Reset(1, None), 1.5)
+    assert [made(wishes, 1.5)[0].prompt for _ in range(2)] == [None, None]
 
 
 def test_a_world_answers_no_change_that_its_first_block_answers() -> None:
