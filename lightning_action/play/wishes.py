@@ -35,9 +35,9 @@ class Wishes:
     """Collects what a page wants, and says when to make what; of several wishes of a kind, the last one counts.
 
     A block is due when the one before is over, and at once where what is held changes: no more than one block ahead
-    of the clock. A block that is late by less than its own time is made up for, other time is lost. Whatever was held
+    of the clock. A block that is late by less than its own time is made up for, other time is lost. What was pressed
     since the last block began is held for the next one, even if it was let go meanwhile. A world begins no sooner than
-    a block's time after the one before.
+    a block's time after the one before was there.
 
     Args:
         fps: Number of frames of a second.
