@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from socket import create_server
-from statistics import median
+from statistics import mean, median
 from threading import Thread
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from lightning_action.play.access import Access
 from lightning_action.play.action_map import default_map
 from lightning_action.play.generated import PlaySettings, stage_of, warm_up
 from lightning_action.play.live_world import LiveWorld, Stage
+from lightning_action.play.scenes import SimulatedTruth
 from lightning_action.play.server import Playground, PlayServer, new_server
 from lightning_action.run import build_datamodule
 
@@ -195,6 +197,36 @@ def aged_to_fresh(stage: Stage, num_blocks: int, rounds: int = 30, blocks: int =
     return median(ratios)
 
 
+def right_held(stage: Stage, num_worlds: int, num_blocks: int = 2) -> dict[str, float | None]:
+    """How far the right arrow, held for some blocks, moves the object to the right, in pixels.
+
+    Means over the worlds that show it at the end: as generated, in the simulator, and how far apart both places are.
+
+    Raises:
+        ValueError: The run has no simulator beside it.
+    """
+    row, seen = default_map(stage.schema).row([(0, 1.0)]), []
+    for seed in range(num_worlds):
+        truth = stage.start(seed).truth
+        if not isinstance(truth, SimulatedTruth):
+            raise ValueError("--worlds compares with a simulator: give a run whose data is a SpriteDataModule")
+        world = LiveWorld(stage)
+        blocks = [world.reset(seed)]
+        for _ in range(num_blocks):
+            blocks.append(world.step(row))
+            world.write_pending()
+        world.close()
+        begun, generated, true = (
+            truth.locate(torch.from_numpy(frames).movedim(-1, 1) / 255)
+            for frames in (blocks[0].frames, blocks[-1].frames, blocks[-1].truth)
+        )
+        if begun and generated and true:
+            seen.append((generated[0] - begun[0], true[0] - begun[0], math.dist(generated, true)))
+    means = [mean(each) for each in zip(*seen, strict=True)] or [None] * 3
+    figures = dict(zip(("generated_px", "true_px", "apart_px"), means, strict=True))
+    return {"worlds": num_worlds, "seen": len(seen), **figures}
+
+
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Lines of a table in Markdown."""
     parts = ("generate", "decode", "encode", "send", "pixels", "key")
@@ -220,6 +252,7 @@ def main(args: Sequence[str] | None = None) -> None:
     add("--sessions", type=int, nargs="*", default=list(SESSIONS))
     add("--seconds", type=float, default=30.0, help="for each number of sessions")
     add("--soak_minutes", type=float, default=0.0, help="one session for so long: do memory and latency stay?")
+    add("--worlds", type=int, default=0, help="worlds in which the right arrow is held: how far does it lead?")
     add("--json", type=Path, help="file of the figures")
     add("--tiny", action="store_true", help="seconds: shows that everything runs; its figures mean nothing")
     options = parser.parse_args(args)
@@ -228,11 +261,15 @@ def main(args: Sequence[str] | None = None) -> None:
     warm_up(stage)
     print(f"{torch.get_num_threads()} threads, {options.device}", file=sys.stderr)
     result: dict[str, Any] = {"live": [measure(stage, count, seconds) for count in sessions]}
-    print(table(result["live"]))
+    if sessions:
+        print(table(result["live"]))
     minutes = 0.2 if options.tiny else options.soak_minutes
     if minutes:
         result["soak"] = soak(stage, 60 * minutes, 0.2 if options.tiny else 1.0)
         print("\n".join(f"{name}: {value:.3f}" for name, value in result["soak"].items()))
+    if options.worlds:
+        result["right_held"] = right_held(stage, options.worlds)
+        print("\n".join(f"{name}: {value}" for name, value in result["right_held"].items()))
     if options.json is not None:
         write_json(options.json, result)
 

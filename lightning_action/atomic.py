@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -141,6 +142,26 @@ def require_new_folder(path: Path) -> None:
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise FileExistsError(f"{path} is there already: give the path of a new folder, or empty it")
+
+
+def require_writable(folder: Path, option: str) -> None:
+    """See that a file can be written in a folder, or where it would be made; nothing is left.
+
+    Args:
+        folder: The folder.
+        option: Name of the option that gives it, for the error.
+
+    Raises:
+        OSError: It cannot.
+    """
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"cannot write to {str(folder)!r} ({error.strerror}): give a folder that you may write to with {option}"
+        ) from error
 
 
 @contextmanager

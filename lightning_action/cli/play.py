@@ -6,12 +6,12 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
 from pathlib import Path
 from threading import Thread
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_action.atomic import require_writable
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.parts import parse_parts
 from lightning_action.cli.playable import (
@@ -23,11 +23,12 @@ from lightning_action.cli.playable import (
 )
 from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.data.split_data import SplitDataModule
-from lightning_action.play.access import Access, choose_token
+from lightning_action.play.access import Access, addresses, choose_token
 from lightning_action.play.action_map import ActionMap, default_map, read_action_map
 from lightning_action.play.generated import PlaySettings
-from lightning_action.play.live_world import Observer, Stage
-from lightning_action.play.recording import SessionRecording, require_recordable
+from lightning_action.play.latency import LatencyLog
+from lightning_action.play.live_world import Stage
+from lightning_action.play.recording import SessionRecording, claim_folder, require_recordable
 from lightning_action.play.server import Playground, PlayServer, new_server
 from lightning_action.ranges import require_numbers
 
@@ -72,12 +73,14 @@ def run_play(args: Sequence[str]) -> None:
     require_numbers({"max_sessions": config.max_sessions}, 1, whole=True)
     if config.action_map is not None and not Path(config.action_map).is_file():
         raise FileNotFoundError(f"no action map at {config.action_map!r}")
+    for option in ("record", "log_dir"):
+        if config[option] is not None:
+            require_writable(Path(config[option]), f"--{option}")
     token = choose_token(config.host, config.token)
     with listen_at(config.host, config.port) as listening, told_on_stderr("lightning_action.play"):
         access = Access(token, listening.getsockname()[1], any_name=token is not None)
-        log_dir = None if config.log_dir is None else Path(config.log_dir)
-        server = PlayServer(access, config.max_sessions, log_dir)
-        serve(server, config.host, listening, partial(load, server, cli, data, settings))
+        server = PlayServer(access, config.max_sessions)
+        serve(server, listening, partial(load, server, cli, data, settings))
 
 
 def require_extra() -> None:
@@ -121,8 +124,10 @@ def load(server: PlayServer, cli: PlayCLI, data: SplitDataModule, settings: Play
     new_observer = None
     if config.record is not None:
         require_recordable(stage)
-        new_observer = recordings_in(Path(config.record), stage, what_is_played(cli))
-    server.playground = Playground(stage, action_map, new_observer)
+        new_folder = partial(claim_folder, Path(config.record))
+        new_observer = partial(SessionRecording, new_folder, stage, what_is_played(cli))
+    log = LatencyLog(None if config.log_dir is None else Path(config.log_dir))
+    server.playground = Playground(stage, action_map, new_observer, log)
 
 
 def what_is_played(cli: PlayCLI) -> str:
@@ -139,14 +144,7 @@ def choose_map(stage: Stage, path: str | None, strength: float) -> ActionMap:
     return default_map(stage.schema, strength) if path is None else read_action_map(Path(path), stage.schema)
 
 
-def recordings_in(folder: Path, stage: Stage, saved: str) -> Callable[[], Observer]:
-    """Return what makes a recording for each new session, in folders that are numbered on: `001`, `002`."""
-    there = [int(path.name) for path in folder.glob("*") if path.name.isdecimal()]
-    numbers = count(max(there, default=0) + 1)
-    return lambda: SessionRecording(folder / f"{next(numbers):03d}", stage, saved)
-
-
-def serve(server: PlayServer, host: str, listening: socket.socket, loading: Callable[[], None]) -> None:
+def serve(server: PlayServer, listening: socket.socket, loading: Callable[[], None]) -> None:
     """Serve until Ctrl-C, while the loading goes on in a thread; what fails there ends the server and is raised."""
     uvicorn = new_server(server.app())
     failures: list[BaseException] = []
@@ -160,9 +158,9 @@ def serve(server: PlayServer, host: str, listening: socket.socket, loading: Call
             time.sleep(1)  # for the pages that wait, to show it
             uvicorn.should_exit = True
 
-    name = f"[{host}]" if ":" in host else host
-    query = "" if server.access.token is None else f"/?token={server.access.token}"
-    print(f"play at http://{name}:{server.access.port}{query}", flush=True)
+    here, *elsewhere = addresses(listening.getsockname()[0], server.access.port, server.access.token)
+    hints = [f"  from other machines, by this one's name or number: {each}" for each in elsewhere]
+    print(f"play at {here}", *hints, sep="\n", flush=True)
     Thread(target=load_and_tell, name="loading", daemon=True).start()
     uvicorn.run(sockets=[listening])
     if failures:

@@ -8,7 +8,6 @@ import inspect
 import os
 import shutil
 import sys
-import tempfile
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_action.atomic import require_writable
 from lightning_action.cli.mistakes import process_rank
 from lightning_action.cli.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, require_new_or_resumed
 from lightning_action.cli.usage import RunParser
@@ -109,7 +109,7 @@ class ActionVideoCLI(LightningCLI):
         if not config.trainer.fast_dev_run:
             if self.subcommand == "fit" and not config.checkpoint.overwrite:
                 require_new_or_resumed(config.checkpoint.dirpath, config.ckpt_path)
-            require_writable(root)
+            require_writable(root, "--trainer.default_root_dir")
         warn_of_another_place(config.config or [], config.trainer.default_root_dir)
         if self.subcommand == "predict" and config.return_predictions is None:
             # Lightning would keep every video in memory until the end; a prediction writer has them on disk.
@@ -186,23 +186,6 @@ def remove_if_empty(folder: Path) -> None:
     """Remove a folder that holds nothing."""
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def require_writable(folder: Path) -> None:
-    """See that a file can be written in a folder, or where it would be made; nothing is left.
-
-    Raises:
-        OSError: It cannot.
-    """
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise type(error)(
-            f"cannot write to {str(folder)!r} ({error.strerror}): give a folder that you may write to with "
-            "--trainer.default_root_dir"
-        ) from error
 
 
 def warn_of_another_place(configs: Sequence[Any], default_root_dir: str | None) -> None:

@@ -6,6 +6,7 @@ import hmac
 import ipaddress
 import re
 import secrets
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -19,6 +20,21 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def addresses(listened: str, port: int, token: str | None) -> list[str]:
+    """Return the address to open here, and that for other machines where it is another.
+
+    Args:
+        listened: Address that is listened at, as numbers; one that stands for all of this machine opens nowhere.
+        port: Port.
+        token: Token that goes with the first address; None for none.
+    """
+    names = [listened]
+    if ipaddress.ip_address(listened).is_unspecified:
+        names = ["::1" if ":" in listened else "127.0.0.1", socket.gethostname()]
+    query = "" if token is None else f"/?token={token}"
+    return [f"http://{f'[{name}]' if ':' in name else name}:{port}{query}" for name in names]
 
 
 def choose_token(host: str, token: str | None) -> str | None:

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 
 import numpy as np
 
@@ -48,7 +47,7 @@ def as_scalars(quantiles: Mapping[str, tuple[float, float]], frames_per_second: 
 
 
 class LatencyLog:
-    """Writes the figures of sessions to TensorBoard.
+    """Writes the figures of sessions to TensorBoard, whose import takes seconds.
 
     Args:
         folder: Folder of the run; None writes nothing.
@@ -61,17 +60,13 @@ class LatencyLog:
 
             self._writer = SummaryWriter(str(folder))
 
-    def __enter__(self) -> LatencyLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
     def write(self, quantiles: Mapping[str, tuple[float, float]], frames_per_second: float, step: int) -> None:
         """Write the figures of this moment; `step` is the number of blocks so far."""
         if self._writer is not None:
             for tag, value in as_scalars(quantiles, frames_per_second).items():
                 self._writer.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        """Write what is left, and end."""
+        if self._writer is not None:
+            self._writer.close()

@@ -27,6 +27,8 @@ _MAX_IN_FLIGHT = 2
 # Seconds after which a page that neither takes nor draws anything is given up.
 _SEND_SECONDS, _VANISHED_SECONDS = 10.0, 60.0
 _FIGURES_SECONDS = 1.0
+# More than any page sends: four axes of a gamepad move, and 120 frames are drawn. As many may come at once.
+_MESSAGES_A_SECOND = 500
 _FAILED = 1011
 
 
@@ -141,10 +143,14 @@ class Player:
         await self._within_time(self._websocket.send_bytes(pack_block(header, picture)))
 
     async def _receive_all(self) -> None:
+        spent = 0.0  # up to when what was taken would last, at the rate that is allowed
         while True:
             event = await self._websocket.receive()
             if event["type"] == "websocket.disconnect":
                 return
+            # What comes faster is not read yet: it waits at the page's end of the connection.
+            spent = max(spent, perf_counter() - 1) + 1 / _MESSAGES_A_SECOND
+            await asyncio.sleep(max(spent - perf_counter(), 0))
             try:
                 text = event.get("text")
                 if text is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,23 +89,36 @@ def require_recordable(stage: Stage) -> None:
     require_writable_sizes({CAMERA: stage.start(0).frame_size}, stage.fps)
 
 
+def claim_folder(parent: Path) -> Path:
+    """Make the next of the folders `001`, `002` and so on in a folder, which nobody else then takes."""
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        there = [int(path.name) for path in parent.iterdir() if path.name.isdecimal()]
+        folder = parent / f"{max(there, default=0) + 1:03d}"
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
 class SessionRecording:
-    """Writes a session while it is played; the folder appears when it ends, whole, and not at all without a block.
+    """Writes a session while it is played; it appears when it ends, whole, and not at all without a block.
 
     Frames and rows are paired as `record` pairs them: row k leads from frame k to k + 1 (`transition`), or is that of
     frame k. The last frame of a `transition` has no row, and is left out.
 
     Args:
-        folder: New folder.
+        new_folder: Function that gives a folder which is empty or not there, called when there is a block.
         stage: What is played.
         config: Configuration of the run, as YAML.
     """
 
-    def __init__(self, folder: Path, stage: Stage, config: str) -> None:
-        self.folder, self._stage, self._config = folder, stage, config
+    def __init__(self, new_folder: Callable[[], Path], stage: Stage, config: str) -> None:
+        self._new_folder, self._stage, self._config = new_folder, stage, config
+        self._folder: Path | None = None
         self._open = ExitStack()
         self._writer: LeRobotWriter | None = None
         self._episodes: list[RecordedEpisode] = []
+        self._episode = RecordedEpisode(0, "")
         self._last: Tensor | None = None
         self._num_frames = 0
 
@@ -113,52 +126,54 @@ class SessionRecording:
         return self._num_frames >= MAX_FRAMES
 
     def begin(self, seed: int, prompt: str, frames: Tensor) -> None:
-        """See a world begin with frames `[T0, 3, H, W]` in [0, 1]."""
+        """See a world begin with frames `[T0, 3, H, W]` in [0, 1]; it counts from its first block on."""
         self._end_episode()
         self._last = frames[-1:] if len(frames) else None
-        if not self._is_full():
-            self._episodes.append(RecordedEpisode(seed, prompt, hashes=[hash_frames(frames)]))
+        self._episode = RecordedEpisode(seed, prompt, hashes=[hash_frames(frames)])
 
     def prompt(self, text: str) -> None:
         """See the prompt change before the next block."""
         if not self._is_full():
-            self._episodes[-1].prompts[len(self._episodes[-1].rows)] = text
+            self._episode.prompts[len(self._episode.rows)] = text
 
     def step(self, rows: Tensor, frames: Tensor) -> None:
         """See the rows `[rows, columns]` of a block, and the frames `[t, 3, H, W]` that they led to."""
         if self._is_full():
             return
         writer = self._begun(frames)
-        episode = self._episodes[-1]
-        episode.rows.append(rows.clone())
-        episode.hashes.append(hash_frames(frames))
+        if not self._episode.rows:
+            self._episodes.append(self._episode)
+        self._episode.rows.append(rows.clone())
+        self._episode.hashes.append(hash_frames(frames))
         for frame, row in self._pairs(rows, frames):
             writer.add_frame({CAMERA: frame}, {"action": row})
             self._num_frames += 1
         self._last = frames[-1:]
         if self._is_full():
-            _log.warning("a recording has %d frames and ends; its world goes on: %s", MAX_FRAMES, self.folder)
+            _log.warning("a recording has %d frames and ends; its world goes on: %s", MAX_FRAMES, self._folder)
 
     def close(self) -> None:
         """End the last world, and let the folder appear."""
-        if self._writer is None:
-            return
-        folder = self._writer.folder
         with self._open:
+            if self._writer is None:
+                return
+            folder = self._writer.folder
             self._end_episode()
             session = {"format": _FORMAT, "provenance": self._stage.provenance, "episodes": self._told()}
             write_json(folder / SESSION_FILE, session)
             (folder / CONFIG_FILE).write_text(self._config, encoding="utf-8")
-            rows = {f"{number:06d}": torch.cat(each.rows) for number, each in enumerate(self._played())}
+            rows = {f"{number:06d}": torch.cat(each.rows) for number, each in enumerate(self._episodes)}
             write_safetensors(folder / ROWS_FILE, rows, {})
-        _log.warning("recorded %s", self.folder)
+        _log.warning("recorded %s", self._folder)
 
     def _begun(self, frames: Tensor) -> LeRobotWriter:
         if self._writer is None:
+            self._folder = self._new_folder()
+            self._open.callback(_remove_if_empty, self._folder)
             schema, size = self._stage.schema, (int(frames.shape[-2]), int(frames.shape[-1]))
             features = {"action": action_feature(schema)}
             self._writer = self._open.enter_context(
-                writing_lerobot(self.folder, int(self._stage.fps), {CAMERA: size}, features, "lightning_action play")
+                writing_lerobot(self._folder, int(self._stage.fps), {CAMERA: size}, features, "lightning_action play")
             )
         return self._writer
 
@@ -171,19 +186,21 @@ class SessionRecording:
         return list(zip(bytes_of_frames(frames), rows.tolist(), strict=True))
 
     def _end_episode(self) -> None:
-        if self._writer is not None and self._episodes[-1].rows and len(self._played()) > self._writer.num_episodes:
-            self._writer.end_episode(self._episodes[-1].prompt)
-
-    def _played(self) -> list[RecordedEpisode]:
-        return [episode for episode in self._episodes if episode.rows]
+        if self._writer is not None and self._episode.rows:
+            self._writer.end_episode(self._episode.prompt)
 
     def _told(self) -> list[dict[str, Any]]:
         """What JSON holds of the episodes; the rows stand in a file of their own."""
         names = ("seed", "prompt", "prompts", "hashes")
         return [
             {**{name: getattr(each, name) for name in names}, "blocks": list(map(len, each.rows))}
-            for each in self._played()
+            for each in self._episodes
         ]
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def action_feature(schema: ActionSchema) -> NumericFeature:

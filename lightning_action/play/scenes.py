@@ -41,10 +41,16 @@ class SimulatedTruth:
 
     def distance(self, frames: Tensor) -> float | None:
         """Measure how far, in pixels, frames `[t, 3, H, W]` in [0, 1] end from the truth; None if it is not seen."""
+        place = self.locate(frames)
+        return None if place is None else math.dist(place, self._path[0, -1].tolist())
+
+    def locate(self, frames: Tensor) -> tuple[float, float] | None:
+        """Find x and y, in pixels, where the last of frames `[t, 3, H, W]` in [0, 1] shows the object, or None."""
         places, found = self._world.locate(self._start, from_unit_range(frames[None, -1:].cpu().float()))
         if not bool(found):
             return None
-        return math.dist(places[0, 0].tolist(), self._path[0, -1].tolist())
+        x, y = places[0, 0].tolist()
+        return x, y
 
 
 def scenes_of(

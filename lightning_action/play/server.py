@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_action.play.access import Access
@@ -67,11 +66,13 @@ class Playground:
         stage: The worlds.
         action_map: Map from what is held to action rows.
         new_observer: Function that makes a recording of a new world; None records nothing.
+        log: Where the latencies are written; it ends with the server.
     """
 
     stage: Stage
     action_map: ActionMap
     new_observer: Callable[[], Observer] | None = None
+    log: LatencyLog = LatencyLog(None)
 
 
 @dataclass
@@ -81,14 +82,12 @@ class PlayServer:
     Args:
         access: Rules of who gets an answer.
         max_sessions: Largest number of players at a time.
-        log_dir: Folder of a TensorBoard run of the latencies; None writes none.
         progress: How far the loading is.
         playground: What is played; None until it is loaded.
     """
 
     access: Access
     max_sessions: int = 4
-    log_dir: Path | None = None
     progress: Progress = field(default_factory=Progress)
     playground: Playground | None = None
     latencies: Latencies = field(default_factory=Latencies)
@@ -193,21 +192,22 @@ class PlayServer:
         }
 
     async def _log_figures(self) -> None:
-        """Write the figures of all players to TensorBoard, now and then and at the end."""
-        with LatencyLog(self.log_dir) as log:
-            written = 0
-            try:
-                while True:
-                    await asyncio.sleep(_LOG_SECONDS)
-                    written = self._write_figures(log, written)
-            finally:
-                self._write_figures(log, written)
+        """Write the figures of all players, now and then and at the end."""
+        written = 0
+        try:
+            while True:
+                await asyncio.sleep(_LOG_SECONDS)
+                written = self._write_figures(written)
+        finally:
+            self._write_figures(written)
+            if self.playground is not None:
+                self.playground.log.close()
 
-    def _write_figures(self, log: LatencyLog, written: int) -> int:
+    def _write_figures(self, written: int) -> int:
         blocks = self.num_blocks + sum(player.num_blocks for player in self._players)
-        if blocks > written:
+        if self.playground is not None and blocks > written:
             rates = [player.frames_per_second() for player in self._players]
-            log.write(self.latencies.quantiles(), sum(rates), blocks)
+            self.playground.log.write(self.latencies.quantiles(), sum(rates), blocks)
         return blocks
 
 

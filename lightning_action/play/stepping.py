@@ -13,12 +13,9 @@ from torch import Tensor
 
 from lightning_action.play.live_world import Block, LiveWorld
 from lightning_action.play.messages import Hold, Pause, Prompt, Reset, Step
+from lightning_action.play.wishes import Wishes
 
 _log = logging.getLogger(__name__)
-# Single steps that wait; more are those of a key that is held.
-_MAX_STEPS = 4
-# Share of a block's time that its frames are shown at least, even if the next one is late already.
-_SHORTEST_SPAN = 0.7
 
 
 @dataclass(frozen=True)
@@ -41,10 +38,7 @@ class Delivery:
 
 
 class SteppingWorld:
-    """Steps a world in real time, with what is held at that moment.
-
-    A block is begun when the one before is over, and at once where what is held changes: no more than one block ahead
-    of the clock. A block that is late by less than its own time is made up for, other time is lost.
+    """Steps a world in real time, with what is held at that moment; `Wishes` says when.
 
     Args:
         open_world: Function that opens the world, called in its thread.
@@ -64,16 +58,16 @@ class SteppingWorld:
         ended: Callable[[BaseException | None], None],
         seed: int = 0,
     ) -> None:
-        self._open_world, self._row_of, self._fps = open_world, row_of, fps
+        self._open_world, self._row_of = open_world, row_of
         self._deliver, self._ended = deliver, ended
         self._changed = Condition()
-        self._held = Hold((), 0)
-        self._answered = Hold((), 0)
-        self._reset: Reset | None = Reset(seed, None)
-        self._prompt: Prompt | None = None
-        self._paused, self._steps, self._stopped = False, 0, False
-        self._due = self._block_seconds = 0.0
+        self._wishes, self._stopped = Wishes(fps, seed), False
         self._thread = Thread(target=self._run, name="world", daemon=True)
+
+    @property
+    def held(self) -> tuple[tuple[int, float], ...]:
+        """What is held now."""
+        return self._wishes.held.held
 
     def start(self) -> None:
         """Begin."""
@@ -91,18 +85,9 @@ class SteppingWorld:
         return not self._thread.is_alive()
 
     def take(self, message: Hold | Reset | Prompt | Pause | Step) -> None:
-        """Take what a page wants; of several wishes of a kind, the last one counts."""
+        """Take what a page wants."""
         with self._changed:
-            if isinstance(message, Hold):
-                self._held = message if message.change >= self._held.change else self._held
-            elif isinstance(message, Reset):
-                self._reset, self._prompt = message, None
-            elif isinstance(message, Prompt):
-                self._prompt = message
-            elif isinstance(message, Pause):
-                self._paused, self._steps = message.on, 0
-            elif self._paused:
-                self._steps = min(self._steps + 1, _MAX_STEPS)
+            self._wishes.take(message, perf_counter())
             self._changed.notify()
 
     def _run(self) -> None:
@@ -123,34 +108,25 @@ class SteppingWorld:
         """Wait until there is something to do; False at the end."""
         with self._changed:
             while not self._stopped:
-                # A block may come one block's time before it is due, where somebody waits for an answer.
-                ahead = self._block_seconds if self._held.held != self._answered.held else 0.0
-                missing = self._due - ahead - perf_counter()
-                if self._reset is not None or self._steps or (missing <= 0 and not self._paused):
+                missing = self._wishes.missing(perf_counter())
+                if missing is not None and missing <= 0:
                     return True
-                self._changed.wait(None if self._paused else missing)
+                self._changed.wait(missing)
         return False
 
     def _advance(self, world: LiveWorld) -> None:
         """Make a block of what is wanted now, hand it over, and only then prepare the next one."""
-        with self._changed:
-            reset, self._reset = self._reset, None
-            prompt = None
-            if reset is None:
-                prompt, self._prompt = self._prompt, None
-                self._steps = max(self._steps - 1, 0)
-            held = self._answered = self._held
         begun = perf_counter()
-        if reset is not None:
-            block = world.reset(reset.seed, reset.prompt)
-            self._due = begun
+        with self._changed:
+            wanted = self._wishes.begin(begun)
+        if wanted.reset is not None:
+            block = world.reset(wanted.reset.seed, wanted.reset.prompt)
         else:
-            if prompt is not None:
-                world.prompt(prompt.text)
-            block = world.step(self._row_of(held.held))
-            self._block_seconds = len(block.frames) / self._fps
-            self._due = max(self._due + self._block_seconds, begun)
-        span = max(self._due - perf_counter(), _SHORTEST_SPAN * self._block_seconds)
-        state = {"seed": world.seed, "prompt": world.text, "paused": self._paused}
-        self._deliver(Delivery(block, held.change, begun, span, state))
+            if wanted.prompt is not None:
+                world.prompt(wanted.prompt.text)
+            block = world.step(self._row_of(wanted.hold.held))
+        with self._changed:
+            span = self._wishes.end(block, perf_counter())
+            state = {"seed": world.seed, "prompt": world.text, "paused": self._wishes.paused}
+        self._deliver(Delivery(block, wanted.hold.change, begun, span, state))
         world.write_pending()

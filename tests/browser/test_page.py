@@ -22,7 +22,7 @@ from tests.support.live_server import Running, serving, wait_until
 from tests.support.simulated_session import SimulatedSession, data, simulated_stage
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 SPEED = 0.5
 """Pixels a frame of a key: half of `max_speed`, which is 1."""
@@ -107,7 +107,7 @@ def test_two_keys_at_once_and_keys_of_a_text(browser: Browser) -> None:
 
 def held(running: Running) -> tuple[tuple[int, float], ...]:
     (player,) = running.server._players
-    return player._stepping._held.held
+    return player._stepping.held
 
 
 def test_all_is_let_go_with_the_focus(browser: Browser) -> None:
@@ -150,6 +150,29 @@ def test_the_pad_the_mouse_and_a_finger(browser: Browser) -> None:
         assert overflow <= 0 and live.page.evaluate("document.documentElement.scrollHeight") <= 844
 
 
+def test_space_on_a_button_of_the_pad_is_let_go_with_the_focus(browser: Browser) -> None:
+    with played(browser) as (live, running):
+        right, left = (live.page.locator("#pad button").nth(number) for number in (0, 1))
+        right.focus()
+        live.page.keyboard.down("Space")
+        wait_until(lambda: held(running) == ((0, 1.0),))
+        live.page.keyboard.press("Tab")
+        wait_until(lambda: held(running) == ())
+        assert left.evaluate("button => button === document.activeElement")
+        # The mouse holds a button whatever has the focus.
+        live.page.keyboard.up("Space")
+        box = right.bounding_box()
+        assert box is not None
+        live.page.mouse.move(box["x"] + 20, box["y"] + 20)
+        live.page.mouse.down()
+        left.focus()
+        live.page.keyboard.down("Space")
+        wait_until(lambda: held(running) == ((0, 1.0), (2, 1.0)))
+        live.page.keyboard.up("Space")
+        live.page.mouse.up()
+        wait_until(lambda: held(running) == ())
+
+
 GAMEPAD = """
 window.fake = {axes: [0, 0], buttons: [{pressed: false}]};
 navigator.getGamepads = () => [null, window.fake];
@@ -173,6 +196,17 @@ def test_a_gamepad(browser: Browser) -> None:
         live.wait(lambda: held(running) == ())
         live.close()
         assert live.said == []
+
+
+def test_a_gamepad_that_is_there_already_plays_on_after_connecting_again(browser: Browser) -> None:
+    with played(browser) as (live, running):
+        (player,) = running.server._players
+        player._stepping.stop()
+        live.wait(lambda: live.page.locator("#again").is_visible())
+        live.page.evaluate(GAMEPAD)
+        live.page.evaluate("window.fake.axes = [0.75, 0]")
+        live.page.click("#again")
+        live.wait(lambda: len(running.server._players) == 1 and held(running) == ((1, 0.75),))
 
 
 def test_reset_seed_prompt_and_pause(browser: Browser) -> None:
@@ -268,37 +302,39 @@ def test_loading_is_shown(browser: Browser) -> None:
         assert live.said == []
 
 
+def opened(page: Page, running: Running) -> str:
+    """What becomes of a connection that a page tries, by itself, to the server."""
+    script = """(address) => new Promise((done) => {
+        const socket = new WebSocket(address);
+        socket.onopen = () => { socket.close(); done("opened"); };
+        socket.onerror = () => done("refused");
+    })"""
+    return str(page.evaluate(script, f"ws://127.0.0.1:{running.port}/live"))
+
+
 def test_a_token_is_asked_for_once_and_leaves_the_address(browser: Browser) -> None:
     with played(browser, token="a-secret-of-mine") as (live, running):
         assert live.page.url == f"{running.address}/"
-        stranger = LivePage(browser, running.address)
-        assert "Not for you" in stranger.page.inner_text("body")
-        stranger.close()
-        with pytest.raises(Exception, match="403"):
-            opened = "new WebSocket('ws://' + location.host + '/live')"
-            stranger = LivePage(browser, f"{running.address}/?token=a-wrong-secret")
-            stranger.page.evaluate(f"new Promise((_, no) => {opened}.onerror = () => no(new Error('403')))")
-        assert running.server.num_sessions == 1
+        for query in ("", "/?token=a-wrong-secret"):
+            stranger = LivePage(browser, running.address + query)
+            assert "Not for you" in stranger.page.inner_text("body")
+            assert opened(stranger.page, running) == "refused" and running.server.num_sessions == 1
+            stranger.close()
+        # The same with the token, which the cookie has.
+        assert opened(live.page, running) == "opened"
 
 
-def test_a_page_of_elsewhere_gets_nothing(browser: Browser) -> None:
+def test_a_page_of_elsewhere_gets_nothing(browser: Browser, caplog: pytest.LogCaptureFixture) -> None:
+    """A page of another server tries, whose policy of what it may load is out of the way: a stranger has his own."""
     with serving(simulated_stage()) as running, serving(simulated_stage()) as elsewhere:
-        stranger = browser.new_page()
-        stranger.goto(elsewhere.address)
-        wait_until(lambda: elsewhere.server.num_sessions == 1)
-        # The policy of the page itself is out of the way: a stranger's page has its own.
-        stranger.goto("about:blank")
-        stranger.set_content("<p>somewhere else</p>")
-        outcome = stranger.evaluate(
-            """(address) => new Promise((done) => {
-                const socket = new WebSocket(address);
-                socket.onopen = () => done("opened");
-                socket.onerror = () => done("refused");
-            })""",
-            f"ws://127.0.0.1:{running.port}/live",
-        )
-        assert outcome == "refused" and running.server.num_sessions == 0
-        stranger.close()
+        page = browser.new_page(bypass_csp=True)
+        page.goto(elsewhere.address)
+        assert opened(page, elsewhere) == "opened" and not caplog.records
+        assert opened(page, running) == "refused" and running.server.num_sessions == 0
+        assert [record.getMessage() for record in caplog.records] == ["refused /live from 127.0.0.1"]
+        page.goto(running.address)
+        assert opened(page, running) == "opened"
+        page.close()
 
 
 def test_figures_of_speed_are_shown(browser: Browser) -> None:

@@ -54,15 +54,15 @@ def test_a_session_is_played_recorded_and_reproduced(run: list[str], tmp_path: P
             say(client, "hold", held=[[0, 1]], change=1)
             while next_block(client)[0]["number"] < 3:
                 pass
-            say(client, "prompt", text="a green disc")
-            while next_block(client)[0]["prompt"] != "a green disc":
+            say(client, "prompt", text="a violet star")
+            while next_block(client)[0]["prompt"] != "a violet star":
                 pass
             say(client, "reset", seed=2, prompt=None)
             while next_block(client)[0]["seed"] != 2:
                 pass
             while next_block(client)[0]["number"] < 2:
                 pass
-        wait_until(lambda: (tmp_path / "recorded").is_dir() and any((tmp_path / "recorded").glob("[!.]*")))
+        wait_until(lambda: any((tmp_path / "recorded").glob("[!.]*/meta/play")))
     assert process.returncode == 130
     (folder,) = (tmp_path / "recorded").iterdir()
     session = read_session(folder)
@@ -88,13 +88,14 @@ def test_what_fails_while_loading_ends_it(run: list[str], tmp_path: Path) -> Non
 
 
 def fetch(address: str) -> bytes:
-    with urllib.request.urlopen(address, timeout=10) as answer:
+    with urllib.request.build_opener(urllib.request.HTTPCookieProcessor()).open(address, timeout=10) as answer:
         content: bytes = answer.read()
     return content
 
 
 def test_the_page_is_there_before_the_model(run: list[str]) -> None:
-    with started(*run) as (_, address):
+    with started(*run, "--host=0.0.0.0") as (_, address):
+        assert address.startswith("http://127.0.0.1:") and "/?token=" in address
         begun = time.monotonic()
         assert b"<canvas" in fetch(address)
         assert time.monotonic() - begun < 5

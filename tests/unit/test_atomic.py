@@ -8,9 +8,18 @@ from uuid import uuid4
 import pytest
 import torch
 
-from lightning_action.atomic import creating_folder, replacing, require_new_folder, write_json
+from lightning_action.atomic import creating_folder, replacing, require_new_folder, require_writable, write_json
 from lightning_action.cli.run_checkpoint import AtomicCheckpointIO
 from lightning_action.weights.safetensors_files import write_safetensors
+
+
+def test_a_folder_that_cannot_be_made_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new" / "one", "--out")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(NotADirectoryError, match=f"cannot write to '{folder}' .Not a directory.: .* with --out"):
+            require_writable(folder, "--out")
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

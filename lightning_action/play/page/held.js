@@ -20,6 +20,7 @@ export class Held {
     for (const [target, name] of [[window, "blur"], [window, "pagehide"], [document, "visibilitychange"]]) {
       this.on(target, name, () => this.forget());
     }
+    this.pollGamepads(); // one that is there already is not announced again
   }
 
   release() {
@@ -41,7 +42,7 @@ export class Held {
   say(time) {
     const pairs = new Map();
     for (const [input, share] of this.held) {
-      const number = input.startsWith("pad:") ? Number(input.slice(4)) : this.controls.get(input);
+      const number = input.startsWith("pad:") ? parseInt(input.slice(4)) : this.controls.get(input);
       if (number !== undefined) pairs.set(number, Math.max(share, pairs.get(number) ?? 0));
     }
     const now = JSON.stringify([...pairs]);
@@ -133,19 +134,22 @@ export class Held {
       this.hold(input, 1, event.timeStamp);
     });
     this.on(button, "lostpointercapture", (event) => this.hold(input, 0, event.timeStamp));
-    this.on(button, "keydown", ({ code, repeat }) => { if (code === "Space" && !repeat) this.hold(input, 1); });
-    this.on(button, "keyup", ({ code }) => { if (code === "Space") this.hold(input, 0); });
+    const byKey = `${input}:Space`; // a finger that holds the button does not lose it with the focus
+    this.on(button, "keydown", ({ code, repeat }) => { if (code === "Space" && !repeat) this.hold(byKey, 1); });
+    this.on(button, "keyup", ({ code }) => { if (code === "Space") this.hold(byKey, 0); });
+    this.on(button, "blur", () => this.hold(byKey, 0));
     this.on(button, "contextmenu", (event) => event.preventDefault());
   }
 
   pollGamepads() {
+    cancelAnimationFrame(this.polling); // one loop, however many gamepads there are
     if (this.ending.signal.aborted) return;
-    const gamepad = navigator.getGamepads().find((each) => each);
+    const gamepad = navigator.getGamepads?.().find((each) => each);
     if (!gamepad) {
       for (const input of [...this.held.keys()]) if (/^(stick|button):/.test(input)) this.hold(input, 0);
       return;
     }
-    requestAnimationFrame(() => this.pollGamepads());
+    this.polling = requestAnimationFrame(() => this.pollGamepads());
     if (!document.hasFocus()) return;
     gamepad.axes.slice(0, 8).forEach((value, number) => {
       const share = Math.abs(value) < DEAD_ZONE ? 0 : Math.abs(value);

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 import sys
+from pathlib import Path
+from threading import current_thread
 
 import pytest
 
-from lightning_action.cli import main
+from lightning_action.cli import main, play
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.play import listen_at, run_play
 from tests.support.playable_run import write_playable_run
@@ -32,12 +34,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         (["--host=no.such.host.invalid"], "cannot listen at no.such.host.invalid"),
         (["--action_map=nowhere.yaml"], "no action map at 'nowhere.yaml'"),
         (["--model.action_projection=null", "--model.optimization.train_backbone=true"], "takes no actions"),
+        (["--record=setup.cfg"], "cannot write to 'setup.cfg' .Not a directory.: give a folder .* with --record"),
+        (["--log_dir=setup.cfg/log"], "cannot write to 'setup.cfg/log' .Not a directory.: .* with --log_dir"),
         (["--prot=8000"], "did you mean '--port'"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_loaded(run: list[str], arguments: list[str], message: str) -> None:
     with pytest.raises((ValueError, OSError), match=message):
         run_play([*run, *arguments])
+
+
+def test_the_page_does_not_wait_for_tensorboard(
+    run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its import takes seconds, in which the thread of the page would answer nobody."""
+
+    def make(folder: Path | None) -> None:
+        raise RuntimeError(f"made in the thread {current_thread().name} for {folder}")
+
+    monkeypatch.setattr(play, "LatencyLog", make)
+    with pytest.raises(RuntimeError, match=f"made in the thread loading for {tmp_path}/log"):
+        run_play([*run, "--port=0", f"--log_dir={tmp_path / 'log'}"])
+    assert capsys.readouterr().out.startswith("play at http://127.0.0.1:")
 
 
 def test_a_port_that_is_taken_is_told() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
-from lightning_action.play.access import Access, choose_token, is_loopback
+from lightning_action.play.access import Access, addresses, choose_token, is_loopback
 
 LOCAL, SECRET = Access(None, 8000), Access("secret-token", 8000, any_name=True)
 
@@ -22,6 +24,22 @@ def test_a_token_is_made_where_others_can_reach_the_server() -> None:
     made = {choose_token("0.0.0.0", None) for _ in range(3)}
     assert len(made) == 3 and all(len(str(token)) == 24 for token in made)
     assert choose_token("0.0.0.0", "my-own-token") == choose_token("127.0.0.1", "my-own-token") == "my-own-token"
+
+
+@pytest.mark.parametrize(
+    ("listened", "expected"),
+    [
+        ("127.0.0.1", ["http://127.0.0.1:80/?token=secret"]),
+        ("10.0.0.7", ["http://10.0.0.7:80/?token=secret"]),
+        ("::1", ["http://[::1]:80/?token=secret"]),
+        ("0.0.0.0", ["http://127.0.0.1:80/?token=secret", "http://robot:80/?token=secret"]),
+        ("::", ["http://[::1]:80/?token=secret", "http://robot:80/?token=secret"]),
+    ],
+)
+def test_an_address_that_opens_is_told(listened: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "robot")
+    assert addresses(listened, 80, "secret") == expected
+    assert addresses(listened, 80, None) == [each.removesuffix("/?token=secret") for each in expected]
 
 
 @pytest.mark.parametrize("token", ["", "short", "has space in it", "a/b?c=d&e", "ünïcödé-token", "a" * 201])

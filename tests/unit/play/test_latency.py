@@ -32,8 +32,9 @@ def test_a_part_that_nobody_knows_is_an_error() -> None:
 
 
 def test_tensorboard_shows_them_in_the_words_of_the_throughput_monitor(tmp_path: Path) -> None:
-    with LatencyLog(tmp_path) as log:
-        log.write({"generate": (0.5, 0.75), "pixels": (1.0, 2.0)}, 16.0, 40)
+    log = LatencyLog(tmp_path)
+    log.write({"generate": (0.5, 0.75), "pixels": (1.0, 2.0)}, 16.0, 40)
+    log.close()
     read = EventAccumulator(str(tmp_path)).Reload()
     shown = {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
     assert shown == {
@@ -47,7 +48,8 @@ def test_tensorboard_shows_them_in_the_words_of_the_throughput_monitor(tmp_path:
 
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with LatencyLog(None) as log:
-        log.write({"send": (0.5, 0.5)}, 1.0, 1)
+    log = LatencyLog(None)
+    log.write({"send": (0.5, 0.5)}, 1.0, 1)
+    log.close()
     assert not list(tmp_path.iterdir())
     assert as_scalars({}, 2.0) == {"throughput/play/video_frames_per_second_with_vae": 2.0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -55,6 +56,21 @@ def test_a_page_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.undo()
         with running.connect() as client:
             assert next_block(client)[0]["number"] >= 0
+
+
+def test_messages_that_come_faster_than_any_page_sends_them_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(player, "_MESSAGES_A_SECOND", 10)
+    with serving(simulated_stage()) as running, running.connect() as client:
+        begun = time.perf_counter()
+        for _ in range(400):
+            client.send("none of those")
+        next_block(client, shows=False)
+        (playing,) = running.server._players
+        wait_until(lambda: playing._refused >= 18)
+        assert time.perf_counter() - begun > 0.7  # ten at once, and each of the others a tenth of a second later
+        # Who goes away is not waited for until all is read, which would be 40 seconds.
+        client.socket.shutdown(socket.SHUT_RDWR)
+        wait_until(lambda: running.server.num_sessions == 0)
 
 
 def test_it_is_told_apart_whether_a_page_has_gone_or_something_is_wrong() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lightning_action.play.recording import (
     ROWS_FILE,
     SESSION_FILE,
     SessionRecording,
+    claim_folder,
     hash_frames,
     read_session,
     require_recordable,
@@ -30,7 +32,7 @@ STAGE = simulated_stage(provenance={"generator": "abc"})
 
 def record(folder: Path, stage: Stage = STAGE) -> list[torch.Tensor]:
     """Two worlds of 3 and 1 blocks; a third one has none."""
-    world = LiveWorld(stage, SessionRecording(folder, stage, "model: {}\n"))
+    world = LiveWorld(stage, SessionRecording(lambda: folder, stage, "model: {}\n"))
     world.reset(4)
     world.step(RIGHT)
     world.prompt("dark")
@@ -91,7 +93,7 @@ def test_it_is_a_lerobot_folder_that_models_learn_from(tmp_path: Path) -> None:
 )
 def test_rows_stand_with_their_frames(alignment: Any, num_given: int, expected: list[list[float]]) -> None:
     schema = ActionSchema([ActionPart("x", "continuous", 1, 0.0, 9.0)], alignment)
-    kept = SessionRecording(Path("nowhere"), simulated_stage(schema=schema), "")
+    kept = SessionRecording(Path, simulated_stage(schema=schema), "")
     frames = torch.arange(5.0)[:, None, None, None].expand(-1, 3, 2, 2) / 255
     if not num_given:
         frames = frames[1:] - 0.5 / 255
@@ -101,11 +103,66 @@ def test_rows_stand_with_their_frames(alignment: Any, num_given: int, expected: 
     assert [[float(frame[0, 0, 0]), row[0]] for frame, row in pairs] == [[round(at), row] for at, row in expected]
 
 
+def test_sessions_of_several_servers_have_numbers_of_their_own(tmp_path: Path) -> None:
+    """A session has its number from its first block on, whatever others do before it ends."""
+    parent = tmp_path / "sessions"
+    worlds = [
+        LiveWorld(STAGE, SessionRecording(partial(claim_folder, parent), STAGE, f"number: {number}"))
+        for number in (1, 2, 3)
+    ]
+    for world in worlds:
+        world.reset(3)
+        world.step(RIGHT)
+        world.write_pending()
+    for world in worlds:
+        world.close()
+    assert [read_session(parent / name).config for name in ("001", "002", "003")] == [f"number: {n}" for n in (1, 2, 3)]
+    (parent / "notes").touch()
+    (parent / "1500").touch()
+    assert claim_folder(parent) == parent / "1501"
+
+
+def test_a_number_that_somebody_takes_at_the_same_time_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def late(path: Path, *given: Any, **named: Any) -> None:
+        if path.name == "001" and not path.exists():
+            make(path)
+        make(path, *given, **named)
+
+    monkeypatch.setattr(Path, "mkdir", late)
+    assert claim_folder(tmp_path) == tmp_path / "002"
+
+
+def test_a_recording_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    world = LiveWorld(STAGE, SessionRecording(partial(claim_folder, tmp_path), STAGE, "\ud800"))
+    world.reset(3)
+    world.step(RIGHT)
+    with pytest.raises(UnicodeEncodeError):
+        world.close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_session_without_a_block_leaves_nothing(tmp_path: Path) -> None:
-    world = LiveWorld(STAGE, SessionRecording(tmp_path / "session", STAGE, ""))
+    world = LiveWorld(STAGE, SessionRecording(lambda: tmp_path / "session", STAGE, ""))
     world.reset(3)
     world.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_worlds_without_a_block_are_not_kept(tmp_path: Path) -> None:
+    kept = SessionRecording(lambda: tmp_path / "session", STAGE, "")
+    world = LiveWorld(STAGE, kept)
+    for seed in range(50):
+        world.reset(seed)
+        world.prompt("dark")
+    assert not kept._episodes
+    world.step(DOWN)
+    world.close()
+    (episode,) = read_session(tmp_path / "session").episodes
+    assert (episode.seed, episode.prompts, len(episode.rows)) == (49, {0: "dark"}, 1)
 
 
 def test_a_long_recording_ends_and_its_world_goes_on(

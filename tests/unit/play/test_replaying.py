@@ -18,7 +18,7 @@ STAGE = simulated_stage(provenance={"generator": "abc", "threads": "2"})
 
 @pytest.fixture
 def session(tmp_path: Path) -> RecordedSession:
-    world = LiveWorld(STAGE, SessionRecording(tmp_path / "session", STAGE, ""))
+    world = LiveWorld(STAGE, SessionRecording(lambda: tmp_path / "session", STAGE, ""))
     for seed, count in ((4, 3), (1, 2)):
         world.reset(seed)
         for number in range(count):

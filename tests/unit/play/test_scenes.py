@@ -34,7 +34,9 @@ def test_the_truth_plays_the_rows_for_ever_as_the_simulator_does() -> None:
     assert distance is not None and distance < 0.2
     moved = torch.roll(frames, 2, dims=-1)
     assert truth.distance(moved) == pytest.approx(2, abs=0.3)
-    assert truth.distance(torch.zeros(2, 3, 20, 28)) is None
+    places = [truth.locate(each) for each in (frames, moved)]
+    assert places[0] is not None and places[1] == pytest.approx((places[0][0] + 2, places[0][1]), abs=0.3)
+    assert truth.distance(torch.zeros(2, 3, 20, 28)) is truth.locate(torch.zeros(2, 3, 20, 28)) is None
 
 
 def test_worlds_that_begin_from_nothing_or_from_more_have_no_truth() -> None:

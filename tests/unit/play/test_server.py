@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from lightning_action.play.action_map import default_map
+from lightning_action.play.latency import LatencyLog
 from lightning_action.play.live_world import LiveWorld
 from lightning_action.play.server import Playground
 from tests.support.live_server import Running, next_block, next_notice, say, serving, wait_until
@@ -255,7 +256,9 @@ def test_another_name_for_this_machine_is_refused_without_a_token() -> None:
 
 
 def test_latencies_are_logged(tmp_path: Path) -> None:
-    with serving(simulated_stage(), log_dir=tmp_path) as running, running.connect() as client:
+    stage = simulated_stage()
+    playground = Playground(stage, default_map(stage.schema), log=LatencyLog(tmp_path))
+    with serving(None, playground=playground) as running, running.connect() as client:
         while next_block(client)[0]["number"] < 3:
             pass
     read = EventAccumulator(str(tmp_path)).Reload()
