@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from string import ascii_lowercase
 from typing import Any, Literal, get_args
 
 import torch
@@ -82,7 +83,8 @@ class MovingSpriteWorld(World):
             or cloth).
         shapes: Kinds of sprites: `disc`, `square`, `diamond`.
         shaded: Darken sprites towards their rim.
-        wordings: Prompts to choose from, in which `{color}` and `{shape}` stand for the sprite's own.
+        wordings: Prompts to choose from, in which `{color}` and `{shape}` stand for the sprite's own, and each `{word}`
+            for a word that nobody knows, drawn anew. A model that has seen such words does not mind those of a user.
 
     Raises:
         ValueError: The sprite does not fit, or an argument is out of range.
@@ -230,7 +232,7 @@ class MovingSpriteWorld(World):
             torch.tensor(COLORS[name])[None],
             [name],
             [shape],
-            [wording.format(color=name, shape=shape)],
+            [_with_words(wording, choice).format(color=name, shape=shape)],
             background[None],
             second[None],
             velocity[None],
@@ -308,14 +310,22 @@ def require_wordings(wordings: Sequence[str]) -> None:
     """Refuse prompts that nothing can be put into.
 
     Raises:
-        ValueError: There is none, or one has other names in braces than `color` and `shape`.
+        ValueError: There is none, or one has other names in braces than `color`, `shape` and `word`.
     """
     if isinstance(wordings, str) or not wordings:
         raise ValueError(f"expected a list of wordings, got {wordings!r}")
     for wording in wordings:
         try:
-            wording.format(color="", shape="")
+            wording.replace("{word}", "").format(color="", shape="")
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(
-                f"a wording may name {{color}} and {{shape}} in braces and nothing else, got {wording!r}"
+                f"a wording may name {{color}}, {{shape}} and {{word}} in braces and nothing else, got {wording!r}"
             ) from error
+
+
+def _with_words(wording: str, random: torch.Generator) -> str:
+    """Put a made-up word of six letters in place of each `{word}`."""
+    first, *rest = wording.split("{word}")
+    letters = torch.randint(len(ascii_lowercase), (len(rest), 6), generator=random).tolist()
+    words = ("".join(ascii_lowercase[letter] for letter in word) for word in letters)
+    return first + "".join(word + part for word, part in zip(words, rest, strict=True))

@@ -458,6 +458,18 @@ def test_wordings_are_drawn_and_say_what_is_there() -> None:
     assert len({prompt.split()[0] for prompt in start.prompts}) == 3
 
 
+def test_made_up_words_are_drawn_for_each_place_and_change_nothing_else() -> None:
+    start = rich_world(wordings=["{word} {color} {word}"]).start(range(20))
+    words = []
+    for prompt, color in zip(start.prompts, start.color_name, strict=True):
+        before, between, after = prompt.split()
+        assert between == color
+        words += [before, after]
+    assert len(set(words)) == 40 and all(len(word) == 6 and word.islower() for word in words)
+    plain = rich_world(wordings=["{color}"]).start(range(20))
+    assert torch.equal(start.position, plain.position) and start.shape == plain.shape
+
+
 def test_actions_are_still_and_slow_as_asked() -> None:
     world = rich_world(still_probability=0.3, slowness=2.0, hold_probability=0.5)
     actions = world.sample_actions(range(200), 40)
@@ -505,6 +517,7 @@ def test_the_second_object_takes_other_courses_at_random_and_keeps_its_speed() -
     "arguments",
     [{"shapes": []}, {"shapes": ["ring"]}, {"wordings": []}, {"wordings": "a {color} disc"}]
     + [{"wordings": ["a {colour} disc"]}, {"wordings": ["a {} disc"]}, {"wordings": ["a {color disc"]}]
+    + [{"wordings": ["a {word!r} disc"]}]
     + [{"inertia": 1.0}, {"slowness": 0.5}, {"still_probability": 1.5}, {"second_turn_probability": -0.1}],
 )
 def test_settings_of_richer_worlds_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
