@@ -56,14 +56,14 @@ class FrozenParts:
             ValueError: The pixels or the latents hold a value that is not finite.
         """
         _move(self.vae, device)
-        return _finite(self.vae.encode(_on(device, video)), video).to(dtype)
+        return _in_order(_finite(self.vae.encode(_on(device, video)), video).to(dtype))
 
     @torch.no_grad()
     def encode_next(
         self, encoder: CodecStream, pixels: Tensor, device: torch.device | str, dtype: torch.dtype
     ) -> Tensor:
         """Encode what comes next of a video by its `encoder`, otherwise as `encode_video`."""
-        return _finite(encoder(_on(device, pixels)), pixels).to(dtype)
+        return _in_order(_finite(encoder(_on(device, pixels)), pixels).to(dtype))
 
     def text_of(self, batch: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """Return the prompts of a batch, given as `text` or encoded. Raises as `encode_text`."""
@@ -110,6 +110,11 @@ def _finite(latents: Tensor, video: Tensor) -> Tensor:
         source = "the video" if not bool(torch.isfinite(video).all()) else "the latents of a finite video"
         raise ValueError(f"{source} hold NaN or infinity: check the data set or the VAE's precision")
     return latents
+
+
+def _in_order(latents: Tensor) -> Tensor:
+    """A product may round differently where its factors lie otherwise in memory, and a codec may leave them so."""
+    return latents.contiguous()
 
 
 def _on(device: torch.device | str, video: Tensor) -> Tensor:

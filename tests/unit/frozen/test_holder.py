@@ -181,3 +181,13 @@ def test_what_a_batch_has_encoded_is_not_encoded_again() -> None:
         latents, text = (of(batch, "cpu", torch.float64) for of in (frozen.latents_of, frozen.text_of))
         assert latents.dtype == text.dtype == torch.float64
         assert torch.equal(latents.float(), encoded["latents"]) and torch.equal(text.float(), encoded["text"])
+
+
+def test_latents_lie_in_order_in_memory_however_the_codec_leaves_them() -> None:
+    codec = LinearVideoCodec(3, patch_size=2)
+    video = torch.rand(2, 5, 3, 4, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    codec.fit(video.repeat(4, 1, 1, 1, 1))
+    frozen = FrozenParts(HashingTextEncoder(), codec)
+    assert not codec.encode(video).is_contiguous()
+    assert frozen.encode_video(video).is_contiguous()
+    assert frozen.encode_next(frozen.encoder(), video, "cpu", torch.float32).is_contiguous()
