@@ -143,6 +143,8 @@ def _what_cannot_be_told(figures: Mapping[str, Any], limits: Thresholds) -> Iter
         yield f"{figures['episodes']:.0f} episodes are fewer than {limits.episodes}"
     if not is_number(figures["sign_accuracy"]):
         yield "nothing should move by more than a pixel"
+    elif not any(is_number(figures[f"gain_{axis}"]) for axis in "xy"):
+        yield "all should move alike at all times, so that nothing tells following from drifting"
     elif figures["missing_rate"] > limits.missing_rate:
         yield f"the object is not found in {figures['missing_rate']:.0%} of the frames"
 
@@ -208,12 +210,18 @@ def _of_read_actions(figures: Mapping[str, Any], limits: Thresholds) -> Verdict:
     if figures["episodes"] < limits.episodes:
         return Verdict("cannot tell", (f"{figures['episodes']:.0f} episodes are fewer than {limits.episodes}",))
     readable = [column for column, value in real.items() if value >= limits.read_correlation]
+    still = [column for column in real if not is_number(figures[f"idm_correlation_real_{column}"])]
+    if len(still) == len(real):
+        return Verdict("cannot tell", ("the actions never change in these episodes",))
     if not readable:
         best = max(real.values(), default=0.0)
         why = f"the inverse-dynamics model does not read the actions off real videos either (correlation {best:.2f} at"
         return Verdict("cannot tell", (f"{why} best, below {limits.read_correlation:g}): train it longer, or on more",))
-    unread = [column for column in real if column not in readable]
-    remarks = (f"nothing is known of {', '.join(unread)}: not read off real videos either",) if unread else ()
+    unread = [column for column in real if column not in (*readable, *still)]
+    remarks = (
+        *([f"nothing is known of {', '.join(unread)}: not read off real videos either"] if unread else []),
+        *([f"nothing is known of {', '.join(still)}: it never changes in these episodes"] if still else []),
+    )
     if lag := _lag(figures, limits, "idm_"):
         return Verdict("partly", (lag, *remarks))
     gains = {column: figures[f"idm_gain_{column}"] for column in readable}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -309,6 +311,18 @@ def test_correlation_needs_variation() -> None:
     steps = torch.tensor([1.0, 2.0, 4.0])
     assert correlation(steps, 3 - 2 * steps) == pytest.approx(-1)
     assert correlation(steps, torch.ones(3)) == 0
+
+
+def test_motion_that_never_varies_has_no_slope() -> None:
+    """Positions are rounded, and a slope on rounding would be any number."""
+    time = torch.arange(17.0)[None, :, None]
+    target = torch.tensor([31.7, 5.0]) + torch.cat([0.3 * time, (0.7 * time).sin()], dim=-1)
+    target = target.expand(3, -1, -1) + torch.tensor([11.1, 3.3, 57.9])[:, None, None]
+    metric = ActionFollowing()
+    metric.update(target + 0.2 * torch.rand(3, 17, 2), target, torch.ones(3, 17, dtype=torch.bool))
+    figures = metric.compute()
+    assert math.isnan(figures["gain_x"]) and math.isnan(figures["cross_talk_x_to_y"])
+    assert math.isnan(figures["identity_r2_x"]) and figures["gain_y"] == pytest.approx(1, abs=0.2)
 
 
 def test_ranks() -> None:

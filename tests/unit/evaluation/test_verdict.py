@@ -88,6 +88,8 @@ def test_what_cannot_be_told() -> None:
     assert lost.label == "cannot tell" and "not found in" in lost.reasons[0]
     still = judge(figures(0.01 * steps, steps))
     assert still.label == "cannot tell" and still.reasons == ("nothing should move by more than a pixel",)
+    alike = judge(figures(torch.ones_like(steps), steps))
+    assert alike.label == "cannot tell" and "all should move alike at all times" in alike.reasons[0]
 
 
 @pytest.mark.parametrize(
