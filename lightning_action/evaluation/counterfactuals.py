@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, mean_where, ratio
+from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, mean_where, ratio, ratios
 
 
 class CounterfactualDivergence(EpisodeMetric):
@@ -77,6 +77,11 @@ class CounterfactualDivergence(EpisodeMetric):
         result = super().figures(episodes)
         share = ratio(result["counterfactual_divergence"], result["true_difference"])
         return {**result, "counterfactual_ratio": share}
+
+    def per_episode(self) -> dict[str, Tensor]:
+        episodes = self.episodes()
+        share = ratios(episodes["counterfactual_divergence"], episodes["true_difference"])
+        return {**episodes, "counterfactual_ratio": share}
 
 
 class CrossSwap(EpisodeMetric):

@@ -118,7 +118,8 @@ class Evaluator(nn.Module):
         if own.positions is not None and own.found is not None and truth.positions is not None:
             self.following.update(own.positions, truth.positions, own.found)
         if own.positions is None:
-            self.flow.update(own.video[:_NUM_FLOWS], truth.video[:_NUM_FLOWS])
+            few = slice(_NUM_FLOWS)
+            self.flow.update_named(sample_id[few], own.video[few], truth.video[few])
         generated = slice(self.num_initial_frames, None)
         if own.path is not None and truth.path is not None and truth.path[:, generated].shape[1] >= WINDOW:
             self.onset.update((own.path - truth.path)[:, generated].norm(dim=-1))
@@ -135,13 +136,18 @@ class Evaluator(nn.Module):
                 moving = (true.per_frame_moving, other.per_frame_moving)
                 gap.update(true.per_frame, other.per_frame, true.timestep, *moving)
 
-    def update_read_actions(self, rows: Mapping[str, Tensor]) -> None:
-        """Compare actions that were read off videos with those that were given, named as `ActionsReadBack` does."""
+    def update_read_actions(self, sample_id: Tensor, rows: Mapping[str, Tensor]) -> None:
+        """Compare actions that were read off videos with those that were given.
+
+        Args:
+            sample_id: Names of the samples that have actions, `[B]`.
+            rows: Their actions, named as `ActionsReadBack` does.
+        """
         if self.read_back is None or self.read_accuracy is None:
             return
-        self.read_back.update(**rows)
+        self.read_back.update_named(sample_id, **rows)
         named = (rows[name] for name in ("read", "read_real", "action"))
-        self.read_accuracy.update(*(classes_of(self.read_back.columns, each) for each in named))
+        self.read_accuracy.update_named(sample_id, *(classes_of(self.read_back.columns, each) for each in named))
 
     def compute(self) -> Report:
         """Compute the figures, by the names of the report."""
@@ -153,8 +159,9 @@ class Evaluator(nn.Module):
         return self._flat(found)
 
     def per_episode(self) -> dict[str, list[float]]:
-        """Give the figures of each episode, in the order of `sample_ids`."""
-        found = {name: each.tolist() for metric in self._metrics for name, each in metric.per_episode().items()}
+        """Give the figures of each episode, in the order of `sample_ids`; NaN where one was not measured."""
+        names = self.sample_ids()
+        found = {name: each for metric in self._metrics for name, each in metric.per_episode_of(names).items()}
         return self._flat(found)
 
     def sample_ids(self) -> list[int]:

@@ -211,7 +211,8 @@ class ObedienceTest:
         acting, start = _acting(batch), (self._num_initial_frames - 1) * self._schema.rows_per_frame
         rows = {"read": read, "read_real": truth.read, "read_other": read_other}
         rows |= {name: rows_between_frames(each[acting].float(), self._schema) for name, each in given.items()}
-        evaluator.update_read_actions({name: each[:, start:] for name, each in rows.items()})
+        names = batch["sample_id"][acting]
+        evaluator.update_read_actions(names, {name: each[:, start:] for name, each in rows.items()})
 
     def _simulated(self, batch: Batch) -> Seen | None:
         if self._simulate is None:
@@ -256,7 +257,7 @@ def compose(evaluators: Mapping[str, Evaluator], probes: Probes | None = None) -
             for quantity in CURVES
             if quantity in curves[MODEL]
         },
-        "per_episode": model.per_episode(),
+        "per_episode": {**model.per_episode(), **(probes.per_episode_of(sample_ids) if probes else {})},
         "baselines_per_episode": {name: evaluator.per_episode() for name, evaluator in baselines.items()},
         "baselines": {name: evaluator.compute() for name, evaluator in baselines.items()},
     }

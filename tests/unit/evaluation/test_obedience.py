@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from functools import cache, partial
@@ -18,7 +19,9 @@ from torch import Tensor
 from lightning_action.batch import Batch, other_actions, to_unit_range, without_actions
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
+from lightning_action.evaluation.comparison import compare
 from lightning_action.evaluation.evaluator import Evaluator, Seen
+from lightning_action.evaluation.figures import figures_of
 from lightning_action.evaluation.obedience import BASELINES, ObedienceTest, copy_of_first_frames
 from lightning_action.evaluation.report import Report, format_table, null_where_undefined, write_report
 from lightning_action.generator.causality import BlockCausality
@@ -181,6 +184,21 @@ def test_figures_of_each_episode_and_of_each_frame() -> None:
     assert [row[:2] for row in levels["null"]] == [[low, low + 200] for low in range(0, 1000, 200)]
     assert levels["swapped"][0][3] == levels["swapped"][4][3] == 1 and levels["swapped"][1][3] is not None
     assert "swapped_gap_0_200" not in report
+
+
+def test_every_figure_with_an_interval_can_be_compared() -> None:
+    """Those of probes too, of the samples that were probed."""
+    test = measured(obeys)
+    test.add_probes(BATCHES[0])
+    report = test.report()
+    for key, figure in figures_of(report["intervals"]).items():
+        assert figure.better is None or len(report["per_episode"][key]) == 7, key
+    drifts = report["per_episode"]["held_drift_px"]
+    assert drifts == pytest.approx([0, 0, 0, 0, math.nan, math.nan, math.nan], abs=1e-4, nan_ok=True)
+    found = compare(report, report, ("A", "B"))
+    assert found.is_paired and not any(change.tested and not change.tested.is_paired for change in found.changes)
+    # Undefined in all episodes: noise does nothing here.
+    assert [change.figure.key for change in found.changes if change.tested is None] == ["controllability_ratio"]
 
 
 def test_a_simulator_says_what_other_actions_show() -> None:
