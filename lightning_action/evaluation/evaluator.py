@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,19 @@ class Seen:
         if self.positions is None or self.found is None:
             return self.positions
         return hold_last_found(self.positions, self.found)
+
+    def unknown_where(self, samples: Tensor) -> Seen:
+        """Put NaN in place of the videos and positions of some samples, `[B]` bool."""
+        if not bool(samples.any()):
+            return self
+        video, positions = (
+            None
+            if each is None
+            else each.masked_fill(samples.to(each.device).view(-1, *[1] * (each.ndim - 1)), math.nan)
+            for each in (self.video, self.positions)
+        )
+        assert video is not None
+        return Seen(video, positions, self.found)
 
 
 class Evaluator(nn.Module):
@@ -128,13 +142,22 @@ class Evaluator(nn.Module):
             paths = (other.path, owner, truth.path)
             self.cross_swap.update(*(path[:, self.num_initial_frames - 1 :] for path in paths))
 
-    def update_losses(self, losses: Mapping[str, FrameLosses]) -> None:
-        """Compare matched losses, named `true` and by the kinds of other actions."""
+    def update_losses(self, losses: Mapping[str, FrameLosses], same: Tensor | None = None) -> None:
+        """Compare matched losses.
+
+        Args:
+            losses: Losses named `true` and by the kinds of other actions.
+            same: Samples whose swapped actions are their own, `[B]` bool, which tell nothing; None says none.
+        """
         for gap in self._loss_gaps:
             if gap.actions in losses:
                 true, other = losses["true"], losses[gap.actions]
-                moving = (true.per_frame_moving, other.per_frame_moving)
-                gap.update(true.per_frame, other.per_frame, true.timestep, *moving)
+                under_other, moving = other.per_frame, (true.per_frame_moving, other.per_frame_moving)
+                if same is not None and gap.actions == "swapped":
+                    hidden = same[:, None].to(under_other.device)
+                    under_other = under_other.masked_fill(hidden, math.nan)
+                    moving = (moving[0], None if moving[1] is None else moving[1].masked_fill(hidden, math.nan))
+                gap.update(true.per_frame, under_other, true.timestep, *moving)
 
     def update_read_actions(self, sample_id: Tensor, rows: Mapping[str, Tensor]) -> None:
         """Compare actions that were read off videos with those that were given.

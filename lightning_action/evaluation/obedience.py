@@ -124,8 +124,10 @@ class ObedienceTest:
         self._show(truth=own.video, model=video, other=video_other)
         evaluator = self._evaluators[MODEL].to(video.device)
         seen, seen_other = self._seen(video, batch), self._seen(video_other, batch)
-        evaluator.update_videos(seen, seen_other, own, truth.other, batch["sample_id"])
-        evaluator.update_losses(losses)
+        same = (other["action"] == batch["action"]).flatten(1).all(dim=1)
+        others = (None if each is None else each.unknown_where(same) for each in (seen_other, truth.other))
+        evaluator.update_videos(seen, next(others), own, next(others), batch["sample_id"])
+        evaluator.update_losses(losses, same)
         self._update_read_actions(evaluator, batch, truth, video, video_other)
         return truth
 
@@ -237,14 +239,15 @@ def compose(evaluators: Mapping[str, Evaluator], probes: Probes | None = None) -
     model, limits = evaluators[MODEL], Thresholds()
     sample_ids = model.sample_ids()
     figures = {"episodes": float(len(sample_ids)), **model.compute(), **(probes.compute() if probes else {})}
-    verdict = judge(figures, limits)
+    spread = {**model.intervals(), **(probes.intervals() if probes else {})}
+    verdict = judge({**figures, "intervals": spread}, limits)
     teacher_forced = model.teacher_forced()
     curves = {name: evaluator.curves() for name, evaluator in evaluators.items()}
     baselines = {name: evaluator for name, evaluator in evaluators.items() if name != MODEL}
     return {
         **figures,
         "verdict": {"label": verdict.label, "reasons": list(verdict.reasons), "thresholds": asdict(limits)},
-        "intervals": {**model.intervals(), **(probes.intervals() if probes else {})},
+        "intervals": spread,
         "protocol": {
             "teacher_forced": [name for name in figures if name in teacher_forced],
             "autoregressive": [name for name in figures if name not in teacher_forced],

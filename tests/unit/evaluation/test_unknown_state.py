@@ -174,6 +174,10 @@ def test_few_episodes_and_columns_that_are_not_read() -> None:
     assert few.label == "cannot tell" and few.reasons == ("7 episodes are fewer than 8",)
     half = judge({**figures, "episodes": 12.0, "idm_correlation_real_move_1": 0.3})
     assert half.label == "obeys" and half.reasons[1] == "nothing is known of move_1: not read off real videos either"
+    by_chance = judge({**figures, "episodes": 12.0, "intervals": {"idm_correlation_real_move_1": [-0.1, 0.9]}})
+    assert by_chance.reasons[1] == "nothing is known of move_1: not read off real videos either"
+    unclear = judge({**figures, "episodes": 12.0, "intervals": {"idm_gain_move_1": [-0.1, 1.9]}})
+    assert unclear.label == "cannot tell" and "move_1 is not told by these episodes: gain 1.00" in unclear.reasons[0]
     still = judge({**figures, "episodes": 12.0, "idm_correlation_real_move_1": math.nan})
     assert still.reasons[1] == "nothing is known of move_1: it never changes in these episodes"
     nothing = judge({**figures, "episodes": 12.0, **{f"idm_correlation_real_move_{i}": math.nan for i in range(2)}})
