@@ -44,6 +44,7 @@ class FileSource:
         self.ratio = options.temporal_compression_ratio or _RATIO
         require_long_enough(first.num_frames, options.num_initial_frames, self.ratio)
         require_rows(inputs)
+        require_rows_of_frames(inputs, first.num_frames, self.ratio)
         self._locator = None if options.object_color is None else ColorLocator(options.object_color)
         self.fingerprint = data_fingerprint(
             {"video": from_unit_range(self._truth([inputs.names[0]]).video), "sample_id": [0]}
@@ -63,19 +64,25 @@ class FileSource:
                 own,
                 read("other"),
                 read("null"),
-                None if true_other is None else self._see(true_other),
+                None if true_other is None else self._see(true_other, self.inputs.videos["other_truth"][name].path),
                 self._locator,
             )
 
     def _truth(self, names: list[str]) -> Seen:
         video = self.inputs.read("truth", names, self._size)
         assert video is not None
-        return self._see(video)
+        return self._see(video, self.inputs.videos["truth"][names[0]].path)
 
-    def _see(self, video: Tensor) -> Seen:
+    def _see(self, video: Tensor, path: Path) -> Seen:
         if self._locator is None:
             return Seen(video)
-        return Seen(video, hold_last_found(*self._locator(from_unit_range(video))))
+        positions, found = self._locator(from_unit_range(video))
+        if not bool(found.any()):
+            raise ValueError(
+                f"{path} is a true video, and nothing in it has the --object_color: give the colour of the object, as "
+                "a picture has it, or leave it out where no object has a hue of its own"
+            )
+        return Seen(video, hold_last_found(positions, found))
 
 
 class DataSource:
@@ -189,6 +196,23 @@ def require_long_enough(num_frames: int, num_initial_frames: int, ratio: int) ->
             "which displacements are taken: lower --num_initial_frames or --temporal_compression_ratio, or give longer "
             "videos"
         )
+
+
+def require_rows_of_frames(inputs: Inputs, num_frames: int, ratio: int) -> None:
+    """Refuse actions whose rows are none of the frames, whatever their alignment is.
+
+    Raises:
+        ValueError: There are rows for no whole number of frames, of steps between them, or of latent frames.
+    """
+    for kind, tables in inputs.actions.items():
+        for name, rows in tables.items():
+            count = len(rows)
+            if count % num_frames and count % (num_frames - 1) and count != num_latent_frames(num_frames, ratio):
+                raise ValueError(
+                    f"--{kind}, {name}: {count} rows for {num_frames} frames; expected one for each step between "
+                    f"them ({num_frames - 1}), for each frame ({num_frames}), or several, or one for each latent frame "
+                    f"({num_latent_frames(num_frames, ratio)}): are they those of this video?"
+                )
 
 
 def require_rows(inputs: Inputs, shape: Sequence[int] | None = None) -> None:

@@ -86,6 +86,8 @@ class VideoOptions:
         if (self.settings or self.split) and not self.config:
             what = self.settings[0] if self.settings else "--split"
             raise UsageError(f"{what} is for the data of --config: give one")
+        if self.truth is not None and self.truth.resolve() == self.videos.resolve():
+            raise UsageError("--videos and --truth are the same folder: true videos obey by definition")
         if self.output.exists() and not self.output.is_dir():
             raise FileExistsError(f"{self.output} is no folder: --output is the folder of report.json and report.html")
 
