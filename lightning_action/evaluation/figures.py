@@ -210,6 +210,7 @@ def _difference_in_detail() -> Iterator[Figure]:
             yield Figure(f"{kind}_win_rate{suffix}", f"win rate {title}", DIFFERENCE, "higher", 1, 0.5, detail=True)
     for key, title in (
         ("generated_difference", "what other actions change, generated"),
+        ("generated_difference_moving", "what other actions change, generated, moving region"),
         ("true_difference", "what other actions change, true"),
         ("difference_before", "what other actions change before they differ"),
         ("action_share", "share of variance between actions"),

@@ -35,7 +35,7 @@ class Thresholds:
         static_rate: Largest share of videos that stand still although the true ones move.
         missing_rate: Largest share of frames in which the object is not found.
         no_difference: Largest mean difference of pixels, in [0, 1], between videos under different actions that counts
-            as none: half a step of 8 bits.
+            as none: half a step of 8 bits, where the true video moves.
         episodes: Smallest number of episodes that a verdict is given on.
         read_correlation: Lowest correlation of a column of actions that is read off real videos with what was given;
             below it nothing is known of that column.
@@ -114,6 +114,8 @@ def judge(figures: Figures, limits: Thresholds = Thresholds()) -> Verdict:
         return Verdict("cannot tell", unclear)
     if not moves_across and not any(_acts(figures, f"gain_{axis}", limits.gain_ignored) for axis in gains):
         return _without_response(figures, limits, "nothing moves as the actions say", told)
+    if _is_same(figures, limits):
+        return Verdict("ignores", (f"videos go on as recorded ({told}), and are the same under other actions",))
     # What else is wrong with an axis that does not follow, follows from that.
     faults = tuple(_faults(figures, gains, limits)) or tuple(_faults_of_videos(figures, limits))
     if faults:
@@ -341,13 +343,18 @@ def _of_unknown_state(figures: Figures, limits: Thresholds) -> Verdict:
     if not told or few:
         nothing = "nobody knows where things are in this data, and nothing was made under other actions"
         return Verdict("cannot tell", (few or nothing, *stands))
-    is_told = is_number(figures.get("generated_difference"))
-    is_same = is_told and _number(figures, "generated_difference") <= limits.no_difference
     matters = is_more and abs(win_rate - 0.5) >= limits.win_rate - 0.5
-    if is_same and not matters:
+    if _is_same(figures, limits) and not matters:
         blind = "neither losses nor videos depend" if losses else "the videos do not depend"
         return Verdict("ignores", (f"{blind} on the actions ({told})", *stands))
     return Verdict("cannot tell", (f"nobody knows where things are in this data ({told})", *stands))
+
+
+def _is_same(figures: Figures, limits: Thresholds) -> bool:
+    """Tell whether videos are the same under other actions: where something moves, for what moves may be small."""
+    names = ("generated_difference_moving", "generated_difference")
+    told = [figures[name] for name in names if is_number(figures.get(name))]
+    return bool(told) and told[0] <= limits.no_difference
 
 
 def _number(figures: Figures, name: str) -> float:

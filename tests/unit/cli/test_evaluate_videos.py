@@ -177,7 +177,7 @@ def test_a_manifest_says_what_is_what(made: Path, tmp_path: Path, capsys: pytest
         (["--truth", "own", "--split", "predict"], UsageError, "--split is for the data of --config"),
         (["--truth", "own", "--num_initial_frames", "0"], ValueError, "num_initial_frames"),
         (
-            ["--truth", "own", "--num_initial_frames", "10"],
+            ["--truth", "other", "--num_initial_frames", "10"],
             ValueError,
             "of 13 frames 10 are given, so that fewer than 4",
         ),
@@ -193,9 +193,21 @@ def test_a_manifest_says_what_is_what(made: Path, tmp_path: Path, capsys: pytest
             "own has no 9, 10. Expected a video of each",
         ),
         (["--config", "config.yaml", "--data.size=11"], UsageError, "there is no argument 'size'"),
-        (["--truth", "own", "--null", "nowhere"], FileNotFoundError, "no folder at nowhere"),
+        (["--truth", "own"], UsageError, "--videos and --truth are the same folder"),
         (
-            ["--truth", "own", "--actions", "actions.npz", "--other", "other", "--other_actions", "actions.npz"],
+            ["--truth", "other", "--object_color", "0", "0", "255"],
+            ValueError,
+            "episode_0 is a true video, and nothing in",
+        ),
+        (
+            ["--truth", "other", "--actions", "short.npz"],
+            ValueError,
+            "--actions, episode_0: 5 rows for 13 frames; expected one for each step between them .12.",
+        ),
+        (["--truth", "other", "--manifest", "header.csv"], ValueError, "header.csv names no videos: expected a line"),
+        (["--truth", "other", "--null", "nowhere"], FileNotFoundError, "no folder at nowhere"),
+        (
+            ["--truth", "null", "--actions", "actions.npz", "--other", "other", "--other_actions", "actions.npz"],
             ValueError,
             "the other actions of episode_. are its true ones",
         ),
@@ -209,6 +221,7 @@ def test_a_manifest_says_what_is_what(made: Path, tmp_path: Path, capsys: pytest
 def test_what_does_not_fit_is_told_before_anything_is_written(
     made: Path, tmp_path: Path, arguments: list[str], error: type[Exception], told: str
 ) -> None:
+    (made / "header.csv").write_text("videos,truth\n")
     np.savez(made / "short.npz", **{f"episode_{index}": np.ones((5, 2)) for index in range(9)})
     with pytest.raises(error, match=told):
         evaluate(made, tmp_path / "out", *arguments)
@@ -235,4 +248,6 @@ def test_recordings_are_compared_window_by_window(tmp_path: Path, has_locator: b
             torch.save({"video": video.clone()}, tmp_path / "own" / f"window_{sample}.pt")
     report = evaluate(tmp_path, tmp_path / "out", "--config", "config.yaml", "--other", "own")
     assert report["psnr_db"] == 100 and report["delta_psnr_db"] == 0 and "counterfactual_ratio" not in report
-    assert report["verdict"]["label"] == ("obeys" if has_locator else "ignores"), report["verdict"]
+    assert report["verdict"]["label"] == "ignores", report["verdict"]
+    alone = evaluate(tmp_path, tmp_path / "alone", "--config", "config.yaml")
+    assert alone["verdict"]["label"] == ("obeys" if has_locator else "cannot tell"), alone["verdict"]

@@ -177,6 +177,19 @@ def test_a_model_that_stands_still_is_told() -> None:
     assert unknown.label == "ignores" and unknown.reasons[1] == "100% of the videos stand still"
 
 
+def test_videos_that_are_the_same_under_other_actions_ignore_them_though_they_follow_their_own() -> None:
+    """As those of a model that tells from the first frame what will be done."""
+    follows = figures(steps_of(), steps_of())
+    same = judge({**follows, "generated_difference": 0.0, "generated_difference_moving": 0.0})
+    assert same.label == "ignores" and "are the same under other actions" in same.reasons[0]
+    # What moves may be small.
+    small = {"generated_difference": 0.001, "generated_difference_moving": 0.1}
+    assert judge({**follows, **small}).label == "obeys"
+    unknown = {"episodes": 24.0, "delta_psnr_all_frames_db": 0.1, **small}
+    assert judge(unknown).label == "cannot tell"
+    assert judge({**unknown, "generated_difference_moving": 0.001}).label == "ignores"
+
+
 def test_the_moving_region_shows_that_actions_matter() -> None:
     """A small object on a still background hides it from the loss of the whole frame."""
     hidden = {"swapped_win_rate": 0.52, "swapped_win_rate_moving": 0.95, "generated_difference": 0.001}
