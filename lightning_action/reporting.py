@@ -11,8 +11,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from lightning_action.evaluation.inverse_dynamics_model import load_inverse_dynamics
-from lightning_action.evaluation.provenance import versions
+from lightning_action.evaluation.provenance import reader_provenance, versions
 from lightning_action.evaluation.report import write_reports
 from lightning_action.evaluation.tensorboard import write_to_tensorboard
 from lightning_action.weights.fingerprint import fingerprint
@@ -38,14 +37,10 @@ def provenance_of(module: L.LightningModule, data: str, reader: str | None = Non
             "fingerprint": data,
             **({"settings": settings} if settings else {}),
         },
-        **({} if reader is None else {"inverse_dynamics": _reader(reader)}),
+        **({} if reader is None else {"inverse_dynamics": reader_provenance(reader)}),
         "config": _configuration(trainer) or _texts(module.hparams) or None,
         "versions": versions(),
     }
-
-
-def _reader(folder: str) -> dict[str, str]:
-    return {"path": folder, "fingerprint": fingerprint(load_inverse_dynamics(folder).state_dict())}
 
 
 def _texts(settings: Mapping[str, Any]) -> dict[str, str]:

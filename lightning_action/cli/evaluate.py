@@ -29,7 +29,7 @@ _USES = {
     "videos": (
         *_OF_DATA,
         *("other", "null", "truth", "other_truth", "actions", "other_actions", "manifest"),
-        *("num_initial_frames", "temporal_compression_ratio", "object_color", "resize"),
+        *("num_initial_frames", "temporal_compression_ratio", "object_color", "inverse_dynamics", "resize"),
     ),
     "export": (*_OF_DATA, "ckpt_path", "num_samples", "fps", "device", "dtype", "overwrite"),
 }
@@ -165,6 +165,12 @@ def _parser() -> VerbParser:
     add("--temporal_compression_ratio", type=int, metavar="R", help="Frames of a latent frame; default: as the data's.")
     add(
         "--object_color", type=int, nargs=3, metavar=("R", "G", "B"), help="Object to look for, where --truth is given."
+    )
+    add(
+        "--inverse_dynamics",
+        type=Path,
+        metavar="DIR",
+        help="Model of `inverse-dynamics`, which reads actions off videos.",
     )
     add("--resize", action="store_true", help="Scale videos to the size of the true ones.")
     add = parser.add_argument_group("rollouts for another judge").add_argument

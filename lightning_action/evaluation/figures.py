@@ -262,6 +262,7 @@ def _of_columns(key: str) -> Figure | None:
     return None
 
 
+_COLUMNS_FOLLOW = "idm_lag_frames"
 _COLUMNS = {
     # What begins with another one stands before it.
     "idm_gain_other_": Figure("", "gain {}, other actions", FOLLOWING, "nearer", 1, says="Under another sample's."),
@@ -283,9 +284,12 @@ _COLUMNS = {
 def figures_of(keys: Iterable[str]) -> dict[str, Figure]:
     """Describe those names of a report that are figures, in the order in which they are shown."""
     there = set(keys)
-    known = {key: figure for key, figure in FIGURES.items() if key in there}
     own = {key: figure for key in keys if key not in FIGURES and (figure := _of_columns(key))}
-    return {**known, **own}
+    found: dict[str, Figure] = {}
+    for key, figure in FIGURES.items():
+        found |= {key: figure} if key in there else {}
+        found |= own if key == _COLUMNS_FOLLOW else {}
+    return found
 
 
 FIGURES: dict[str, Figure] = {

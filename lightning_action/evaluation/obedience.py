@@ -5,6 +5,7 @@ Rollouts are fully autoregressive: every past latent frame after the initial one
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from lightning_action.batch import (
     without_actions,
 )
 from lightning_action.evaluation.evaluator import CURVES, Evaluator, Seen
+from lightning_action.evaluation.figures import is_number
 from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
 from lightning_action.evaluation.loss_gap import OTHER_ACTIONS, FrameLosses
@@ -239,7 +241,9 @@ def compose(evaluators: Mapping[str, Evaluator], probes: Probes | None = None) -
     model, limits = evaluators[MODEL], Thresholds()
     sample_ids = model.sample_ids()
     figures = {"episodes": float(len(sample_ids)), **model.compute(), **(probes.compute() if probes else {})}
-    spread = {**model.intervals(), **(probes.intervals() if probes else {})}
+    drawn = {**model.intervals(), **(probes.intervals() if probes else {})}
+    # Draws may define what all episodes together do not.
+    spread = {name: bounds if is_number(figures[name]) else [math.nan] * 2 for name, bounds in drawn.items()}
     verdict = judge({**figures, "intervals": spread}, limits)
     teacher_forced = model.teacher_forced()
     curves = {name: evaluator.curves() for name, evaluator in evaluators.items()}

@@ -283,15 +283,16 @@ def _of_read_actions(figures: Figures, limits: Thresholds) -> Verdict:
     gains = {column: figures[f"idm_gain_{column}"] for column in readable}
     told = ", ".join(f"gain {column} {gain:.2f}" for column, gain in gains.items())
     faults = list(_faults_of_reading(figures, gains, limits))
-    others = {column: _number(figures, f"idm_gain_other_{column}") for column in readable}
+    names = {column: f"idm_gain_other_{column}" for column in readable}
+    others = {column: figures[name] for column, name in names.items() if is_number(figures.get(name))}
     # Both are taken together where they should be 0: of few episodes, one alone is far from it by chance.
-    answers = [(gain + others[column]) / 2 for column, gain in gains.items()]
+    answers = [(gain + others.get(column, gain)) / 2 for column, gain in gains.items()]
     crossed = _crossed(figures, limits)
     if unclear := _unclear(figures, {column: f"idm_gain_{column}" for column in readable}, limits.read_gain_low):
         return Verdict("cannot tell", (*unclear, *remarks))
     if all(abs(gain) < limits.read_ignored for gain in answers) and not crossed:
         return _without_response(figures, limits, "what is read off the videos is not what was given", told, remarks)
-    if all(abs(gain) < limits.read_ignored for gain in others.values()) and not crossed:
+    if others and all(abs(gain) < limits.read_ignored for gain in others.values()) and not crossed:
         why = f"videos go on as recorded ({told}), whatever actions are given: under another sample's, "
         return Verdict("ignores", (why + ", ".join(f"gain {c} {gain:.2f}" for c, gain in others.items()), *remarks))
     if faults or (faults := list(_what_stands_still(figures, limits))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from lightning_action.batch import to_bytes
+from lightning_action.batch import to_bytes, to_unit_range
 from lightning_action.callbacks import PredictionWriter
 from lightning_action.cli import run_verb
 from lightning_action.cli.data_section import build_data
 from lightning_action.cli.mistakes import UsageError
+from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, columns_of, save_inverse_dynamics
 from lightning_action.evaluation.known_state import position_reader
+from lightning_action.evaluation.obedience import ObedienceTest
 from tests.support import sprite_module
 from tests.support.worldproof_reader import read_frames
 from tests.support.written_videos import write_video
@@ -108,6 +111,41 @@ def test_the_truth_may_be_files(made: Path, tmp_path: Path) -> None:
     assert blind["verdict"]["label"] == "ignores" and "gain_x" not in blind
     other = ["--other", "other", "--other_truth", "other"]
     assert evaluate(tmp_path, tmp_path / "c", *common, *other)["counterfactual_ratio"] == 0
+
+
+def test_actions_are_read_off_videos_where_nobody_knows_positions(made: Path, tmp_path: Path) -> None:
+    schema = DATA.action_schema
+    model = InverseDynamicsModel(schema, columns_of(schema, BATCH["action"].flatten(0, 1)), channels=(8, 8))
+    save_inverse_dynamics(tmp_path / "reads", model, {})
+    write_pictures(tmp_path / "truth", played(BATCH["action"]))
+    reads = ["--inverse_dynamics", str(tmp_path / "reads")]
+    files = ["--truth", str(tmp_path / "truth"), "--actions", "actions.npz"]
+    other = ["--other", "other", "--other_actions", "other.npz"]
+    report = evaluate(made, tmp_path / "files", *files, *other, *reads)
+    test = ObedienceTest(
+        lambda batch, *_: to_unit_range(DATA.simulate(batch, "test")[0]),
+        lambda batch: to_unit_range(batch["video"]),
+        schema,
+        1,
+        inverse_dynamics=model.eval(),
+    )
+    test.add_model(BATCH, {})
+    expected = {name: value for name, value in test.compute("model").items() if name.startswith("idm_")}
+    assert len(expected) > 10
+    for name, value in expected.items():
+        # Files hold 8 bits.
+        assert report[name] == (pytest.approx(value, abs=0.02) if math.isfinite(value) else None), name
+    assert report["verdict"]["label"] == "cannot tell" and "inverse-dynamics model does not" in str(report["verdict"])
+    assert report["provenance"]["inverse_dynamics"]["path"] == str(tmp_path / "reads")
+    alone = evaluate(made, tmp_path / "alone", *files, *reads)
+    assert alone["idm_gain_other_move_0"] is None and alone["idm_gain_move_0"] == report["idm_gain_move_0"]
+    of_data = evaluate(made, tmp_path / "data", "--config", "config.yaml", *other, *reads)
+    assert of_data["idm_gain_other_move_1"] == pytest.approx(report["idm_gain_other_move_1"], abs=0.02)
+    with pytest.raises(UsageError, match="--inverse_dynamics reads actions, and needs true ones .* give --actions"):
+        evaluate(made, tmp_path / "none", "--truth", str(tmp_path / "truth"), *reads)
+    np.savez(tmp_path / "half.npz", **{f"episode_{index}": np.ones((26, 2)) for index in range(9)})
+    with pytest.raises(ValueError, match=r"reads actions \[1, 12, 2\] .* those given are \[1, 26, 2\]"):
+        evaluate(made, tmp_path / "half", *files[:2], "--actions", str(tmp_path / "half.npz"), *reads)
 
 
 def disks(positions: Tensor, color: tuple[int, int, int]) -> Tensor:

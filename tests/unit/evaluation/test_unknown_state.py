@@ -176,6 +176,8 @@ def test_few_episodes_and_columns_that_are_not_read() -> None:
     assert half.label == "obeys" and half.reasons[1] == "nothing is known of move_1: not read off real videos either"
     by_chance = judge({**figures, "episodes": 12.0, "intervals": {"idm_correlation_real_move_1": [-0.1, 0.9]}})
     assert by_chance.reasons[1] == "nothing is known of move_1: not read off real videos either"
+    unknown = dict.fromkeys(("idm_gain_other_move_0", "idm_gain_other_move_1"), math.nan)
+    assert judge({**figures, "episodes": 12.0, **unknown}).label == "obeys", "nothing was made under other actions"
     unclear = judge({**figures, "episodes": 12.0, "intervals": {"idm_gain_move_1": [-0.1, 1.9]}})
     assert unclear.label == "cannot tell" and "move_1 is not told by these episodes: gain 1.00" in unclear.reasons[0]
     still = judge({**figures, "episodes": 12.0, "idm_correlation_real_move_1": math.nan})
