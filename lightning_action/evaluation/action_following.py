@@ -100,7 +100,14 @@ class ActionFollowing(EpisodeMetric):
         return {"position_error_px": error.mean(dim=0)}
 
     def per_episode(self) -> dict[str, Tensor]:
-        return self._figures_of_each(self.figures)
+        episodes, each = self.episodes(), self._figures_of_each(self.figures)
+        if not each:
+            return each
+        ratio = self.temporal_compression_ratio
+        moved, should_move = (episodes[name][:, ::ratio].diff(dim=1) for name in ("predicted", "target"))
+        # The slopes in one episode alone are those of few latent frames, or none.
+        x_to_y, y_to_x = (slope_shares(moved[..., 1 - axis], should_move)[:, axis] for axis in range(2))
+        return {**each, "cross_talk_x_to_y": x_to_y, "cross_talk_y_to_x": y_to_x}
 
 
 def hold_last_found(positions: Tensor, found: Tensor) -> Tensor:
@@ -212,6 +219,23 @@ def partial_slopes(predicted: Tensor, target: Tensor) -> list[float]:
     inverse = torch.linalg.pinv(x, rtol=1e-4)
     told = (inverse @ x).diagonal() > 0.999
     return torch.where(told, inverse @ y, math.nan).tolist()
+
+
+def slope_shares(predicted: Tensor, target: Tensor) -> Tensor:
+    """Share the slopes of `partial_slopes` among episodes, by what each does to them, to first order.
+
+    Args:
+        predicted: Values of the one, `[B, n]`.
+        target: Values of the others, `[B, n, k]`.
+
+    Returns:
+        `[B, k]`, whose means over the episodes are the slopes; NaN where those are.
+    """
+    x, y = centred(target.flatten(0, 1).cpu()), centred(predicted.flatten().cpu())
+    slopes = torch.tensor(partial_slopes(y, x), dtype=x.dtype)
+    inverse, residual = torch.linalg.pinv(x, rtol=1e-4), y - x @ slopes.nan_to_num()
+    by_episode = (inverse * residual).unflatten(1, predicted.shape).sum(dim=-1)
+    return slopes + len(predicted) * by_episode.T
 
 
 def centred(values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.action_following import best_lag, centred, correlation, partial_slopes
+from lightning_action.evaluation.action_following import best_lag, centred, correlation, slope_shares
 from lightning_action.evaluation.episode_metric import EpisodeMetric, mean
 from lightning_action.evaluation.inverse_dynamics_model import Column
 
@@ -114,6 +114,7 @@ class ActionsReadBack(EpisodeMetric):
         return {
             **self._figures_of_each(lambda episodes: self._figures(self._rows(episodes), ceilings)),
             **self._gains_of_each(rows, ceilings),
+            **self._cross_talk(rows),
         }
 
     def _gains_of_each(self, rows: dict[str, Tensor], ceilings: Sequence[tuple[float, float]]) -> dict[str, Tensor]:
@@ -132,17 +133,16 @@ class ActionsReadBack(EpisodeMetric):
 
     def _slope_shares(self, index: int, rows: dict[str, Tensor], names: Sequence[str]) -> Tensor:
         """Share the slope of one on the other among the episodes: `[episodes]`, the mean of which is the slope."""
-        read, given = (
-            centred(each).unflatten(0, (len(rows["action"]), -1)) for each in self._of_column(index, rows, names)
-        )
+        count = len(rows["action"])
+        read, given = (by_episode(centred(each), count) for each in self._of_column(index, rows, names))
         along, square = (read * given).sum(dim=(1, 2)), given.square().sum(dim=(1, 2))
         slope_of_all = along.sum() / square.sum()
         return slope_of_all + (along - slope_of_all * square) / square.mean()
 
     def _rows(self, episodes: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: episodes[name].reshape(len(episodes[name]), -1, len(self.columns)).double() for name in self.names
-        }
+        count = len(episodes["action"])
+        shape = (count, -1 if count else 0, len(self.columns))
+        return {name: episodes[name].reshape(shape).double() for name in self.names}
 
     def _ceilings(self, rows: dict[str, Tensor]) -> list[tuple[float, float]]:
         """Fit what is read off real videos to what was given, of each column: slope and correlation."""
@@ -159,7 +159,8 @@ class ActionsReadBack(EpisodeMetric):
             for name, pair in _GAINS.items():
                 gain = slope(*self._of_column(index, rows, pair))
                 result[f"{name}_{column.name}"] = gain / slope_real if slope_real > 0 else math.nan
-        return {**result, **self._lag(rows, [most for _, most in ceilings]), **self._cross_talk(rows)}
+        crossed = {name: shares.mean().item() for name, shares in self._cross_talk(rows).items()}
+        return {**result, **self._lag(rows, [most for _, most in ceilings]), **crossed}
 
     def _correlations(self, rows: dict[str, Tensor]) -> dict[str, float]:
         """Correlate what is read with what was given, of each column, and on average."""
@@ -188,7 +189,8 @@ class ActionsReadBack(EpisodeMetric):
         lag, lag_correlation = best_lag(*of_frames)
         return {"idm_lag_frames": float(lag), "idm_lag_correlation": lag_correlation}
 
-    def _cross_talk(self, rows: dict[str, Tensor]) -> dict[str, float]:
+    def _cross_talk(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Share cross-talk among the episodes, `[episodes]` by name: its mean is that of all."""
         crossed = [index for index, column in enumerate(self.columns) if column.kind == "continuous"]
         if not 2 <= len(crossed) <= _MAX_CROSSED:
             return {}
@@ -197,13 +199,22 @@ class ActionsReadBack(EpisodeMetric):
         unit = torch.where(scale > 0, scale, 1.0)
         names = [self.columns[index].name for index in crossed]
         result = {}
+
         for to, name_to in enumerate(names):
-            slopes, slopes_real = (partial_slopes(each[:, to] / unit[to], action / unit) for each in (read, real))
+            more = slope_shares(
+                by_episode((read - real)[:, to] / unit[to], len(rows["action"])),
+                by_episode(action / unit, len(rows["action"])),
+            )
             for given, name in enumerate(names):
                 if given != to:
-                    more = slopes[given] - slopes_real[given]
-                    result[f"idm_cross_talk_{name}_to_{name_to}"] = more if scale[to] > 0 else math.nan
+                    told = more[:, given] if scale[to] > 0 else math.nan * more[:, given]
+                    result[f"idm_cross_talk_{name}_to_{name_to}"] = told
         return result
+
+
+def by_episode(values: Tensor, count: int) -> Tensor:
+    """Take rows `[B n, ...]` apart into those of each of B episodes, of which there may be none."""
+    return values.unflatten(0, (count, len(values) // max(count, 1)))
 
 
 def slope(read: Tensor, given: Tensor) -> float:

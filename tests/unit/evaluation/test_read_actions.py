@@ -152,6 +152,14 @@ def test_each_episode_has_its_share_of_the_gain() -> None:
     assert metric.per_episode()["idm_gain_other_x"].tolist() == pytest.approx([1] * 6)
 
 
+@pytest.mark.parametrize("shape", [(0, 30, 3), (2, RATIO - 1, 3)])
+def test_without_a_latent_frame_that_has_actions_nothing_is_told(shape: tuple[int, ...]) -> None:
+    metric, none = ActionsReadBack(COLUMNS, RATIO), torch.zeros(shape)
+    metric.update(none, none, none, none, none)
+    assert math.isnan(metric.compute()["idm_gain_x"]) and math.isnan(metric.compute()["idm_cross_talk_x_to_y"])
+    assert len(metric.per_episode().get("idm_gain_x", [])) == len(none)
+
+
 def test_ranks() -> None:
     first, second = ([actions(seed + each) for each in range(5)] for seed in (0, 9))
     assert_ranks_are_one(partial(ActionsReadBack, COLUMNS, RATIO), first, second)
