@@ -46,6 +46,8 @@ class Thresholds:
         read_gain_high: Highest gain of such a column.
         read_share: Lowest share of that correlation that generated videos reach.
         read_cross_talk: Largest part of a column that is read off generated videos where another was given.
+        flow_cosine: Lowest cosine between generated and true flow at which its gain, with the limits of what is read,
+            tells how far things move: below, other things are where the true ones move.
     """
 
     gain_low: float = 0.8
@@ -68,6 +70,7 @@ class Thresholds:
     read_gain_high: float = 1.4
     read_share: float = 0.7
     read_cross_talk: float = 0.3
+    flow_cosine: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -328,6 +331,13 @@ def _faults_of_reading(figures: Figures, gains: Mapping[str, float], limits: Thr
             yield f"{column} responds too {'little' if gain < 1 else 'much'} (gain {gain:.2f})"
         elif share < limits.read_share:
             yield f"{column} is followed loosely ({share:.0%} of the correlation on real videos)"
+    # What is read saturates: half the motion may be read as three quarters.
+    flow = _number(figures, "flow_gain")
+    if (
+        _number(figures, "flow_cosine") >= limits.flow_cosine
+        and not limits.read_gain_low <= flow <= limits.read_gain_high
+    ):
+        yield f"things move too {'little' if flow < 1 else 'far'} (flow gain {flow:.2f})"
     for (given, read), value in crossed.items():
         if (given, read) not in swapped:
             yield f"{given} leaks into {read} ({value:.2f})"

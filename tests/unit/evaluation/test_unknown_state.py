@@ -150,6 +150,12 @@ def test_the_better_model_is_told_by_flow_and_by_what_is_read() -> None:
     assert "better" not in {change.outcome for change in compare(better, worse, ("A", "B")).changes}
 
 
+def test_half_the_motion_is_told_by_flow_where_what_is_read_saturates() -> None:
+    verdict = reported(half)["verdict"]
+    assert verdict["label"] == "partly" and verdict["reasons"] == ["things move too little (flow gain 0.49)"]
+    assert reported(perfect)["verdict"]["label"] == "obeys"
+
+
 def test_a_model_that_errs_elsewhere_is_no_better() -> None:
     first, second = (reported(partial(stumbling, on=on)) for on in (0, 1))
     found = compare(first, second, ("A", "B"))
