@@ -250,7 +250,7 @@ class ActionVideoModule(GenerativeModule):
         report = {**self._obedience.report(), "fit_seconds": self.fit_seconds, "seed": self.sampling.seed}
         numbers = {key: value for key, value in report.items() if isinstance(value, float)}
         self.log_dict({f"test/{key}": value for key, value in numbers.items()}, sync_dist=True)
-        report["provenance"] = provenance_of(self, self._test_data)
+        report["provenance"] = provenance_of(self, self._test_data, self.inverse_dynamics)
         if self.trainer.is_global_zero:
             where = publish(self.trainer, report, self._obedience.pictures())
             print(f"\n{format_table(report)}\n\n{where}")

@@ -11,13 +11,13 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from lightning_action.evaluation.provenance import versions
+from lightning_action.evaluation.provenance import reader_provenance, versions
 from lightning_action.evaluation.report import write_reports
 from lightning_action.evaluation.tensorboard import write_to_tensorboard
 from lightning_action.weights.fingerprint import fingerprint
 
 
-def provenance_of(module: L.LightningModule, data: str) -> dict[str, Any]:
+def provenance_of(module: L.LightningModule, data: str, reader: str | None = None) -> dict[str, Any]:
     """Say which weights and data a test was of, under which configuration and versions.
 
     Every rank must call it, for the weights may be sharded. Paths are as they were given.
@@ -25,6 +25,7 @@ def provenance_of(module: L.LightningModule, data: str) -> dict[str, Any]:
     Args:
         module: Module that is tested.
         data: Fingerprint of the test data.
+        reader: Folder of the model that read actions off the videos; None where none did.
     """
     trainer = module.trainer
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
@@ -36,6 +37,7 @@ def provenance_of(module: L.LightningModule, data: str) -> dict[str, Any]:
             "fingerprint": data,
             **({"settings": settings} if settings else {}),
         },
+        **({} if reader is None else {"inverse_dynamics": reader_provenance(reader)}),
         "config": _configuration(trainer) or _texts(module.hparams) or None,
         "versions": versions(),
     }

@@ -29,7 +29,7 @@ _USES = {
     "videos": (
         *_OF_DATA,
         *("other", "null", "truth", "other_truth", "actions", "other_actions", "manifest"),
-        *("num_initial_frames", "temporal_compression_ratio", "object_color", "resize"),
+        *("num_initial_frames", "temporal_compression_ratio", "object_color", "inverse_dynamics", "resize"),
     ),
     "export": (*_OF_DATA, "ckpt_path", "num_samples", "fps", "device", "dtype", "overwrite"),
 }
@@ -92,7 +92,7 @@ def compare_reports(first: Path, second: Path, output: Path | None = None) -> No
     if report_file(first).samefile(report_file(second)):
         raise ValueError(f"{first} is compared with itself: give two reports")
     comparison = compare(*reports, _NAMES)
-    if not comparison.changes:
+    if not comparison.changes and not comparison.details:
         raise ValueError(f"{first} and {second} have no figure in common that could be compared")
     print(format_comparison(comparison, reports, (str(first), str(second))))
     if output is not None:
@@ -122,12 +122,13 @@ def format_comparison(comparison: Comparison, reports: tuple[Report, Report], pa
                 format_value(change.second),
                 "-" if tested is None else f"{tested.difference:+.3f}{'*' if nearer else ' '}",
                 "-" if tested is None else f"{tested.interval[0]:+.3f} .. {tested.interval[1]:+.3f}",
+                "-" if tested is None else f"{tested.episodes}",
                 format_value(change.p_value),
                 change.outcome,
             )
         )
     first, second = comparison.names
-    header = ("", first, second, f"{second} - {first} ", "95 %", "p", f"{second} is")
+    header = ("", first, second, f"{second} - {first} ", "95 %", "n", "p", f"{second} is")
     stars = "\n  * of the distances from the ideal" if has_distances else ""
     table = text_table("FIGURES", header, rows) + stars
     return "\n\n".join(["\n".join(whose), table, f"  {comparison.method()}", comparison.summary()])
@@ -164,6 +165,12 @@ def _parser() -> VerbParser:
     add("--temporal_compression_ratio", type=int, metavar="R", help="Frames of a latent frame; default: as the data's.")
     add(
         "--object_color", type=int, nargs=3, metavar=("R", "G", "B"), help="Object to look for, where --truth is given."
+    )
+    add(
+        "--inverse_dynamics",
+        type=Path,
+        metavar="DIR",
+        help="Model of `inverse-dynamics`, which reads actions off videos.",
     )
     add("--resize", action="store_true", help="Scale videos to the size of the true ones.")
     add = parser.add_argument_group("rollouts for another judge").add_argument

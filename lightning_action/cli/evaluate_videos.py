@@ -9,7 +9,8 @@ from tqdm import tqdm
 from lightning_action.cli.true_videos import DataSource, FileSource
 from lightning_action.cli.video_inputs import VideoOptions, find_inputs
 from lightning_action.evaluation.given_videos import GivenVideosTest
-from lightning_action.evaluation.provenance import versions
+from lightning_action.evaluation.inverse_dynamics_model import load_inverse_dynamics
+from lightning_action.evaluation.provenance import reader_provenance, versions
 from lightning_action.evaluation.report import Report, format_table, write_reports
 
 
@@ -22,7 +23,10 @@ def evaluate_videos(options: VideoOptions) -> Report:
     """
     inputs = find_inputs(options)
     source: DataSource | FileSource = DataSource(options, inputs) if options.config else FileSource(options, inputs)
-    test = GivenVideosTest(source.ratio, options.num_initial_frames)
+    reader = None if options.inverse_dynamics is None else load_inverse_dynamics(options.inverse_dynamics)
+    if reader is not None and isinstance(source, DataSource) and source.schema is not None:
+        reader.require_reads(source.schema)
+    test = GivenVideosTest(source.ratio, options.num_initial_frames, reader)
     for episodes in tqdm(source, desc="comparing", unit="batch", total=len(source)):
         test.add(episodes)
     report = {**test.report(), "provenance": provenance(options, source)}
@@ -39,8 +43,10 @@ def evaluate_videos(options: VideoOptions) -> Report:
 def provenance(options: VideoOptions, source: DataSource | FileSource) -> dict[str, Any]:
     """Say what was compared with what."""
     data = {"class": source.kind, "fingerprint": source.fingerprint, "config": ", ".join(options.config)}
+    reader = options.inverse_dynamics
     return {
         "videos": {kind: str(path) for kind, path in options.paths.items()},
         "data": {name: value for name, value in data.items() if value},
+        **({} if reader is None else {"inverse_dynamics": reader_provenance(reader)}),
         "versions": versions(),
     }

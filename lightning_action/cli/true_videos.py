@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.assembly import HasActionSchema
-from lightning_action.batch import Batch, after_start, from_unit_range, num_latent_frames, to_unit_range
+from lightning_action.batch import Batch, after_start, from_unit_range, num_latent_frames, to_unit_range, without_action
 from lightning_action.cli.data_section import build_data, load_samples
 from lightning_action.cli.video_inputs import ACTIONS, Inputs, VideoOptions
 from lightning_action.data.split_data import SampleDataset
@@ -44,6 +45,7 @@ class FileSource:
         self.ratio = options.temporal_compression_ratio or _RATIO
         require_long_enough(first.num_frames, options.num_initial_frames, self.ratio)
         require_rows(inputs)
+        require_rows_of_frames(inputs, first.num_frames, self.ratio)
         self._locator = None if options.object_color is None else ColorLocator(options.object_color)
         self.fingerprint = data_fingerprint(
             {"video": from_unit_range(self._truth([inputs.names[0]]).video), "sample_id": [0]}
@@ -63,19 +65,31 @@ class FileSource:
                 own,
                 read("other"),
                 read("null"),
-                None if true_other is None else self._see(true_other),
+                None if true_other is None else self._see(true_other, self.inputs.videos["other_truth"][name].path),
                 self._locator,
+                self._rows("actions", name),
+                self._rows("other_actions", name),
             )
+
+    def _rows(self, kind: str, name: str) -> Tensor | None:
+        tables = self.inputs.actions.get(kind)
+        return None if tables is None else tables[name][None]
 
     def _truth(self, names: list[str]) -> Seen:
         video = self.inputs.read("truth", names, self._size)
         assert video is not None
-        return self._see(video)
+        return self._see(video, self.inputs.videos["truth"][names[0]].path)
 
-    def _see(self, video: Tensor) -> Seen:
+    def _see(self, video: Tensor, path: Path) -> Seen:
         if self._locator is None:
             return Seen(video)
-        return Seen(video, hold_last_found(*self._locator(from_unit_range(video))))
+        positions, found = self._locator(from_unit_range(video))
+        if not bool(found.any()):
+            raise ValueError(
+                f"{path} is a true video, and nothing in it has the --object_color: give the colour of the object, as "
+                "a picture has it, or leave it out where no object has a hue of its own"
+            )
+        return Seen(video, hold_last_found(positions, found))
 
 
 class DataSource:
@@ -101,7 +115,7 @@ class DataSource:
         inputs.require_size((num_frames, height, width))
         require_rows(inputs, None if first["action"] is None else first["action"].shape[1:])
         self.fingerprint = data_fingerprint(first)
-        schema = data.action_schema if isinstance(data, HasActionSchema) else None
+        self.schema = schema = data.action_schema if isinstance(data, HasActionSchema) else None
         ratio = _RATIO if schema is None else schema.temporal_compression_ratio
         self.ratio = options.temporal_compression_ratio or ratio
         require_long_enough(num_frames, options.num_initial_frames, self.ratio)
@@ -126,6 +140,8 @@ class DataSource:
                 read("null"),
                 None if other is None else self._true_other(batch, names, read("other_truth")),
                 self._reader_of(batch),
+                _with_nan(batch),
+                None if other is None or batch["action"] is None else self._other_rows(batch, names),
             )
 
     def _reader_of(self, batch: Batch) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
@@ -139,13 +155,26 @@ class DataSource:
             return Seen(given) if reader is None else Seen(given, hold_last_found(*reader(from_unit_range(given))))
         if self._simulate is None:
             return None
-        tables = self.inputs.actions.get("other_actions")
-        rows = [self._others[number] for number in batch["sample_id"].tolist()]
-        other = torch.stack(rows if tables is None else [tables[name] for name in names]).to(batch["action"])
-        video, positions = self._simulate(
-            {**batch, "action": after_start(batch["action"], other, self._num_initial_rows)}
-        )
+        video, positions = self._simulate({**batch, "action": self._other_rows(batch, names)})
         return Seen(to_unit_range(video), positions)
+
+    def _other_rows(self, batch: Batch, names: list[str]) -> Tensor:
+        """Rows of the other actions, `[B, rows, columns]`: as files have them, else of the sample before."""
+        own, tables = batch["action"], self.inputs.actions.get("other_actions")
+        rows = [self._others[number] for number in batch["sample_id"].tolist()]
+        if tables is not None:
+            rows = [tables[name] for name in names]
+        other = torch.stack([torch.full_like(own[0], math.nan) if each is None else each for each in rows])
+        return after_start(own, other.to(own), self._num_initial_rows)
+
+
+def _with_nan(batch: Batch) -> Tensor | None:
+    """Actions of a batch, NaN in place of those that a sample does not have."""
+    action: Tensor | None = batch["action"]
+    without = without_action(batch)
+    if action is None or without is None:
+        return action
+    return action.float().masked_fill(without[:, None, None], math.nan)
 
 
 def names_by_number(folder: Path, split: str, inputs: Inputs, wanted: Iterable[int]) -> dict[int, str]:
@@ -189,6 +218,23 @@ def require_long_enough(num_frames: int, num_initial_frames: int, ratio: int) ->
             "which displacements are taken: lower --num_initial_frames or --temporal_compression_ratio, or give longer "
             "videos"
         )
+
+
+def require_rows_of_frames(inputs: Inputs, num_frames: int, ratio: int) -> None:
+    """Refuse actions whose rows are none of the frames, whatever their alignment is.
+
+    Raises:
+        ValueError: There are rows for no whole number of frames, of steps between them, or of latent frames.
+    """
+    for kind, tables in inputs.actions.items():
+        for name, rows in tables.items():
+            count = len(rows)
+            if count % num_frames and count % (num_frames - 1) and count != num_latent_frames(num_frames, ratio):
+                raise ValueError(
+                    f"--{kind}, {name}: {count} rows for {num_frames} frames; expected one for each step between "
+                    f"them ({num_frames - 1}), for each frame ({num_frames}), or several, or one for each latent frame "
+                    f"({num_latent_frames(num_frames, ratio)}): are they those of this video?"
+                )
 
 
 def require_rows(inputs: Inputs, shape: Sequence[int] | None = None) -> None:

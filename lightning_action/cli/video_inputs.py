@@ -52,6 +52,7 @@ class VideoOptions:
         num_initial_frames: Number of pixel frames that were given.
         temporal_compression_ratio: Number of pixel frames over which displacements are taken; None takes the data's.
         object_color: Red, green and blue of the object whose positions are compared, where the data knows none.
+        inverse_dynamics: Folder of a model that reads actions off videos, where nobody knows positions.
         resize: Whether videos of another size are scaled to that of the true ones.
     """
 
@@ -71,6 +72,7 @@ class VideoOptions:
     num_initial_frames: int = 1
     temporal_compression_ratio: int | None = None
     object_color: Sequence[int] | None = None
+    inverse_dynamics: Path | None = None
     resize: bool = False
 
     def __post_init__(self) -> None:
@@ -86,6 +88,12 @@ class VideoOptions:
         if (self.settings or self.split) and not self.config:
             what = self.settings[0] if self.settings else "--split"
             raise UsageError(f"{what} is for the data of --config: give one")
+        if self.inverse_dynamics is not None and self.truth is not None and self.actions is None:
+            raise UsageError(
+                "--inverse_dynamics reads actions, and needs true ones to compare them with: give --actions"
+            )
+        if self.truth is not None and self.truth.resolve() == self.videos.resolve():
+            raise UsageError("--videos and --truth are the same folder: true videos obey by definition")
         if self.output.exists() and not self.output.is_dir():
             raise FileExistsError(f"{self.output} is no folder: --output is the folder of report.json and report.html")
 

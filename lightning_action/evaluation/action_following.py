@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, mean
+from lightning_action.evaluation.episode_metric import EpisodeMetric, mean, ratio
 
 MAX_LAG = 8
+_ROUNDING = 1e-4
 
 
 class ActionFollowing(EpisodeMetric):
@@ -99,10 +100,14 @@ class ActionFollowing(EpisodeMetric):
         return {"position_error_px": error.mean(dim=0)}
 
     def per_episode(self) -> dict[str, Tensor]:
-        episodes = self.episodes()
-        count = len(episodes["target"])
-        each = [self.figures({name: values[i : i + 1] for name, values in episodes.items()}) for i in range(count)]
-        return {name: torch.tensor([figures[name] for figures in each]) for name in (each[0] if each else ())}
+        episodes, each = self.episodes(), self._figures_of_each(self.figures)
+        if not each:
+            return each
+        ratio = self.temporal_compression_ratio
+        moved, should_move = (episodes[name][:, ::ratio].diff(dim=1) for name in ("predicted", "target"))
+        # The slopes in one episode alone are those of few latent frames, or none.
+        x_to_y, y_to_x = (slope_shares(moved[..., 1 - axis], should_move)[:, axis] for axis in range(2))
+        return {**each, "cross_talk_x_to_y": x_to_y, "cross_talk_y_to_x": y_to_x}
 
 
 def hold_last_found(positions: Tensor, found: Tensor) -> Tensor:
@@ -125,7 +130,7 @@ def gain_and_r2(predicted: Tensor, target: Tensor) -> tuple[float, float]:
 
     A prediction that never moves has gain 0 and R^2 0.
     """
-    x, y = target.double() - target.double().mean(), predicted.double() - predicted.double().mean()
+    x, y = centred(target), centred(predicted)
     gain = (x * y).sum() / x.square().sum()
     total = y.square().sum()
     r2 = 1 - (y - gain * x).square().sum() / total if total > 0 else torch.zeros(())
@@ -135,7 +140,7 @@ def gain_and_r2(predicted: Tensor, target: Tensor) -> tuple[float, float]:
 def identity_r2(predicted: Tensor, target: Tensor) -> float:
     """Compute `1 - sum (predicted - true)^2 / sum (true - mean)^2`, which is stricter than the R^2 of a fitted line."""
     x, y = target.double(), predicted.double()
-    return (1 - (y - x).square().sum() / (x - x.mean()).square().sum()).item()
+    return 1 - ratio((y - x).square().sum().item(), centred(x).square().sum().item())
 
 
 def best_lag(predicted: Tensor, target: Tensor, max_lag: int = MAX_LAG) -> tuple[int, float]:
@@ -210,14 +215,44 @@ def partial_slopes(predicted: Tensor, target: Tensor) -> list[float]:
     Returns:
         Slopes `[k]`, NaN where the values do not tell them: one does not vary, or only together with others.
     """
-    x, y = (values.double().cpu() for values in (target, predicted))
-    inverse = torch.linalg.pinv(x - x.mean(dim=0), rtol=1e-4)
+    x, y = (centred(values.cpu()) for values in (target, predicted))
+    inverse = torch.linalg.pinv(x, rtol=1e-4)
     told = (inverse @ x).diagonal() > 0.999
-    return torch.where(told, inverse @ (y - y.mean()), math.nan).tolist()
+    return torch.where(told, inverse @ y, math.nan).tolist()
+
+
+def slope_shares(predicted: Tensor, target: Tensor) -> Tensor:
+    """Share the slopes of `partial_slopes` among episodes, by what each does to them, to first order.
+
+    Args:
+        predicted: Values of the one, `[B, n]`.
+        target: Values of the others, `[B, n, k]`.
+
+    Returns:
+        `[B, k]`, whose means over the episodes are the slopes; NaN where those are.
+    """
+    x, y = centred(target.flatten(0, 1).cpu()), centred(predicted.flatten().cpu())
+    slopes = torch.tensor(partial_slopes(y, x), dtype=x.dtype)
+    inverse, residual = torch.linalg.pinv(x, rtol=1e-4), y - x @ slopes.nan_to_num()
+    by_episode = (inverse * residual).unflatten(1, predicted.shape).sum(dim=-1)
+    return slopes + len(predicted) * by_episode.T
+
+
+def centred(values: Tensor) -> Tensor:
+    """Subtract the mean of numbers `[n]`, or of each component of vectors `[n, D]`, in double precision.
+
+    What differs by less than a ten-thousandth of its size does not vary: positions are rounded, and a slope on rounding
+    would be any number.
+    """
+    values = values.double()
+    apart = values - values.mean(dim=0)
+    if not len(values):
+        return apart
+    return torch.where(apart.abs().amax(dim=0) > _ROUNDING * values.abs().amax(dim=0), apart, 0.0)
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
     """Compute Pearson's r of numbers `[n]`, or of all numbers of vectors `[n, D]`; 0 where one side does not vary."""
-    a, b = (each.double() - each.double().mean(dim=0) for each in (a, b))
+    a, b = centred(a), centred(b)
     scale = a.norm() * b.norm()
     return ((a * b).sum() / scale).item() if scale > 0 else 0.0

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning_action.evaluation.figures import FIGURES, Figure, is_number
+from lightning_action.evaluation.figures import Figure, figures_of, is_number
 from lightning_action.evaluation.paired import MeanDifference, holm, paired_test, unpaired_test
 
 Report = Mapping[str, Any]
 Outcome = Literal["better", "worse", "no more than noise", "not tested"]
 SIGNIFICANT = 0.05
+# How the names of figures begin that an inverse-dynamics model tells.
+READ = "idm_"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Change:
         second: Value of the second one.
         tested: Mean difference over episodes, second - first; of distances from the ideal where nearer is better. None
             where nothing can be tested.
-        p_value: The p-value of that, corrected for the number of figures (`holm`).
+        p_value: The p-value of that, corrected for the number of figures of its family (`holm`).
         outcome: What the second one is.
     """
 
@@ -46,12 +48,16 @@ class Comparison:
         verdicts: Label of the verdict of each.
         is_paired: Whether both have the same episodes.
         changes: Figures that both have.
+        details: Figures that break others down, and are corrected for among themselves.
+        reads_alike: Whether the same inverse-dynamics model has read the actions of both, as far as they say.
     """
 
     names: tuple[str, str]
     verdicts: tuple[str, str]
     is_paired: bool
     changes: tuple[Change, ...]
+    details: tuple[Change, ...]
+    reads_alike: bool
 
     def titles(self, outcome: Outcome) -> list[str]:
         """Name the figures of one outcome."""
@@ -65,10 +71,16 @@ class Comparison:
             else "Unpaired, for the episodes are not the same: permutation of who belongs to whom"
         )
         tests = sum(change.tested is not None and _differs(change.tested) for change in self.changes)
-        return (
-            f"{how}; intervals are 95 % of a bootstrap over episodes; p-values are corrected for {tests} tests (Holm), "
-            f"and below {SIGNIFICANT} is more than noise"
+        alone = [change.figure.title for change in (*self.changes, *self.details) if self.is_paired and _apart(change)]
+        remarks = [
+            *([f"unpaired: {', '.join(alone)}, measured of other episodes"] if alone else []),
+            *([] if self.reads_alike else ["what different inverse-dynamics models read off is not compared"]),
+        ]
+        told = (
+            f"{how}; n is the number of episodes; intervals are 95 % of a bootstrap over them; p-values are corrected "
+            f"for {tests} tests (Holm), and below {SIGNIFICANT} is more than noise"
         )
+        return "; ".join([told, *remarks])
 
     def summary(self) -> str:
         """Say in a line which figures got better, and which worse."""
@@ -84,19 +96,29 @@ def compare(first: Report, second: Report, names: tuple[str, str]) -> Comparison
     """Compare two reports figure by figure.
 
     Where both name the same episodes in `sample_ids`, of data with the same fingerprint as far as they say, each
-    episode is compared with itself. Figures are those that both have, that have a direction, and that break no other
-    figure down.
+    episode is compared with itself; a figure that was measured of none of the same ones is compared between groups.
+    Figures are those that both have, and that have a direction.
     """
     is_paired = _same_episodes(first, second)
+    shared = [figure for key, figure in figures_of(first).items() if figure.better and key in second]
+    families = [[figure for figure in shared if figure.detail == detail] for detail in (False, True)]
+    changes, details = (tuple(_changes(figures, first, second, is_paired)) for figures in families)
+    verdicts = tuple((report.get("verdict") or {}).get("label", "no verdict") for report in (first, second))
+    return Comparison(names, (verdicts[0], verdicts[1]), is_paired, changes, details, _same_reader(first, second))
+
+
+def _changes(figures: Sequence[Figure], first: Report, second: Report, is_paired: bool) -> list[Change]:
+    """Test figures that are corrected for together."""
     order = _order(first["sample_ids"], second["sample_ids"]) if is_paired else None
-    figures = [
-        figure
-        for key, figure in FIGURES.items()
-        if figure.better and not figure.detail and key in first and key in second
+    reads = _same_reader(first, second)
+    tested = [
+        _tested(figure, _episodes(first), _episodes(second), is_paired, order)
+        if reads or not figure.key.startswith(READ)
+        else None
+        for figure in figures
     ]
-    tested = [_tested(figure, _episodes(first), _episodes(second), is_paired, order) for figure in figures]
     corrected = holm([each.p_value if each and _differs(each) else math.nan for each in tested])
-    changes = [
+    return [
         Change(
             figure,
             first[figure.key],
@@ -107,8 +129,6 @@ def compare(first: Report, second: Report, names: tuple[str, str]) -> Comparison
         )
         for figure, each, p in zip(figures, tested, corrected, strict=True)
     ]
-    verdicts = tuple((report.get("verdict") or {}).get("label", "no verdict") for report in (first, second))
-    return Comparison(names, (verdicts[0], verdicts[1]), is_paired, tuple(changes))
 
 
 def paired_tests(report: Report) -> dict[str, dict[str, Any]]:
@@ -119,8 +139,8 @@ def paired_tests(report: Report) -> dict[str, dict[str, Any]]:
         `interval`, `p_value`, `episodes`.
     """
     own, found = _episodes(report), {}
-    for key, figure in FIGURES.items():
-        if figure.better is None or figure.detail or key not in own:
+    for key, figure in figures_of(own).items():
+        if figure.better is None or figure.detail:
             continue
         of_baselines = {
             name: _tested(figure, episodes, own, True, None)
@@ -153,6 +173,16 @@ def _same_episodes(first: Report, second: Report) -> bool:
     return bool(ids[0]) and ids[0] == ids[1] and (None in data or data[0] == data[1])
 
 
+def _same_reader(first: Report, second: Report) -> bool:
+    readers = [((report.get("provenance") or {}).get("inverse_dynamics") or {}) for report in (first, second)]
+    prints = [reader.get("fingerprint") for reader in readers]
+    return None in prints or prints[0] == prints[1]
+
+
+def _apart(change: Change) -> bool:
+    return change.tested is not None and not change.tested.is_paired
+
+
 def _order(first: Sequence[Any], second: Sequence[Any]) -> list[int]:
     """Places in the second report of the episodes of the first."""
     places = {str(each): place for place, each in enumerate(second)}
@@ -173,7 +203,7 @@ def _tested(
         return unpaired_test(one, other)
     if len({len(one), len(other), len(one if order is None else order)}) > 1:
         return None  # of some of the episodes alone
-    return paired_test(one, other if order is None else [other[place] for place in order])
+    return paired_test(one, other if order is None else [other[place] for place in order]) or unpaired_test(one, other)
 
 
 def _distances(figure: Figure, values: Sequence[float | None]) -> list[float]:

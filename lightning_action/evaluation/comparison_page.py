@@ -33,7 +33,12 @@ def comparison_page(comparison: Comparison, first: Report, second: Report, sourc
     tested, untested = ([each for each in comparison.changes if (each.tested is None) == no] for no in (False, True))
     header = _header(comparison)
     rest = folded(f"{len(untested)} figures that could not be tested", table(header, map(_row, untested)))
-    told = section("Is it more than noise?", f"{comparison.method()}.", table(header, map(_row, tested)), rest)
+    details = [each for each in comparison.details if each.tested is not None]
+    more = folded(
+        f"{len(details)} figures that break these down, corrected for among themselves",
+        table(header, map(_row, details)),
+    )
+    told = section("Is it more than noise?", f"{comparison.method()}.", table(header, map(_row, tested)), more, rest)
     verdicts = "".join(
         _verdict(name, source, report) for (name, report), source in zip(reports.items(), sources, strict=True)
     )
@@ -48,7 +53,7 @@ def comparison_page(comparison: Comparison, first: Report, second: Report, sourc
 
 def _header(comparison: Comparison) -> list[str]:
     first, second = comparison.names
-    return ["", first, second, f"{second} − {first}", "95 %", "p", f"{second} is"]
+    return ["", first, second, f"{second} − {first}", "95 %", "n", "p", f"{second} is"]
 
 
 def _row(change: Change) -> list[str]:
@@ -62,6 +67,7 @@ def _row(change: Change) -> list[str]:
         number(change.second),
         "-" if tested is None else signed(tested.difference),
         "-" if tested is None else f"{signed(low)} to {signed(high)}",
+        "-" if tested is None else f"{tested.episodes}",
         p_text(change.p_value),
         outcome_chip(change.outcome),
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, mean, ratio
+from lightning_action.evaluation.episode_metric import EpisodeMetric, mean, ratio, ratios
 
 
 class Controllability(EpisodeMetric):
@@ -51,4 +51,13 @@ class Controllability(EpisodeMetric):
             "action_share": ratio(action, action + noise),
             "action_variance": action,
             "noise_variance": noise,
+        }
+
+    def per_episode(self) -> dict[str, Tensor]:
+        episodes = self.episodes()
+        action, noise = episodes["action_variance"], episodes["noise_variance"]
+        return {
+            **episodes,
+            "controllability_ratio": ratios(action, noise),
+            "action_share": ratios(action, action + noise),
         }

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, mean_where, ratio
+from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, mean_where, ratio, ratios
+from lightning_action.evaluation.motion import moving_region
 
 
 class CounterfactualDivergence(EpisodeMetric):
@@ -20,6 +21,7 @@ class CounterfactualDivergence(EpisodeMetric):
         counterfactual_divergence = mean |(g - g') - (x - x')|,   ideal 0
         counterfactual_ratio = counterfactual_divergence / mean |x - x'|,   ideal 0; copying and blind models have 1
         generated_difference = mean |g - g'|,   0 for a blind model; ideal `true_difference = mean |x - x'|`
+        generated_difference_moving = the same where x moves,   0 for a blind model, however small the object is
         difference_before = mean |g - g'| over the generated frames before,   0 for a causal model
 
     The difference of differences is that of the judge worldproof (0.1.0), which counts in 255ths; it cancels what is
@@ -31,7 +33,8 @@ class CounterfactualDivergence(EpisodeMetric):
     """
 
     def __init__(self, num_initial_frames: int = 1, **kwargs: Any) -> None:
-        names = ["counterfactual_divergence", "generated_difference", "true_difference", "difference_before"]
+        names = ["counterfactual_divergence", "generated_difference", "generated_difference_moving"]
+        names += ["true_difference", "difference_before"]
         super().__init__(names, **kwargs)
         self.num_initial_frames = num_initial_frames
 
@@ -71,12 +74,23 @@ class CounterfactualDivergence(EpisodeMetric):
         }
         by_frame = {name: each.abs().mean(dim=(2, 3, 4)) for name, each in size.items()}
         before = mean_where(by_frame["generated_difference"], ~after & (frames >= start), dim=1)
-        self._add(difference_before=before, **{name: mean_where(each, after, dim=1) for name, each in by_frame.items()})
+        moves = torch.zeros_like(change[:, :, 0], dtype=torch.bool) if truth is None else moving_region(truth)
+        moves &= after[:, :, None, None]
+        self._add(
+            difference_before=before,
+            generated_difference_moving=mean_where(change.abs().mean(dim=2), moves, dim=(1, 2, 3)),
+            **{name: mean_where(each, after, dim=1) for name, each in by_frame.items()},
+        )
 
     def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
         result = super().figures(episodes)
         share = ratio(result["counterfactual_divergence"], result["true_difference"])
         return {**result, "counterfactual_ratio": share}
+
+    def per_episode(self) -> dict[str, Tensor]:
+        episodes = self.episodes()
+        share = ratios(episodes["counterfactual_divergence"], episodes["true_difference"])
+        return {**episodes, "counterfactual_ratio": share}
 
 
 class CrossSwap(EpisodeMetric):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,19 @@ class Seen:
         if self.positions is None or self.found is None:
             return self.positions
         return hold_last_found(self.positions, self.found)
+
+    def unknown_where(self, samples: Tensor) -> Seen:
+        """Put NaN in place of the videos and positions of some samples, `[B]` bool."""
+        if not bool(samples.any()):
+            return self
+        video, positions = (
+            None
+            if each is None
+            else each.masked_fill(samples.to(each.device).view(-1, *[1] * (each.ndim - 1)), math.nan)
+            for each in (self.video, self.positions)
+        )
+        assert video is not None
+        return Seen(video, positions, self.found)
 
 
 class Evaluator(nn.Module):
@@ -118,7 +132,8 @@ class Evaluator(nn.Module):
         if own.positions is not None and own.found is not None and truth.positions is not None:
             self.following.update(own.positions, truth.positions, own.found)
         if own.positions is None:
-            self.flow.update(own.video[:_NUM_FLOWS], truth.video[:_NUM_FLOWS])
+            few = slice(_NUM_FLOWS)
+            self.flow.update_named(sample_id[few], own.video[few], truth.video[few])
         generated = slice(self.num_initial_frames, None)
         if own.path is not None and truth.path is not None and truth.path[:, generated].shape[1] >= WINDOW:
             self.onset.update((own.path - truth.path)[:, generated].norm(dim=-1))
@@ -127,21 +142,35 @@ class Evaluator(nn.Module):
             paths = (other.path, owner, truth.path)
             self.cross_swap.update(*(path[:, self.num_initial_frames - 1 :] for path in paths))
 
-    def update_losses(self, losses: Mapping[str, FrameLosses]) -> None:
-        """Compare matched losses, named `true` and by the kinds of other actions."""
+    def update_losses(self, losses: Mapping[str, FrameLosses], same: Tensor | None = None) -> None:
+        """Compare matched losses.
+
+        Args:
+            losses: Losses named `true` and by the kinds of other actions.
+            same: Samples whose swapped actions are their own, `[B]` bool, which tell nothing; None says none.
+        """
         for gap in self._loss_gaps:
             if gap.actions in losses:
                 true, other = losses["true"], losses[gap.actions]
-                moving = (true.per_frame_moving, other.per_frame_moving)
-                gap.update(true.per_frame, other.per_frame, true.timestep, *moving)
+                under_other, moving = other.per_frame, (true.per_frame_moving, other.per_frame_moving)
+                if same is not None and gap.actions == "swapped":
+                    hidden = same[:, None].to(under_other.device)
+                    under_other = under_other.masked_fill(hidden, math.nan)
+                    moving = (moving[0], None if moving[1] is None else moving[1].masked_fill(hidden, math.nan))
+                gap.update(true.per_frame, under_other, true.timestep, *moving)
 
-    def update_read_actions(self, rows: Mapping[str, Tensor]) -> None:
-        """Compare actions that were read off videos with those that were given, named as `ActionsReadBack` does."""
+    def update_read_actions(self, sample_id: Tensor, rows: Mapping[str, Tensor]) -> None:
+        """Compare actions that were read off videos with those that were given.
+
+        Args:
+            sample_id: Names of the samples that have actions, `[B]`.
+            rows: Their actions, named as `ActionsReadBack` does.
+        """
         if self.read_back is None or self.read_accuracy is None:
             return
-        self.read_back.update(**rows)
+        self.read_back.update_named(sample_id, **rows)
         named = (rows[name] for name in ("read", "read_real", "action"))
-        self.read_accuracy.update(*(classes_of(self.read_back.columns, each) for each in named))
+        self.read_accuracy.update_named(sample_id, *(classes_of(self.read_back.columns, each) for each in named))
 
     def compute(self) -> Report:
         """Compute the figures, by the names of the report."""
@@ -153,8 +182,9 @@ class Evaluator(nn.Module):
         return self._flat(found)
 
     def per_episode(self) -> dict[str, list[float]]:
-        """Give the figures of each episode, in the order of `sample_ids`."""
-        found = {name: each.tolist() for metric in self._metrics for name, each in metric.per_episode().items()}
+        """Give the figures of each episode, in the order of `sample_ids`; NaN where one was not measured."""
+        names = self.sample_ids()
+        found = {name: each for metric in self._metrics for name, each in metric.per_episode_of(names).items()}
         return self._flat(found)
 
     def sample_ids(self) -> list[int]:

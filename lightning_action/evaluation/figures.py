@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lightning_action.evaluation.loss_gap import LEVELS
@@ -86,9 +86,11 @@ def _following() -> Iterator[Figure]:
     says = "Correlation of actions that an inverse-dynamics model reads off the video with those that were given."
     yield Figure("idm_correlation", "actions read back", FOLLOWING, "higher", chance=0, says=says, printed=True)
     says = "The same on real frames, which is the ceiling."
-    yield Figure("idm_correlation_real", "read off real frames", FOLLOWING, "higher", chance=0, says=says, printed=True)
+    yield Figure("idm_correlation_real", "read off real frames", FOLLOWING, chance=0, says=says, printed=True)
     says = "Accuracy of an inverse-dynamics model, between chance (0) and what it gets on real frames (1)."
     yield Figure("idm_normalised", "actions read off the video", FOLLOWING, "higher", 1, 0, says=says)
+    says = "Frames by which motion comes late, as read off the video."
+    yield Figure("idm_lag_frames", "lag read back, frames", FOLLOWING, "nearer", 0, says=says, printed=True)
 
 
 def _following_in_detail() -> Iterator[Figure]:
@@ -127,7 +129,6 @@ def _following_in_detail() -> Iterator[Figure]:
         ("idm_chance", "inverse dynamics: chance"),
         ("idm_p_value", "inverse dynamics: p of chance on real frames"),
         ("idm_is_informative", "inverse dynamics: tells anything"),
-        ("idm_lag_frames", "inverse dynamics: lag in pixel frames"),
         ("idm_lag_correlation", "inverse dynamics: correlation at that lag"),
     ):
         yield Figure(key, title, FOLLOWING, detail=True)
@@ -209,6 +210,7 @@ def _difference_in_detail() -> Iterator[Figure]:
             yield Figure(f"{kind}_win_rate{suffix}", f"win rate {title}", DIFFERENCE, "higher", 1, 0.5, detail=True)
     for key, title in (
         ("generated_difference", "what other actions change, generated"),
+        ("generated_difference_moving", "what other actions change, generated, moving region"),
         ("true_difference", "what other actions change, true"),
         ("difference_before", "what other actions change before they differ"),
         ("action_share", "share of variance between actions"),
@@ -249,6 +251,45 @@ def _quality() -> Iterator[Figure]:
         for end in ("first", "last"):
             key = f"{name}_{end}{unit}"
             yield Figure(key, f"{title}, {end} frame", QUALITY, "higher", unit=unit[1:] and "dB", detail=True)
+
+
+def _of_columns(key: str) -> Figure | None:
+    """Make the figure of a column of actions that is read off videos, which has a name of its own."""
+    for prefix, figure in _COLUMNS.items():
+        if key.startswith(prefix) and key != prefix:
+            told = key.removeprefix(prefix).replace("_to_", " into ")
+            return replace(figure, key=key, title=figure.title.format(told))
+    return None
+
+
+_COLUMNS_FOLLOW = "idm_lag_frames"
+_COLUMNS = {
+    # What begins with another one stands before it.
+    "idm_gain_other_": Figure("", "gain {}, other actions", FOLLOWING, "nearer", 1, says="Under another sample's."),
+    "idm_gain_": Figure(
+        "",
+        "gain {}",
+        FOLLOWING,
+        "nearer",
+        1,
+        says="Slope of what is read off the video on what was given, over that on real videos.",
+        printed=True,
+    ),
+    "idm_cross_talk_": Figure("", "leak of {}", FOLLOWING, "nearer", 0, says="In deviations, as read off the video."),
+    "idm_correlation_real_": Figure("", "{} read off real frames", FOLLOWING, chance=0, detail=True),
+    "idm_correlation_": Figure("", "{} read back", FOLLOWING, "higher", chance=0, detail=True),
+}
+
+
+def figures_of(keys: Iterable[str]) -> dict[str, Figure]:
+    """Describe those names of a report that are figures, in the order in which they are shown."""
+    there = set(keys)
+    own = {key: figure for key in keys if key not in FIGURES and (figure := _of_columns(key))}
+    found: dict[str, Figure] = {}
+    for key, figure in FIGURES.items():
+        found |= {key: figure} if key in there else {}
+        found |= own if key == _COLUMNS_FOLLOW else {}
+    return found
 
 
 FIGURES: dict[str, Figure] = {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, mean, mean_where, ratio
+from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, mean, mean_where, ratio, ratios
 from lightning_action.evaluation.inverse_dynamics_model import shrunk
 from lightning_action.evaluation.motion import moving_region
 
@@ -97,8 +96,8 @@ class FlowError(EpisodeMetric):
         return {
             "flow_epe_px": episodes["epe"],
             "flow_epe_moving_px": episodes["epe_moving"],
-            "flow_gain": episodes["along"] / torch.where(episodes["square"] > 0, episodes["square"], math.nan),
-            "flow_cosine": episodes["cosine"] / torch.where(episodes["weight"] > 0, episodes["weight"], math.nan),
+            "flow_gain": ratios(episodes["along"], episodes["square"]),
+            "flow_cosine": ratios(episodes["cosine"], episodes["weight"]),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lightning_action.batch import from_unit_range
 from lightning_action.evaluation.evaluator import Evaluator, Seen
+from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
 from lightning_action.evaluation.obedience import BASELINES, MODEL, compose, copy_of_first_frames
 from lightning_action.evaluation.probes import NUM_PICTURES, as_bytes
 from lightning_action.evaluation.report import Report
@@ -29,6 +31,8 @@ class GivenEpisodes:
         truth_other: True videos under the other actions; None where nobody knows them.
         read_positions: Function from videos in [-1, 1] to positions `[B, T, 2]` and whether they were found `[B, T]`;
             None where nobody can tell.
+        action: True action rows `[B, rows, columns]`, NaN where an episode has none; None where nobody knows them.
+        action_other: The other action rows, of the same shape.
     """
 
     sample_id: Tensor
@@ -38,6 +42,8 @@ class GivenEpisodes:
     null: Tensor | None = None
     truth_other: Seen | None = None
     read_positions: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    action: Tensor | None = None
+    action_other: Tensor | None = None
 
     def see(self, video: Tensor) -> Seen:
         """Look for the object in videos of these episodes."""
@@ -61,10 +67,17 @@ class GivenVideosTest:
     Args:
         temporal_compression_ratio: Number of pixel frames over which displacements are taken.
         num_initial_frames: Number of pixel frames that were given, not generated.
+        inverse_dynamics: Model that reads actions off videos; None reads none.
     """
 
-    def __init__(self, temporal_compression_ratio: int, num_initial_frames: int) -> None:
+    def __init__(
+        self,
+        temporal_compression_ratio: int,
+        num_initial_frames: int,
+        inverse_dynamics: InverseDynamicsModel | None = None,
+    ) -> None:
         self._sizes = temporal_compression_ratio, num_initial_frames
+        self._inverse_dynamics = inverse_dynamics
         self._evaluators: dict[str, Evaluator] = {}
         self._pictures: dict[str, list[Tensor]] = {}
         self._num_frames = 0
@@ -81,13 +94,41 @@ class GivenVideosTest:
         given = psnr(own.video[:, : self._sizes[1]], truth.video[:, : self._sizes[1]]).mean(dim=1)
         self.unlike += episodes.sample_id[given < MIN_GIVEN_PSNR_DB].tolist()
         for name, (under_own, under_other) in ways.items():
-            evaluator = self._evaluators.setdefault(name, Evaluator(*self._sizes))
+            evaluator = self._evaluators.setdefault(
+                name, Evaluator(*self._sizes, inverse_dynamics=self._inverse_dynamics)
+            )
             evaluator.update_videos(under_own, under_other, truth, episodes.truth_other, episodes.sample_id)
+            if self._inverse_dynamics is not None and episodes.action is not None:
+                self._update_read_actions(evaluator, self._inverse_dynamics, episodes, under_own, under_other)
         shown = {"truth": truth, MODEL: own, "other": other, "null": null}
         for name, seen in shown.items():
             if seen is not None:
                 kept = self._pictures.setdefault(name, [])
                 kept += as_bytes(seen.video)[: NUM_PICTURES - len(kept)]
+
+    def _update_read_actions(
+        self, evaluator: Evaluator, model: InverseDynamicsModel, episodes: GivenEpisodes, own: Seen, other: Seen | None
+    ) -> None:
+        """Compare actions that are read off the videos with those that were given; NaN where there are no others."""
+        assert episodes.action is not None
+        acting = ~episodes.action.flatten(1).isnan().any(dim=1)
+        given = rows_between_frames(episodes.action[acting].float(), model.schema)
+        read, real = (model.read(seen.video[acting]) for seen in (own, episodes.truth))
+        if given.shape != read.shape:
+            raise ValueError(
+                f"the inverse-dynamics model reads actions {list(read.shape)} (videos, rows, columns) between these "
+                f"frames, and those given are {list(given.shape)}: give those of these videos"
+            )
+        read_other = action_other = torch.full_like(given, math.nan)
+        if other is not None and episodes.action_other is not None:
+            read_other = model.read(other.video[acting])
+            action_other = rows_between_frames(episodes.action_other[acting].float(), model.schema)
+        start = (self._sizes[1] - 1) * model.rows_per_step
+        rows = {"read": read, "read_real": real, "action": given}
+        rows |= {"read_other": read_other, "action_other": action_other}
+        evaluator.update_read_actions(
+            episodes.sample_id[acting], {name: each[:, start:] for name, each in rows.items()}
+        )
 
     def report(self) -> Report:
         """Compute the figures and a verdict."""

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_action.evaluation.action_following import gain_and_r2
@@ -72,12 +71,7 @@ class GuidanceResponse(EpisodeMetric):
         return {**dict(zip(map(_name, self.scales), gains, strict=True)), **self._course(gains)}
 
     def per_episode(self) -> dict[str, Tensor]:
-        episodes = self.episodes()
-        pairs = list(zip(episodes["moved"], episodes["should_move"], strict=True))
-        return {
-            _name(scale): torch.tensor([gain_and_r2(m[index].flatten(), s.flatten())[0] for m, s in pairs])
-            for index, scale in enumerate(self.scales)
-        }
+        return self._figures_of_each(self.figures)
 
     def _course(self, gains: list[float]) -> dict[str, float]:
         if any(map(math.isnan, gains)):

@@ -82,8 +82,15 @@ class InverseDynamicsAccuracy(EpisodeMetric):
 
     def per_episode(self) -> dict[str, Tensor]:
         episodes = self.episodes()
-        rows = episodes["labels"].sum(dim=-1)
-        return {"idm_accuracy": episodes["correct"] / rows, "idm_accuracy_real": episodes["correct_real"] / rows}
+        rows, over_all = episodes["labels"].sum(dim=-1), self.figures(episodes)
+        chance, real = over_all["idm_chance"], over_all["idm_accuracy_real"]
+        accuracy = episodes["correct"] / rows
+        reach = ratio(1, real - chance) if over_all["idm_is_informative"] else math.nan
+        return {
+            "idm_accuracy": accuracy,
+            "idm_accuracy_real": episodes["correct_real"] / rows,
+            "idm_normalised": (accuracy - chance) * reach,
+        }
 
 
 def direction_classes(action: Tensor, dead_zone: float) -> Tensor:

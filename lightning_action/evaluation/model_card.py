@@ -9,7 +9,7 @@ import yaml
 
 from lightning_action import __version__
 from lightning_action.action.schema import ActionSchema
-from lightning_action.evaluation.figures import FIGURES, format_value, is_number
+from lightning_action.evaluation.figures import Figure, figures_of, format_value, is_number
 
 _SHOWN_LATENTS = 4
 _ALIGNMENTS = {
@@ -65,7 +65,8 @@ def _metadata(file: str, report: Mapping[str, Any] | None) -> dict[str, Any]:
         "pipeline_tag": "image-to-video",
         "tags": ["world-model", "action-conditioned", "video-generation", "wan", "adapter"],
     }
-    known = [figure for key, figure in FIGURES.items() if figure.printed and report and is_number(report.get(key))]
+    shown = figures_of(report or ()).values()
+    known = [figure for figure in shown if figure.printed and report and is_number(report.get(figure.key))]
     if report is None or not known:
         return found
     data = ((report.get("provenance") or {}).get("data") or {}).get("class", "its own test set")
@@ -95,13 +96,13 @@ def _measured(report: Mapping[str, Any], is_of_these_weights: bool) -> Iterator[
     baselines: Mapping[str, Any] = report.get("baselines") or {}
     intervals = report.get("intervals") or {}
 
-    def row(key: str) -> list[str]:
-        low_high = intervals.get(key)
+    def row(figure: Figure) -> list[str]:
+        key, low_high = figure.key, intervals.get(figure.key)
         interval = " to ".join(map(format_value, low_high)) if low_high else ""
         values = [format_value(each.get(key)) for each in (report, *baselines.values())]
-        return [FIGURES[key].heading, values[0], interval, *values[1:]]
+        return [figure.heading, values[0], interval, *values[1:]]
 
-    shown = [key for key, figure in FIGURES.items() if figure.printed and key in report]
+    shown = [figure for figure in figures_of(report).values() if figure.printed]
     yield _table(["", "model", "95 %", *(name.replace("_", " ") for name in baselines)], map(row, shown))
     limits = ", ".join(f"{name} {limit:g}" for name, limit in (verdict.get("thresholds") or {}).items())
     told = [

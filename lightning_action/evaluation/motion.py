@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, mean, ratio
+from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, mean, ratio, ratios
 
 # Between 10 and 11 of 255, so that rounding does not decide about the pixels of bytes that differ by 10.
 MOTION_THRESHOLD = 10.5 / 255
@@ -54,8 +55,8 @@ class MotionFloor(EpisodeMetric):
     def per_episode(self) -> dict[str, Tensor]:
         episodes = self.episodes()
         return {
-            "motion_ratio": episodes["change"] / episodes["true_change"],
-            "static_rate": self._static(episodes).float(),
+            "motion_ratio": ratios(episodes["change"], episodes["true_change"]),
+            "static_rate": torch.where(episodes["true_change"] > 0, self._static(episodes).float(), math.nan),
         }
 
     def static_samples(self) -> list[int]:

@@ -5,6 +5,7 @@ Rollouts are fully autoregressive: every past latent frame after the initial one
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from lightning_action.batch import (
     without_actions,
 )
 from lightning_action.evaluation.evaluator import CURVES, Evaluator, Seen
+from lightning_action.evaluation.figures import is_number
 from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
 from lightning_action.evaluation.loss_gap import OTHER_ACTIONS, FrameLosses
@@ -124,8 +126,10 @@ class ObedienceTest:
         self._show(truth=own.video, model=video, other=video_other)
         evaluator = self._evaluators[MODEL].to(video.device)
         seen, seen_other = self._seen(video, batch), self._seen(video_other, batch)
-        evaluator.update_videos(seen, seen_other, own, truth.other, batch["sample_id"])
-        evaluator.update_losses(losses)
+        same = (other["action"] == batch["action"]).flatten(1).all(dim=1)
+        others = (None if each is None else each.unknown_where(same) for each in (seen_other, truth.other))
+        evaluator.update_videos(seen, next(others), own, next(others), batch["sample_id"])
+        evaluator.update_losses(losses, same)
         self._update_read_actions(evaluator, batch, truth, video, video_other)
         return truth
 
@@ -211,7 +215,8 @@ class ObedienceTest:
         acting, start = _acting(batch), (self._num_initial_frames - 1) * self._schema.rows_per_frame
         rows = {"read": read, "read_real": truth.read, "read_other": read_other}
         rows |= {name: rows_between_frames(each[acting].float(), self._schema) for name, each in given.items()}
-        evaluator.update_read_actions({name: each[:, start:] for name, each in rows.items()})
+        names = batch["sample_id"][acting]
+        evaluator.update_read_actions(names, {name: each[:, start:] for name, each in rows.items()})
 
     def _simulated(self, batch: Batch) -> Seen | None:
         if self._simulate is None:
@@ -236,14 +241,17 @@ def compose(evaluators: Mapping[str, Evaluator], probes: Probes | None = None) -
     model, limits = evaluators[MODEL], Thresholds()
     sample_ids = model.sample_ids()
     figures = {"episodes": float(len(sample_ids)), **model.compute(), **(probes.compute() if probes else {})}
-    verdict = judge(figures, limits)
+    drawn = {**model.intervals(), **(probes.intervals() if probes else {})}
+    # Draws may define what all episodes together do not.
+    spread = {name: bounds if is_number(figures[name]) else [math.nan] * 2 for name, bounds in drawn.items()}
+    verdict = judge({**figures, "intervals": spread}, limits)
     teacher_forced = model.teacher_forced()
     curves = {name: evaluator.curves() for name, evaluator in evaluators.items()}
     baselines = {name: evaluator for name, evaluator in evaluators.items() if name != MODEL}
     return {
         **figures,
         "verdict": {"label": verdict.label, "reasons": list(verdict.reasons), "thresholds": asdict(limits)},
-        "intervals": {**model.intervals(), **(probes.intervals() if probes else {})},
+        "intervals": spread,
         "protocol": {
             "teacher_forced": [name for name in figures if name in teacher_forced],
             "autoregressive": [name for name in figures if name not in teacher_forced],
@@ -256,7 +264,7 @@ def compose(evaluators: Mapping[str, Evaluator], probes: Probes | None = None) -
             for quantity in CURVES
             if quantity in curves[MODEL]
         },
-        "per_episode": model.per_episode(),
+        "per_episode": {**model.per_episode(), **(probes.per_episode_of(sample_ids) if probes else {})},
         "baselines_per_episode": {name: evaluator.per_episode() for name, evaluator in baselines.items()},
         "baselines": {name: evaluator.compute() for name, evaluator in baselines.items()},
     }

@@ -23,12 +23,14 @@ class MeanDifference:
         interval: Bootstrap interval of 95 % of it.
         p_value: Probability of a mean difference that far from 0, in either direction, if there is none.
         episodes: Number of episodes, or of the smaller set of them.
+        is_paired: Whether each episode was compared with itself.
     """
 
     difference: float
     interval: tuple[float, float]
     p_value: float
     episodes: int
+    is_paired: bool
 
 
 def paired_test(first: Sequence[float], second: Sequence[float]) -> MeanDifference | None:
@@ -42,9 +44,8 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> MeanDifferen
     if not len(difference):
         return None
     means = _resampled_means(difference, seed=_SEED)
-    return MeanDifference(
-        difference.mean().item(), _middle(means), sign_flip_p_value(difference.tolist()), len(difference)
-    )
+    p_value = sign_flip_p_value(difference.tolist())
+    return MeanDifference(difference.mean().item(), _middle(means), p_value, len(difference), is_paired=True)
 
 
 def unpaired_test(first: Sequence[float], second: Sequence[float]) -> MeanDifference | None:
@@ -62,7 +63,7 @@ def unpaired_test(first: Sequence[float], second: Sequence[float]) -> MeanDiffer
     drawn = pooled[order]
     permuted = drawn[:, len(one) :].mean(dim=1) - drawn[:, : len(one)].mean(dim=1)
     p_value = (1 + _as_far(permuted, difference, pooled.abs().mean().item())) / (1 + _NUM_FLIPS)
-    return MeanDifference(difference, _middle(means), p_value, min(len(one), len(other)))
+    return MeanDifference(difference, _middle(means), p_value, min(len(one), len(other)), is_paired=False)
 
 
 def sign_flip_p_value(differences: Sequence[float]) -> float:

@@ -111,6 +111,10 @@ class Probes(nn.Module):
         """Compute the intervals of the figures."""
         return {name: list(each) for metric in self._metrics for name, each in intervals(metric).items()}
 
+    def per_episode_of(self, sample_ids: Sequence[int]) -> dict[str, list[float]]:
+        """Give the figures of each of these episodes, NaN where it was not probed."""
+        return {name: each for metric in self._metrics for name, each in metric.per_episode_of(sample_ids).items()}
+
     @property
     def _metrics(self) -> list[EpisodeMetric]:
         metrics: list[EpisodeMetric] = [self.guidance, self.controllability, self.round_trip, self.held]
@@ -119,7 +123,8 @@ class Probes(nn.Module):
     def _add_guidance(self, few: Batch) -> None:
         paths = [self._path(self._generate(few, scale, 0), few) for scale in SCALES]
         target = few["position"][:, self.start :]
-        self.guidance.update(torch.stack(paths, dim=1)[:, :, self.start :].to(target), target)
+        moved = torch.stack(paths, dim=1)[:, :, self.start :].to(target)
+        self.guidance.update_named(few["sample_id"], moved, target)
 
     def _add_controllability(self, few: Batch, batch_size: int) -> None:
         """Run a few starts under the actions of each, with several draws of noise: where does the object end?"""
@@ -131,7 +136,8 @@ class Probes(nn.Module):
         rows = few["action"][[owner for _, owner in pairs]]
         batch["action"] = after_start(batch["action"], rows, self.num_initial_rows)
         ends = [self._path(self._generate(batch, None, draw), batch)[:, -1] for draw in range(NUM_NOISES)]
-        self.controllability.update(torch.stack(ends, dim=1).unflatten(0, (count, count)).to(few["position"]))
+        by_actions = torch.stack(ends, dim=1).unflatten(0, (count, count)).to(few["position"])
+        self.controllability.update_named(few["sample_id"][:count], by_actions)
 
     def _add_round_trip(self, few: Batch, simulate: Simulate) -> None:
         action = there_and_back(self.schema, few["action"], self.num_initial_rows)
@@ -140,9 +146,10 @@ class Probes(nn.Module):
         trip = {**few, "action": action}
         end = self.start + (action.shape[1] - self.num_initial_rows) // 2 * 2
         positions = simulate(trip)[1]
-        comes_back = (positions[:, end] - positions[:, self.start]).norm(dim=-1) < _COMES_BACK
         video = self._generate(trip, None, 0)
-        self.round_trip.update(video[comes_back.to(video.device), self.start : end + 1])
+        comes_back = ((positions[:, end] - positions[:, self.start]).norm(dim=-1) < _COMES_BACK).to(video.device)
+        names = few["sample_id"].to(video.device)[comes_back]
+        self.round_trip.update_named(names, video[comes_back, self.start : end + 1])
 
     def _add_held_actions(self, few: Batch, simulate: Simulate, batch_size: int) -> None:
         """Run all held actions over all samples, as many videos at once as a batch has."""
@@ -166,7 +173,7 @@ class Probes(nn.Module):
         by_action = [torch.cat(each).unflatten(0, (len(actions), count)) for each in (moved, should_move)]
         (still, *_), (should_be, *_) = by_action
         sizes = [each[1:].unflatten(0, (len(FRACTIONS), -1)).movedim(2, 0) for each in by_action]
-        self.held.update(sizes[0], sizes[1], still - should_be)
+        self.held.update_named(few["sample_id"], sizes[0], sizes[1], still - should_be)
 
     def _displacement(self, path: Tensor, few: Batch) -> Tensor:
         return (path[:, -1] - path[:, self.start]).to(few["position"])

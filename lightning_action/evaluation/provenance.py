@@ -6,6 +6,7 @@ import hashlib
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from lightning_action import __version__
 from lightning_action.batch import Batch, first_samples
+from lightning_action.evaluation.inverse_dynamics_model import load_inverse_dynamics
+from lightning_action.weights.fingerprint import fingerprint
 
 
 def data_fingerprint(batch: Batch) -> str:
@@ -45,6 +48,11 @@ def versions() -> dict[str, str]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     packages = {name: version(name) for name in ("torch", "lightning")}
     return {"lightning_action": __version__, **packages, "python": platform.python_version(), "device": device}
+
+
+def reader_provenance(folder: str | Path) -> dict[str, str]:
+    """Say which inverse-dynamics model read the actions, of the folder that `inverse-dynamics` wrote."""
+    return {"path": str(folder), "fingerprint": fingerprint(load_inverse_dynamics(folder).state_dict())}
 
 
 def tested_weights(report: Mapping[str, Any]) -> str | None:

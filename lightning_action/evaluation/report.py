@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_action.atomic import replacing
 from lightning_action.evaluation.comparison import paired_tests
-from lightning_action.evaluation.figures import FIGURES, format_value
+from lightning_action.evaluation.figures import FIGURES, figures_of, format_value
 from lightning_action.evaluation.report_page import report_page
 
 Report = dict[str, Any]
@@ -84,13 +84,13 @@ def format_table(report: Report) -> str:
     columns: dict[str, Report] = {"model": report, **report["baselines"]}
     intervals: Mapping[str, Any] = report.get("intervals", {})
     titles = ["model", *(["95 %"] if intervals else []), *report["baselines"]]
-    lines = [f"{'':32}" + "".join(f"{name:>18}" for name in titles)]
-    for key, figure in FIGURES.items():
-        if figure.printed and key in report:
+    lines = [f"{'':32}" + "".join(f"{name:>20}" for name in titles)]
+    for key, figure in figures_of(report).items():
+        if figure.printed:
             cells = [format_value(values.get(key)) for values in columns.values()]
             if intervals:
                 cells.insert(1, " .. ".join(map(format_value, intervals[key])) if key in intervals else "")
-            lines.append(f"{figure.heading:32}" + "".join(f"{cell:>18}" for cell in cells))
+            lines.append(f"{figure.heading:<31.31} " + "".join(f"{cell:>20}" for cell in cells))
     if "verdict" in report:
         lines += ["", f"verdict: {report['verdict']['label']}", *(f"- {why}" for why in report["verdict"]["reasons"])]
     return "\n".join(lines)

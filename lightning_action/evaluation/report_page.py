@@ -17,6 +17,7 @@ from lightning_action.evaluation.figures import (
     GROUPS,
     QUALITY,
     Figure,
+    figures_of,
     format_value,
     is_number,
 )
@@ -27,7 +28,8 @@ from lightning_action.evaluation.svg_curves import line_chart
 Report = Mapping[str, Any]
 
 HEADLINES = (
-    *("gain_x", "gain_y", "sign_accuracy", "lag_frames", "swapped_win_rate", "shuffle_win_rate"),
+    *("gain_x", "gain_y", "sign_accuracy", "lag_frames", "idm_correlation", "flow_gain"),
+    *("swapped_win_rate", "shuffle_win_rate"),
     *("psnr_moving_db", "psnr_db", "counterfactual_ratio", "delta_psnr_db"),
 )
 _NUM_HEADLINES = 6
@@ -115,7 +117,7 @@ def _interval(report: Report, key: str) -> str:
 
 def _group(report: Report, group: str) -> str:
     """The figures that answer one question, those in detail folded."""
-    figures = [figure for key, figure in FIGURES.items() if figure.group == group and key in report]
+    figures = [figure for figure in figures_of(report).values() if figure.group == group]
     main = [figure for figure in figures if not figure.detail]
     detail = [figure for figure in figures if figure.detail]
     return section(
@@ -142,16 +144,17 @@ def _figures(report: Report, figures: Sequence[Figure]) -> str:
 def _paired(report: Report) -> str:
     """Whether the model differs from its baselines by more than noise."""
     tests: Mapping[str, Any] = report.get("paired") or {}
+    figures = figures_of(tests)
     names = list(dict.fromkeys(name for by_baseline in tests.values() for name in by_baseline))
     header = ["", *(TITLES.get(name, name) for name in names)]
 
     def row(key: str) -> Iterator[str]:
-        figure = FIGURES[key]
+        figure = figures[key]
         distance = "<small>of distances from the ideal</small>" if figure.better == "nearer" else ""
         yield f"{escape(figure.name)}{distance}"
         yield from (_tested(figure, tests[key][name]) if name in tests[key] else "" for name in names)
 
-    main, rest = ([key for key in tests if FIGURES[key].printed == printed] for printed in (True, False))
+    main, rest = ([key for key, figure in figures.items() if figure.printed == printed] for printed in (True, False))
     lead = (
         "Model minus each baseline, episode by episode, with an interval of 95 % and the p-value of a sign-flip "
         "permutation test for each figure alone: of twenty, one falls below 0.05 by chance."
@@ -238,7 +241,15 @@ def _method(report: Report) -> str:
         "rollouts took": f"{report['predict_seconds']:.0f} s" if is_number(report.get("predict_seconds")) else "",
     }
     told = f'<div class="card">{facts(values)}</div>'
-    shown = {*FIGURES, "episodes", "seed", "num_frames", "num_initial_frames", "fit_seconds", "predict_seconds"}
+    shown = {
+        *figures_of(report),
+        "episodes",
+        "seed",
+        "num_frames",
+        "num_initial_frames",
+        "fit_seconds",
+        "predict_seconds",
+    }
     rest = {key: number(value) for key, value in report.items() if key not in shown and is_number(value)}
     others = folded("Figures that stand in no table", f'<div class="card">{facts(rest)}</div>' if rest else "")
     return section("How it was measured", "Enough to measure it again.", told, others)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, ratio
+from lightning_action.evaluation.episode_metric import EpisodeMetric, ratio, ratios
 
 
 class RoundTrip(EpisodeMetric):
@@ -49,3 +49,7 @@ class RoundTrip(EpisodeMetric):
     def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
         result = super().figures(episodes)
         return {**result, "recovery": 1 - ratio(1 - result["round_trip"], result["excursion"])}
+
+    def per_episode(self) -> dict[str, Tensor]:
+        episodes = self.episodes()
+        return {**episodes, "recovery": 1 - ratios(1 - episodes["round_trip"], episodes["excursion"])}

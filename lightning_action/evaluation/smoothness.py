@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, mean, ratio
+from lightning_action.evaluation.episode_metric import EpisodeMetric, mean, ratio, ratios
 from lightning_action.evaluation.motion import frame_change
 
 
@@ -48,4 +48,4 @@ class BlockSeams(EpisodeMetric):
 
     def per_episode(self) -> dict[str, Tensor]:
         episodes = self.episodes()
-        return {"seam_ratio": episodes["change_across"] / episodes["change_inside"]}
+        return {"seam_ratio": ratios(episodes["change_across"], episodes["change_inside"])}

@@ -60,7 +60,7 @@ class VideoQuality(EpisodeMetric):
         return result
 
     def per_episode(self) -> dict[str, Tensor]:
-        return {name: frames.nanmean(dim=1) for name, frames in self.episodes().items()}
+        return self._figures_of_each(self.figures)
 
     def curves(self) -> dict[str, Tensor]:
         """Give the mean over all episodes of each generated frame, by name; every rank must call it."""

@@ -105,6 +105,7 @@ def find_videos(folder: Path) -> Files:
 
     Raises:
         FileNotFoundError: There is no such folder.
+        NotADirectoryError: It is a file.
         ValueError: It holds no videos, or two of one name.
     """
     items = _visible(folder)
@@ -160,7 +161,13 @@ def match_by_name(folders: Mapping[str, Path]) -> dict[str, Files]:
     found = {kind: find_videos(folder) for kind, folder in folders.items()}
     first, *others = found
     for kind in others:
-        require_same_names(folders[kind], found[kind], found[first])
+        try:
+            require_same_names(folders[kind], found[kind], found[first])
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; expected the names of {folders[first]}, suffixes aside: rename the files, or say in a "
+                "--manifest which ones belong together"
+            ) from error
     return {kind: {name: files[name] for name in found[first]} for kind, files in found.items()}
 
 
@@ -202,6 +209,8 @@ def match_by_manifest(manifest: Path, folders: Mapping[str, Path]) -> tuple[dict
                 raise FileNotFoundError(f"{manifest}, entry {line}: there is no {found[kind][name]}")
         if record.get("sample_id"):
             numbers[name] = _whole(record["sample_id"], f"{manifest}, entry {line}")
+    if not records:
+        raise ValueError(f"{manifest} names no videos: expected a line for each, below the names of the columns")
     if numbers and len(numbers) < len(found[first]):
         raise ValueError(f"{manifest}: some entries have a sample_id, and others have none")
     return found, numbers
@@ -249,6 +258,8 @@ def _named(names: set[object]) -> str:
 
 
 def _visible(folder: Path) -> list[Path]:
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file: give the folder that holds a video for each episode")
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder}: give the folder that holds a video for each episode")
     return sorted((item for item in folder.iterdir() if item.name[0] != "."), key=lambda item: numbers_in(item.name))

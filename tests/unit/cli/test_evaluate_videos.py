@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from lightning_action.batch import to_bytes
+from lightning_action.batch import to_bytes, to_unit_range
 from lightning_action.callbacks import PredictionWriter
 from lightning_action.cli import run_verb
 from lightning_action.cli.data_section import build_data
 from lightning_action.cli.mistakes import UsageError
+from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, columns_of, save_inverse_dynamics
 from lightning_action.evaluation.known_state import position_reader
+from lightning_action.evaluation.obedience import ObedienceTest
 from tests.support import sprite_module
 from tests.support.worldproof_reader import read_frames
 from tests.support.written_videos import write_video
@@ -110,6 +113,41 @@ def test_the_truth_may_be_files(made: Path, tmp_path: Path) -> None:
     assert evaluate(tmp_path, tmp_path / "c", *common, *other)["counterfactual_ratio"] == 0
 
 
+def test_actions_are_read_off_videos_where_nobody_knows_positions(made: Path, tmp_path: Path) -> None:
+    schema = DATA.action_schema
+    model = InverseDynamicsModel(schema, columns_of(schema, BATCH["action"].flatten(0, 1)), channels=(8, 8))
+    save_inverse_dynamics(tmp_path / "reads", model, {})
+    write_pictures(tmp_path / "truth", played(BATCH["action"]))
+    reads = ["--inverse_dynamics", str(tmp_path / "reads")]
+    files = ["--truth", str(tmp_path / "truth"), "--actions", "actions.npz"]
+    other = ["--other", "other", "--other_actions", "other.npz"]
+    report = evaluate(made, tmp_path / "files", *files, *other, *reads)
+    test = ObedienceTest(
+        lambda batch, *_: to_unit_range(DATA.simulate(batch, "test")[0]),
+        lambda batch: to_unit_range(batch["video"]),
+        schema,
+        1,
+        inverse_dynamics=model.eval(),
+    )
+    test.add_model(BATCH, {})
+    expected = {name: value for name, value in test.compute("model").items() if name.startswith("idm_")}
+    assert len(expected) > 10
+    for name, value in expected.items():
+        # Files hold 8 bits.
+        assert report[name] == (pytest.approx(value, abs=0.02) if math.isfinite(value) else None), name
+    assert report["verdict"]["label"] == "cannot tell" and "inverse-dynamics model does not" in str(report["verdict"])
+    assert report["provenance"]["inverse_dynamics"]["path"] == str(tmp_path / "reads")
+    alone = evaluate(made, tmp_path / "alone", *files, *reads)
+    assert alone["idm_gain_other_move_0"] is None and alone["idm_gain_move_0"] == report["idm_gain_move_0"]
+    of_data = evaluate(made, tmp_path / "data", "--config", "config.yaml", *other, *reads)
+    assert of_data["idm_gain_other_move_1"] == pytest.approx(report["idm_gain_other_move_1"], abs=0.02)
+    with pytest.raises(UsageError, match="--inverse_dynamics reads actions, and needs true ones .* give --actions"):
+        evaluate(made, tmp_path / "none", "--truth", str(tmp_path / "truth"), *reads)
+    np.savez(tmp_path / "half.npz", **{f"episode_{index}": np.ones((26, 2)) for index in range(9)})
+    with pytest.raises(ValueError, match=r"reads actions \[1, 12, 2\] .* those given are \[1, 26, 2\]"):
+        evaluate(made, tmp_path / "half", *files[:2], "--actions", str(tmp_path / "half.npz"), *reads)
+
+
 def disks(positions: Tensor, color: tuple[int, int, int]) -> Tensor:
     """Grey videos `[B, T, 3, 16, 16]` with a square of a colour."""
     pixels = torch.arange(16) + 0.5
@@ -177,7 +215,7 @@ def test_a_manifest_says_what_is_what(made: Path, tmp_path: Path, capsys: pytest
         (["--truth", "own", "--split", "predict"], UsageError, "--split is for the data of --config"),
         (["--truth", "own", "--num_initial_frames", "0"], ValueError, "num_initial_frames"),
         (
-            ["--truth", "own", "--num_initial_frames", "10"],
+            ["--truth", "other", "--num_initial_frames", "10"],
             ValueError,
             "of 13 frames 10 are given, so that fewer than 4",
         ),
@@ -193,9 +231,21 @@ def test_a_manifest_says_what_is_what(made: Path, tmp_path: Path, capsys: pytest
             "own has no 9, 10. Expected a video of each",
         ),
         (["--config", "config.yaml", "--data.size=11"], UsageError, "there is no argument 'size'"),
-        (["--truth", "own", "--null", "nowhere"], FileNotFoundError, "no folder at nowhere"),
+        (["--truth", "own"], UsageError, "--videos and --truth are the same folder"),
         (
-            ["--truth", "own", "--actions", "actions.npz", "--other", "other", "--other_actions", "actions.npz"],
+            ["--truth", "other", "--object_color", "0", "0", "255"],
+            ValueError,
+            "episode_0 is a true video, and nothing in",
+        ),
+        (
+            ["--truth", "other", "--actions", "short.npz"],
+            ValueError,
+            "--actions, episode_0: 5 rows for 13 frames; expected one for each step between them .12.",
+        ),
+        (["--truth", "other", "--manifest", "header.csv"], ValueError, "header.csv names no videos: expected a line"),
+        (["--truth", "other", "--null", "nowhere"], FileNotFoundError, "no folder at nowhere"),
+        (
+            ["--truth", "null", "--actions", "actions.npz", "--other", "other", "--other_actions", "actions.npz"],
             ValueError,
             "the other actions of episode_. are its true ones",
         ),
@@ -209,6 +259,7 @@ def test_a_manifest_says_what_is_what(made: Path, tmp_path: Path, capsys: pytest
 def test_what_does_not_fit_is_told_before_anything_is_written(
     made: Path, tmp_path: Path, arguments: list[str], error: type[Exception], told: str
 ) -> None:
+    (made / "header.csv").write_text("videos,truth\n")
     np.savez(made / "short.npz", **{f"episode_{index}": np.ones((5, 2)) for index in range(9)})
     with pytest.raises(error, match=told):
         evaluate(made, tmp_path / "out", *arguments)
@@ -235,4 +286,6 @@ def test_recordings_are_compared_window_by_window(tmp_path: Path, has_locator: b
             torch.save({"video": video.clone()}, tmp_path / "own" / f"window_{sample}.pt")
     report = evaluate(tmp_path, tmp_path / "out", "--config", "config.yaml", "--other", "own")
     assert report["psnr_db"] == 100 and report["delta_psnr_db"] == 0 and "counterfactual_ratio" not in report
-    assert report["verdict"]["label"] == ("obeys" if has_locator else "ignores"), report["verdict"]
+    assert report["verdict"]["label"] == "ignores", report["verdict"]
+    alone = evaluate(tmp_path, tmp_path / "alone", "--config", "config.yaml")
+    assert alone["verdict"]["label"] == ("obeys" if has_locator else "cannot tell"), alone["verdict"]

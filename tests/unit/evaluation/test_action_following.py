@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from lightning_action.evaluation.action_following import (
     identity_r2,
     partial_slopes,
     sign_accuracy,
+    slope_shares,
 )
 from tests.support.moving_dot import assert_ranks_are_one
 
@@ -309,6 +312,39 @@ def test_correlation_needs_variation() -> None:
     steps = torch.tensor([1.0, 2.0, 4.0])
     assert correlation(steps, 3 - 2 * steps) == pytest.approx(-1)
     assert correlation(steps, torch.ones(3)) == 0
+
+
+def test_each_episode_has_its_share_of_the_slopes() -> None:
+    """Also where an episode is too short for slopes of its own."""
+    random = torch.Generator().manual_seed(0)
+    commands, noise = torch.randn(6, 2, 2, generator=random), torch.randn(6, 2, generator=random)
+    exact = slope_shares(3 * commands[..., 0] - 2 * commands[..., 1], commands)
+    assert exact.flatten().tolist() == pytest.approx([3, -2] * 6)
+    moved = 3 * commands[..., 0] + noise
+    shares = slope_shares(moved, commands)
+    assert shares.mean(dim=0).tolist() == pytest.approx(partial_slopes(moved.flatten(), commands.flatten(0, 1)))
+    # To first order it is what the slopes lose with an episode.
+    lost = [partial_slopes(moved[kept].flatten(), commands[kept].flatten(0, 1)) for kept in 1 - torch.eye(6) > 0]
+    change = torch.tensor(lost).double() - shares.mean(dim=0)
+    assert torch.corrcoef(torch.stack([change[:, 0], shares[:, 0]]))[0, 1] < -0.9
+    alone = slope_shares(moved, torch.cat([commands[..., :1], 0 * commands[..., 1:]], dim=-1))
+    assert alone[:, 1].isnan().all() and not alone[:, 0].isnan().any()
+    metric = ActionFollowing()
+    path = torch.cat([torch.zeros(6, 1, 2), commands.repeat_interleave(4, dim=1).cumsum(dim=1)], dim=1)
+    metric.update(path.flip(-1), path, torch.ones(6, 9, dtype=torch.bool))
+    assert metric.per_episode()["cross_talk_x_to_y"].tolist() == pytest.approx([1] * 6)
+
+
+def test_motion_that_never_varies_has_no_slope() -> None:
+    """Positions are rounded, and a slope on rounding would be any number."""
+    time = torch.arange(17.0)[None, :, None]
+    target = torch.tensor([31.7, 5.0]) + torch.cat([0.3 * time, (0.7 * time).sin()], dim=-1)
+    target = target.expand(3, -1, -1) + torch.tensor([11.1, 3.3, 57.9])[:, None, None]
+    metric = ActionFollowing()
+    metric.update(target + 0.2 * torch.rand(3, 17, 2), target, torch.ones(3, 17, dtype=torch.bool))
+    figures = metric.compute()
+    assert math.isnan(figures["gain_x"]) and math.isnan(figures["cross_talk_x_to_y"])
+    assert math.isnan(figures["identity_r2_x"]) and figures["gain_y"] == pytest.approx(1, abs=0.2)
 
 
 def test_ranks() -> None:

@@ -74,6 +74,63 @@ def test_a_figure_of_some_episodes_alone_is_not_paired() -> None:
     assert outcomes(report, few)["gain_y"] == "no more than noise"
 
 
+def test_a_figure_of_some_of_the_episodes_is_compared_over_those_that_both_have() -> None:
+    report = made_up_report.report()
+    values = report["per_episode"]["ade_px"]
+    some, worse = [*values[:9], None, None, None], [None, None, *(value + 1 for value in values[2:])]
+    first = {**report, "per_episode": {**report["per_episode"], "ade_px": some}}
+    second = {**report, "per_episode": {**report["per_episode"], "ade_px": worse}}
+    change = next(each for each in compare(first, second, NAMES).changes if each.figure.key == "ade_px")
+    assert change.tested is not None and (change.tested.episodes, change.tested.is_paired) == (7, True)
+    assert change.tested.difference == pytest.approx(1) and change.outcome == "worse"
+
+
+def test_a_figure_of_other_episodes_is_compared_between_groups_and_named() -> None:
+    report = made_up_report.report()
+    values = report["per_episode"]["ade_px"]
+    first, second = (
+        {**report, "per_episode": {**report["per_episode"], "ade_px": each}}
+        for each in ([*values[:6], *[None] * 6], [*[None] * 6, *(value + 5 for value in values[6:])])
+    )
+    found = compare(first, second, NAMES)
+    change = next(each for each in found.changes if each.figure.key == "ade_px")
+    assert change.tested is not None and not change.tested.is_paired and change.outcome == "worse"
+    assert found.is_paired and "unpaired: position error, measured of other episodes" in found.method()
+    assert "unpaired" not in compare(report, report, NAMES).method()
+
+
+def test_details_are_corrected_for_among_themselves() -> None:
+    bad, good = made_up_report.report(0.6), made_up_report.report(1.0)
+    expected = compare(bad, good, NAMES).changes
+    for report in (bad, good):
+        report["per_episode"] |= {"fde_px": report["per_episode"]["ade_px"]}
+        report["fde_px"] = report["ade_px"]
+    found = compare(bad, good, NAMES)
+    assert found.changes == expected
+    (change,) = [each for each in found.details if each.tested is not None]
+    assert change.figure.key == "fde_px" and change.outcome == "better"
+    assert change.p_value == change.tested.p_value if change.tested else False
+
+
+def test_what_other_models_read_off_is_not_compared() -> None:
+    def read_by(fingerprint: str, gain: float) -> dict[str, Any]:
+        report = made_up_report.report()
+        read = {"idm_gain_arm": gain, "idm_correlation": gain}
+        return {
+            **report,
+            **read,
+            "per_episode": {**report["per_episode"], **{name: [value] * 12 for name, value in read.items()}},
+            "provenance": {**report["provenance"], "inverse_dynamics": {"fingerprint": fingerprint}},
+        }
+
+    same, other = (compare(read_by("one", 0.5), read_by(name, 0.9), NAMES) for name in ("one", "two"))
+    assert {"gain arm", "actions read back"} <= set(same.titles("better")) and same.reads_alike
+    assert {"gain arm", "actions read back"} <= set(other.titles("not tested")) and "gain x" in other.titles(
+        "no more than noise"
+    )
+    assert "what different inverse-dynamics models read off is not compared" in other.method()
+
+
 def test_many_figures_are_corrected_for() -> None:
     bad, good = made_up_report.report(0.6), made_up_report.report(1.0)
     found = compare(bad, good, NAMES)

@@ -44,6 +44,19 @@ def test_copying_and_blind_models_have_a_ratio_of_one(blind: Tensor) -> None:
     assert result["generated_difference"] == 0
 
 
+def test_a_large_ground_does_not_hide_a_small_object() -> None:
+    def on_a_large_ground(video: Tensor) -> Tensor:
+        large = torch.full((*video.shape[:-2], 200, 240), 0.2)
+        large[..., :20, :24] = video
+        return large
+
+    seen, other, still = (on_a_large_ground(video) for video in (TRUTH, TRUTH_OTHER, COPY))
+    follows = divergence(seen, other, seen)
+    assert follows["generated_difference"] < 0.002 and follows["generated_difference_moving"] > 0.05
+    assert divergence(still, still, seen)["generated_difference_moving"] == 0
+    assert math.isnan(divergence(seen, other)["generated_difference_moving"])
+
+
 def test_half_the_effect_and_the_opposite() -> None:
     middle = (TRUTH + TRUTH_OTHER) / 2
     half = divergence((TRUTH + middle) / 2, (TRUTH_OTHER + middle) / 2, TRUTH, TRUTH_OTHER)

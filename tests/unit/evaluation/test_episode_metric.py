@@ -46,6 +46,19 @@ def test_episodes_of_all_ranks_are_gathered_and_given_back() -> None:
     assert len(metric.height) == 2  # its own rank's, again
 
 
+def test_some_of_the_episodes_are_put_beside_all() -> None:
+    def gather(values: Tensor, group: object) -> list[Tensor]:
+        return [values, values + 10]
+
+    metric = Sizes(dist_sync_fn=gather, distributed_available_fn=lambda: True)
+    metric.update_named(torch.tensor([4, 2]), torch.tensor([1.0, 2.0]), width=torch.tensor([3.0, 4.0]))
+    heights = metric.per_episode_of([2, 3, 4, 12, 14])["height"]
+    assert heights == pytest.approx([2, math.nan, 1, 12, 11], nan_ok=True)
+    whole = Sizes()
+    whole.update(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    assert whole.per_episode_of([7, 5]) == {"height": [1, 2], "width": [3, 4]}
+
+
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric:UserWarning")
 def test_without_episodes_nothing_is_defined() -> None:
     assert all(math.isnan(value) for value in Sizes().compute().values())

@@ -78,7 +78,7 @@ def test_wrong_videos_are_told() -> None:
 
 
 def test_where_nobody_knows_positions_only_blindness_is_told() -> None:
-    batch = BATCHES[0]
+    batch = DATA.dataset("test").batch(range(9))
     truth, own, other = (to_unit_range(batch["video"]), *(shown(batch, sign * batch["action"]) for sign in (1, -1)))
 
     def label(under_other: Tensor | None) -> Report:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from functools import cache, partial
@@ -18,9 +19,12 @@ from torch import Tensor
 from lightning_action.batch import Batch, other_actions, to_unit_range, without_actions
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
+from lightning_action.evaluation.comparison import compare
 from lightning_action.evaluation.evaluator import Evaluator, Seen
+from lightning_action.evaluation.figures import figures_of
 from lightning_action.evaluation.obedience import BASELINES, ObedienceTest, copy_of_first_frames
 from lightning_action.evaluation.report import Report, format_table, null_where_undefined, write_report
+from lightning_action.evaluation.verdict import judge
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.losses import Loss
 from lightning_action.seeding import generator_for
@@ -183,6 +187,21 @@ def test_figures_of_each_episode_and_of_each_frame() -> None:
     assert "swapped_gap_0_200" not in report
 
 
+def test_every_figure_with_an_interval_can_be_compared() -> None:
+    """Those of probes too, of the samples that were probed."""
+    test = measured(obeys)
+    test.add_probes(BATCHES[0])
+    report = test.report()
+    for key, figure in figures_of(report["intervals"]).items():
+        assert figure.better is None or len(report["per_episode"][key]) == 7, key
+    drifts = report["per_episode"]["held_drift_px"]
+    assert drifts == pytest.approx([0, 0, 0, 0, math.nan, math.nan, math.nan], abs=1e-4, nan_ok=True)
+    found = compare(report, report, ("A", "B"))
+    assert found.is_paired and not any(change.tested and not change.tested.is_paired for change in found.changes)
+    # Undefined in all episodes: noise does nothing here.
+    assert [change.figure.key for change in found.changes if change.tested is None] == ["controllability_ratio"]
+
+
 def test_a_simulator_says_what_other_actions_show() -> None:
     report = report_of_an_obedient_model()
     assert report["counterfactual_divergence"] == pytest.approx(0, abs=1e-6)
@@ -328,6 +347,24 @@ def test_a_tie_counts_half() -> None:
     assert result["swapped_relative_gap"] == pytest.approx((0.5 + 0 - 0.25 + 1 + 4) / 5)
 
 
+def test_other_actions_that_are_the_same_tell_nothing() -> None:
+    """Else a model that obeys would look like one that ignores its actions, and a simulator like no difference."""
+    command = BATCHES[0]["action"][:1]
+    alike = [{**batch, "action": command.expand_as(batch["action"])} for batch in BATCHES]
+    two, rest = ({**alike[0], "action": torch.cat([-command, -command, command, command])}, alike[1])
+    none = measured(obeys, losses_of_a_model_without_actions, alike).report()
+    told = ("swapped_win_rate", "delta_psnr_db", "counterfactual_ratio", "generated_difference", "cross_swap_accuracy")
+    assert all(math.isnan(none[name]) for name in (*told, "swapped_win_rate_moving"))
+    assert none["shuffled_win_rate"] == 0.5 and not math.isnan(none["psnr_db"])
+    without = measured(obeys, losses_of_a_model_without_actions, alike, with_positions=False)
+    assert judge({"episodes": 9.0, **without.compute("model")}).label == "cannot tell"
+    some = measured(obeys, batches=[{**two, "video": 2 * obeys(two) - 1}, rest]).report()
+    # Of each batch, the sample before: of the first one, samples 0 and 2 have others.
+    defined = [value is not None and not math.isnan(value) for value in some["per_episode"]["delta_psnr_db"]]
+    assert defined == [True, False, True, False, False, False, False]
+    assert some["swapped_win_rate"] == 1 and some["counterfactual_ratio"] == pytest.approx(0, abs=1e-4)
+
+
 @pytest.mark.parametrize("num_initial_latents", [0, 1, 2, 3])
 def test_frames_that_were_given_do_not_count(num_initial_latents: int) -> None:
     given = max(1, 3 * num_initial_latents - 2)
@@ -414,7 +451,8 @@ def test_figures_that_are_undefined_are_null(tmp_path: Path) -> None:
         assert figures.keys() >= QUALITY
         assert figures["sign_accuracy"] is figures["gain_x"] is figures["identity_r2_y"] is None
         assert figures["r2_x"] == figures["lag_frames"] == 0
-        assert figures["delta_psnr_db"] == 0
+    # Other actions that are the same tell nothing; of a copy they need not be asked.
+    assert read["delta_psnr_db"] is None and read["baselines"]["copy_first_frame"]["delta_psnr_db"] == 0
     assert read["endless"] is None
     for given in (report, read):
         table = format_table(given)

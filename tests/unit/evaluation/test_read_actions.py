@@ -92,6 +92,32 @@ def test_a_column_that_is_not_read_off_real_videos_has_no_gain() -> None:
     assert result["idm_correlation_real"] == 0 and math.isnan(result["idm_gain_x"])
 
 
+def test_a_column_that_is_never_given_another_value_is_left_out() -> None:
+    metric, own = ActionsReadBack(COLUMNS, RATIO), actions()
+    # What rounds differently in each row is no other value.
+    own[..., 1] = 3.1 + 1e-6 * torch.rand(6, 30)
+    late = own.roll(2, dims=1) + torch.tensor([0.0, 1.0, 0.0]) * torch.randn(6, 30, 3)
+    metric.update(late, own, own, late, own)
+    result = metric.compute()
+    names = ["idm_gain_y", "idm_correlation_y", "idm_correlation_real_y", "idm_cross_talk_x_to_y"]
+    assert all(math.isnan(result[name]) for name in (*names, "idm_cross_talk_y_to_x"))
+    assert result["idm_correlation_real"] == EXACT
+    assert result["idm_lag_frames"] == 2 and result["idm_lag_correlation"] > 0.95
+    assert all(math.isnan(value) for value in metric.per_episode()["idm_gain_y"])
+
+
+def test_columns_that_nobody_reads_do_not_hide_a_lag() -> None:
+    columns = [Column(f"joint_{index}", "continuous", 3) for index in range(8)]
+    random = torch.Generator().manual_seed(0)
+    own, noise = (torch.randn(6, 30, 8, generator=random) for _ in range(2))
+    reads = torch.arange(8) < 2
+    metric = ActionsReadBack(columns, RATIO)
+    late = torch.where(reads, own.roll(1, dims=1), noise)
+    metric.update(late, torch.where(reads, own, noise), own, late, own)
+    result = metric.compute()
+    assert result["idm_lag_frames"] == 1 and result["idm_lag_correlation"] > 0.9
+
+
 def test_quality_beside_what_can_be_had_without_looking() -> None:
     given = actions()
     half = torch.arange(30) % 2 == 0
@@ -111,6 +137,27 @@ def test_each_episode_has_its_correlation() -> None:
     metric = ActionsReadBack(COLUMNS, RATIO)
     metric.update(torch.cat([own[:3], 0 * own[3:]]), own, own, own, own)
     assert metric.per_episode()["idm_correlation"].tolist() == pytest.approx([1, 1, 1, 0, 0, 0], abs=1e-5)
+
+
+def test_each_episode_has_its_share_of_the_gain() -> None:
+    """Also where actions never vary within an episode."""
+    own, other = actions(), actions(7)
+    held = own[:, :1].expand_as(own)
+    half = torch.tensor([0.5, 1.0, 1.0])
+    metric = ActionsReadBack(COLUMNS, RATIO)
+    metric.update(torch.cat([half * held[:3], held[3:]]), held, held, other, other)
+    shares, gain = metric.per_episode()["idm_gain_x"], metric.compute()["idm_gain_x"]
+    assert shares.mean().item() == pytest.approx(gain) and 0.5 < gain < 1
+    assert metric.per_episode()["idm_gain_y"].tolist() == pytest.approx([1] * 6)
+    assert metric.per_episode()["idm_gain_other_x"].tolist() == pytest.approx([1] * 6)
+
+
+@pytest.mark.parametrize("shape", [(0, 30, 3), (2, RATIO - 1, 3)])
+def test_without_a_latent_frame_that_has_actions_nothing_is_told(shape: tuple[int, ...]) -> None:
+    metric, none = ActionsReadBack(COLUMNS, RATIO), torch.zeros(shape)
+    metric.update(none, none, none, none, none)
+    assert math.isnan(metric.compute()["idm_gain_x"]) and math.isnan(metric.compute()["idm_cross_talk_x_to_y"])
+    assert len(metric.per_episode().get("idm_gain_x", [])) == len(none)
 
 
 def test_ranks() -> None:

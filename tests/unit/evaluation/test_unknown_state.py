@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -13,8 +14,11 @@ from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch, to_unit_range
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
+from lightning_action.evaluation.comparison import compare
+from lightning_action.evaluation.figures import figures_of
 from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, columns_of
 from lightning_action.evaluation.obedience import ObedienceTest
+from lightning_action.evaluation.report import Report
 from lightning_action.evaluation.verdict import Verdict, judge
 
 RATIO = 3
@@ -23,9 +27,10 @@ Damage = Callable[[Tensor], Tensor]
 WORLD = partial(MovingSpriteWorld, image_size=24, sprite_radius=3.5, max_speed=1.0, hold_probability=0.6)
 
 
-def data(discrete: bool = False) -> SpriteDataModule:
+def data(discrete: bool = False, **sizes: int) -> SpriteDataModule:
     world = WORLD(action_kind="discrete" if discrete else "continuous")
-    return SpriteDataModule(world, num_latents=7, temporal_compression_ratio=RATIO, test_size=12, train_size=48)
+    sizes = {"test_size": 12, "train_size": 48, **sizes}
+    return SpriteDataModule(world, num_latents=7, temporal_compression_ratio=RATIO, **sizes)
 
 
 def untrained(source: SpriteDataModule, rows: Tensor) -> InverseDynamicsModel:
@@ -53,9 +58,9 @@ def trained(discrete: bool = False) -> InverseDynamicsModel:
     return model.eval()
 
 
-def asked(damage: Damage, model: InverseDynamicsModel, discrete: bool = False) -> ObedienceTest:
+def asked(damage: Damage, model: InverseDynamicsModel, discrete: bool = False, **sizes: int) -> ObedienceTest:
     """Of a model that shows what the simulator does under other actions than those it is given."""
-    source = data(discrete)
+    source = data(discrete, **sizes)
 
     def generate(batch: Batch, scale: float | None, draw: int) -> Tensor:
         begin = source.world.start(source.dataset("test").seeds(batch["sample_id"].tolist()))
@@ -109,6 +114,57 @@ def test_who_follows_nothing_ignores_and_who_stands_still_is_told_to() -> None:
     assert any("stand still" in reason for reason in still.reasons), still
 
 
+def stumbling(given: Tensor, on: int) -> Tensor:
+    """Half as far in every other sample, of batches of 6."""
+    return torch.where((torch.arange(len(given)) % 2 == on)[:, None, None], 0.5 * given, given)
+
+
+@cache
+def reported(damage: Damage) -> Report:
+    """Of three batches of 6, of which the flow of 4 is measured."""
+    return asked(damage, trained(), test_size=18, eval_batch_size=6).report()
+
+
+def perfect(given: Tensor) -> Tensor:
+    return given
+
+
+def half(given: Tensor) -> Tensor:
+    return 0.5 * given
+
+
+def test_the_better_model_is_told_by_flow_and_by_what_is_read() -> None:
+    worse, better = reported(half), reported(perfect)
+    found = compare(worse, better, ("A", "B"))
+    assert found.is_paired and "unpaired" not in found.method()
+    changes = {change.figure.key: change for change in found.changes}
+    counts = {"idm_gain_move_0": 18, "idm_gain_move_1": 18, "motion_ratio": 18, "flow_gain": 12, "flow_cosine": 12}
+    for key, count in counts.items():
+        tested = changes[key].tested
+        assert changes[key].outcome == "better" and tested is not None and tested.episodes == count, key
+    assert all(
+        len(better["per_episode"][key]) == 18
+        for key, figure in figures_of(better["intervals"]).items()
+        if figure.better
+    )
+    assert "better" not in {change.outcome for change in compare(better, worse, ("A", "B")).changes}
+
+
+def test_half_the_motion_is_told_by_flow_where_what_is_read_saturates() -> None:
+    verdict = reported(half)["verdict"]
+    assert verdict["label"] == "partly" and verdict["reasons"] == ["things move too little (flow gain 0.49)"]
+    assert reported(perfect)["verdict"]["label"] == "obeys"
+
+
+def test_a_model_that_errs_elsewhere_is_no_better() -> None:
+    first, second = (reported(partial(stumbling, on=on)) for on in (0, 1))
+    found = compare(first, second, ("A", "B"))
+    assert first["flow_gain"] < 0.9 > second["flow_gain"]
+    assert {change.outcome for change in found.changes} <= {"no more than noise", "not tested"}
+    told = {change.figure.key for change in found.changes if change.tested is not None}
+    assert {"flow_gain", "flow_cosine", "idm_correlation", "idm_gain_move_0", "idm_lag_frames"} <= told
+
+
 def test_who_foresees_what_will_be_done_does_not_listen() -> None:
     """The videos are the recorded ones under any actions."""
     model, source = trained(), data()
@@ -124,6 +180,16 @@ def test_few_episodes_and_columns_that_are_not_read() -> None:
     assert few.label == "cannot tell" and few.reasons == ("7 episodes are fewer than 8",)
     half = judge({**figures, "episodes": 12.0, "idm_correlation_real_move_1": 0.3})
     assert half.label == "obeys" and half.reasons[1] == "nothing is known of move_1: not read off real videos either"
+    by_chance = judge({**figures, "episodes": 12.0, "intervals": {"idm_correlation_real_move_1": [-0.1, 0.9]}})
+    assert by_chance.reasons[1] == "nothing is known of move_1: not read off real videos either"
+    unknown = dict.fromkeys(("idm_gain_other_move_0", "idm_gain_other_move_1"), math.nan)
+    assert judge({**figures, "episodes": 12.0, **unknown}).label == "obeys", "nothing was made under other actions"
+    unclear = judge({**figures, "episodes": 12.0, "intervals": {"idm_gain_move_1": [-0.1, 1.9]}})
+    assert unclear.label == "cannot tell" and "move_1 is not told by these episodes: gain 1.00" in unclear.reasons[0]
+    still = judge({**figures, "episodes": 12.0, "idm_correlation_real_move_1": math.nan})
+    assert still.reasons[1] == "nothing is known of move_1: it never changes in these episodes"
+    nothing = judge({**figures, "episodes": 12.0, **{f"idm_correlation_real_move_{i}": math.nan for i in range(2)}})
+    assert nothing.label == "cannot tell" and nothing.reasons == ("the actions never change in these episodes",)
     weak = judge({**figures, "episodes": 12.0, "idm_correlation_move_0": 0.5})
     assert weak.label == "partly" and "move_0 is followed loosely" in weak.reasons[0]
     knows = asked(unrelated, trained()).compute("model")

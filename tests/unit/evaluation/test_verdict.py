@@ -88,6 +88,8 @@ def test_what_cannot_be_told() -> None:
     assert lost.label == "cannot tell" and "not found in" in lost.reasons[0]
     still = judge(figures(0.01 * steps, steps))
     assert still.label == "cannot tell" and still.reasons == ("nothing should move by more than a pixel",)
+    alike = judge(figures(torch.ones_like(steps), steps))
+    assert alike.label == "cannot tell" and "all should move alike at all times" in alike.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -97,10 +99,49 @@ def test_without_positions_losses_show_that_actions_are_ignored_and_no_more(
     win_rate: float, difference: float, label: str
 ) -> None:
     """A small object may follow, and leave the PSNR of the whole frame as it is."""
-    of_videos = {"delta_psnr_all_frames_db": 0.0, "generated_difference": difference}
+    of_videos = {"episodes": 24.0, "delta_psnr_all_frames_db": 0.0, "generated_difference": difference}
     verdict = judge({"swapped_win_rate": win_rate, **of_videos})
     assert verdict.label == label and f"{win_rate:.2f}" in verdict.reasons[0]
-    assert judge({"swapped_win_rate": math.nan, "delta_psnr_all_frames_db": math.nan}).label == "cannot tell"
+    few = judge({"swapped_win_rate": win_rate, **of_videos, "episodes": 7.0})
+    assert few.label == "cannot tell" and few.reasons == ("7 episodes are fewer than 8",)
+    unknown = judge({"episodes": 24.0, "swapped_win_rate": math.nan, "delta_psnr_all_frames_db": math.nan})
+    assert unknown.label == "cannot tell" and "nothing was made under other actions" in unknown.reasons[0]
+
+
+def test_losses_that_are_always_lower_under_other_actions_depend_on_them() -> None:
+    """As those of a model that was trained on inverted actions."""
+    alike = {"episodes": 24.0, "delta_psnr_all_frames_db": 0.0, "generated_difference": 0.0}
+    assert judge({"swapped_win_rate": 0.0, **alike}).label == "cannot tell"
+
+
+def test_a_response_that_chance_may_make_is_none() -> None:
+    steps = steps_of()
+    blind = figures(steps, steps_of(5), win_rate=0.5) | {"gain_x": 0.3, "cross_talk_x_to_y": 0.25}
+    assert judge(blind).label == "partly"
+    chance = {"gain_x": [-0.1, 0.6], "cross_talk_x_to_y": [-0.1, 0.5]}
+    assert judge({**blind, "intervals": chance}).label == "ignores"
+    # A win rate of 0.625 is five of eight.
+    guessed = {**blind, "swapped_win_rate": 0.625, "intervals": {**chance, "swapped_win_rate": [0.25, 0.875]}}
+    assert judge(guessed).label == "ignores"
+    assert judge({**guessed, "intervals": {**chance, "swapped_win_rate": [0.55, 0.875]}}).label == "partly"
+
+
+def test_what_may_be_none_or_all_is_not_told() -> None:
+    steps = steps_of()
+    for moved, gain in ((steps_of(5), 0.1), (steps, 0.9)):
+        noisy = {**figures(steps, moved), "gain_x": gain, "intervals": {"gain_x": [-0.2, 0.95]}}
+        told = judge(noisy)
+        assert told.label == "cannot tell"
+        assert told.reasons == (f"x is not told by these episodes: gain {gain:.2f}, -0.20 to 0.95",)
+        assert judge({**noisy, "intervals": {"gain_x": [None, None]}}).label != "cannot tell"
+
+
+def test_a_lag_that_chance_may_make_is_none() -> None:
+    """Slow actions are nearly the same a frame later."""
+    late = {**figures(steps_of(), steps_of()), "lag_frames": 1.0}
+    assert judge(late).reasons == ("motion comes 1 frames late",)
+    assert judge({**late, "intervals": {"lag_frames": [1.0, 2.0]}}).reasons == ("motion comes 1 frames late",)
+    assert judge({**late, "intervals": {"lag_frames": [0.0, 1.0]}}).label == "obeys"
 
 
 VIDEO_FAULTS: dict[str, tuple[dict[str, float], str]] = {
@@ -131,15 +172,28 @@ def test_a_model_that_stands_still_is_told() -> None:
     still = {**figures(steps_of(), 0 * steps_of(), win_rate=0.5), "static_rate": 1.0}
     verdict = judge(still)
     assert verdict.label == "ignores" and verdict.reasons[1] == "100% of the videos stand still"
-    alike = {"delta_psnr_all_frames_db": 0.0, "generated_difference": 0.0}
+    alike = {"episodes": 24.0, "delta_psnr_all_frames_db": 0.0, "generated_difference": 0.0}
     unknown = judge({"swapped_win_rate": 0.5, **alike, "static_rate": 1.0})
     assert unknown.label == "ignores" and unknown.reasons[1] == "100% of the videos stand still"
+
+
+def test_videos_that_are_the_same_under_other_actions_ignore_them_though_they_follow_their_own() -> None:
+    """As those of a model that tells from the first frame what will be done."""
+    follows = figures(steps_of(), steps_of())
+    same = judge({**follows, "generated_difference": 0.0, "generated_difference_moving": 0.0})
+    assert same.label == "ignores" and "are the same under other actions" in same.reasons[0]
+    # What moves may be small.
+    small = {"generated_difference": 0.001, "generated_difference_moving": 0.1}
+    assert judge({**follows, **small}).label == "obeys"
+    unknown = {"episodes": 24.0, "delta_psnr_all_frames_db": 0.1, **small}
+    assert judge(unknown).label == "cannot tell"
+    assert judge({**unknown, "generated_difference_moving": 0.001}).label == "ignores"
 
 
 def test_the_moving_region_shows_that_actions_matter() -> None:
     """A small object on a still background hides it from the loss of the whole frame."""
     hidden = {"swapped_win_rate": 0.52, "swapped_win_rate_moving": 0.95, "generated_difference": 0.001}
-    hidden["delta_psnr_all_frames_db"] = 0.01
+    hidden |= {"delta_psnr_all_frames_db": 0.01, "episodes": 24.0}
     assert judge(hidden).label == "cannot tell"
     assert judge({**hidden, "swapped_win_rate_moving": 0.49}).label == "ignores"
     knows = judge({**figures(steps_of(), 0 * steps_of(), win_rate=0.5), "swapped_win_rate_moving": 0.9})

@@ -69,7 +69,9 @@ def test_what_is_missing_or_too_much_is_named(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     folders = {"videos": tmp_path / "own", "truth": tmp_path / "truth"}
-    with pytest.raises(ValueError, match="truth has no b, c, and has d, to which nothing belongs"):
+    with pytest.raises(
+        ValueError, match="truth has no b, c, and has d, to which .*; expected the names of .*own, .*rename"
+    ):
         match_by_name(folders)
     (tmp_path / "truth" / "d.mp4").unlink()
     for name in ("truth/b.webm", "truth/c.mp4"):
@@ -148,6 +150,9 @@ def test_actions_are_a_table_for_each_name(tmp_path: Path) -> None:
 def test_folders_that_hold_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no folder at .*nowhere: give the folder that holds a video"):
         find_videos(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is a file: give the folder"):
+        find_videos(tmp_path / "file")
     with pytest.raises(ValueError, match="holds no videos"):
         find_videos(tmp_path)
     for name in ("a.mp4", "a.gif"):
