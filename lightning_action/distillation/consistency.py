@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from lightning_action.distillation.landing import LandingDistillation, landing
 from lightning_action.distillation.score import Clip, Noised, ScoreNetwork
@@ -57,6 +58,9 @@ class ActionConsistencyDistillation(LandingDistillation):
     @torch.no_grad()
     def _move_target(self, keep: float) -> None:
         student = nn.ModuleList(part for part in (self.generator, self.action_projection) if part is not None)
+        for module in self.target.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # which a backward pass does for others
         pairs = zip(self.target.parameters(), student.parameters(), strict=True)
         for mine, its in pairs:
             local_part(mine).lerp_(local_part(its), 1 - keep)

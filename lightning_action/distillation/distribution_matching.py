@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.objectives import draw_for_blocks
 
-# Share of the levels at either end that are left out, as DMD does: there one of the two scores says nothing.
+# Share of the table at either end that is left out: there one of the two scores says nothing.
 _LEFT_OUT = 0.02
 
 
@@ -37,30 +37,31 @@ def draw_score_levels(
     return schedule.timesteps[draw_for_blocks(among, groups, randoms)]
 
 
-def matching_gradient(sample: Tensor, real: Tensor, fake: Tensor, groups: Sequence[range]) -> Tensor:
+def matching_gradient(
+    sample: Tensor, real: Tensor, fake: Tensor, groups: Sequence[range], counts: Tensor
+) -> Tensor:
     """Compute the normalised gradient of the divergence of the student's distribution from the teacher's.
 
-    `(fake - real) / mean |sample - real|`, with the mean over the frames of a group that share a noise level, of each
-    sample on its own: so that no level weighs more than another (equation 8 of DMD).
+    `(fake - real) / mean |sample - real|`, with the mean over the frames of a group that share a noise level and
+    count, of each sample on its own: so that no level weighs more than another (equation 8 of DMD).
 
     Args:
         sample: Clean latents that the student made, `[B, F, C, H, W]`.
         real: Clean latents that the teacher predicts from the same with noise.
         fake: Clean latents that the critic predicts from the same.
         groups: Frames that share a level, in order and without gaps.
+        counts: Frames that count, `[F]` bool; the others were given, and nothing is changed in them.
 
     Returns:
         Gradient `[B, F, C, H, W]`, in float64.
     """
     sample, real, fake = sample.detach().double(), real.double(), fake.double()
-    distance = (sample - real).abs()
-    scale = torch.cat(
-        [
-            distance[:, group.start : group.stop].mean(dim=(1, 2, 3, 4), keepdim=True).expand(-1, len(group), 1, 1, 1)
-            for group in groups
-        ],
-        dim=1,
-    )
+    distance = (sample - real).abs().mean(dim=(2, 3, 4), keepdim=True)
+    scale = torch.ones_like(distance)
+    for group in groups:
+        here = slice(group.start, group.stop)
+        if counts[here].any():
+            scale[:, here] = distance[:, here][:, counts[here]].mean(dim=1, keepdim=True)
     # Where the teacher finds nothing to change, the critic's share alone would be divided by nothing.
     return (fake - real) / scale.clamp_min(torch.finfo(torch.float32).eps)
 

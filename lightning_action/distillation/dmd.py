@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_action.batch import Batch
+from lightning_action.batch import Batch, without_action
 from lightning_action.checkpoints.lora import LoRASettings
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise, own_noise
@@ -130,7 +130,8 @@ class ActionDistillation(DistilledModule):
             self.generator, self.causality, self.schedule, self.timesteps, self.sampling.context
         )
         if starts:
-            is_teacher = self._teacher_factories.generator is self._factories.generator
+            of_teacher, own = self._teacher_factories, self._factories
+            is_teacher = (of_teacher.generator, of_teacher.action_projection) == (own.generator, own.action_projection)
             weights = self.teacher_weights if is_teacher else self.initial_weights
             weights.load(self.critic.generator, self.critic.action_projection, self.schema)
 
@@ -147,13 +148,15 @@ class ActionDistillation(DistilledModule):
         start = self._start_of(batch)
         clip = self._clip(torch.zeros(len(start.text), *start.shape).to(start.text), start.text, batch, start.num_known)
         with torch.set_grad_enabled(trains_student):
-            modulation = self._modulation(clip)
+            modulation = self._rollout_modulation(clip)
         made = self.make_clip(start, batch, batch_idx, modulation, trains_student)
         # The critic learns what the student is scored on; blocks behind see what generation leaves in the cache.
         clip = clip._replace(clean=made.exited, past=made.clean)
         loss = self.critic_loss(clip, batch_idx)
         self.log("train/critic_loss", loss, prog_bar=True)
         if trains_student:
+            # Before torch 2.10 autocast kept weights that were cast without gradient, and they would get none here.
+            torch.clear_autocast_cache()
             video = made.with_gradient(self.generator, start.text, self.schedule, modulation)
             student = self.student_loss(clip._replace(clean=video.detach()), video, batch_idx)
             self.log("train/generator_loss", student, prog_bar=True)
@@ -162,6 +165,17 @@ class ActionDistillation(DistilledModule):
                 loss = loss + self.real_clips_weight * self._real_clips_loss(batch, batch_idx)
         self._require_finite_loss(loss)
         return {"loss": loss}
+
+    def _rollout_modulation(self, clip: Clip) -> Tensor | None:
+        """Modulation of a clip's actions, block by block as where it is generated: the same to the bit."""
+        action = clip.batch.get("action")
+        if action is None:
+            return self._modulation(clip)
+        made = self.conditioning.of_rollout(
+            action, False, clip.clean.shape[1], clip.text, clip.causality, without_action(clip.batch)
+        )
+        assert made is None or isinstance(made, Tensor)
+        return made
 
     @property
     def trains_student(self) -> bool:
@@ -233,7 +247,7 @@ class ActionDistillation(DistilledModule):
         with torch.no_grad():
             real = self.teacher.clean(clip, noised, self.teacher_guidance)
             fake = self.critic.clean(clip, noised)
-            gradient = matching_gradient(video, real, fake, self._groups(clip))
+            gradient = matching_gradient(video, real, fake, self._groups(clip), counts)
             self._log_gap(clip, noised, score_gap(real, fake, counts))
         return matching_loss(video, gradient, counts).to(video.dtype)
 
@@ -269,7 +283,7 @@ class ActionDistillation(DistilledModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradients of student and critic each by themselves: one has none in most steps."""
-        if gradient_clip_val is None:
+        if gradient_clip_val is None or gradient_clip_val <= 0:  # which turns it off, as in the Trainer
             return
         for parameters in self._networks(optimizer):
             if gradient_clip_algorithm == "value":
