@@ -37,9 +37,7 @@ def draw_score_levels(
     return schedule.timesteps[draw_for_blocks(among, groups, randoms)]
 
 
-def matching_gradient(
-    sample: Tensor, real: Tensor, fake: Tensor, groups: Sequence[range], counts: Tensor
-) -> Tensor:
+def matching_gradient(sample: Tensor, real: Tensor, fake: Tensor, groups: Sequence[range], counts: Tensor) -> Tensor:
     """Compute the normalised gradient of the divergence of the student's distribution from the teacher's.
 
     `(fake - real) / mean |sample - real|`, with the mean over the frames of a group that share a noise level and

@@ -71,9 +71,10 @@ class ActionDistillation(DistilledModule):
         real_clips_weight: Weight of the student's own flow matching on the batch's real clips; 0 for none.
         chunks_per_rollout: Number of batches over which a rollout goes on, each time from its own last latents, under
             the next batch's actions and prompts; 1 begins anew with each, as do batches of another size. The loss is of
-            the new frames alone. A fit that stopped in between begins a new rollout when it goes on. Teacher and critic
-            see a chunk as a clip, whose first latent is one that came later: where the VAE makes the first latent of a
-            video of fewer frames than the others, as Wan's does, that is no latent that a video begins with.
+            the new frames alone. A checkpoint ends the rollout, so that a fit which goes on from it is as one that did
+            not stop. Teacher and critic see a chunk as a clip, whose first latent is one that came later: where the VAE
+            makes the first latent of a video of fewer frames than the others, as Wan's does, that is no latent that a
+            video begins with.
         gap_every: Steps of the student from one measurement of the gap without actions to the next.
         kwargs: Arguments of `DistilledModule` by their names.
     """
@@ -201,6 +202,11 @@ class ActionDistillation(DistilledModule):
             self._going = _Going(session, made.clean[:, -start.num_known :], num_chunks)
         return made
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """End a rollout that goes on: a fit that goes on from here has none either."""
+        super().on_save_checkpoint(checkpoint)
+        self._going = None
+
     def _going_on(self, start: Start) -> _Going | None:
         """The rollout that goes on with a batch; None begins anew, on all ranks alike, for others pass the window."""
         going = self._going
@@ -221,7 +227,7 @@ class ActionDistillation(DistilledModule):
     ) -> SelfRollout:
         """Go on under other actions and prompts; what the rollout ended with stands where a clip's start does."""
         with torch.no_grad():
-            # It passes the window anew, so that its keys and values are of the weights of now, too.
+            # It passes the window anew, so that keys and values, but the sink's, are of the weights of now, too.
             going.session.switch_prompt(start.text)
         new = None if modulation is None else modulation[:, start.num_known :]
         made = self.rollouts.make(

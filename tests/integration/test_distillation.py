@@ -104,6 +104,31 @@ def test_a_fit_that_stopped_at_any_step_goes_on_to_the_bit(kind: str, teacher: P
         assert [name for key in PARTS for name in differing(rest[key], whole[key], key)] == []
 
 
+class SaveAt(L.Callback):
+    """Saves a checkpoint on the way."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_checkpoint_ends_a_rollout_that_goes_on_so_that_resuming_is_as_not_stopping(
+    teacher: Path, tmp_path: Path
+) -> None:
+    def fit(name: str, *callbacks: L.Callback, **options: Any) -> dict[str, Any]:
+        module = student(ActionDistillation, teacher, optimization=SETTINGS, generator_every=2, chunks_per_rollout=3)
+        fitted(module, tmp_path / name, *callbacks, max_steps=4, **options)
+        return {key: value.clone() for key, value in module.state_dict().items()}
+
+    path = tmp_path / "saved.ckpt"
+    whole = fit("whole", SaveAt(2, path))
+    assert differing(fit("resumed", ckpt_path=path), whole) == []
+    assert differing(fit("never_saved"), whole)
+
+
 class FirstGradient(L.Callback):
     """Gradients of the first step of student and critic, and its loss."""
 
