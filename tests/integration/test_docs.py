@@ -133,7 +133,7 @@ def run_command(words: list[str], folder: Path, patched: pytest.MonkeyPatch) -> 
         assert words[0] == "tensorboard" or (words[0] == "make" and words[1] in makefile_targets()), words
 
 
-def play_for_a_moment(server: PlayServer, host: str, listening: object, loading: Callable[[], None]) -> None:
+def play_for_a_moment(server: PlayServer, listening: object, loading: Callable[[], None]) -> None:
     """In place of a server that nobody would end: a world of three blocks, recorded if so asked."""
     loading()
     playground = server.playground
