@@ -192,6 +192,9 @@ class ActionDistillation(DistilledModule):
         exit_step = int(torch.multinomial(self.exit_probabilities, 1, generator=draw))
         going = self._going_on(start)
         if going is None:
+            if self.chunks_per_rollout > 1:
+                # What the next batch adds is refused now, not then.
+                self.causality.split(start.shape[0] - start.num_known, start.shape[0])
             session = self._new_session(start, batch, batch_idx)
             made = self.rollouts.make(session, start.shape[0], exit_step, modulation, start.initial, for_gradient)
             num_chunks = 1

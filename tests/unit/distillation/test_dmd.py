@@ -361,6 +361,13 @@ def test_a_rollout_that_goes_on_trains(teacher: Path, tmp_path: Path) -> None:
         student(ActionDistillation, teacher, chunks_per_rollout=2, causality=BlockCausality(1))
 
 
+def test_a_rollout_that_could_not_go_on_is_refused_with_its_first_batch(teacher: Path) -> None:
+    settings: dict[str, Any] = {"causality": BlockCausality(2, 4), "score_sight": "bidirectional"}
+    with pytest.raises(ValueError, match="3 latent frames from frame 4 on are not a whole number of blocks"):
+        ready(teacher, chunks_per_rollout=2, **settings)
+    ready(teacher, **settings)
+
+
 def test_a_rollout_begins_anew_where_any_rank_has_a_batch_of_another_size(
     teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
