@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -157,7 +158,8 @@ def serve(command: Sequence[str], pattern: str) -> Iterator[str]:
 @contextmanager
 def tensorboard(folder: Path) -> Iterator[str]:
     """The address of a TensorBoard that shows the runs in a folder."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0", "--host", "localhost"]
+    shown = os.path.relpath(folder)  # the page shows it
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", shown, "--port", "0", "--host", "localhost"]
     with serve(command, r"(http://\S+?:\d+/)") as address:
         yield address
 
