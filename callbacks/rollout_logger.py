@@ -59,7 +59,6 @@ class RolloutLogger(EveryNValidations):
 
     Args:
         every_n_validations: Validations from one rollout to the next.
-        at_start: Whether to show what the model makes before the fit's first step too.
         num_samples: Number of samples in panels 1 and 2; panels 3 and 4 show the first.
         actions: Name of each action and its row. Default: `+x`, `-x`, `+y` and `-y`, plus and minus one in the first
             two columns, or up to four of the rows in the data if they are whole numbers.
@@ -72,6 +71,7 @@ class RolloutLogger(EveryNValidations):
         time_budget: Seconds to take in each validation. A panel whose videos would take longer, going by the time that
             those before took, is left out; a warning says so once.
         write_files: Whether to write files, into `rollouts/step_<step>` in the log folder.
+        at_start: Whether to show what the model makes before the fit's first step too.
 
     Raises:
         ValueError: An argument is out of range.
@@ -90,7 +90,6 @@ class RolloutLogger(EveryNValidations):
     def __init__(
         self,
         every_n_validations: int = 1,
-        at_start: bool = False,
         num_samples: int = 2,
         actions: dict[str, list[float]] | None = None,
         scales: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
@@ -101,6 +100,7 @@ class RolloutLogger(EveryNValidations):
         num_videos_at_once: int = 8,
         time_budget: float = 120.0,
         write_files: bool = True,
+        at_start: bool = False,
     ) -> None:
         super().__init__(every_n_validations)
         check_at_least(1, num_samples=num_samples, alternate_every=alternate_every, fps=fps)
@@ -111,7 +111,6 @@ class RolloutLogger(EveryNValidations):
         check_scales(scales)
         if time_budget <= 0:
             raise ValueError(f"time_budget must be above 0, got {time_budget}")
-        self.at_start = at_start
         self.num_samples = num_samples
         self.actions = actions
         self.scales = list(scales)
@@ -122,6 +121,7 @@ class RolloutLogger(EveryNValidations):
         self.num_videos_at_once = num_videos_at_once
         self.time_budget = time_budget
         self.write_files = write_files
+        self.at_start = at_start
 
         # These are known only during a run.
         self._folder: Path | None = None

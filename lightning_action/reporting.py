@@ -11,6 +11,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from lightning_action.evaluation.inverse_dynamics_model import load_inverse_dynamics
 from lightning_action.evaluation.provenance import reader_provenance, versions
 from lightning_action.evaluation.report import write_reports
 from lightning_action.evaluation.tensorboard import write_to_tensorboard
@@ -37,7 +38,7 @@ def provenance_of(module: L.LightningModule, data: str, reader: str | None = Non
             "fingerprint": data,
             **({"settings": settings} if settings else {}),
         },
-        **({} if reader is None else {"inverse_dynamics": reader_provenance(reader)}),
+        **({} if reader is None else {"inverse_dynamics": reader_provenance(reader, load_inverse_dynamics(reader))}),
         "config": _configuration(trainer) or _texts(module.hparams) or None,
         "versions": versions(),
     }

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from lightning_action.cli.true_videos import DataSource, FileSource
 from lightning_action.cli.video_inputs import VideoOptions, find_inputs
 from lightning_action.evaluation.given_videos import GivenVideosTest
-from lightning_action.evaluation.inverse_dynamics_model import load_inverse_dynamics
+from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, load_inverse_dynamics
 from lightning_action.evaluation.provenance import reader_provenance, versions
 from lightning_action.evaluation.report import Report, format_table, write_reports
 
@@ -29,7 +29,7 @@ def evaluate_videos(options: VideoOptions) -> Report:
     test = GivenVideosTest(source.ratio, options.num_initial_frames, reader)
     for episodes in tqdm(source, desc="comparing", unit="batch", total=len(source)):
         test.add(episodes)
-    report = {**test.report(), "provenance": provenance(options, source)}
+    report = {**test.report(), "provenance": provenance(options, source, reader)}
     paths = write_reports(options.output, report, test.pictures())
     print(f"\n{format_table(report)}\n\nwritten to {' and '.join(map(str, paths))}")
     if test.unlike:
@@ -40,13 +40,16 @@ def evaluate_videos(options: VideoOptions) -> Report:
     return report
 
 
-def provenance(options: VideoOptions, source: DataSource | FileSource) -> dict[str, Any]:
+def provenance(
+    options: VideoOptions, source: DataSource | FileSource, reader: InverseDynamicsModel | None
+) -> dict[str, Any]:
     """Say what was compared with what."""
     data = {"class": source.kind, "fingerprint": source.fingerprint, "config": ", ".join(options.config)}
-    reader = options.inverse_dynamics
+    folder = options.inverse_dynamics
+    read = {} if folder is None or reader is None else {"inverse_dynamics": reader_provenance(folder, reader)}
     return {
         "videos": {kind: str(path) for kind, path in options.paths.items()},
         "data": {name: value for name, value in data.items() if value},
-        **({} if reader is None else {"inverse_dynamics": reader_provenance(reader)}),
+        **read,
         "versions": versions(),
     }

@@ -216,9 +216,7 @@ def partial_slopes(predicted: Tensor, target: Tensor) -> list[float]:
         Slopes `[k]`, NaN where the values do not tell them: one does not vary, or only together with others.
     """
     x, y = (centred(values.cpu()) for values in (target, predicted))
-    inverse = torch.linalg.pinv(x, rtol=1e-4)
-    told = (inverse @ x).diagonal() > 0.999
-    return torch.where(told, inverse @ y, math.nan).tolist()
+    return _slopes(x, y)[0].tolist()
 
 
 def slope_shares(predicted: Tensor, target: Tensor) -> Tensor:
@@ -232,10 +230,16 @@ def slope_shares(predicted: Tensor, target: Tensor) -> Tensor:
         `[B, k]`, whose means over the episodes are the slopes; NaN where those are.
     """
     x, y = centred(target.flatten(0, 1).cpu()), centred(predicted.flatten().cpu())
-    slopes = torch.tensor(partial_slopes(y, x), dtype=x.dtype)
-    inverse, residual = torch.linalg.pinv(x, rtol=1e-4), y - x @ slopes.nan_to_num()
-    by_episode = (inverse * residual).unflatten(1, predicted.shape).sum(dim=-1)
+    slopes, inverse = _slopes(x, y)
+    by_episode = (inverse * (y - x @ slopes.nan_to_num())).unflatten(1, predicted.shape).sum(dim=-1)
     return slopes + len(predicted) * by_episode.T
+
+
+def _slopes(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes `[k]` of centred values `[n]` on others `[n, k]`, NaN where they are not told, and the pseudo-inverse."""
+    inverse = torch.linalg.pinv(x, rtol=1e-4)
+    told = (inverse @ x).diagonal() > 0.999
+    return torch.where(told, inverse @ y, math.nan), inverse
 
 
 def centred(values: Tensor) -> Tensor:

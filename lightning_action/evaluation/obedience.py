@@ -127,8 +127,8 @@ class ObedienceTest:
         evaluator = self._evaluators[MODEL].to(video.device)
         seen, seen_other = self._seen(video, batch), self._seen(video_other, batch)
         same = (other["action"] == batch["action"]).flatten(1).all(dim=1)
-        others = (None if each is None else each.unknown_where(same) for each in (seen_other, truth.other))
-        evaluator.update_videos(seen, next(others), own, next(others), batch["sample_id"])
+        true_other = None if truth.other is None else truth.other.unknown_where(same)
+        evaluator.update_videos(seen, seen_other.unknown_where(same), own, true_other, batch["sample_id"])
         evaluator.update_losses(losses, same)
         self._update_read_actions(evaluator, batch, truth, video, video_other)
         return truth

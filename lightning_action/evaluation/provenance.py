@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_action import __version__
 from lightning_action.batch import Batch, first_samples
-from lightning_action.evaluation.inverse_dynamics_model import load_inverse_dynamics
+from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel
 from lightning_action.weights.fingerprint import fingerprint
 
 
@@ -50,9 +50,9 @@ def versions() -> dict[str, str]:
     return {"lightning_action": __version__, **packages, "python": platform.python_version(), "device": device}
 
 
-def reader_provenance(folder: str | Path) -> dict[str, str]:
+def reader_provenance(folder: str | Path, model: InverseDynamicsModel) -> dict[str, str]:
     """Say which inverse-dynamics model read the actions, of the folder that `inverse-dynamics` wrote."""
-    return {"path": str(folder), "fingerprint": fingerprint(load_inverse_dynamics(folder).state_dict())}
+    return {"path": str(folder), "fingerprint": fingerprint(model.state_dict())}
 
 
 def tested_weights(report: Mapping[str, Any]) -> str | None:

@@ -89,8 +89,6 @@ export class Held {
     });
     this.on(canvas, "lostpointercapture", () => {
       from = null;
-      pull("x", 0);
-      pull("y", 0);
       for (const side of ["x+", "x-", "y+", "y-"]) this.hold(`mouse:${side}`, 0);
     });
   }

@@ -160,7 +160,6 @@ function pause() {
 
 function reset(newSeed, keepsPrompt) {
   if (!Number.isInteger(newSeed) || newSeed < 0 || newSeed > 2147483647) return note("a seed is a whole number from 0 on");
-  ownPrompt &&= keepsPrompt;
   if (!keepsPrompt) ownPrompt = true;
   send({ type: "reset", seed: newSeed, prompt: ownPrompt ? null : at("prompt").value });
 }
