@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, mean
+from lightning_action.evaluation.episode_metric import EpisodeMetric
 
 WINDOW = 5
 
@@ -24,7 +24,7 @@ class DivergenceOnset(EpisodeMetric):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(["onset", "num_frames"], **kwargs)
+        super().__init__(["divergence_onset_frames", "diverged_rate"], **kwargs)
 
     def update(self, error: Tensor) -> None:
         """Add episodes.
@@ -38,22 +38,20 @@ class DivergenceOnset(EpisodeMetric):
         """
         if error.ndim != 2 or error.shape[1] < WINDOW:
             raise ValueError(f"expected errors [B, T] of {WINDOW} frames or more, got {list(error.shape)}")
-        threshold = (2 * error[:, :WINDOW].median(dim=1).values).clamp_min(1)
-        exceeds = error.unfold(1, WINDOW, 1).mean(dim=-1) > threshold[:, None]
-        onset = torch.where(exceeds.any(dim=1), exceeds.float().argmax(dim=1).float(), math.nan)
-        self._add(onset=onset, num_frames=torch.full_like(onset, error.shape[1]))
-
-    def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
-        return {name: mean(values) for name, values in _per_episode(episodes).items()}
-
-    def per_episode(self) -> dict[str, Tensor]:
-        return _per_episode(self.episodes())
+        frames, diverged = divergence_onset(error)
+        self._add(divergence_onset_frames=frames, diverged_rate=diverged)
 
 
-def _per_episode(episodes: dict[str, Tensor]) -> dict[str, Tensor]:
-    onset = episodes["onset"]
-    never = onset.isnan()
-    return {
-        "divergence_onset_frames": torch.where(never, episodes["num_frames"], onset),
-        "diverged_rate": (~never).float(),
-    }
+def divergence_onset(error: Tensor) -> tuple[Tensor, Tensor]:
+    """Find when errors `[B, T]` begin to grow, in frames, and whether they do, 1 or 0, `[B]` each; see the metric.
+
+    NaN where there are fewer than 5 frames.
+    """
+    if error.shape[1] < WINDOW:
+        unknown = error.new_full((len(error),), math.nan)
+        return unknown, unknown
+    threshold = (2 * error[:, :WINDOW].median(dim=1).values).clamp_min(1)
+    exceeds = error.unfold(1, WINDOW, 1).mean(dim=-1) > threshold[:, None]
+    diverged = exceeds.any(dim=1)
+    frames = torch.where(diverged, exceeds.int().argmax(dim=1), error.shape[1])
+    return frames.float(), diverged.float()

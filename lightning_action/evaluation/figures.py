@@ -142,6 +142,9 @@ def _flow() -> Iterator[Figure]:
     says = "Distance between generated and true motion of pixels a frame, where the true video moves."
     title = "flow error where it moves"
     yield Figure("flow_epe_moving_px", title, FOLLOWING, "lower", unit="px", says=says, printed=True)
+    title, says = "onset of divergence of the flow", "Generated frames before the flow goes astray."
+    yield Figure("flow_onset_frames", title, FOLLOWING, "higher", unit="frames", says=says, detail=True)
+    yield Figure("flow_diverged_rate", "videos whose flow diverges", FOLLOWING, "lower", 0, detail=True)
     for key, title in (
         ("flow_true_px", "true flow"),
         ("flow_epe_px", "flow error, everywhere"),
@@ -186,7 +189,7 @@ def _difference() -> Iterator[Figure]:
     )
     says = "Mean |(g - g') - (x - x')| of pixels in [0, 1], over videos under two actions."
     yield Figure("counterfactual_divergence", "counterfactual divergence", DIFFERENCE, "lower", 0, says=says)
-    says = "Share of the variance of where the object ends that is between actions, not between noises."
+    says = "Share of the variance of how a video ends that is between actions, not between noises."
     yield Figure("action_share", "decided by the actions", DIFFERENCE, "higher", 1, 0, says=says, printed=True)
     says = "Variance between actions over that between noises."
     yield Figure("controllability_ratio", "controllability ratio", DIFFERENCE, "higher", says=says)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_action.evaluation.divergence_onset import divergence_onset
 from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, mean, mean_where, ratio, ratios
 from lightning_action.evaluation.inverse_dynamics_model import shrunk
 from lightning_action.evaluation.motion import moving_region
@@ -20,6 +21,7 @@ _RADIUS, _NUM_REFINEMENTS, _SMALLEST_SIDE = 2, 5, 16
 _FLAT = 1e-3
 # Flow in pixels that is rounding, not motion.
 _STILL = 1e-3
+_ONSET = ("flow_onset_frames", "flow_diverged_rate")
 
 
 class FlowError(EpisodeMetric):
@@ -34,6 +36,9 @@ class FlowError(EpisodeMetric):
     - `flow_cosine`: mean cosine of the angle between u and v, weighted by `|v|`, over the moving region; ideal 1. A
       pixel that stands still has 0.
 
+    - `flow_onset_frames`, `flow_diverged_rate`: as `DivergenceOnset` has it, of the end-point error in the moving
+      region, 0 in frames where nothing should move; undefined with fewer than 5 generated frames.
+
     An episode in which nothing moves has no gain. What follows the true video must have the same start and actions;
     texture that nobody commands counts like all else.
 
@@ -45,7 +50,7 @@ class FlowError(EpisodeMetric):
 
     def __init__(self, num_initial_frames: int = 1, max_side: int = 128, **kwargs: Any) -> None:
         names = ["epe", "true", "epe_moving", "true_moving", "along", "square", "cosine", "weight"]
-        super().__init__(names, **kwargs)
+        super().__init__([*names, *_ONSET], **kwargs)
         self.num_initial_frames, self.max_side = num_initial_frames, max_side
 
     def update(self, video: Tensor, truth: Tensor) -> None:
@@ -69,7 +74,9 @@ class FlowError(EpisodeMetric):
         error, speed, along = (seen - true).norm(dim=2), true.norm(dim=2), (seen * true).sum(dim=2)
         cosine = along / (seen.norm(dim=2).clamp_min(_STILL) * speed.clamp_min(_STILL))
         everywhere = (1, 2, 3)
+        onset = divergence_onset(mean_where(error, moves, (2, 3)).nan_to_num())
         self._add(
+            **dict(zip(_ONSET, onset, strict=True)),
             epe=error.mean(dim=everywhere),
             true=speed.mean(dim=everywhere),
             epe_moving=mean_where(error, moves, everywhere),
@@ -89,6 +96,7 @@ class FlowError(EpisodeMetric):
             "flow_true_moving_px": mean(episodes["true_moving"]),
             "flow_gain": ratio(sums["along"], sums["square"]),
             "flow_cosine": ratio(sums["cosine"], sums["weight"]),
+            **{name: mean(episodes[name]) for name in _ONSET},
         }
 
     def per_episode(self) -> dict[str, Tensor]:
@@ -98,7 +106,26 @@ class FlowError(EpisodeMetric):
             "flow_epe_moving_px": episodes["epe_moving"],
             "flow_gain": ratios(episodes["along"], episodes["square"]),
             "flow_cosine": ratios(episodes["cosine"], episodes["weight"]),
+            **{name: episodes[name] for name in _ONSET},
         }
+
+
+def path_by_flow(video: Tensor, truth: Tensor, max_side: int = 128) -> Tensor:
+    """Tell where things have gone, on average over what moves in the true video: the sum of the flow there.
+
+    Args:
+        video: Videos, `[B, T, 3, H, W]` in [0, 1].
+        truth: True videos of the same shape.
+        max_side: As in `FlowError`.
+
+    Returns:
+        `[B, T, 2]` in pixels, 0 at frame 0; a frame in which nothing should move adds nothing.
+    """
+    small, small_truth = (shrunk(each.float(), max_side) for each in (video, truth))
+    moves = moving_region(small_truth)[:, 1:, None]
+    flow = truth.shape[-1] / small.shape[-1] * video_flow(small)
+    steps = mean_where(flow, moves.expand_as(flow), (3, 4)).nan_to_num()
+    return torch.cat([torch.zeros_like(steps[:, :1]), steps.cumsum(dim=1)], dim=1)
 
 
 def video_flow(video: Tensor) -> Tensor:

@@ -99,10 +99,8 @@ class ObedienceTest:
         self._pictures: dict[str, Tensor] = {}
         settings = (ratio, self._num_initial_frames, causality, inverse_dynamics)
         self._evaluators = {name: Evaluator(*settings) for name in (MODEL, *BASELINES)}
-        self._probes = None
-        if read_positions is not None:
-            initial = (self._num_initial_frames, self._num_initial_rows)
-            self._probes = Probes(self._timed, read_positions, self._simulate, schema, *initial)
+        initial = (self._num_initial_frames, self._num_initial_rows)
+        self._probes = Probes(self._timed, self._own_video, read_positions, self._simulate, schema, *initial)
 
     @torch.no_grad()
     def add_model(self, batch: Batch, losses: Mapping[str, FrameLosses]) -> Truth:
@@ -118,7 +116,7 @@ class ObedienceTest:
         Raises:
             ValueError: None of the frames is generated.
         """
-        own, other = self._truth(batch), other_actions(batch, self._num_initial_rows)
+        own, other = Seen(self._own_video(batch), batch.get("position")), other_actions(batch, self._num_initial_rows)
         read = None if self._inverse_dynamics is None else _read(self._inverse_dynamics, batch, own.video)
         truth = Truth(own, self._simulated(other), read)
         video, video_other = self._timed(batch), self._timed(other)
@@ -153,9 +151,8 @@ class ObedienceTest:
 
     @torch.no_grad()
     def add_probes(self, batch: Batch) -> None:
-        """Add further rollouts of a few samples of a batch, see `Probes`, where positions are known."""
-        if self._probes is not None and "position" in batch:
-            self._probes.add(batch)
+        """Add further rollouts of a few samples of a batch, see `Probes`."""
+        self._probes.add(batch)
 
     def compute(self, name: str) -> Report:
         """Compute the figures of `model` or of a baseline so far."""
@@ -177,7 +174,7 @@ class ObedienceTest:
         They are `truth`, `model`, `other` (under another sample's actions) and `null`, and where probes ran, for
         samples of their own, `held` and an action.
         """
-        return {**self._pictures, **(self._probes.pictures if self._probes else {})}
+        return {**self._pictures, **self._probes.pictures}
 
     def _timed(self, batch: Batch, scale: float | None = None, draw: int = 0) -> Tensor:
         started = time.monotonic()
@@ -185,7 +182,7 @@ class ObedienceTest:
         self._predict_seconds += time.monotonic() - started
         return video
 
-    def _truth(self, batch: Batch) -> Seen:
+    def _own_video(self, batch: Batch) -> Tensor:
         truth = self._true_video(batch)
         if truth is None:
             raise ValueError("nothing to measure by: the batch has no `video` [B, T, 3, H, W]")
@@ -194,7 +191,7 @@ class ObedienceTest:
                 f"nothing to measure: of {truth.shape[1]} frames {self._num_initial_frames} are given, so none is "
                 "generated; use longer videos or fewer num_initial_latents"
             )
-        return Seen(truth, batch.get("position"))
+        return truth
 
     def _seen(self, video: Tensor, batch: Batch) -> Seen:
         if self._read_positions is None or "position" not in batch:

@@ -6,19 +6,22 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import Batch, after_start, choose_samples, from_unit_range, to_bytes
+from lightning_action.batch import Batch, after_start, choose_samples, from_unit_range, to_bytes, without_action
 from lightning_action.evaluation.action_following import hold_last_found
 from lightning_action.evaluation.bootstrap import intervals
 from lightning_action.evaluation.controllability import Controllability
 from lightning_action.evaluation.episode_metric import EpisodeMetric
+from lightning_action.evaluation.flow import path_by_flow
 from lightning_action.evaluation.guidance_response import GuidanceResponse
 from lightning_action.evaluation.held_actions import FRACTIONS, HeldActions
+from lightning_action.evaluation.inverse_dynamics_model import shrunk
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
 from lightning_action.evaluation.report import Report
 from lightning_action.evaluation.round_trip import RoundTrip
@@ -33,6 +36,8 @@ NUM_PICTURES = 4
 NUM_STARTS, NUM_NOISES = 4, 3
 # How near a simulator must come to its start, in pixels, that the opposite actions count as undoing the first ones.
 _COMES_BACK = 0.5
+# Longest side of the last frame where its pixels stand for the state that nobody knows.
+_SMALL_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,16 @@ class Probes(nn.Module):
     does.
 
     Those of the samples are taken whose object starts nearest to the middle of where it is in all of them: far from
-    walls.
+    walls. Where nobody knows positions, the first ones are, and flow tells how far things go, see `path_by_flow`.
 
     Args:
         generate: Model, see `Generate`.
+        true_video: Function from a batch to its own video, `[B, T, 3, H, W]` in [0, 1]; asked where positions are not
+            known.
         read_positions: Function from (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found
-            `[B, T]`.
-        simulate: Function from a batch to the true video and positions under its actions; None measures the response to
-            guidance alone, for nothing else says what should happen.
+            `[B, T]`; None where nobody knows them.
+        simulate: Function from a batch to the true video and positions under its actions; without it there are no
+            round trips and no held actions, for nothing says what these should show.
         schema: Meaning of the actions.
         num_initial_frames: Number of pixel frames that are given, not generated.
         num_initial_rows: Number of action rows that belong to them.
@@ -73,14 +80,16 @@ class Probes(nn.Module):
     def __init__(
         self,
         generate: Generate,
-        read_positions: ReadPositions,
+        true_video: Callable[[Batch], Tensor],
+        read_positions: ReadPositions | None,
         simulate: Simulate | None,
         schema: ActionSchema,
         num_initial_frames: int,
         num_initial_rows: int,
     ) -> None:
         super().__init__()
-        self._generate, self._read_positions, self._simulate = generate, read_positions, simulate
+        self._generate, self._true_video = generate, true_video
+        self._read_positions, self._simulate = read_positions, simulate
         self.schema = schema
         self.start, self.num_initial_rows = num_initial_frames - 1, num_initial_rows
         self.controllability = Controllability()
@@ -90,18 +99,18 @@ class Probes(nn.Module):
         self.pictures: dict[str, Tensor] = {}
 
     def add(self, batch: Batch) -> None:
-        """Probe a few samples of a batch with `position` `[B, T, 2]`."""
-        positions = batch["position"]
-        low, high = positions.flatten(end_dim=1).aminmax(dim=0)
-        order = (positions[:, self.start] - (low + high) / 2).norm(dim=-1).argsort()
-        few = choose_samples(batch, order[:NUM_SAMPLES].tolist())
-        self.to(positions.device)
-        self._add_guidance(few)
-        self._add_controllability(few, len(batch["sample_id"]))
+        """Probe a few samples of a batch, which has `position` `[B, T, 2]` where positions are known."""
+        self.to(batch["action"].device)
+        if self._read_positions is None or "position" not in batch:
+            self._add_of_unknown_state(batch)
+            return
+        few, batch_size = choose_samples(batch, self._nearest_to_middle(batch["position"])), len(batch["sample_id"])
+        self._add_guidance(few, partial(self._path, batch=few), few["position"])
+        self._add_controllability(few, self._last_place, batch_size)
         if self._simulate is not None:
             self._add_round_trip(few, self._simulate)
             if bool(zero_and_reach(self.schema)[1].any()):
-                self._add_held_actions(few, self._simulate, len(batch["sample_id"]))
+                self._add_held_actions(few, self._simulate, batch_size)
 
     def compute(self) -> Report:
         """Compute the figures, by the names of the report."""
@@ -120,23 +129,39 @@ class Probes(nn.Module):
         metrics: list[EpisodeMetric] = [self.guidance, self.controllability, self.round_trip, self.held]
         return [metric for metric in metrics if metric.update_called]
 
-    def _add_guidance(self, few: Batch) -> None:
-        paths = [self._path(self._generate(few, scale, 0), few) for scale in SCALES]
-        target = few["position"][:, self.start :]
-        moved = torch.stack(paths, dim=1)[:, :, self.start :].to(target)
-        self.guidance.update_named(few["sample_id"], moved, target)
+    def _add_of_unknown_state(self, batch: Batch) -> None:
+        without = without_action(batch)
+        idle = torch.zeros(len(batch["sample_id"])) if without is None else without
+        # Every rank generates, also one whose samples have no actions, which tell nothing.
+        few = choose_samples(batch, idle.int().argsort(stable=True)[:NUM_STARTS].tolist())
+        acts = slice(None) if without is None else few["has_action"]
+        truth = self._true_video(few)
+        self._add_guidance(few, partial(path_by_flow, truth=truth), path_by_flow(truth, truth), acts)
+        self._add_controllability(few, last_frame, len(idle))
 
-    def _add_controllability(self, few: Batch, batch_size: int) -> None:
-        """Run a few starts under the actions of each, with several draws of noise: where does the object end?"""
-        count = min(NUM_STARTS, math.isqrt(batch_size))
+    def _nearest_to_middle(self, positions: Tensor) -> list[int]:
+        low, high = positions.flatten(end_dim=1).aminmax(dim=0)
+        order: list[int] = (positions[:, self.start] - (low + high) / 2).norm(dim=-1).argsort().tolist()
+        return order[:NUM_SAMPLES]
+
+    def _add_guidance(
+        self, few: Batch, path: Callable[[Tensor], Tensor], target: Tensor, acts: slice | Tensor = slice(None)
+    ) -> None:
+        paths = [path(self._generate(few, scale, 0)).to(target) for scale in SCALES]
+        moved = torch.stack(paths, dim=1)[:, :, self.start :]
+        self.guidance.update_named(few["sample_id"][acts], moved[acts], target[:, self.start :][acts])
+
+    def _add_controllability(self, few: Batch, feature: Callable[[Tensor, Batch], Tensor], batch_size: int) -> None:
+        """Run a few starts under the actions of each, with several draws of noise: how does the video end?"""
+        count = min(NUM_STARTS, len(few["sample_id"]), math.isqrt(batch_size))
         if count < 2:
             return
         pairs = list(product(range(count), repeat=2))
         batch = choose_samples(few, [start for start, _ in pairs])
         rows = few["action"][[owner for _, owner in pairs]]
         batch["action"] = after_start(batch["action"], rows, self.num_initial_rows)
-        ends = [self._path(self._generate(batch, None, draw), batch)[:, -1] for draw in range(NUM_NOISES)]
-        by_actions = torch.stack(ends, dim=1).unflatten(0, (count, count)).to(few["position"])
+        ends = [feature(self._generate(batch, None, draw), batch) for draw in range(NUM_NOISES)]
+        by_actions = torch.stack(ends, dim=1).unflatten(0, (count, count)).to(batch["action"].device)
         self.controllability.update_named(few["sample_id"][:count], by_actions)
 
     def _add_round_trip(self, few: Batch, simulate: Simulate) -> None:
@@ -178,7 +203,11 @@ class Probes(nn.Module):
     def _displacement(self, path: Tensor, few: Batch) -> Tensor:
         return (path[:, -1] - path[:, self.start]).to(few["position"])
 
+    def _last_place(self, video: Tensor, batch: Batch) -> Tensor:
+        return self._path(video, batch)[:, -1]
+
     def _path(self, video: Tensor, batch: Batch) -> Tensor:
+        assert self._read_positions is not None
         return hold_last_found(*self._read_positions(from_unit_range(video), batch))
 
 
@@ -240,6 +269,11 @@ def zero_and_reach(schema: ActionSchema) -> tuple[Tensor, Tensor]:
         zero.append((low + high) / 2 if continuous else none)
         reach.append((high - low) / 2 if continuous else none)
     return torch.cat(zero), torch.cat(reach)
+
+
+def last_frame(video: Tensor, batch: Batch) -> Tensor:
+    """Give the pixels of the last frames of videos, made small, `[B, D]`."""
+    return shrunk(video[:, -1:].float(), _SMALL_SIDE).flatten(1)
 
 
 def as_bytes(video: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_action import MovingSpriteWorld, PanningCameraWorld
 from lightning_action.batch import to_unit_range
-from lightning_action.evaluation.flow import FlowError, optical_flow, video_flow, warp
+from lightning_action.evaluation.flow import FlowError, optical_flow, path_by_flow, video_flow, warp
 from tests.support.moving_dot import assert_ranks_are_one
 
 SEEDS = [3, 5, 6]
@@ -83,6 +83,34 @@ def test_a_camera_that_goes_backwards_and_one_that_goes_half_as_far() -> None:
     assert backwards["flow_gain"] < -0.7 and backwards["flow_cosine"] < -0.8
     half = figures(panning(sign=0.5)[0], truth)
     assert half["flow_gain"] == pytest.approx(0.5, abs=0.1) and half["flow_cosine"] > 0.9
+
+
+def test_flow_goes_astray_where_the_camera_turns_back() -> None:
+    """Five frames as they should be, then backwards at 1.5 px a frame and more: the error is twice that."""
+    world = PanningCameraWorld(image_size=48, map_size=130)
+    start = world.start(SEEDS)
+    rows = torch.tensor([0.9, 0.6]).expand(3, 16, 2)
+    truth, other = (
+        to_unit_range(world.render(start, world.simulate(start, each)))
+        for each in (rows, torch.cat([rows[:, :10], -rows[:, 10:]], dim=1))
+    )
+    ideal, astray = figures(truth, truth), figures(other, truth)
+    assert (ideal["flow_onset_frames"], ideal["flow_diverged_rate"]) == (16, 0)
+    # The window of five frames that begins at frame 6 or later holds frame 10.
+    assert astray["flow_diverged_rate"] == 1 and 6 <= astray["flow_onset_frames"] <= 10
+    few = figures(other[:, :5], truth[:, :5])
+    assert math.isnan(few["flow_onset_frames"]) and math.isnan(few["flow_diverged_rate"])
+
+
+def test_a_path_by_flow_is_the_way_of_the_camera() -> None:
+    truth, true = panning()
+    way = true[..., 0, 0].cumsum(dim=1)
+    path = path_by_flow(truth, truth)
+    assert path.shape == (3, 9, 2) and not path[:, 0].any()
+    assert (path[:, 1:] - way).norm(dim=-1).mean() < 0.15 * way.norm(dim=-1).mean()
+    assert path_by_flow(truth[:, :1].expand_as(truth), truth).abs().max() < 1e-3
+    large = path_by_flow(truth, truth, max_side=24)
+    assert (large[:, 1:] - way).norm(dim=-1).mean() < 0.25 * way.norm(dim=-1).mean()
 
 
 def test_one_sprite_on_a_plain_ground() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -43,11 +44,14 @@ def with_gain(batch: Batch, scale: float | None, draw: int, gain: float = 1.0, d
 
 
 def probed(generate: Generate, schema: ActionSchema = DATA.action_schema, with_simulator: bool = True) -> Probes:
-    probes = Probes(
-        generate, partial(DATA.read_positions, split="test"), SIMULATE if with_simulator else None, schema, 1, 0
-    )
+    simulate = SIMULATE if with_simulator else None
+    probes = Probes(generate, true_video, partial(DATA.read_positions, split="test"), simulate, schema, 1, 0)
     probes.add(BATCH)
     return probes
+
+
+def true_video(batch: Batch) -> Tensor:
+    return to_unit_range(batch["video"])
 
 
 def test_a_perfect_simulator() -> None:
@@ -99,6 +103,46 @@ def test_without_a_simulator_the_response_to_guidance_is_left() -> None:
     assert probes.compute().keys() == probes.intervals().keys()
     assert "gain_at_scale_2" in probes.compute() and not probes.compute().keys() & {"round_trip", "held_drift_px"}
     assert probes.pictures == {}
+
+
+def of_unknown_state(generate: Generate, **more: Tensor) -> dict[str, float]:
+    probes = Probes(generate, true_video, None, None, DATA.action_schema, 1, 0)
+    probes.add({**{name: each for name, each in BATCH.items() if name != "position"}, **more})
+    figures = probes.compute()
+    assert figures.keys() >= probes.intervals().keys() and probes.pictures == {}
+    return figures
+
+
+def test_where_nobody_knows_positions_flow_and_pixels_tell() -> None:
+    figures = of_unknown_state(with_gain)
+    assert figures["gain_at_scale_0"] == pytest.approx(0, abs=0.02)
+    assert figures["gain_at_scale_1"] == pytest.approx(1, abs=0.02) and figures["gain_rises"] == 1
+    assert figures["gain_at_scale_1"] < figures["gain_at_scale_1_5"]
+    assert figures["action_share"] == 1 and figures["noise_variance"] == 0
+    half = of_unknown_state(partial(with_gain, gain=0.5))
+    assert half["gain_at_scale_1"] == pytest.approx(0.5, abs=0.1) and half["gain_rises"] == 1
+    blind = of_unknown_state(partial(with_gain, gain=0.0))
+    assert blind["gain_at_scale_2"] == pytest.approx(0, abs=0.02) and blind["action_variance"] == 0
+
+    def by_chance(batch: Batch, scale: float | None, draw: int) -> Tensor:
+        return with_gain(batch, scale, draw, gain=0.0, drift=0.1 * draw)
+
+    assert of_unknown_state(by_chance)["action_share"] == 0
+
+
+def test_samples_without_actions_tell_nothing_of_guidance() -> None:
+    """Those that have actions come first; where none has, the model runs all the same, as other ranks wait for it."""
+    acts = torch.arange(19) >= 15
+    seen: list[list[int]] = []
+
+    def generate(batch: Batch, scale: float | None, draw: int) -> Tensor:
+        seen.append(batch["sample_id"].tolist())
+        return with_gain(batch, scale, draw)
+
+    figures = of_unknown_state(generate, has_action=acts)
+    assert seen[:4] == [[15, 16, 17, 18]] * 4 and figures["gain_at_scale_1"] == pytest.approx(1, abs=0.02)
+    nobody = of_unknown_state(generate, has_action=torch.zeros(19, dtype=torch.bool))
+    assert len(seen) == 2 * (4 + NUM_NOISES) and math.isnan(nobody["gain_at_scale_1"])
 
 
 def test_few_samples_are_taken_from_the_middle_with_their_own_noise() -> None:
@@ -164,6 +208,7 @@ def test_trips_that_walls_cut_short_do_not_count() -> None:
     def generate(batch: Batch, scale: float | None, draw: int) -> Tensor:
         return to_unit_range(simulate(batch)[0])
 
-    probes = Probes(generate, partial(data.read_positions, split="test"), simulate, data.action_schema, 1, 0)
+    read_positions = partial(data.read_positions, split="test")
+    probes = Probes(generate, true_video, read_positions, simulate, data.action_schema, 1, 0)
     probes.add(batch)
     assert len(probes.round_trip.episodes()["mirror"]) < 4
