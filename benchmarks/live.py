@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from socket import create_server
 from statistics import mean, median
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any, NamedTuple
 
@@ -138,25 +140,59 @@ def memory_mb() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
-def soak(stage: Stage, seconds: float, every: float = 1.0) -> dict[str, Any]:
+def soak(stage: Stage, seconds: float, every: float, run: Sequence[str]) -> dict[str, Any]:
     """Play for a long time, and compare the last tenth with the first: memory, and what a player waits for.
 
-    The machine may be busier at one end than at the other: `aged_to_fresh` says whether a world grows slow.
+    The machine may be busier at one end than at the other. So `aged_to_fresh` says whether a world grows slow, and
+    `latency_aged_to_fresh` whether a server does: another one is played beside it in the last tenth.
+
+    Args:
+        stage: What is played.
+        seconds: How long.
+        every: Seconds between two looks at memory and latency.
+        run: Options of this command line that name the same stage.
     """
-    times: list[Sample] = []
-
-    def look(server: PlayServer, begun: float) -> None:
-        quantiles = server.latencies.quantiles()
-        if "pixels" in quantiles:
-            times.append(Sample(time.monotonic() - begun, memory_mb(), quantiles["pixels"][0]))
-
     with serving(stage, 1) as (server, port), players(port, 1, seconds):
         wait_for(server, 1)
         begun = time.monotonic()
-        while time.monotonic() - begun < seconds:
-            time.sleep(every)
-            look(server, begun)
-    return {**soaked(times, seconds), "aged_to_fresh": aged_to_fresh(stage, round(seconds * BLOCKS_PER_SECOND))}
+        times = list(watch(server, begun, 0.9 * seconds, every))
+        with played_beside([*run, "--sessions=1", f"--seconds={max(3.0, 0.1 * seconds)}"]) as result_of:
+            times += watch(server, begun, seconds, every)
+            fresh = result_of()["live"][0]["milliseconds"]["pixels"][0]
+    return {
+        **soaked(times, seconds),
+        "latency_aged_to_fresh": 1000 * times[-1].latency / fresh,
+        "aged_to_fresh": aged_to_fresh(stage, round(seconds * BLOCKS_PER_SECOND)),
+    }
+
+
+def watch(server: PlayServer, begun: float, until: float, every: float) -> Iterator[Sample]:
+    """Look at a server again and again, until so many seconds after `begun`."""
+    while time.monotonic() - begun < until:
+        time.sleep(every)
+        quantiles = server.latencies.quantiles()
+        if "pixels" in quantiles:
+            yield Sample(time.monotonic() - begun, memory_mb(), quantiles["pixels"][0])
+
+
+@contextmanager
+def played_beside(options: Sequence[str]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Run this benchmark in a process of its own too, whose result the yielded function waits for."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "live.json")
+        command = [sys.executable, str(Path(__file__).resolve()), *options, f"--json={file}"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+        def result() -> dict[str, Any]:
+            if process.wait():
+                raise RuntimeError(f"expected {' '.join(command)} to end well, it ended with {process.returncode}")
+            return json.loads(file.read_text())
+
+        try:
+            yield result
+        finally:
+            process.kill()
+            process.wait()
 
 
 def soaked(times: Sequence[Sample], seconds: float) -> dict[str, Any]:
@@ -257,6 +293,8 @@ def main(args: Sequence[str] | None = None) -> None:
     add("--tiny", action="store_true", help="seconds: shows that everything runs; its figures mean nothing")
     options = parser.parse_args(args)
     sessions, seconds = ([1, 2], 6.0) if options.tiny else (options.sessions, options.seconds)
+    run = [f"--config={each}" for each in options.config or ()] + [f"--device={options.device}"]
+    run += [f"--ckpt_path={options.ckpt_path}"] if options.ckpt_path else []
     stage = stage_of_run(options.config, options.ckpt_path, options.device) if options.config else toy_stage()
     warm_up(stage)
     print(f"{torch.get_num_threads()} threads, {options.device}", file=sys.stderr)
@@ -265,7 +303,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(table(result["live"]))
     minutes = 0.2 if options.tiny else options.soak_minutes
     if minutes:
-        result["soak"] = soak(stage, 60 * minutes, 0.2 if options.tiny else 1.0)
+        result["soak"] = soak(stage, 60 * minutes, 0.2 if options.tiny else 1.0, run)
         print("\n".join(f"{name}: {value:.3f}" for name, value in result["soak"].items()))
     if options.worlds:
         result["right_held"] = right_held(stage, options.worlds)

@@ -22,6 +22,7 @@ def test_it_measures_sessions_and_a_long_one(tmp_path: Path, capsys: pytest.Capt
         assert each["milliseconds"].keys() == {"generate", "decode", "encode", "send", "pixels", "key"}
         assert each["frames_per_second"] > 1
     assert result["soak"]["memory_mb"] > 100 and result["soak"]["aged_to_fresh"] > 0
+    assert 0.1 < result["soak"]["latency_aged_to_fresh"] < 10
     assert "| 2 | " in capsys.readouterr().out
 
 
