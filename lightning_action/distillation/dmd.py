@@ -70,11 +70,12 @@ class ActionDistillation(DistilledModule):
             alike. What a student shows is what its last step makes.
         real_clips_weight: Weight of the student's own flow matching on the batch's real clips; 0 for none.
         chunks_per_rollout: Number of batches over which a rollout goes on, each time from its own last latents, under
-            the next batch's actions and prompts; 1 begins anew with each, as do batches of another size. The loss is of
-            the new frames alone. A checkpoint ends the rollout, so that a fit which goes on from it is as one that did
-            not stop. Teacher and critic see a chunk as a clip, whose first latent is one that came later: where the VAE
-            makes the first latent of a video of fewer frames than the others, as Wan's does, that is no latent that a
-            video begins with.
+            the next batch's actions and prompts; 1 begins anew with each, as do batches of another size. The cache is
+            kept, and recomputed where prompts or the student have changed. The loss is of the new frames alone. A
+            checkpoint ends the rollout, so that a fit which goes on from it is as one that did not stop. Teacher and
+            critic see a chunk as a clip, whose first latent is one that came later: where the VAE makes the first
+            latent of a video of fewer frames than the others, as Wan's does, that is no latent that a video begins
+            with.
         gap_every: Steps of the student from one measurement of the gap without actions to the next.
         kwargs: Arguments of `DistilledModule` by their names.
     """
@@ -184,6 +185,11 @@ class ActionDistillation(DistilledModule):
         step = self.global_step + 1
         return step > self.critic_first_steps and step % self.generator_every == 0
 
+    @property
+    def _num_updates(self) -> int:
+        """How often the student may have changed so far."""
+        return self.global_step // self.generator_every
+
     def make_clip(
         self, start: Start, batch: Batch, batch_idx: int, modulation: Tensor | None, for_gradient: bool
     ) -> SelfRollout:
@@ -202,7 +208,8 @@ class ActionDistillation(DistilledModule):
             session, num_chunks = going.session, going.num_chunks + 1
             made = self._next_chunk(going, start, exit_step, modulation, for_gradient)
         if self.chunks_per_rollout > 1:
-            self._going = _Going(session, made.clean[:, -start.num_known :], num_chunks)
+            last = made.clean[:, -start.num_known :]
+            self._going = _Going(session, last, num_chunks, start.text, self._num_updates)
         return made
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -229,9 +236,11 @@ class ActionDistillation(DistilledModule):
         self, going: _Going, start: Start, exit_step: int, modulation: Tensor | None, for_gradient: bool
     ) -> SelfRollout:
         """Go on under other actions and prompts; what the rollout ended with stands where a clip's start does."""
-        with torch.no_grad():
-            # It passes the window anew, so that keys and values, but the sink's, are of the weights of now, too.
-            going.session.switch_prompt(start.text)
+        kept = going.num_updates == self._num_updates and torch.equal(going.text, start.text)
+        if not self.trainer.strategy.reduce_boolean_decision(kept, all=True):
+            with torch.no_grad():
+                # It passes the window anew, so that keys and values, but the sink's, are of the weights of now, too.
+                going.session.switch_prompt(start.text)
         new = None if modulation is None else modulation[:, start.num_known :]
         made = self.rollouts.make(
             going.session, start.shape[0] - start.num_known, exit_step, new, for_gradient=for_gradient
@@ -325,8 +334,18 @@ class ActionDistillation(DistilledModule):
 
 @dataclass(frozen=True)
 class _Going:
-    """A rollout that goes on: its session, its last latents, and how many chunks it has."""
+    """A rollout that goes on: its session, and what it had at the end of its last chunk.
+
+    Args:
+        session: Session, whose cache stays as it is while prompts and weights do.
+        last: Last latents, as many as a clip starts from.
+        num_chunks: Number of chunks so far.
+        text: Encoded prompts of the last chunk.
+        num_updates: How often the student had changed.
+    """
 
     session: CausalRollout
     last: Tensor
     num_chunks: int
+    text: Tensor
+    num_updates: int

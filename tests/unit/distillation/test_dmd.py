@@ -319,16 +319,24 @@ def test_what_does_not_go_is_refused(teacher: Path, changes: dict[str, Any], mes
         student(ActionDistillation, teacher, **changes)
 
 
-@pytest.mark.parametrize("context", ["clean", "last_step"])
-def test_a_rollout_goes_on_under_the_next_batches_actions_and_prompts(teacher: Path, context: Any) -> None:
-    """It is the video that generation makes under these actions, with the prompts switched at the same frames."""
+@pytest.mark.parametrize(("context", "student_changes"), [("clean", False), ("clean", True), ("last_step", False)])
+def test_a_rollout_goes_on_under_the_next_batches_actions_and_prompts(
+    teacher: Path, context: Any, student_changes: bool
+) -> None:
+    """It is the video that generation makes under these actions, with the prompts switched at the same frames.
+
+    The cache is kept where the prompts stay, unless the student changes.
+    """
     steps = [1000.0] if context == "clean" else STEPS
     settings = {"sampling": Sampling(denoising_step_list=steps, context=context), "chunks_per_rollout": 3}
     module, _ = ready(teacher, **settings)
     batches = [data().dataset("train").batch(pair) for pair in ([0, 5], [1, 6], [2, 7], [3, 4])]
+    batches[1]["prompt"] = batches[0]["prompt"]
     module._going = None
     made, modulations = [], []
     for batch_idx, batch in enumerate(batches):
+        if student_changes and module._going is not None:
+            module._going = replace(module._going, num_updates=-1)
         modulations.append(module._modulation(clip_of(module, batch, torch.zeros(2, LATENTS, 7, 4, 4).double(), 1)))
         made.append(module.make_clip(module._start_of(batch), batch, batch_idx, modulations[-1], True))
     video = torch.cat([made[0].clean, made[1].clean[:, 1:], made[2].clean[:, 1:]], dim=1)
@@ -339,10 +347,14 @@ def test_a_rollout_goes_on_under_the_next_batches_actions_and_prompts(teacher: P
     sampling = replace(module.sampling, seed=mix_seed(module.seed, 21, module.current_epoch, 0))
     videos = VideoGenerator(module.generator, module.causality, sampling, module.schedule)
     first = module.frozen.latents_of(batches[0], "cpu", torch.float64)[:, :1]
-    samples, shape, switches = [0, 5], (10, 7, 4, 4), {4: texts[1], 7: texts[2]}
+    samples, shape = [0, 5], (10, 7, 4, 4)
+    switches = {True: {4: texts[1], 7: texts[2]}, False: {7: texts[2]}}
     with torch.no_grad():
-        blocks = list(videos.stream_latents(texts[0], samples, shape, together, first, switches=switches))
-    assert torch.equal(torch.cat(blocks, dim=1), video)
+        expected, other = (
+            torch.cat(list(videos.stream_latents(texts[0], samples, shape, together, first, switches=each)), dim=1)
+            for each in (switches[student_changes], switches[not student_changes])
+        )
+    assert torch.equal(expected, video) and not torch.equal(other, video)
     assert torch.equal(made[3].clean[:, :1], module.frozen.latents_of(batches[3], "cpu", torch.float64)[:, :1])
     again = made[1].with_gradient(module.generator, texts[1], module.schedule, modulations[1])
     if context == "clean":
