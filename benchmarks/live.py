@@ -144,7 +144,7 @@ def soak(stage: Stage, seconds: float, every: float, run: Sequence[str]) -> dict
     """Play for a long time, and compare the last tenth with the first: memory, and what a player waits for.
 
     The machine may be busier at one end than at the other. So `aged_to_fresh` says whether a world grows slow, and
-    `latency_aged_to_fresh` whether a server does: another one is played beside it in the last tenth.
+    `latency_aged_to_fresh` whether a server does: behind all that, another one is played beside it.
 
     Args:
         stage: What is played.
@@ -152,16 +152,17 @@ def soak(stage: Stage, seconds: float, every: float, run: Sequence[str]) -> dict
         every: Seconds between two looks at memory and latency.
         run: Options of this command line that name the same stage.
     """
-    with serving(stage, 1) as (server, port), players(port, 1, seconds):
+    beside = max(4.0, 0.1 * seconds)
+    with serving(stage, 1) as (server, port), players(port, 1, seconds + beside):
         wait_for(server, 1)
         begun = time.monotonic()
-        times = list(watch(server, begun, 0.9 * seconds, every))
-        with played_beside([*run, "--sessions=1", f"--seconds={max(3.0, 0.1 * seconds)}"]) as result_of:
-            times += watch(server, begun, seconds, every)
-            fresh = result_of()["live"][0]["milliseconds"]["pixels"][0]
+        times = list(watch(server, begun, seconds, every))
+        with played_beside([*run, "--sessions=1", f"--seconds={beside}"]) as fresh:
+            (*_, aged) = watch(server, begun, seconds + beside, every)
+            latency = fresh()["live"][0]["milliseconds"]["pixels"][0]
     return {
         **soaked(times, seconds),
-        "latency_aged_to_fresh": 1000 * times[-1].latency / fresh,
+        "latency_aged_to_fresh": 1000 * aged.latency / latency,
         "aged_to_fresh": aged_to_fresh(stage, round(seconds * BLOCKS_PER_SECOND)),
     }
 

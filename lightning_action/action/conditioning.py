@@ -88,6 +88,26 @@ class ActionConditioning:
             causality: Cut of the video into blocks.
             dropped: Samples `[B]` bool that are shown without their actions.
         """
+        known = self._known(action, infers, latents, text, causality, dropped)
+        return None if known is None else self.of_action(known[0], latents.shape[1], latents, known[1])
+
+    def of_generated_video(
+        self, action: Tensor | None, latents: Tensor, text: Tensor, causality: BlockCausality, dropped: Tensor | None
+    ) -> Tensor | None:
+        """Compute as `of_known_video`, block by block: the bits that generation has, where the rows are all known."""
+        known = self._known(action, False, latents, text, causality, dropped)
+        return None if known is None else self.of_blocks(known[0], causality.split(latents.shape[1]), latents, known[1])
+
+    def _known(
+        self,
+        action: Tensor | None,
+        infers: bool,
+        latents: Tensor,
+        text: Tensor,
+        causality: BlockCausality,
+        dropped: Tensor | None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Action vectors `[B, F, A]` of a video that is there, and which frames have one, `[B, F]`; None for none."""
         if self.projection is None:
             return None
         shape = latents.shape[:2]
@@ -102,7 +122,7 @@ class ActionConditioning:
             return None
         if dropped is not None:
             present = present & ~dropped[:, None].to(present.device)
-        return self.of_action(vectors, shape[1], latents, present)
+        return vectors, present
 
     def of_blocks(self, action: Tensor, blocks: Sequence[range], like: Tensor, present: Tensor | None = None) -> Tensor:
         """Compute modulation as `of_action`, one block of frames after the other.

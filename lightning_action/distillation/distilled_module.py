@@ -208,14 +208,15 @@ class DistilledModule(ActionVideoModule):
     def _rollout_figures(self, batch: Batch) -> dict[str, float]:
         """Besides, in a fit, compare with the teacher's rollouts of the same samples, and warn of lost control."""
         figures = super()._rollout_figures(batch)
-        if not self._is_fitting:
+        control = control_of(figures)
+        if not self._is_fitting or control is None:
             return figures
         if self._teacher_control is None:
             test = self._new_obedience_test("validation", generate=self._generate_as_teacher)
             test.add_model(batch, {})
             self._teacher_control = control_of(dict(test.compute("model")))
-        control, teachers = control_of(figures), self._teacher_control
-        if control is None or teachers is None:
+        teachers = self._teacher_control
+        if teachers is None:
             return figures
         if has_collapsed(control, teachers, self.collapse_share):
             rank_zero_warn(

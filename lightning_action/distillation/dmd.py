@@ -8,7 +8,7 @@ the average over all actions, and draws the student there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,7 @@ from lightning_action.distillation.distribution_matching import (
     matching_loss,
     score_gap,
 )
+from lightning_action.distillation.going_rollout import GoingRollout
 from lightning_action.distillation.score import (
     Clip,
     Noised,
@@ -70,12 +71,13 @@ class ActionDistillation(DistilledModule):
             alike. What a student shows is what its last step makes.
         real_clips_weight: Weight of the student's own flow matching on the batch's real clips; 0 for none.
         chunks_per_rollout: Number of batches over which a rollout goes on, each time from its own last latents, under
-            the next batch's actions and prompts; 1 begins anew with each, as do batches of another size. The cache is
-            kept, and recomputed where prompts or the student have changed. The loss is of the new frames alone. A
-            checkpoint ends the rollout, so that a fit which goes on from it is as one that did not stop. Teacher and
-            critic see a chunk as a clip, whose first latent is one that came later: where the VAE makes the first
-            latent of a video of fewer frames than the others, as Wan's does, that is no latent that a video begins
-            with.
+            the next batch's actions and prompts; 1 begins anew with each, as do batches of another size. It goes on
+            from as many latents as clips start from, `sampling.num_initial_latents`, or from a block where they start
+            from noise. The cache is kept; where the prompts or the student have changed it is recomputed, but for the
+            sink. The loss is of the new frames alone. A checkpoint ends the rollout, so that a fit which goes on from
+            it is as one that did not stop. Teacher and critic see a chunk as a clip, whose first latent is one that
+            came later: where the VAE makes the first latent of a video of fewer frames than the others, as Wan's does,
+            that is no latent that a video begins with.
         gap_every: Steps of the student from one measurement of the gap without actions to the next.
         kwargs: Arguments of `DistilledModule` by their names.
     """
@@ -104,14 +106,11 @@ class ActionDistillation(DistilledModule):
         require_numbers({"real_clips_weight": real_clips_weight}, 0)
         if score_sight not in ("causal", "bidirectional"):
             raise ValueError(f"expected score_sight causal or bidirectional, got {score_sight!r}")
-        if chunks_per_rollout > 1 and not (self.causality.local_attn_size and self.sampling.num_initial_latents):
-            raise ValueError(
-                "a rollout that goes on (chunks_per_rollout) needs a window, causality.local_attn_size, and latents "
-                "that a clip starts from, sampling.num_initial_latents"
-            )
+        if chunks_per_rollout > 1 and not self.causality.local_attn_size:
+            raise ValueError("a rollout that goes on (chunks_per_rollout) needs a window, causality.local_attn_size")
         self.generator_every, self.critic_first_steps = generator_every, critic_first_steps
         self.chunks_per_rollout = chunks_per_rollout
-        self._going: _Going | None = None
+        self._going: GoingRollout | None = None
         self.score_sight = score_sight
         self.score_schedule = FlowMatchSchedule(
             self.schedule.shift if score_timestep_shift is None else score_timestep_shift
@@ -148,10 +147,13 @@ class ActionDistillation(DistilledModule):
         self._require_trainable(batch, "train")
         trains_student = self.trains_student
         start = self._start_of(batch)
+        going = self._going_on(start, batch)
+        if going is not None:
+            start, batch = going.next(start, batch, self.schema)
         clip = self._clip(torch.zeros(len(start.text), *start.shape).to(start.text), start.text, batch, start.num_known)
         with torch.set_grad_enabled(trains_student):
             modulation = self._rollout_modulation(clip)
-        made = self.make_clip(start, batch, batch_idx, modulation, trains_student)
+        made = self.make_clip(start, going, batch, batch_idx, modulation, trains_student)
         # The critic learns what the student is scored on; blocks behind see what generation leaves in the cache.
         clip = clip._replace(clean=made.exited, past=made.clean)
         loss = self.critic_loss(clip, batch_idx)
@@ -170,14 +172,8 @@ class ActionDistillation(DistilledModule):
 
     def _rollout_modulation(self, clip: Clip) -> Tensor | None:
         """Modulation of a clip's actions, block by block as where it is generated: the same to the bit."""
-        action = clip.batch.get("action")
-        if action is None:
-            return self._modulation(clip)
-        made = self.conditioning.of_rollout(
-            action, False, clip.clean.shape[1], clip.text, clip.causality, without_action(clip.batch)
-        )
-        assert made is None or isinstance(made, Tensor)
-        return made
+        action, absent = clip.batch.get("action"), without_action(clip.batch)
+        return self.conditioning.of_generated_video(action, clip.clean, clip.text, clip.causality, absent)
 
     @property
     def trains_student(self) -> bool:
@@ -185,44 +181,54 @@ class ActionDistillation(DistilledModule):
         step = self.global_step + 1
         return step > self.critic_first_steps and step % self.generator_every == 0
 
-    @property
-    def _num_updates(self) -> int:
-        """How often the student may have changed so far."""
-        return self.global_step // self.generator_every
-
     def make_clip(
-        self, start: Start, batch: Batch, batch_idx: int, modulation: Tensor | None, for_gradient: bool
+        self,
+        start: Start,
+        going: GoingRollout | None,
+        batch: Batch,
+        batch_idx: int,
+        modulation: Tensor | None,
+        for_gradient: bool,
     ) -> SelfRollout:
         """Let the student make a clip, up to an exit step that all ranks draw alike: a new one, or what comes next."""
         draw = generator_for(self.seed, _EXIT_STREAM, self.current_epoch, batch_idx)
         exit_step = int(torch.multinomial(self.exit_probabilities, 1, generator=draw))
-        going = self._going_on(start)
         if going is None:
-            if self.chunks_per_rollout > 1:
-                # What the next batch adds is refused now, not then.
-                self.causality.split(start.shape[0] - start.num_known, start.shape[0])
-            session = self._new_session(start, batch, batch_idx)
+            session, num_chunks = self._new_session(start, batch, batch_idx), 1
             made = self.rollouts.make(session, start.shape[0], exit_step, modulation, start.initial, for_gradient)
-            num_chunks = 1
         else:
             session, num_chunks = going.session, going.num_chunks + 1
             made = self._next_chunk(going, start, exit_step, modulation, for_gradient)
         if self.chunks_per_rollout > 1:
-            last = made.clean[:, -start.num_known :]
-            self._going = _Going(session, last, num_chunks, start.text, self._num_updates)
+            last = made.clean[:, -self._num_overlapping(start) :]
+            acts = (batch.get("action"), batch.get("has_action"))
+            self._going = GoingRollout(session, start, last, *acts, num_chunks, self._num_updates)
         return made
+
+    @property
+    def _num_updates(self) -> int:
+        """How often the student may have changed so far."""
+        return max(self.global_step, self.critic_first_steps) // self.generator_every
+
+    def _num_overlapping(self, start: Start) -> int:
+        """Number of latents that a chunk has from the one before: those that a clip starts from, or else a block."""
+        return self.sampling.num_initial_latents or len(self.causality.split(start.shape[0])[0])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """End a rollout that goes on: a fit that goes on from here has none either."""
         super().on_save_checkpoint(checkpoint)
         self._going = None
 
-    def _going_on(self, start: Start) -> _Going | None:
+    def _going_on(self, start: Start, batch: Batch) -> GoingRollout | None:
         """The rollout that goes on with a batch; None begins anew, on all ranks alike, for others pass the window."""
+        if self.chunks_per_rollout > 1:
+            # What a later batch adds is refused with the first.
+            overlap = self._num_overlapping(start)
+            self.causality.split(start.shape[0] - overlap, start.shape[0])
         going = self._going
         if going is None or going.num_chunks == self.chunks_per_rollout:
             return None
-        fits = going.last.shape == (len(start.text), start.num_known, *start.shape[1:])
+        fits = going.fits(start, batch)
         return going if self.trainer.strategy.reduce_boolean_decision(fits, all=True) else None
 
     def _new_session(self, start: Start, batch: Batch, batch_idx: int) -> CausalRollout:
@@ -233,10 +239,10 @@ class ActionDistillation(DistilledModule):
         return self.rollouts.session(text, noise, start.shape[1:], num_frames)
 
     def _next_chunk(
-        self, going: _Going, start: Start, exit_step: int, modulation: Tensor | None, for_gradient: bool
+        self, going: GoingRollout, start: Start, exit_step: int, modulation: Tensor | None, for_gradient: bool
     ) -> SelfRollout:
         """Go on under other actions and prompts; what the rollout ended with stands where a clip's start does."""
-        kept = going.num_updates == self._num_updates and torch.equal(going.text, start.text)
+        kept = going.num_updates == self._num_updates and torch.equal(going.start.text, start.text)
         if not self.trainer.strategy.reduce_boolean_decision(kept, all=True):
             with torch.no_grad():
                 # It passes the window anew, so that keys and values, but the sink's, are of the weights of now, too.
@@ -330,22 +336,3 @@ class ActionDistillation(DistilledModule):
     @property
     def _joint_optimization(self) -> JointOptimization:
         return JointOptimization({"": self.optimization, _CRITIC: self.critic_optimization})
-
-
-@dataclass(frozen=True)
-class _Going:
-    """A rollout that goes on: its session, and what it had at the end of its last chunk.
-
-    Args:
-        session: Session, whose cache stays as it is while prompts and weights do.
-        last: Last latents, as many as a clip starts from.
-        num_chunks: Number of chunks so far.
-        text: Encoded prompts of the last chunk.
-        num_updates: How often the student had changed.
-    """
-
-    session: CausalRollout
-    last: Tensor
-    num_chunks: int
-    text: Tensor
-    num_updates: int

@@ -327,6 +327,8 @@ def test_the_familys_configuration_with_small_networks_of_the_real_classes(
     run(["fit", *shipped("longlive_action"), *small, *short, f"--trainer.default_root_dir={teacher}"])
     arguments = [*shipped("longlive_train_action"), *small, f"--model.teacher={teacher}", "--model.collapse_share=0"]
     arguments += ["--model.teacher_num_inference_steps=2", f"--trainer.default_root_dir={folder}"]
+    # As it says itself: seven blocks, so that frames leave the window of four and the sink stays.
+    arguments += ["--data.init_args.num_latents=21"]
     run(["fit", *arguments, "--trainer.max_steps=5", "--trainer.val_check_interval=5"])
     saved = torch.load(last_checkpoint(folder), weights_only=True)
     rates = {
@@ -334,10 +336,13 @@ def test_the_familys_configuration_with_small_networks_of_the_real_classes(
     }
     student, critic = (2e-6, (0.0, 0.999)), (4e-7, (0.0, 0.999))
     assert rates == {"action": student, "backbone": student, "critic_action": critic, "critic_backbone": critic}
-    assert list(folder.rglob("1_truth_sample_0.gif")) and list(folder.rglob("4_action_scan.png"))
+    for step in (0, 4):
+        (shown,) = folder.rglob(f"step_{step:08d}")
+        assert (shown / "1_truth_sample_0.gif").exists() and (shown / "4_action_scan.png").exists()
     module = load_run(next(folder.rglob("config_fit.yaml")), last_checkpoint(folder))
     assert isinstance(module, ActionDistillation) and len(module.timesteps) == 4
     assert module.causality == BlockCausality(3, 12, 3) and module.sampling.num_initial_latents == 0
+    assert module.generator_every == 5 and module.sampling.warp_denoising_step and module.timesteps[1] > 750
     its = torch.load(last_checkpoint(teacher), weights_only=True)["state_dict"]
     name = "generator.blocks.1.ffn.0.weight"
     assert 0 < (saved["state_dict"][name] - its[name]).abs().max() < 1e-5

@@ -190,6 +190,20 @@ def test_no_action_is_no_modulation_or_exactly_none() -> None:
     assert through is not None and not through.any() and through.shape == (2, 3, 6, DIM)
 
 
+@torch.no_grad()
+def test_a_rank_without_actions_passes_the_projection_as_often_as_others() -> None:
+    """Sharded, each pass gathers its weights on all ranks: one pass for each block of 2, 2 and 1 frames."""
+    passes: list[int] = []
+    both = conditioning(on_all_ranks=True)
+    assert both.projection is not None
+    both.projection.register_forward_hook(lambda module, given, made: passes.append(made.shape[1]))
+    latents = torch.randn(2, 5, 7, 4, 5)
+    for action in (torch.rand(2, 16, 3), None):
+        passes.clear()
+        made = both.of_generated_video(action, latents, TEXT, BlockCausality(2, independent_first_frame=True), None)
+        assert passes == [1, 2, 2] and made is not None and bool(made.any()) == (action is not None)
+
+
 def acting(num_layers: int | None = None, scale: float = 1.0) -> ActionConditioning:
     projection = ActionModulationProjection(12, DIM, 5, num_layers=num_layers, layer_rank=6, zero_init=False)
     return conditioning(projection=projection, scale=scale)

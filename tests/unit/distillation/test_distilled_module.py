@@ -36,8 +36,8 @@ def test_the_teacher_is_no_part_of_the_module(teacher: Path) -> None:
 def test_a_student_that_lost_control_is_warned_of(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The teacher's is measured once, before the student's.
-    controls = iter([0.8, 0.3, 0.5])
+    # The teacher's is measured once, after the student's.
+    controls = iter([0.3, 0.8, 0.5])
     monkeypatch.setattr(distilled_module, "control_of", lambda _: next(controls))
     module = student(ActionDistillation, teacher, collapse_share=0.5)
     often = {"limit_val_batches": 1, "val_check_interval": 1}
@@ -45,6 +45,15 @@ def test_a_student_that_lost_control_is_warned_of(
         fitted(module, tmp_path, max_steps=2, **often)
     assert sum(issubclass(each.category, ActionCollapse) for each in warned) == 1
     assert float(module.trainer.callback_metrics["validation/rollout/teacher_control"]) == pytest.approx(0.8)
+
+
+def test_where_nobody_knows_positions_the_teacher_generates_nothing(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distilled_module, "control_of", lambda _: None)
+    monkeypatch.setattr(ActionDistillation, "_generate_as_teacher", None)
+    module = fitted(student(ActionDistillation, teacher), tmp_path, max_steps=1, limit_val_batches=1)
+    assert not any("control" in name for name in module.trainer.callback_metrics)
 
 
 def test_a_blind_fits_teacher_generates_with_actions(teacher: Path, tmp_path: Path) -> None:

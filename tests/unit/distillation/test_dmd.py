@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from lightning_action.checkpoints.lora import LoRASettings
 from lightning_action.diffusion.noise import own_noise
 from lightning_action.distillation.dmd import ActionDistillation
 from lightning_action.distillation.score import Clip
+from lightning_action.distillation.self_rollout import SelfRollout
+from lightning_action.generation.rollout import CausalRollout
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.video import VideoGenerator
 from lightning_action.generator.causality import BlockCausality
@@ -61,6 +64,7 @@ def test_the_step_is_that_of_a_straightforward_reference(teacher: Path, sight: A
     found = module.training_step(batch, 3)["loss"]
     made = module.make_clip(
         module._start_of(batch),
+        None,
         batch,
         3,
         module._modulation(clip_of(module, batch, torch.zeros(2, 4, 7, 4, 4).double(), 0)),
@@ -135,7 +139,7 @@ def test_each_loss_moves_its_own_network(teacher: Path) -> None:
     has = {name: any(p.grad is not None for p in its) for name, its in groups(module).items()}
     assert has == {"student": False, "critic": True, "teacher": False}
     module.zero_grad()
-    video = module.make_clip(module._start_of(batch), batch, 0, module._modulation(clip), True)
+    video = module.make_clip(module._start_of(batch), None, batch, 0, module._modulation(clip), True)
     module.student_loss(
         clip, video.with_gradient(module.generator, clip.text, module.schedule, module._modulation(clip)), 0
     ).backward()
@@ -206,7 +210,7 @@ def test_a_clip_in_training_is_what_the_student_generates(teacher: Path) -> None
     exits = set()
     for batch_idx in range(6):
         modulation = module._rollout_modulation(clip_of(module, batch, torch.zeros(2, LATENTS, 7, 4, 4).double(), 0))
-        made = module.make_clip(module._start_of(batch), batch, batch_idx, modulation, True)
+        made = module.make_clip(module._start_of(batch), None, batch, batch_idx, modulation, True)
         num_steps = int(made.exits[0].timestep[0, 0] != 1000) + 1
         exits.add(num_steps)
         sampling = Sampling(
@@ -261,7 +265,7 @@ def test_blind_scores_do_not_know_the_actions(teacher: Path) -> None:
         assert torch.equal(own, its) != sees
         clips = [
             module.make_clip(
-                module._start_of(each), each, 0, module._modulation(clip_of(module, each, clean, 1)), False
+                module._start_of(each), None, each, 0, module._modulation(clip_of(module, each, clean, 1)), False
             )
             for each in (batch, other)
         ]
@@ -319,48 +323,88 @@ def test_what_does_not_go_is_refused(teacher: Path, changes: dict[str, Any], mes
         student(ActionDistillation, teacher, **changes)
 
 
-@pytest.mark.parametrize(("context", "student_changes"), [("clean", False), ("clean", True), ("last_step", False)])
-def test_a_rollout_goes_on_under_the_next_batches_actions_and_prompts(
-    teacher: Path, context: Any, student_changes: bool
-) -> None:
-    """It is the video that generation makes under these actions, with the prompts switched at the same frames.
-
-    The cache is kept where the prompts stay, unless the student changes.
-    """
-    steps = [1000.0] if context == "clean" else STEPS
-    settings = {"sampling": Sampling(denoising_step_list=steps, context=context), "chunks_per_rollout": 3}
-    module, _ = ready(teacher, **settings)
-    batches = [data().dataset("train").batch(pair) for pair in ([0, 5], [1, 6], [2, 7], [3, 4])]
-    batches[1]["prompt"] = batches[0]["prompt"]
+def made_in_chunks(
+    module: ActionDistillation, batches: list[dict[str, Any]], student_changes: bool = False
+) -> tuple[list[SelfRollout], list[Tensor]]:
+    """The clips of some batches, each going on from the one before, and the modulation that scores see."""
     module._going = None
     made, modulations = [], []
     for batch_idx, batch in enumerate(batches):
         if student_changes and module._going is not None:
             module._going = replace(module._going, num_updates=-1)
-        modulations.append(module._modulation(clip_of(module, batch, torch.zeros(2, LATENTS, 7, 4, 4).double(), 1)))
-        made.append(module.make_clip(module._start_of(batch), batch, batch_idx, modulations[-1], True))
-    video = torch.cat([made[0].clean, made[1].clean[:, 1:], made[2].clean[:, 1:]], dim=1)
-    for before, after in zip(made[:2], made[1:3], strict=True):
-        assert torch.equal(after.clean[:, :1], before.clean[:, -1:]) and after.num_initial == 1
+        start = module._start_of(batch)
+        going = module._going_on(start, batch)
+        if going is not None:
+            start, batch = going.next(start, batch, module.schema)
+        clean = torch.zeros(2, LATENTS, 7, 4, 4).double()
+        modulations.append(module._modulation(clip_of(module, batch, clean, start.num_known)))
+        made.append(module.make_clip(start, going, batch, batch_idx, modulations[-1], True))
+    return made, modulations
+
+
+@pytest.mark.parametrize(
+    ("context", "student_changes", "num_initial"),
+    [("clean", False, 1), ("clean", True, 1), ("last_step", False, 1), ("clean", False, 2), ("clean", False, 0)],
+)
+def test_a_rollout_goes_on_under_the_next_batches_actions_and_prompts(
+    teacher: Path, context: Any, student_changes: bool, num_initial: int
+) -> None:
+    """It is the video that generation makes under these actions, with the prompts switched at the same frames.
+
+    The cache is kept where the prompts stay, unless the student changes. From noise it goes on from a block.
+    """
+    steps = [1000.0] if context == "clean" else STEPS
+    sampling = Sampling(denoising_step_list=steps, context=context, num_initial_latents=num_initial)
+    module, _ = ready(teacher, sampling=sampling, chunks_per_rollout=3)
+    batches = [data().dataset("train").batch(pair) for pair in ([0, 5], [1, 6], [2, 7], [3, 4])]
+    batches[1]["prompt"] = batches[0]["prompt"]
+    made, modulations = made_in_chunks(module, batches, student_changes)
+    overlap = num_initial or 1
+    video, together = (
+        torch.cat([parts[0], parts[1][:, overlap:], parts[2][:, overlap:]], dim=1)
+        for parts in ([each.clean for each in made], modulations)
+    )
+    for (before, acted), (after, acts) in pairwise(zip(made[:3], modulations[:3], strict=True)):
+        assert torch.equal(after.clean[:, :overlap], before.clean[:, -overlap:]) and after.num_initial == overlap
+        # Scores see what the latents in common were made under; the first of a clip has no actions.
+        common = overlap - 1
+        assert torch.equal(acts[:, 1:overlap], acted[:, LATENTS - common :])
     texts = [module.frozen.text_of(batch, "cpu", torch.float64) for batch in batches]
-    together = torch.cat([modulations[0], modulations[1][:, 1:], modulations[2][:, 1:]], dim=1)
-    sampling = replace(module.sampling, seed=mix_seed(module.seed, 21, module.current_epoch, 0))
-    videos = VideoGenerator(module.generator, module.causality, sampling, module.schedule)
-    first = module.frozen.latents_of(batches[0], "cpu", torch.float64)[:, :1]
-    samples, shape = [0, 5], (10, 7, 4, 4)
-    switches = {True: {4: texts[1], 7: texts[2]}, False: {7: texts[2]}}
+    seeded = replace(module.sampling, seed=mix_seed(module.seed, 21, module.current_epoch, 0))
+    videos = VideoGenerator(module.generator, module.causality, seeded, module.schedule)
+    real = [module.frozen.latents_of(batch, "cpu", torch.float64)[:, :num_initial] for batch in batches]
+    first, second = LATENTS, 2 * LATENTS - overlap
+    switches = {True: {first: texts[1], second: texts[2]}, False: {second: texts[2]}}
+    arguments = ([0, 5], (video.shape[1], 7, 4, 4), together, real[0] if num_initial else None)
     with torch.no_grad():
         expected, other = (
-            torch.cat(list(videos.stream_latents(texts[0], samples, shape, together, first, switches=each)), dim=1)
+            torch.cat(list(videos.stream_latents(texts[0], *arguments, switches=each)), dim=1)
             for each in (switches[student_changes], switches[not student_changes])
         )
     assert torch.equal(expected, video) and not torch.equal(other, video)
-    assert torch.equal(made[3].clean[:, :1], module.frozen.latents_of(batches[3], "cpu", torch.float64)[:, :1])
+    assert torch.equal(made[3].clean[:, :num_initial], real[3])
     again = made[1].with_gradient(module.generator, texts[1], module.schedule, modulations[1])
     if context == "clean":
         torch.testing.assert_close(again, made[1].clean, atol=2e-5, rtol=0)
     again.sum().backward()
     assert module.generator.head.head.weight.grad is not None
+
+
+def test_the_cache_is_recomputed_once_the_student_has_changed(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under one prompt; the student first moves in step 4, and then in every second one."""
+    steps: list[int] = []
+
+    def noted(session: CausalRollout, text: Tensor) -> None:
+        steps.append(module.global_step)
+
+    monkeypatch.setattr(CausalRollout, "switch_prompt", noted)
+    settings: dict[str, Any] = {"generator_every": 2, "critic_first_steps": 3, "chunks_per_rollout": 9}
+    module = student(ActionDistillation, teacher, **settings)
+    monkeypatch.setattr(module.frozen, "text_of", lambda batch, *to: torch.zeros(len(batch["prompt"]), 4, 6))
+    fitted(module, tmp_path, max_steps=7)
+    assert steps == [4, 6]
 
 
 def test_a_rollout_that_goes_on_trains(teacher: Path, tmp_path: Path) -> None:
@@ -380,13 +424,18 @@ def test_a_rollout_that_could_not_go_on_is_refused_with_its_first_batch(teacher:
     ready(teacher, **settings)
 
 
-def test_a_rollout_begins_anew_where_any_rank_has_a_batch_of_another_size(
+def test_a_rollout_begins_anew_where_any_rank_has_a_batch_of_another_kind(
     teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, batch = ready(teacher, chunks_per_rollout=3)
+    batch["has_action"] = torch.tensor([True, False])
     start, smaller = (module._start_of(each) for each in (batch, data().dataset("train").batch([3])))
     module._going = None
-    module.make_clip(start, batch, 0, None, False)
-    assert module._going_on(start) is module._going and module._going_on(smaller) is None
+    module.make_clip(start, None, batch, 0, None, False)
+    assert module._going_on(start, batch) is module._going
+    assert module._going_on(smaller, batch) is None
+    assert module._going_on(start._replace(shape=(5, *start.shape[1:])), batch) is None
+    for others in ({"has_action": torch.tensor([True, True])}, {"action": None}):
+        assert module._going_on(start, {**batch, **others}) is None
     monkeypatch.setattr(module.trainer.strategy, "reduce_boolean_decision", lambda fits, all: False)
-    assert module._going_on(start) is None
+    assert module._going_on(start, batch) is None
