@@ -216,7 +216,7 @@ model:
     action_dropout_prob: 0.0
     prompt_dropout_prob: 0.0
     optimization: {{warmup_steps: 0}}
-    sampling: {{denoising_step_list: [1000, 500]}}
+    sampling: {{denoising_step_list: [1000, 500], action_guidance_scale: 1.0}}
     sharding: {{param_dtype: float32}}
 """
 EACH_HALF = "--data.init_args.batch_size=2"
