@@ -88,7 +88,8 @@ def test_a_stage_says_what_its_bits_depend_on() -> None:
     module, _ = ready()
     found = stage(module, fps=20.0, title="mine")
     assert (found.fps, found.title, found.schema) == (20.0, "mine", module.schema)
-    assert found.provenance["ckpt_path"] == "somewhere" and "local_attn_size=4" in found.provenance["causality"]
+    assert found.provenance["ckpt_path"] == "somewhere" and found.provenance["model.causality.local_attn_size"] == "4"
+    assert found.provenance["model.sampling.relative_positions"] == "True", "as it is played"
     assert stage(module).fps == 16.0
     before = fingerprints(module)
     with torch.no_grad():
@@ -96,6 +97,10 @@ def test_a_stage_says_what_its_bits_depend_on() -> None:
     after = fingerprints(module)
     assert [name for name in before if before[name] != after[name]] == ["generator"]
     assert {"action_projection", "vae", "text_encoder", "dtype", "device", "threads"} < before.keys()
+    with torch.no_grad():
+        module.frozen.vae.fitted_tensors()["first.scale"][0] *= 1 + 2**-20  # type: ignore[attr-defined]
+    found = fingerprints(module)
+    assert [name for name in after if after[name] != found[name]] == ["weights of the VAE"], "in less than bfloat16"
 
 
 def test_the_first_blocks_are_made_beforehand() -> None:
