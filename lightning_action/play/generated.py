@@ -142,12 +142,22 @@ def _told(name: str, settings: BlockCausality | Sampling) -> dict[str, str]:
 def with_window(
     causality: BlockCausality, window: int | None, data: SplitDataModule, split: Split, ratio: int
 ) -> BlockCausality:
-    """Bound what a block sees, so that a world can go on for ever; its first latent frame stays in sight."""
+    """Bound what a block sees, so that a world can go on for ever; its first latent frame stays in sight.
+
+    Raises:
+        ValueError: The window that is asked for cannot hold the sink and one block.
+    """
     if window is None and causality.local_attn_size is not None:
         return causality
+    block, sink = causality.num_frame_per_block, max(causality.sink_size, 1)
     if window is None:
-        window = num_latent_frames(len(data.dataset(split)[0]["video"]), ratio)
-    return replace(causality, local_attn_size=window, sink_size=max(causality.sink_size, 1))
+        window = max(num_latent_frames(len(data.dataset(split)[0]["video"]), ratio), block + sink)
+    if window < block + sink:
+        raise ValueError(
+            f"a window of {window} (--window) cannot hold the sink ({sink} latent frames) and one block ({block}): use "
+            f"at least {block + sink}"
+        )
+    return replace(causality, local_attn_size=window, sink_size=sink)
 
 
 def fingerprints(module: GenerativeModule) -> dict[str, str]:
