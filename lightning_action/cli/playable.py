@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from lightning_action.cli.encode import choose_device
+from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.parts import PartsCLI
 from lightning_action.data.split_data import SplitDataModule
 from lightning_action.generator.attention_kernels import hold_attention_kernels
@@ -22,6 +23,7 @@ from lightning_action.run import load_weights
 
 DType = Literal["float32", "bfloat16"]
 Tell = Callable[[str, float], None]
+_POSITIONS = "--model.sampling.relative_positions"
 
 
 class PlayableCLI(PartsCLI):
@@ -41,6 +43,14 @@ class PlayableCLI(PartsCLI):
             help="Number of latent frames that a block sees; default: that of the model, else the length of the data's "
             "videos.",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Refuse the option that `stage_of` overrules; in a configuration it is what `fit` wrote, and no wish."""
+        if isinstance(args, list) and any(each.partition("=")[0] == _POSITIONS for each in args):
+            raise UsageError(
+                f"a world is played for ever, so its positions are counted within the window: leave {_POSITIONS} out"
+            )
+        super().parse_arguments(parser, args)
 
 
 def settings_of(config: Any, title: str) -> PlaySettings:

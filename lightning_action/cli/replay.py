@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,10 @@ from lightning_action.cli.playable import PlayableCLI, load_stage, require_playa
 from lightning_action.cli.text_table import text_table
 from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.play.recording import RecordedSession, read_session
-from lightning_action.play.replaying import Replayed, replay
+from lightning_action.play.replaying import Replayed, changed_settings, replay
 
-# What may change without changing a bit.
-_PLACES = ("ckpt_path", "config")
+# Letters of a value that a table shows.
+_WIDTH = 52
 
 
 def run_replay(args: Sequence[str]) -> bool:
@@ -47,6 +49,9 @@ def run_replay(args: Sequence[str]) -> bool:
     total = sum(len(episode.hashes) for episode in session.episodes)
     with tqdm(total=total, unit="block", leave=False) as bar:
         replayed = replay(session, stage, bar.update)
+    settings = changed_settings(session.config, cli.parser.dump(cli.config, skip_validation=True))
+    # What became of a setting says more than the setting.
+    replayed = replace(replayed, changes={**settings, **replayed.changes})
     print(format_replayed(session, replayed))
     return replayed.differs is None
 
@@ -59,16 +64,22 @@ def format_replayed(session: RecordedSession, replayed: Replayed) -> str:
     """Say in text whether a session was reproduced, and what has changed since it was recorded."""
     worlds = len(session.episodes)
     equal = f"{replayed.num_blocks} blocks, {replayed.num_frames} frames"
-    changes = {name: pair for name, pair in replayed.changes.items() if name not in _PLACES}
-    rows = [(name, _short(then), _short(now)) for name, (then, now) in changes.items()]
+    # Where the checkpoint lies changes no bit.
+    changes = {name: pair for name, pair in replayed.changes.items() if name != "ckpt_path"}
+    rows = [(name, *_short(*pair)) for name, pair in changes.items()]
     table = text_table("CHANGED SINCE", ("", "recorded", "now"), rows) if rows else ""
     if replayed.differs is None:
         said = f"reproduced bit for bit: {equal} of {worlds} world{'s' * (worlds != 1)}"
         return f"{table}\n\n{said}" if table else said
-    reason = table or "  nothing that is known has changed: the device computes otherwise than it did"
+    reason = table or "  nothing that is recorded has changed: what differs is not recorded, such as a driver"
     return f"NOT THE SAME from {replayed.differs} on; equal before: {equal}\n\n{reason}"
 
 
-def _short(value: Any) -> str:
-    text = "-" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:28]} ... {text[-28:]}"
+def _short(*values: Any) -> list[str]:
+    """Cut values to where they begin to differ, with a little of what they have in common before."""
+    texts = ["-" if value is None else str(value) for value in values]
+    if max(map(len, texts)) <= _WIDTH:
+        return texts
+    begin = max(len(os.path.commonprefix(texts)) - 20, 0)
+    ends = [" ..." if len(text) > begin + _WIDTH else "" for text in texts]
+    return ["... " * (begin > 0) + text[begin : begin + _WIDTH] + end for text, end in zip(texts, ends, strict=True)]

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lightning_action.weights.fingerprint import fingerprint
+from lightning_action.weights.fingerprint import checksum, fingerprint
 from lightning_action.weights.fit import load_strictly
 
 StreamingDecoder = Callable[[Tensor], Tensor]
@@ -67,6 +67,14 @@ class FrozenPart:
             ValueError: A file is damaged, or holds another network.
         """
 
+    def checksum(self) -> str:
+        """Compute SHA-256 over every bit of the weights, as they are computed with. Raises as `load`."""
+        self.load()
+        return checksum(self._weights())
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        return self.state_dict() if isinstance(self, nn.Module) else {}
+
 
 class TextEncoder(FrozenPart, ABC):
     """Encoder of prompts as vectors."""
@@ -117,9 +125,6 @@ class VideoCodec(FrozenPart, ABC):
         """
         self.load()
         return f"{type(self).__name__} {fingerprint(self._weights())[:16]}"
-
-    def _weights(self) -> Mapping[str, Tensor]:
-        return self.state_dict() if isinstance(self, nn.Module) else {}
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents `[B, F, C, h, w]` to pixels `[B, T, 3, H, W]`."""

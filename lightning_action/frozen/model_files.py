@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from lightning_action.frozen.interfaces import FrozenPart
 from lightning_action.weights.release import locate, stamp
@@ -57,6 +58,9 @@ class PartInFiles(FrozenPart):
         self._device = device
         if self._model is not None:
             self._model.to(device)
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        return dict(self._model.state_dict())
 
     def _preferred_names(self) -> tuple[str, ...]:
         return self.release_names

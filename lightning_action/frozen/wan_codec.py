@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -36,9 +35,6 @@ class WanCodec(PartInFiles, VideoCodec):
         super().__init__(path, dtype)
         self.latent_dim = latent_dim
         self.spatial_compression_ratio = spatial_compression_ratio
-
-    def _weights(self) -> Mapping[str, Tensor]:
-        return dict(self._model.state_dict())
 
     def _preferred_names(self) -> tuple[str, ...]:
         return tuple(sorted(self.release_names, key=self._is_of_other_version))

@@ -130,6 +130,8 @@ class WorldSession:
         if video is not None and frame_size is not None:
             raise ValueError(f"first_frames have a size, {list(video.shape[-2:])} (H, W): leave frame_size out")
         height, width = video.shape[-2:] if video is not None else frame_size or (0, 0)
+        if min(height, width) < 1:
+            raise ValueError(f"expected frames of a height and a width of at least 1, got {height} x {width}")
         shape = self._frozen.vae.latent_shape(height, width)
         self._videos.generator.tokens_per_frame(*shape[1:])
         numbers = self._checked_numbers(range(self.num_worlds) if sample_id is None else sample_id)
@@ -236,20 +238,23 @@ class WorldSession:
         return futures
 
     @torch.no_grad()
-    def select(self, worlds: Sequence[int]) -> WorldSession:
+    def select(self, worlds: Sequence[int] | Tensor) -> WorldSession:
         """Return a session of some of the worlds, in this order, as `fork`; one may be there more than once.
 
         It is there to stay: a pass is captured anew where the module captures them.
+
+        Raises:
+            ValueError: There are no numbers of worlds, or others; a mask is none.
+            RuntimeError: There is no world.
         """
         episode = self._require_worlds()
-        if not len(worlds) or not all(0 <= world < self.num_worlds for world in worlds):
-            raise ValueError(f"expected one or more worlds from 0 to {self.num_worlds - 1}, got {list(worlds)}")
+        places = self._checked_worlds(worlds)
         chosen = copy(self)
-        chosen.num_worlds = len(worlds)
-        chosen._sample_id = [self._sample_id[world] for world in worlds]
-        chosen._rows = [row[list(worlds)] for row in self._rows]
+        chosen.num_worlds = len(places)
+        chosen._sample_id = [self._sample_id[place] for place in places]
+        chosen._rows = [row[places] for row in self._rows]
         shape = self._frozen.vae.latent_shape(*self._frame_size)
-        chosen._episode = episode.select(worlds, self._noise(self._seed, chosen._sample_id, shape))
+        chosen._episode = episode.select(places, self._noise(self._seed, chosen._sample_id, shape))
         return chosen
 
     @torch.no_grad()
@@ -372,6 +377,18 @@ class WorldSession:
             raise ValueError(f"expected sample_id of {self.num_worlds} worlds, got {numbers}")
         require_seeds(*numbers)
         return numbers
+
+    def _checked_worlds(self, worlds: Sequence[int] | Tensor) -> list[int]:
+        refusal = f"expected one or more worlds by their numbers from 0 to {self.num_worlds - 1}, got {worlds!r}"
+        try:
+            places = [index(world) for world in worlds]
+        except TypeError as error:
+            raise ValueError(refusal) from error
+        # A mask would pass as the numbers 0 and 1.
+        is_mask = any(torch.as_tensor(world).dtype == torch.bool for world in worlds)
+        if is_mask or not places or not all(0 <= place < self.num_worlds for place in places):
+            raise ValueError(refusal)
+        return places
 
     def _checked_frames(self, frames: Tensor) -> Tensor:
         """Turn frames in [0, 1] to [-1, 1], as they are inside."""

@@ -245,15 +245,12 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin all worlds anew; an int seeds world i with `seed + i`."""
-        seeds = (
-            [None if seed is None else seed + i for i in range(self.num_envs)]
-            if not isinstance(seed, Sequence)
-            else seed
-        )
-        for world, own in enumerate(seeds):
-            if own is not None:
-                self._randoms[world] = np.random.default_rng(own)
+        """Begin all worlds anew; an int seeds world i with `seed + i`.
+
+        Raises:
+            ValueError: There is another number of seeds than of worlds, or one is negative; nothing has changed.
+        """
+        self._randoms = self._seeded(seed)
         self.close_extras()
         infos = self._begin(list(range(self.num_envs)), options)
         return self._observations(), infos
@@ -268,8 +265,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             RuntimeError: There was no `reset`, or the model gave values that are not finite. Worlds that cannot be
                 generated (or find no memory) end all of them, since others may have moved: `reset` begins anew.
         """
-        if not self._groups:
-            raise RuntimeError("there are no worlds yet: call reset first")
+        self._require_worlds()
         each = _each_action(actions, self.num_envs)
         going = [(group, self._places_going_on(group)) for group in self._groups]
         # Looked at before any world has moved.
@@ -293,7 +289,8 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         return self._judged(stepped, infos)
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """Return the last frame of each world, uint8 `[H, W, 3]`."""
+        """Return the last frame of each world, uint8 `[H, W, 3]`. Raises RuntimeError where there are no worlds."""
+        self._require_worlds()
         return None if self.render_mode is None else tuple(self._observations())
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -306,6 +303,23 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     def num_batches(self) -> int:
         """Number of batches that the worlds are stepped in."""
         return len(self._groups)
+
+    def _require_worlds(self) -> None:
+        if not self._groups:
+            raise RuntimeError("there are no worlds yet: call reset first")
+
+    def _seeded(self, seed: int | Sequence[int | None] | None) -> list[np.random.Generator]:
+        """Return the random generator of each world: a new one where there is a seed, else the one that it has."""
+        if seed is None or isinstance(seed, int | np.integer):
+            seeds = [None if seed is None else seed + world for world in range(self.num_envs)]
+        else:
+            seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"expected a seed, or one for each of the {self.num_envs} worlds, got {len(seeds)}")
+        return [
+            random if own is None else np.random.default_rng(own)
+            for own, random in zip(seeds, self._randoms, strict=True)
+        ]
 
     def _begin(
         self, worlds: list[int], options: dict[str, Any] | None, infos: dict[str, Any] | None = None
@@ -381,6 +395,9 @@ def _chosen(group: WorldBatch, places: list[int]) -> WorldBatch:
 
 
 def _each_action(actions: Any, count: int) -> Sequence[Any]:
+    for part in actions.values() if isinstance(actions, dict) else [actions]:
+        if np.shape(part)[:1] != (count,):
+            raise ValueError(f"expected an action for each of the {count} worlds, got the shape {list(np.shape(part))}")
     if isinstance(actions, dict):
         return [{name: value[place] for name, value in actions.items()} for place in range(count)]
     return [actions[place] for place in range(count)]

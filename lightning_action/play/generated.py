@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from threading import Lock
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_action.batch import num_latent_frames
 from lightning_action.data.split_data import Split, SplitDataModule
 from lightning_action.evaluation.provenance import versions
+from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.world_session import WorldSession
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.causality import BlockCausality
@@ -122,7 +123,7 @@ def stage_of(
     causality = with_window(module.causality, settings.window, data, settings.split, ratio)
     sampling = replace(module.sampling, relative_positions=True)
     lock = Lock()
-    found = {**fingerprints(module), **provenance, "causality": f"{causality}", "sampling": f"{sampling}"}
+    found = {**fingerprints(module), **provenance, **_told("causality", causality), **_told("sampling", sampling)}
     return Stage(
         module.schema,
         lambda: TakingTurns(module.open_session(causality=causality, sampling=sampling), lock),
@@ -133,15 +134,30 @@ def stage_of(
     )
 
 
+def _told(name: str, settings: BlockCausality | Sampling) -> dict[str, str]:
+    """Name each of some settings as they are played, as the configuration names them."""
+    return {f"model.{name}.{each.name}": f"{vars(settings)[each.name]}" for each in fields(settings)}
+
+
 def with_window(
     causality: BlockCausality, window: int | None, data: SplitDataModule, split: Split, ratio: int
 ) -> BlockCausality:
-    """Bound what a block sees, so that a world can go on for ever; its first latent frame stays in sight."""
+    """Bound what a block sees, so that a world can go on for ever; its first latent frame stays in sight.
+
+    Raises:
+        ValueError: The window that is asked for cannot hold the sink and one block.
+    """
     if window is None and causality.local_attn_size is not None:
         return causality
+    block, sink = causality.num_frame_per_block, max(causality.sink_size, 1)
     if window is None:
-        window = num_latent_frames(len(data.dataset(split)[0]["video"]), ratio)
-    return replace(causality, local_attn_size=window, sink_size=max(causality.sink_size, 1))
+        window = max(num_latent_frames(len(data.dataset(split)[0]["video"]), ratio), block + sink)
+    if window < block + sink:
+        raise ValueError(
+            f"a window of {window} (--window) cannot hold the sink ({sink} latent frames) and one block ({block}): use "
+            f"at least {block + sink}"
+        )
+    return replace(causality, local_attn_size=window, sink_size=sink)
 
 
 def fingerprints(module: GenerativeModule) -> dict[str, str]:
@@ -153,6 +169,8 @@ def fingerprints(module: GenerativeModule) -> dict[str, str]:
         **found,
         "vae": module.frozen.vae.identity(),
         "text_encoder": type(module.frozen.text_encoder).__name__,
+        "weights of the VAE": module.frozen.vae.checksum(),
+        "weights of the text encoder": module.frozen.text_encoder.checksum(),
         "dtype": str(module.compute_dtype),
         "device": str(module.device),
         "threads": str(torch.get_num_threads()),

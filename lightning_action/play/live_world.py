@@ -158,6 +158,11 @@ class LiveWorld:
         self._number = 0
         self.seed, self.text = 0, ""
 
+    @property
+    def rows_wanted(self) -> int:
+        """Number of action rows of the next block."""
+        return self._session.rows_wanted
+
     def reset(self, seed: int, prompt: str | None = None) -> Block:
         """Begin where a seed says; None takes the prompt that belongs there."""
         self._let_see()

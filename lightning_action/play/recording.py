@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.atomic import write_json
-from lightning_action.play.live_world import Stage
+from lightning_action.play.live_world import Stage, Start
 from lightning_action.play.pictures import bytes_of_frames
 from lightning_action.recordings.lerobot_files import NumericFeature
 from lightning_action.recordings.lerobot_writer import LeRobotWriter, require_writable_sizes, writing_lerobot
@@ -45,6 +45,7 @@ class RecordedEpisode:
         prompts: Prompts that followed, by the number of the block from which on they held.
         hashes: SHA-256 of the frames that it began with, and of those of each block, in float32.
         rows: Action rows of each block, `[rows, columns]`.
+        start: SHA-256 of the given frames before they are encoded; None where there are none, or it was not recorded.
     """
 
     seed: int
@@ -52,6 +53,7 @@ class RecordedEpisode:
     prompts: dict[int, str] = field(default_factory=dict)
     hashes: list[str] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
+    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ def hash_frames(frames: Tensor) -> str:
     """Compute SHA-256 over frames, bit for bit."""
     values = frames.detach().float().cpu().contiguous()
     return hashlib.sha256(f"{list(values.shape)}\n".encode() + values.numpy().tobytes()).hexdigest()
+
+
+def hash_start(start: Start) -> str | None:
+    """Compute SHA-256 over the frames that are given of a start; None where there are none."""
+    return None if start.first_frames is None else hash_frames(start.first_frames)
 
 
 def require_recordable(stage: Stage) -> None:
@@ -142,6 +149,8 @@ class SessionRecording:
             return
         writer = self._begun(frames)
         if not self._episode.rows:
+            # The data is asked again, while nobody waits: the frames that were seen went through the VAE.
+            self._episode.start = hash_start(self._stage.start(self._episode.seed))
             self._episodes.append(self._episode)
         self._episode.rows.append(rows.clone())
         self._episode.hashes.append(hash_frames(frames))
@@ -191,7 +200,7 @@ class SessionRecording:
 
     def _told(self) -> list[dict[str, Any]]:
         """What JSON holds of the episodes; the rows stand in a file of their own."""
-        names = ("seed", "prompt", "prompts", "hashes")
+        names = ("seed", "prompt", "prompts", "hashes", "start")
         return [
             {**{name: getattr(each, name) for name in names}, "blocks": list(map(len, each.rows))}
             for each in self._episodes
@@ -237,4 +246,5 @@ def _episode(told: Mapping[str, Any], rows: Tensor) -> RecordedEpisode:
     hashes = [str(each) for each in told["hashes"]]
     if len(hashes) != len(blocks) + 1:
         raise ValueError(f"{len(blocks)} blocks have {len(hashes)} hashes, expected {len(blocks) + 1}")
-    return RecordedEpisode(int(told["seed"]), str(told["prompt"]), prompts, hashes, list(blocks))
+    start = told.get("start")
+    return RecordedEpisode(int(told["seed"]), str(told["prompt"]), prompts, hashes, list(blocks), start)

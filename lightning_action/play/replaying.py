@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
 from torch import Tensor
 
 from lightning_action.play.live_world import LiveWorld, Stage
-from lightning_action.play.recording import RecordedEpisode, RecordedSession, hash_frames
+from lightning_action.play.recording import RecordedEpisode, RecordedSession, hash_frames, hash_start
+from lightning_action.weights.tensor_files import flattened
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,12 @@ def replay(session: RecordedSession, stage: Stage, progress: Callable[[], object
         progress: Function that is called after each block.
     """
     seen, num_blocks, num_frames = _LastHash(), 0, 0
-    changes = changed(session.provenance, stage.provenance)
+    changes = {**changed(session.provenance, stage.provenance), **_changed_starts(session, stage)}
     world = LiveWorld(stage, seen)
     try:
         for number, episode in enumerate(session.episodes):
-            for place, expected in zip(_play(world, episode), episode.hashes, strict=True):
-                if seen.value != expected:
+            for (place, found), expected in zip(_play(world, seen, episode), episode.hashes, strict=True):
+                if found != expected:
                     return Replayed(num_blocks, num_frames, f"{place} of world {number}", changes)
                 num_blocks, num_frames = num_blocks + (place != _START), seen.num_frames
                 progress()
@@ -74,19 +76,49 @@ def replay(session: RecordedSession, stage: Stage, progress: Callable[[], object
 _START = "the first frames"
 
 
-def _play(world: LiveWorld, episode: RecordedEpisode) -> Iterator[str]:
-    """Play an episode, and name each place when it was seen."""
+def _play(world: LiveWorld, seen: _LastHash, episode: RecordedEpisode) -> Iterator[tuple[str, str | None]]:
+    """Play an episode, and name each place with the hash of what was seen there; None where the rows do not fit."""
     world.reset(episode.seed, episode.prompt)
-    yield _START
+    yield _START, seen.value
     for number, rows in enumerate(episode.rows):
         if number in episode.prompts:
             world.prompt(episode.prompts[number])
+        if len(rows) != world.rows_wanted:
+            yield f"block {number + 1}", None
         world.step_rows(rows)
         world.write_pending()
-        yield f"block {number + 1}"
+        yield f"block {number + 1}", seen.value
 
 
 def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Name what is another now, or is there only then or only now."""
-    names = [*then, *(name for name in now if name not in then)]
-    return {name: (then.get(name), now.get(name)) for name in names if then.get(name) != now.get(name)}
+    """Name what is another now. What only one of both knows is left out: other versions tell less, or more."""
+    return {name: (value, now[name]) for name, value in then.items() if name in now and now[name] != value}
+
+
+def changed_settings(then: str, now: str) -> dict[str, tuple[Any, Any]]:
+    """Name the settings of the model and its data that are others now, by their dotted names.
+
+    Args:
+        then: Configuration as it was recorded, in YAML.
+        now: Configuration as it is now. Settings that are null are written in neither.
+    """
+    before, after = _settings(then), _settings(now)
+    return {name: (before.get(name), after.get(name)) for name in before | after if before.get(name) != after.get(name)}
+
+
+# The others are about the trainer and the folders of a run, or in the provenance as what became of them.
+_SECTIONS = ("seed_everything", "model", "data", "split", "window")
+
+
+def _settings(config: str) -> dict[str, Any]:
+    return {name: value for name, value in flattened(yaml.safe_load(config)) if name.partition(".")[0] in _SECTIONS}
+
+
+def _changed_starts(session: RecordedSession, stage: Stage) -> dict[str, tuple[Any, Any]]:
+    """Name the worlds of which the data gives other first frames now."""
+    pairs = {
+        f"data: start of world {number}": (episode.start, hash_start(stage.start(episode.seed)))
+        for number, episode in enumerate(session.episodes)
+        if episode.start is not None
+    }
+    return {name: (then, now) for name, (then, now) in pairs.items() if then != now}

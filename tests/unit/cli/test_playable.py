@@ -54,3 +54,11 @@ def test_what_a_part_logs_is_told_for_a_while(capsys: pytest.CaptureFixture[str]
     logger.warning("later")
     assert capsys.readouterr().err.splitlines()[0] == "refused a message"
     assert not logging.getLogger("lightning_action.play").handlers
+
+
+@pytest.mark.parametrize(
+    "option", [["--model.sampling.relative_positions=false"], ["--model.sampling.relative_positions", "true"]]
+)
+def test_positions_are_always_relative(run: list[str], option: list[str]) -> None:
+    with pytest.raises(ValueError, match="positions are counted within the window: leave .*relative_positions out"):
+        parse_parts(PlayableCLI, "play", None, [*run, *option])

@@ -96,6 +96,13 @@ def test_the_release_folder_is_looked_in_without_a_path(tmp_path: Path, monkeypa
     assert encoder.encode(["a"]).shape == (1, 2, 20)
 
 
+def test_its_checksum_is_that_of_every_bit_of_its_weights(folder: Path) -> None:
+    encoder, same = (UMT5TextEncoder(str(folder), dtype="float32") for _ in range(2))
+    assert encoder.checksum() == same.checksum()
+    same._model.shared.weight[0, 0] *= 1 + 2**-20
+    assert encoder.checksum() != same.checksum()
+
+
 def test_the_tokenizer_may_lie_anywhere(tmp_path: Path) -> None:
     small_umt5().save_pretrained(tmp_path / "weights")
     write_word_tokenizer(tmp_path / "elsewhere")

@@ -320,3 +320,52 @@ def test_a_vector_has_the_spaces_of_its_worlds() -> None:
     observation, *_ = vector.step(vector.action_space.sample())
     frames = vector.render()
     assert frames is not None and np.array_equal(np.stack(frames), observation)
+
+
+def test_a_vector_without_worlds_shows_nothing() -> None:
+    vector = WorldModelVectorEnv(*parts(), 2)
+    with pytest.raises(RuntimeError, match="call reset first"):
+        vector.render()
+    vector.reset(seed=1)
+    vector.close_extras()
+    with pytest.raises(RuntimeError, match="call reset first"):
+        vector.render()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ([1, 2], "expected a seed, or one for each of the 3 worlds, got 2"),
+        ((1, 2, 3, 4), "for each of the 3 worlds, got 4"),
+        (np.arange(2), "for each of the 3 worlds, got 2"),
+        ([1, 2, -1], "non-negative"),
+    ],
+)
+def test_seeds_that_do_not_fit_change_nothing(seeds: Any, message: str) -> None:
+    module, starts = parts()
+    vector, twin = (WorldModelVectorEnv(module, starts, 3) for _ in range(2))
+    for each in (vector, twin):
+        each.reset(seed=5)
+    with pytest.raises(ValueError, match=message):
+        vector.reset(seed=seeds)
+    actions = np.zeros((3, 2), np.float32)
+    assert np.array_equal(vector.step(actions)[0], twin.step(actions)[0])
+    assert np.array_equal(vector.reset()[1]["start"], twin.reset()[1]["start"]), "the generators are as they were"
+
+
+def test_seeds_may_be_an_array() -> None:
+    vector = WorldModelVectorEnv(*parts(), 3)
+    starts = [vector.reset(seed=seed)[1]["start"].tolist() for seed in (np.array([4, 5, 6]), [4, 5, 6], 4, np.int64(4))]
+    assert starts == [starts[0]] * 4
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_there_is_an_action_for_each_world(count: int) -> None:
+    plain, mixed = (WorldModelVectorEnv(*parts(schema=schema), 3, max_steps=4) for schema in (ActionSchema(), MIXED))
+    message = f"expected an action for each of the 3 worlds, got the shape .{count}, 2"
+    plain.reset(seed=1)
+    with pytest.raises(ValueError, match=message):
+        plain.step(np.zeros((count, 2), np.float32))
+    mixed.reset(seed=1)
+    with pytest.raises(ValueError, match=message):
+        mixed.step({"key": np.zeros(3, np.int64), "stick": np.zeros((count, 2), np.float32)})

@@ -37,11 +37,11 @@ class Frames:
     def close(self) -> None: ...
 
 
-def play(stage: Stage, seed: int, rows: Tensor, kept: Frames | None = None) -> Tensor:
-    kept = kept or Frames()
+def play(stage: Stage, seed: int, rows: Tensor, blocks: int | list[int] = 4) -> Tensor:
+    kept = Frames()
     world = LiveWorld(stage, kept)
     world.reset(seed)
-    for block in rows.split(4):
+    for block in rows.split(blocks):
         world.step_rows(block)
         world.write_pending()
     world.close()
@@ -78,17 +78,27 @@ def test_a_world_can_go_on_for_ever() -> None:
     given = BlockCausality(2, 6, 3)
     assert with_window(given, None, data(), "test", 4) == given
     assert with_window(given, 9, data(), "test", 4) == BlockCausality(2, 9, 3)
-    with pytest.raises(ValueError, match="cannot hold the sink"):
+    message = r"a window of 4 .--window. cannot hold the sink .3 .* and one block .2.: use at least 5"
+    with pytest.raises(ValueError, match=message):
         with_window(given, 4, data(), "test", 4)
     with pytest.raises(ValueError, match="window must be a whole number of at least 2"):
         PlaySettings(window=1)
+
+
+def test_a_block_as_long_as_the_videos_has_room_for_the_sink() -> None:
+    whole, first_alone = BlockCausality(LATENTS), BlockCausality(LATENTS - 1, independent_first_frame=True)
+    assert with_window(whole, None, data(), "test", 4) == BlockCausality(LATENTS, LATENTS + 1, 1)
+    assert with_window(first_alone, None, data(), "test", 4) == replace(first_alone, local_attn_size=5, sink_size=1)
+    module, _ = ready(causality=whole)
+    assert len(play(stage(module), 0, torch.zeros(36, 2), blocks=[16, 20])) == 37
 
 
 def test_a_stage_says_what_its_bits_depend_on() -> None:
     module, _ = ready()
     found = stage(module, fps=20.0, title="mine")
     assert (found.fps, found.title, found.schema) == (20.0, "mine", module.schema)
-    assert found.provenance["ckpt_path"] == "somewhere" and "local_attn_size=4" in found.provenance["causality"]
+    assert found.provenance["ckpt_path"] == "somewhere" and found.provenance["model.causality.local_attn_size"] == "4"
+    assert found.provenance["model.sampling.relative_positions"] == "True", "as it is played"
     assert stage(module).fps == 16.0
     before = fingerprints(module)
     with torch.no_grad():
@@ -96,6 +106,10 @@ def test_a_stage_says_what_its_bits_depend_on() -> None:
     after = fingerprints(module)
     assert [name for name in before if before[name] != after[name]] == ["generator"]
     assert {"action_projection", "vae", "text_encoder", "dtype", "device", "threads"} < before.keys()
+    with torch.no_grad():
+        module.frozen.vae.fitted_tensors()["first.scale"][0] *= 1 + 2**-20  # type: ignore[attr-defined]
+    found = fingerprints(module)
+    assert [name for name in after if after[name] != found[name]] == ["weights of the VAE"], "in less than bfloat16"
 
 
 def test_the_first_blocks_are_made_beforehand() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.play.live_world import LiveWorld
+from lightning_action.play.live_world import LiveWorld, Start
 from lightning_action.play.recording import RecordedSession, SessionRecording, read_session
-from lightning_action.play.replaying import changed, replay
+from lightning_action.play.replaying import changed, changed_settings, replay
 from tests.support.simulated_session import SimulatedSession, simulated_stage
 
 STAGE = simulated_stage(provenance={"generator": "abc", "threads": "2"})
@@ -62,5 +63,42 @@ def test_prompts_rows_and_starts_count(session: RecordedSession) -> None:
     assert replay(session, STAGE).differs == "the first frames of world 0"
 
 
+class LongerBlocks(SimulatedSession):
+    """Blocks of eight rows."""
+
+    @property
+    def rows_wanted(self) -> int:
+        return 8
+
+
+def test_a_block_of_another_number_of_rows_differs(session: RecordedSession) -> None:
+    replayed = replay(session, simulated_stage(LongerBlocks, provenance=STAGE.provenance))
+    assert (replayed.num_blocks, replayed.differs) == (0, "block 1 of world 0")
+
+
+def test_data_that_is_another_is_named(session: RecordedSession) -> None:
+    def start(seed: int) -> Start:
+        return STAGE.start(seed + (seed == 1))
+
+    replayed = replay(session, replace(STAGE, start=start))
+    assert replayed.differs == "the first frames of world 1"
+    assert list(replayed.changes) == ["data: start of world 1"]
+    then, now = replayed.changes["data: start of world 1"]
+    assert len(then) == len(now) == 64 and then != now
+    session.episodes[1].start = None
+    assert replay(session, replace(STAGE, start=start)).changes == {}, "what was not recorded is not compared"
+
+
 def test_what_changed_is_named() -> None:
-    assert changed({"a": 1, "b": 2}, {"b": 3, "c": 4}) == {"a": (1, None), "b": (2, 3), "c": (None, 4)}
+    assert changed({"a": 1, "b": 2}, {"b": 3, "c": 4}) == {"b": (2, 3)}
+
+
+def test_settings_that_changed_are_named() -> None:
+    then = "{model: {size: 1, parts: [1, 2], kind: {name: a}}, split: test, trainer: {max_steps: 3}, device: cpu}"
+    now = "{model: {size: 1, parts: [1, 3], kind: {name: a, more: 4}}, trainer: {max_steps: 4}, device: auto}"
+    assert changed_settings(then, then) == {}
+    assert changed_settings(then, now) == {
+        "model.parts": ([1, 2], [1, 3]),
+        "model.kind.more": (None, 4),
+        "split": ("test", None),
+    }
