@@ -133,6 +133,9 @@ def test_a_thousand_bad_messages_leave_it_serving(caplog: pytest.LogCaptureFixtu
         *(json.dumps({"type": "prompt", "text": "x" * 3000}), "y" * 10_000, b"\x00\xff", b""),
         *('{"type": "shown", "serial": 5000, "key_ms": null}', '{"type": "step"}', '{"type": "pause", "on": false}'),
         *('{"type": "hold", "held": [[0, 1e99]], "change": 1}', '{"type": "reset", "seed": 1e9, "prompt": null}'),
+        *('{"type": "hold", "held": [[0, 1]], "change": 1}', '{"type": "hold", "held": [], "change": 0}'),
+        json.dumps({"type": "prompt", "text": "x " * 9}),  # more words than the text encoder takes
+        json.dumps({"type": "reset", "seed": 1, "prompt": "x " * 9}),
     ]
     with serving(simulated_stage()) as running, running.connect() as client:
         next_block(client)
