@@ -121,7 +121,7 @@ class Block:
     """Frames that are shown one after another.
 
     Args:
-        number: Number of the block since the world began; 0 holds the given frames.
+        number: Number of the block since the world began; 0 holds the given frames, which may be none.
         frames: Frames of the world, uint8 `[t, H, W, 3]`.
         truth: Frames of the simulator under the same actions; None where there is none.
         distance: Distance of the last frame from the truth in pixels; None where nobody knows.

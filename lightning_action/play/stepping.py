@@ -127,7 +127,8 @@ class SteppingWorld:
         with self._changed:
             span = self._wishes.end(block, perf_counter())
             state = {"seed": world.seed, "prompt": world.text, "paused": self._wishes.paused}
-        self._deliver(Delivery(block, wanted.hold.change, begun, span, state))
+        if len(block.frames):  # a model that begins from nothing has none before its first step
+            self._deliver(Delivery(block, wanted.hold.change, begun, span, state))
         world.write_pending()
 
     def _step(self, world: LiveWorld, wanted: Wanted) -> Block:

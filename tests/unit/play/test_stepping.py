@@ -132,6 +132,21 @@ def test_a_first_wish_that_is_refused_begins_the_first_world() -> None:
     assert seen.session.calls[0].startswith("reset 0 ") and len(seen.refusals) == 1
 
 
+class BeginningFromNothing(SimulatedSession):
+    """Its worlds have no frame until their first block."""
+
+    def reset(self, *given: Any, **named: Any) -> Tensor:
+        return super().reset(*given, **named)[:, :0]
+
+
+def test_a_world_that_begins_without_a_frame_is_shown_from_its_first_block_on() -> None:
+    with stepped(session=BeginningFromNothing()) as seen:
+        assert [each.block.number for each in seen.wait_for(2)[:2]] == [1, 2]
+        seen.stepping.take(Reset(3, None))
+        wait_until(lambda: seen.deliveries[-1].state["seed"] == 3)
+    assert all(len(each.block.frames) for each in seen.deliveries)
+
+
 class BreakingSession(SimulatedSession):
     def step_block(self, actions: Tensor) -> Tensor:
         raise RuntimeError("generated latents hold NaN")
