@@ -210,6 +210,25 @@ def test_the_page_waits_for_the_model() -> None:
         assert next_block(client)[0]["number"] == 0
 
 
+def test_who_speaks_while_the_model_loads_stays_and_gets_a_world_of_its_own() -> None:
+    """What nobody reads would keep the answers to pings from being read, too."""
+    stage = simulated_stage()
+    with serving(None) as running, running.connect() as client:
+        for _ in range(3):
+            say(client, "reset", seed=4, prompt=None)
+            time.sleep(0.05)
+        assert client.ping().wait(5)
+        running.server.playground = Playground(stage, default_map(stage.schema))
+        assert next_block(client)[0]["seed"] == 0
+
+
+def test_who_leaves_while_the_model_loads_is_forgotten() -> None:
+    with serving(None) as running, running.connect() as client:
+        say(client, "pause", on=True)
+        client.socket.shutdown(socket.SHUT_RDWR)
+        wait_until(lambda: running.server.num_sessions == 0)
+
+
 def test_the_page_may_load_nothing_from_elsewhere() -> None:
     with serving(simulated_stage()) as running:
         for path, kind in [("/", "text/html"), ("/play.js", "text/javascript"), ("/play.css", "text/css")]:
