@@ -181,8 +181,11 @@ class SessionRecording:
         """Pair each frame with its row; rows of latent frames are those of all their pixel frames."""
         if self._stage.schema.alignment == "transition":
             frames = frames[:-1] if self._last is None else torch.cat([self._last, frames[:-1]])
-        elif len(rows) != len(frames):
-            rows = rows.repeat_interleave(len(frames) // len(rows), dim=0)
+        elif self._stage.schema.alignment == "per_latent":
+            counts = torch.full((len(rows),), self._stage.schema.temporal_compression_ratio)
+            if self._last is None:
+                counts[0] = 1  # the first latent frame of a world is a single pixel frame
+            rows = rows.repeat_interleave(counts, dim=0)
         return list(zip(bytes_of_frames(frames), rows.tolist(), strict=True))
 
     def _end_episode(self) -> None:

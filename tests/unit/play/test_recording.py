@@ -89,6 +89,7 @@ def test_it_is_a_lerobot_folder_that_models_learn_from(tmp_path: Path) -> None:
         ("transition", 0, [[0.5, 0], [1.5, 1], [2.5, 2]]),
         ("state", 1, [[1.0, 0], [2.0, 1], [3.0, 2], [4.0, 3]]),
         ("per_latent", 1, [[1.0, 0], [2.0, 0], [3.0, 0], [4.0, 0]]),
+        ("state", 0, [[0.5, 0], [1.5, 1], [2.5, 2], [3.5, 3]]),
     ],
 )
 def test_rows_stand_with_their_frames(alignment: Any, num_given: int, expected: list[list[float]]) -> None:
@@ -101,6 +102,19 @@ def test_rows_stand_with_their_frames(alignment: Any, num_given: int, expected: 
     num_rows = {"transition": 3 + num_given, "state": 4, "per_latent": 1}[alignment]
     pairs = kept._pairs(torch.arange(float(num_rows))[:, None], frames[num_given:])
     assert [[float(frame[0, 0, 0]), row[0]] for frame, row in pairs] == [[round(at), row] for at, row in expected]
+
+
+@pytest.mark.parametrize("num_latents", [1, 2, 3])
+def test_rows_of_latent_frames_stand_with_all_of_their_frames(num_latents: int) -> None:
+    """The first latent frame of a world is a single pixel frame."""
+    schema = ActionSchema([ActionPart("x", "continuous", 1, 0.0, 9.0)], "per_latent")
+    kept = SessionRecording(Path, simulated_stage(schema=schema), "")
+    rows = torch.arange(float(num_latents))[:, None]
+    begun = kept._pairs(rows, torch.rand(4 * num_latents - 3, 3, 2, 2))
+    assert [row[0] for _, row in begun] == ([0.0] + [1.0] * 4 + [2.0] * 4)[: 4 * num_latents - 3]
+    kept._last = torch.rand(1, 3, 2, 2)
+    later = kept._pairs(rows, torch.rand(4 * num_latents, 3, 2, 2))
+    assert [row[0] for _, row in later] == ([0.0] * 4 + [1.0] * 4 + [2.0] * 4)[: 4 * num_latents]
 
 
 def test_sessions_of_several_servers_have_numbers_of_their_own(tmp_path: Path) -> None:
