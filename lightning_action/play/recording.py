@@ -53,6 +53,11 @@ class RecordedEpisode:
     hashes: list[str] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
 
+    @property
+    def last_prompt(self) -> str:
+        """Prompt that holds at the end, and for what comes next."""
+        return [self.prompt, *self.prompts.values()][-1]
+
 
 @dataclass(frozen=True)
 class RecordedSession:
@@ -104,7 +109,8 @@ class SessionRecording:
     """Writes a session while it is played; it appears when it ends, whole, and not at all without a block.
 
     Frames and rows are paired as `record` pairs them: row k leads from frame k to k + 1 (`transition`), or is that of
-    frame k. The last frame of a `transition` has no row, and is left out.
+    frame k. The last frame of a `transition` has no row, and is left out. The task of a frame is the prompt that it was
+    made under; the frames that a world begins with have that of its first block.
 
     Args:
         new_folder: Function that gives a folder which is empty or not there, called when there is a block.
@@ -119,7 +125,9 @@ class SessionRecording:
         self._writer: LeRobotWriter | None = None
         self._episodes: list[RecordedEpisode] = []
         self._episode = RecordedEpisode(0, "")
+        self._tasks: list[str] = []
         self._last: Tensor | None = None
+        self._last_task = ""
         self._num_frames = 0
 
     def _is_full(self) -> bool:
@@ -128,7 +136,7 @@ class SessionRecording:
     def begin(self, seed: int, prompt: str, frames: Tensor) -> None:
         """See a world begin with frames `[T0, 3, H, W]` in [0, 1]; it counts from its first block on."""
         self._end_episode()
-        self._last = frames[-1:] if len(frames) else None
+        self._last, self._tasks = frames[-1:] if len(frames) else None, []
         self._episode = RecordedEpisode(seed, prompt, hashes=[hash_frames(frames)])
 
     def prompt(self, text: str) -> None:
@@ -145,10 +153,14 @@ class SessionRecording:
             self._episodes.append(self._episode)
         self._episode.rows.append(rows.clone())
         self._episode.hashes.append(hash_frames(frames))
-        for frame, row in self._pairs(rows, frames):
+        pairs, task = self._pairs(rows, frames), self._episode.last_prompt
+        for frame, row in pairs:
             writer.add_frame({CAMERA: frame}, {"action": row})
-            self._num_frames += 1
-        self._last = frames[-1:]
+        # The first frame of a `transition` is the last one of the block before, if there is one.
+        is_carried = bool(self._tasks) and self._stage.schema.alignment == "transition"
+        self._tasks += [self._last_task if is_carried else task, *[task] * (len(pairs) - 1)]
+        self._num_frames += len(pairs)
+        self._last, self._last_task = frames[-1:], task
         if self._is_full():
             _log.warning("a recording has %d frames and ends; its world goes on: %s", MAX_FRAMES, self._folder)
 
@@ -190,7 +202,7 @@ class SessionRecording:
 
     def _end_episode(self) -> None:
         if self._writer is not None and self._episode.rows:
-            self._writer.end_episode(self._episode.prompt)
+            self._writer.end_episode(self._tasks)
 
     def _told(self) -> list[dict[str, Any]]:
         """What JSON holds of the episodes; the rows stand in a file of their own."""

@@ -24,6 +24,8 @@ from lightning_action.play.recording import (
     read_session,
     require_recordable,
 )
+from lightning_action.recordings.lerobot import read_lerobot
+from lightning_action.recordings.local_folder import LocalFolder
 from tests.support.simulated_session import SimulatedSession, simulated_stage
 
 RIGHT, DOWN = torch.tensor([0.5, 0.0]), torch.tensor([0.0, 0.25])
@@ -69,17 +71,36 @@ def test_it_is_a_lerobot_folder_that_models_learn_from(tmp_path: Path) -> None:
     settings["bad_episodes"] = "skip"  # the second one is shorter than a window
     data = LeRobotDataModule(root=str(tmp_path / "session"), num_workers=0, **settings)
     data.prepare_data()
-    with pytest.warns(UserWarning, match="passed over 1 of 2 episodes"):
+    with pytest.warns(UserWarning, match="passed over 1 of 3 episodes"):
         data.setup("fit")
-    clip = data.clips("train")[0]
-    assert clip.num_frames == 12
-    action = clip.action(0, 12)
-    assert action[:11].tolist() == [rows[number // 4].tolist() for number in range(11)]
+    clip, dark = data.clips("train")
+    assert (clip.num_frames, dark.num_frames, dark.prompt) == (5, 7, "dark")
+    assert clip.action(0, 5).tolist() == [rows[number // 4].tolist() for number in range(4)]
+    assert dark.action(0, 7).tolist() == [rows[number // 4].tolist() for number in range(5, 11)]
     world = LiveWorld(STAGE)
     frames = np.concatenate([world.reset(4).frames, world.step(RIGHT).frames])[:4]
     video = ((clip.video(0, 4) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
     assert np.abs(video - frames).mean() < 4  # H.264 with half the resolution in colour
     assert not np.abs(video - frames[::-1]).mean() < 4
+
+
+def test_frames_have_the_prompt_that_they_were_made_under(tmp_path: Path) -> None:
+    """The frames that a world begins with have that of its first block."""
+    world = LiveWorld(STAGE, SessionRecording(lambda: tmp_path / "session", STAGE, ""))
+    world.reset(4)
+    world.prompt("dawn")
+    world.step(RIGHT)
+    world.prompt("noon")
+    world.prompt("dusk")
+    world.step(RIGHT)
+    world.step(RIGHT)
+    world.prompt("never seen")
+    world.reset(1, "a cat")
+    world.step(DOWN)
+    world.close()
+    parts = read_lerobot(LocalFolder(str(tmp_path / "session"))).episodes
+    # The last frame has no row, and is left out.
+    assert [(part.prompt, part.num_frames) for part in parts] == [("dawn", 5), ("dusk", 7), ("a cat", 4)]
 
 
 @pytest.mark.parametrize(
