@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from lightning_action.play.recording import (
     require_recordable,
 )
 from lightning_action.recordings.lerobot import read_lerobot
+from lightning_action.recordings.lerobot_writer import LeRobotWriter
 from lightning_action.recordings.local_folder import LocalFolder
 from tests.support.simulated_session import SimulatedSession, simulated_stage
 
@@ -101,6 +103,31 @@ def test_frames_have_the_prompt_that_they_were_made_under(tmp_path: Path) -> Non
     parts = read_lerobot(LocalFolder(str(tmp_path / "session"))).episodes
     # The last frame has no row, and is left out.
     assert [(part.prompt, part.num_frames) for part in parts] == [("dawn", 5), ("dusk", 7), ("a cat", 4)]
+
+
+def test_a_recording_of_which_a_block_cannot_be_written_is_discarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = LiveWorld(STAGE, SessionRecording(partial(claim_folder, tmp_path), STAGE, ""))
+    world.reset(3)
+    world.step(RIGHT)
+    world.write_pending()
+    world.step(RIGHT)
+    add_frame, calls = LeRobotWriter.add_frame, itertools.count(1)
+
+    def failing(*given: Any) -> None:
+        if next(calls) == 3:
+            raise OSError("no space left on device")
+        add_frame(*given)
+
+    monkeypatch.setattr(LeRobotWriter, "add_frame", failing)
+    with pytest.raises(OSError, match="no space left"):
+        world.write_pending()
+    world.step(RIGHT)
+    world.reset(2)
+    world.step(RIGHT)
+    world.close()
+    assert not list(tmp_path.iterdir()) and "cannot be written and is discarded" in caplog.text
 
 
 @pytest.mark.parametrize(
