@@ -202,7 +202,7 @@ def test_the_page_waits_for_the_model() -> None:
     with serving(None) as running, running.connect() as client:
         running.server.progress.doing, running.server.progress.share = "loading weights", 0.5
         notice = next_notice(client, "loading")
-        while notice["doing"] == "starting":
+        while notice["share"] == 0:  # it is set last
             notice = next_notice(client, "loading")
         assert notice == {"type": "loading", "doing": "loading weights", "share": 0.5, "failed": None}
         running.server.playground = Playground(stage, default_map(stage.schema))
