@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +12,10 @@ from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.play.pictures import bytes_of_frames
+
+
+class RefusedWishError(ValueError):
+    """A session refuses a reset or a prompt; the world is as it was."""
 
 
 class LiveSession(Protocol):
@@ -33,7 +38,11 @@ class LiveSession(Protocol):
         seed: int | None = None,
         frame_size: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Begin anew, and return the frames that the world begins with, `[1, T0, 3, H, W]` in [0, 1]."""
+        """Begin anew, and return the frames that the world begins with, `[1, T0, 3, H, W]` in [0, 1].
+
+        Raises:
+            ValueError: An argument does not fit; the world is then as it was.
+        """
         ...
 
     def step_block(self, actions: Tensor) -> Tensor:
@@ -41,7 +50,11 @@ class LiveSession(Protocol):
         ...
 
     def prompt(self, text: str) -> None:
-        """Let the blocks that follow be under another prompt."""
+        """Let the blocks that follow be under another prompt.
+
+        Raises:
+            ValueError: The prompt does not fit; the world is then as it was.
+        """
         ...
 
     def write_pending(self) -> None:
@@ -108,7 +121,7 @@ class Block:
     """Frames that are shown one after another.
 
     Args:
-        number: Number of the block since the world began; 0 holds the given frames.
+        number: Number of the block since the world began; 0 holds the given frames, which may be none.
         frames: Frames of the world, uint8 `[t, H, W, 3]`.
         truth: Frames of the simulator under the same actions; None where there is none.
         distance: Distance of the last frame from the truth in pixels; None where nobody knows.
@@ -156,7 +169,7 @@ class LiveWorld:
         self._truth: Truth | None = None
         self._unseen: tuple[Tensor, Tensor] | None = None
         self._number = 0
-        self.seed, self.text = 0, ""
+        self.seed, self.text, self.has_begun = 0, "", False
 
     @property
     def rows_wanted(self) -> int:
@@ -164,13 +177,19 @@ class LiveWorld:
         return self._session.rows_wanted
 
     def reset(self, seed: int, prompt: str | None = None) -> Block:
-        """Begin where a seed says; None takes the prompt that belongs there."""
+        """Begin where a seed says; None takes the prompt that belongs there.
+
+        Raises:
+            RefusedWishError: The session cannot begin so.
+        """
         self._let_see()
         start = self.stage.start(seed)
-        self.seed, self.text = seed, start.prompt if prompt is None else prompt
-        self._truth, self._number = start.truth, 0
+        text = start.prompt if prompt is None else prompt
         frame_size = start.frame_size if start.first_frames is None else None
-        frames = self._session.reset(start.first_frames, self.text, seed, frame_size)[0]
+        with _refusing():
+            frames = self._session.reset(start.first_frames, text, seed, frame_size)[0]
+        self.seed, self.text, self.has_begun = seed, text, True
+        self._truth, self._number = start.truth, 0
         if self.observer is not None:
             self.observer.begin(seed, self.text, frames)
         given = None if start.first_frames is None or start.truth is None else start.first_frames[0, : len(frames)]
@@ -193,9 +212,14 @@ class LiveWorld:
         return Block(self._number, bytes_of_frames(frames), shown, distance, dict(self._session.block_seconds))
 
     def prompt(self, text: str) -> None:
-        """Let the blocks that follow be under another prompt."""
+        """Let the blocks that follow be under another prompt.
+
+        Raises:
+            RefusedWishError: The session does not take it.
+        """
         self._let_see()
-        self._session.prompt(text)
+        with _refusing():
+            self._session.prompt(text)
         self.text = text
         if self.observer is not None:
             self.observer.prompt(text)
@@ -218,3 +242,12 @@ class LiveWorld:
         unseen, self._unseen = self._unseen, None
         if unseen is not None and self.observer is not None:
             self.observer.step(*unseen)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Tell what a session refuses, and leaves as it was, from what fails elsewhere."""
+    try:
+        yield
+    except ValueError as error:
+        raise RefusedWishError(str(error)) from error

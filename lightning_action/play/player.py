@@ -62,7 +62,7 @@ class Player:
         self._serial = self._dropped = self._refused = self.num_blocks = 0
         self._is_over = False
         self._failure: BaseException | None = None
-        self._stepping = SteppingWorld(open_world, action_map.row, fps, self._deliver, self._ended)
+        self._stepping = SteppingWorld(open_world, action_map.row, fps, self._deliver, self._refuse_soon, self._ended)
 
     async def run(self) -> None:
         """Play until one of both goes away; the world is freed when this returns."""
@@ -85,6 +85,9 @@ class Player:
     def _deliver(self, delivery: Delivery) -> None:
         self._loop.call_soon_threadsafe(self._put, delivery)
 
+    def _refuse_soon(self, why: str) -> None:
+        self._loop.call_soon_threadsafe(self._refuse, why)
+
     def _ended(self, failure: BaseException | None) -> None:
         self._loop.call_soon_threadsafe(self._end, failure)
 
@@ -101,6 +104,12 @@ class Player:
         """Send a notice soon, in place of one of its type that waits."""
         self._notices[notice["type"]] = notice
         self._wake.set()
+
+    def _refuse(self, why: str) -> None:
+        self._refused += 1
+        if self._refused == 1:
+            _log.warning("refused a message: %s", why)
+        self._tell({"type": "refused", "why": why})
 
     async def _send_all(self) -> None:
         while not self._is_over:
@@ -161,10 +170,7 @@ class Player:
                 else:
                     self._stepping.take(message)
             except RefusedMessageError as error:
-                self._refused += 1
-                if self._refused == 1:
-                    _log.warning("refused a message: %s", error)
-                self._tell({"type": "refused", "why": str(error)})
+                self._refuse(str(error))
 
     def _note_shown(self, message: Shown) -> None:
         found = self._in_flight.pop(message.serial, None)

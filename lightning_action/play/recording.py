@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ class RecordedEpisode:
     hashes: list[str] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
     start: str | None = None
+
+    @property
+    def last_prompt(self) -> str:
+        """Prompt that holds at the end, and for what comes next."""
+        return [self.prompt, *self.prompts.values()][-1]
 
 
 @dataclass(frozen=True)
@@ -110,8 +115,11 @@ def claim_folder(parent: Path) -> Path:
 class SessionRecording:
     """Writes a session while it is played; it appears when it ends, whole, and not at all without a block.
 
+    Where something of it cannot be written, all of it is discarded.
+
     Frames and rows are paired as `record` pairs them: row k leads from frame k to k + 1 (`transition`), or is that of
-    frame k. The last frame of a `transition` has no row, and is left out.
+    frame k. The last frame of a `transition` has no row, and is left out. The task of a frame is the prompt that it was
+    made under; the frames that a world begins with have that of its first block.
 
     Args:
         new_folder: Function that gives a folder which is empty or not there, called when there is a block.
@@ -126,39 +134,46 @@ class SessionRecording:
         self._writer: LeRobotWriter | None = None
         self._episodes: list[RecordedEpisode] = []
         self._episode = RecordedEpisode(0, "")
+        self._tasks: list[str] = []
         self._last: Tensor | None = None
+        self._last_task = ""
         self._num_frames = 0
-
-    def _is_full(self) -> bool:
-        return self._num_frames >= MAX_FRAMES
+        self._is_over = False
 
     def begin(self, seed: int, prompt: str, frames: Tensor) -> None:
         """See a world begin with frames `[T0, 3, H, W]` in [0, 1]; it counts from its first block on."""
-        self._end_episode()
-        self._last = frames[-1:] if len(frames) else None
+        with self._whole_or_discarded():
+            self._end_episode()
+        self._last, self._tasks = frames[-1:] if len(frames) else None, []
         self._episode = RecordedEpisode(seed, prompt, hashes=[hash_frames(frames)])
 
     def prompt(self, text: str) -> None:
         """See the prompt change before the next block."""
-        if not self._is_full():
+        if not self._is_over:
             self._episode.prompts[len(self._episode.rows)] = text
 
     def step(self, rows: Tensor, frames: Tensor) -> None:
         """See the rows `[rows, columns]` of a block, and the frames `[t, 3, H, W]` that they led to."""
-        if self._is_full():
+        if self._is_over:
             return
-        writer = self._begun(frames)
+        pairs, task = self._pairs(rows, frames), self._episode.last_prompt
+        with self._whole_or_discarded():
+            writer = self._begun(frames)
+            for frame, row in pairs:
+                writer.add_frame({CAMERA: frame}, {"action": row})
         if not self._episode.rows:
             # The data is asked again, while nobody waits: the frames that were seen went through the VAE.
             self._episode.start = hash_start(self._stage.start(self._episode.seed))
             self._episodes.append(self._episode)
         self._episode.rows.append(rows.clone())
         self._episode.hashes.append(hash_frames(frames))
-        for frame, row in self._pairs(rows, frames):
-            writer.add_frame({CAMERA: frame}, {"action": row})
-            self._num_frames += 1
-        self._last = frames[-1:]
-        if self._is_full():
+        # The first frame of a `transition` is the last one of the block before, if there is one.
+        is_carried = bool(self._tasks) and self._stage.schema.alignment == "transition"
+        self._tasks += [self._last_task if is_carried else task, *[task] * (len(pairs) - 1)]
+        self._num_frames += len(pairs)
+        self._last, self._last_task = frames[-1:], task
+        self._is_over = self._num_frames >= MAX_FRAMES
+        if self._is_over:
             _log.warning("a recording has %d frames and ends; its world goes on: %s", MAX_FRAMES, self._folder)
 
     def close(self) -> None:
@@ -175,6 +190,17 @@ class SessionRecording:
             write_safetensors(folder / ROWS_FILE, rows, {})
         _log.warning("recorded %s", self._folder)
 
+    @contextmanager
+    def _whole_or_discarded(self) -> Iterator[None]:
+        """Keep nothing of a recording of which something cannot be written: it would be taken for a whole one."""
+        try:
+            yield
+        except BaseException:
+            _log.warning("a recording cannot be written and is discarded: %s", self._folder)
+            self._is_over, self._writer = True, None
+            with self._open:
+                raise
+
     def _begun(self, frames: Tensor) -> LeRobotWriter:
         if self._writer is None:
             self._folder = self._new_folder()
@@ -190,13 +216,16 @@ class SessionRecording:
         """Pair each frame with its row; rows of latent frames are those of all their pixel frames."""
         if self._stage.schema.alignment == "transition":
             frames = frames[:-1] if self._last is None else torch.cat([self._last, frames[:-1]])
-        elif len(rows) != len(frames):
-            rows = rows.repeat_interleave(len(frames) // len(rows), dim=0)
+        elif self._stage.schema.alignment == "per_latent":
+            counts = torch.full((len(rows),), self._stage.schema.temporal_compression_ratio)
+            if self._last is None:
+                counts[0] = 1  # the first latent frame of a world is a single pixel frame
+            rows = rows.repeat_interleave(counts, dim=0)
         return list(zip(bytes_of_frames(frames), rows.tolist(), strict=True))
 
     def _end_episode(self) -> None:
         if self._writer is not None and self._episode.rows:
-            self._writer.end_episode(self._episode.prompt)
+            self._writer.end_episode(self._tasks)
 
     def _told(self) -> list[dict[str, Any]]:
         """What JSON holds of the episodes; the rows stand in a file of their own."""

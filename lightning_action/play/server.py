@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -161,7 +161,11 @@ class PlayServer:
             while self.playground is None:
                 loading = {"type": "loading", "doing": self.progress.doing, "share": self.progress.share}
                 await websocket.send_json({**loading, "failed": self.progress.failed})
-                await asyncio.sleep(_LOADING_SECONDS)
+                # What is said meanwhile is dropped, but read: the answers to pings come behind it.
+                with suppress(asyncio.TimeoutError):
+                    event = await asyncio.wait_for(websocket.receive(), _LOADING_SECONDS)
+                    if event["type"] == "websocket.disconnect":
+                        return
             await websocket.send_json(self._hello(self.playground))
         except WebSocketDisconnect:
             return

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_action.play.live_world import Block, LiveWorld
+from lightning_action.play.live_world import Block, LiveWorld, RefusedWishError
 from lightning_action.play.messages import Hold, Pause, Prompt, Reset, Step
-from lightning_action.play.wishes import Wishes
+from lightning_action.play.wishes import Wanted, Wishes
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class SteppingWorld:
         row_of: Function from what is held to an action row `[columns]`.
         fps: Number of frames of a second.
         deliver: Function that takes each block, called in its thread; it must not wait.
+        refused: Function that is told why a prompt or a reset is not followed, called in its thread; it must not wait.
         ended: Function that is called once at the end, with what went wrong or None.
         seed: Seed of the first world.
     """
@@ -55,13 +56,14 @@ class SteppingWorld:
         row_of: Callable[[tuple[tuple[int, float], ...]], Tensor],
         fps: float,
         deliver: Callable[[Delivery], None],
+        refused: Callable[[str], None],
         ended: Callable[[BaseException | None], None],
         seed: int = 0,
     ) -> None:
         self._open_world, self._row_of = open_world, row_of
-        self._deliver, self._ended = deliver, ended
+        self._deliver, self._refused, self._ended = deliver, refused, ended
         self._changed = Condition()
-        self._wishes, self._stopped = Wishes(fps, seed), False
+        self._seed, self._wishes, self._stopped = seed, Wishes(fps, seed), False
         self._thread = Thread(target=self._run, name="world", daemon=True)
 
     @property
@@ -119,14 +121,31 @@ class SteppingWorld:
         begun = perf_counter()
         with self._changed:
             wanted = self._wishes.begin(begun)
-        if wanted.reset is not None:
-            block = world.reset(wanted.reset.seed, wanted.reset.prompt)
-        else:
-            if wanted.prompt is not None:
-                world.prompt(wanted.prompt.text)
-            block = world.step(self._row_of(wanted.hold.held))
+        block = self._step(world, wanted) if wanted.reset is None else self._begin(world, wanted.reset)
+        if block is None:
+            return
         with self._changed:
             span = self._wishes.end(block, perf_counter())
             state = {"seed": world.seed, "prompt": world.text, "paused": self._wishes.paused}
-        self._deliver(Delivery(block, wanted.hold.change, begun, span, state))
+        if len(block.frames):  # a model that begins from nothing has none before its first step
+            self._deliver(Delivery(block, wanted.hold.change, begun, span, state))
         world.write_pending()
+
+    def _step(self, world: LiveWorld, wanted: Wanted) -> Block:
+        """Make a block; a prompt that is refused changes nothing."""
+        if wanted.prompt is not None:
+            try:
+                world.prompt(wanted.prompt.text)
+            except RefusedWishError as error:
+                self._refused(str(error))
+        return world.step(self._row_of(wanted.hold.held))
+
+    def _begin(self, world: LiveWorld, reset: Reset) -> Block | None:
+        """Begin a world; where that is refused, the one that is there goes on (None), or the first one begins."""
+        try:
+            return world.reset(reset.seed, reset.prompt)
+        except RefusedWishError as error:
+            self._refused(str(error))
+            with self._changed:
+                self._wishes.refuse(perf_counter())
+            return None if world.has_begun else world.reset(self._seed)

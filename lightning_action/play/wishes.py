@@ -106,6 +106,10 @@ class Wishes:
             self._due = max(self._due + self._block_seconds, self._begun)
         return max(self._due - now, _SHORTEST_SPAN * self._block_seconds)
 
+    def refuse(self, now: float) -> None:
+        """Note that a world could not begin: the next one comes no sooner than behind one that did."""
+        self._next_reset = now + self._block_seconds
+
     def _take_hold(self, hold: Hold) -> None:
         before = dict(self.held.held)
         for number, share in hold.held:

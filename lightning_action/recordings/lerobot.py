@@ -43,7 +43,8 @@ class VideoFrames:
     def read(self, indices: list[int]) -> np.ndarray:
         """Decode frames `[len(indices), H, W, 3]`, uint8 RGB."""
         times = [self.start + index / self.fps for index in indices]
-        return open_video(self.path).frames_at(times, _TOLERANCE / self.fps)
+        with open_video(self.path) as video:
+            return video.frames_at(times, _TOLERANCE / self.fps)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ to another. A file that has grown past its limit is followed by the next one at 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -144,23 +144,28 @@ class LeRobotWriter:
             video.add(images[name], place)
         self._length += 1
 
-    def end_episode(self, task: str) -> None:
+    def end_episode(self, task: str | Sequence[str]) -> None:
         """End the running episode.
 
         Args:
-            task: Description of what it shows.
+            task: Description of what it shows; or one for each frame, where it changes on the way.
 
         Raises:
-            ValueError: It has no frame.
+            ValueError: It has no frame, or another number of frames than of tasks.
         """
         length = self._length
         if not length:
             raise ValueError(f"episode {self.num_episodes} has no frame")
+        tasks = [task] * length if isinstance(task, str) else list(task)
+        if len(tasks) != length:
+            raise ValueError(
+                f"episode {self.num_episodes} has {length} frames and {len(tasks)} tasks: give one for each"
+            )
         columns = {name: np.stack(rows) for name, rows in self._rows.items()}
-        columns |= self._frame_columns(self._tasks.setdefault(task, len(self._tasks)))
+        columns |= self._frame_columns([self._tasks.setdefault(each, len(self._tasks)) for each in tasks])
         episode: dict[str, Any] = {
             "episode_index": self.num_episodes,
-            "tasks": [task],
+            "tasks": list(dict.fromkeys(tasks)),
             "length": length,
             **_prefixed("data", self._data.add(columns)),
             "dataset_from_index": self.num_frames,
@@ -199,14 +204,14 @@ class LeRobotWriter:
         for video in self._videos.values():
             video.close()
 
-    def _frame_columns(self, task_index: int) -> dict[str, np.ndarray]:
+    def _frame_columns(self, task_indices: Sequence[int]) -> dict[str, np.ndarray]:
         frames = np.arange(self._length)
         columns = {
             "timestamp": frames / self._fps,
             "frame_index": frames,
             "episode_index": np.full(self._length, self.num_episodes),
             "index": self.num_frames + frames,
-            "task_index": np.full(self._length, task_index),
+            "task_index": np.array(task_indices),
         }
         return {name: each.astype(FRAME_COLUMNS[name])[:, None] for name, each in columns.items()}
 

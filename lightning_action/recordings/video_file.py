@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-# Open files of one process. Each keeps a decoder, which holds some frames.
+# Files of one process that are open and not read. Each keeps a decoder, which holds some frames.
 _MAX_OPEN = 16
 # Part of a frame's time by which frames may be away from even times.
 _UNEVEN = 0.1
@@ -21,7 +21,7 @@ _SEEKS = 4
 
 
 class VideoFile:
-    """A video file that is kept open.
+    """A video file that is kept open, for one thread at a time.
 
     Args:
         path: File of any container and codec that FFmpeg reads.
@@ -256,20 +256,25 @@ def _even_times(container: Any, path: Path) -> np.ndarray | None:
     return times if abs(last - shown[-1]) <= allowed else None
 
 
-# Open files by path, time of writing and process, the one used last at the end.
-_open_videos: OrderedDict[tuple[Path, int, int], VideoFile] = OrderedDict()
+# Open files that nobody reads, by path, time of writing and process, the one used last at the end. Each step on a
+# dict is whole, whatever other threads do; a lock could be held by a thread that a forked process does not have.
+_idle_videos: dict[tuple[str, int, int], VideoFile] = {}
 
 
-def open_video(path: Path) -> VideoFile:
-    """Open a video file, or take the one that this process has open already."""
+@contextmanager
+def open_video(path: Path) -> Iterator[VideoFile]:
+    """Lend a video file to one reader: one that this process has open already, where nobody else is reading it."""
     # A forked process must not read through the file handles of the one it came from.
-    key = path, _written(path), os.getpid()
-    if key not in _open_videos:
-        while len(_open_videos) >= _MAX_OPEN:
-            _open_videos.popitem(last=False)[1].close()
-        _open_videos[key] = VideoFile(path)
-    _open_videos.move_to_end(key)
-    return _open_videos[key]
+    key = str(path), _written(path), os.getpid()
+    video = _idle_videos.pop(key, None) or VideoFile(path)
+    try:
+        yield video
+    finally:
+        if _idle_videos.setdefault(key, video) is not video:
+            video.close()
+        for oldest in list(_idle_videos)[:-_MAX_OPEN]:
+            if evicted := _idle_videos.pop(oldest, None):
+                evicted.close()
 
 
 def _written(path: Path) -> int:

@@ -51,7 +51,8 @@ class FileFrames:
 
     def read(self, indices: list[int]) -> np.ndarray:
         """Decode frames `[len(indices), H, W, 3]`, uint8 RGB."""
-        return open_video(self.path).frames(indices)
+        with open_video(self.path) as video:
+            return video.frames(indices)
 
 
 @dataclass(frozen=True)

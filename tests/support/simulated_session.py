@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_action import MovingSpriteWorld
 from lightning_action.batch import to_unit_range
 from lightning_action.data.sprite_data import SpriteDataModule
+from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.play.live_world import Stage
 from lightning_action.play.scenes import SimulatedTruth, frames_per_second, scenes_of
 
@@ -22,7 +23,7 @@ class SimulatedSession:
     """Latent frames of four pixel frames, generated one by one by a simulator.
 
     It knows where it is from the first frame, as a model does; the prompt changes nothing but the brightness, and the
-    seed nothing.
+    seed nothing. Prompts of more words than the demo's text encoder takes are refused.
     """
 
     def __init__(self, world: MovingSpriteWorld = WORLD, seconds: float = 0.0) -> None:
@@ -48,6 +49,7 @@ class SimulatedSession:
         frame_size: tuple[int, int] | None = None,
     ) -> Tensor:
         assert first_frames is not None and seed is not None and frame_size is None
+        HashingTextEncoder().encode([prompt or ""])
         self.calls.append(f"reset {seed} {prompt}")
         starts = [self.world.start([number]) for number in seeds()]
         shown = [to_unit_range(self.world.render(start, start.position[:, None])) for start in starts]
@@ -64,6 +66,7 @@ class SimulatedSession:
         return self.truth.go_on(actions[0])[None] * self.dims
 
     def prompt(self, text: str) -> None:
+        HashingTextEncoder().encode([text])
         self.calls.append(f"prompt {text}")
         self.dims = 0.5
 

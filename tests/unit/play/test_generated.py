@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action import ActionVideoModule, BlockCausality
+from lightning_action import ActionVideoModule, BlockCausality, Sampling
 from lightning_action.play.generated import PlaySettings, fingerprints, stage_of, warm_up, with_window
 from lightning_action.play.live_world import LiveWorld, Stage
+from tests.support.live_server import next_block, serving
 from tests.support.sprite_module import LATENTS, data, ready
 
 
@@ -69,6 +70,15 @@ def test_players_who_take_turns_do_not_disturb_each_other() -> None:
         thread.join()
     assert all(torch.equal(found[seed], alone[seed]) for seed in range(3))
     assert not torch.equal(alone[0], alone[1])
+
+
+@pytest.mark.parametrize("alignment", ["transition", "state", "per_latent"])
+def test_worlds_that_begin_from_nothing_are_played(alignment: Any) -> None:
+    schema, sampling = replace(data().action_schema, alignment=alignment), Sampling(2, num_initial_latents=0)
+    module, _ = ready(schema=schema, causality=BlockCausality(2, 4), sampling=sampling)
+    with serving(stage(module)) as running, running.connect() as client:
+        headers = [next_block(client)[0] for _ in range(2)]
+    assert [(header["number"], header["frames"]) for header in headers] == [(1, 5), (2, 8)]
 
 
 def test_a_world_can_go_on_for_ever() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.play.live_world import LiveWorld
+from lightning_action.play.live_world import LiveWorld, RefusedWishError
 from lightning_action.play.pictures import bytes_of_frames
 from tests.support.simulated_session import SimulatedSession, simulated_stage
 
@@ -66,6 +67,20 @@ def test_prompts_are_the_worlds_own_or_those_given() -> None:
     world.close()
     assert own.startswith("a ") and world.text == "a dog"
     assert session.calls == [f"reset 2 {own}", "reset 2 a cat", "prompt a dog", "write", "close"]
+
+
+def test_what_is_refused_leaves_the_world_as_it_was() -> None:
+    world, other = LiveWorld(simulated_stage()), LiveWorld(simulated_stage())
+    for each in (world, other):
+        each.reset(2)
+        each.step(torch.tensor([1.0, 0.0]))
+    for refused in (lambda: world.reset(3, "word " * 9), lambda: world.prompt("word " * 9)):
+        with pytest.raises(RefusedWishError, match="prompt has 9 words, the text encoder takes 8"):
+            refused()
+    assert (world.seed, world.text) == (2, other.text)
+    found, expected = (each.step(torch.tensor([0.0, 1.0])) for each in (world, other))
+    assert found.number == 2 and np.array_equal(found.frames, expected.frames)
+    assert found.truth is not None and expected.truth is not None and np.array_equal(found.truth, expected.truth)
 
 
 def test_an_observer_sees_all_of_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,9 @@ from lightning_action.play.recording import (
     read_session,
     require_recordable,
 )
+from lightning_action.recordings.lerobot import read_lerobot
+from lightning_action.recordings.lerobot_writer import LeRobotWriter
+from lightning_action.recordings.local_folder import LocalFolder
 from tests.support.simulated_session import SimulatedSession, simulated_stage
 
 RIGHT, DOWN = torch.tensor([0.5, 0.0]), torch.tensor([0.0, 0.25])
@@ -69,17 +73,61 @@ def test_it_is_a_lerobot_folder_that_models_learn_from(tmp_path: Path) -> None:
     settings["bad_episodes"] = "skip"  # the second one is shorter than a window
     data = LeRobotDataModule(root=str(tmp_path / "session"), num_workers=0, **settings)
     data.prepare_data()
-    with pytest.warns(UserWarning, match="passed over 1 of 2 episodes"):
+    with pytest.warns(UserWarning, match="passed over 1 of 3 episodes"):
         data.setup("fit")
-    clip = data.clips("train")[0]
-    assert clip.num_frames == 12
-    action = clip.action(0, 12)
-    assert action[:11].tolist() == [rows[number // 4].tolist() for number in range(11)]
+    clip, dark = data.clips("train")
+    assert (clip.num_frames, dark.num_frames, dark.prompt) == (5, 7, "dark")
+    assert clip.action(0, 5).tolist() == [rows[number // 4].tolist() for number in range(4)]
+    assert dark.action(0, 7).tolist() == [rows[number // 4].tolist() for number in range(5, 11)]
     world = LiveWorld(STAGE)
     frames = np.concatenate([world.reset(4).frames, world.step(RIGHT).frames])[:4]
     video = ((clip.video(0, 4) + 1) * 127.5).permute(0, 2, 3, 1).numpy()
     assert np.abs(video - frames).mean() < 4  # H.264 with half the resolution in colour
     assert not np.abs(video - frames[::-1]).mean() < 4
+
+
+def test_frames_have_the_prompt_that_they_were_made_under(tmp_path: Path) -> None:
+    """The frames that a world begins with have that of its first block."""
+    world = LiveWorld(STAGE, SessionRecording(lambda: tmp_path / "session", STAGE, ""))
+    world.reset(4)
+    world.prompt("dawn")
+    world.step(RIGHT)
+    world.prompt("noon")
+    world.prompt("dusk")
+    world.step(RIGHT)
+    world.step(RIGHT)
+    world.prompt("never seen")
+    world.reset(1, "a cat")
+    world.step(DOWN)
+    world.close()
+    parts = read_lerobot(LocalFolder(str(tmp_path / "session"))).episodes
+    # The last frame has no row, and is left out.
+    assert [(part.prompt, part.num_frames) for part in parts] == [("dawn", 5), ("dusk", 7), ("a cat", 4)]
+
+
+def test_a_recording_of_which_a_block_cannot_be_written_is_discarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = LiveWorld(STAGE, SessionRecording(partial(claim_folder, tmp_path), STAGE, ""))
+    world.reset(3)
+    world.step(RIGHT)
+    world.write_pending()
+    world.step(RIGHT)
+    add_frame, calls = LeRobotWriter.add_frame, itertools.count(1)
+
+    def failing(*given: Any) -> None:
+        if next(calls) == 3:
+            raise OSError("no space left on device")
+        add_frame(*given)
+
+    monkeypatch.setattr(LeRobotWriter, "add_frame", failing)
+    with pytest.raises(OSError, match="no space left"):
+        world.write_pending()
+    world.step(RIGHT)
+    world.reset(2)
+    world.step(RIGHT)
+    world.close()
+    assert not list(tmp_path.iterdir()) and "cannot be written and is discarded" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -89,6 +137,7 @@ def test_it_is_a_lerobot_folder_that_models_learn_from(tmp_path: Path) -> None:
         ("transition", 0, [[0.5, 0], [1.5, 1], [2.5, 2]]),
         ("state", 1, [[1.0, 0], [2.0, 1], [3.0, 2], [4.0, 3]]),
         ("per_latent", 1, [[1.0, 0], [2.0, 0], [3.0, 0], [4.0, 0]]),
+        ("state", 0, [[0.5, 0], [1.5, 1], [2.5, 2], [3.5, 3]]),
     ],
 )
 def test_rows_stand_with_their_frames(alignment: Any, num_given: int, expected: list[list[float]]) -> None:
@@ -101,6 +150,19 @@ def test_rows_stand_with_their_frames(alignment: Any, num_given: int, expected: 
     num_rows = {"transition": 3 + num_given, "state": 4, "per_latent": 1}[alignment]
     pairs = kept._pairs(torch.arange(float(num_rows))[:, None], frames[num_given:])
     assert [[float(frame[0, 0, 0]), row[0]] for frame, row in pairs] == [[round(at), row] for at, row in expected]
+
+
+@pytest.mark.parametrize("num_latents", [1, 2, 3])
+def test_rows_of_latent_frames_stand_with_all_of_their_frames(num_latents: int) -> None:
+    """The first latent frame of a world is a single pixel frame."""
+    schema = ActionSchema([ActionPart("x", "continuous", 1, 0.0, 9.0)], "per_latent")
+    kept = SessionRecording(Path, simulated_stage(schema=schema), "")
+    rows = torch.arange(float(num_latents))[:, None]
+    begun = kept._pairs(rows, torch.rand(4 * num_latents - 3, 3, 2, 2))
+    assert [row[0] for _, row in begun] == ([0.0] + [1.0] * 4 + [2.0] * 4)[: 4 * num_latents - 3]
+    kept._last = torch.rand(1, 3, 2, 2)
+    later = kept._pairs(rows, torch.rand(4 * num_latents, 3, 2, 2))
+    assert [row[0] for _, row in later] == ([0.0] * 4 + [1.0] * 4 + [2.0] * 4)[: 4 * num_latents]
 
 
 def test_sessions_of_several_servers_have_numbers_of_their_own(tmp_path: Path) -> None:

@@ -133,6 +133,9 @@ def test_a_thousand_bad_messages_leave_it_serving(caplog: pytest.LogCaptureFixtu
         *(json.dumps({"type": "prompt", "text": "x" * 3000}), "y" * 10_000, b"\x00\xff", b""),
         *('{"type": "shown", "serial": 5000, "key_ms": null}', '{"type": "step"}', '{"type": "pause", "on": false}'),
         *('{"type": "hold", "held": [[0, 1e99]], "change": 1}', '{"type": "reset", "seed": 1e9, "prompt": null}'),
+        *('{"type": "hold", "held": [[0, 1]], "change": 1}', '{"type": "hold", "held": [], "change": 0}'),
+        json.dumps({"type": "prompt", "text": "x " * 9}),  # more words than the text encoder takes
+        json.dumps({"type": "reset", "seed": 1, "prompt": "x " * 9}),
     ]
     with serving(simulated_stage()) as running, running.connect() as client:
         next_block(client)
@@ -199,12 +202,31 @@ def test_the_page_waits_for_the_model() -> None:
     with serving(None) as running, running.connect() as client:
         running.server.progress.doing, running.server.progress.share = "loading weights", 0.5
         notice = next_notice(client, "loading")
-        while notice["doing"] == "starting":
+        while notice["share"] == 0:  # it is set last
             notice = next_notice(client, "loading")
         assert notice == {"type": "loading", "doing": "loading weights", "share": 0.5, "failed": None}
         running.server.playground = Playground(stage, default_map(stage.schema))
         assert next_notice(client, "hello")["title"] == "a world"
         assert next_block(client)[0]["number"] == 0
+
+
+def test_who_speaks_while_the_model_loads_stays_and_gets_a_world_of_its_own() -> None:
+    """What nobody reads would keep the answers to pings from being read, too."""
+    stage = simulated_stage()
+    with serving(None) as running, running.connect() as client:
+        for _ in range(3):
+            say(client, "reset", seed=4, prompt=None)
+            time.sleep(0.05)
+        assert client.ping().wait(5)
+        running.server.playground = Playground(stage, default_map(stage.schema))
+        assert next_block(client)[0]["seed"] == 0
+
+
+def test_who_leaves_while_the_model_loads_is_forgotten() -> None:
+    with serving(None) as running, running.connect() as client:
+        say(client, "pause", on=True)
+        client.socket.shutdown(socket.SHUT_RDWR)
+        wait_until(lambda: running.server.num_sessions == 0)
 
 
 def test_the_page_may_load_nothing_from_elsewhere() -> None:

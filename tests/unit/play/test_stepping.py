@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +29,7 @@ class Seen:
     stepping: SteppingWorld
     session: SimulatedSession
     deliveries: list[Delivery] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
     ends: list[BaseException | None] = field(default_factory=list)
 
     def wait_for(self, count: int) -> list[Delivery]:
@@ -37,21 +38,25 @@ class Seen:
 
 
 @contextmanager
-def stepped(fps: float = 40.0, session: Any = None, **changes: Any) -> Iterator[Seen]:
+def stepped(fps: float = 40.0, session: Any = None, wishes: Sequence[Reset] = (), **changes: Any) -> Iterator[Seen]:
     used = session or SimulatedSession()
     deliveries: list[Delivery] = []
+    refusals: list[str] = []
     ends: list[BaseException | None] = []
     arguments: dict[str, Any] = {
         "open_world": lambda: LiveWorld(simulated_stage(lambda: used)),
         "row_of": row_of,
         "fps": fps,
         "deliver": deliveries.append,
+        "refused": refusals.append,
         "ended": ends.append,
     }
     stepping = SteppingWorld(**{**arguments, **changes})
+    for wish in wishes:
+        stepping.take(wish)
     stepping.start()
     try:
-        yield Seen(stepping, used, deliveries, ends)
+        yield Seen(stepping, used, deliveries, refusals, ends)
     finally:
         stepping.stop()
         assert stepping.join(10)
@@ -91,6 +96,55 @@ def test_every_wish_arrives() -> None:
         wait_until(lambda: seen.deliveries[-1].block.number > 2)
     assert seen.deliveries[-1].state == {"seed": 6, "prompt": "dark", "paused": False}
     assert seen.session.calls.count("prompt dark") == 1
+
+
+LONG = "word " * 9
+
+
+@pytest.mark.parametrize("message", [Prompt(LONG), Reset(6, LONG)])
+def test_a_prompt_that_is_refused_is_told_and_the_world_goes_on(message: Prompt | Reset) -> None:
+    with stepped() as seen:
+        seen.wait_for(2)
+        seen.stepping.take(message)
+        wait_until(lambda: bool(seen.refusals))
+        seen.wait_for(len(seen.deliveries) + 2)
+    assert seen.refusals == ["prompt has 9 words, the text encoder takes 8: " + repr(LONG)] and seen.ends == [None]
+    assert [each.block.number for each in seen.deliveries] == list(range(len(seen.deliveries)))
+    assert {each.state["seed"] for each in seen.deliveries} == {0}
+    assert not any(each.state["prompt"] == LONG for each in seen.deliveries)
+
+
+def test_a_single_step_is_made_though_its_prompt_is_refused() -> None:
+    with stepped() as seen:
+        seen.stepping.take(Pause(True))
+        seen.wait_for(1)
+        wait_until(lambda: seen.session.calls[-1] == "write")
+        before = seen.session.calls.count("step")
+        seen.stepping.take(Prompt(LONG))
+        seen.stepping.take(Step())
+        wait_until(lambda: seen.session.calls.count("step") > before)
+        assert len(seen.refusals) == 1
+
+
+def test_a_first_wish_that_is_refused_begins_the_first_world() -> None:
+    with stepped(wishes=[Reset(6, LONG)]) as seen:
+        assert [each.block.number for each in seen.wait_for(2)[:2]] == [0, 1]
+    assert seen.session.calls[0].startswith("reset 0 ") and len(seen.refusals) == 1
+
+
+class BeginningFromNothing(SimulatedSession):
+    """Its worlds have no frame until their first block."""
+
+    def reset(self, *given: Any, **named: Any) -> Tensor:
+        return super().reset(*given, **named)[:, :0]
+
+
+def test_a_world_that_begins_without_a_frame_is_shown_from_its_first_block_on() -> None:
+    with stepped(session=BeginningFromNothing()) as seen:
+        assert [each.block.number for each in seen.wait_for(2)[:2]] == [1, 2]
+        seen.stepping.take(Reset(3, None))
+        wait_until(lambda: seen.deliveries[-1].state["seed"] == 3)
+    assert all(len(each.block.frames) for each in seen.deliveries)
 
 
 class BreakingSession(SimulatedSession):

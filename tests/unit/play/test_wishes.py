@@ -110,6 +110,17 @@ def test_a_world_answers_no_change_that_its_first_block_answers() -> None:
     assert [made(wishes, 1.0)[0].hold.change for _ in range(2)] == [0, 1]
 
 
+def test_a_world_that_cannot_begin_costs_no_block() -> None:
+    wishes = played()
+    wishes.take(Reset(1, "too long"), 0.1)
+    due = 0.4
+    assert wishes.begin(0.1).reset == Reset(1, "too long")
+    wishes.refuse(0.2)
+    assert wishes.missing(0.2) == pytest.approx(due - 0.2)
+    wishes.take(Reset(2, None), 0.2)
+    assert wishes.missing(0.2) == pytest.approx(0.4)  # as behind a world that did begin
+
+
 def test_worlds_begin_a_blocks_time_apart() -> None:
     wishes = Wishes(fps=10.0)
     made(wishes, 0.0, seconds=2.0)

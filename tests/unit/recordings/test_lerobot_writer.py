@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lightning_action.recordings.lerobot import read_lerobot
 from lightning_action.recordings.lerobot_files import FileLimits, NumericFeature
 from lightning_action.recordings.lerobot_statistics import PixelStatistics, column_statistics
 from lightning_action.recordings.lerobot_writer import LeRobotWriter, writing_lerobot
+from lightning_action.recordings.local_folder import LocalFolder
 
 ROOT = Path(__file__).parents[3]
 FPS, HEIGHT, WIDTH = 7, 32, 48
@@ -234,6 +236,19 @@ def test_whole_numbers_and_switches_have_statistics() -> None:
     whole = column_statistics(np.array([[1], [4], [4]]))
     assert (whole["min"], whole["max"], whole["mean"], whole["count"]) == ([1], [4], [3.0], [3])
     assert column_statistics(np.array([[True], [False]]))["mean"] == [0.5]
+
+
+def test_frames_of_an_episode_may_have_tasks_of_their_own(tmp_path: Path) -> None:
+    with writing_lerobot(tmp_path / "toy", FPS, {CAMERA: (HEIGHT, WIDTH)}, FEATURES) as writer:
+        for frame in range(LENGTHS[0]):
+            writer.add_frame({CAMERA: image(0, frame)}, values(0, frame))
+        with pytest.raises(ValueError, match=f"episode 0 has {LENGTHS[0]} frames and 1 tasks: give one for each"):
+            writer.end_episode(["push"])
+        writer.end_episode([*["push"] * 2, *["pull"] * (LENGTHS[0] - 3), "push"])
+    (row,) = episodes(tmp_path / "toy")
+    assert row["tasks"] == ["push", "pull"] and info(tmp_path / "toy")["total_tasks"] == 2
+    parts = read_lerobot(LocalFolder(str(tmp_path / "toy"))).episodes
+    assert [(part.prompt, part.num_frames) for part in parts] == [("push", 2), ("pull", LENGTHS[0] - 3), ("push", 1)]
 
 
 def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
