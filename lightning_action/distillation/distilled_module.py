@@ -278,10 +278,14 @@ class DistilledModule(ActionVideoModule):
 def control_of(figures: Mapping[str, float]) -> float | None:
     """Share of the commanded motion that happens, over the axes: 0 for a model that ignores its actions.
 
-    None where nobody knows where the object is.
+    Where nobody knows where the object is, it is the share of the true motion of pixels (`flow_gain`); None where that
+    is not known either.
     """
-    gains = [value for name, value in figures.items() if name in ("gain_x", "gain_y") and math.isfinite(value)]
-    return sum(gains) / len(gains) if gains else None
+    for names in (("gain_x", "gain_y"), ("flow_gain",)):
+        gains = [figures[name] for name in names if math.isfinite(figures.get(name, math.nan))]
+        if gains:
+            return sum(gains) / len(gains)
+    return None
 
 
 def has_collapsed(control: float, teachers: float, share: float) -> bool:

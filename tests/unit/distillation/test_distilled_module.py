@@ -71,7 +71,8 @@ def test_a_blind_fits_teacher_generates_with_actions(teacher: Path, tmp_path: Pa
 def test_control_and_its_loss() -> None:
     assert control_of({"gain_x": 0.5, "gain_y": 0.9, "r2_x": 3.0}) == pytest.approx(0.7)
     assert control_of({"gain_x": 0.5, "gain_y": float("nan")}) == 0.5
-    assert control_of({"psnr": 20.0}) is None
+    assert control_of({"gain_x": 0.5, "flow_gain": 0.9}) == 0.5 and control_of({"flow_gain": 0.9}) == 0.9
+    assert control_of({"psnr": 20.0}) is None is control_of({"flow_gain": float("nan")})
     assert has_collapsed(0.39, 0.8, 0.5) and not has_collapsed(0.41, 0.8, 0.5)
     assert not has_collapsed(-1.0, -0.1, 0.5) and not has_collapsed(0.0, 0.9, 0.0)
 
