@@ -34,7 +34,7 @@ _TORCH_REFUSES = re.compile(
 )
 _IN_A_WORKER = re.compile(r"^Caught .*?Original Traceback.*^[\w.]+: ", re.DOTALL | re.MULTILINE)
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-_SECONDS_FOR_THE_FIRST_RANK, _SECONDS_FOR_ANOTHER_RANK = 10.0, 3.0
+_SECONDS_FOR_THE_FIRST_RANK, _SECONDS_FOR_ANOTHER_RANK = 20.0, 3.0
 # What a rank says when another has gone.
 _CUT_OFF = re.compile(r"connection (closed|reset) by peer", re.IGNORECASE)
 
