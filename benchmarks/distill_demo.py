@@ -206,7 +206,8 @@ def findings(rows: Mapping[str, Row]) -> dict[str, float]:
     return {
         # All of these figures are 1 at best.
         "obedience_lost": max(abs(1 - student[name]) - abs(1 - many[name]) for name in OBEDIENCE),
-        "realism_made_good": made_good / distance,
+        # A teacher that has no more than two steps lacks nothing in two.
+        "realism_made_good": made_good / distance if distance else math.nan,
         "times_faster": 1 / student["seconds_per_block"],
         "sign_accuracy_lost_by_the_blind": student["sign_accuracy"] - rows["student_2_blind"]["sign_accuracy"],
         "gain_lost_by_the_blind": student["gain_x"] - rows["student_2_blind"]["gain_x"],

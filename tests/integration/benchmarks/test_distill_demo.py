@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tests.support.shipped import CONFIGS
 from tests.support.small_commands import SMALL_MODEL
 
 SIZES = """
-model: {pretrained: null}
+model: {pretrained: null, sampling: {num_inference_steps: 8, action_guidance_scale: 1.0}}
 trainer: {callbacks: [], limit_val_batches: 0}
 data:
   init_args:
@@ -70,6 +71,8 @@ def test_findings_by_hand() -> None:
     rows["student_2"] |= {"gain_y": 1.2, "r2_x": 0.99}
     assert distill_demo.findings(rows)["obedience_lost"] == pytest.approx(0.18)
     assert found["gain_lost_by_the_blind"] == pytest.approx(0.57)
+    rows["teacher_2"] = rows["teacher_many"]
+    assert math.isnan(distill_demo.findings(rows)["realism_made_good"])
 
 
 def test_a_world_without_chance_is_refused() -> None:

@@ -18,7 +18,7 @@ DATA = SpriteDataModule(
     MovingSpriteWorld(image_size=24, sprite_radius=3.5, hold_probability=0.9),
     num_latents=4,
     temporal_compression_ratio=3,
-    test_size=9,
+    test_size=14,
     eval_batch_size=5,
 )
 BATCHES = list(DATA.test_dataloader())
@@ -58,7 +58,7 @@ def test_videos_of_the_simulator_obey() -> None:
     assert report["counterfactual_ratio"] == 0 and report["cross_swap_accuracy"] == 1 and report["psnr_db"] > 99
     assert report["baselines"].keys() == {"copy_first_frame", "ignore_actions"}
     assert report["baselines"]["copy_first_frame"]["gain_x"] == 0
-    assert report["sample_ids"] == list(range(9)) and report["episodes"] == 9 and report["num_frames"] == 10
+    assert report["sample_ids"] == list(range(14)) and report["episodes"] == 14 and report["num_frames"] == 10
     assert not any(name.endswith("win_rate") for name in report) and report["loss_by_noise_level"] == {}
     pictures = test.pictures()
     assert {name: list(video.shape) for name, video in pictures.items()} == dict.fromkeys(
