@@ -88,41 +88,35 @@ class ActionConditioning:
             causality: Cut of the video into blocks.
             dropped: Samples `[B]` bool that are shown without their actions.
         """
-        known = self._known(action, infers, latents, text, causality, dropped)
-        return None if known is None else self.of_action(known[0], latents.shape[1], latents, known[1])
-
-    def of_generated_video(
-        self, action: Tensor | None, latents: Tensor, text: Tensor, causality: BlockCausality, dropped: Tensor | None
-    ) -> Tensor | None:
-        """Compute as `of_known_video`, block by block: the bits that generation has, where the rows are all known."""
-        known = self._known(action, False, latents, text, causality, dropped)
-        return None if known is None else self.of_blocks(known[0], causality.split(latents.shape[1]), latents, known[1])
-
-    def _known(
-        self,
-        action: Tensor | None,
-        infers: bool,
-        latents: Tensor,
-        text: Tensor,
-        causality: BlockCausality,
-        dropped: Tensor | None,
-    ) -> tuple[Tensor, Tensor] | None:
-        """Action vectors `[B, F, A]` of a video that is there, and which frames have one, `[B, F]`; None for none."""
         if self.projection is None:
             return None
-        shape = latents.shape[:2]
-        if action is not None:
-            vectors, present = self.encoded(action, shape[1])
-        elif infers and self.action_module is not None:
-            vectors, present = inferred_vectors(for_prompts(self.action_module, text), latents, causality)
-        elif self.on_all_ranks:
-            vectors = latents.new_zeros(*shape, self.projection.action_dim)
-            present = torch.zeros(shape, dtype=torch.bool)
+        if action is None and infers and self.action_module is not None:
+            known: tuple[Tensor, Tensor] | None = inferred_vectors(
+                for_prompts(self.action_module, text), latents, causality
+            )
         else:
+            known = self._given(action, latents)
+        return None if known is None else self.of_action(known[0], latents.shape[1], latents, _but(known[1], dropped))
+
+    def of_generated_video(
+        self, action: Tensor | None, latents: Tensor, causality: BlockCausality, dropped: Tensor | None
+    ) -> Tensor | None:
+        """Compute as `of_known_video`, block by block: the bits that generation has, where the rows are all known."""
+        known = self._given(action, latents)
+        if known is None:
             return None
-        if dropped is not None:
-            present = present & ~dropped[:, None].to(present.device)
-        return vectors, present
+        return self.of_blocks(known[0], causality.split(latents.shape[1]), latents, _but(known[1], dropped))
+
+    def _given(self, action: Tensor | None, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Action vectors `[B, F, A]` of rows that are given, and which frames have one, `[B, F]`; None for none."""
+        if self.projection is None:
+            return None
+        if action is not None:
+            return self.encoded(action, latents.shape[1])
+        if not self.on_all_ranks:
+            return None
+        shape = latents.shape[:2]
+        return latents.new_zeros(*shape, self.projection.action_dim), torch.zeros(shape, dtype=torch.bool)
 
     def of_blocks(self, action: Tensor, blocks: Sequence[range], like: Tensor, present: Tensor | None = None) -> Tensor:
         """Compute modulation as `of_action`, one block of frames after the other.
@@ -188,9 +182,7 @@ class ActionConditioning:
         if action is None:
             return self.of_inferred(text) if infers else None
         vectors, present = self.encoded(action.to(text.device), num_frames)
-        if dropped is not None:
-            present = present & ~dropped[:, None].to(present.device)
-        return self.of_blocks(vectors, causality.split(num_frames), text, present)
+        return self.of_blocks(vectors, causality.split(num_frames), text, _but(present, dropped))
 
     def of_inferred(self, text: Tensor) -> BlockModulation | None:
         """Modulation of what the action module infers of every block but the first; None where there is no module."""
@@ -256,6 +248,11 @@ def inferred_vectors(infer: InferActions, latents: Tensor, causality: BlockCausa
     present = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
     present[:, : len(first)] = False
     return torch.cat([nothing, *inferred], dim=1), present
+
+
+def _but(present: Tensor, dropped: Tensor | None) -> Tensor:
+    """Frames that have an action, `[B, F]`, but for those of samples `[B]` that are shown without."""
+    return present if dropped is None else present & ~dropped[:, None].to(present.device)
 
 
 def draw_dropped(probability: float, randoms: Sequence[torch.Generator]) -> Tensor:

@@ -173,7 +173,7 @@ class ActionDistillation(DistilledModule):
     def _rollout_modulation(self, clip: Clip) -> Tensor | None:
         """Modulation of a clip's actions, block by block as where it is generated: the same to the bit."""
         action, absent = clip.batch.get("action"), without_action(clip.batch)
-        return self.conditioning.of_generated_video(action, clip.clean, clip.text, clip.causality, absent)
+        return self.conditioning.of_generated_video(action, clip.clean, clip.causality, absent)
 
     @property
     def trains_student(self) -> bool:

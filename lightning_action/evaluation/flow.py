@@ -35,7 +35,6 @@ class FlowError(EpisodeMetric):
     - `flow_gain`: `sum u v / sum v v` over the moving region; ideal 1, blind or still 0, backwards -1.
     - `flow_cosine`: mean cosine of the angle between u and v, weighted by `|v|`, over the moving region; ideal 1. A
       pixel that stands still has 0.
-
     - `flow_onset_frames`, `flow_diverged_rate`: as `DivergenceOnset` has it, of the end-point error in the moving
       region, 0 in frames where nothing should move; undefined with fewer than 5 generated frames.
 

@@ -200,7 +200,7 @@ def test_a_rank_without_actions_passes_the_projection_as_often_as_others() -> No
     latents = torch.randn(2, 5, 7, 4, 5)
     for action in (torch.rand(2, 16, 3), None):
         passes.clear()
-        made = both.of_generated_video(action, latents, TEXT, BlockCausality(2, independent_first_frame=True), None)
+        made = both.of_generated_video(action, latents, BlockCausality(2, independent_first_frame=True), None)
         assert passes == [1, 2, 2] and made is not None and bool(made.any()) == (action is not None)
 
 
