@@ -138,8 +138,8 @@ class Block:
 class Observer(Protocol):
     """Whoever keeps what happens in a world, such as a recording."""
 
-    def begin(self, seed: int, prompt: str, frames: Tensor) -> None:
-        """See a world begin with frames `[T0, 3, H, W]` in [0, 1]."""
+    def begin(self, seed: int, prompt: str, frames: Tensor, given: Tensor | None) -> None:
+        """See a world begin with frames `[T0, 3, H, W]` in [0, 1], and those that were given for it, before the VAE."""
         ...
 
     def step(self, rows: Tensor, frames: Tensor) -> None:
@@ -191,7 +191,7 @@ class LiveWorld:
         self.seed, self.text, self.has_begun = seed, text, True
         self._truth, self._number = start.truth, 0
         if self.observer is not None:
-            self.observer.begin(seed, self.text, frames)
+            self.observer.begin(seed, self.text, frames, start.first_frames)
         given = None if start.first_frames is None or start.truth is None else start.first_frames[0, : len(frames)]
         return Block(0, bytes_of_frames(frames), None if given is None else bytes_of_frames(given))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.atomic import write_json
-from lightning_action.play.live_world import Stage, Start
+from lightning_action.play.live_world import Stage
 from lightning_action.play.pictures import bytes_of_frames
 from lightning_action.recordings.lerobot_files import NumericFeature
 from lightning_action.recordings.lerobot_writer import LeRobotWriter, require_writable_sizes, writing_lerobot
@@ -82,9 +82,9 @@ def hash_frames(frames: Tensor) -> str:
     return hashlib.sha256(f"{list(values.shape)}\n".encode() + values.numpy().tobytes()).hexdigest()
 
 
-def hash_start(start: Start) -> str | None:
-    """Compute SHA-256 over the frames that are given of a start; None where there are none."""
-    return None if start.first_frames is None else hash_frames(start.first_frames)
+def hash_start(given: Tensor | None) -> str | None:
+    """Compute SHA-256 over the frames that a world was given; None where there are none."""
+    return None if given is None else hash_frames(given)
 
 
 def require_recordable(stage: Stage) -> None:
@@ -136,15 +136,17 @@ class SessionRecording:
         self._episode = RecordedEpisode(0, "")
         self._tasks: list[str] = []
         self._last: Tensor | None = None
+        self._given: Tensor | None = None
         self._last_task = ""
         self._num_frames = 0
         self._is_over = False
 
-    def begin(self, seed: int, prompt: str, frames: Tensor) -> None:
+    def begin(self, seed: int, prompt: str, frames: Tensor, given: Tensor | None) -> None:
         """See a world begin with frames `[T0, 3, H, W]` in [0, 1]; it counts from its first block on."""
         with self._whole_or_discarded():
             self._end_episode()
         self._last, self._tasks = frames[-1:] if len(frames) else None, []
+        self._given = given
         self._episode = RecordedEpisode(seed, prompt, hashes=[hash_frames(frames)])
 
     def prompt(self, text: str) -> None:
@@ -162,8 +164,8 @@ class SessionRecording:
             for frame, row in pairs:
                 writer.add_frame({CAMERA: frame}, {"action": row})
         if not self._episode.rows:
-            # The data is asked again, while nobody waits: the frames that were seen went through the VAE.
-            self._episode.start = hash_start(self._stage.start(self._episode.seed))
+            # Not before, when somebody waits for the world to begin.
+            self._episode.start, self._given = hash_start(self._given), None
             self._episodes.append(self._episode)
         self._episode.rows.append(rows.clone())
         self._episode.hashes.append(hash_frames(frames))

@@ -37,7 +37,7 @@ class _LastHash:
     def __init__(self) -> None:
         self.value, self.num_frames = "", 0
 
-    def begin(self, seed: int, prompt: str, frames: Tensor) -> None:
+    def begin(self, seed: int, prompt: str, frames: Tensor, given: Tensor | None) -> None:
         self.value = hash_frames(frames)
 
     def step(self, rows: Tensor, frames: Tensor) -> None:
@@ -117,7 +117,7 @@ def _settings(config: str) -> dict[str, Any]:
 def _changed_starts(session: RecordedSession, stage: Stage) -> dict[str, tuple[Any, Any]]:
     """Name the worlds of which the data gives other first frames now."""
     pairs = {
-        f"data: start of world {number}": (episode.start, hash_start(stage.start(episode.seed)))
+        f"data: start of world {number}": (episode.start, hash_start(stage.start(episode.seed).first_frames))
         for number, episode in enumerate(session.episodes)
         if episode.start is not None
     }

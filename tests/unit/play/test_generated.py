@@ -27,7 +27,7 @@ class Frames:
     def __init__(self) -> None:
         self.frames: list[Tensor] = []
 
-    def begin(self, seed: int, prompt: str, frames: Tensor) -> None:
+    def begin(self, seed: int, prompt: str, frames: Tensor, given: Tensor | None) -> None:
         self.frames = [frames]
 
     def step(self, rows: Tensor, frames: Tensor) -> None:

@@ -18,7 +18,7 @@ class Notes:
     def __init__(self) -> None:
         self.seen: list[tuple[str, object]] = []
 
-    def begin(self, seed: int, prompt: str, frames: Tensor) -> None:
+    def begin(self, seed: int, prompt: str, frames: Tensor, given: Tensor | None) -> None:
         self.seen.append((f"begin {seed} {prompt}", frames))
 
     def step(self, rows: Tensor, frames: Tensor) -> None:
