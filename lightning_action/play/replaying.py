@@ -32,13 +32,14 @@ class Replayed:
 
 
 class _LastHash:
-    """An observer that hashes what it sees."""
+    """An observer that hashes what it sees, and where the world began."""
 
     def __init__(self) -> None:
         self.value, self.num_frames = "", 0
+        self.start: str | None = None
 
     def begin(self, seed: int, prompt: str, frames: Tensor, given: Tensor | None) -> None:
-        self.value = hash_frames(frames)
+        self.value, self.start = hash_frames(frames), hash_start(given)
 
     def step(self, rows: Tensor, frames: Tensor) -> None:
         self.value, self.num_frames = hash_frames(frames), self.num_frames + len(frames)
@@ -59,11 +60,13 @@ def replay(session: RecordedSession, stage: Stage, progress: Callable[[], object
         progress: Function that is called after each block.
     """
     seen, num_blocks, num_frames = _LastHash(), 0, 0
-    changes = {**changed(session.provenance, stage.provenance), **_changed_starts(session, stage)}
+    changes = changed(session.provenance, stage.provenance)
     world = LiveWorld(stage, seen)
     try:
         for number, episode in enumerate(session.episodes):
             for (place, found), expected in zip(_play(world, seen, episode), episode.hashes, strict=True):
+                if place == _START and episode.start not in (None, seen.start):
+                    changes[f"data: start of world {number}"] = episode.start, seen.start
                 if found != expected:
                     return Replayed(num_blocks, num_frames, f"{place} of world {number}", changes)
                 num_blocks, num_frames = num_blocks + (place != _START), seen.num_frames
@@ -112,13 +115,3 @@ _SECTIONS = ("seed_everything", "model", "data", "split", "window")
 
 def _settings(config: str) -> dict[str, Any]:
     return {name: value for name, value in flattened(yaml.safe_load(config)) if name.partition(".")[0] in _SECTIONS}
-
-
-def _changed_starts(session: RecordedSession, stage: Stage) -> dict[str, tuple[Any, Any]]:
-    """Name the worlds of which the data gives other first frames now."""
-    pairs = {
-        f"data: start of world {number}": (episode.start, hash_start(stage.start(episode.seed).first_frames))
-        for number, episode in enumerate(session.episodes)
-        if episode.start is not None
-    }
-    return {name: (then, now) for name, (then, now) in pairs.items() if then != now}
