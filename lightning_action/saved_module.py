@@ -20,7 +20,7 @@ from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import EncodedData, FittedCodec
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.fit import check_fits
-from lightning_action.weights.size import require_num_heads
+from lightning_action.weights.size import require_traits
 from lightning_action.weights.values import find_broken, require_finite
 
 
@@ -59,10 +59,11 @@ class SavedModule(L.LightningModule):
         sharded = is_sharded(self.generator)
         tensors = gathered_state_dict(self.generator) if sharded else merged_state_dict(self.generator)
         if self.trainer.is_global_zero:
-            export(self.trainer.default_root_dir, tensors, self.frozen.vae, self.fit_seconds, self.generator.num_heads)
+            folder = self.trainer.default_root_dir
+            export(folder, tensors, self.generator.traits, self.frozen.vae, self.fit_seconds)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what weights alone do not say: schema, heads, a fitted VAE, scale of LoRA, time spent, and the position.
+        """Add what weights alone do not say: schema, traits, a fitted VAE, scale of LoRA, time spent, and the position.
 
         Raises:
             RuntimeError: Weights or optimizer states are not finite.
@@ -74,7 +75,7 @@ class SavedModule(L.LightningModule):
         vae = self.frozen.vae
         RunEntries(
             schema=self.schema,
-            num_heads=self.generator.num_heads,
+            traits=self.generator.traits,
             fit_seconds=self.fit_seconds,
             vae=vae.fitted_tensors() if isinstance(vae, FittedCodec) else None,
             lora_alpha=lora_alpha(self.generator),
@@ -93,7 +94,7 @@ class SavedModule(L.LightningModule):
             raise ValueError(
                 f"the checkpoint was trained with the actions {saved.schema}, the configuration says {self.schema}"
             )
-        require_num_heads(saved.num_heads, self.generator.num_heads, "the checkpoint")
+        require_traits(saved.traits, self.generator.traits, "the checkpoint")
         if self._is_fitting and "loops" in checkpoint:
             settle_position(checkpoint["loops"]["fit_loop"], self.trainer.max_steps != -1, saved.num_unstepped)
         self._fit_seconds_before = saved.fit_seconds

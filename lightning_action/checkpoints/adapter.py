@@ -26,7 +26,7 @@ from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.fingerprint import fingerprint, identity, require_fingerprint
 from lightning_action.weights.fit import check_fits, load_strictly, require_weights
 from lightning_action.weights.safetensors_files import read_metadata, read_safetensors, write_safetensors
-from lightning_action.weights.size import require_num_heads
+from lightning_action.weights.size import TRAITS, require_traits
 from lightning_action.weights.values import require_finite
 
 FORMAT = "lightning_action_adapter"
@@ -43,7 +43,7 @@ class ActionAdapter:
         base: Result of `fingerprint` for the generator that it was trained on.
         lora: LoRA layers on that generator, as `lora_state_dict` gives them; empty without.
         lora_alpha: Numerator of the scale of the LoRA layers.
-        num_heads: Number of heads of the generator; None in older files.
+        traits: Traits of the generator, as `CausalWanModel.traits` gives them, as far as the file says them.
     """
 
     projection: Mapping[str, Tensor]
@@ -52,7 +52,7 @@ class ActionAdapter:
     base: str
     lora: Mapping[str, Tensor]
     lora_alpha: float | None
-    num_heads: str | None = None
+    traits: Mapping[str, str]
 
     def build_projection(self, dim: int) -> ActionModulationProjection:
         """Build the action projection itself, for a generator of width `dim`, in float32.
@@ -102,7 +102,7 @@ def write_adapter(
         "format": FORMAT,
         "schema": json.dumps(schema.to_dict()),
         "base": fingerprint(base_state_dict(generator)),
-        "num_heads": str(generator.num_heads),
+        **generator.traits,
         **({"action_statistics": json.dumps(list(statistics))} if statistics else {}),
         **({} if alpha is None else {"lora_alpha": str(alpha)}),
     }
@@ -137,7 +137,7 @@ def read_adapter(path: str | Path) -> ActionAdapter:
             schema=ActionSchema.from_dict(json.loads(metadata["schema"])),
             base=metadata["base"],
             lora_alpha=alpha,
-            num_heads=metadata.get("num_heads"),
+            traits={name: metadata[name] for name in TRAITS if name in metadata},
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the adapter {path} is damaged ({type(error).__name__}: {error}): export it again") from error
@@ -173,7 +173,7 @@ def load_adapter(
     _check_constants(projection, adapter.constants, source)
     if not any_base:
         _check_base(generator, adapter.base, source)
-        require_num_heads(adapter.num_heads, generator.num_heads, source)
+        require_traits(adapter.traits, generator.traits, source)
     if has_lora(generator):
         if adapter.lora and lora_alpha(generator) != adapter.lora_alpha:
             raise ValueError(

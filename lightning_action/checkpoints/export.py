@@ -50,7 +50,7 @@ def export_generator(
     require_free(Path(output), overwrite)
     config = wan_config(generator) if naming == "wan" else diffusers_config(generator)
     tensors = merged_state_dict(generator)
-    held = {**identity(tensors), "num_heads": str(generator.num_heads)}
+    held = {**identity(tensors), **generator.traits}
     stored = {"format": "pt", **held, **(metadata or {})}
     if naming == "diffusers":
         tensors = LazyTensors({to_diffusers_name(name): entry for name, entry in tensors.entries.items()})
@@ -135,6 +135,7 @@ def wan_config(generator: CausalWanModel) -> dict[str, Any]:
         "num_heads": generator.num_heads,
         "text_len": generator.text_len,
         "eps": generator.head.norm.eps,
+        **({"preconditioned": True} if generator.preconditioned else {}),
     }
 
 
@@ -142,9 +143,12 @@ def diffusers_config(generator: CausalWanModel) -> dict[str, Any]:
     """Return the `config.json` of diffusers' `WanTransformer3DModel`.
 
     Raises:
-        ValueError: The generator has no norms of queries and keys, which diffusers' always has.
+        ValueError: The generator has no norms of queries and keys, which diffusers' always has, or is preconditioned,
+            which diffusers' never is.
     """
     size = detect_size(base_state_dict(generator))
+    if generator.preconditioned:
+        raise ValueError("diffusers has no preconditioned Wan transformer: export with --format wan, which says so")
     if not size["qk_norm"]:
         raise ValueError("diffusers has no Wan transformer without qk_norm: export with --format wan")
     image_dim = size.get("image_dim")

@@ -19,7 +19,7 @@ from lightning_action.weights.low_rank import add_changes, read_low_rank, scales
 from lightning_action.weights.names import few
 from lightning_action.weights.release import find_release_file
 from lightning_action.weights.safetensors_files import read_safetensors, write_safetensors
-from lightning_action.weights.size import detect_size, require_num_heads
+from lightning_action.weights.size import detect_size, require_traits
 from lightning_action.weights.tensor_files import LazyTensors, find_weights, read_header
 from lightning_action.weights.values import require_finite
 
@@ -100,7 +100,7 @@ def load_generator(
     header = read_header(file)
     _check_size(generator, tensors, str(file))
     check_base_fits(generator, tensors, str(file))
-    require_num_heads(header.get("num_heads"), generator.num_heads, str(file))
+    require_traits(header, generator.traits, str(file))
     require_finite(tensors, str(file), "it is damaged, or was saved after training went wrong; take another one")
     require_fingerprint(checkpoint.tensors, header, str(file))
     for name, part in generator.parts():
@@ -166,11 +166,11 @@ def prepare_codec(codec: FittedCodec, folder: str | None, datamodule: object) ->
 
 
 def export(
-    folder: str | Path, generator: Mapping[str, Tensor], vae: VideoCodec, fit_seconds: float, num_heads: int
+    folder: str | Path, tensors: Mapping[str, Tensor], traits: Mapping[str, str], vae: VideoCodec, fit_seconds: float
 ) -> None:
-    """Write the files that `load_generator` and `prepare_codec` read, each in one step; `generator` are its tensors."""
-    said = {"fit_seconds": str(fit_seconds), "num_heads": str(num_heads)}
-    write_safetensors(Path(folder) / GENERATOR_FILE, generator, {**said, **identity(generator)})
+    """Write the files that `load_generator` and `prepare_codec` read, each in one step, from a generator's tensors."""
+    said = {"fit_seconds": str(fit_seconds), **traits}
+    write_safetensors(Path(folder) / GENERATOR_FILE, tensors, {**said, **identity(tensors)})
     if isinstance(vae, FittedCodec):
         fitted = vae.fitted_tensors()
         write_safetensors(Path(folder) / VAE_FILE, fitted, identity(fitted))

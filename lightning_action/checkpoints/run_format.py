@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
+from lightning_action.weights.size import TRAITS
 
-SCHEMA, NUM_HEADS, FIT_SECONDS, VAE = "action_schema", "num_heads", "fit_seconds", "vae"
+SCHEMA, FIT_SECONDS, VAE = "action_schema", "fit_seconds", "vae"
 LORA_ALPHA, NUM_UNSTEPPED, STATISTICS = "lora_alpha", "num_unstepped", "action_statistics"
 
 
@@ -24,7 +25,7 @@ class RunEntries:
 
     Args:
         schema: Meaning of an action.
-        num_heads: Attention heads of the generator, which shapes do not tell; None in early checkpoints.
+        traits: Traits of the generator, as `CausalWanModel.traits` gives them; early checkpoints say fewer.
         fit_seconds: Wall-clock seconds of training.
         vae: Tensors of a VAE that was fitted to the data; None for one that was not.
         lora_alpha: Numerator of the scale of LoRA; None without LoRA.
@@ -33,7 +34,7 @@ class RunEntries:
     """
 
     schema: ActionSchema
-    num_heads: int | None
+    traits: Mapping[str, str]
     fit_seconds: float
     vae: dict[str, Tensor] | None = None
     lora_alpha: float | None = None
@@ -43,7 +44,7 @@ class RunEntries:
     def write(self, checkpoint: dict[str, Any]) -> None:
         """Add the entries to a checkpoint."""
         checkpoint[SCHEMA] = self.schema.to_dict()
-        checkpoint |= {NUM_HEADS: self.num_heads, FIT_SECONDS: self.fit_seconds, NUM_UNSTEPPED: self.num_unstepped}
+        checkpoint |= {**self.traits, FIT_SECONDS: self.fit_seconds, NUM_UNSTEPPED: self.num_unstepped}
         if self.vae is not None:
             checkpoint[VAE] = self.vae
         if self.action_statistics:
@@ -65,7 +66,7 @@ class RunEntries:
         alpha = checkpoint.get(LORA_ALPHA)
         return cls(
             ActionSchema.from_dict(checkpoint[SCHEMA]),
-            checkpoint.get(NUM_HEADS),
+            {name: str(checkpoint[name]) for name in TRAITS if name in checkpoint},
             checkpoint[FIT_SECONDS],
             checkpoint.get(VAE),
             None if alpha is None else float(alpha),

@@ -29,6 +29,7 @@ from lightning_action.generator.context import KeptContext, MaskedContext, Opaqu
 from lightning_action.generator.image import NO_IMAGE, ImageCondition, ImageEmbedding, join_channels
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.layers import Context, Head, WanLayer, sinusoid
+from lightning_action.generator.preconditioning import velocity_from_residual
 from lightning_action.generator.prompt import EmbeddedPrompt, pad, padding_bias, require_text
 from lightning_action.generator.rope import rotation
 from lightning_action.ranges import require_numbers
@@ -36,13 +37,17 @@ from lightning_action.ranges import require_numbers
 
 @dataclass(frozen=True)
 class _Embedded:
-    """Inputs of the layers: tokens `[B, F, S, D]`, modulation `[B, F, 6, D]` of all or each, rotation, and time."""
+    """Inputs of the layers: tokens `[B, F, S, D]`, modulation `[B, F, 6, D]` of all or each, rotation, and time.
+
+    And what they were made of: latents, and timesteps `[B, F]`.
+    """
 
     tokens: Tensor
     modulations: tuple[Tensor, ...]
     rotation: Tensor
     time: Tensor
-    num_rows: int
+    latents: Tensor
+    timestep: Tensor
 
     def modulation_of(self, layer: int) -> Tensor:
         return self.modulations[layer if len(self.modulations) > 1 else 0]
@@ -78,6 +83,8 @@ class CausalWanModel(nn.Module):
         num_image_positions: Number of image tokens with a learned position (514 where first and last frame are given).
         flex_on_cuda: Use FlexAttention on CUDA where frames see different frames; False makes one call of scaled
             dot-product attention for each block there, as on other devices.
+        preconditioned: Let the network give what of the velocity its noisy input does not tell by itself, as
+            `velocity_from_residual` says; for small models that learn from nothing. Released models are not.
 
     Raises:
         ValueError: Sizes do not go together, or what FlexAttention gives should be kept, which is compiled.
@@ -102,6 +109,7 @@ class CausalWanModel(nn.Module):
         image_dim: int | None = None,
         num_image_positions: int | None = None,
         flex_on_cuda: bool = True,
+        preconditioned: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"dim": dim, "ffn_dim": ffn_dim, "num_heads": num_heads, "num_layers": num_layers}
@@ -124,7 +132,7 @@ class CausalWanModel(nn.Module):
         self.dim, self.ffn_dim, self.num_heads, self.num_layers = dim, ffn_dim, num_heads, num_layers
         self.in_dim, self.out_dim, self.patch_size = in_dim, out_dim, (1, patch_size[1], patch_size[2])
         self.freq_dim, self.text_dim, self.text_len = freq_dim, text_dim, text_len
-        self.image_dim = image_dim
+        self.image_dim, self.preconditioned = image_dim, preconditioned
         self.activation_checkpointing, self.flex_on_cuda = activation_checkpointing, flex_on_cuda
 
         self.patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=self.patch_size, stride=self.patch_size)
@@ -143,6 +151,11 @@ class CausalWanModel(nn.Module):
     def head_dim(self) -> int:
         """Number of channels of an attention head."""
         return self.dim // self.num_heads
+
+    @property
+    def traits(self) -> dict[str, str]:
+        """What the shapes of the weights do not tell, and files that hold them say beside."""
+        return {"num_heads": str(self.num_heads), "preconditioned": str(self.preconditioned)}
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -434,7 +447,8 @@ class CausalWanModel(nn.Module):
             modulations=modulation.unbind(2),
             rotation=rotation,
             time=time,
-            num_rows=latents.shape[-2] // self.patch_size[1],
+            latents=latents,
+            timestep=timestep,
         )
 
     @property
@@ -458,9 +472,12 @@ class CausalWanModel(nn.Module):
         # The clean half of teacher forcing is context alone; nothing is predicted for it.
         patches = self.head(tokens[:, first_out:], embedded.time[:, first_out:])
         rows, columns = self.patch_size[1:]
-        latents = rearrange(patches, "b f (h w) (p q c) -> b f c (h p) (w q)", h=embedded.num_rows, p=rows, q=columns)
+        noisy, num_rows = embedded.latents[:, first_out:], embedded.latents.shape[-2] // rows
+        output = rearrange(patches, "b f (h w) (p q c) -> b f c (h p) (w q)", h=num_rows, p=rows, q=columns)
+        if self.preconditioned:
+            return velocity_from_residual(output, noisy, embedded.timestep[:, first_out:])
         # Of a single token a frame it is a view still, and FSDP2 wants no view out of a module.
-        return latents.contiguous()
+        return output.contiguous()
 
     def _embed_time(self, timestep: Tensor) -> Tensor:
         return self.time_embedding(sinusoid(timestep, self.freq_dim).to(self.patch_embedding.weight.dtype))

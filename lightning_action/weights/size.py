@@ -11,6 +11,10 @@ from lightning_action.weights.fit import Shaped
 
 # Width of one attention head in every released model; it cannot be seen in the tensors.
 _HEAD_DIM = 128
+# What of a generator the shapes of its tensors do not tell, so that files say it beside them.
+TRAITS = ("num_heads", "preconditioned")
+# What files mean that do not say it, as those of released weights.
+_UNSAID = {"preconditioned": "False"}
 _SIZE_GIVING = (
     "patch_embedding.weight",
     "text_embedding.0.weight",
@@ -53,17 +57,24 @@ def detect_size(tensors: Mapping[str, Shaped]) -> dict[str, Any]:
     return size
 
 
-def require_num_heads(said: object, num_heads: int, source: str) -> None:
-    """Refuse weights of another number of heads, which no shape tells; None, as in older files, says nothing.
+def require_traits(said: Mapping[str, object], own: Mapping[str, str], source: str) -> None:
+    """Refuse weights of a generator that differs in what no shape tells.
+
+    Args:
+        said: What the source says beside its weights; older files do not say everything.
+        own: Traits of the generator that is to hold them.
+        source: Name of the source.
 
     Raises:
-        ValueError: The numbers differ; the message has both.
+        ValueError: A trait differs; the message has both.
     """
-    if said is not None and str(said) != str(num_heads):
-        raise ValueError(
-            f"{source} was trained with num_heads {said}, the generator has num_heads {num_heads}: their weights have "
-            "the same shapes and mean something else; use the configuration it was trained with"
-        )
+    for name, ours in own.items():
+        theirs = said.get(name, _UNSAID.get(name))
+        if theirs is not None and str(theirs) != ours:
+            raise ValueError(
+                f"{source} was trained with {name} {theirs}, the generator has {name} {ours}: their weights have the "
+                "same shapes and mean something else; use the configuration it was trained with"
+            )
 
 
 def generator_arguments(tensors: Mapping[str, Shaped], num_heads: int | None = None) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Life:
 
 
 LIVES = (
-    Life(("demo",), factor=100, stop=3, end=4),
+    Life(("demo",), factor=100, stop=3, end=4, formats=("wan",)),
     Life(("demo", "compile"), factor=100, stop=3, end=4, formats=("wan",)),
     Life(("demo", "discrete"), factor=100, stop=2, end=3, formats=("wan",)),
     Life(("demo", "panning"), factor=100, stop=2, end=3, formats=("wan",)),

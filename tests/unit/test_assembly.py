@@ -188,7 +188,7 @@ def test_the_schema_is_that_of_checkpoint_adapter_or_data(tmp_path: Path) -> Non
         find_schema(None, None, None, takes_actions=True, vae=VAE)
     other = ActionSchema([ActionPart("y", size=4)])
     checkpoint: dict[str, Any] = {}
-    RunEntries(other, 2, 0.0).write(checkpoint)
+    RunEntries(other, {}, 0.0).write(checkpoint)
     torch.save(checkpoint, tmp_path / "last.ckpt")
     assert find_schema(tmp_path / "last.ckpt", None, Measured(), takes_actions=True, vae=VAE) == other
     projection = ActionModulationProjection(other.action_dim, 24, 20)

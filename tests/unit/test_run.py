@@ -121,21 +121,21 @@ def test_what_is_no_checkpoint_of_a_run_is_told(tmp_path: Path) -> None:
     assert marker.exists(), "the control: without care it runs"
 
 
-def test_a_checkpoint_of_another_number_of_heads_is_refused(tmp_path: Path) -> None:
-    """Although all shapes fit; one that does not say it, as older ones, loads."""
+@pytest.mark.parametrize(("trait", "value"), [("num_heads", 1), ("preconditioned", True)])
+def test_a_checkpoint_of_other_traits_is_refused(trait: str, value: int, tmp_path: Path) -> None:
+    """Although all shapes fit; one that does not say them, as older ones, loads as what it was trained as."""
     config, path = write_run(tmp_path)
     settings = deepcopy(CONFIG)
-    generator = settings["model"]["generator"]["init_args"]
-    heads, generator["num_heads"] = generator["num_heads"], 1
+    settings["model"]["generator"]["init_args"][trait] = value
     other = write(tmp_path / "other.yaml", settings)
     for checkpoint in (path, as_folder(path)):
-        with pytest.raises(ValueError, match=f"checkpoint was trained with num_heads {heads}, the generator has .* 1"):
+        with pytest.raises(ValueError, match=f"checkpoint was trained with {trait} .*, the generator has .* {value}"):
             load_run(other, checkpoint)
         load_run(config, checkpoint)
     saved = torch.load(path, weights_only=True)
-    del saved["num_heads"]
+    del saved["num_heads"], saved["preconditioned"]
     torch.save(saved, path)
-    load_run(other, path)
+    load_run(config if trait == "preconditioned" else other, path)
 
 
 @pytest.mark.parametrize("folder", [False, True])

@@ -47,14 +47,21 @@ def velocity(model: CausalWanModel, action: ActionModulationProjection) -> Tenso
     return model(inputs["noisy"], inputs["timestep"], inputs["text"], action(vectors))
 
 
-def test_an_adapter_of_another_number_of_heads_is_refused_unless_told(tmp_path: Path) -> None:
-    path, other = tmp_path / "adapter.safetensors", small_generator(num_heads=2)
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("num_heads", 2, "num_heads 3, the generator has num_heads 2"),
+        ("preconditioned", True, "preconditioned False, the generator has preconditioned True"),
+    ],
+)
+def test_an_adapter_of_other_traits_is_refused_unless_told(name: str, value: int, told: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "adapter.safetensors", small_generator(**{name: value})
     write_adapter(path, generator(), projection(1), SCHEMA)
-    with pytest.raises(ValueError, match="was trained with num_heads 3, the generator has num_heads 2"):
+    with pytest.raises(ValueError, match=f"was trained with {told}"):
         load_adapter(path, other, projection(2), SCHEMA)
     load_adapter(path, other, projection(2), SCHEMA, any_base=True)
     metadata = read_metadata(path)
-    del metadata["num_heads"]
+    metadata |= {name: str(value)}
     write_safetensors(path, read_safetensors(path), metadata)
     load_adapter(path, other, projection(2), SCHEMA)
 

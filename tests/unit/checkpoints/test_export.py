@@ -53,6 +53,19 @@ def test_round_trip(tmp_path: Path, naming: Naming, max_shard_bytes: int | None,
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_preconditioned_generator_says_so_and_is_none_of_diffusers(tmp_path: Path) -> None:
+    generator, other = small_generator(1, preconditioned=True), small_generator(2, preconditioned=True)
+    export_generator(generator, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["preconditioned"] is True
+    load_generator(other, tmp_path / "out")
+    assert same_weights(generator, other)
+    with pytest.raises(ValueError, match="was trained with preconditioned True, the generator has .* False"):
+        load_generator(small_generator(2), tmp_path / "out")
+    with pytest.raises(ValueError, match="no preconditioned Wan transformer: export with --format wan"):
+        export_generator(generator, tmp_path / "transformer", "diffusers")
+    assert not (tmp_path / "transformer").exists()
+
+
 def test_a_file_takes_metadata_along(tmp_path: Path) -> None:
     generator, other = small_generator(1), small_generator(2)
     export_generator(generator, tmp_path / "x.safetensors", metadata={"fit_seconds": "2.5"})

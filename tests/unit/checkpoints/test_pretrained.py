@@ -43,7 +43,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 def test_round_trip(tmp_path: Path) -> None:
     generator, codec = small_generator(1), fitted()
-    export(tmp_path, generator.state_dict(), codec, 12.5, 3)
+    export(tmp_path, generator.state_dict(), generator.traits, codec, 12.5)
     other, loaded = small_generator(2), LinearVideoCodec(latent_dim=7, patch_size=4)
     assert not same_weights(generator, other)
     report = load_generator(other, str(tmp_path))
@@ -54,15 +54,31 @@ def test_round_trip(tmp_path: Path) -> None:
     assert same_weights(codec, loaded)
 
 
-def test_another_number_of_heads_is_refused_although_all_shapes_fit(tmp_path: Path) -> None:
-    export(tmp_path, small_generator(1).state_dict(), fitted(), 0.0, 3)
-    other = small_generator(2, num_heads=2)
-    with pytest.raises(ValueError, match="generator.safetensors was trained with num_heads 3, the generator has .* 2"):
+@pytest.mark.parametrize(
+    ("changed", "told", "without_a_word"),
+    [
+        ({"num_heads": 2}, "num_heads 3, the generator has .* 2", True),
+        ({"preconditioned": True}, "preconditioned False, the generator has preconditioned True", False),
+    ],
+)
+def test_other_traits_are_refused_although_all_shapes_fit(
+    changed: dict[str, int], told: str, without_a_word: bool, tmp_path: Path
+) -> None:
+    """A file that does not say its heads may have any, but none that does not say so is of a preconditioned model."""
+    generator, other = small_generator(1), small_generator(2, **changed)
+    export(tmp_path, generator.state_dict(), generator.traits, fitted(), 0.0)
+    with pytest.raises(ValueError, match=f"generator.safetensors was trained with {told}"):
         load_generator(other, tmp_path)
     assert same_weights(other, small_generator(2))
-    write_safetensors(tmp_path / GENERATOR_FILE, small_generator(1).state_dict(), {})
+    write_safetensors(tmp_path / GENERATOR_FILE, generator.state_dict(), {})
+    if without_a_word:
+        load_generator(other, tmp_path)
+        assert same_weights(other, generator)
+    else:
+        with pytest.raises(ValueError, match=told):
+            load_generator(other, tmp_path)
+    export(tmp_path, generator.state_dict(), other.traits, fitted(), 0.0)
     load_generator(other, tmp_path)
-    assert same_weights(other, small_generator(1))
 
 
 def test_what_is_left_may_be_read_lazily_such_as_merged_lora(tmp_path: Path) -> None:
@@ -70,7 +86,7 @@ def test_what_is_left_may_be_read_lazily_such_as_merged_lora(tmp_path: Path) -> 
     inject_lora(generator, LoRASettings(rank=3, alpha=1.5))
     for parameter in split_parameters(generator)[0].values():
         torch.nn.init.normal_(parameter)
-    export(tmp_path, merged_state_dict(generator), fitted(), 0.0, 3)
+    export(tmp_path, merged_state_dict(generator), generator.traits, fitted(), 0.0)
     load_generator(other, tmp_path)
     merged = merged_state_dict(generator)
     assert all(torch.equal(tensor, merged[name]) for name, tensor in other.state_dict().items())
@@ -83,7 +99,7 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
             load_generator(small_generator(), str(path))
     with pytest.raises(FileNotFoundError, match="no vae.safetensors in"):
         prepare_codec(LinearVideoCodec(7, 4), str(tmp_path), Videos())
-    export(tmp_path, small_generator().state_dict(), fitted(), 0.0, 3)
+    export(tmp_path, small_generator().state_dict(), small_generator().traits, fitted(), 0.0)
     with pytest.raises(ValueError, match="does not fit LinearVideoCodec"):
         prepare_codec(LinearVideoCodec(6, 4), str(tmp_path), None)
     with pytest.raises(ValueError, match="LinearVideoCodec is fitted to training videos"):
@@ -91,7 +107,7 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
 
 
 def test_another_size_is_told_in_the_words_of_the_configuration(tmp_path: Path) -> None:
-    export(tmp_path, small_generator().state_dict(), fitted(), 0.0, 3)
+    export(tmp_path, small_generator().state_dict(), small_generator().traits, fitted(), 0.0)
     other = small_generator(1, ffn_dim=50, num_layers=3)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     message = (

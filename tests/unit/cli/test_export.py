@@ -76,7 +76,7 @@ def arguments(folder: Path, kind: str, output: str, *more: str) -> list[str]:
 def run_folder(tmp_path: Path) -> tuple[Path, ActionVideoModule]:
     """Configuration and checkpoint of a run that started from `base`."""
     module = trained_module()
-    export(tmp_path / "base", module.generator.state_dict(), module.frozen.vae, 0.0, 2)
+    export(tmp_path / "base", module.generator.state_dict(), module.generator.traits, module.frozen.vae, 0.0)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(tmp_path / "base")))
     save_run(tmp_path, module)
     return tmp_path, module

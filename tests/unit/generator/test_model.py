@@ -14,6 +14,8 @@ from lightning_action.generator import attention
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.generator.preconditioning import velocity_from_residual
+from lightning_action.weights.size import TRAITS
 from tests.support.attentions import watch_dtypes
 from tests.support.small_generator import small_generator, small_inputs
 from tests.support.small_rollout import session
@@ -44,11 +46,38 @@ def test_wan_parameter_names_and_counts() -> None:
     assert state["blocks.29.self_attn.norm_q.weight"].shape == (1536,)
 
 
+def test_traits_are_those_that_files_name() -> None:
+    assert tuple(small_generator().traits) == TRAITS
+
+
 def test_a_fresh_model_predicts_zero() -> None:
     torch.manual_seed(0)
     generator = CausalWanModel(12, 16, 2, 1, in_dim=3, out_dim=3, freq_dim=8, text_dim=5, text_len=4)
     out = generator(torch.randn(2, 2, 3, 4, 2), torch.rand(2, 2), torch.randn(2, 4, 5))
     assert torch.equal(out, torch.zeros_like(out))
+
+
+@pytest.mark.parametrize("mode", ["bidirectional", "block_causal", "teacher_forcing", "cached"])
+@torch.no_grad()
+def test_what_a_preconditioned_model_gives_is_read_as_a_residual(mode: str) -> None:
+    """Of the frames that are predicted, at their own noise levels, in every mode."""
+    x, causality = small_inputs(4), BlockCausality(2)
+    noisy, timestep = x["noisy"], x["timestep"]
+    found = []
+    for preconditioned in (False, True):
+        generator = small_generator(preconditioned=preconditioned)
+        if mode == "bidirectional":
+            found.append(generator(noisy, timestep, x["text"], x["modulation"]))
+        elif mode == "cached":
+            text, cache = generator.text_cache(x["text"]), KVCache(2, 2, 3, 12, 6, 99, causality)
+            generator.write(x["clean"][:, :2], text, cache)
+            found.append(generator.denoise(noisy[:, 2:], timestep[:, 2:], text, cache))
+        else:
+            found.append(run(generator, mode, x, causality))
+    residual, velocity = found
+    num_frames = residual.shape[1]
+    expected = velocity_from_residual(residual, noisy[:, -num_frames:], timestep[:, -num_frames:])
+    assert torch.equal(velocity, expected) and not torch.allclose(velocity, residual, atol=0.1)
 
 
 @pytest.mark.parametrize("small_block", [0, 32], ids=["by_block", "masked"])
