@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -24,7 +26,7 @@ _CHUNK, _NUM_MEASURED = 256, 4096
 
 
 class ConvVideoCodec(FittedFrames):
-    """A convolutional autoencoder of single frames; the codes of r frames side by side are one latent frame.
+    """A convolutional autoencoder of single frames; the codes of r frames, mixed in time, are one latent frame.
 
     It is causal in time, `T = 1 + r (F - 1)` pixel frames to F latent frames, with the interface of the real video
     VAEs: latent frame 0 stands for r times the first frame. Frames are encoded one by one because a network that codes
@@ -35,6 +37,10 @@ class ConvVideoCodec(FittedFrames):
     absolute difference of their codes is kept small: codes change where the picture does and hardly elsewhere. Errors
     are measured in partly whitened colours: a small object with a colour of its own would else be the last thing
     learned.
+
+    Consecutive codes are nearly the same, so that what an action does in the last of r frames would hardly be seen in
+    them. Therefore the r codes of a latent frame are mixed by a matrix, `S^(-w / 2)` up to a factor: S holds the second
+    moments of r consecutive codes, and w is `time_whitening`.
 
     Args:
         latent_dim: Number of latent channels C, a multiple of `temporal_compression_ratio`.
@@ -50,12 +56,15 @@ class ConvVideoCodec(FittedFrames):
         noise: Deviation of the noise on the codes, whose own is 1.
         dropout: Share of positions whose codes are left out.
         change_weight: Weight of the absolute difference of the codes of consecutive frames.
+        time_whitening: Share w, from 0 to 1, of the whitening of latents in time: 0 leaves codes side by side, with 1
+            what changes within a latent frame is as loud as what stays.
         seed: Random seed of initial weights, order and noise.
     """
 
     color: Tensor
     mean: Tensor
     scale: Tensor
+    mixing: Tensor
 
     def __init__(
         self,
@@ -71,6 +80,7 @@ class ConvVideoCodec(FittedFrames):
         noise: float = 0.6,
         dropout: float = 0.15,
         change_weight: float = 0.5,
+        time_whitening: float = 0.5,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -80,6 +90,7 @@ class ConvVideoCodec(FittedFrames):
         require_numbers({**sizes, **counts, "temporal_compression_ratio": temporal_compression_ratio}, 1, whole=True)
         require_numbers({"learning_rate": learning_rate, "noise": noise, "change_weight": change_weight}, 0)
         require_numbers({"dropout": dropout}, 0, 1, without_high=True)
+        require_numbers({"time_whitening": time_whitening}, 0, 1)
         num_halvings = round(math.log2(max(spatial_compression_ratio / _FOLD, 1)))
         if spatial_compression_ratio != _FOLD * 2**num_halvings:
             raise ValueError(
@@ -95,6 +106,7 @@ class ConvVideoCodec(FittedFrames):
         self.temporal_compression_ratio = temporal_compression_ratio
         self.num_steps, self.batch_size, self.learning_rate = num_steps, batch_size, learning_rate
         self.noise, self.dropout, self.change_weight, self.seed = noise, dropout, change_weight, seed
+        self.time_whitening = time_whitening
         code_dim = latent_dim // temporal_compression_ratio
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -103,6 +115,7 @@ class ConvVideoCodec(FittedFrames):
         self.register_buffer("color", torch.zeros(3, 1, 1))
         self.register_buffer("mean", torch.zeros(code_dim, 1, 1))
         self.register_buffer("scale", torch.zeros(()))
+        self.register_buffer("mixing", torch.eye(temporal_compression_ratio))
 
     @property
     def fitted(self) -> bool:
@@ -128,6 +141,15 @@ class ConvVideoCodec(FittedFrames):
             self._train(video, metric)
         self.requires_grad_(False)
         self._measure(frames[:: math.ceil(len(frames) / _NUM_MEASURED)], metric)
+        self._measure_in_time(video[:: math.ceil(len(frames) / _NUM_MEASURED)])
+
+    def load_fitted_tensors(self, tensors: Mapping[str, Any], source: str) -> None:
+        """Take the tensors of another codec of the same sizes; those of older ones leave codes side by side.
+
+        Raises:
+            ValueError: The other codec has other sizes.
+        """
+        super().load_fitted_tensors({"mixing": torch.eye(self.temporal_compression_ratio), **tensors}, source)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -141,7 +163,8 @@ class ConvVideoCodec(FittedFrames):
         codes = self._codes(video.flatten(0, 1)).unflatten(0, video.shape[:2])
         ratio = self.temporal_compression_ratio
         codes = torch.cat([codes[:, :1].expand(-1, ratio - 1, -1, -1, -1), codes], dim=1)
-        return rearrange(codes, "b (f r) c h w -> b f (r c) h w", r=ratio)
+        in_time = rearrange(codes, "b (f r) c h w -> b f r c h w", r=ratio)
+        return torch.einsum("kr, bfrchw -> bfkchw", self.mixing, in_time).flatten(2, 3)
 
     def streaming_decoder(self) -> CodecStream:
         """Return a function that decodes a video block by block; each call takes the next latents of the same video."""
@@ -151,11 +174,13 @@ class ConvVideoCodec(FittedFrames):
     @torch.no_grad()
     def _decode_next(self, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         started, parts = memory is not None, []
+        unmixing = torch.linalg.inv(self.mixing)
         # Latent by latent: a convolution over another number of frames may round differently.
         for latent in latents.unbind(1):
-            codes = latent.unflatten(1, (self.temporal_compression_ratio, -1))
             # Networks may compute in fewer bits, as under autocast; the codec has its own.
-            codes = (codes if started else codes[:, -1:]).to(self.scale.dtype)
+            mixed = latent.unflatten(1, (self.temporal_compression_ratio, -1)).to(self.scale.dtype)
+            codes = torch.einsum("rk, bkchw -> brchw", unmixing, mixed)
+            codes = codes if started else codes[:, -1:]
             started = True
             pixels = self.decoder(codes.flatten(0, 1)) + self.color
             parts.append(pixels.unflatten(0, codes.shape[:2]))
@@ -187,6 +212,14 @@ class ConvVideoCodec(FittedFrames):
                 f"the fit of the codec failed: its pictures have an error of {error:.3g}, and the mean of all frames "
                 f"has one of {of_mean:.3g}. Fit for more steps, with a lower learning_rate or another seed"
             )
+
+    @torch.no_grad()
+    def _measure_in_time(self, video: Tensor) -> None:
+        """Set how the codes of a latent frame are mixed, by videos `[B, T, 3, H, W]`; one frame says nothing."""
+        if video.shape[1] > 1:
+            self.mixing.copy_(torch.eye(self.temporal_compression_ratio))
+            codes = self.encode(video)[:, 1:].unflatten(2, (self.temporal_compression_ratio, -1))
+            self.mixing.copy_(_whitening(codes.movedim(2, 0).flatten(1), self.time_whitening))
 
     def _train(self, video: Tensor, metric: Tensor) -> None:
         """Train the network to give frames of `[B, T, 3, H, W]` back."""
@@ -223,6 +256,15 @@ def _normalize(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # One scale for all channels: full whitening makes details as loud as positions.
     scale = (codes - mean).square().mean().sqrt().clamp_min(1e-6)
     return (codes - mean) / scale, mean[0], scale
+
+
+def _whitening(values: Tensor, share: float) -> Tensor:
+    """Compute the matrix that whitens values `[r, N]` of mean 0 by a share, and leaves their mean square as it is."""
+    moments = (values.double() @ values.double().T) / values.shape[1]
+    variance, directions = torch.linalg.eigh(moments)
+    # Where nothing ever changes there is nothing to make louder.
+    whitening = directions * variance.clamp_min(1e-6 * variance.max()).pow(-share / 2) @ directions.T
+    return (whitening * (moments.trace() / (whitening @ moments @ whitening).trace()).sqrt()).float()
 
 
 def _error(difference: Tensor, metric: Tensor) -> Tensor:

@@ -23,10 +23,16 @@ class SpriteVideoCodec(ConvVideoCodec):
 
     It needs no fit: 24 latent channels, 8 pixels of a side and 4 pixel frames to a latent position. How well it does is
     in `docs/sprite_codec.md`; `docs/make_codec.py` made it.
+
+    Args:
+        mixes_in_time: Mix the codes of a latent frame, as `time_whitening` of `ConvVideoCodec` says; False leaves them
+            side by side.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mixes_in_time: bool = True) -> None:
         super().__init__(**SIZES)
         tensors = {name: tensor.float() for name, tensor in read_safetensors(WEIGHTS).items()}
+        if not mixes_in_time:
+            del tensors["mixing"]
         self.load_fitted_tensors(tensors, str(WEIGHTS))
         self.requires_grad_(False)

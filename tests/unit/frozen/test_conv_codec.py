@@ -71,6 +71,42 @@ def test_latents_have_mean_0_and_deviation_1_over_all_channels() -> None:
     assert latents.std() == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_latents_are_whitened_in_time_by_the_share_that_is_asked_for(share: float) -> None:
+    """The spread of r consecutive codes over their directions in time is taken to the power of what is left."""
+    video, plain = dot_videos(9, batch_size=20), fitted(time_whitening=0.0)
+    codec = fitted(time_whitening=share)
+    spread, left = moments_in_time(plain.encode(video)), moments_in_time(codec.encode(video))
+    assert spread[-1] > 4 * spread[0], "nothing to whiten"
+    torch.testing.assert_close(left / left[-1], (spread / spread[-1]) ** (1 - share), rtol=1e-3, atol=0)
+    torch.testing.assert_close(left.sum(), spread.sum(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(codec.decode(codec.encode(video)), plain.decode(plain.encode(video)))
+
+
+def moments_in_time(latents: Tensor) -> Tensor:
+    """Rising second moments along the directions in time of latents of four frames."""
+    codes = latents[:, 1:].unflatten(2, (4, -1)).movedim(2, 0).flatten(1).double()
+    return torch.linalg.eigvalsh(codes @ codes.T / codes.shape[1])
+
+
+def test_where_nothing_changes_in_time_nothing_is_made_louder_without_bound() -> None:
+    codec = ConvVideoCodec(12, **QUICK, time_whitening=1.0)
+    codec.fit(dot_videos(9, batch_size=20)[:, :1].expand(-1, 9, -1, -1, -1))
+    assert torch.isfinite(codec.mixing).all() and torch.linalg.cond(codec.mixing) < 1001
+    single = ConvVideoCodec(12, **QUICK)
+    single.fit(dot_videos(1, batch_size=20))
+    assert torch.equal(single.mixing, torch.eye(4))
+
+
+def test_tensors_of_codecs_that_did_not_mix_leave_codes_side_by_side() -> None:
+    codec, video = fitted(), dot_videos(9)
+    early = {name: tensor for name, tensor in codec.fitted_tensors().items() if name != "mixing"}
+    other = ConvVideoCodec(12, width=8)
+    other.load_fitted_tensors(early, "vae.safetensors")
+    assert torch.equal(other.encode(video), fitted(time_whitening=0.0).encode(video))
+    assert not torch.allclose(other.encode(video), codec.encode(video), atol=0.1)
+
+
 def test_codes_change_less_with_a_weight_on_their_change() -> None:
     """Both are scaled to deviation 1, so that smaller codes are no way to it."""
     video = dot_videos(9, batch_size=20)
@@ -187,6 +223,7 @@ def test_videos_of_one_colour_are_no_reason_to_divide_by_zero() -> None:
         ({"noise": -0.1}, "noise must be"),
         ({"dropout": 1.0}, "dropout must be"),
         ({"change_weight": -0.1}, "change_weight must be"),
+        ({"time_whitening": 1.1}, "time_whitening must be"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, float], told: str) -> None:

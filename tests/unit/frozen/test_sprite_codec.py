@@ -54,3 +54,14 @@ def test_it_needs_no_fit_and_does_not_train() -> None:
 def test_codes_have_the_scale_of_noise() -> None:
     latents = SpriteVideoCodec().encode(SpriteDataModule(RICH, seed=79).dataset("test").batch(range(16))["video"])
     assert abs(latents.mean()) < 0.15 and abs(latents.std() - 1) < 0.2
+
+
+def test_codes_may_stay_side_by_side() -> None:
+    """Of a video that moves, what changes within a latent frame is then far less of it."""
+    video = SpriteDataModule(RICH, num_latents=3, seed=80).dataset("test").batch(range(8))["video"]
+    changes = []
+    for codec in (SpriteVideoCodec(mixes_in_time=False), SpriteVideoCodec()):
+        latents = codec.encode(video)[:, 1:].unflatten(2, (4, 6))
+        changes.append((latents - latents.mean(2, keepdim=True)).square().mean() / latents.square().mean())
+        assert (codec.decode(codec.encode(video)) - video).square().mean() < 0.004
+    assert 2 * changes[0] < changes[1]
