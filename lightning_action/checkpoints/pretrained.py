@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from lightning_action.weights.names import few
 from lightning_action.weights.release import find_release_file
 from lightning_action.weights.safetensors_files import read_safetensors, write_safetensors
 from lightning_action.weights.size import detect_size, require_traits
-from lightning_action.weights.tensor_files import LazyTensors, find_weights, read_header
+from lightning_action.weights.tensor_files import LazyTensors, find_weights, read_header, read_values
 from lightning_action.weights.values import require_finite
 
 GENERATOR_FILE = "generator.safetensors"
@@ -97,18 +98,18 @@ def load_generator(
     checkpoint = read_generator(file, ema, lora_alpha)
     changes = {} if lora is None else read_low_rank(lora, lora_alpha)
     tensors = add_changes(checkpoint.tensors, changes, str(lora))
-    header = read_header(file)
+    said = read_values(file)
     _check_size(generator, tensors, str(file))
     check_base_fits(generator, tensors, str(file))
-    require_traits(header, generator.traits, str(file))
+    require_traits(said, generator.traits, str(file))
     require_finite(tensors, str(file), "it is damaged, or was saved after training went wrong; take another one")
-    require_fingerprint(checkpoint.tensors, header, str(file))
+    require_fingerprint(checkpoint.tensors, read_header(file), str(file))
     for name, part in generator.parts():
         load_base(part, tensors.below(name))
     return LoadReport(
         source=str(file),
         num_tensors=len(tensors),
-        fit_seconds=_seconds(header),
+        fit_seconds=_seconds(said),
         part=checkpoint.part,
         dropped=checkpoint.dropped,
         ignored=checkpoint.ignored,
@@ -190,9 +191,9 @@ def _check_size(generator: CausalWanModel, tensors: LazyTensors, source: str) ->
         )
 
 
-def _seconds(header: Mapping[str, str]) -> float:
+def _seconds(said: Mapping[str, Any]) -> float:
     """Read how many seconds a file says that its weights were trained; 0 where it does not say it as a number."""
     try:
-        return float(header.get("fit_seconds", 0.0))
-    except ValueError:
+        return float(said.get("fit_seconds", 0.0))
+    except (TypeError, ValueError):
         return 0.0

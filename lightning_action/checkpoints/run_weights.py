@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -93,9 +94,20 @@ class RunWeights:
         return report
 
     def give_codec(self, vae: VideoCodec) -> None:
-        """Give a VAE that is fitted to data, and is not yet, the tensors that the run has fitted."""
-        if isinstance(vae, FittedCodec) and not vae.fitted:
-            tensors = self.entries().vae
-            if tensors is None:
-                raise ValueError(f"{self.path} holds no fitted VAE: use the VAE that it was trained with")
-            vae.load_fitted_tensors(tensors, str(self.path))
+        """Give a VAE that is fitted to data, and is not yet, the tensors that the run has fitted.
+
+        Raises:
+            ValueError: The run holds none, or others than a VAE has that is fitted already.
+        """
+        if not isinstance(vae, FittedCodec):
+            return
+        tensors = self.entries().vae
+        if tensors is None:
+            raise ValueError(f"{self.path} holds no fitted VAE: use the VAE that it was trained with")
+        runs = deepcopy(vae) if vae.fitted else vae
+        runs.load_fitted_tensors(tensors, str(self.path))
+        if runs.checksum() != vae.checksum():
+            raise ValueError(
+                f"{self.path} was trained with a {type(vae).__name__} of other tensors than the configuration's: give "
+                "its arguments (`vae.init_args`) as that run's configuration has them"
+            )

@@ -16,7 +16,8 @@ from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.generator_file import read_generator
 from lightning_action.weights.names import few
-from lightning_action.weights.size import generator_arguments
+from lightning_action.weights.size import TRAITS, generator_arguments
+from lightning_action.weights.tensor_files import read_values
 from lightning_action.weights.values import DTYPES
 
 # Where the checkpoint of a run has it, a LightningModule's attribute: as it is, or averaged by the EMA callback.
@@ -103,6 +104,10 @@ def _empty_generator(path: Path, dtype: torch.dtype | None) -> CausalWanModel:
             "config_fit.yaml as config too, or the generator that takes the weights"
         )
     entries = checkpoint.tensors.entries
+    said = {name: str(value) for name, value in read_values(path).items() if name in TRAITS}
+    num_heads = int(said["num_heads"]) if "num_heads" in said else None
     with torch.device("meta"):
-        generator = CausalWanModel(**generator_arguments(entries))
+        generator = CausalWanModel(
+            **generator_arguments(entries, num_heads), preconditioned=said.get("preconditioned") == "True"
+        )
     return generator.to(dtype or entries["patch_embedding.weight"].dtype)

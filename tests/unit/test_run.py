@@ -135,7 +135,12 @@ def test_a_checkpoint_of_other_traits_is_refused(trait: str, value: int, tmp_pat
     saved = torch.load(path, weights_only=True)
     del saved["num_heads"], saved["preconditioned"]
     torch.save(saved, path)
-    load_run(config if trait == "preconditioned" else other, path)
+    if trait == "num_heads":
+        load_run(other, path)
+    else:
+        load_run(config, path)
+        with pytest.raises(ValueError, match="trained with preconditioned False"):
+            load_run(other, path)
 
 
 @pytest.mark.parametrize("folder", [False, True])

@@ -81,6 +81,18 @@ def test_other_traits_are_refused_although_all_shapes_fit(
     load_generator(other, tmp_path)
 
 
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_the_checkpoint_of_a_run_says_its_traits_too(preconditioned: bool, tmp_path: Path) -> None:
+    generator = small_generator(1, preconditioned=preconditioned)
+    tensors = {f"generator.{name}": tensor for name, tensor in generator.state_dict().items()}
+    torch.save({"state_dict": tensors, **generator.traits, "fit_seconds": 4.5}, tmp_path / "last.ckpt")
+    other = small_generator(2, preconditioned=preconditioned)
+    assert load_generator(other, tmp_path / "last.ckpt").fit_seconds == 4.5
+    assert same_weights(other, generator)
+    with pytest.raises(ValueError, match=f"trained with preconditioned {preconditioned}, the generator"):
+        load_generator(small_generator(2, preconditioned=not preconditioned), tmp_path / "last.ckpt")
+
+
 def test_what_is_left_may_be_read_lazily_such_as_merged_lora(tmp_path: Path) -> None:
     generator, other = small_generator(1), small_generator(2)
     inject_lora(generator, LoRASettings(rank=3, alpha=1.5))

@@ -34,12 +34,17 @@ def test_folder_and_file_give_generator_actions_and_codec(run: Path) -> None:
     assert codec.fitted and all(torch.equal(saved["vae"][name], t) for name, t in codec.fitted_tensors().items())
 
 
-def test_a_codec_that_is_fitted_stays(run: Path) -> None:
-    codec = LinearVideoCodec(7, patch_size=4)
+def test_a_codec_that_is_fitted_to_something_else_is_refused_and_stays(run: Path) -> None:
+    codec, weights = LinearVideoCodec(7, patch_size=4), RunWeights(str(run))
     codec.fit(torch.rand(3, 5, 3, 16, 16) * 2 - 1)
     before = {name: tensor.clone() for name, tensor in codec.fitted_tensors().items()}
-    RunWeights(str(run)).give_codec(codec)
+    with pytest.raises(ValueError, match="trained with a LinearVideoCodec of other tensors than the configuration's"):
+        weights.give_codec(codec)
     assert all(torch.equal(before[name], tensor) for name, tensor in codec.fitted_tensors().items())
+    same = LinearVideoCodec(7, patch_size=4)
+    weights.give_codec(same)
+    weights.give_codec(same)
+    assert same.fitted and same.checksum() != codec.checksum()
 
 
 def test_the_average_is_taken_where_there_is_one(run: Path, tmp_path: Path) -> None:

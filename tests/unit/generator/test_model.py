@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_action.generation.rollout import rollout
 from lightning_action.generator import attention
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.generator.image import ImageCondition
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.generator.preconditioning import velocity_from_residual
@@ -57,24 +58,31 @@ def test_a_fresh_model_predicts_zero() -> None:
     assert torch.equal(out, torch.zeros_like(out))
 
 
-@pytest.mark.parametrize("mode", ["bidirectional", "block_causal", "teacher_forcing", "cached"])
+@pytest.mark.parametrize("mode", ["bidirectional", "of_an_image", "block_causal", "teacher_forcing", "cached", "after"])
 @torch.no_grad()
 def test_what_a_preconditioned_model_gives_is_read_as_a_residual(mode: str) -> None:
     """Of the frames that are predicted, at their own noise levels, in every mode."""
     x, causality = small_inputs(4), BlockCausality(2)
     noisy, timestep = x["noisy"], x["timestep"]
-    found = []
-    for preconditioned in (False, True):
-        generator = small_generator(preconditioned=preconditioned)
+    in_dim = 8 if mode == "of_an_image" else 5
+
+    def predict(preconditioned: bool) -> Tensor:
+        generator = small_generator(preconditioned=preconditioned, in_dim=in_dim)
         if mode == "bidirectional":
-            found.append(generator(noisy, timestep, x["text"], x["modulation"]))
-        elif mode == "cached":
-            text, cache = generator.text_cache(x["text"]), KVCache(2, 2, 3, 12, 6, 99, causality)
-            generator.write(x["clean"][:, :2], text, cache)
-            found.append(generator.denoise(noisy[:, 2:], timestep[:, 2:], text, cache))
-        else:
-            found.append(run(generator, mode, x, causality))
-    residual, velocity = found
+            return generator(noisy, timestep, x["text"], x["modulation"])
+        if mode == "of_an_image":
+            return generator(noisy, timestep, x["text"], None, ImageCondition(x["clean"][:, :, :3]))
+        if mode in ("block_causal", "teacher_forcing"):
+            return run(generator, mode, x, causality)
+        text, cache = generator.text_cache(x["text"]), KVCache(2, 2, 3, 12, 6, 99, causality)
+        generator.write(x["clean"][:, :2], text, cache)
+        block, levels = noisy[:, 2:], timestep[:, 2:]
+        if mode == "cached":
+            return generator.denoise(block, levels, text, cache)
+        past = [cache.of_frame(0), cache.of_frame(1)]
+        return generator.denoise_after(past, range(2, 4), block, levels, text)
+
+    residual, velocity = predict(False), predict(True)
     num_frames = residual.shape[1]
     expected = velocity_from_residual(residual, noisy[:, -num_frames:], timestep[:, -num_frames:])
     assert torch.equal(velocity, expected) and not torch.allclose(velocity, residual, atol=0.1)

@@ -17,7 +17,7 @@ def test_the_residual_gives_the_velocity_of_the_straight_line() -> None:
     velocity = velocity_from_residual(residual, noisy, TIMESTEPS)
     # Noise levels are in float32.
     torch.testing.assert_close(velocity, noise - clean, rtol=1e-6, atol=1e-6)
-    assert torch.equal(residual[1, 2], -clean[1, 2])
+    assert torch.equal(velocity_from_residual(-clean, noise, TIMESTEPS)[1, 2], (noise - clean)[1, 2])
 
 
 def test_nothing_is_left_that_a_line_through_the_noisy_input_could_tell() -> None:

@@ -19,6 +19,7 @@ from lightning_action import (
 )
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.checkpoints.adapter import write_adapter
+from lightning_action.checkpoints.export import export_generator
 from lightning_action.checkpoints.lora import LoRASettings, inject_lora, split_parameters
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.frozen.hashing_text import HashingTextEncoder
@@ -107,6 +108,14 @@ def test_a_generator_that_tensors_do_not_describe_is_given(tmp_path: Path) -> No
         tmp_path / "tiny.safetensors", generator=small_generator(seed=1), **frozen_parts()
     )
     assert torch.equal(video(made), video(ActionCausalInferencePipeline(small_generator(), **frozen_parts())))
+
+
+def test_an_export_describes_a_generator_that_tensors_do_not(tmp_path: Path) -> None:
+    generator = small_generator(preconditioned=True, text_len=512)
+    export_generator(generator, tmp_path / "tiny")
+    made = ActionCausalInferencePipeline.from_checkpoint(tmp_path / "tiny", **frozen_parts())
+    assert made.generator.traits == generator.traits
+    assert torch.equal(video(made), video(ActionCausalInferencePipeline(generator, **frozen_parts())))
 
 
 @pytest.mark.parametrize("outer", ["state_dict", "ema_state_dict"])
