@@ -151,6 +151,13 @@ class ConvVideoCodec(FittedFrames):
         """
         super().load_fitted_tensors({"mixing": torch.eye(self.temporal_compression_ratio), **tensors}, source)
 
+    def _weights(self) -> Mapping[str, Tensor]:
+        """Latents of codes side by side are those of codecs that could not mix, and so is what names them."""
+        tensors = dict(super()._weights())
+        if torch.equal(self.mixing, torch.eye(self.temporal_compression_ratio).to(self.mixing)):
+            del tensors["mixing"]
+        return tensors
+
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """Encode pixels `[B, T, 3, H, W]` in [-1, 1] as latents `[B, F, C, H / p, W / p]`.
@@ -164,7 +171,7 @@ class ConvVideoCodec(FittedFrames):
         ratio = self.temporal_compression_ratio
         codes = torch.cat([codes[:, :1].expand(-1, ratio - 1, -1, -1, -1), codes], dim=1)
         in_time = rearrange(codes, "b (f r) c h w -> b f r c h w", r=ratio)
-        return torch.einsum("kr, bfrchw -> bfkchw", self.mixing, in_time).flatten(2, 3)
+        return _mixed(self.mixing, in_time).flatten(2, 3)
 
     def streaming_decoder(self) -> CodecStream:
         """Return a function that decodes a video block by block; each call takes the next latents of the same video."""
@@ -174,12 +181,12 @@ class ConvVideoCodec(FittedFrames):
     @torch.no_grad()
     def _decode_next(self, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         started, parts = memory is not None, []
-        unmixing = torch.linalg.inv(self.mixing)
+        unmixing = torch.linalg.inv(self.mixing.float()).to(self.scale.dtype)
         # Latent by latent: a convolution over another number of frames may round differently.
         for latent in latents.unbind(1):
             # Networks may compute in fewer bits, as under autocast; the codec has its own.
-            mixed = latent.unflatten(1, (self.temporal_compression_ratio, -1)).to(self.scale.dtype)
-            codes = torch.einsum("rk, bkchw -> brchw", unmixing, mixed)
+            in_time = latent.unflatten(1, (self.temporal_compression_ratio, -1)).to(self.scale.dtype)
+            codes = _mixed(unmixing, in_time[:, None])[:, 0]
             codes = codes if started else codes[:, -1:]
             started = True
             pixels = self.decoder(codes.flatten(0, 1)) + self.color
@@ -216,8 +223,8 @@ class ConvVideoCodec(FittedFrames):
     @torch.no_grad()
     def _measure_in_time(self, video: Tensor) -> None:
         """Set how the codes of a latent frame are mixed, by videos `[B, T, 3, H, W]`; one frame says nothing."""
+        self.mixing.copy_(torch.eye(self.temporal_compression_ratio))
         if video.shape[1] > 1:
-            self.mixing.copy_(torch.eye(self.temporal_compression_ratio))
             codes = self.encode(video)[:, 1:].unflatten(2, (self.temporal_compression_ratio, -1))
             self.mixing.copy_(_whitening(codes.movedim(2, 0).flatten(1), self.time_whitening))
 
@@ -258,9 +265,16 @@ def _normalize(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (codes - mean) / scale, mean[0], scale
 
 
+def _mixed(mixing: Tensor, codes: Tensor) -> Tensor:
+    """Mix codes `[B, F, r, C, h, w]` over r, value by value: a product of matrices may round, as under autocast."""
+    return (mixing[:, :, None, None, None] * codes[:, :, None]).sum(3)
+
+
 def _whitening(values: Tensor, share: float) -> Tensor:
     """Compute the matrix that whitens values `[r, N]` of mean 0 by a share, and leaves their mean square as it is."""
     moments = (values.double() @ values.double().T) / values.shape[1]
+    if not moments.trace() > 0:
+        return torch.eye(len(values))
     variance, directions = torch.linalg.eigh(moments)
     # Where nothing ever changes there is nothing to make louder.
     whitening = directions * variance.clamp_min(1e-6 * variance.max()).pow(-share / 2) @ directions.T

@@ -25,12 +25,12 @@ class SpriteVideoCodec(ConvVideoCodec):
     in `docs/sprite_codec.md`; `docs/make_codec.py` made it.
 
     Args:
-        mixes_in_time: Mix the codes of a latent frame, as `time_whitening` of `ConvVideoCodec` says; False leaves them
-            side by side.
+        mixes_in_time: Mix the codes of a latent frame by half of what would whiten them, see `time_whitening` of
+            `ConvVideoCodec`; False leaves them side by side, as in runs of before.
     """
 
-    def __init__(self, mixes_in_time: bool = True) -> None:
-        super().__init__(**SIZES)
+    def __init__(self, mixes_in_time: bool = False) -> None:
+        super().__init__(**SIZES, time_whitening=0.5 if mixes_in_time else 0.0)
         tensors = {name: tensor.float() for name, tensor in read_safetensors(WEIGHTS).items()}
         if not mixes_in_time:
             del tensors["mixing"]

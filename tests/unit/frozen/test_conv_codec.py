@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.frozen.conv_codec import ConvVideoCodec
+from lightning_action.frozen.conv_codec import ConvVideoCodec, _whitening
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.weights.safetensors_files import read_safetensors, write_safetensors
@@ -93,9 +93,9 @@ def test_where_nothing_changes_in_time_nothing_is_made_louder_without_bound() ->
     codec = ConvVideoCodec(12, **QUICK, time_whitening=1.0)
     codec.fit(dot_videos(9, batch_size=20)[:, :1].expand(-1, 9, -1, -1, -1))
     assert torch.isfinite(codec.mixing).all() and torch.linalg.cond(codec.mixing) < 1001
-    single = ConvVideoCodec(12, **QUICK)
-    single.fit(dot_videos(1, batch_size=20))
-    assert torch.equal(single.mixing, torch.eye(4))
+    codec.fit(dot_videos(1, batch_size=20))
+    assert torch.equal(codec.mixing, torch.eye(4)), "single frames say nothing"
+    assert torch.equal(_whitening(torch.zeros(4, 7), 0.5), torch.eye(4))
 
 
 def test_tensors_of_codecs_that_did_not_mix_leave_codes_side_by_side() -> None:
@@ -105,6 +105,15 @@ def test_tensors_of_codecs_that_did_not_mix_leave_codes_side_by_side() -> None:
     other.load_fitted_tensors(early, "vae.safetensors")
     assert torch.equal(other.encode(video), fitted(time_whitening=0.0).encode(video))
     assert not torch.allclose(other.encode(video), codec.encode(video), atol=0.1)
+
+
+def test_latents_are_mixed_in_full_precision_under_autocast() -> None:
+    codec, video = fitted(), dot_videos(5)
+    codes = fitted(time_whitening=0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert codec.encode(video).dtype == codes.encode(video).dtype == torch.float32
+        mixed, plain = (each.encode(video).unflatten(2, (4, -1)) for each in (codec, codes))
+    torch.testing.assert_close(mixed, torch.einsum("kr, bfrchw -> bfkchw", codec.mixing, plain))
 
 
 def test_codes_change_less_with_a_weight_on_their_change() -> None:
