@@ -12,6 +12,8 @@ PUSHT_CKPT := --ckpt_path runs/pusht/checkpoints/last.ckpt
 ARGS ?=
 # Processes that share the test files; as many as there are calm cores.
 WORKERS ?= 2
+# In the order of folders the long files (browser, integration) come first, so that all processes end together.
+SHARED := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -53,10 +55,10 @@ $(DEMO_CKPT):
 	@echo 'Expected a trained demo, found no $@: make demo' >&2; exit 1
 
 test: install-dev  ## run all tests; without a GPU or a chromium those that need one are left out
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0 $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 test-fast: install-dev  ## run unit and parity tests but those marked distributed
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --max-worker-restart 0 -m '(unit or parity) and not distributed' $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) -m '(unit or parity) and not distributed' $(ARGS)
 
 test-unit test-parity test-integration test-browser test-gpu: install-dev
 	$(BIN)/python -m pytest -m $(@:test-%=%) $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(folder)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(without_cuda)
+
+
+@pytest.fixture(autouse=True)
+def _lightning_logs_as_before() -> Iterator[None]:
+    """Benchmarks make Lightning say less for the rest of their process, which here goes on with other tests."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

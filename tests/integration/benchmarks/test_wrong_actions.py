@@ -35,7 +35,7 @@ def test_each_gets_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (config,) = (tmp_path / "lightning_logs" / "version_0").glob("config_fit.yaml")
     config.rename(tmp_path / "config_fit.yaml")
     capsys.readouterr()
-    tried = ["--only", "y inverted", "blind", "--steps", "1", "--videos", "8"]
+    tried = ["--only", "y inverted", "blind", "--steps", "4", "--videos", "8"]
     wrong_actions.main(["--run", str(tmp_path), *tried, "--json", str(tmp_path / "wrong.json")])
     lines = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert lines == ["y inverted", "blind"]
