@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(without_cuda)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _lightning_logs_as_before() -> Iterator[None]:
     """Benchmarks make Lightning say less for the rest of their process, which here goes on with other tests."""
     logger = logging.getLogger("lightning.pytorch")
