@@ -26,7 +26,7 @@ from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.fingerprint import fingerprint, identity, require_fingerprint
 from lightning_action.weights.fit import check_fits, load_strictly, require_weights
 from lightning_action.weights.safetensors_files import read_metadata, read_safetensors, write_safetensors
-from lightning_action.weights.size import TRAITS, require_traits
+from lightning_action.weights.size import require_traits, traits_in
 from lightning_action.weights.values import require_finite
 
 FORMAT = "lightning_action_adapter"
@@ -137,7 +137,7 @@ def read_adapter(path: str | Path) -> ActionAdapter:
             schema=ActionSchema.from_dict(json.loads(metadata["schema"])),
             base=metadata["base"],
             lora_alpha=alpha,
-            traits={name: metadata[name] for name in TRAITS if name in metadata},
+            traits=traits_in(metadata),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the adapter {path} is damaged ({type(error).__name__}: {error}): export it again") from error

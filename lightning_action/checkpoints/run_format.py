@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
-from lightning_action.weights.size import TRAITS
+from lightning_action.weights.size import traits_in
 
 SCHEMA, FIT_SECONDS, VAE = "action_schema", "fit_seconds", "vae"
 LORA_ALPHA, NUM_UNSTEPPED, STATISTICS = "lora_alpha", "num_unstepped", "action_statistics"
@@ -66,7 +66,7 @@ class RunEntries:
         alpha = checkpoint.get(LORA_ALPHA)
         return cls(
             ActionSchema.from_dict(checkpoint[SCHEMA]),
-            {name: str(checkpoint[name]) for name in TRAITS if name in checkpoint},
+            traits_in(checkpoint),
             checkpoint[FIT_SECONDS],
             checkpoint.get(VAE),
             None if alpha is None else float(alpha),

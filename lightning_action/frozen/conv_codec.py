@@ -140,8 +140,9 @@ class ConvVideoCodec(FittedFrames):
             metric = _colour_metric(frames)
             self._train(video, metric)
         self.requires_grad_(False)
-        self._measure(frames[:: math.ceil(len(frames) / _NUM_MEASURED)], metric)
-        self._measure_in_time(video[:: math.ceil(len(frames) / _NUM_MEASURED)])
+        every = math.ceil(len(frames) / _NUM_MEASURED)
+        self._measure(frames[::every], metric)
+        self._measure_in_time(video[::every])
 
     def load_fitted_tensors(self, tensors: Mapping[str, Any], source: str) -> None:
         """Take the tensors of another codec of the same sizes; those of older ones leave codes side by side.

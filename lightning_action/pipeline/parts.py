@@ -16,7 +16,7 @@ from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.generator_file import read_generator
 from lightning_action.weights.names import few
-from lightning_action.weights.size import TRAITS, generator_arguments
+from lightning_action.weights.size import generator_arguments, traits_in
 from lightning_action.weights.tensor_files import read_values
 from lightning_action.weights.values import DTYPES
 
@@ -104,7 +104,7 @@ def _empty_generator(path: Path, dtype: torch.dtype | None) -> CausalWanModel:
             "config_fit.yaml as config too, or the generator that takes the weights"
         )
     entries = checkpoint.tensors.entries
-    said = {name: str(value) for name, value in read_values(path).items() if name in TRAITS}
+    said = traits_in(read_values(path))
     num_heads = int(said["num_heads"]) if "num_heads" in said else None
     with torch.device("meta"):
         generator = CausalWanModel(

@@ -57,6 +57,11 @@ def detect_size(tensors: Mapping[str, Shaped]) -> dict[str, Any]:
     return size
 
 
+def traits_in(said: Mapping[str, object]) -> dict[str, str]:
+    """Take out the traits of a generator of what a file says beside its weights, as far as it says them."""
+    return {name: str(said[name]) for name in TRAITS if name in said}
+
+
 def require_traits(said: Mapping[str, object], own: Mapping[str, str], source: str) -> None:
     """Refuse weights of a generator that differs in what no shape tells.
 
