@@ -76,9 +76,16 @@ class SaveConfigOfVerb(SaveConfigCallback):
 
 
 class ActionVideoCLI(LightningCLI):
-    """LightningCLI for `ActionVideoModule` and any DataModule; checkpoints land in `<default_root_dir>/checkpoints`."""
+    """LightningCLI for `ActionVideoModule` and any DataModule; checkpoints land in `<default_root_dir>/checkpoints`.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        args: What LightningCLI takes.
+        verb: The only verb whose options are wanted; None for those of all.
+        kwargs: What LightningCLI takes.
+    """
+
+    def __init__(self, *args: Any, verb: str | None = None, **kwargs: Any) -> None:
+        self._verb = verb
         super().__init__(*args, **{"parser_class": RunParser, **kwargs})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -140,8 +147,14 @@ class ActionVideoCLI(LightningCLI):
         """Whether a checkpoint may run code is not for a configuration to say."""
         return {verb: {*skipped, "weights_only"} for verb, skipped in LightningCLI.subcommands().items()}
 
-    # LightningCLI has no public way to change what a verb is called with, to stand around the call, or to leave the
-    # checkpoint unread: the three methods below are its own.
+    # LightningCLI has no public way to leave out the options of other verbs, to change what a verb is called with, to
+    # stand around the call, or to leave the checkpoint unread: the four methods below are its own.
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Reading the signatures of all classes for each of four verbs would take longer than parsing."""
+        if self._verb in (None, subcommand):
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        return self.init_parser(**kwargs)
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
@@ -248,6 +261,7 @@ def run(args: Sequence[str] | None = None) -> ActionVideoCLI:
         return ActionVideoCLI(
             ActionVideoModule,
             L.LightningDataModule,
+            verb=next((each for each in arguments[:1] if each in ActionVideoCLI.subcommands()), None),
             # A configuration without `class_path` is read, saved and refused in the shorter words of a fixed class.
             subclass_mode_model=choose_class(arguments),
             subclass_mode_data=True,
