@@ -50,14 +50,12 @@ LIVES = (
     Life(("demo", "discrete"), factor=100, stop=2, end=3, formats=("wan",)),
     Life(("demo", "panning"), factor=100, stop=2, end=3, formats=("wan",)),
     Life(("demo", "chance"), factor=100, stop=2, end=3, formats=("wan",)),
-    Life(("demo", "lora"), factor=5000, stop=3, end=4, formats=("wan",), trains=("action", "lora", "backbone")),
     Life(("demo", "frozen_backbone"), factor=100, stop=1, end=2, formats=("adapter",), trains=("action",)),
     Life(("demo", "ddp"), factor=100, stop=3, end=4, devices=2, formats=("wan",)),
     Life(("demo", "fsdp"), factor=100, stop=3, end=4, devices=2, formats=("wan",)),
     Life(("longlive_action",), factor=2000, stop=2, end=3),
     Life(("wan2.1_1.3b",), factor=2000, stop=2, end=3),
     Life(("wan2.1_1.3b", "lora"), factor=5000, stop=3, end=4, trains=("action", "lora", "backbone")),
-    Life(("wan2.1_1.3b", "frozen_backbone"), factor=2000, stop=1, end=2, formats=("adapter",), trains=("action",)),
     Life(("wan2.1_14b", "fsdp"), factor=2000, stop=2, end=3, devices=2),
     Life(("wan2.2_5b", "fsdp"), factor=2000, stop=2, end=3),
 )
@@ -119,9 +117,8 @@ def _smaller(life: Life, backbone: Path) -> list[str]:
     devices = ["--trainer.accelerator=cpu", f"--trainer.devices={life.devices}"]
     if life.is_released_size:
         return [*small_arguments(life.configs[0]), *devices]
-    changed = ["--model.lora.rank=3"] if "lora" in life.configs else []
     # As the backbone is, which the shipped one does without.
-    changed += ["--model.generator.init_args.preconditioned=true"] if "chance" in life.configs else []
+    changed = ["--model.generator.init_args.preconditioned=true"] if "chance" in life.configs else []
     tested, predicted = _sizes(life)
     sizes = [f"--data.init_args.test_size={tested}", f"--data.init_args.predict_size={predicted}"]
     return [f"--model.pretrained={backbone}", *SMALL_MODEL, *SMALL_DATA, *ACTION, *sizes, *changed, *devices]

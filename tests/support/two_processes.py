@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,27 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def unused_port() -> int:
+    """One below the ports that the system hands out, so that nobody takes it before the ranks do."""
+    return random.SystemRandom().randrange(20000, 30000)
+
+
 def facts_of(script: ModuleType, folder: Path, processes: int = 2) -> dict[str, Any]:
     """What a script writes to `facts.json` in the folder, which is its only argument."""
     assert script.__file__ is not None
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += [script.__file__, str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-5000:]
+    command, ranks = [sys.executable, script.__file__, str(folder)], list[subprocess.Popen[bytes]]()
+    place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port())}
+    place |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    outputs = [folder / f"rank_{rank}.txt" for rank in range(processes)]
+    try:
+        for rank, output in enumerate(outputs):
+            environment = os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            with output.open("w") as file:
+                ranks.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file))
+        codes = [rank.wait(300) for rank in ranks]
+    finally:
+        for each in ranks:
+            each.kill()
+    assert not any(codes), "\n".join(output.read_text()[-5000:] for output in outputs)
     seen: dict[str, Any] = json.loads((folder / "facts.json").read_text())
     return seen

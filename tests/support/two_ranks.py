@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import random
 import sys
 import traceback
 from contextlib import suppress
@@ -14,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.support.two_processes import ROOT
+from tests.support.two_processes import ROOT, unused_port
 
 NUM_RANKS = 2
 _TIMEOUT_SECONDS = 300
@@ -37,8 +36,7 @@ class _Ranks:
     def __init__(self) -> None:
         context = get_context("spawn")  # a fork of a process with threads may hang
         self._folder = TemporaryDirectory(prefix="two_ranks")
-        # Below the ports that the system hands out, so that nobody takes it before the ranks do.
-        port = random.SystemRandom().randrange(20000, 30000)
+        port = unused_port()
         pairs = [context.Pipe() for _ in range(NUM_RANKS)]
         self._connections = [ours for ours, _ in pairs]
         self._outputs = [Path(self._folder.name) / f"rank_{rank}" for rank in range(NUM_RANKS)]

@@ -1,7 +1,7 @@
 """Fits, resumes and predictions with EMA on the processes it is started on; writes what happened as JSON.
 
-Run by test_ema_distributed.py as `python -m torch.distributed.run --nproc-per-node N <this> FOLDER`: first on two
-processes, then on one, which reads the checkpoints of the two.
+Run by test_ema_distributed.py with a folder as argument: first on two processes, then on one, which reads the
+checkpoints of the two.
 """
 
 import copy

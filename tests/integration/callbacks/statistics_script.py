@@ -1,6 +1,6 @@
 """Fits with the callbacks that log statistics, on two processes; writes what was logged as JSON.
 
-Run by test_statistics_distributed.py as `python -m torch.distributed.run --nproc-per-node 2 <this> FOLDER`.
+Run by test_statistics_distributed.py on two processes, with a folder as argument.
 """
 
 import gc
