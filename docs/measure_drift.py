@@ -1,8 +1,9 @@
 """Measures what becomes of the demo's worlds in 1,000 latent frames, behind windows, with and without a sink.
 
-Each world is stepped with the random actions of its simulator, which runs beside it. For parts of the way it says in
-how many frames the sprite is there, how much of each block's displacement is as commanded, how far the sprite is from
-where the simulator has it, and the PSNR to the simulator's frames.
+Each world is stepped with the random actions of its simulator, which runs beside it, and with the sampling of the run.
+For parts of the way it says in how many frames the sprite is there in its own colour, how much of each block's
+displacement is as commanded, how far the sprite is from where the simulator has it, and the PSNR to the simulator's
+frames.
 
     python docs/measure_drift.py --ckpt_path runs/demo/checkpoints/last.ckpt
 """
@@ -40,9 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--ckpt_path", default="runs/demo/checkpoints/last.ckpt")
-    parser.add_argument("--worlds", type=int, default=4)
+    parser.add_argument("--worlds", type=int, default=16)
     parser.add_argument("--blocks", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=4, help="denoising steps of a block")
     args = parser.parse_args(arguments)
     module, data = load_run(args.config, args.ckpt_path), build_datamodule(args.config)
     assert isinstance(data, SpriteDataModule)
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("| latent frames | " + " | ".join(f"{part.start + 1} to {part.stop}" for part in parts) + " |")
     print("|---" * (len(parts) + 1) + "|")
     for name, (causality, relative) in SETTINGS.items():
-        sampling = Sampling(num_inference_steps=args.steps, relative_positions=relative)
+        sampling = replace(module.sampling, relative_positions=relative)
         figures = drift(module, data, causality, sampling, args.worlds, args.blocks)
         cells = ["{:.0%} / {:.2f} / {:.1f} px / {:.1f} dB".format(*average(figures, part)) for part in parts]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
