@@ -241,6 +241,69 @@ def test_reset_seed_prompt_and_pause(browser: Browser) -> None:
         live.wait(lambda: live.page.inner_text("#note") == "a seed is a whole number from 0 on")
 
 
+def test_what_is_typed_is_kept_until_it_is_sent_with_the_button(browser: Browser) -> None:
+    with played(browser) as (live, _):
+        live.page.fill("#prompt", "somewhere dark")
+        button = live.page.locator("#ask button").bounding_box()
+        assert button is not None
+        live.page.mouse.move(button["x"] + 10, button["y"] + 10)
+        live.page.mouse.down()
+        live.wait_for_blocks(2)
+        live.page.mouse.up()
+        live.wait_for_blocks(2)
+        assert live.page.input_value("#prompt") == "somewhere dark"
+        assert np.abs(live.frame()).max() < 140, "the prompt holds: the picture is half as bright"
+
+
+def test_enter_in_the_seed_begins_that_world_and_gives_the_arrows_back(browser: Browser) -> None:
+    with played(browser) as (live, running):
+        live.page.click("#pause")
+        live.page.fill("#seed", "5")
+        live.page.keyboard.press("Enter")
+        live.wait(lambda: live.block == 0)
+        assert np.array_equal(live.frame(), LiveWorld(simulated_stage()).reset(5).frames[0])
+        live.page.keyboard.down("ArrowRight")
+        wait_until(lambda: len(held(running)) == 1)
+        live.page.click("#pause")
+        # What is typed counts with Enter or the button alone.
+        live.page.fill("#seed", "6")
+        live.page.click("#world")
+        before = live.block
+        live.wait_for_blocks(3)
+        assert live.block > before and live.page.input_value("#seed") == "6"
+
+
+def test_the_first_finger_and_the_main_button_pull(browser: Browser) -> None:
+    with played(browser) as (live, running):
+        canvas = live.page.locator("#world").bounding_box()
+        assert canvas is not None
+        middle = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2
+        live.page.mouse.move(*middle)
+        live.page.mouse.down(button="right")
+        live.page.mouse.move(middle[0] + 0.15 * canvas["width"], middle[1])
+        live.page.wait_for_timeout(100)
+        assert held(running) == ()
+        live.page.mouse.up(button="right")
+        live.page.mouse.move(*middle)
+        live.page.mouse.down()
+        live.page.mouse.move(middle[0] + 0.15 * canvas["width"], middle[1])
+        wait_until(lambda: len(held(running)) == 1)
+        # A pull ends with the focus: moving on does not take hold again.
+        live.page.evaluate("window.dispatchEvent(new Event('blur'))")
+        wait_until(lambda: held(running) == ())
+        live.page.mouse.move(middle[0] + 0.25 * canvas["width"], middle[1])
+        live.page.wait_for_timeout(100)
+        assert held(running) == ()
+
+
+def test_keys_that_were_let_go_under_command_are_not_held(browser: Browser) -> None:
+    with played(browser) as (live, running):
+        live.page.keyboard.down("d")
+        wait_until(lambda: len(held(running)) == 1)
+        live.page.keyboard.press("Meta")
+        wait_until(lambda: held(running) == ())
+
+
 def test_two_tabs_are_worlds_of_their_own_and_a_closed_one_is_freed(browser: Browser) -> None:
     with played(browser, max_sessions=2) as (one, running):
         other = LivePage(browser, running.address)

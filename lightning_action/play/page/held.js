@@ -1,5 +1,5 @@
 // What is held: keys, buttons of the page, a gamepad, and a pull of the mouse or a finger; all of it let go with the focus.
-const DEAD_ZONE = 0.15, STEP = 0.05, PULL = 0.3;
+const DEAD_ZONE = 0.15, STEP = 0.05, PULL = 0.3, MAX_PENDING = 255;
 const rounded = (share) => Math.min(1, Math.round(share / STEP) * STEP);
 const isTyping = (target) => target.closest?.("input, button, summary") && !target.closest("#pad");
 
@@ -27,8 +27,9 @@ export class Held {
     this.ending.abort();
   }
 
-  forget() {
-    this.held.clear();
+  forget(kind = "") {
+    if (!kind) this.pulledFrom = undefined;
+    for (const input of [...this.held.keys()]) if (input.startsWith(kind)) this.held.delete(input);
     this.say(performance.now());
   }
 
@@ -50,7 +51,7 @@ export class Held {
     if (now === this.said) return;
     this.said = now;
     this.change += 1;
-    this.pending.push({ change: this.change, time });
+    this.pending = [...this.pending.slice(-MAX_PENDING), { change: this.change, time }];
     this.tell(this.change, [...pairs].slice(-32));
   }
 
@@ -68,29 +69,35 @@ export class Held {
       event.preventDefault();
       if (!event.repeat) this.hold(input, 1, event.timeStamp);
     });
-    this.on(document, "keyup", (event) => this.hold(`key:${event.code}`, 0, event.timeStamp));
+    this.on(document, "keyup", (event) => {
+      this.hold(`key:${event.code}`, 0, event.timeStamp);
+      if (event.key === "Meta") this.forget("key:"); // macOS does not tell which keys were let go under it
+    });
   }
 
   listenToPull(canvas) {
     if (!["x+", "x-", "y+", "y-"].some((side) => this.controls.has(`mouse:${side}`))) return;
-    let from = null;
     const pull = (axis, value) => {
       this.held.delete(`mouse:${axis}${value > 0 ? "-" : "+"}`);
       this.hold(`mouse:${axis}${value > 0 ? "+" : "-"}`, Math.abs(value) < DEAD_ZONE ? 0 : Math.min(1, Math.abs(value)));
     };
+    const isPulling = (event) => event.pointerId === this.pulledFrom?.pointerId;
+    const letGo = () => {
+      this.pulledFrom = undefined;
+      this.forget("mouse:");
+    };
     this.on(canvas, "pointerdown", (event) => {
+      if (event.button !== 0 || this.pulledFrom) return;
       canvas.setPointerCapture(event.pointerId);
-      from = event;
+      this.pulledFrom = event;
     });
     this.on(canvas, "pointermove", (event) => {
-      if (event.pointerId !== from?.pointerId) return;
-      pull("x", (event.clientX - from.clientX) / (PULL * canvas.clientWidth));
-      pull("y", (event.clientY - from.clientY) / (PULL * canvas.clientHeight));
+      if (!isPulling(event)) return;
+      if (!event.buttons) return letGo();
+      pull("x", (event.clientX - this.pulledFrom.clientX) / (PULL * canvas.clientWidth));
+      pull("y", (event.clientY - this.pulledFrom.clientY) / (PULL * canvas.clientHeight));
     });
-    this.on(canvas, "lostpointercapture", () => {
-      from = null;
-      for (const side of ["x+", "x-", "y+", "y-"]) this.hold(`mouse:${side}`, 0);
-    });
+    this.on(canvas, "lostpointercapture", (event) => { if (isPulling(event)) letGo(); });
   }
 
   showPad(controls, pad) {

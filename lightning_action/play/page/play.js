@@ -8,13 +8,14 @@ const NAMES = { generate: "generate", decode: "decode", encode: "encode", send: 
 const [FULL, FAILED] = [1013, 1011];
 const HURRY_MS = 60;
 
-let socket, held, playing, paused = false, seed = 0, ownPrompt = true, drawn = [], noteTimer;
+let socket, held, playing, paused = false, seed = 0, prompt = "", ownPrompt = true, drawn = [], turn, failed, noteTimer;
 
 function send(message) {
   if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(message));
 }
 
 function connect() {
+  failed = undefined;
   curtain("connecting");
   socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/live`);
   socket.binaryType = "arraybuffer";
@@ -23,7 +24,7 @@ function connect() {
     held?.forget();
     at("deck").inert = true;
     playing = undefined;
-    curtain(code === FULL || code === FAILED ? reason : "the connection is lost", undefined, true);
+    curtain(code === FULL || code === FAILED ? reason : failed ?? "the connection is lost", undefined, true);
   };
 }
 
@@ -37,7 +38,10 @@ function curtain(text, share, again = false) {
 }
 
 function onNotice(notice) {
-  if (notice.type === "loading") curtain(notice.failed ?? notice.doing, notice.share);
+  if (notice.type === "loading") {
+    failed = notice.failed;
+    curtain(failed ?? notice.doing, notice.share);
+  }
   else if (notice.type === "hello") onHello(notice);
   else if (notice.type === "figures") onFigures(notice);
   else if (notice.type === "refused") note(notice.why);
@@ -45,7 +49,6 @@ function onNotice(notice) {
 
 function onHello(hello) {
   at("title").textContent = document.title = hello.title;
-  at("recording").hidden = !hello.records;
   at("prompt").maxLength = hello.max_prompt;
   held?.release();
   held = new Held(hello.controls, at("pad"), at("world"), (change, pairs) => {
@@ -72,7 +75,7 @@ async function onBlock(data) {
   send({ type: "shown", serial: header.serial, key_ms: paused || key === undefined ? null : Math.min(key, 60000) });
   at("curtain").hidden = true;
   tell(header);
-  requestAnimationFrame(goOn);
+  goOn();
 }
 
 function resize({ size: [height, width], truth }) {
@@ -99,11 +102,12 @@ function draw(frame) {
 
 // Frames of a block are spread over the time until the next one is due; a new block ends the one before.
 function goOn() {
+  cancelAnimationFrame(turn); // a page that nobody sees gets blocks, but no turns
   if (!playing || playing.shown >= playing.header.frames - 1) return;
   const { header, since, shown } = playing;
   const wanted = Math.floor(((performance.now() - since) * header.frames) / Math.max(header.span_ms, 1));
   if (wanted > shown) draw(Math.min(wanted, header.frames - 1));
-  requestAnimationFrame(goOn);
+  turn = requestAnimationFrame(goOn);
 }
 
 // The answer to a change comes soon: what is left of the block until then is shown, not skipped.
@@ -122,7 +126,12 @@ function tell(header) {
   show("fps", !paused && seconds > 1 ? `<b>${((drawn.length - 1) / seconds).toFixed(1)}</b> fps` : "");
   show("distance", header.distance === null ? "" : `<b>${header.distance.toFixed(1)}</b> px from the simulator`);
   if (document.activeElement !== at("seed") && header.seed !== seed) at("seed").value = header.seed;
-  if (document.activeElement !== at("prompt")) at("prompt").value = header.prompt;
+  // What somebody types, or is about to send with the button, is theirs until the world itself has another one.
+  if (!at("ask").contains(document.activeElement)) {
+    if (header.prompt !== prompt) at("prompt").value = header.prompt;
+    prompt = header.prompt;
+  }
+  at("recording").hidden = !header.records;
   seed = header.seed;
   document.body.dataset.block = header.number;
 }
@@ -168,7 +177,11 @@ at("pause").onclick = pause;
 at("step").onclick = () => send({ type: "step" });
 at("reset").onclick = () => reset(at("seed").valueAsNumber, true);
 at("another").onclick = () => reset(Math.floor(Math.random() * 10000), false);
-at("seed").onchange = () => reset(at("seed").valueAsNumber, true);
+at("seed").onkeydown = ({ code, target }) => {
+  if (code !== "Enter") return;
+  reset(target.valueAsNumber, true);
+  target.blur(); // the arrows are the world's again
+};
 at("again").onclick = connect;
 at("compare").onclick = () => {
   at("compare").setAttribute("aria-pressed", at("compare").getAttribute("aria-pressed") !== "true");
