@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -106,6 +107,13 @@ class UMT5TextEncoder(PartInFiles, TextEncoder):
         if self.low_memory:
             self._model.to("cpu")
         return encoded
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What becomes of a prompt follows from the files of the tokenizer too."""
+        folder = Path(self._tokenize.name_or_path)
+        files = [folder / name for name in (*_VOCABULARIES, "tokenizer_config.json") if (folder / name).is_file()]
+        read = {f"tokenizer/{file.name}": torch.from_numpy(np.fromfile(file, np.uint8)) for file in files}
+        return {**super()._weights(), **read}
 
     def _read(self, path: Path) -> Any:
         beside = path if path.is_dir() else path.parent

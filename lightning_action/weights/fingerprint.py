@@ -42,7 +42,13 @@ def identity(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def _whole(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name in sorted(tensors):
         tensor = tensors[name].detach()
-        yield name, (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+        if isinstance(tensor, DTensor):
+            yield name, tensor.full_tensor().cpu()
+        elif hasattr(tensor, "__tensor_flatten__"):  # several tensors in one, as torchao quantizes
+            parts, _ = tensor.__tensor_flatten__()
+            yield from _whole({f"{name}.{part}": getattr(tensor, part) for part in parts})
+        else:
+            yield name, tensor.cpu()
 
 
 def _add(digest: hashlib._Hash, head: str, values: Tensor) -> None:

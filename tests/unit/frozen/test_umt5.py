@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,20 @@ def test_its_checksum_is_that_of_every_bit_of_its_weights(folder: Path) -> None:
     assert encoder.checksum() == same.checksum()
     same._model.shared.weight[0, 0] *= 1 + 2**-20
     assert encoder.checksum() != same.checksum()
+
+
+def test_its_checksum_is_that_of_its_tokenizer_too(folder: Path) -> None:
+    before = UMT5TextEncoder(str(folder), dtype="float32").checksum()
+    (file,) = folder.glob("**/tokenizer.json")
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps(told))
+    words = told["model"]["vocab"]
+    first, second = list(words)[-2:]
+    words[first], words[second] = words[second], words[first]
+    encoder = UMT5TextEncoder(str(folder), dtype="float32")
+    same = encoder.checksum()
+    file.write_text(json.dumps(told))
+    assert UMT5TextEncoder(str(folder), dtype="float32").checksum() not in (before, same)
 
 
 def test_the_tokenizer_may_lie_anywhere(tmp_path: Path) -> None:

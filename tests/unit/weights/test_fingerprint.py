@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.weights.fingerprint import fingerprint
+from lightning_action.generator.quantization import quantize_layers
+from lightning_action.weights.fingerprint import checksum, fingerprint
 from lightning_action.weights.tensor_files import as_lazy
+from tests.support.small_generator import small_generator
 
 TENSORS = {"a": torch.randn(3, 5), "b": torch.randn(7), "c": torch.tensor(2.5)}
 
@@ -51,3 +53,15 @@ def test_every_name_shape_and_value_matters(other: dict[str, Tensor]) -> None:
 def test_it_stays_the_same_from_version_to_version() -> None:
     tensors = {"x": torch.arange(6.0).view(2, 3), "y": torch.tensor([-1.5])}
     assert fingerprint(tensors) == "2d597730de07c5882f567bf2abdaf48cb85366f637f45782508211411258b32b"
+
+
+def test_quantized_weights_have_a_checksum() -> None:
+    generator = small_generator(dim=24, ffn_dim=40)
+    quantize_layers(generator.blocks, "int8_weight_only")
+    weights = generator.state_dict()
+    before = checksum(weights)
+    assert checksum(generator.state_dict()) == before
+    quantized = next(tensor for tensor in weights.values() if hasattr(tensor, "__tensor_flatten__"))
+    parts, _ = quantized.__tensor_flatten__()
+    getattr(quantized, parts[0])[0, 0] += 1
+    assert checksum(weights) != before
