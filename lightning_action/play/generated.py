@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
 from typing import Any
 
@@ -21,9 +24,6 @@ from lightning_action.play.live_world import LiveWorld, Stage
 from lightning_action.play.scenes import frames_per_second, scenes_of
 from lightning_action.ranges import require_numbers
 from lightning_action.weights.fingerprint import checksum
-
-# Blocks that are made before the first player comes: what is compiled or allocated at the first use is then there.
-_WARM_BLOCKS = 2
 
 
 class TakingTurns:
@@ -45,7 +45,8 @@ class TakingTurns:
     @property
     def block_seconds(self) -> Mapping[str, float]:
         """Seconds that `generate` and `decode` took, of the last block."""
-        return self._session.block_seconds
+        with self._lock:  # reading them waits for the device, which must not happen while a pass is captured
+            return self._session.block_seconds
 
     def reset(
         self,
@@ -131,6 +132,7 @@ def stage_of(
         fps,
         settings.title,
         found,
+        num_warm_up_blocks=1 + math.ceil((causality.local_attn_size or 1) / causality.num_frame_per_block),
     )
 
 
@@ -174,16 +176,26 @@ def fingerprints(module: GenerativeModule) -> dict[str, str]:
         "dtype": str(module.compute_dtype),
         "device": str(module.device),
         "threads": str(torch.get_num_threads()),
-        **{f"version of {name}": told for name, told in versions().items()},
+        "instructions of the CPU": torch.backends.cpu.get_cpu_capability(),
+        **{f"version of {name}": told for name, told in {**versions(), **_versions_of_readers()}.items()},
     }
 
 
+def _versions_of_readers() -> dict[str, str]:
+    """Name the versions of what reads videos and runs frozen parts, where it is installed."""
+    found = {}
+    for name in ("av", "diffusers", "transformers", "torchao"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def warm_up(stage: Stage) -> None:
-    """Make some blocks, so that the first player does not wait for what happens once."""
+    """Make the first blocks of a world, so that no player waits for what is compiled, captured or allocated once."""
     world = LiveWorld(stage)
     world.reset(0)
     try:
-        for _ in range(_WARM_BLOCKS):
+        for _ in range(stage.num_warm_up_blocks):
             world.step(torch.zeros(stage.schema.num_columns))
             world.write_pending()
     finally:

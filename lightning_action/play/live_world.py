@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.play.pictures import bytes_of_frames
+
+_log = logging.getLogger(__name__)
 
 
 class RefusedWishError(ValueError):
@@ -106,6 +109,7 @@ class Stage:
         fps: Number of frames of a second.
         title: Name of what is played.
         provenance: What a recording says about where it comes from.
+        num_warm_up_blocks: Number of blocks until each is made as the one before.
     """
 
     schema: ActionSchema
@@ -114,6 +118,7 @@ class Stage:
     fps: float
     title: str = "a world"
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    num_warm_up_blocks: int = 2
 
 
 @dataclass(frozen=True)
@@ -183,15 +188,15 @@ class LiveWorld:
             RefusedWishError: The session cannot begin so.
         """
         self._let_see()
-        start = self.stage.start(seed)
+        with _refusing(ValueError, OSError):
+            start = self.stage.start(seed)
         text = start.prompt if prompt is None else prompt
         frame_size = start.frame_size if start.first_frames is None else None
-        with _refusing():
+        with _refusing(ValueError):
             frames = self._session.reset(start.first_frames, text, seed, frame_size)[0]
         self.seed, self.text, self.has_begun = seed, text, True
         self._truth, self._number = start.truth, 0
-        if self.observer is not None:
-            self.observer.begin(seed, self.text, frames, start.first_frames)
+        self._let_observe(lambda observer: observer.begin(seed, text, frames, start.first_frames))
         given = None if start.first_frames is None or start.truth is None else start.first_frames[0, : len(frames)]
         return Block(0, bytes_of_frames(frames), None if given is None else bytes_of_frames(given))
 
@@ -218,11 +223,10 @@ class LiveWorld:
             RefusedWishError: The session does not take it.
         """
         self._let_see()
-        with _refusing():
+        with _refusing(ValueError):
             self._session.prompt(text)
         self.text = text
-        if self.observer is not None:
-            self.observer.prompt(text)
+        self._let_observe(lambda observer: observer.prompt(text))
 
     def write_pending(self) -> None:
         """Do what the next block needs of the last one, and let the observer see it, while nobody waits."""
@@ -235,19 +239,28 @@ class LiveWorld:
             self._session.close()
             self._let_see()
         finally:
-            if self.observer is not None:
-                self.observer.close()
+            self._let_observe(lambda observer: observer.close())
 
     def _let_see(self) -> None:
-        unseen, self._unseen = self._unseen, None
-        if unseen is not None and self.observer is not None:
-            self.observer.step(*unseen)
+        if self._unseen is not None:
+            (rows, frames), self._unseen = self._unseen, None
+            self._let_observe(lambda observer: observer.step(rows, frames))
+
+    def _let_observe(self, tell: Callable[[Observer], None]) -> None:
+        """Tell the observer; the world goes on without one that cannot write what it sees."""
+        if self.observer is None:
+            return
+        try:
+            tell(self.observer)
+        except OSError:
+            _log.exception("a world goes on without being recorded")
+            self.observer = None
 
 
 @contextmanager
-def _refusing() -> Iterator[None]:
-    """Tell what a session refuses, and leaves as it was, from what fails elsewhere."""
+def _refusing(*kinds: type[Exception]) -> Iterator[None]:
+    """Tell what is refused, and leaves the world as it was, from what fails elsewhere."""
     try:
         yield
-    except ValueError as error:
+    except kinds as error:
         raise RefusedWishError(str(error)) from error

@@ -7,11 +7,14 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import category
 
 MAX_MESSAGE, MAX_PROMPT, MAX_HELD = 4096, 500, 32
 MAX_SEED = 2**31 - 1
 _MAX_NUMBER = 2**53
 _MAX_MILLISECONDS = 60_000
+# Categories of Unicode: control characters, halves of a letter, and ends of lines and paragraphs.
+_NO_LETTERS = {"Cc", "Cs", "Zl", "Zp"}
 
 
 class RefusedMessageError(ValueError):
@@ -137,8 +140,8 @@ def _number(name: str, value: Any, high: float) -> float:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > MAX_PROMPT or not value.isprintable():
-        raise RefusedMessageError(f"a prompt is a line of at most {MAX_PROMPT} letters")
+    if not isinstance(value, str) or len(value) > MAX_PROMPT or any(category(each) in _NO_LETTERS for each in value):
+        raise RefusedMessageError(f"a prompt is a line of at most {MAX_PROMPT} letters, without control characters")
     return value
 
 

@@ -199,7 +199,7 @@ class Player:
     def frames_per_second(self) -> float:
         """Frames that were shown in a second, over the last blocks of the last five seconds."""
         now = perf_counter()
-        recent = [(at, frames) for at, frames in self._shown if now - at < 5]
+        recent = [(at, frames) for at, frames in list(self._shown) if now - at < 5]
         if len(recent) < 2:
             return 0.0
         return sum(frames for _, frames in recent[1:]) / (recent[-1][0] - recent[0][0])

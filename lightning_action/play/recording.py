@@ -263,6 +263,8 @@ def read_session(folder: Path) -> RecordedSession:
         told = json.loads((folder / SESSION_FILE).read_text(encoding="utf-8"))
         if told["format"] != _FORMAT:
             raise ValueError(f"its format is {told['format']!r}, expected {_FORMAT}")
+        if not told["episodes"]:
+            raise ValueError("it has no worlds")
         rows = read_safetensors(folder / ROWS_FILE)
         episodes = [_episode(each, rows[f"{number:06d}"]) for number, each in enumerate(told["episodes"])]
         config = (folder / CONFIG_FILE).read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from lightning_action.play.live_world import LiveWorld, Stage
+from lightning_action.play.live_world import LiveWorld, RefusedWishError, Stage
 from lightning_action.play.recording import RecordedEpisode, RecordedSession, hash_frames, hash_start
 from lightning_action.weights.tensor_files import flattened
 
@@ -80,12 +80,18 @@ _START = "the first frames"
 
 
 def _play(world: LiveWorld, seen: _LastHash, episode: RecordedEpisode) -> Iterator[tuple[str, str | None]]:
-    """Play an episode, and name each place with the hash of what was seen there; None where the rows do not fit."""
-    world.reset(episode.seed, episode.prompt)
+    """Play an episode, and name each place with the hash of what was seen there; None where something does not fit."""
+    try:
+        world.reset(episode.seed, episode.prompt)
+    except RefusedWishError as error:
+        yield f"{_START} ({error})", None
     yield _START, seen.value
     for number, rows in enumerate(episode.rows):
-        if number in episode.prompts:
-            world.prompt(episode.prompts[number])
+        try:
+            if number in episode.prompts:
+                world.prompt(episode.prompts[number])
+        except RefusedWishError as error:
+            yield f"block {number + 1} ({error})", None
         if len(rows) != world.rows_wanted:
             yield f"block {number + 1}", None
         world.step_rows(rows)

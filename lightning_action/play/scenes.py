@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import torch
@@ -68,9 +69,11 @@ def scenes_of(
         ValueError: The data offers no clips.
     """
     start_of = starts_of_data(data, split, max(num_initial_latents, 1), temporal_compression_ratio)
+    reading = Lock()  # worlds begin in threads of their own, and data such as an environment serves one at a time
 
     def start(seed: int) -> Start:
-        frames, prompt = start_of(seed)
+        with reading:
+            frames, prompt = start_of(seed)
         height, width = frames.shape[-2:]
         truth = truth_of(data, split, seed) if num_initial_latents == 1 else None
         return Start(prompt, (height, width), frames[None] if num_initial_latents else None, truth)

@@ -52,6 +52,7 @@ class Wishes:
         self._press_change = 0
         self._reset: Reset | None = Reset(seed, None)
         self._prompt: Prompt | None = None
+        self._left: Prompt | None = None  # one that a world's end overtook
         self._steps = 0
         self._fps, self._block_seconds = fps, _USUAL_FRAMES / fps
         self._begun = self._due = 0.0
@@ -63,6 +64,7 @@ class Wishes:
             if message.change >= self.held.change:
                 self._take_hold(message)
         elif isinstance(message, Reset):
+            self._left = self._prompt or self._left
             self._reset, self._prompt = message, None
         elif isinstance(message, Prompt):
             self._prompt = message
@@ -100,6 +102,7 @@ class Wishes:
     def end(self, block: Block, now: float) -> float:
         """Note that a block is made, the first one of a world or another, and return the seconds that it is shown."""
         if block.number == 0:
+            self._left = None
             self._due, self._next_reset = self._begun, now + self._block_seconds
         else:
             self._block_seconds = len(block.frames) / self._fps
@@ -107,8 +110,12 @@ class Wishes:
         return max(self._due - now, _SHORTEST_SPAN * self._block_seconds)
 
     def refuse(self, now: float) -> None:
-        """Note that a world could not begin: the next one comes no sooner than behind one that did."""
+        """Note that a world could not begin: the one before goes on, under the prompt that was asked for it.
+
+        The next one comes no sooner than behind one that did begin.
+        """
         self._next_reset = now + self._block_seconds
+        self._prompt, self._left = self._prompt or self._left, None
 
     def _take_hold(self, hold: Hold) -> None:
         before = dict(self.held.held)

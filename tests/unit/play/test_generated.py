@@ -122,14 +122,18 @@ def test_a_stage_says_what_its_bits_depend_on() -> None:
     assert [name for name in after if after[name] != found[name]] == ["weights of the VAE"], "in less than bfloat16"
 
 
-def test_the_first_blocks_are_made_beforehand() -> None:
+def test_the_first_blocks_are_made_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
     module, _ = ready()
-    made: list[str] = []
+    made: list[Any] = []
     found = stage(module)
 
     def opened() -> Any:
-        made.append("opened")
-        return found.open_session()
+        made.append(found.open_session())
+        monkeypatch.setattr(made[0], "close", lambda: None)
+        return made[0]
 
     warm_up(replace(found, open_session=opened))
-    assert made == ["opened"]
+    session = made[0]._session
+    assert len(made) == 1
+    # Behind a window that has filled a block is made as the one before.
+    assert session.latent_frames - session.causality.num_frame_per_block >= session.causality.local_attn_size

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.play.live_world import LiveWorld, RefusedWishError
+from lightning_action.play.live_world import LiveWorld, RefusedWishError, Start
 from lightning_action.play.pictures import bytes_of_frames
 from tests.support.simulated_session import SimulatedSession, simulated_stage
 
@@ -81,6 +83,23 @@ def test_what_is_refused_leaves_the_world_as_it_was() -> None:
     found, expected = (each.step(torch.tensor([0.0, 1.0])) for each in (world, other))
     assert found.number == 2 and np.array_equal(found.frames, expected.frames)
     assert found.truth is not None and expected.truth is not None and np.array_equal(found.truth, expected.truth)
+
+
+def test_a_start_that_cannot_be_read_leaves_the_world_as_it_was() -> None:
+    stage = simulated_stage()
+
+    def start(seed: int) -> Start:
+        if seed == 3:
+            raise FileNotFoundError("no videos/000003.mp4")
+        return stage.start(seed)
+
+    world, other = LiveWorld(replace(stage, start=start)), LiveWorld(stage)
+    for each in (world, other):
+        each.reset(2)
+    with pytest.raises(RefusedWishError, match=r"no videos/000003\.mp4"):
+        world.reset(3)
+    found, expected = (each.step(torch.tensor([0.0, 1.0])) for each in (world, other))
+    assert found.number == 1 and np.array_equal(found.frames, expected.frames)
 
 
 def test_an_observer_sees_all_of_it() -> None:

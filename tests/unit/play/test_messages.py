@@ -22,6 +22,9 @@ from lightning_action.play.messages import (
     unpack_block,
 )
 
+# A space that does not break, and a letter of three code points.
+LETTERS = "a\u00a0b \U0001f469\u200d\U0001f52c"
+
 
 @pytest.mark.parametrize(
     ("text", "expected"),
@@ -31,6 +34,7 @@ from lightning_action.play.messages import (
         ('{"type": "reset", "seed": 5, "prompt": null}', Reset(5, None)),
         ('{"type": "reset", "seed": 0, "prompt": "a disc"}', Reset(0, "a disc")),
         ('{"type": "prompt", "text": "дом"}', Prompt("дом")),
+        (json.dumps({"type": "prompt", "text": LETTERS}), Prompt(LETTERS)),
         ('{"type": "pause", "on": true}', Pause(True)),
         ('{"type": "step"}', Step()),
         ('{"type": "shown", "serial": 3, "key_ms": null}', Shown(3, None)),
@@ -63,6 +67,8 @@ def test_messages_are_read(text: str, expected: Message) -> None:
         ('{"type": "reset", "seed": -1, "prompt": null}', "seed is a whole number from 0 to 2147483647"),
         ('{"type": "reset", "seed": 1, "prompt": 2}', "a prompt is a line of at most 500 letters"),
         ('{"type": "prompt", "text": "a\\nb"}', "a prompt is a line"),
+        ('{"type": "prompt", "text": "\\ud83d"}', "without control characters"),
+        ('{"type": "prompt", "text": "a\u2028b"}', "without control characters"),
         (json.dumps({"type": "prompt", "text": "a" * 501}), "a prompt is a line of at most 500 letters"),
         ('{"type": "pause", "on": 1}', "on is true or false"),
         ('{"type": "shown", "serial": 1, "key_ms": -1}', "key_ms is a number from 0 to 60000"),

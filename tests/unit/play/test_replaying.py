@@ -76,6 +76,15 @@ def test_a_block_of_another_number_of_rows_differs(session: RecordedSession) -> 
     assert (replayed.num_blocks, replayed.differs) == (0, "block 1 of world 0")
 
 
+def test_prompts_that_are_refused_now_differ(session: RecordedSession) -> None:
+    session.episodes[1].prompts[1] = "word " * 9
+    replayed = replay(session, STAGE)
+    assert (replayed.num_blocks, replayed.num_frames) == (4, 16)
+    assert str(replayed.differs).startswith("block 2 (prompt has 9 words") and "of world 1" in str(replayed.differs)
+    session.episodes[0].prompt = "word " * 9
+    assert str(replay(session, STAGE).differs).startswith("the first frames (prompt has 9 words")
+
+
 def test_data_that_is_another_is_named(session: RecordedSession) -> None:
     def start(seed: int) -> Start:
         return STAGE.start(seed + (seed == 1))

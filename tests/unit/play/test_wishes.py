@@ -121,6 +121,30 @@ def test_a_world_that_cannot_begin_costs_no_block() -> None:
     assert wishes.missing(0.2) == pytest.approx(0.4)  # as behind a world that did begin
 
 
+def test_a_prompt_that_a_world_which_cannot_begin_has_overtaken_holds() -> None:
+    wishes = played()
+    wishes.take(Prompt("a cat"), 0.1)
+    for seed in (1, 2):
+        wishes.take(Reset(seed, "too long"), 0.1)
+    wishes.begin(0.1)
+    wishes.refuse(0.2)
+    assert made(wishes, 0.4)[0].prompt == Prompt("a cat") and made(wishes, 0.8)[0].prompt is None
+    # A later one counts, and none that a world has ended.
+    wishes.take(Prompt("a dog"), 0.9)
+    wishes.take(Reset(1, "too long"), 0.9)
+    wishes.begin(0.9)
+    wishes.take(Prompt("a bird"), 1.0)
+    wishes.refuse(1.0)
+    assert made(wishes, 1.2)[0].prompt == Prompt("a bird")
+    wishes.take(Prompt("a dog"), 1.3)
+    wishes.take(Reset(1, None), 1.3)
+    assert made(wishes, 1.6)[0].reset == Reset(1, None)
+    wishes.take(Reset(1, "too long"), 1.7)
+    wishes.begin(2.0)
+    wishes.refuse(2.1)
+    assert made(wishes, 2.4)[0].prompt is None
+
+
 def test_worlds_begin_a_blocks_time_apart() -> None:
     wishes = Wishes(fps=10.0)
     made(wishes, 0.0, seconds=2.0)
