@@ -73,8 +73,10 @@ def report(codec: ConvVideoCodec, num_steps: int, seconds: float) -> str:
         "`SpriteVideoCodec` comes trained, as a real video VAE does: `docs/make_codec.py` made its weights, from "
         f"{sum(count for *_, count in WORLDS)} videos of our own simulators. {size / 1e6:.2f} million parameters, "
         f"{num_steps} steps, {seconds / 60:.0f} minutes on one core. Held-out videos, of 33 frames of 32 x 32 "
-        "pixels, {0} of each world, seen once through encoder and decoder; noise is added to the codes, mixed in time, "
-        "whose own deviation is 1, as a generator's mistakes would be.".format(_NUM_TEST),
+        "pixels, {0} of each world, seen once through encoder and decoder; noise is added to the codes, mixed in time "
+        "(`mixes_in_time: true`, as in the demo), whose own deviation is 1, as a generator's mistakes would be.".format(
+            _NUM_TEST
+        ),
         "",
         "| world | noise | PSNR, dB | in the moving region, dB | position off by, px | found |",
         "|---|---|---|---|---|---|",
