@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -28,6 +28,7 @@ from lightning_action.recordings.environments import (
     render,
     replay,
     resized,
+    steer,
 )
 from lightning_action.seeding import mix_seed
 
@@ -96,10 +97,25 @@ class EnvironmentDataset(SampleDataset):
 
         Where the episode ends earlier, its last frame and position stay.
         """
+        seen = replay(self._env(), action.numpy(), self._seed_of(index), self._look)
+        return self._shown(seen + seen[-1:] * (len(action) + 1 - len(seen)))
+
+    def steer(self, index: int) -> Generator[np.ndarray, np.ndarray, None]:
+        """Play the episode of a sample, in an environment of its own, under rows `[columns]` that are sent one by one.
+
+        Yields:
+            Frames `[H, W, 3]` of uint8, at the start and after each row, until the episode ends.
+        """
+        env = self.source.make()
+        try:
+            yield from steer(env, self._seed_of(index), lambda *seen: self._look(*seen)[0])
+        finally:
+            env.close()
+
+    def _seed_of(self, index: int) -> int:
         if index not in self._seeds:
             self._play(index, _look_away)
-        seen = replay(self._env(), action.numpy(), self._seeds[index], self._look)
-        return self._shown(seen + seen[-1:] * (len(action) + 1 - len(seen)))
+        return self._seeds[index]
 
     def _shown(self, seen: Sequence[tuple[np.ndarray, Any]]) -> Batch:
         video = torch.from_numpy(np.stack([frame for frame, _ in seen])).permute(0, 3, 1, 2)

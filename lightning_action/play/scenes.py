@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_action.batch import from_unit_range, to_unit_range
 from lightning_action.data.clip_encoding import ClipData
-from lightning_action.data.split_data import Split
+from lightning_action.data.environment import EnvironmentDataModule, EnvironmentDataset
+from lightning_action.data.split_data import Locator, Split
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.world import World
 from lightning_action.play.live_world import Start, Truth
@@ -54,6 +57,41 @@ class SimulatedTruth:
         return x, y
 
 
+class EnvironmentTruth:
+    """The episode of a sample in its own environment, under other actions; where it has ended, its last frame stays.
+
+    Args:
+        dataset: Samples of the environment.
+        index: Number of the sample.
+        locator: Function that finds the object in videos; None measures no distance.
+    """
+
+    def __init__(self, dataset: EnvironmentDataset, index: int, locator: Locator | None) -> None:
+        self._episode, self._locator = dataset.steer(index), locator
+        self._frame = next(self._episode)
+
+    def go_on(self, rows: Tensor) -> Tensor:
+        """Play action rows `[t, columns]`: frames `[t, 3, H, W]` in [0, 1]."""
+        frames = []
+        for row in rows.cpu().numpy():
+            with suppress(StopIteration):
+                self._frame = self._episode.send(row)
+            frames.append(self._frame)
+        return _in_unit_range(frames)
+
+    def distance(self, frames: Tensor) -> float | None:
+        """Measure how far, in pixels, frames `[t, 3, H, W]` in [0, 1] end from the truth; None if one is not seen."""
+        if self._locator is None:
+            return None
+        pair = torch.stack([frames[-1:].cpu().float(), _in_unit_range([self._frame])])
+        places, found = self._locator(from_unit_range(pair))
+        return math.dist(*places[:, 0].tolist()) if bool(found.all()) else None
+
+
+def _in_unit_range(frames: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 255
+
+
 def scenes_of(
     data: object, split: Split, num_initial_latents: int, temporal_compression_ratio: int
 ) -> Callable[[int], Start]:
@@ -74,8 +112,8 @@ def scenes_of(
     def start(seed: int) -> Start:
         with reading:
             frames, prompt = start_of(seed)
+            truth = truth_of(data, split, seed) if num_initial_latents == 1 else None
         height, width = frames.shape[-2:]
-        truth = truth_of(data, split, seed) if num_initial_latents == 1 else None
         return Start(prompt, (height, width), frames[None] if num_initial_latents else None, truth)
 
     return start
@@ -89,6 +127,8 @@ def frames_per_second(data: object, split: Split) -> float:
 
 def truth_of(data: object, split: Split, seed: int) -> Truth | None:
     """Return the simulator of a world, at its first frame; None where nobody can play it again step by step."""
+    if isinstance(data, EnvironmentDataModule) and data.can_simulate(split):
+        return EnvironmentTruth(data.dataset(split), seed % data.sizes[split], data.locator)
     if not isinstance(data, SpriteDataModule):
         return None
     index = seed % len(data.dataset(split))

@@ -6,7 +6,8 @@ Positions in pixels are those of the rendered frame, x to the right and y down, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -234,13 +235,24 @@ def replay(
     Returns:
         What `look` returned: once more than there are rows, or less often where the episode ends before.
     """
-    seen = [look(env, *_reset(env, seed))]
-    for row in rows:
-        observation, _, terminated, truncated, info = env.step(action_from_row(env.action_space, row))
-        seen.append(look(env, observation, info))
-        if terminated or truncated:
-            break
+    playing = steer(env, seed, look)
+    seen = [next(playing)]
+    with suppress(StopIteration):
+        for row in rows:
+            seen.append(playing.send(row))
     return seen
+
+
+def steer(
+    env: Env[Any, Any], seed: int, look: Callable[[Env[Any, Any], Any, Mapping[str, Any]], T]
+) -> Generator[T, np.ndarray, None]:
+    """Play the episode of a seed under rows of actions that are sent one by one; see `replay`."""
+    row = yield look(env, *_reset(env, seed))
+    while True:
+        observation, _, terminated, truncated, info = env.step(action_from_row(env.action_space, row))
+        row = yield look(env, observation, info)
+        if terminated or truncated:
+            return
 
 
 def _reset(env: Env[Any, Any], seed: int) -> tuple[Any, Mapping[str, Any]]:

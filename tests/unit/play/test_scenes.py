@@ -5,9 +5,11 @@ from __future__ import annotations
 import lightning as L
 import pytest
 import torch
+from torch import Tensor
 
+from lightning_action import EnvironmentDataModule
 from lightning_action.batch import to_unit_range
-from lightning_action.play.scenes import SimulatedTruth, frames_per_second, scenes_of
+from lightning_action.play.scenes import EnvironmentTruth, SimulatedTruth, frames_per_second, scenes_of
 from tests.support.simulated_session import WORLD, data
 from tests.support.written_videos import lerobot_copy
 
@@ -37,6 +39,45 @@ def test_the_truth_plays_the_rows_for_ever_as_the_simulator_does() -> None:
     places = [truth.locate(each) for each in (frames, moved)]
     assert places[0] is not None and places[1] == pytest.approx((places[0][0] + 2, places[0][1]), abs=0.3)
     assert truth.distance(torch.zeros(2, 3, 20, 28)) is truth.locate(torch.zeros(2, 3, 20, 28)) is None
+
+
+def dots(end_after: int) -> EnvironmentDataModule:
+    env, env_kwargs = "tests.support.dot_world:DotWorld", {"end_after": end_after}
+    return EnvironmentDataModule(env, env_kwargs, num_latents=3, test_size=3, locator=brightest)
+
+
+def brightest(video: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean place of what is bright, and whether there is anything."""
+    bright = (video.mean(dim=2) > 0).float()
+    sums = bright.sum(dim=(-2, -1)).clamp(min=1)
+    x = (bright.sum(dim=-2) * torch.arange(video.shape[-1])).sum(dim=-1) / sums
+    y = (bright.sum(dim=-1) * torch.arange(video.shape[-2])).sum(dim=-1) / sums
+    return torch.stack([x, y], dim=-1), bright.amax(dim=(-2, -1)) > 0
+
+
+def test_an_environment_goes_along_until_its_episode_ends() -> None:
+    source = dots(end_after=10)
+    sample, again = source.dataset("test")[1], scenes_of(source, "test", 1, 4)(4)
+    truth, other = again.truth, scenes_of(source, "test", 1, 4)(1).truth
+    assert isinstance(truth, EnvironmentTruth) and isinstance(other, EnvironmentTruth)
+    assert again.first_frames is not None and torch.equal(again.first_frames[0], to_unit_range(sample["video"][:1]))
+    rows, video = sample["action"], to_unit_range(sample["video"])
+    frames = torch.cat([truth.go_on(rows[:4]), truth.go_on(rows[4:8])])
+    torch.testing.assert_close(frames, video[1:])
+    assert (video[4] - video[8]).abs().max() > 0.5
+    # Another world of the same sample has an environment of its own.
+    torch.testing.assert_close(other.go_on(rows[:4]), video[1:5])
+    assert other.distance(video[4:5]) == 0
+    assert other.distance(torch.roll(video[4:5], 2, dims=-1)) == pytest.approx(2)
+    assert other.distance(torch.zeros(1, 3, 32, 48)) is None
+    last = truth.go_on(torch.zeros(2, 2))[-1]
+    assert torch.equal(truth.go_on(torch.ones(3, 2)), last.expand(3, -1, -1, -1))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not show the same again")
+def test_an_environment_that_is_not_the_same_again_has_no_truth() -> None:
+    source = EnvironmentDataModule("tests.support.dot_world:RestlessDotWorld", num_latents=2, test_size=3)
+    assert scenes_of(source, "test", 1, 4)(1).truth is None
 
 
 def test_worlds_that_begin_from_nothing_or_from_more_have_no_truth() -> None:
