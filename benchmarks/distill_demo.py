@@ -102,9 +102,7 @@ def students(settings: Settings) -> dict[str, Path]:
 def loaded(folder: Path) -> ActionVideoModule:
     """The model of a run, with its averages where it has them, as `RunWeights` takes them for a teacher."""
     run = RunWeights(str(folder))
-    if run.config is None:
-        raise FileNotFoundError(f"no config_fit.yaml in {folder} or below it: name the folder of a run")
-    module = load_run(run.config, run.path)
+    module = load_run(run.require_config(), run.path)
     if "ema_state_dict" in torch.load(run.path, weights_only=True, mmap=True):
         load_averages(module, run.path)
     return module

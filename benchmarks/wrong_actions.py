@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lightning_action import ActionVideoModule, MovingSpriteWorld, SpriteDataModule
 from lightning_action.atomic import write_json
+from lightning_action.checkpoints.run_weights import RunWeights
 from lightning_action.data.sprite_world import WorldStart
 from lightning_action.evaluation.known_state import position_reader, simulator
 from lightning_action.evaluation.report import Report, null_where_undefined
@@ -66,9 +67,9 @@ class MistakenWorld(MovingSpriteWorld):
         return super().simulate(start, self.mistake(actions))
 
 
-def go_on(run: Path, mistake: Mistake, world: dict[str, Any], num_steps: int) -> ActionVideoModule:
+def go_on(run: RunWeights, mistake: Mistake, world: dict[str, Any], num_steps: int) -> ActionVideoModule:
     """Load the run, and train it further on mistaken videos."""
-    module = load_run(run / "config_fit.yaml", run / "checkpoints" / "last.ckpt").train()
+    module = load_run(run.require_config(), run.path).train()
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -97,9 +98,9 @@ def measure(module: ActionVideoModule, world: dict[str, Any], num_videos: int) -
 
 
 @torch.no_grad()
-def blind(run: Path) -> ActionVideoModule:
+def blind(run: RunWeights) -> ActionVideoModule:
     """Load the run without its actions: what is left is what the backbone knows."""
-    module = load_run(run / "config_fit.yaml", run / "checkpoints" / "last.ckpt")
+    module = load_run(run.require_config(), run.path)
     assert module.action_projection is not None
     for parameter in module.action_projection.parameters():
         parameter.zero_()
@@ -109,7 +110,7 @@ def blind(run: Path) -> ActionVideoModule:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print, and write, the verdict on each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wrong_actions", description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="run of the demo")
+    parser.add_argument("--run", default="runs/demo", help="run of the demo")
     parser.add_argument("--steps", type=int, default=400, help="training steps for each mistake")
     parser.add_argument("--videos", type=int, default=48, help="test videos")
     parser.add_argument("--only", nargs="+", choices=[*MISTAKES, "blind"], help="mistakes to try; default: all")
@@ -117,10 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.simplefilter("ignore")
-    world = yaml.safe_load((options.run / "config_fit.yaml").read_text())["data"]["init_args"]["world"]["init_args"]
+    trained = RunWeights(options.run)
+    world = yaml.safe_load(trained.require_config().read_text())["data"]["init_args"]["world"]["init_args"]
     reports: dict[str, Report] = {}
     for name in options.only or [*MISTAKES, "blind"]:
-        module = blind(options.run) if name == "blind" else go_on(options.run, MISTAKES[name], world, options.steps)
+        module = blind(trained) if name == "blind" else go_on(trained, MISTAKES[name], world, options.steps)
         reports[name] = measure(module, world, options.videos)
         verdict = reports[name]["verdict"]
         print(f"| {name} | {verdict['label']} | {'; '.join(verdict['reasons'])} |", flush=True)

@@ -32,8 +32,6 @@ def test_each_gets_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     backbone = f"--trainer.default_root_dir={tmp_path / 'backbone'}"
     run(["fit", *shipped("demo_backbone"), "--trainer.max_steps=2", backbone, *SMALL_MODEL, *SMALL_DATA])
     run(small("fit", tmp_path, "--trainer.max_steps=2", "--trainer.limit_val_batches=0"))
-    (config,) = (tmp_path / "lightning_logs" / "version_0").glob("config_fit.yaml")
-    config.rename(tmp_path / "config_fit.yaml")
     capsys.readouterr()
     tried = ["--only", "y inverted", "blind", "--steps", "4", "--videos", "8"]
     wrong_actions.main(["--run", str(tmp_path), *tried, "--json", str(tmp_path / "wrong.json")])
