@@ -50,7 +50,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def toy_stage() -> Stage:
-    """An untrained model of the demo's world: as much happens as in a trained one of its size."""
+    """An untrained model of a small plain world: as much happens as in a trained one of its size."""
     data = SpriteDataModule(MovingSpriteWorld(image_size=16, sprite_radius=3.0), num_latents=5, test_size=8)
     module = ActionVideoModule(
         lambda: CausalWanModel(24, 32, 2, 2, in_dim=7, out_dim=7, freq_dim=10, text_dim=6, text_len=4),

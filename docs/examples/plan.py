@@ -19,7 +19,6 @@ from lightning_action import (
     ActionVideoModule,
     MovingSpriteWorld,
     Planner,
-    Sampling,
     SpriteDataModule,
     build_datamodule,
     imagination,
@@ -40,12 +39,11 @@ def main() -> None:
     parser.add_argument("--ckpt_path", default="runs/demo/checkpoints/last.ckpt")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--blocks", type=int, default=5, help="blocks of four frames that a trial has")
-    parser.add_argument("--steps", type=int, default=4, help="denoising steps of a block")
     parser.add_argument("--reached", type=float, default=3.0, help="distance in pixels that counts as reached")
     args = parser.parse_args()
     module, data = load_run(args.config, args.ckpt_path), build_datamodule(args.config)
     assert isinstance(data, SpriteDataModule) and isinstance(data.world, MovingSpriteWorld)
-    trial = partial(steer, module, data, num_blocks=args.blocks, num_steps=args.steps)
+    trial = partial(steer, module, data, num_blocks=args.blocks)
     print("| plans by | actions in the model | target reached | median distance, px | at the start |")
     print("|---|---|---|---|---|")
     for name, planner in PLANNERS.items():
@@ -61,7 +59,6 @@ def steer(
     data: SpriteDataModule,
     number: int,
     num_blocks: int,
-    num_steps: int,
     planner: Planner,
     wraps: Callable[[Imagine, torch.Generator], Imagine],
 ) -> tuple[float, float]:
@@ -84,9 +81,8 @@ def steer(
         return (world.render(start, positions) + 1) / 2, positions
 
     rows = torch.zeros(1, 0, 2)
-    sampling = Sampling(num_inference_steps=num_steps)
     longest = 1 + num_blocks + planner.horizon
-    with module.open_session(sampling=sampling, max_latents=longest) as session:
+    with module.open_session(max_latents=longest) as session:
         session.reset(seen(rows)[0], start.prompts, seed=number)
         for _ in range(num_blocks):
             # Once here, and not in each of the futures.

@@ -61,7 +61,7 @@ SMALL_LEROBOT = {
     ],
 }
 SMALL_SCRIPTS = {
-    "docs/examples/plan.py": ["--trials=1", "--blocks=1", "--steps=1"],
+    "docs/examples/plan.py": ["--trials=1", "--blocks=1"],
     "docs/measure_drift.py": ["--worlds=1", "--blocks=16"],
 }
 # What a CPU cannot do, or not in seconds, in a benchmark.
