@@ -71,7 +71,9 @@ def format_replayed(session: RecordedSession, replayed: Replayed) -> str:
     if replayed.differs is None:
         said = f"reproduced bit for bit: {equal} of {worlds} world{'s' * (worlds != 1)}"
         return f"{table}\n\n{said}" if table else said
-    reason = table or "  nothing that is recorded has changed: what differs is not recorded, such as a driver"
+    unknown = "  nothing that is recorded has changed: what differs is not recorded, such as a driver"
+    refused = f"  refused now: {replayed.refused}" if replayed.refused else ""
+    reason = "\n\n".join(filter(None, (refused, table))) or unknown
     return f"NOT THE SAME from {replayed.differs} on; equal before: {equal}\n\n{reason}"
 
 

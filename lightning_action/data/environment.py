@@ -315,7 +315,7 @@ class EnvironmentDataModule(SplitDataModule):
 
     def clips(self, split: Split) -> EnvironmentClips:
         """Return all samples of a split as clips."""
-        return EnvironmentClips(self.dataset(split), split, self.fps)
+        return EnvironmentClips(self.episodes(split), split, self.fps)
 
     def codec_videos(self, num_videos: int = 256) -> Tensor:
         """Return training videos `[num_videos, T, 3, H, W]` for fitting a codec."""
@@ -328,7 +328,7 @@ class EnvironmentDataModule(SplitDataModule):
         It is looked at once: what is found holds for all splits.
         """
         if self._can_simulate is None:
-            dataset = self._replays(split)
+            dataset = self.episodes(split)
             sample = dataset[0]
             is_same = torch.equal(dataset.replay(0, sample["action"])["video"], sample["video"])
             self._can_simulate = self.trainer.strategy.reduce_boolean_decision(is_same) if self.trainer else is_same
@@ -354,14 +354,14 @@ class EnvironmentDataModule(SplitDataModule):
             Videos `[B, T, 3, H, W]` in [-1, 1], and positions in pixels, `[B, T, 2]`, on the CPU; positions are NaN
             where neither `position` nor `locator` is given.
         """
-        dataset = self._replays(split)
+        dataset = self.episodes(split)
         pairs = zip(batch["sample_id"].tolist(), batch["action"].cpu(), strict=True)
         shown = self.collate([dataset.replay(index, action) for index, action in pairs])
         video = shown["video"]
         return video, shown.get("position", video.new_full((*video.shape[:2], 2), torch.nan))
 
-    def _replays(self, split: Split) -> EnvironmentDataset:
-        """Keep what replays a split: its environment stays open, and it knows the seeds of its episodes."""
+    def episodes(self, split: Split) -> EnvironmentDataset:
+        """Return the samples of a split that are kept: their environment stays open, and their seeds are known."""
         return self._replayed.setdefault(split, self.dataset(split))
 
 

@@ -79,6 +79,10 @@ class FrozenPart:
 class TextEncoder(FrozenPart, ABC):
     """Encoder of prompts as vectors."""
 
+    def tokenizer_checksums(self) -> Mapping[str, str]:
+        """Compute SHA-256 of each file of its tokenizer, as `load` found it; none where there are no files."""
+        return {}
+
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Encode prompts as `[B, L, text_dim]`, zero past each prompt's end."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -67,6 +67,7 @@ class UMT5TextEncoder(PartInFiles, TextEncoder):
         self.low_memory = low_memory
         self.num_remembered = num_remembered
         self._tokenize: Any = None
+        self._tokenizer_checksums: dict[str, str] = {}
         self._remembered: dict[str, Tensor] = {}
 
     @property
@@ -108,18 +109,19 @@ class UMT5TextEncoder(PartInFiles, TextEncoder):
             self._model.to("cpu")
         return encoded
 
-    def _weights(self) -> dict[str, Tensor]:
-        """What becomes of a prompt follows from the files of the tokenizer too."""
-        folder = Path(self._tokenize.name_or_path)
-        files = [folder / name for name in (*_VOCABULARIES, "tokenizer_config.json") if (folder / name).is_file()]
-        read = {f"tokenizer/{file.name}": torch.from_numpy(np.fromfile(file, np.uint8)) for file in files}
-        return {**super()._weights(), **read}
+    def tokenizer_checksums(self) -> Mapping[str, str]:
+        """Compute SHA-256 of each file of its tokenizer, as `load` found it."""
+        self.load()
+        return self._tokenizer_checksums
 
     def _read(self, path: Path) -> Any:
         beside = path if path.is_dir() else path.parent
         self._tokenize = _read_tokenizer(
             [beside / name for name in _TOKENIZER_FOLDERS] if self.tokenizer is None else [Path(self.tokenizer)]
         )
+        folder = Path(self._tokenize.name_or_path)
+        files = [folder / name for name in (*_VOCABULARIES, "tokenizer_config.json") if (folder / name).is_file()]
+        self._tokenizer_checksums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
         model = _read_model(path, self._dtype)
         if len(self._tokenize) > model.config.vocab_size:
             raise ValueError(

@@ -20,6 +20,7 @@ from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.world_session import WorldSession
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.play.action_map import default_map
 from lightning_action.play.live_world import LiveWorld, Stage
 from lightning_action.play.scenes import frames_per_second, scenes_of
 from lightning_action.ranges import require_numbers
@@ -36,6 +37,7 @@ class TakingTurns:
 
     def __init__(self, session: WorldSession, lock: Lock) -> None:
         self._session, self._lock = session, lock
+        self._block_seconds: Mapping[str, float] = {}
 
     @property
     def rows_wanted(self) -> int:
@@ -45,8 +47,7 @@ class TakingTurns:
     @property
     def block_seconds(self) -> Mapping[str, float]:
         """Seconds that `generate` and `decode` took, of the last block."""
-        with self._lock:  # reading them waits for the device, which must not happen while a pass is captured
-            return self._session.block_seconds
+        return self._block_seconds
 
     def reset(
         self,
@@ -62,7 +63,10 @@ class TakingTurns:
     def step_block(self, actions: Tensor) -> Tensor:
         """Step by the rows of a block, as `WorldSession.step_block`, with frames on the CPU."""
         with self._lock:
-            return self._session.step_block(actions).cpu()
+            frames = self._session.step_block(actions).cpu()
+            # Reading them waits for the device, which must not happen while a pass of another one is captured.
+            self._block_seconds = self._session.block_seconds
+            return frames
 
     def prompt(self, text: str) -> None:
         """Let the blocks that follow be under another prompt."""
@@ -173,6 +177,7 @@ def fingerprints(module: GenerativeModule) -> dict[str, str]:
         "text_encoder": type(module.frozen.text_encoder).__name__,
         "weights of the VAE": module.frozen.vae.checksum(),
         "weights of the text encoder": module.frozen.text_encoder.checksum(),
+        **{f"tokenizer: {name}": value for name, value in module.frozen.text_encoder.tokenizer_checksums().items()},
         "dtype": str(module.compute_dtype),
         "device": str(module.device),
         "threads": str(torch.get_num_threads()),
@@ -196,7 +201,7 @@ def warm_up(stage: Stage) -> None:
     world.reset(0)
     try:
         for _ in range(stage.num_warm_up_blocks):
-            world.step(torch.zeros(stage.schema.num_columns))
+            world.step(default_map(stage.schema).row())
             world.write_pending()
     finally:
         world.close()

@@ -143,6 +143,11 @@ class Block:
 class Observer(Protocol):
     """Whoever keeps what happens in a world, such as a recording."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is kept any more of what comes."""
+        ...
+
     def begin(self, seed: int, prompt: str, frames: Tensor, given: Tensor | None) -> None:
         """See a world begin with frames `[T0, 3, H, W]` in [0, 1], and those that were given for it, before the VAE."""
         ...
@@ -177,6 +182,11 @@ class LiveWorld:
         self.seed, self.text, self.has_begun = 0, "", False
 
     @property
+    def is_recorded(self) -> bool:
+        """Whether somebody keeps what happens."""
+        return self.observer is not None and not self.observer.is_over
+
+    @property
     def rows_wanted(self) -> int:
         """Number of action rows of the next block."""
         return self._session.rows_wanted
@@ -188,17 +198,23 @@ class LiveWorld:
             RefusedWishError: The session cannot begin so.
         """
         self._let_see()
-        with _refusing(ValueError, OSError):
-            start = self.stage.start(seed)
+        start = self._start(seed)
         text = start.prompt if prompt is None else prompt
         frame_size = start.frame_size if start.first_frames is None else None
-        with _refusing(ValueError):
+        with _refusing():
             frames = self._session.reset(start.first_frames, text, seed, frame_size)[0]
         self.seed, self.text, self.has_begun = seed, text, True
         self._truth, self._number = start.truth, 0
         self._let_observe(lambda observer: observer.begin(seed, text, frames, start.first_frames))
         given = None if start.first_frames is None or start.truth is None else start.first_frames[0, : len(frames)]
         return Block(0, bytes_of_frames(frames), None if given is None else bytes_of_frames(given))
+
+    def _start(self, seed: int) -> Start:
+        try:
+            return self.stage.start(seed)
+        except (ValueError, OSError) as error:
+            _log.exception("world %d cannot be read", seed)
+            raise RefusedWishError(f"world {seed} cannot be read: the server's output says why") from error
 
     def step(self, row: Tensor) -> Block:
         """Hold an action row `[columns]` for a block."""
@@ -223,7 +239,7 @@ class LiveWorld:
             RefusedWishError: The session does not take it.
         """
         self._let_see()
-        with _refusing(ValueError):
+        with _refusing():
             self._session.prompt(text)
         self.text = text
         self._let_observe(lambda observer: observer.prompt(text))
@@ -235,6 +251,7 @@ class LiveWorld:
 
     def close(self) -> None:
         """Free the session, and end what is kept of it."""
+        self._truth = None  # an environment is closed here, in the thread that has stepped it
         try:
             self._session.close()
             self._let_see()
@@ -253,14 +270,14 @@ class LiveWorld:
         try:
             tell(self.observer)
         except OSError:
-            _log.exception("a world goes on without being recorded")
+            _log.exception("a recording has ended: it cannot be written")
             self.observer = None
 
 
 @contextmanager
-def _refusing(*kinds: type[Exception]) -> Iterator[None]:
-    """Tell what is refused, and leaves the world as it was, from what fails elsewhere."""
+def _refusing() -> Iterator[None]:
+    """Tell what a session refuses, and leaves as it was, from what fails elsewhere."""
     try:
         yield
-    except kinds as error:
+    except ValueError as error:
         raise RefusedWishError(str(error)) from error

@@ -139,7 +139,7 @@ class SessionRecording:
         self._given: Tensor | None = None
         self._last_task = ""
         self._num_frames = 0
-        self._is_over = False
+        self.is_over = False
 
     def begin(self, seed: int, prompt: str, frames: Tensor, given: Tensor | None) -> None:
         """See a world begin with frames `[T0, 3, H, W]` in [0, 1]; it counts from its first block on."""
@@ -151,12 +151,12 @@ class SessionRecording:
 
     def prompt(self, text: str) -> None:
         """See the prompt change before the next block."""
-        if not self._is_over:
+        if not self.is_over:
             self._episode.prompts[len(self._episode.rows)] = text
 
     def step(self, rows: Tensor, frames: Tensor) -> None:
         """See the rows `[rows, columns]` of a block, and the frames `[t, 3, H, W]` that they led to."""
-        if self._is_over:
+        if self.is_over:
             return
         pairs, task = self._pairs(rows, frames), self._episode.last_prompt
         with self._whole_or_discarded():
@@ -174,8 +174,8 @@ class SessionRecording:
         self._tasks += [self._last_task if is_carried else task, *[task] * (len(pairs) - 1)]
         self._num_frames += len(pairs)
         self._last, self._last_task = frames[-1:], task
-        self._is_over = self._num_frames >= MAX_FRAMES
-        if self._is_over:
+        self.is_over = self._num_frames >= MAX_FRAMES
+        if self.is_over:
             _log.warning("a recording has %d frames and ends; its world goes on: %s", MAX_FRAMES, self._folder)
 
     def close(self) -> None:
@@ -199,7 +199,7 @@ class SessionRecording:
             yield
         except BaseException:
             _log.warning("a recording cannot be written and is discarded: %s", self._folder)
-            self._is_over, self._writer = True, None
+            self.is_over, self._writer = True, None
             with self._open:
                 raise
 

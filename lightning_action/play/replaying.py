@@ -23,20 +23,25 @@ class Replayed:
         num_frames: Number of their frames.
         differs: First place that differs; None where all is equal.
         changes: What is another than at the recording, by its name: the value then, and the value now.
+        refused: Reason why that place cannot be played now; None where it can.
     """
 
     num_blocks: int
     num_frames: int
     differs: str | None
     changes: Mapping[str, tuple[Any, Any]]
+    refused: str | None = None
 
 
 class _LastHash:
     """An observer that hashes what it sees, and where the world began."""
 
+    is_over = False
+
     def __init__(self) -> None:
         self.value, self.num_frames = "", 0
         self.start: str | None = None
+        self.refused: str | None = None
 
     def begin(self, seed: int, prompt: str, frames: Tensor, given: Tensor | None) -> None:
         self.value, self.start = hash_frames(frames), hash_start(given)
@@ -68,7 +73,7 @@ def replay(session: RecordedSession, stage: Stage, progress: Callable[[], object
                 if place == _START and episode.start not in (None, seen.start):
                     changes[f"data: start of world {number}"] = episode.start, seen.start
                 if found != expected:
-                    return Replayed(num_blocks, num_frames, f"{place} of world {number}", changes)
+                    return Replayed(num_blocks, num_frames, f"{place} of world {number}", changes, seen.refused)
                 num_blocks, num_frames = num_blocks + (place != _START), seen.num_frames
                 progress()
     finally:
@@ -84,14 +89,16 @@ def _play(world: LiveWorld, seen: _LastHash, episode: RecordedEpisode) -> Iterat
     try:
         world.reset(episode.seed, episode.prompt)
     except RefusedWishError as error:
-        yield f"{_START} ({error})", None
+        seen.refused = str(error.__cause__)
+        yield _START, None
     yield _START, seen.value
     for number, rows in enumerate(episode.rows):
         try:
             if number in episode.prompts:
                 world.prompt(episode.prompts[number])
         except RefusedWishError as error:
-            yield f"block {number + 1} ({error})", None
+            seen.refused = str(error.__cause__)
+            yield f"block {number + 1}", None
         if len(rows) != world.rows_wanted:
             yield f"block {number + 1}", None
         world.step_rows(rows)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
 from threading import Lock
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from lightning_action.batch import from_unit_range, to_unit_range
 from lightning_action.data.clip_encoding import ClipData
-from lightning_action.data.environment import EnvironmentDataModule, EnvironmentDataset
+from lightning_action.data.environment import EnvironmentDataModule
 from lightning_action.data.split_data import Locator, Split
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.world import World
@@ -58,30 +57,31 @@ class SimulatedTruth:
 
 
 class EnvironmentTruth:
-    """The episode of a sample in its own environment, under other actions; where it has ended, its last frame stays.
+    """The episode of a sample under other actions; where it has ended, its last frame stays, and nothing is measured.
 
     Args:
-        dataset: Samples of the environment.
-        index: Number of the sample.
+        episode: What `EnvironmentDataset.steer` gives.
         locator: Function that finds the object in videos; None measures no distance.
     """
 
-    def __init__(self, dataset: EnvironmentDataset, index: int, locator: Locator | None) -> None:
-        self._episode, self._locator = dataset.steer(index), locator
-        self._frame = next(self._episode)
+    def __init__(self, episode: Generator[np.ndarray, np.ndarray, None], locator: Locator | None) -> None:
+        self._episode, self._locator = episode, locator
+        self._frame, self._has_ended = next(episode), False
 
     def go_on(self, rows: Tensor) -> Tensor:
         """Play action rows `[t, columns]`: frames `[t, 3, H, W]` in [0, 1]."""
         frames = []
         for row in rows.cpu().numpy():
-            with suppress(StopIteration):
+            try:
                 self._frame = self._episode.send(row)
+            except StopIteration:
+                self._has_ended = True
             frames.append(self._frame)
         return _in_unit_range(frames)
 
     def distance(self, frames: Tensor) -> float | None:
         """Measure how far, in pixels, frames `[t, 3, H, W]` in [0, 1] end from the truth; None if one is not seen."""
-        if self._locator is None:
+        if self._locator is None or self._has_ended:
             return None
         pair = torch.stack([frames[-1:].cpu().float(), _in_unit_range([self._frame])])
         places, found = self._locator(from_unit_range(pair))
@@ -128,7 +128,7 @@ def frames_per_second(data: object, split: Split) -> float:
 def truth_of(data: object, split: Split, seed: int) -> Truth | None:
     """Return the simulator of a world, at its first frame; None where nobody can play it again step by step."""
     if isinstance(data, EnvironmentDataModule) and data.can_simulate(split):
-        return EnvironmentTruth(data.dataset(split), seed % data.sizes[split], data.locator)
+        return EnvironmentTruth(data.episodes(split).steer(seed % data.sizes[split]), data.locator)
     if not isinstance(data, SpriteDataModule):
         return None
     index = seed % len(data.dataset(split))

@@ -190,7 +190,6 @@ class PlayServer:
             "title": playground.stage.title,
             "fps": playground.stage.fps,
             "controls": playground.action_map.shown(),
-            "records": playground.new_observer is not None,
             "max_message": MAX_MESSAGE,
             "max_prompt": MAX_PROMPT,
         }

@@ -127,7 +127,7 @@ class SteppingWorld:
         with self._changed:
             span = self._wishes.end(block, perf_counter())
             state = {"seed": world.seed, "prompt": world.text, "paused": self._wishes.paused}
-            state["records"] = world.observer is not None
+            state["recorded"] = world.is_recorded
         if len(block.frames):  # a model that begins from nothing has none before its first step
             self._deliver(Delivery(block, wanted.hold.change, begun, span, state))
         world.write_pending()

@@ -50,10 +50,10 @@ def test_a_session_is_played_recorded_and_reproduced(run: list[str], tmp_path: P
         headers = {"Authorization": "Bearer a-secret-of-mine"}
         with connect(place, additional_headers=headers, proxy=None, open_timeout=30) as client:
             hello = next_notice(client, "hello")
-            assert hello["records"] and hello["fps"] == 16
+            assert hello["fps"] == 16
             say(client, "hold", held=[[0, 1]], change=1)
-            while next_block(client)[0]["number"] < 3:
-                pass
+            while (header := next_block(client)[0])["number"] < 3:
+                assert header["recorded"]
             say(client, "prompt", text="a violet star")
             while next_block(client)[0]["prompt"] != "a violet star":
                 pass

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.support.two_processes import ROOT, unused_port
+from tests.support.two_processes import ROOT, random_port
 
 NUM_RANKS = 2
 _TIMEOUT_SECONDS = 300
@@ -36,7 +36,7 @@ class _Ranks:
     def __init__(self) -> None:
         context = get_context("spawn")  # a fork of a process with threads may hang
         self._folder = TemporaryDirectory(prefix="two_ranks")
-        port = unused_port()
+        port = random_port()
         pairs = [context.Pipe() for _ in range(NUM_RANKS)]
         self._connections = [ours for ours, _ in pairs]
         self._outputs = [Path(self._folder.name) / f"rank_{rank}" for rank in range(NUM_RANKS)]

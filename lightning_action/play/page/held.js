@@ -93,7 +93,7 @@ export class Held {
     });
     this.on(canvas, "pointermove", (event) => {
       if (!isPulling(event)) return;
-      if (!event.buttons) return letGo();
+      if (!(event.buttons & 1)) return letGo();
       pull("x", (event.clientX - this.pulledFrom.clientX) / (PULL * canvas.clientWidth));
       pull("y", (event.clientY - this.pulledFrom.clientY) / (PULL * canvas.clientHeight));
     });

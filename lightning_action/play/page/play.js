@@ -44,7 +44,10 @@ function onNotice(notice) {
   }
   else if (notice.type === "hello") onHello(notice);
   else if (notice.type === "figures") onFigures(notice);
-  else if (notice.type === "refused") note(notice.why);
+  else if (notice.type === "refused") {
+    note(notice.why);
+    prompt = undefined; // what was not taken does not stay in the field
+  }
 }
 
 function onHello(hello) {
@@ -58,6 +61,7 @@ function onHello(hello) {
   at("deck").inert = false;
   setPaused(false);
   ownPrompt = true;
+  prompt = undefined;
 }
 
 async function onBlock(data) {
@@ -131,7 +135,7 @@ function tell(header) {
     if (header.prompt !== prompt) at("prompt").value = header.prompt;
     prompt = header.prompt;
   }
-  at("recording").hidden = !header.records;
+  at("recording").hidden = !header.recorded;
   seed = header.seed;
   document.body.dataset.block = header.number;
 }
@@ -169,7 +173,7 @@ function pause() {
 
 function reset(newSeed, keepsPrompt) {
   if (!Number.isInteger(newSeed) || newSeed < 0 || newSeed > 2147483647) return note("a seed is a whole number from 0 on");
-  if (!keepsPrompt) ownPrompt = true;
+  if (!keepsPrompt) [ownPrompt, prompt] = [true, undefined];
   send({ type: "reset", seed: newSeed, prompt: ownPrompt ? null : at("prompt").value });
 }
 
@@ -177,8 +181,8 @@ at("pause").onclick = pause;
 at("step").onclick = () => send({ type: "step" });
 at("reset").onclick = () => reset(at("seed").valueAsNumber, true);
 at("another").onclick = () => reset(Math.floor(Math.random() * 10000), false);
-at("seed").onkeydown = ({ code, target }) => {
-  if (code !== "Enter") return;
+at("seed").onkeydown = ({ key, target }) => {
+  if (key !== "Enter") return;
   reset(target.valueAsNumber, true);
   target.blur(); // the arrows are the world's again
 };
@@ -203,7 +207,7 @@ document.addEventListener("keydown", (event) => {
   if (target.closest("input, button, summary") || event.ctrlKey || event.metaKey || event.altKey || at("deck").inert) return;
   if (code === "Space" && !repeat) pause();
   else if (code === "Period" && paused) send({ type: "step" });
-  else if (code === "Enter") at("prompt").focus();
+  else if (code === "Enter" && !repeat) at("prompt").focus();
   else return;
   event.preventDefault();
 });

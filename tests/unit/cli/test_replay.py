@@ -46,6 +46,8 @@ def test_it_names_what_differs() -> None:
     assert "version of torch" in text and "2.8.0" in text and f"  {'a' * 52} ..." in text
     unknown = format_replayed(SESSION, Replayed(2, 8, "block 3 of world 0", {}))
     assert unknown.endswith("nothing that is recorded has changed: what differs is not recorded, such as a driver")
+    refused = format_replayed(SESSION, Replayed(2, 8, "block 3 of world 0", {}, "prompt has 9 words"))
+    assert refused.endswith("equal before: 2 blocks, 8 frames\n\n  refused now: prompt has 9 words")
 
 
 def test_long_values_are_shown_where_they_differ() -> None:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from lightning_action import ActionVideoModule, BlockCausality, Sampling
+from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.play.generated import PlaySettings, fingerprints, stage_of, warm_up, with_window
 from lightning_action.play.live_world import LiveWorld, Stage
 from tests.support.live_server import next_block, serving
+from tests.support.simulated_session import SimulatedSession, simulated_stage
 from tests.support.sprite_module import LATENTS, data, ready
 
 
@@ -23,6 +25,8 @@ def stage(module: ActionVideoModule, **settings: Any) -> Stage:
 
 class Frames:
     """An observer that keeps the frames."""
+
+    is_over = False
 
     def __init__(self) -> None:
         self.frames: list[Tensor] = []
@@ -120,6 +124,20 @@ def test_a_stage_says_what_its_bits_depend_on() -> None:
         module.frozen.vae.fitted_tensors()["first.scale"][0] *= 1 + 2**-20  # type: ignore[attr-defined]
     found = fingerprints(module)
     assert [name for name in after if after[name] != found[name]] == ["weights of the VAE"], "in less than bfloat16"
+
+
+def test_the_first_blocks_are_made_of_rows_within_bounds() -> None:
+    schema = ActionSchema([ActionPart("speed", low=0.5, high=2.0)])
+    rows: list[Tensor] = []
+
+    class Kept(SimulatedSession):
+        def step_block(self, actions: Tensor) -> Tensor:
+            rows.append(actions)
+            return torch.zeros(1, 4, 3, 20, 28)
+
+    kept = simulated_stage(Kept, schema=schema)
+    warm_up(replace(kept, start=lambda seed: replace(kept.start(seed), truth=None), num_warm_up_blocks=3))
+    assert len(rows) == 3 and min(float(row.min()) for row in rows) >= 0.5
 
 
 def test_the_first_blocks_are_made_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from tests.support.simulated_session import SimulatedSession, simulated_stage
 class Notes:
     """An observer that keeps what it sees."""
 
+    is_over = False
+
     def __init__(self) -> None:
         self.seen: list[tuple[str, object]] = []
 
@@ -85,7 +87,7 @@ def test_what_is_refused_leaves_the_world_as_it_was() -> None:
     assert found.truth is not None and expected.truth is not None and np.array_equal(found.truth, expected.truth)
 
 
-def test_a_start_that_cannot_be_read_leaves_the_world_as_it_was() -> None:
+def test_a_start_that_cannot_be_read_leaves_the_world_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
     stage = simulated_stage()
 
     def start(seed: int) -> Start:
@@ -96,8 +98,9 @@ def test_a_start_that_cannot_be_read_leaves_the_world_as_it_was() -> None:
     world, other = LiveWorld(replace(stage, start=start)), LiveWorld(stage)
     for each in (world, other):
         each.reset(2)
-    with pytest.raises(RefusedWishError, match=r"no videos/000003\.mp4"):
+    with pytest.raises(RefusedWishError, match="world 3 cannot be read: the server's output says why"):
         world.reset(3)
+    assert "no videos/000003.mp4" in caplog.text
     found, expected = (each.step(torch.tensor([0.0, 1.0])) for each in (world, other))
     assert found.number == 1 and np.array_equal(found.frames, expected.frames)
 

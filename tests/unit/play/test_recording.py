@@ -123,7 +123,7 @@ def test_a_recording_of_which_a_block_cannot_be_written_is_discarded(
     monkeypatch.setattr(LeRobotWriter, "add_frame", failing)
     assert world.observer is not None
     world.write_pending()
-    assert world.observer is None and "without being recorded" in caplog.text and "no space left" in caplog.text
+    assert world.observer is None and "a recording has ended" in caplog.text and "no space left" in caplog.text
     world.step(RIGHT)
     world.reset(2)
     world.step(RIGHT)
@@ -232,6 +232,11 @@ def test_a_long_recording_ends_and_its_world_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(recording, "MAX_FRAMES", 8)
+    world = LiveWorld(STAGE, SessionRecording(lambda: tmp_path / "kept", STAGE, ""))
+    world.reset(3)
+    told = [world.is_recorded for block in range(4) if world.step(RIGHT) and world.write_pending() is None]
+    world.close()
+    assert told == [True, False, False, False]
     record(tmp_path / "session")
     assert "has 8 frames and ends; its world goes on" in caplog.text
     (episode,) = read_session(tmp_path / "session").episodes

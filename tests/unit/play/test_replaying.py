@@ -80,9 +80,10 @@ def test_prompts_that_are_refused_now_differ(session: RecordedSession) -> None:
     session.episodes[1].prompts[1] = "word " * 9
     replayed = replay(session, STAGE)
     assert (replayed.num_blocks, replayed.num_frames) == (4, 16)
-    assert str(replayed.differs).startswith("block 2 (prompt has 9 words") and "of world 1" in str(replayed.differs)
+    assert replayed.differs == "block 2 of world 1" and "prompt has 9 words" in str(replayed.refused)
     session.episodes[0].prompt = "word " * 9
-    assert str(replay(session, STAGE).differs).startswith("the first frames (prompt has 9 words")
+    replayed = replay(session, STAGE)
+    assert replayed.differs == "the first frames of world 0" and "prompt has 9 words" in str(replayed.refused)
 
 
 def test_data_that_is_another_is_named(session: RecordedSession) -> None:

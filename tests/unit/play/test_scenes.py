@@ -70,7 +70,9 @@ def test_an_environment_goes_along_until_its_episode_ends() -> None:
     assert other.distance(video[4:5]) == 0
     assert other.distance(torch.roll(video[4:5], 2, dims=-1)) == pytest.approx(2)
     assert other.distance(torch.zeros(1, 3, 32, 48)) is None
-    last = truth.go_on(torch.zeros(2, 2))[-1]
+    assert truth.distance(frames) == 0
+    last = truth.go_on(torch.zeros(3, 2))[-1]
+    assert truth.distance(last[None]) is None, "there is no truth behind the end"
     assert torch.equal(truth.go_on(torch.ones(3, 2)), last.expand(3, -1, -1, -1))
 
 

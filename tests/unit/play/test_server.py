@@ -59,8 +59,9 @@ def test_a_player_gets_a_world_that_does_what_is_held() -> None:
     with serving(simulated_stage()) as running, running.connect() as client:
         hello = next_notice(client, "hello")
         assert hello["controls"][0] == {"label": "→", "inputs": ["key:ArrowRight", "key:KeyD"]}
-        assert (hello["fps"], hello["records"]) == (16.0, False)
+        assert hello["fps"] == 16.0
         header, picture = next_block(client)
+        assert not header["recorded"]
         assert is_new(header) and header["size"] == [20, 28]
         say(client, "hold", held=[[0, 1]], change=1)
         while header["change"] != 1:

@@ -94,7 +94,7 @@ def test_every_wish_arrives() -> None:
         seen.stepping.take(Prompt("dark"))
         seen.stepping.take(Pause(False))
         wait_until(lambda: seen.deliveries[-1].block.number > 2)
-    assert seen.deliveries[-1].state == {"seed": 6, "prompt": "dark", "paused": False, "records": False}
+    assert seen.deliveries[-1].state == {"seed": 6, "prompt": "dark", "paused": False, "recorded": False}
     assert seen.session.calls.count("prompt dark") == 1
 
 
