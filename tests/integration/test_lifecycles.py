@@ -117,11 +117,9 @@ def _smaller(life: Life, backbone: Path) -> list[str]:
     devices = ["--trainer.accelerator=cpu", f"--trainer.devices={life.devices}"]
     if life.is_released_size:
         return [*small_arguments(life.configs[0]), *devices]
-    # As the backbone is, which the shipped one does without.
-    changed = ["--model.generator.init_args.preconditioned=true"] if "chance" in life.configs else []
     tested, predicted = _sizes(life)
     sizes = [f"--data.init_args.test_size={tested}", f"--data.init_args.predict_size={predicted}"]
-    return [f"--model.pretrained={backbone}", *SMALL_MODEL, *SMALL_DATA, *ACTION, *sizes, *changed, *devices]
+    return [f"--model.pretrained={backbone}", *SMALL_MODEL, *SMALL_DATA, *ACTION, *sizes, *devices]
 
 
 def _sizes(life: Life) -> tuple[int, int]:

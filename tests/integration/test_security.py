@@ -184,7 +184,8 @@ def recorded(config: Path) -> Path:
     (folder / "meta" / "play").mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / ROWS_FILE, {"000000": torch.zeros(4, 2)}, {})
     (folder / CONFIG_FILE).write_text(config.read_text())
-    write_json(folder / SESSION_FILE, {"format": 1, "provenance": {}, "episodes": []})
+    world = {"seed": 0, "prompt": "", "prompts": {}, "hashes": ["", ""], "start": None, "blocks": [4]}
+    write_json(folder / SESSION_FILE, {"format": 1, "provenance": {}, "episodes": [world]})
     return folder
 
 
@@ -300,7 +301,7 @@ def test_data_that_points_outside_its_folder(tmp_path: Path, kind: str) -> None:
 def test_a_recorded_session(tmp_path: Path, marker: Path) -> None:
     """Its configuration is read as any other, above; its rows are no pickle."""
     folder = recorded(write_run(tmp_path)[0])
-    assert not read_session(folder).episodes
+    assert len(read_session(folder).episodes) == 1
     (folder / ROWS_FILE).write_bytes(pickle.dumps(Touches(marker)))
     with pytest.raises(ValueError, match="is no whole recorded session"):
         read_session(folder)
