@@ -52,7 +52,6 @@ LIVES = (
     Life(("demo", "chance"), factor=100, stop=2, end=3, formats=("wan",)),
     Life(("demo", "frozen_backbone"), factor=100, stop=1, end=2, formats=("adapter",), trains=("action",)),
     Life(("demo", "ddp"), factor=100, stop=3, end=4, devices=2, formats=("wan",)),
-    Life(("demo", "fsdp"), factor=100, stop=3, end=4, devices=2, formats=("wan",)),
     Life(("longlive_action",), factor=2000, stop=2, end=3),
     Life(("wan2.1_1.3b",), factor=2000, stop=2, end=3),
     Life(("wan2.1_1.3b", "lora"), factor=5000, stop=3, end=4, trains=("action", "lora", "backbone")),
