@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -24,6 +23,7 @@ from lightning_action.atomic import write_json
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import NoiseSource, frame_noise
 from lightning_action.diffusion.samplers import Sampler, few_step
+from lightning_action.evaluation.provenance import installed_version
 from lightning_action.generation.rollout import rollout
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -413,10 +413,7 @@ def measure(sizes: Sizes, device: torch.device) -> dict[str, Any]:
 
 def machine(device: torch.device) -> dict[str, str | int | None]:
     """What the figures were measured with."""
-    try:
-        diffusers: str | None = version("diffusers")
-    except PackageNotFoundError:
-        diffusers = None
+    diffusers = installed_version("diffusers")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"torch": torch.__version__, "diffusers": diffusers, "threads": torch.get_num_threads(), "device": name}
 

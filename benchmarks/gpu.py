@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from statistics import median, quantiles
@@ -45,6 +44,7 @@ from benchmarks._gpu_bench import (
 from lightning_action.atomic import write_json
 from lightning_action.diffusion.objectives import per_frame_error, teacher_forcing
 from lightning_action.distributed.sharding import Sharding, shard, shard_generator
+from lightning_action.evaluation.provenance import installed_version
 from lightning_action.generation.sampling import BlockContext
 from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.generator.checkpointing import Checkpointing
@@ -237,7 +237,7 @@ def machine(device: torch.device, rate: float) -> Results:
         "attention": attention_operations(device),
         "threads": torch.get_num_threads(),
         "cudnn": torch.backends.cudnn.version(),
-        **{package: _version(package) for package in ("torch", "triton", "diffusers", "torchao")},
+        **{package: installed_version(package) for package in ("torch", "triton", "diffusers", "torchao")},
     }
 
 
@@ -247,13 +247,6 @@ def attention_operations(device: torch.device) -> list[str]:
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
     return sorted({event.key for event in seen.key_averages() if event.key.startswith("aten::_scaled_dot_product")})
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def measure(sizes: Sizes, options: Options, parts: Sequence[str], decoders: Sequence[str]) -> Iterator[Results]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from lightning_action.cli.trainer_verbs import program_name
 from lightning_action.cli.usage import VerbParser
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
+from lightning_action.evaluation.provenance import installed_version
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.linear_codec import LinearVideoCodec
 from lightning_action.generation.sampling import Sampling
@@ -120,10 +120,7 @@ def installed() -> list[str]:
 
 
 def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
+    return installed_version(package) or "missing"
 
 
 def _devices() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,14 @@ def _bytes_of(name: str, values: Tensor) -> bytes:
     if name == "video":
         values = ((values + 1) * 127.5).round().to(torch.uint8)
     return values.contiguous().numpy().tobytes()
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of a package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def versions() -> dict[str, str]:

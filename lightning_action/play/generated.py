@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from lightning_action.batch import num_latent_frames
 from lightning_action.data.split_data import Split, SplitDataModule
-from lightning_action.evaluation.provenance import versions
+from lightning_action.evaluation.provenance import installed_version, versions
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.world_session import WorldSession
 from lightning_action.generative_module import GenerativeModule
@@ -188,11 +186,8 @@ def fingerprints(module: GenerativeModule) -> dict[str, str]:
 
 def _versions_of_readers() -> dict[str, str]:
     """Name the versions of what reads videos and runs frozen parts, where it is installed."""
-    found = {}
-    for name in ("av", "diffusers", "transformers", "torchao"):
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    found = {name: installed_version(name) for name in ("av", "diffusers", "transformers", "torchao")}
+    return {name: told for name, told in found.items() if told is not None}
 
 
 def warm_up(stage: Stage) -> None:

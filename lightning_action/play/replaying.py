@@ -86,24 +86,22 @@ _START = "the first frames"
 
 def _play(world: LiveWorld, seen: _LastHash, episode: RecordedEpisode) -> Iterator[tuple[str, str | None]]:
     """Play an episode, and name each place with the hash of what was seen there; None where something does not fit."""
+    place = _START
     try:
         world.reset(episode.seed, episode.prompt)
-    except RefusedWishError as error:
-        seen.refused = str(error.__cause__)
-        yield _START, None
-    yield _START, seen.value
-    for number, rows in enumerate(episode.rows):
-        try:
+        yield place, seen.value
+        for number, rows in enumerate(episode.rows):
+            place = f"block {number + 1}"
             if number in episode.prompts:
                 world.prompt(episode.prompts[number])
-        except RefusedWishError as error:
-            seen.refused = str(error.__cause__)
-            yield f"block {number + 1}", None
-        if len(rows) != world.rows_wanted:
-            yield f"block {number + 1}", None
-        world.step_rows(rows)
-        world.write_pending()
-        yield f"block {number + 1}", seen.value
+            if len(rows) != world.rows_wanted:
+                yield place, None
+            world.step_rows(rows)
+            world.write_pending()
+            yield place, seen.value
+    except RefusedWishError as error:
+        seen.refused = str(error.__cause__)
+        yield place, None
 
 
 def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -126,8 +126,8 @@ class SteppingWorld:
             return
         with self._changed:
             span = self._wishes.end(block, perf_counter())
-            state = {"seed": world.seed, "prompt": world.text, "paused": self._wishes.paused}
-            state["recorded"] = world.is_recorded
+            is_paused = self._wishes.paused
+        state = {"seed": world.seed, "prompt": world.text, "paused": is_paused, "recorded": world.is_recorded}
         if len(block.frames):  # a model that begins from nothing has none before its first step
             self._deliver(Delivery(block, wanted.hold.change, begun, span, state))
         world.write_pending()

@@ -28,7 +28,7 @@ export class Held {
   }
 
   forget(kind = "") {
-    if (!kind) this.pulledFrom = undefined;
+    if ("mouse:".startsWith(kind)) this.pulledFrom = undefined;
     for (const input of [...this.held.keys()]) if (input.startsWith(kind)) this.held.delete(input);
     this.say(performance.now());
   }
@@ -82,10 +82,6 @@ export class Held {
       this.hold(`mouse:${axis}${value > 0 ? "+" : "-"}`, Math.abs(value) < DEAD_ZONE ? 0 : Math.min(1, Math.abs(value)));
     };
     const isPulling = (event) => event.pointerId === this.pulledFrom?.pointerId;
-    const letGo = () => {
-      this.pulledFrom = undefined;
-      this.forget("mouse:");
-    };
     this.on(canvas, "pointerdown", (event) => {
       if (event.button !== 0 || this.pulledFrom) return;
       canvas.setPointerCapture(event.pointerId);
@@ -93,11 +89,11 @@ export class Held {
     });
     this.on(canvas, "pointermove", (event) => {
       if (!isPulling(event)) return;
-      if (!(event.buttons & 1)) return letGo();
+      if (!(event.buttons & 1)) return this.forget("mouse:");
       pull("x", (event.clientX - this.pulledFrom.clientX) / (PULL * canvas.clientWidth));
       pull("y", (event.clientY - this.pulledFrom.clientY) / (PULL * canvas.clientHeight));
     });
-    this.on(canvas, "lostpointercapture", (event) => { if (isPulling(event)) letGo(); });
+    this.on(canvas, "lostpointercapture", (event) => { if (isPulling(event)) this.forget("mouse:"); });
   }
 
   showPad(controls, pad) {

@@ -41,8 +41,7 @@ function onNotice(notice) {
   if (notice.type === "loading") {
     failed = notice.failed;
     curtain(failed ?? notice.doing, notice.share);
-  }
-  else if (notice.type === "hello") onHello(notice);
+  } else if (notice.type === "hello") onHello(notice);
   else if (notice.type === "figures") onFigures(notice);
   else if (notice.type === "refused") {
     note(notice.why);
