@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks._random_object import RandomObject, determined_psnr, look_at, object_share, realism
 from lightning_action import ActionVideoModule, MovingSpriteWorld, SpriteDataModule, load_run
 from lightning_action.atomic import write_json
 from lightning_action.batch import Batch, from_unit_range
@@ -28,7 +29,6 @@ from lightning_action.checkpoints.run_weights import RunWeights
 from lightning_action.cli.trainer_verbs import run
 from lightning_action.data.sprite_world import SECOND_COLOR
 from lightning_action.evaluation.known_state import position_reader, simulator
-from lightning_action.evaluation.random_object import RandomObject, determined_psnr, look_at, object_share, realism
 from lightning_action.evaluation.report import null_where_undefined
 from lightning_action.generation.sampling import Sampling
 from lightning_action.run import build_datamodule, load_averages

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.random_object import (
+from benchmarks._random_object import (
     RandomObject,
     determined_psnr,
     displacements,
