@@ -111,27 +111,20 @@ def _following_in_detail() -> Iterator[Figure]:
     for phase in range(1, 9):
         title = f"response to action {phase} of a latent frame"
         yield Figure(f"response_phase_{phase}", title, FOLLOWING, "nearer", 1, detail=True)
-    for scale, told in (("0", "0"), ("1", "1"), ("1_5", "1.5"), ("2", "2")):
-        ideal = float(scale) if scale in "01" else None
-        better: Better | None = None if ideal is None else "nearer"
-        title = f"gain at guidance {told}"
-        yield Figure(f"gain_at_scale_{scale}", title, FOLLOWING, better, ideal, detail=True)
+    yield Figure("gain_at_scale_0", "gain at guidance 0", FOLLOWING, "nearer", 0, detail=True)
+    yield Figure("gain_at_scale_1", "gain at guidance 1", FOLLOWING, "nearer", 1, detail=True)
+    yield Figure("gain_at_scale_1_5", "gain at guidance 1.5", FOLLOWING, detail=True)
+    yield Figure("gain_at_scale_2", "gain at guidance 2", FOLLOWING, detail=True)
     yield Figure("gain_rises", "gain rises with guidance", FOLLOWING, "higher", 1, detail=True)
     yield Figure("saturates_at_scale", "guidance beyond which nothing is gained", FOLLOWING, detail=True)
-    for key, title in (
-        ("error_to_action_owner_px", "distance from the actions' owner"),
-        ("error_to_start_owner_px", "distance from the start's owner"),
-    ):
-        yield Figure(key, title, FOLLOWING, unit="px", detail=True)
-    for key, title in (
-        ("idm_accuracy", "inverse dynamics: accuracy on generated frames"),
-        ("idm_accuracy_real", "inverse dynamics: accuracy on real frames"),
-        ("idm_chance", "inverse dynamics: chance"),
-        ("idm_p_value", "inverse dynamics: p of chance on real frames"),
-        ("idm_is_informative", "inverse dynamics: tells anything"),
-        ("idm_lag_correlation", "inverse dynamics: correlation at that lag"),
-    ):
-        yield Figure(key, title, FOLLOWING, detail=True)
+    yield Figure("error_to_action_owner_px", "distance from the actions' owner", FOLLOWING, unit="px", detail=True)
+    yield Figure("error_to_start_owner_px", "distance from the start's owner", FOLLOWING, unit="px", detail=True)
+    yield Figure("idm_accuracy", "inverse dynamics: accuracy on generated frames", FOLLOWING, detail=True)
+    yield Figure("idm_accuracy_real", "inverse dynamics: accuracy on real frames", FOLLOWING, detail=True)
+    yield Figure("idm_chance", "inverse dynamics: chance", FOLLOWING, detail=True)
+    yield Figure("idm_p_value", "inverse dynamics: p of chance on real frames", FOLLOWING, detail=True)
+    yield Figure("idm_is_informative", "inverse dynamics: tells anything", FOLLOWING, detail=True)
+    yield Figure("idm_lag_correlation", "inverse dynamics: correlation at that lag", FOLLOWING, detail=True)
 
 
 def _flow() -> Iterator[Figure]:
@@ -145,48 +138,22 @@ def _flow() -> Iterator[Figure]:
     title, says = "onset of divergence of the flow", "Generated frames before the flow goes astray."
     yield Figure("flow_onset_frames", title, FOLLOWING, "higher", unit="frames", says=says, detail=True)
     yield Figure("flow_diverged_rate", "videos whose flow diverges", FOLLOWING, "lower", 0, detail=True)
-    for key, title in (
-        ("flow_true_px", "true flow"),
-        ("flow_epe_px", "flow error, everywhere"),
-        ("flow_true_moving_px", "true flow, moving region"),
-    ):
-        yield Figure(key, title, FOLLOWING, unit="px", detail=True)
+    yield Figure("flow_true_px", "true flow", FOLLOWING, unit="px", detail=True)
+    yield Figure("flow_epe_px", "flow error, everywhere", FOLLOWING, unit="px", detail=True)
+    yield Figure("flow_true_moving_px", "true flow, moving region", FOLLOWING, unit="px", detail=True)
 
 
 def _difference() -> Iterator[Figure]:
-    yield Figure(
-        "delta_psnr_db",
-        "PSNR true - other actions",
-        DIFFERENCE,
-        "higher",
-        unit="dB",
-        says="What the right actions add to the likeness with the truth, at frame 4.",
-        printed=True,
-    )
+    says = "What the right actions add to the likeness with the truth, at frame 4."
+    yield Figure("delta_psnr_db", "PSNR true - other actions", DIFFERENCE, "higher", unit="dB", says=says, printed=True)
     # Reports of earlier versions say `shuffle`.
     for kind in ("swapped", "shuffle"):
-        yield Figure(
-            f"{kind}_win_rate",
-            "swapped win rate",
-            DIFFERENCE,
-            "higher",
-            1,
-            0.5,
-            says="Share of samples that the model predicts better under their own actions than under another's.",
-            printed=True,
-        )
+        says = "Share of samples that the model predicts better under their own actions than under another's."
+        yield Figure(f"{kind}_win_rate", "swapped win rate", DIFFERENCE, "higher", 1, 0.5, says=says, printed=True)
         says = "By how much the loss rises under another sample's actions."
         yield Figure(f"{kind}_relative_gap", "relative loss gap", DIFFERENCE, "higher", chance=0, says=says)
-    yield Figure(
-        "counterfactual_ratio",
-        "counterfactual ratio",
-        DIFFERENCE,
-        "lower",
-        0,
-        1,
-        says="Wrong part of what other actions change, over what they change in the simulator.",
-        printed=True,
-    )
+    says = "Wrong part of what other actions change, over what they change in the simulator."
+    yield Figure("counterfactual_ratio", "counterfactual ratio", DIFFERENCE, "lower", 0, 1, says=says, printed=True)
     says = "Mean |(g - g') - (x - x')| of pixels in [0, 1], over videos under two actions."
     yield Figure("counterfactual_divergence", "counterfactual divergence", DIFFERENCE, "lower", 0, says=says)
     says = "Share of the variance of how a video ends that is between actions, not between noises."
@@ -235,20 +202,14 @@ def _quality() -> Iterator[Figure]:
     yield Figure("static_rate", "videos that stand still", QUALITY, "lower", 0)
     says = "Change across the borders of blocks over that inside."
     yield Figure("seam_ratio", "seams between blocks", QUALITY, "nearer", 1, says=says, printed=True)
-    says = "First frame at which it leaves the truth for good."
-    yield Figure(
-        "divergence_onset_frames", "onset of divergence", QUALITY, "higher", unit="frames", says=says, printed=True
-    )
+    title, says = "onset of divergence", "First frame at which it leaves the truth for good."
+    yield Figure("divergence_onset_frames", title, QUALITY, "higher", unit="frames", says=says, printed=True)
     yield Figure("diverged_rate", "videos that diverge", QUALITY, "lower", 0)
     says = "Likeness of the first frame with the last one, after actions and their opposites."
     yield Figure("round_trip", "round trip", QUALITY, "higher", 1, says=says)
-    for key, title in (
-        ("mirror", "round trip, frame by frame"),
-        ("recovery", "round trip: share that comes back"),
-        ("excursion", "round trip: how far it went"),
-    ):
-        better: Better | None = None if key == "excursion" else "higher"
-        yield Figure(key, title, QUALITY, better, None if better is None else 1, detail=True)
+    yield Figure("mirror", "round trip, frame by frame", QUALITY, "higher", 1, detail=True)
+    yield Figure("recovery", "round trip: share that comes back", QUALITY, "higher", 1, detail=True)
+    yield Figure("excursion", "round trip: how far it went", QUALITY, detail=True)
     for name, unit in (("psnr", "_db"), ("psnr_moving", "_db"), ("ssim", ""), ("ssim_moving", "")):
         title = f"{name.partition('_')[0].upper()}{', moving region' if 'moving' in name else ''}"
         for end in ("first", "last"):
@@ -266,18 +227,11 @@ def _of_columns(key: str) -> Figure | None:
 
 
 _COLUMNS_FOLLOW = "idm_lag_frames"
+_READ_GAIN = "Slope of what is read off the video on what was given, over that on real videos."
 _COLUMNS = {
     # What begins with another one stands before it.
     "idm_gain_other_": Figure("", "gain {}, other actions", FOLLOWING, "nearer", 1, says="Under another sample's."),
-    "idm_gain_": Figure(
-        "",
-        "gain {}",
-        FOLLOWING,
-        "nearer",
-        1,
-        says="Slope of what is read off the video on what was given, over that on real videos.",
-        printed=True,
-    ),
+    "idm_gain_": Figure("", "gain {}", FOLLOWING, "nearer", 1, says=_READ_GAIN, printed=True),
     "idm_cross_talk_": Figure("", "leak of {}", FOLLOWING, "nearer", 0, says="In deviations, as read off the video."),
     "idm_correlation_real_": Figure("", "{} read off real frames", FOLLOWING, chance=0, detail=True),
     "idm_correlation_": Figure("", "{} read back", FOLLOWING, "higher", chance=0, detail=True),
