@@ -157,7 +157,7 @@ def _difference() -> Iterator[Figure]:
     says = "Mean |(g - g') - (x - x')| of pixels in [0, 1], over videos under two actions."
     yield Figure("counterfactual_divergence", "counterfactual divergence", DIFFERENCE, "lower", 0, says=says)
     says = "Share of the variance of how a video ends that is between actions, not between noises."
-    yield Figure("action_share", "decided by the actions", DIFFERENCE, "higher", 1, 0, says=says, printed=True)
+    yield Figure("action_share", "decided by actions", DIFFERENCE, "higher", 1, 0, says=says, printed=True)
     says = "Variance between actions over that between noises."
     yield Figure("controllability_ratio", "controllability ratio", DIFFERENCE, "higher", says=says)
 
@@ -183,7 +183,6 @@ def _difference_in_detail() -> Iterator[Figure]:
         ("generated_difference_moving", "what other actions change, generated, moving region"),
         ("true_difference", "what other actions change, true"),
         ("difference_before", "what other actions change before they differ"),
-        ("action_share", "share of variance between actions"),
         ("action_variance", "variance between actions"),
         ("noise_variance", "variance between noises"),
     ):
@@ -249,11 +248,8 @@ def figures_of(keys: Iterable[str]) -> dict[str, Figure]:
     return found
 
 
-FIGURES: dict[str, Figure] = {
-    figure.key: figure
-    for family in (_following, _flow, _difference, _quality, _following_in_detail, _difference_in_detail)
-    for figure in family()
-}
+FAMILIES = (_following, _flow, _difference, _quality, _following_in_detail, _difference_in_detail)
+FIGURES = {figure.key: figure for family in FAMILIES for figure in family()}
 
 
 def is_number(value: Any) -> bool:

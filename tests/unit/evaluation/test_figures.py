@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lightning_action.evaluation.action_following import ActionFollowing
-from lightning_action.evaluation.figures import FIGURES, GROUPS, figures_of, format_value, is_number
+from lightning_action.evaluation.figures import FAMILIES, FIGURES, GROUPS, figures_of, format_value, is_number
 from lightning_action.evaluation.loss_gap import LossGap
 from lightning_action.evaluation.video_quality import DeltaPsnr, VideoQuality
 
@@ -30,6 +30,10 @@ def test_the_registry_is_consistent() -> None:
         # What real videos allow is of no model.
         assert figure.detail or figure.better or key == "idm_correlation_real", key
         assert not figure.printed or len(figure.heading) < 32, key
+
+
+def test_no_figure_is_defined_twice() -> None:
+    assert [figure.key for family in FAMILIES for figure in family()] == list(FIGURES)
 
 
 def test_columns_of_actions_have_figures_of_their_own() -> None:
