@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, mean, ratio, ratios
+from lightning_action.evaluation.episode_metric import EpisodeMetric, ratios
 
 
 class Controllability(EpisodeMetric):
@@ -44,20 +44,10 @@ class Controllability(EpisodeMetric):
         spread = {axis: features.double().var(dim=axis).sum(dim=-1).mean(dim=1) for axis in (1, 2)}
         self._add(action_variance=spread[1], noise_variance=spread[2])
 
-    def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
-        action, noise = mean(episodes["action_variance"]), mean(episodes["noise_variance"])
+    def _derived(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        action, noise = values["action_variance"], values["noise_variance"]
         return {
-            "controllability_ratio": ratio(action, noise),
-            "action_share": ratio(action, action + noise),
-            "action_variance": action,
-            "noise_variance": noise,
-        }
-
-    def per_episode(self) -> dict[str, Tensor]:
-        episodes = self.episodes()
-        action, noise = episodes["action_variance"], episodes["noise_variance"]
-        return {
-            **episodes,
             "controllability_ratio": ratios(action, noise),
             "action_share": ratios(action, action + noise),
+            **values,
         }

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, mean_where, ratio, ratios
+from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, mean_where, ratios
 from lightning_action.evaluation.motion import moving_region
 
 
@@ -82,15 +82,9 @@ class CounterfactualDivergence(EpisodeMetric):
             **{name: mean_where(each, after, dim=1) for name, each in by_frame.items()},
         )
 
-    def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
-        result = super().figures(episodes)
-        share = ratio(result["counterfactual_divergence"], result["true_difference"])
-        return {**result, "counterfactual_ratio": share}
-
-    def per_episode(self) -> dict[str, Tensor]:
-        episodes = self.episodes()
-        share = ratios(episodes["counterfactual_divergence"], episodes["true_difference"])
-        return {**episodes, "counterfactual_ratio": share}
+    def _derived(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        share = ratios(values["counterfactual_divergence"], values["true_difference"])
+        return {**values, "counterfactual_ratio": share}
 
 
 class CrossSwap(EpisodeMetric):

@@ -15,9 +15,9 @@ from torchmetrics.utilities import dim_zero_cat
 class EpisodeMetric(Metric):
     """Figures of values that each episode has alone, in whatever order and on whatever rank it came.
 
-    By default a figure is the mean over the episodes in which it is defined; what is undefined is NaN. A bootstrap
-    draws episodes and asks for the figures of those: with `episodes = metric.episodes()`, it is
-    `metric.figures({name: each[drawn] for name, each in episodes.items()})`.
+    By default a figure is the mean over the episodes in which it is defined, or a ratio of such means, see `_derived`;
+    what is undefined is NaN. A bootstrap draws episodes and asks for the figures of those: with
+    `episodes = metric.episodes()`, it is `metric.figures({name: each[drawn] for name, each in episodes.items()})`.
 
     A metric that sees only some of the episodes is told their names, by `update_named`.
 
@@ -41,7 +41,8 @@ class EpisodeMetric(Metric):
 
     def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
         """Compute the figures of some episodes, given as `episodes` gives them."""
-        return {name: mean(values) for name, values in episodes.items()}
+        means = {name: values.double().nanmean() for name, values in episodes.items()}
+        return {name: figure.item() for name, figure in self._derived(means).items()}
 
     def episodes(self) -> dict[str, Tensor]:
         """Give what is kept of the episodes of all ranks, `[episodes, ...]` by name; every rank must call it."""
@@ -50,7 +51,7 @@ class EpisodeMetric(Metric):
 
     def per_episode(self) -> dict[str, Tensor]:
         """Give figures of each episode of all ranks, `[episodes]` by name; every rank must call it."""
-        return self.episodes()
+        return self._derived(self.episodes())
 
     def update_named(self, sample_id: Tensor, *values: Any, **named_values: Any) -> None:
         """Add some of the episodes, as `update` does, with their names, whole numbers `[B]`."""
@@ -79,6 +80,10 @@ class EpisodeMetric(Metric):
         count = len(episodes[self.names[0]])
         each = [figures({name: values[i : i + 1] for name, values in episodes.items()}) for i in range(count)]
         return {name: torch.tensor([values[name] for values in each]) for name in (each[0] if each else ())}
+
+    def _derived(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Make figures of values by name, those of each episode or their means; by default the values are figures."""
+        return values
 
     def _add(self, **values: Tensor) -> None:
         """Keep the values of further episodes, `[B, ...]` by name."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, mean, ratio, ratios
+from lightning_action.evaluation.episode_metric import EpisodeMetric, check_videos, ratios
 
 # Between 10 and 11 of 255, so that rounding does not decide about the pixels of bytes that differ by 10.
 MOTION_THRESHOLD = 10.5 / 255
@@ -29,7 +29,7 @@ class MotionFloor(EpisodeMetric):
     """
 
     def __init__(self, floor: float = 0.1, **kwargs: Any) -> None:
-        super().__init__(["change", "true_change", "sample_id"], **kwargs)
+        super().__init__(["change", "true_change", "static_rate", "sample_id"], **kwargs)
         self.floor = floor
 
     def update(self, video: Tensor, truth: Tensor, sample_id: Tensor) -> None:
@@ -45,28 +45,19 @@ class MotionFloor(EpisodeMetric):
         """
         check_videos(video, truth)
         change, true_change = (frame_change(each).mean(dim=1) for each in (video, truth))
-        self._add(change=change, true_change=true_change, sample_id=sample_id)
+        static = torch.where(true_change > 0, (change < self.floor * true_change).float(), math.nan)
+        self._add(change=change, true_change=true_change, static_rate=static, sample_id=sample_id)
 
-    def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
-        change, true_change = episodes["change"], episodes["true_change"]
-        static = self._static(episodes)[true_change > 0].float()
-        return {"motion_ratio": ratio(mean(change), mean(true_change)), "static_rate": mean(static)}
-
-    def per_episode(self) -> dict[str, Tensor]:
-        episodes = self.episodes()
+    def _derived(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {
-            "motion_ratio": ratios(episodes["change"], episodes["true_change"]),
-            "static_rate": torch.where(episodes["true_change"] > 0, self._static(episodes).float(), math.nan),
+            "motion_ratio": ratios(values["change"], values["true_change"]),
+            "static_rate": values["static_rate"],
         }
 
     def static_samples(self) -> list[int]:
         """Name the episodes of all ranks that are static, by their `sample_id`; every rank must call it."""
         episodes = self.episodes()
-        static: list[int] = episodes["sample_id"][self._static(episodes)].tolist()
-        return sorted(static)
-
-    def _static(self, episodes: dict[str, Tensor]) -> Tensor:
-        return episodes["change"] < self.floor * episodes["true_change"]
+        return sorted(episodes["sample_id"][episodes["static_rate"] == 1].tolist())
 
 
 def frame_change(video: Tensor) -> Tensor:

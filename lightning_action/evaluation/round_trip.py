@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, ratio, ratios
+from lightning_action.evaluation.episode_metric import EpisodeMetric, ratios
 
 
 class RoundTrip(EpisodeMetric):
@@ -46,10 +46,5 @@ class RoundTrip(EpisodeMetric):
             excursion=(video[:, 0] - video[:, middle]).abs().mean(dim=(1, 2, 3)),
         )
 
-    def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
-        result = super().figures(episodes)
-        return {**result, "recovery": 1 - ratio(1 - result["round_trip"], result["excursion"])}
-
-    def per_episode(self) -> dict[str, Tensor]:
-        episodes = self.episodes()
-        return {**episodes, "recovery": 1 - ratios(1 - episodes["round_trip"], episodes["excursion"])}
+    def _derived(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**values, "recovery": 1 - ratios(1 - values["round_trip"], values["excursion"])}

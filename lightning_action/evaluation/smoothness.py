@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric, mean, ratio, ratios
+from lightning_action.evaluation.episode_metric import EpisodeMetric, ratios
 from lightning_action.evaluation.motion import frame_change
 
 
@@ -42,10 +42,5 @@ class BlockSeams(EpisodeMetric):
         begins = torch.arange(change.shape[1], device=video.device) % self.frames_per_block == 0
         self._add(change_across=change[:, begins].mean(dim=1), change_inside=change[:, ~begins].mean(dim=1))
 
-    def figures(self, episodes: dict[str, Tensor]) -> dict[str, float]:
-        across, inside = mean(episodes["change_across"]), mean(episodes["change_inside"])
-        return {"seam_ratio": ratio(across, inside)}
-
-    def per_episode(self) -> dict[str, Tensor]:
-        episodes = self.episodes()
-        return {"seam_ratio": ratios(episodes["change_across"], episodes["change_inside"])}
+    def _derived(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"seam_ratio": ratios(values["change_across"], values["change_inside"])}
