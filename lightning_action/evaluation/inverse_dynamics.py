@@ -54,7 +54,7 @@ class InverseDynamicsAccuracy(EpisodeMetric):
         if not read_generated.shape == read_real.shape == action.shape:
             shapes = [list(each.shape) for each in (read_generated, read_real, action)]
             raise ValueError(f"expected actions [B, rows] of one shape, got {shapes}")
-        columns = _with_columns(action).long().unbind(dim=-1)
+        columns = torch.atleast_3d(action).long().unbind(dim=-1)
         counts = [F.one_hot(each, number).sum(dim=1) for each, number in zip(columns, self.num_classes, strict=True)]
         self._add(
             correct=(read_generated == action).flatten(1).sum(dim=1),
@@ -93,19 +93,6 @@ class InverseDynamicsAccuracy(EpisodeMetric):
         }
 
 
-def direction_classes(action: Tensor, dead_zone: float) -> Tensor:
-    """Sort continuous actions `[..., 2]` into nine kinds, `[...]`: none, and the eight directions.
-
-    The directions of the mouse in GameWorld Score. Kind `3 (x + 1) + y + 1`, with x and y the signs of the columns.
-
-    Args:
-        action: Continuous actions of two columns.
-        dead_zone: Largest size of a column that counts as none.
-    """
-    signs = torch.where(action.abs() > dead_zone, action.sign(), 0).long()
-    return 3 * (signs[..., 0] + 1) + signs[..., 1] + 1
-
-
 def binomial_tail(successes: int, trials: int, chance: float) -> float:
     """Compute the probability of that many successes or more, each with probability `chance`; NaN without a trial."""
     if trials == 0:
@@ -116,8 +103,3 @@ def binomial_tail(successes: int, trials: int, chance: float) -> float:
     chances = torch.tensor([chance, 1 - chance], dtype=torch.float64)
     log_probability = log_ways + hits.xlogy(chances[0]) + misses.xlogy(chances[1])
     return min(1.0, log_probability.exp().sum().item())
-
-
-def _with_columns(actions: Tensor) -> Tensor:
-    """Give actions `[B, T]` or `[B, T, columns]` their columns; a batch may be empty."""
-    return actions[..., None] if actions.ndim == 2 else actions.flatten(2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.inverse_dynamics import InverseDynamicsAccuracy, binomial_tail, direction_classes
+from lightning_action.evaluation.inverse_dynamics import InverseDynamicsAccuracy, binomial_tail
 from tests.support.moving_dot import assert_ranks_are_one
 
 CLASSES = 5
@@ -103,13 +103,6 @@ def test_ranks() -> None:
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"actions \[B, rows\] of one shape"):
         figures(actions(), actions()[:, :4], actions())
-
-
-def test_directions_with_a_dead_zone() -> None:
-    columns = torch.tensor([-0.5, 0.1, 0.7])
-    action = torch.cartesian_prod(columns, columns).reshape(3, 3, 2)
-    assert direction_classes(action, dead_zone=0.1).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    assert direction_classes(action, dead_zone=0.6)[0, 0] == 4
 
 
 @pytest.mark.parametrize(("successes", "trials", "chance"), [(7, 10, 0.5), (0, 4, 0.3), (4, 4, 0.3), (30, 100, 0.2)])
