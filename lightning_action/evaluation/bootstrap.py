@@ -48,13 +48,8 @@ def intervals(
 def expanded_tail(count: int, level: float) -> float:
     """Find the share of draws to leave out on each side, so that the interval of a mean is not too narrow.
 
-    Args:
-        count: Number of episodes.
-        level: Share of the interval.
-
-    Returns:
-        `Phi(-sqrt(n / (n - 1)) t)`, t the quantile of Student's distribution of n - 1 degrees of freedom (Hesterberg
-        2015), by its expansion (Abramowitz and Stegun 1964, 26.7.5); 0 of a single episode.
+    Of n episodes it is `Phi(-sqrt(n / (n - 1)) t)`, t the quantile of Student's distribution of n - 1 degrees of
+    freedom (Hesterberg 2015), by its expansion (Abramowitz and Stegun 1964, 26.7.5); 0 of a single one.
     """
     if count < 2:
         return 0.0

@@ -21,14 +21,7 @@ Report = Mapping[str, Any]
 
 
 def comparison_page(comparison: Comparison, first: Report, second: Report, sources: tuple[str, str]) -> str:
-    """Write a comparison as HTML that needs nothing else.
-
-    Args:
-        comparison: Outcome of `compare` for the two reports.
-        first: First report.
-        second: Second report.
-        sources: Where they come from, for people.
-    """
+    """Write the comparison of two reports, which come from two sources, as HTML that needs nothing else."""
     reports = dict(zip(comparison.names, (first, second), strict=True))
     tested, untested = ([each for each in comparison.changes if (each.tested is None) == no] for no in (False, True))
     header = _header(comparison)

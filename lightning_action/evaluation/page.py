@@ -82,12 +82,7 @@ Rows = Iterable[Sequence[str]]
 
 
 def document(title: str, body: str) -> str:
-    """Put a body into a page that may load nothing from anywhere.
-
-    Args:
-        title: Title of the window, as text.
-        body: HTML.
-    """
+    """Put a body, HTML, into a page with a title, text, that may load nothing from anywhere."""
     style = STYLE.replace("\n", "")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

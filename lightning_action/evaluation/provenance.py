@@ -19,13 +19,10 @@ from lightning_action.weights.fingerprint import fingerprint
 
 
 def data_fingerprint(batch: Batch) -> str:
-    """Compute SHA-256 over the first sample of a test set, whatever kind of data it is.
+    """Compute SHA-256 over the first sample of a test set, given its first batch, whatever kind of data it is.
 
     A simulator with other settings or another seed shows another first sample; what differs in later samples alone goes
     unseen. Videos count as bytes and other numbers in float32, so that the device does not matter.
-
-    Args:
-        batch: First test batch.
     """
     digest = hashlib.sha256()
     for name, value in sorted(first_samples(batch, 1).items()):
