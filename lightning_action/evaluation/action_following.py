@@ -44,8 +44,6 @@ class ActionFollowing(EpisodeMetric):
         threshold_px: True displacements up to this many pixels are left out of the sign accuracy.
     """
 
-    predicted: list[Tensor]
-
     def __init__(
         self, temporal_compression_ratio: int = 4, num_initial_frames: int = 1, threshold_px: float = 1.0, **kwargs: Any
     ) -> None:
@@ -128,7 +126,7 @@ def sign_accuracy(predicted: Tensor, target: Tensor, threshold: float) -> float:
 def gain_and_r2(predicted: Tensor, target: Tensor) -> tuple[float, float]:
     """Fit the least-squares slope of generated on true displacement (ideal 1), and R^2 of that line.
 
-    A prediction that never moves has gain 0 and R^2 0.
+    Of numbers `[n]`, or of vectors `[n, D]`. A prediction that never moves has gain 0 and R^2 0.
     """
     x, y = centred(target), centred(predicted)
     gain = (x * y).sum() / x.square().sum()

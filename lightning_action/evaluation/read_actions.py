@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.action_following import best_lag, centred, correlation, slope_shares
+from lightning_action.evaluation.action_following import best_lag, centred, correlation, gain_and_r2, slope_shares
 from lightning_action.evaluation.episode_metric import EpisodeMetric, mean
 from lightning_action.evaluation.inverse_dynamics_model import Column
 
@@ -80,8 +80,6 @@ class ActionsReadBack(EpisodeMetric):
         rows_per_frame: Number of action rows of a pixel frame.
     """
 
-    read: list[Tensor]
-
     def __init__(
         self, columns: Sequence[Column], temporal_compression_ratio: int = 4, rows_per_frame: int = 1, **kwargs: Any
     ) -> None:
@@ -147,7 +145,7 @@ class ActionsReadBack(EpisodeMetric):
     def _ceilings(self, rows: dict[str, Tensor]) -> list[tuple[float, float]]:
         """Fit what is read off real videos to what was given, of each column: slope and correlation."""
         pairs = [self._of_column(index, rows, ("read_real", "action")) for index in range(len(self.columns))]
-        return [(slope(*pair), agreement(*pair)) for pair in pairs]
+        return [(gain_and_r2(*pair)[0], agreement(*pair)) for pair in pairs]
 
     def _of_column(self, index: int, rows: dict[str, Tensor], names: Sequence[str]) -> list[Tensor]:
         features = self.columns[index].features
@@ -157,7 +155,7 @@ class ActionsReadBack(EpisodeMetric):
         result = self._correlations(rows)
         for index, (column, (slope_real, _)) in enumerate(zip(self.columns, ceilings, strict=True)):
             for name, pair in _GAINS.items():
-                gain = slope(*self._of_column(index, rows, pair))
+                gain = gain_and_r2(*self._of_column(index, rows, pair))[0]
                 result[f"{name}_{column.name}"] = gain / slope_real if slope_real > 0 else math.nan
         crossed = {name: shares.mean().item() for name, shares in self._cross_talk(rows).items()}
         return {**result, **self._lag(rows, [most for _, most in ceilings]), **crossed}
@@ -199,7 +197,6 @@ class ActionsReadBack(EpisodeMetric):
         unit = torch.where(scale > 0, scale, 1.0)
         names = [self.columns[index].name for index in crossed]
         result = {}
-
         for to, name_to in enumerate(names):
             more = slope_shares(
                 by_episode((read - real)[:, to] / unit[to], len(rows["action"])),
@@ -215,13 +212,6 @@ class ActionsReadBack(EpisodeMetric):
 def by_episode(values: Tensor, count: int) -> Tensor:
     """Take rows `[B n, ...]` apart into those of each of B episodes, of which there may be none."""
     return values.unflatten(0, (count, len(values) // max(count, 1)))
-
-
-def slope(read: Tensor, given: Tensor) -> float:
-    """Fit the least-squares slope of vectors `[n, D]` on others; NaN where those do not vary."""
-    a, b = centred(read), centred(given)
-    total = b.square().sum()
-    return ((a * b).sum() / total).item() if total > 0 else math.nan
 
 
 def agreement(read: Tensor, given: Tensor) -> float:
