@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -11,21 +11,12 @@ from lightning_action.evaluation.figures import is_number
 from lightning_action.evaluation.page_pictures import HELD
 from lightning_action.evaluation.strips import captioned
 
-
-class Writer(Protocol):
-    """What of TensorBoard's SummaryWriter is needed."""
-
-    def add_image(self, tag: str, img_tensor: Tensor, global_step: int) -> object:
-        """Write a picture, uint8 `[3, H, W]`."""
-        ...
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
-        """Write a number."""
-        ...
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def write_to_tensorboard(
-    writer: Writer, report: Mapping[str, Any], pictures: Mapping[str, Tensor], step: int = 0
+    writer: SummaryWriter, report: Mapping[str, Any], pictures: Mapping[str, Tensor], step: int = 0
 ) -> None:
     """Write film strips and curves over the horizon.
 
