@@ -44,7 +44,7 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> MeanDifferen
     if not len(difference):
         return None
     means = _resampled_means(difference, seed=_SEED)
-    p_value = sign_flip_p_value(difference.tolist())
+    p_value = sign_flip_p_value(difference)
     return MeanDifference(difference.mean().item(), _middle(means), p_value, len(difference), is_paired=True)
 
 
@@ -66,7 +66,7 @@ def unpaired_test(first: Sequence[float], second: Sequence[float]) -> MeanDiffer
     return MeanDifference(difference, _middle(means), p_value, min(len(one), len(other)), is_paired=False)
 
 
-def sign_flip_p_value(differences: Sequence[float]) -> float:
+def sign_flip_p_value(differences: Tensor) -> float:
     """Compute the two-sided p-value of the sign-flip permutation test that the mean difference is 0.
 
     If neither model is better, each difference d_i could as well be -d_i. So
@@ -78,22 +78,15 @@ def sign_flip_p_value(differences: Sequence[float]) -> float:
     doi:10.2202/1544-6115.1585), which is never 0.
 
     Args:
-        differences: Difference of each episode, NaN where it is undefined.
-
-    Returns:
-        The p-value; NaN without differences.
+        differences: Difference of each episode, all defined, `[n]` float64.
     """
-    values = _defined(torch.tensor(differences, dtype=torch.float64))
-    count = len(values)
-    if not count:
-        return math.nan
-    scale, total = values.abs().sum().item(), values.sum().item()
+    count, scale, total = len(differences), differences.abs().sum().item(), differences.sum().item()
     if count <= _MOST_EXACT:
         bits = torch.arange(2**count)[:, None] >> torch.arange(count) & 1
-        return _as_far((1.0 - 2.0 * bits.double()) @ values, total, scale) / 2**count
+        return _as_far((1.0 - 2.0 * bits.double()) @ differences, total, scale) / 2**count
     random = torch.Generator().manual_seed(_SEED)
     signs = 1.0 - 2.0 * torch.randint(2, (_NUM_FLIPS, count), generator=random).double()
-    return (1 + _as_far(signs @ values, total, scale)) / (1 + _NUM_FLIPS)
+    return (1 + _as_far(signs @ differences, total, scale)) / (1 + _NUM_FLIPS)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -10,6 +10,10 @@ import torch
 from lightning_action.evaluation.paired import holm, paired_test, sign_flip_p_value, unpaired_test
 
 
+def flipped(differences: list[float]) -> float:
+    return sign_flip_p_value(torch.tensor(differences, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("differences", "p_value"),
     [
@@ -20,32 +24,37 @@ from lightning_action.evaluation.paired import holm, paired_test, sign_flip_p_va
         ([4.0, -1.0], 1.0),  # |±4 ± 1|: 3 or 5, and 3 was seen
         ([3.0, 2.0, -1.0], 4 / 8),  # |sums|: 6, 4, 2, 0 each twice, of which 4 or more
         ([0.0, 0.0, 0.0], 1.0),
-        ([5.0, math.nan], 1.0),  # one episode says nothing
+        ([5.0], 1.0),  # one episode says nothing
     ],
 )
 def test_few_episodes_are_counted_exactly(differences: list[float], p_value: float) -> None:
-    assert sign_flip_p_value(differences) == pytest.approx(p_value, abs=1e-12)
+    assert flipped(differences) == pytest.approx(p_value, abs=1e-12)
 
 
 def test_without_episodes_nothing_is_known() -> None:
-    assert math.isnan(sign_flip_p_value([]))
+    assert paired_test([], []) is None
     assert paired_test([math.nan], [1.0]) is None
     assert unpaired_test([], [1.0]) is None
 
 
+def test_episodes_without_a_difference_do_not_count() -> None:
+    tested = paired_test([0.0, 0.0], [5.0, math.nan])
+    assert tested is not None and (tested.difference, tested.p_value, tested.episodes) == (5.0, 1.0, 1)
+
+
 def test_many_episodes_are_drawn_from() -> None:
     # All of 20 positive: 2 / 2^20, below what 10,000 draws can see.
-    assert sign_flip_p_value([1.0] * 20) == pytest.approx(1 / 10_001)
+    assert flipped([1.0] * 20) == pytest.approx(1 / 10_001)
     # 10 against 10 of the same size: the sum is 0, and nothing is nearer to it.
-    assert sign_flip_p_value([1.0, -1.0] * 10) == 1.0
+    assert flipped([1.0, -1.0] * 10) == 1.0
     # 15 against 5, whose sum is 10: P[|S| >= 10] of 20 fair signs is 2 sum_{k >= 15} C(20, k) / 2^20 = 0.0414.
     exact = 2 * sum(math.comb(20, count) for count in range(15, 21)) / 2**20
-    assert sign_flip_p_value([1.0] * 15 + [-1.0] * 5) == pytest.approx(exact, abs=4 * math.sqrt(exact / 10_000))
+    assert flipped([1.0] * 15 + [-1.0] * 5) == pytest.approx(exact, abs=4 * math.sqrt(exact / 10_000))
 
 
 def test_false_alarms_are_as_rare_as_they_should_be() -> None:
     random = torch.Generator().manual_seed(0)
-    alarms = [sign_flip_p_value(torch.randn(8, generator=random).tolist()) < 0.05 for _ in range(400)]
+    alarms = [flipped(torch.randn(8, generator=random).tolist()) < 0.05 for _ in range(400)]
     assert 0.02 < sum(alarms) / 400 < 0.08
 
 
