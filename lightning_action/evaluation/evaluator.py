@@ -58,14 +58,8 @@ class Seen:
         """Put NaN in place of the videos and positions of some samples, `[B]` bool."""
         if not bool(samples.any()):
             return self
-        video, positions = (
-            None
-            if each is None
-            else each.masked_fill(samples.to(each.device).view(-1, *[1] * (each.ndim - 1)), math.nan)
-            for each in (self.video, self.positions)
-        )
-        assert video is not None
-        return Seen(video, positions, self.found)
+        positions = None if self.positions is None else _hidden(self.positions, samples)
+        return Seen(_hidden(self.video, samples), positions, self.found)
 
 
 class Evaluator(nn.Module):
@@ -152,12 +146,11 @@ class Evaluator(nn.Module):
         for gap in self._loss_gaps:
             if gap.actions in losses:
                 true, other = losses["true"], losses[gap.actions]
-                under_other, moving = other.per_frame, (true.per_frame_moving, other.per_frame_moving)
+                under_other, moving = other.per_frame, other.per_frame_moving
                 if same is not None and gap.actions == "swapped":
-                    hidden = same[:, None].to(under_other.device)
-                    under_other = under_other.masked_fill(hidden, math.nan)
-                    moving = (moving[0], None if moving[1] is None else moving[1].masked_fill(hidden, math.nan))
-                gap.update(true.per_frame, under_other, true.timestep, *moving)
+                    under_other = _hidden(under_other, same)
+                    moving = None if moving is None else _hidden(moving, same)
+                gap.update(true.per_frame, under_other, true.timestep, true.per_frame_moving, moving)
 
     def update_read_actions(self, sample_id: Tensor, rows: Mapping[str, Tensor]) -> None:
         """Compare actions that were read off videos with those that were given.
@@ -225,6 +218,11 @@ class Evaluator(nn.Module):
         figures = {name: value for name, value in figures.items() if name not in unknown}
         shown = {suffix for gap in self._loss_gaps for suffix in gap.ranges}
         return {name: value for name, value in figures.items() if not name.endswith(tuple(shown))}
+
+
+def _hidden(values: Tensor, samples: Tensor) -> Tensor:
+    """Put NaN in place of some samples, `[B]` bool, of values `[B, ...]`."""
+    return values.masked_fill(samples.to(values.device).view(-1, *[1] * (values.ndim - 1)), math.nan)
 
 
 def _seams(temporal_compression_ratio: int, num_initial_frames: int, causality: BlockCausality) -> BlockSeams | None:
