@@ -187,12 +187,10 @@ class Evaluator(nn.Module):
 
     def curves(self) -> dict[str, list[float]]:
         """Give the mean of each generated frame, of the quantities `CURVES` that are known."""
-        known: list[VideoQuality | ActionFollowing] = [
-            self.quality,
-            *([self.following] if self.following.update_called else []),
-        ]
-        found = {name: curve.tolist() for metric in known for name, curve in metric.curves().items()}
-        return {name: found[name] for name in CURVES if name in found}
+        found = self.quality.curves()
+        if self.following.update_called:
+            found |= self.following.curves()
+        return {name: found[name].tolist() for name in CURVES if name in found}
 
     def loss_by_noise_level(self) -> dict[str, list[list[float]]]:
         """Give lower and upper border, gap and win rate of each range of noise levels, by the kind of actions."""

@@ -23,7 +23,7 @@ from lightning_action.batch import (
     without_action,
     without_actions,
 )
-from lightning_action.evaluation.evaluator import CURVES, Evaluator, Seen
+from lightning_action.evaluation.evaluator import Evaluator, Seen
 from lightning_action.evaluation.figures import is_number
 from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
@@ -256,11 +256,7 @@ def compose(evaluators: Mapping[str, Evaluator], probes: Probes | None = None) -
         "sample_ids": sample_ids,
         "static_samples": model.motion.static_samples(),
         "loss_by_noise_level": model.loss_by_noise_level(),
-        "curves": {
-            quantity: {name: each[quantity] for name, each in curves.items()}
-            for quantity in CURVES
-            if quantity in curves[MODEL]
-        },
+        "curves": {quantity: {name: each[quantity] for name, each in curves.items()} for quantity in curves[MODEL]},
         "per_episode": {**model.per_episode(), **(probes.per_episode_of(sample_ids) if probes else {})},
         "baselines_per_episode": {name: evaluator.per_episode() for name, evaluator in baselines.items()},
         "baselines": {name: evaluator.compute() for name, evaluator in baselines.items()},
