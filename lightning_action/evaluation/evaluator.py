@@ -72,6 +72,7 @@ class Evaluator(nn.Module):
         num_initial_frames: Number of pixel frames that were given, not generated.
         causality: Blocks in which the videos were generated.
         inverse_dynamics: Model that reads actions off videos; None reads none.
+        probes: Further metrics, which somebody else updates; None has none.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Evaluator(nn.Module):
         num_initial_frames: int,
         causality: BlockCausality = BlockCausality(),
         inverse_dynamics: InverseDynamicsModel | None = None,
+        probes: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.num_initial_frames = num_initial_frames
@@ -100,6 +102,7 @@ class Evaluator(nn.Module):
                 inverse_dynamics.columns, temporal_compression_ratio, inverse_dynamics.rows_per_step
             )
             self.read_accuracy = InverseDynamicsAccuracy(inverse_dynamics.num_classes)
+        self.probes = probes
 
     def update_videos(
         self, own: Seen, other: Seen | None, truth: Seen, truth_other: Seen | None, sample_id: Tensor

@@ -97,10 +97,11 @@ class ObedienceTest:
         self._predict_seconds = 0.0
         self._num_frames = 0
         self._pictures: dict[str, Tensor] = {}
-        settings = (ratio, self._num_initial_frames, causality, inverse_dynamics)
-        self._evaluators = {name: Evaluator(*settings) for name in (MODEL, *BASELINES)}
         initial = (self._num_initial_frames, self._num_initial_rows)
         self._probes = Probes(self._timed, self._own_video, read_positions, self._simulate, schema, *initial)
+        settings = (ratio, self._num_initial_frames, causality, inverse_dynamics)
+        baselines = {name: Evaluator(*settings) for name in BASELINES}
+        self._evaluators = {MODEL: Evaluator(*settings, self._probes), **baselines}
 
     @torch.no_grad()
     def add_model(self, batch: Batch, losses: Mapping[str, FrameLosses]) -> Truth:
@@ -161,7 +162,7 @@ class ObedienceTest:
     def report(self) -> Report:
         """Compute the figures of the model and of the baselines, and a verdict; every rank must call it."""
         return {
-            **compose(self._evaluators, self._probes),
+            **compose(self._evaluators),
             "predict_seconds": self._predict_seconds,
             "num_frames": self._num_frames,
             "num_initial_frames": self._num_initial_frames,
@@ -228,17 +229,16 @@ class ObedienceTest:
                 self._pictures[name] = as_bytes(video[:NUM_PICTURES])
 
 
-def compose(evaluators: Mapping[str, Evaluator], probes: Probes | None = None) -> Report:
+def compose(evaluators: Mapping[str, Evaluator]) -> Report:
     """Put figures, intervals, curves and a verdict into one report; every rank must call it.
 
     Args:
         evaluators: Evaluators of `model`, and of the baselines by their names.
-        probes: Further figures of the model; None where there are none.
     """
     model, limits = evaluators[MODEL], Thresholds()
     sample_ids = model.sample_ids()
-    figures = {"episodes": float(len(sample_ids)), **model.compute(), **(probes.compute() if probes else {})}
-    drawn = {**model.intervals(), **(probes.intervals() if probes else {})}
+    figures = {"episodes": float(len(sample_ids)), **model.compute()}
+    drawn = model.intervals()
     # Draws may define what all episodes together do not.
     spread = {name: bounds if is_number(figures[name]) else [math.nan] * 2 for name, bounds in drawn.items()}
     verdict = judge({**figures, "intervals": spread}, limits)
@@ -257,7 +257,7 @@ def compose(evaluators: Mapping[str, Evaluator], probes: Probes | None = None) -
         "static_samples": model.motion.static_samples(),
         "loss_by_noise_level": model.loss_by_noise_level(),
         "curves": {quantity: {name: each[quantity] for name, each in curves.items()} for quantity in curves[MODEL]},
-        "per_episode": {**model.per_episode(), **(probes.per_episode_of(sample_ids) if probes else {})},
+        "per_episode": model.per_episode(),
         "baselines_per_episode": {name: evaluator.per_episode() for name, evaluator in baselines.items()},
         "baselines": {name: evaluator.compute() for name, evaluator in baselines.items()},
     }

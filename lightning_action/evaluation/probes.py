@@ -15,15 +15,12 @@ from torch import Tensor, nn
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch, after_start, choose_samples, from_unit_range, to_bytes, without_action
 from lightning_action.evaluation.action_following import hold_last_found
-from lightning_action.evaluation.bootstrap import intervals
 from lightning_action.evaluation.controllability import Controllability
-from lightning_action.evaluation.episode_metric import EpisodeMetric
 from lightning_action.evaluation.flow import path_by_flow
 from lightning_action.evaluation.guidance_response import GuidanceResponse
 from lightning_action.evaluation.held_actions import FRACTIONS, HeldActions
 from lightning_action.evaluation.inverse_dynamics_model import shrunk
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
-from lightning_action.evaluation.report import Report
 from lightning_action.evaluation.round_trip import RoundTrip
 
 Generate = Callable[[Batch, float | None, int], Tensor]
@@ -59,7 +56,7 @@ class Probes(nn.Module):
     """Runs a model under held actions, there and back, and with other guidance, always with the noise of the samples.
 
     Under the actions of a few samples it runs with other noise, too, which tells what actions decide from what chance
-    does.
+    does. The figures are among those of an `Evaluator` that was given the probes.
 
     Those of the samples are taken whose object starts nearest to the middle of where it is in all of them: far from
     walls. Where nobody knows positions, the first ones are, and flow tells how far things go, see `path_by_flow`.
@@ -92,8 +89,8 @@ class Probes(nn.Module):
         self._read_positions, self._simulate = read_positions, simulate
         self.schema = schema
         self.start, self.num_initial_rows = num_initial_frames - 1, num_initial_rows
-        self.controllability = Controllability()
         self.guidance = GuidanceResponse(SCALES, schema.temporal_compression_ratio)
+        self.controllability = Controllability()
         self.round_trip = RoundTrip()
         self.held = HeldActions()
         self.pictures: dict[str, Tensor] = {}
@@ -111,23 +108,6 @@ class Probes(nn.Module):
             self._add_round_trip(few, self._simulate)
             if bool(zero_and_reach(self.schema)[1].any()):
                 self._add_held_actions(few, self._simulate, batch_size)
-
-    def compute(self) -> Report:
-        """Compute the figures, by the names of the report."""
-        return {name: value for metric in self._metrics for name, value in metric.compute().items()}
-
-    def intervals(self) -> Report:
-        """Compute the intervals of the figures."""
-        return {name: list(each) for metric in self._metrics for name, each in intervals(metric).items()}
-
-    def per_episode_of(self, sample_ids: Sequence[int]) -> dict[str, list[float]]:
-        """Give the figures of each of these episodes, NaN where it was not probed."""
-        return {name: each for metric in self._metrics for name, each in metric.per_episode_of(sample_ids).items()}
-
-    @property
-    def _metrics(self) -> list[EpisodeMetric]:
-        metrics: list[EpisodeMetric] = [self.guidance, self.controllability, self.round_trip, self.held]
-        return [metric for metric in metrics if metric.update_called]
 
     def _add_of_unknown_state(self, batch: Batch) -> None:
         without = without_action(batch)

@@ -14,6 +14,7 @@ from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.batch import Batch, to_unit_range
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
+from lightning_action.evaluation.evaluator import Evaluator
 from lightning_action.evaluation.probes import (
     NUM_NOISES,
     NUM_SAMPLES,
@@ -50,12 +51,17 @@ def probed(generate: Generate, schema: ActionSchema = DATA.action_schema, with_s
     return probes
 
 
+def evaluated(probes: Probes) -> Evaluator:
+    """Probes alone, for the figures of them."""
+    return Evaluator(3, 1, probes=probes)
+
+
 def true_video(batch: Batch) -> Tensor:
     return to_unit_range(batch["video"])
 
 
 def test_a_perfect_simulator() -> None:
-    figures = probed(with_gain).compute()
+    figures = evaluated(probed(with_gain)).compute()
     for size in ("0.04", "0.08", "0.15"):
         # The position is read off pictures, and 0.04 of the largest is 0.4 px in 12 frames.
         assert figures[f"held_gain_{size}"] == pytest.approx(1, abs=0.02)
@@ -68,22 +74,22 @@ def test_a_perfect_simulator() -> None:
 
 
 def test_a_model_that_moves_by_half_and_one_that_drifts() -> None:
-    half = probed(partial(with_gain, gain=0.5)).compute()
+    half = evaluated(probed(partial(with_gain, gain=0.5))).compute()
     assert half["held_gain_0.15"] == pytest.approx(0.5, abs=0.02) and half["held_drift_px"] < 1e-4
-    drifts = probed(partial(with_gain, drift=0.1)).compute()
+    drifts = evaluated(probed(partial(with_gain, drift=0.1))).compute()
     # 12 frames of 0.08 px along either axis.
     assert drifts["held_drift_px"] == pytest.approx(12 * 0.08 * 2**0.5, abs=0.05)
     assert drifts["held_gain_0.15"] == pytest.approx(1, abs=0.05) and drifts["recovery"] < 0.9
 
 
 def test_what_actions_decide_and_what_noise_does() -> None:
-    determined = probed(with_gain).compute()
+    determined = evaluated(probed(with_gain)).compute()
     assert determined["action_share"] == 1 and determined["noise_variance"] == 0 < determined["action_variance"]
 
     def with_chance(batch: Batch, scale: float | None, draw: int) -> Tensor:
         return with_gain(batch, scale, draw, drift=0.1 * (draw - 1))
 
-    figures = probed(with_chance).compute()
+    figures = evaluated(probed(with_chance)).compute()
     # Draws of -0.1, 0 and 0.1 for 12 frames of 0.8 px at most, along both axes; walls stop a few.
     assert figures["noise_variance"] == pytest.approx(2 * (12 * 0.08) ** 2, rel=0.1)
     assert figures["action_variance"] == pytest.approx(determined["action_variance"], rel=0.1)
@@ -92,7 +98,7 @@ def test_what_actions_decide_and_what_noise_does() -> None:
 
 
 def test_a_blind_model() -> None:
-    figures = probed(partial(with_gain, gain=0.0)).compute()
+    figures = evaluated(probed(partial(with_gain, gain=0.0))).compute()
     assert figures["action_variance"] == 0
     assert figures["held_gain_0.04"] == figures["gain_at_scale_2"] == figures["excursion"] == 0
     assert figures["gain_rises"] == 0
@@ -100,16 +106,17 @@ def test_a_blind_model() -> None:
 
 def test_without_a_simulator_the_response_to_guidance_is_left() -> None:
     probes = probed(with_gain, with_simulator=False)
-    assert probes.compute().keys() == probes.intervals().keys()
-    assert "gain_at_scale_2" in probes.compute() and not probes.compute().keys() & {"round_trip", "held_drift_px"}
+    figures, intervals = evaluated(probes).compute(), evaluated(probes).intervals()
+    assert figures.keys() == intervals.keys()
+    assert "gain_at_scale_2" in figures and not figures.keys() & {"round_trip", "held_drift_px"}
     assert probes.pictures == {}
 
 
 def of_unknown_state(generate: Generate, **more: Tensor) -> dict[str, float]:
     probes = Probes(generate, true_video, None, None, DATA.action_schema, 1, 0)
     probes.add({**{name: each for name, each in BATCH.items() if name != "position"}, **more})
-    figures = probes.compute()
-    assert figures.keys() >= probes.intervals().keys() and probes.pictures == {}
+    figures = evaluated(probes).compute()
+    assert figures.keys() >= evaluated(probes).intervals().keys() and probes.pictures == {}
     return figures
 
 
