@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from lightning_action.evaluation.figures import Figure, figures_of, is_number
@@ -138,27 +138,16 @@ def paired_tests(report: Report) -> dict[str, dict[str, Any]]:
         By figure and baseline: `difference` (model - baseline; of distances from the ideal where nearer is better),
         `interval`, `p_value`, `episodes`.
     """
-    own, found = _episodes(report), {}
+    own = _episodes(report)
+    found: dict[str, dict[str, Any]] = {}
     for key, figure in figures_of(own).items():
         if figure.better is None or figure.detail:
             continue
-        of_baselines = {
-            name: _tested(figure, episodes, own, True, None)
-            for name, episodes in report.get("baselines_per_episode", {}).items()
-            if len(episodes.get(key, ())) == len(own[key])
-        }
-        told = {
-            name: {
-                "difference": tested.difference,
-                "interval": list(tested.interval),
-                "p_value": tested.p_value,
-                "episodes": tested.episodes,
-            }
-            for name, tested in of_baselines.items()
-            if tested is not None
-        }
-        if told:
-            found[key] = told
+        for name, episodes in report.get("baselines_per_episode", {}).items():
+            if tested := _tested(figure, episodes, own, True, None):
+                told = asdict(tested)
+                del told["is_paired"]
+                found.setdefault(key, {})[name] = told
     return found
 
 
