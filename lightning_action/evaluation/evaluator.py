@@ -216,9 +216,8 @@ class Evaluator(nn.Module):
     def _flat(self, figures: dict[str, Any]) -> dict[str, Any]:
         """Leave out what `loss_by_noise_level` shows, and what only a simulator could tell."""
         unknown = set() if self.knows_other_truth else _OF_OTHER_TRUTH
-        figures = {name: value for name, value in figures.items() if name not in unknown}
-        shown = {suffix for gap in self._loss_gaps for suffix in gap.ranges}
-        return {name: value for name, value in figures.items() if not name.endswith(tuple(shown))}
+        shown = tuple(suffix for gap in self._loss_gaps for suffix in gap.ranges)
+        return {name: value for name, value in figures.items() if name not in unknown and not name.endswith(shown)}
 
 
 def _hidden(values: Tensor, samples: Tensor) -> Tensor:
