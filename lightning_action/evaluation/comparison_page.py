@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from lightning_action.evaluation.comparison import Change, Comparison
-from lightning_action.evaluation.page import document, folded, section, table, verdict_kind
+from lightning_action.evaluation.page import document, folded, section, side_by_side, table, verdict_with_reasons
 from lightning_action.evaluation.report_page import (
     curve_charts,
     number,
@@ -24,7 +24,8 @@ def comparison_page(comparison: Comparison, first: Report, second: Report, sourc
     """Write the comparison of two reports, which come from two sources, as HTML that needs nothing else."""
     reports = dict(zip(comparison.names, (first, second), strict=True))
     tested, untested = ([each for each in comparison.changes if (each.tested is None) == no] for no in (False, True))
-    header = _header(comparison)
+    one, other = comparison.names
+    header = ["", one, other, f"{other} − {one}", "95 %", "n", "p", f"{other} is"]
     rest = folded(f"{len(untested)} figures that could not be tested", table(header, map(_row, untested)))
     details = [each for each in comparison.details if each.tested is not None]
     more = folded(
@@ -32,21 +33,14 @@ def comparison_page(comparison: Comparison, first: Report, second: Report, sourc
         table(header, map(_row, details)),
     )
     told = section("Is it more than noise?", f"{comparison.method()}.", table(header, map(_row, tested)), more, rest)
-    verdicts = "".join(
-        _verdict(name, source, report) for (name, report), source in zip(reports.items(), sources, strict=True)
-    )
-    origins = "".join(_origin(name, report) for name, report in reports.items())
+    verdicts = [_verdict(name, source, report) for (name, report), source in zip(reports.items(), sources, strict=True)]
+    origins = [_origin(name, report) for name, report in reports.items()]
     body = (
         f'<header class="verdict"><h1>Which one obeys better?</h1><p>{escape(comparison.summary())}.</p>'
-        f'<div class="wide">{verdicts}</div></header>{told}{_curves(reports)}'
-        + section("Of what", "Fingerprints of weights and data, versions and settings.", _side_by_side(origins))
+        f"{side_by_side(verdicts)}</header>{told}{_curves(reports)}"
+        + section("Of what", "Fingerprints of weights and data, versions and settings.", side_by_side(origins))
     )
-    return document(f"{comparison.names[0]} and {comparison.names[1]}", body)
-
-
-def _header(comparison: Comparison) -> list[str]:
-    first, second = comparison.names
-    return ["", first, second, f"{second} − {first}", "95 %", "n", "p", f"{second} is"]
+    return document(f"{one} and {other}", body)
 
 
 def _row(change: Change) -> list[str]:
@@ -67,12 +61,8 @@ def _row(change: Change) -> list[str]:
 
 
 def _verdict(name: str, source: str, report: Report) -> str:
-    verdict = report.get("verdict") or {}
-    label = verdict.get("label", "no verdict")
-    reasons = "".join(f"<li>{escape(str(reason))}</li>" for reason in verdict.get("reasons", ()))
     title = f"<h3>{escape(name)} <small>{escape(source)}</small></h3>"
-    badge = f'<span class="label {verdict_kind(label)}">{escape(label)}</span>'
-    return f'<div class="card">{title}{badge}<ul>{reasons}</ul></div>'
+    return f'<div class="card">{title}{verdict_with_reasons(report.get("verdict") or {})}</div>'
 
 
 def _curves(reports: Mapping[str, Report]) -> str:
@@ -89,7 +79,3 @@ def _curves(reports: Mapping[str, Report]) -> str:
 def _origin(name: str, report: Report) -> str:
     told = provenance_facts(report)
     return f'<div class="card"><h3>{escape(name)}</h3>{told}</div>' if told else ""
-
-
-def _side_by_side(cards: str) -> str:
-    return f'<div class="wide">{cards}</div>' if cards else ""

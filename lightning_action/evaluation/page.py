@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import Any, Literal
 
 STYLE = """
 :root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--ink:#1b2330;--soft:#5a6675;--line:#dfe4ea;--track:#eef1f5;
@@ -115,6 +116,11 @@ def table(header: Sequence[str], rows: Rows) -> str:
     return f'<div class="card tabled">{whole}</div>'
 
 
+def side_by_side(parts: Sequence[str], kind: Literal["wide", "charts"] = "wide") -> str:
+    """Put parts, HTML, beside each other as far as they fit; nothing where no part has anything."""
+    return f'<div class="{kind}">{"".join(parts)}</div>' if any(parts) else ""
+
+
 def folded(summary: str, content: str) -> str:
     """Hide content, HTML, behind a line of text; nothing where there is none."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>" if content else ""
@@ -130,6 +136,9 @@ def facts(values: Mapping[str, str]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in values.items() if v) + "</dl>"
 
 
-def verdict_kind(label: str) -> str:
-    """Choose the colour of a verdict."""
-    return {"obeys": "good", "partly": "fair", "ignores": "bad"}.get(label, "none")
+def verdict_with_reasons(verdict: Mapping[str, Any]) -> str:
+    """Draw the label of a verdict, as a report has it, in its colour, and list the reasons."""
+    label = verdict.get("label", "no verdict")
+    kind = {"obeys": "good", "partly": "fair", "ignores": "bad"}.get(label, "none")
+    reasons = "".join(f"<li>{escape(str(reason))}</li>" for reason in verdict.get("reasons", ()))
+    return f'<span class="label {kind}">{escape(label)}</span><ul>{reasons}</ul>'

@@ -7,7 +7,7 @@ from html import escape
 
 from torch import Tensor
 
-from lightning_action.evaluation.page import folded, section
+from lightning_action.evaluation.page import folded, section, side_by_side
 from lightning_action.evaluation.strips import data_uri, difference, film_strip, spread
 
 Videos = Mapping[str, Tensor]
@@ -62,7 +62,7 @@ def action_scan(videos: Videos, given: int) -> str:
     lead = (
         "One start and one noise, each row under one action that never changes: rows must part, more so to the right."
     )
-    return section("One action, held", lead, _wide(films))
+    return section("One action, held", lead, side_by_side(films))
 
 
 def _num_samples(videos: Videos, names: Sequence[str] | Mapping[str, str]) -> int:
@@ -91,8 +91,4 @@ def _film(title: str, rows: Videos, given: int) -> str:
 def _some(films: Sequence[str]) -> tuple[str, str]:
     """Show the first samples, and fold the others."""
     first, rest = films[:_NUM_SHOWN], films[_NUM_SHOWN:]
-    return _wide(first), folded(f"{len(rest)} more", _wide(rest))
-
-
-def _wide(films: Sequence[str]) -> str:
-    return f'<div class="wide">{"".join(films)}</div>' if any(films) else ""
+    return side_by_side(first), folded(f"{len(rest)} more", side_by_side(rest))

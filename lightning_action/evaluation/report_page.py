@@ -21,7 +21,16 @@ from lightning_action.evaluation.figures import (
     format_value,
     is_number,
 )
-from lightning_action.evaluation.page import chip, document, facts, folded, section, table, verdict_kind
+from lightning_action.evaluation.page import (
+    chip,
+    document,
+    facts,
+    folded,
+    section,
+    side_by_side,
+    table,
+    verdict_with_reasons,
+)
 from lightning_action.evaluation.page_pictures import action_scan, counterfactual_pairs, film_strips
 from lightning_action.evaluation.svg_curves import line_chart
 
@@ -51,6 +60,8 @@ _CURVES = {
     "psnr_moving_db": ("Likeness where something moves", "PSNR, moving region, dB"),
     "ssim": ("Structural similarity", "SSIM"),
 }
+# Numbers of a report that are no figures, and told of how it was measured.
+_TOLD = {"episodes", "seed", "num_frames", "num_initial_frames", "fit_seconds", "predict_seconds"}
 _KINDS = {"swapped": "another sample's actions", "shuffled": "shuffled actions", "null": "no action"}
 
 
@@ -83,15 +94,12 @@ def report_page(report: Report, pictures: Mapping[str, Tensor] | None = None) ->
 def _head(report: Report) -> str:
     """The verdict with its reasons and thresholds, and the figures that matter most."""
     verdict = report.get("verdict") or {}
-    label = verdict.get("label", "no verdict")
-    reasons = "".join(f"<li>{escape(str(reason))}</li>" for reason in verdict.get("reasons", ()))
     limits = {name.replace("_", " "): f"{limit:g}" for name, limit in (verdict.get("thresholds") or {}).items()}
     known = [key for key in HEADLINES if key in report]
     tiles = "".join(_tile(FIGURES[key], report) for key in known[:_NUM_HEADLINES])
     return (
         f'<header class="verdict"><h1>Does the model obey its actions?</h1><div class="card">'
-        f'<span class="label {verdict_kind(label)}">{escape(label)}</span><ul>{reasons}</ul>'
-        f"{folded('Thresholds of this verdict', facts(limits) if limits else '')}</div>"
+        f"{verdict_with_reasons(verdict)}{folded('Thresholds of this verdict', facts(limits) if limits else '')}</div>"
         f'<div class="tiles">{tiles}</div></header>'
     )
 
@@ -189,7 +197,7 @@ def curve_charts(quantities: Mapping[str, Any], first: int) -> str:
             for name, values in curves.items()
         }
         cards.append(_card(title, line_chart(points, "pixel frame", label)))
-    return _grid(cards)
+    return side_by_side(cards, "charts")
 
 
 def _by_noise(report: Report) -> str:
@@ -204,21 +212,15 @@ def _by_noise(report: Report) -> str:
         _card("What wrong actions cost", line_chart(gaps, "noise level", "loss gap", ("a blind model", 0))),
         _card("How often the true ones win", line_chart(rates, "noise level", "win rate", ("chance", 0.5))),
     ]
-    if not gaps:
-        return ""
     lead = (
         "Teacher-forced: loss under other actions minus loss under the true ones, at the same noise. Actions decide at "
         "high noise; at low noise the picture shows already what happens."
     )
-    return section("At which noise do actions act?", lead, _grid(charts))
+    return section("At which noise do actions act?", lead, side_by_side(charts, "charts"))
 
 
 def _card(title: str, content: str) -> str:
     return f'<figure class="card"><h3>{escape(title)}</h3>{content}</figure>' if content else ""
-
-
-def _grid(cards: Sequence[str]) -> str:
-    return f'<div class="charts">{"".join(cards)}</div>' if any(cards) else ""
 
 
 def _method(report: Report) -> str:
@@ -241,15 +243,7 @@ def _method(report: Report) -> str:
         "rollouts took": f"{report['predict_seconds']:.0f} s" if is_number(report.get("predict_seconds")) else "",
     }
     told = f'<div class="card">{facts(values)}</div>'
-    shown = {
-        *figures_of(report),
-        "episodes",
-        "seed",
-        "num_frames",
-        "num_initial_frames",
-        "fit_seconds",
-        "predict_seconds",
-    }
+    shown = figures_of(report).keys() | _TOLD
     rest = {key: number(value) for key, value in report.items() if key not in shown and is_number(value)}
     others = folded("Figures that stand in no table", f'<div class="card">{facts(rest)}</div>' if rest else "")
     return section("How it was measured", "Enough to measure it again.", told, others)
