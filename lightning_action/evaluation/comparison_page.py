@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from lightning_action.evaluation.comparison import Change, Comparison
-from lightning_action.evaluation.page import document, folded, section, side_by_side, table, verdict_with_reasons
+from lightning_action.evaluation.page import card, document, folded, section, side_by_side, table, verdict_with_reasons
 from lightning_action.evaluation.report_page import (
     curve_charts,
     number,
@@ -62,7 +62,7 @@ def _row(change: Change) -> list[str]:
 
 def _verdict(name: str, source: str, report: Report) -> str:
     title = f"<h3>{escape(name)} <small>{escape(source)}</small></h3>"
-    return f'<div class="card">{title}{verdict_with_reasons(report.get("verdict") or {})}</div>'
+    return card(title + verdict_with_reasons(report.get("verdict") or {}))
 
 
 def _curves(reports: Mapping[str, Report]) -> str:
@@ -78,4 +78,4 @@ def _curves(reports: Mapping[str, Report]) -> str:
 
 def _origin(name: str, report: Report) -> str:
     told = provenance_facts(report)
-    return f'<div class="card"><h3>{escape(name)}</h3>{told}</div>' if told else ""
+    return card(f"<h3>{escape(name)}</h3>{told}") if told else ""

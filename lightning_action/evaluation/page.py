@@ -116,6 +116,11 @@ def table(header: Sequence[str], rows: Rows) -> str:
     return f'<div class="card tabled">{whole}</div>'
 
 
+def card(content: str) -> str:
+    """Put content, HTML, on a card; nothing where there is none."""
+    return f'<div class="card">{content}</div>' if content else ""
+
+
 def side_by_side(parts: Sequence[str], kind: Literal["wide", "charts"] = "wide") -> str:
     """Put parts, HTML, beside each other as far as they fit; nothing where no part has anything."""
     return f'<div class="{kind}">{"".join(parts)}</div>' if any(parts) else ""
@@ -132,8 +137,9 @@ def chip(text: str, kind: str = "none") -> str:
 
 
 def facts(values: Mapping[str, str]) -> str:
-    """List facts, both names and values as text; those that are empty are left out."""
-    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in values.items() if v) + "</dl>"
+    """List facts, both names and values as text; those that are empty are left out, and nothing where all are."""
+    told = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in values.items() if value)
+    return f"<dl>{told}</dl>" if told else ""
 
 
 def verdict_with_reasons(verdict: Mapping[str, Any]) -> str:

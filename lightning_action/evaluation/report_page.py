@@ -22,6 +22,7 @@ from lightning_action.evaluation.figures import (
     is_number,
 )
 from lightning_action.evaluation.page import (
+    card,
     chip,
     document,
     facts,
@@ -97,11 +98,9 @@ def _head(report: Report) -> str:
     limits = {name.replace("_", " "): f"{limit:g}" for name, limit in (verdict.get("thresholds") or {}).items()}
     known = [key for key in HEADLINES if key in report]
     tiles = "".join(_tile(FIGURES[key], report) for key in known[:_NUM_HEADLINES])
-    return (
-        f'<header class="verdict"><h1>Does the model obey its actions?</h1><div class="card">'
-        f"{verdict_with_reasons(verdict)}{folded('Thresholds of this verdict', facts(limits) if limits else '')}</div>"
-        f'<div class="tiles">{tiles}</div></header>'
-    )
+    told = card(verdict_with_reasons(verdict) + folded("Thresholds of this verdict", facts(limits)))
+    title = "<h1>Does the model obey its actions?</h1>"
+    return f'<header class="verdict">{title}{told}<div class="tiles">{tiles}</div></header>'
 
 
 def _tile(figure: Figure, report: Report) -> str:
@@ -189,15 +188,15 @@ def _curves(report: Report) -> str:
 
 def curve_charts(quantities: Mapping[str, Any], first: int) -> str:
     """Draw a chart for each quantity, of curves by name, whose values begin at pixel frame `first`."""
-    cards = []
+    charts = []
     for quantity, curves in quantities.items():
         title, label = _CURVES.get(quantity, (quantity, quantity))
         points = {
             TITLES.get(name, name): [(float(first + index), value) for index, value in enumerate(values)]
             for name, values in curves.items()
         }
-        cards.append(_card(title, line_chart(points, "pixel frame", label)))
-    return side_by_side(cards, "charts")
+        charts.append(_chart(title, line_chart(points, "pixel frame", label)))
+    return side_by_side(charts, "charts")
 
 
 def _by_noise(report: Report) -> str:
@@ -209,8 +208,8 @@ def _by_noise(report: Report) -> str:
         gaps[name] = [((low + high) / 2, gap) for low, high, gap, _ in rows]
         rates[name] = [((low + high) / 2, rate) for low, high, _, rate in rows]
     charts = [
-        _card("What wrong actions cost", line_chart(gaps, "noise level", "loss gap", ("a blind model", 0))),
-        _card("How often the true ones win", line_chart(rates, "noise level", "win rate", ("chance", 0.5))),
+        _chart("What wrong actions cost", line_chart(gaps, "noise level", "loss gap", ("a blind model", 0))),
+        _chart("How often the true ones win", line_chart(rates, "noise level", "win rate", ("chance", 0.5))),
     ]
     lead = (
         "Teacher-forced: loss under other actions minus loss under the true ones, at the same noise. Actions decide at "
@@ -219,8 +218,8 @@ def _by_noise(report: Report) -> str:
     return section("At which noise do actions act?", lead, side_by_side(charts, "charts"))
 
 
-def _card(title: str, content: str) -> str:
-    return f'<figure class="card"><h3>{escape(title)}</h3>{content}</figure>' if content else ""
+def _chart(title: str, curves: str) -> str:
+    return f'<figure class="card"><h3>{escape(title)}</h3>{curves}</figure>' if curves else ""
 
 
 def _method(report: Report) -> str:
@@ -242,20 +241,18 @@ def _method(report: Report) -> str:
         "training took": f"{report['fit_seconds']:.0f} s" if is_number(report.get("fit_seconds")) else "",
         "rollouts took": f"{report['predict_seconds']:.0f} s" if is_number(report.get("predict_seconds")) else "",
     }
-    told = f'<div class="card">{facts(values)}</div>'
     shown = figures_of(report).keys() | _TOLD
     rest = {key: number(value) for key, value in report.items() if key not in shown and is_number(value)}
-    others = folded("Figures that stand in no table", f'<div class="card">{facts(rest)}</div>' if rest else "")
-    return section("How it was measured", "Enough to measure it again.", told, others)
+    others = folded("Figures that stand in no table", card(facts(rest)))
+    return section("How it was measured", "Enough to measure it again.", card(facts(values)), others)
 
 
 def _provenance(report: Report) -> str:
     """Which weights, which data, which settings."""
     config = (report.get("provenance") or {}).get("config")
-    told = provenance_facts(report)
-    settings = folded("Configuration", f'<div class="card"><pre>{escape(_text(config))}</pre></div>' if config else "")
+    settings = folded("Configuration", card(f"<pre>{escape(_text(config))}</pre>") if config else "")
     lead = "Fingerprints of weights and data, versions and settings."
-    return section("Of what", lead, f'<div class="card">{told}</div>' if told else "", settings)
+    return section("Of what", lead, card(provenance_facts(report)), settings)
 
 
 def provenance_facts(report: Report) -> str:
@@ -264,7 +261,7 @@ def provenance_facts(report: Report) -> str:
     for name, values in (report.get("provenance") or {}).items():
         if isinstance(values, Mapping) and name != "config":
             found |= {f"{name}: {key}".replace("_", " "): _text(value) for key, value in values.items()}
-    return facts(found) if found else ""
+    return facts(found)
 
 
 def _text(value: Any) -> str:
