@@ -8,7 +8,7 @@ from html import escape
 from torch import Tensor
 
 from lightning_action.evaluation.page import folded, section, side_by_side
-from lightning_action.evaluation.strips import data_uri, difference, film_strip, spread
+from lightning_action.evaluation.strips import by_sample, data_uri, difference, film_strip, spread
 
 Videos = Mapping[str, Tensor]
 
@@ -24,55 +24,39 @@ _NUM_SHOWN = 2
 
 def film_strips(videos: Videos, given: int) -> str:
     """Show each sample as it is, and as it is generated under its own, another's and no actions."""
-    present = {key: title for key, title in _ROWS.items() if key in videos}
-    samples = [
-        _film(f"sample {index + 1}", {title: videos[key][index] for key, title in present.items()}, given)
-        for index in range(_num_samples(videos, present))
-    ]
+    present = {title: videos[key] for key, title in _ROWS.items() if key in videos}
     lead = (
         "One start and one noise in each: what obeys is like the truth in the second row, and unlike it in the third."
     )
-    return section("What it looks like", lead, *_some(samples))
+    return section("What it looks like", lead, *_some(_films("sample", by_sample(present), given)))
 
 
 def counterfactual_pairs(videos: Videos, given: int) -> str:
     """Show the same start under two actions, and their difference."""
-    if "model" not in videos or "other" not in videos:
-        return ""
     samples = []
-    for index in range(_num_samples(videos, ("model", "other"))):
-        own, other = videos["model"][index], videos["other"][index]
+    for own, other in zip(videos.get("model", ()), videos.get("other", ()), strict=False):
         change, factor = difference(own, other)
         brighter = f", {factor} times brighter" if factor > 1 else ""
-        rows = {"true actions": own, "another sample's": other, f"difference{brighter}": change}
-        samples.append(_film(f"sample {index + 1}", rows, given))
+        samples.append({"true actions": own, "another sample's": other, f"difference{brighter}": change})
     lead = "The last row is black where actions change nothing. It should be black at the start, and not at the end."
-    return section("The same start, two actions", lead, *_some(samples))
+    return section("The same start, two actions", lead, *_some(_films("sample", samples, given)))
 
 
 def action_scan(videos: Videos, given: int) -> str:
     """Show one start under each held action."""
     held = {key.removeprefix(HELD): video for key, video in videos.items() if key.startswith(HELD)}
-    if not held:
-        return ""
-    films = [
-        _film(f"start {index + 1}", {name: video[index] for name, video in held.items()}, given)
-        for index in range(min(_NUM_SHOWN, *map(len, held.values())))
-    ]
     lead = (
         "One start and one noise, each row under one action that never changes: rows must part, more so to the right."
     )
-    return section("One action, held", lead, side_by_side(films))
+    return section("One action, held", lead, side_by_side(_films("start", by_sample(held)[:_NUM_SHOWN], given)))
 
 
-def _num_samples(videos: Videos, names: Sequence[str] | Mapping[str, str]) -> int:
-    return min((len(videos[name]) for name in names), default=0)
+def _films(name: str, samples: Sequence[Videos], given: int) -> list[str]:
+    return [_film(f"{name} {number}", rows, given) for number, rows in enumerate(samples, start=1)]
 
 
 def _film(title: str, rows: Videos, given: int) -> str:
     """Rows of frames under their numbers, and a title."""
-    if not rows:
-        return ""
     frames = spread(min(map(len, rows.values())))
     numbers = "".join(f"<i>{frame}{' given' if frame < given else ''}</i>" for frame in frames)
     head = (

@@ -18,6 +18,12 @@ _CAPTION_HEIGHT, _CAPTION_SIZE = 18, 13
 _LOSSLESS_BYTES = 24_000
 
 
+def by_sample(videos: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Take videos `[n, ...]` by name apart into those of each sample that all of them have."""
+    count = min(map(len, videos.values()), default=0)
+    return [{name: video[index] for name, video in videos.items()} for index in range(count)]
+
+
 def spread(num_frames: int, count: int = 8) -> list[int]:
     """Choose frames from the first to the last, evenly, at most `count`."""
     count = min(count, num_frames)

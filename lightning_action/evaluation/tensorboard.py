@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_action.evaluation.figures import is_number
 from lightning_action.evaluation.page_pictures import HELD
-from lightning_action.evaluation.strips import captioned
+from lightning_action.evaluation.strips import by_sample, captioned
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -33,9 +33,8 @@ def write_to_tensorboard(
     held = {name: video for name, video in pictures.items() if name.startswith(HELD)}
     rollouts = {name: video for name, video in pictures.items() if name not in held}
     for tag, videos in (("test_rollouts/sample", rollouts), ("test_action_scan/start", held)):
-        for index in range(min(map(len, videos.values()), default=0)):
-            picture = captioned({name: video[index] for name, video in videos.items()})
-            writer.add_image(f"{tag}_{index}", picture, step)
+        for index, sample in enumerate(by_sample(videos)):
+            writer.add_image(f"{tag}_{index}", captioned(sample), step)
     first = int(report.get("num_initial_frames") or 1)
     for quantity, curves in (report.get("curves") or {}).items():
         for name, values in curves.items():

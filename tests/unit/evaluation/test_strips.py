@@ -11,13 +11,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_action.evaluation.strips import captioned, data_uri, difference, film_strip, shrink, spread
+from lightning_action.evaluation.strips import by_sample, captioned, data_uri, difference, film_strip, shrink, spread
 
 
 def decoded(uri: str) -> Tensor:
     head, _, content = uri.partition(",")
     assert head == "data:image/webp;base64"
     return torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(content))))).permute(2, 0, 1)
+
+
+def test_samples_are_those_that_all_videos_have() -> None:
+    samples = by_sample({"a": torch.arange(3), "b": torch.arange(10, 12)})
+    assert samples == [{"a": 0, "b": 10}, {"a": 1, "b": 11}]
+    assert by_sample({}) == []
 
 
 @pytest.mark.parametrize(
