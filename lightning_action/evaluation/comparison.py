@@ -104,16 +104,17 @@ def compare(first: Report, second: Report, names: tuple[str, str]) -> Comparison
     families = [[figure for figure in shared if figure.detail == detail] for detail in (False, True)]
     changes, details = (tuple(_changes(figures, first, second, is_paired)) for figures in families)
     verdicts = tuple((report.get("verdict") or {}).get("label", "no verdict") for report in (first, second))
-    return Comparison(names, (verdicts[0], verdicts[1]), is_paired, changes, details, _same_reader(first, second))
+    reads_alike = _same_origin("inverse_dynamics", first, second)
+    return Comparison(names, (verdicts[0], verdicts[1]), is_paired, changes, details, reads_alike)
 
 
 def _changes(figures: Sequence[Figure], first: Report, second: Report, is_paired: bool) -> list[Change]:
     """Test figures that are corrected for together."""
     order = _order(first["sample_ids"], second["sample_ids"]) if is_paired else None
-    reads = _same_reader(first, second)
+    reads_alike = _same_origin("inverse_dynamics", first, second)
     tested = [
         _tested(figure, _episodes(first), _episodes(second), is_paired, order)
-        if reads or not figure.key.startswith(READ)
+        if reads_alike or not figure.key.startswith(READ)
         else None
         for figure in figures
     ]
@@ -152,19 +153,17 @@ def paired_tests(report: Report) -> dict[str, dict[str, Any]]:
 
 
 def _episodes(report: Report) -> Mapping[str, Sequence[float | None]]:
-    episodes: Mapping[str, Sequence[float | None]] = report.get("per_episode") or {}
-    return episodes
+    return report.get("per_episode") or {}
 
 
 def _same_episodes(first: Report, second: Report) -> bool:
     ids = [sorted(map(str, report.get("sample_ids") or ())) for report in (first, second)]
-    data = [((report.get("provenance") or {}).get("data") or {}).get("fingerprint") for report in (first, second)]
-    return bool(ids[0]) and ids[0] == ids[1] and (None in data or data[0] == data[1])
+    return bool(ids[0]) and ids[0] == ids[1] and _same_origin("data", first, second)
 
 
-def _same_reader(first: Report, second: Report) -> bool:
-    readers = [((report.get("provenance") or {}).get("inverse_dynamics") or {}) for report in (first, second)]
-    prints = [reader.get("fingerprint") for reader in readers]
+def _same_origin(part: str, first: Report, second: Report) -> bool:
+    """Tell whether a part of both provenances has one fingerprint, as far as they say."""
+    prints = [((report.get("provenance") or {}).get(part) or {}).get("fingerprint") for report in (first, second)]
     return None in prints or prints[0] == prints[1]
 
 
