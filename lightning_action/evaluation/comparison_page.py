@@ -44,20 +44,14 @@ def comparison_page(comparison: Comparison, first: Report, second: Report, sourc
 
 
 def _row(change: Change) -> list[str]:
-    tested = change.tested
-    nearer = tested is not None and change.figure.better == "nearer"
-    distance = "difference: of distances from the ideal" if nearer else ""
-    low, high = (None, None) if tested is None else tested.interval
-    return [
-        f"{escape(change.figure.name)}<small>{distance}</small>",
-        number(change.first),
-        number(change.second),
-        "-" if tested is None else signed(tested.difference),
-        "-" if tested is None else f"{signed(low)} to {signed(high)}",
-        "-" if tested is None else f"{tested.episodes}",
-        p_text(change.p_value),
-        outcome_chip(change.outcome),
-    ]
+    tested, distance = ["-"] * 3, ""
+    if change.tested is not None:
+        low, high = change.tested.interval
+        tested = [signed(change.tested.difference), f"{signed(low)} to {signed(high)}", f"{change.tested.episodes}"]
+        distance = "difference: of distances from the ideal" if change.figure.better == "nearer" else ""
+    name = f"{escape(change.figure.name)}<small>{distance}</small>"
+    values = [number(change.first), number(change.second)]
+    return [name, *values, *tested, p_text(change.p_value), outcome_chip(change.outcome)]
 
 
 def _verdict(name: str, source: str, report: Report) -> str:
