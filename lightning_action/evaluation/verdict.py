@@ -310,9 +310,9 @@ def _by_column(figures: Figures, prefix: str) -> dict[str, float]:
 def _crossed(figures: Figures, limits: Thresholds) -> dict[tuple[str, str], float]:
     """Columns that are read where others were given, as pairs (given, read)."""
     columns = _by_column(figures, "idm_correlation_real_")
-    pairs = {pair: _number(figures, "idm_cross_talk_{}_to_{}".format(*pair)) for pair in permutations(columns, 2)}
-    certain = {pair for pair in pairs if not _may_be(figures, "idm_cross_talk_{}_to_{}".format(*pair), 0)}
-    return {pair: value for pair, value in pairs.items() if pair in certain and abs(value) > limits.read_cross_talk}
+    names = {pair: "idm_cross_talk_{}_to_{}".format(*pair) for pair in permutations(columns, 2)}
+    certain = {pair: _number(figures, name) for pair, name in names.items() if not _may_be(figures, name, 0)}
+    return {pair: value for pair, value in certain.items() if abs(value) > limits.read_cross_talk}
 
 
 def _faults_of_reading(figures: Figures, gains: Mapping[str, float], limits: Thresholds) -> Iterator[str]:
