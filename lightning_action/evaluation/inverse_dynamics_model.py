@@ -106,10 +106,9 @@ class InverseDynamicsModel(nn.Module):
             kernel = 5 if number == 0 else 3
             layers += [nn.Conv2d(before, after, kernel, 2, kernel // 2), nn.GroupNorm(_GROUPS, after), nn.SiLU()]
         self.encoder = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(_GRID), nn.Flatten())
-        width = sum(column.num_outputs for column in self.columns)
-        self.head = nn.Sequential(
-            nn.Linear(channels[-1] * _GRID**2, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, self.rows_per_step * width)
-        )
+        self._widths = [column.num_outputs for column in self.columns]
+        width = self.rows_per_step * sum(self._widths)
+        self.head = nn.Sequential(nn.Linear(channels[-1] * _GRID**2, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, width))
 
     @property
     def num_classes(self) -> list[int]:
@@ -130,7 +129,7 @@ class InverseDynamicsModel(nn.Module):
             windows: Frames around steps, `[N, 4, 3, h, w]`.
             rows: Their action rows, `[N, rows of a step, columns]`.
         """
-        outputs = self(windows).flatten(0, 1).split([column.num_outputs for column in self.columns], dim=-1)
+        outputs = self(windows).flatten(0, 1).split(self._widths, dim=-1)
         targets = rows.flatten(0, 1).unbind(-1)
         losses = [column.loss(*pair) for column, *pair in zip(self.columns, outputs, targets, strict=True)]
         return torch.stack(losses).mean()
@@ -149,7 +148,7 @@ class InverseDynamicsModel(nn.Module):
         # The precision that a test generates in is no reason to read less exactly.
         with torch.autocast(video.device.type, enabled=False):
             outputs = torch.cat([self(part) for part in windows.split(_READ_AT_A_TIME)])
-        parts = outputs.split([column.num_outputs for column in self.columns], dim=-1)
+        parts = outputs.split(self._widths, dim=-1)
         values = [column.value(part) for column, part in zip(self.columns, parts, strict=True)]
         return torch.stack(values, dim=-1).unflatten(0, (len(video), video.shape[1] - 1)).flatten(1, 2)
 
