@@ -108,17 +108,17 @@ def _frame(xs: _Axis, ys: _Axis, x_label: str, y_label: str) -> str:
 
 
 def _curve(index: int, points: Points, xs: _Axis, ys: _Axis) -> str:
-    """Lines between neighbours that are both defined, and a dot where a value stands alone."""
-    commands, dots, run = [], [], 0
+    """Lines between neighbours that are both defined, and dots where there are few points."""
+    commands, dots, command = [], [], "M"
     for x, y in points:
         if y is None or not is_number(y):
-            run = 0
+            command = "M"
             continue
-        place = f"{_horizontal(x, xs):.1f} {_vertical(y, ys):.1f}"
-        commands.append(f"{'L' if run else 'M'}{place}")
-        run += 1
+        across, down = f"{_horizontal(x, xs):.1f}", f"{_vertical(y, ys):.1f}"
+        commands.append(f"{command}{across} {down}")
+        command = "L"
         if len(points) <= 2 * _NUM_TICKS:
-            dots.append(f'<circle cx="{place.split()[0]}" cy="{place.split()[1]}" r="3"/>')
+            dots.append(f'<circle cx="{across}" cy="{down}" r="3"/>')
     return f'<g class="curve-{index}"><path d="{"".join(commands)}"/>{"".join(dots)}</g>' if commands else ""
 
 
