@@ -185,8 +185,7 @@ class Evaluator(nn.Module):
 
     def sample_ids(self) -> list[int]:
         """Name the episodes."""
-        names: list[int] = self.motion.episodes()["sample_id"].tolist()
-        return names
+        return self.motion.episodes()["sample_id"].tolist()
 
     def curves(self) -> dict[str, list[float]]:
         """Give the mean of each generated frame, of the quantities `CURVES` that are known."""

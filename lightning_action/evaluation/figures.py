@@ -243,8 +243,10 @@ def figures_of(keys: Iterable[str]) -> dict[str, Figure]:
     own = {key: figure for key in keys if key not in FIGURES and (figure := _of_columns(key))}
     found: dict[str, Figure] = {}
     for key, figure in FIGURES.items():
-        found |= {key: figure} if key in there else {}
-        found |= own if key == _COLUMNS_FOLLOW else {}
+        if key in there:
+            found[key] = figure
+        if key == _COLUMNS_FOLLOW:
+            found |= own
     return found
 
 

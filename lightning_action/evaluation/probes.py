@@ -121,8 +121,7 @@ class Probes(nn.Module):
 
     def _nearest_to_middle(self, positions: Tensor) -> list[int]:
         low, high = positions.flatten(end_dim=1).aminmax(dim=0)
-        order: list[int] = (positions[:, self.start] - (low + high) / 2).norm(dim=-1).argsort().tolist()
-        return order[:NUM_SAMPLES]
+        return (positions[:, self.start] - (low + high) / 2).norm(dim=-1).argsort().tolist()[:NUM_SAMPLES]
 
     def _add_guidance(
         self, few: Batch, path: Callable[[Tensor], Tensor], target: Tensor, acts: slice | Tensor = slice(None)
