@@ -16,6 +16,7 @@ from torch import Tensor
 _SEEN = 0.25
 # Shares below are not the object's: what else is there mixes a little of every colour.
 _FLOOR = 0.1
+_NUM_QUANTILES = 1000
 
 
 class RandomObject(NamedTuple):
@@ -79,8 +80,7 @@ def look_at(share: Tensor, area: float) -> RandomObject:
 def displacements(found: RandomObject, num_frames: int) -> Tensor:
     """How far the object has gone after some frames, wherever it was seen at both ends, in pixels, `[N]`."""
     moved = found.position[:, num_frames:] - found.position[:, :-num_frames]
-    lengths = moved.norm(dim=-1).flatten()
-    return lengths[~lengths.isnan()]
+    return _seen(moved.norm(dim=-1).flatten())
 
 
 def wasserstein(one: Tensor, other: Tensor) -> float:
@@ -90,9 +90,6 @@ def wasserstein(one: Tensor, other: Tensor) -> float:
     places = (torch.arange(_NUM_QUANTILES, dtype=torch.float64) + 0.5) / _NUM_QUANTILES
     quantiles = [_at(values.double().sort().values, places) for values in (one, other)]
     return float((quantiles[0] - quantiles[1]).abs().mean())
-
-
-_NUM_QUANTILES = 1000
 
 
 def _at(ordered: Tensor, places: Tensor) -> Tensor:
