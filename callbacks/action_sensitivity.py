@@ -260,11 +260,9 @@ class _Prediction(NamedTuple):
 
 
 def action_variants(actions: Sequence[Tensor], scale: float) -> dict[str, list[Tensor | None]]:
-    """The actions of every batch, changed in each of the ways that `ActionSensitivity` describes.
+    """The actions `[B, rows, columns]` of every batch, changed in each of the ways that `ActionSensitivity` describes.
 
-    Args:
-        actions: `[B, rows, columns]` for each batch of the probe; samples are swapped across batches.
-        scale: Factor of the scaled actions.
+    Samples are swapped across batches.
     """
     own = torch.cat(list(actions))
     variants = {

@@ -310,10 +310,7 @@ def default_actions(action: Tensor) -> dict[str, Tensor]:
 def probe_script(action: Tensor, actions: Mapping[str, Tensor], alternate_every: int) -> dict[str, Tensor]:
     """Rows `[rows, columns]` of each part of the script, by name, in the type of the sample's own `[1, rows, columns]`.
 
-    Args:
-        action: The sample's own actions.
-        actions: Rows to hold, at least one; the first two are also taken in turn.
-        alternate_every: Number of rows from one action to the other.
+    Each of `actions`, at least one, is held; the first two are also taken in turn, `alternate_every` rows each.
     """
     num_rows = action.shape[1]
     script = {name: row.expand(num_rows, -1) for name, row in actions.items()}

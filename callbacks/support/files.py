@@ -17,12 +17,9 @@ TEMPORARY = ".*-" + "[0-9a-f]" * 32 + ".*"
 def make_folder(folder: Path, owner: str) -> None:
     """Create a folder, if needed, and make sure that files can be written into it.
 
-    Args:
-        folder: Folder in which files will be written.
-        owner: Name, for the message, of the callback that wants to write there and of its argument.
-
     Raises:
-        MisconfigurationException: The folder cannot be made or written into; the message says why.
+        MisconfigurationException: The folder cannot be made or written into; the message names its `owner`, a callback
+            and its argument, and says why.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,6 @@ class GradientSums:
 
     `sums` and `maxima` hold `[P]` each: on the device and of what this rank holds, until `reduce` makes them those of
     all ranks. A parameter without a gradient counts as one without values.
-
-    Args:
-        parameters: Parameters of the optimizer, with a gradient or without.
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:

@@ -20,11 +20,7 @@ class ModulationSums:
     """Sums of one step on this rank, on the device. All sizes are fixed, because those of all ranks must agree.
 
     A frame whose modulation is exactly zero is a null frame: it has no action, and counts in `null_frames` only.
-
-    Args:
-        num_layers: Number of layers of the network; 0 leaves layers out.
-        max_frames: Number of latent frames that are told apart.
-        device: Device of the module.
+    `max_frames` latent frames are told apart, and `num_layers` layers; 0 leaves layers out.
     """
 
     def __init__(self, num_layers: int, max_frames: int, device: torch.device) -> None:

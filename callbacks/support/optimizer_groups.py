@@ -79,12 +79,8 @@ def materialize_state(optimizer: Optimizer, must_have_state: bool) -> None:
     Checkpoints of sharded parameters can only be restored into an optimizer with the same entries, and torch creates
     what is missing in all or in none. An optimizer whose later steps would show that this was done is left alone.
 
-    Args:
-        optimizer: Optimizer as it is before the fit.
-        must_have_state: Whether its parameters are sharded.
-
     Raises:
-        MisconfigurationException: The parameters are sharded, and it would have to be left alone.
+        MisconfigurationException: It must have state, as its parameters are sharded, and would have to be left alone.
     """
     groups = optimizer.param_groups
     fresh = [[p for p in group["params"] if p.requires_grad and p not in optimizer.state] for group in groups]

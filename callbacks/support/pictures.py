@@ -78,12 +78,9 @@ def in_grid(videos: Sequence[Tensor], captions: Sequence[str], num_columns: int)
 
 
 def beside_truth(video: Tensor, truth: Tensor | None, action: Tensor | None) -> Tensor:
-    """A generated video, with its actions drawn on it, and the true one, if any, to its right; small ones are enlarged.
+    """A generated video, with its actions `[rows, columns]` drawn on it, and the true one, if any, to its right.
 
-    Args:
-        video: Generated video, `[T, 3, H, W]`.
-        truth: True video of the same shape.
-        action: Action rows, `[rows, columns]`; see `draw_actions`.
+    Both have one shape; small ones are enlarged.
     """
     videos = {"generated": enlarge(to_uint8(video))}
     if action is not None:
@@ -177,12 +174,9 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def write_mp4(path: Path, frames: Tensor, fps: int) -> None:
-    """Write a video as H.264 that browsers play; odd sizes grow by one pixel, as the format has none.
+    """Write a video as H.264 that browsers play; the file is replaced as a whole.
 
-    Args:
-        path: Path of the file, which is replaced as a whole.
-        frames: Frames of the video, `[T, 3, H, W]`.
-        fps: Number of frames per second.
+    Odd sizes grow by one pixel, as the format has none.
     """
     import av
     from av.video.reformatter import VideoReformatter

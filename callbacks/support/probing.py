@@ -92,11 +92,6 @@ def require_method(pl_module: LightningModule, owner: str, signature: str) -> No
 def take_samples(batch: Any, indices: slice, owner: str) -> Batch:
     """Some samples of a batch, as a copy on the CPU.
 
-    Args:
-        batch: Batch as a dataloader gave it.
-        indices: Indices of the samples.
-        owner: Name of the callback that wants them, for the message.
-
     Raises:
         MisconfigurationException: The batch is no dict with `action` `[B, rows, columns]`.
     """

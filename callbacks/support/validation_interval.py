@@ -12,9 +12,6 @@ from .arguments import check_at_least
 class EveryNValidations(Callback):
     """Counts validations, without sanity checks and across resumed fits, so that a subclass can ask `is_due`.
 
-    Args:
-        every_n_validations: Validations from one that is due to the next.
-
     Raises:
         ValueError: `every_n_validations` is below 1.
     """

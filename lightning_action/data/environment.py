@@ -41,18 +41,7 @@ _MAX_ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class EnvironmentSource:
-    """What a video is made of: a world, who acts in it, and what is kept.
-
-    Args:
-        env: Name of the environment, see `make_environment`.
-        env_kwargs: Arguments of the environment.
-        policy: Name of the policy, see `make_policy`.
-        position: Name `module:function` of a function of (environment, info) that returns the position (x, y) of an
-            object in pixels of the rendered frame; None leaves positions out.
-        frame_size: Height and width that frames are resized to; None leaves them as they are.
-        prompt: Description of the videos.
-        num_frames: Number of pixel frames of a video.
-    """
+    """What a video is made of, as `EnvironmentDataModule` says: a world, who acts in it, and what is kept."""
 
     env: str
     env_kwargs: Mapping[str, Any]

@@ -35,15 +35,7 @@ _UNMERGED = "unmerged"
 
 
 class StoreWriter:
-    """Writes a store.
-
-    Args:
-        folder: Folder of the store.
-        encoding: What all its latents have in common.
-        max_shard_bytes: Size at which a shard is full.
-        rank: Number of this process.
-        world_size: Number of processes that write.
-    """
+    """Writes a store, as process `rank` of `world_size`; a shard of `max_shard_bytes` is full."""
 
     def __init__(
         self, folder: Path, encoding: Encoding, max_shard_bytes: int, rank: int = 0, world_size: int = 1
@@ -91,12 +83,7 @@ class StoreWriter:
         self._waiting_bytes = 0
 
     def write_prompts(self, prompts: Iterable[str], encode: Any) -> None:
-        """Write each prompt once, in the order of the index, unless they are there.
-
-        Args:
-            prompts: Prompts of all clips.
-            encode: Function from a prompt to `[L, text_dim]`.
-        """
+        """Write each prompt once, encoded as `[L, text_dim]`, in the order of the index, unless they are there."""
         texts = list(dict.fromkeys(prompts))
         path = self.folder / PROMPTS
         if path.exists() and _metadata(path).get("prompts") == json.dumps(texts):

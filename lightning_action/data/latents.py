@@ -21,15 +21,7 @@ from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
 
 
 class LatentDataset(SampleDataset):
-    """Windows of the clips of one split.
-
-    Args:
-        store: Store that they are read from.
-        split: Name of the split.
-        num_latents: Number of latent frames of a window.
-        step: Number of latent frames from one window of a clip to the next.
-        with_positions: Whether samples have a `position`.
-    """
+    """Windows of `num_latents` latent frames of the clips of one split, `step` of them from one window to the next."""
 
     def __init__(
         self, store: LatentStore, split: str, num_latents: int, step: int, with_positions: bool = False

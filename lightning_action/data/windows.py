@@ -16,12 +16,9 @@ from lightning_action.recordings.clips import Clip
 
 
 class WindowPlaces:
-    """Places of windows in clips; none crosses from one clip into another.
+    """Places of windows in clips, `step` frames from one to the next; none crosses into another clip.
 
-    Args:
-        lengths: Number of frames of each clip.
-        num_frames: Number of frames of a window; a clip that is shorter has none.
-        step: Number of frames from one window of a clip to the next.
+    A clip that is shorter than a window has none.
     """
 
     def __init__(self, lengths: Iterable[int], num_frames: int, step: int) -> None:
