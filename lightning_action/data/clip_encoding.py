@@ -36,13 +36,7 @@ class ClipData(Protocol):
 
 @dataclass(frozen=True)
 class ClipPiece:
-    """A part of a clip, which is a `Clip` itself.
-
-    Args:
-        clip: Whole clip.
-        start: Frame of the clip that it begins with.
-        num_frames: Number of its frames.
-    """
+    """A part of a clip, which is a `Clip` itself, named with the frame that it begins with."""
 
     clip: Clip
     start: int
@@ -50,30 +44,24 @@ class ClipPiece:
 
     @property
     def name(self) -> str:
-        """Name of the clip, with the frame that the piece begins with."""
         return f"{self.clip.name} from frame {self.start}"
 
     @property
     def fps(self) -> float:
-        """Number of frames of a second."""
         return self.clip.fps
 
     @property
     def prompt(self) -> str:
-        """Description of what the video shows."""
         return self.clip.prompt
 
     @property
     def has_actions(self) -> bool:
-        """Whether the clip was recorded with actions."""
         return self.clip.has_actions
 
     def video(self, start: int, num_frames: int) -> Tensor:
-        """Read frames `[num_frames, 3, H, W]` in [-1, 1], counted from the start of the piece."""
         return self.clip.video(self.start + start, num_frames)
 
     def action(self, start: int, num_frames: int) -> Tensor:
-        """Read the action rows `[rows, columns]` of these frames."""
         return self.clip.action(self.start + start, num_frames)
 
 

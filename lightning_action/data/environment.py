@@ -295,11 +295,9 @@ class EnvironmentDataModule(SplitDataModule):
 
     @property
     def collate(self) -> Callable[[Any], Batch]:
-        """Function that makes a batch of samples."""
         return partial(_collate, locator=self.locator)
 
     def dataset(self, split: Split) -> EnvironmentDataset:
-        """Return all samples of a split."""
         return EnvironmentDataset(self.source, split, self.seed, self.sizes[split])
 
     def clips(self, split: Split) -> EnvironmentClips:

@@ -84,11 +84,9 @@ class PanningCameraWorld(World):
         self.map_seed = map_seed
 
     def action_schema(self, temporal_compression_ratio: int = 4) -> ActionSchema:
-        """Describe this world's actions."""
         return ActionSchema([ActionPart("pan", "continuous", 2)], "transition", "concat", temporal_compression_ratio)
 
     def start(self, seeds: Sequence[int]) -> PanningStart:
-        """Draw worlds at pixel frame 0, each from its seed alone."""
         randoms = [generator_for(seed, 0) for seed in seeds]
         low, high = self._reach
         position = torch.stack([low + (high - low) * torch.rand(2, generator=random) for random in randoms])
@@ -104,14 +102,12 @@ class PanningCameraWorld(World):
         return torch.stack([draw_held_actions(generator_for(seed, 1), *settings) for seed in seeds])
 
     def go_on(self, path: Tensor, actions: Tensor) -> Tensor:
-        """Compute positions of the camera under action rows `[B, t, 2]` behind those of `path`: `[B, t, 2]`."""
         positions = [path[:, -1]]
         for action in actions.clamp(-1, 1).unbind(1):
             positions.append((positions[-1] + self.max_speed * action).clamp(*self._reach))
         return torch.stack(positions, dim=1)[:, 1:]
 
     def render(self, start: PanningStart, positions: Tensor, first_frame: int = 0) -> Tensor:
-        """Render video `[B, T, 3, H, W]` in [-1, 1] seen from `positions` `[B, T, 2]`."""
         return torch.stack([self._view(ground, places) for ground, places in zip(start.ground, positions, strict=True)])
 
     def locate(self, start: PanningStart, video: Tensor) -> tuple[Tensor, Tensor]:

@@ -162,7 +162,6 @@ class RecordedDataModule(SplitDataModule):
 
     @property
     def collate(self) -> Callable[[Any], Batch]:
-        """Function that makes a batch of windows."""
         return partial(collate_windows, some_action=self._some_action, locator=self.locator)
 
     def codec_videos(self, num_videos: int = 256) -> Tensor:

@@ -135,7 +135,6 @@ class SpriteDataModule(SplitDataModule):
         self.action_schema = world.action_schema(temporal_compression_ratio)
 
     def dataset(self, split: Split) -> SpriteDataset:
-        """Return all samples of a split."""
         return SpriteDataset(self.world, split, self.seed, self.sizes[split], self.num_frames)
 
     def clips(self, split: Split) -> list[SpriteClip]:
@@ -162,15 +161,6 @@ class SpriteDataModule(SplitDataModule):
         return play(self.world, start, batch["action"].cpu())
 
     def read_positions(self, video: Tensor, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
-        """Locate the sprite in videos generated from a batch of a split.
-
-        Args:
-            video: Generated videos, `[B, T, 3, H, W]` in [-1, 1].
-            batch: Batch that `video` was generated for.
-            split: Split that the batch is from.
-
-        Returns:
-            Positions in pixels, `[B, T, 2]`, and whether the sprite is there, `[B, T]` bool.
-        """
+        """Locate the sprite in videos generated from a batch of a split."""
         start = self.world.start(self.dataset(split).seeds(batch["sample_id"].tolist()))
         return self.world.locate(start, video.cpu())

@@ -139,13 +139,11 @@ class MovingSpriteWorld(World):
         self.wordings = tuple(wordings)
 
     def action_schema(self, temporal_compression_ratio: int = 4) -> ActionSchema:
-        """Describe this world's actions."""
         discrete = self.action_kind == "discrete"
         part = ActionPart("move", "discrete", len(DIRECTIONS)) if discrete else ActionPart("move", "continuous", 2)
         return ActionSchema([part], "transition", "concat", temporal_compression_ratio)
 
     def start(self, seeds: Sequence[int]) -> WorldStart:
-        """Draw worlds at pixel frame 0, each from its seed alone."""
         return _stack([self._start_one(seed) for seed in seeds])
 
     def sample_actions(self, seeds: Sequence[int], num_steps: int) -> Tensor:
@@ -153,7 +151,6 @@ class MovingSpriteWorld(World):
         return torch.stack([self._sample_actions_one(generator_for(seed, 1), num_steps) for seed in seeds])
 
     def go_on(self, path: Tensor, actions: Tensor) -> Tensor:
-        """Compute positions of the sprite under action rows `[B, t, ...]` behind those of `path`: `[B, t, 2]`."""
         low = torch.tensor(self.sprite_radius)
         high = self._sides - low
         positions, last_move = [path[:, -1]], path[:, -1] - path[:, -2:][:, 0]
@@ -164,7 +161,6 @@ class MovingSpriteWorld(World):
         return torch.stack(positions, dim=1)[:, 1:]
 
     def render(self, start: WorldStart, positions: Tensor, first_frame: int = 0) -> Tensor:
-        """Render video `[B, T, 3, H, W]` in [-1, 1] of the sprite at `positions` `[B, T, 2]`, from a frame on."""
         frames = start.background[:, None].expand(-1, positions.shape[1], -1, -1, -1)
         if self.second_object:
             color = torch.tensor(SECOND_COLOR).expand(len(frames), 3)
