@@ -6,9 +6,9 @@ Positions are in pixels, x to the right and y down, of the sprite's centre.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from string import ascii_lowercase
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -144,7 +144,19 @@ class MovingSpriteWorld(World):
         return ActionSchema([part], "transition", "concat", temporal_compression_ratio)
 
     def start(self, seeds: Sequence[int]) -> WorldStart:
-        return _stack([self._start_one(seed) for seed in seeds])
+        drawn = zip(*map(self._draw_start, seeds), strict=True)
+        position, name, shape, prompt, background, second_position, second_velocity = drawn
+        return WorldStart(
+            position=torch.stack(position),
+            color=torch.tensor([COLORS[each] for each in name]),
+            color_name=list(name),
+            shape=list(shape),
+            prompts=list(prompt),
+            background=torch.stack(background),
+            second_position=torch.stack(second_position),
+            second_velocity=torch.stack(second_velocity),
+            seeds=list(seeds),
+        )
 
     def sample_actions(self, seeds: Sequence[int], num_steps: int) -> Tensor:
         """Draw action rows, held for some pixel frames each: `[B, num_steps, 2]`, or `[B, num_steps, 1]` discrete."""
@@ -211,7 +223,8 @@ class MovingSpriteWorld(World):
         """Return the places of the columns and of the rows."""
         return torch.arange(self.width) + 0.5, torch.arange(self.height) + 0.5
 
-    def _start_one(self, seed: int) -> WorldStart:
+    def _draw_start(self, seed: int) -> tuple[Tensor, str, Shape, str, Tensor, Tensor, Tensor]:
+        """Draw position, colour, shape, prompt, background, and position and velocity of the autonomous object."""
         random = generator_for(seed, 0)
         margin = self.sprite_radius
         room = self._sides - 2 * margin
@@ -223,17 +236,8 @@ class MovingSpriteWorld(World):
         choice = generator_for(seed, 2)
         shape = self.shapes[int(torch.randint(len(self.shapes), (1,), generator=choice))]
         wording = self.wordings[int(torch.randint(len(self.wordings), (1,), generator=choice))]
-        return WorldStart(
-            position[None],
-            torch.tensor(COLORS[name])[None],
-            [name],
-            [shape],
-            [_with_words(wording, choice).format(color=name, shape=shape)],
-            background[None],
-            second[None],
-            velocity[None],
-            [seed],
-        )
+        prompt = _with_words(wording, choice).format(color=name, shape=shape)
+        return position, name, shape, prompt, background, second, velocity
 
     def _sample_actions_one(self, random: torch.Generator, num_steps: int) -> Tensor:
         if self.action_kind == "discrete":
@@ -272,14 +276,6 @@ class MovingSpriteWorld(World):
 
     def _paint_sprites(self, frames: Tensor, positions: Tensor, color: Tensor, shape: Shape) -> Tensor:
         return paint(frames, positions, color, self.sprite_radius, shape, self.shaded)
-
-
-def _stack(worlds: Sequence[WorldStart]) -> WorldStart:
-    def together(name: str) -> Any:
-        values = [getattr(world, name) for world in worlds]
-        return torch.cat(values) if isinstance(values[0], Tensor) else [each for value in values for each in value]
-
-    return WorldStart(*(together(field.name) for field in fields(WorldStart)))
 
 
 def draw_held_actions(
