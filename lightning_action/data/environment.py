@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch.utils.data import default_collate
 from lightning_action.action.schema import ActionSchema, Combine
 from lightning_action.batch import Batch, num_pixel_frames
 from lightning_action.configuration.class_paths import import_named
-from lightning_action.data.split_data import SPLITS, Locator, SampleDataset, Split, SplitDataModule
+from lightning_action.data.made_samples import MadeSamples, SampleClip
+from lightning_action.data.split_data import SPLITS, Locator, Split, SplitDataModule
 from lightning_action.recordings.environments import (
     action_parts,
     frames_per_second,
@@ -56,7 +57,7 @@ class EnvironmentSource:
         return make_environment(self.env, self.env_kwargs)
 
 
-class EnvironmentDataset(SampleDataset):
+class EnvironmentDataset(MadeSamples):
     """Samples of one split.
 
     Each is a dict: `video` `[T, 3, H, W]` in [-1, 1], `action` `[T - 1, columns]`, `prompt`, `sample_id`, and, where
@@ -64,14 +65,12 @@ class EnvironmentDataset(SampleDataset):
     """
 
     def __init__(self, source: EnvironmentSource, split: Split, seed: int, size: int) -> None:
-        self.source, self.seed, self.size = source, seed, size
-        self._stream = (seed, SPLITS.index(split))
+        super().__init__(split, seed, size, source.num_frames)
+        self.source = source
         self._position = None if source.position is None else import_named(source.position)
         self._opened: tuple[int, Env[Any, Any]] | None = None
         self._seeds: dict[int, int] = {}
-
-    def __len__(self) -> int:
-        return self.size
+        self._latest: Batch = {}
 
     def __getitem__(self, index: int) -> Batch:
         seen, action = self._play(index, self._look)
@@ -80,6 +79,15 @@ class EnvironmentDataset(SampleDataset):
     def command(self, index: int) -> Batch:
         """Return `sample_id`, `action` and `prompt` of a sample, which is played but not rendered for it."""
         return self._command(index, self._play(index, _look_away)[1])
+
+    def prompt(self, index: int) -> str:
+        return self.source.prompt
+
+    def video(self, index: int) -> Tensor:
+        return self._kept(index)["video"]
+
+    def action(self, index: int) -> Tensor:
+        return self._kept(index)["action"]
 
     def replay(self, index: int, action: Tensor) -> Batch:
         """Show what any actions `[T - 1, columns]` do in the episode of a sample: its `video`, perhaps `position`.
@@ -106,6 +114,12 @@ class EnvironmentDataset(SampleDataset):
             self._play(index, _look_away)
         return self._seeds[index]
 
+    def _kept(self, index: int) -> Batch:
+        """Play a sample, unless it is the latest: a clip is read in parts, which a second play might not fit."""
+        if self._latest.get("sample_id") != index:
+            self._latest = self[index]
+        return self._latest
+
     def _shown(self, seen: Sequence[tuple[np.ndarray, Any]]) -> Batch:
         video = torch.from_numpy(np.stack([frame for frame, _ in seen])).permute(0, 3, 1, 2)
         shown = {"video": video / 127.5 - 1}
@@ -121,7 +135,7 @@ class EnvironmentDataset(SampleDataset):
 
         Its seed is kept for `replay`.
         """
-        env, num_frames, longest = self._env(), self.source.num_frames, 0
+        env, num_frames, longest = self._env(), self.num_frames, 0
         new_policy = make_policy(self.source.policy, env.action_space)
         for attempt in range(_MAX_ATTEMPTS):
             seed = mix_seed(*self._stream, index, attempt)
@@ -150,74 +164,6 @@ class EnvironmentDataset(SampleDataset):
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = os.getpid(), self.source.make()
         return self._opened[1]
-
-
-class EnvironmentClips(Sequence["EnvironmentClip"]):
-    """The samples of a split as clips, of which the last one that was read is kept."""
-
-    def __init__(self, dataset: EnvironmentDataset, split: Split, fps: float) -> None:
-        self.dataset, self.split, self.fps = dataset, split, fps
-        self._latest: Batch = {}
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    @overload
-    def __getitem__(self, index: int) -> EnvironmentClip: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[EnvironmentClip]: ...
-    def __getitem__(self, index: int | slice) -> EnvironmentClip | list[EnvironmentClip]:
-        chosen = range(len(self))[index]
-        return EnvironmentClip(self, chosen) if isinstance(chosen, int) else [self[each] for each in chosen]
-
-    def sample(self, index: int) -> Batch:
-        """Play a sample, unless it is the latest one."""
-        if self._latest.get("sample_id") != index:
-            self._latest = self.dataset[index]
-        return self._latest
-
-
-@dataclass(frozen=True)
-class EnvironmentClip:
-    """A sample as a clip."""
-
-    clips: EnvironmentClips
-    index: int
-    has_actions: bool = True
-
-    @property
-    def name(self) -> str:
-        """Split and number of the sample, and the seed."""
-        return f"{self.clips.split}-{self.index}-seed-{self.clips.dataset.seed}"
-
-    @property
-    def num_frames(self) -> int:
-        """Number of pixel frames."""
-        return self.clips.dataset.source.num_frames
-
-    @property
-    def fps(self) -> float:
-        """Number of frames of a second."""
-        return self.clips.fps
-
-    @property
-    def prompt(self) -> str:
-        """Description of the video."""
-        return self.clips.dataset.source.prompt
-
-    def video(self, start: int, num_frames: int) -> Tensor:
-        """Return some frames `[num_frames, 3, H, W]` in [-1, 1]."""
-        return self._part("video", start, num_frames)
-
-    def action(self, start: int, num_frames: int) -> Tensor:
-        """Return the action rows between these frames, `[num_frames - 1, columns]`."""
-        return self._part("action", start, num_frames - 1)
-
-    def _part(self, key: str, start: int, length: int) -> Tensor:
-        if not 0 <= start <= start + length <= self.num_frames:
-            raise ValueError(f"{self.name} has {self.num_frames} frames, not {length} from {start} on")
-        part: Tensor = self.clips.sample(self.index)[key][start : start + length]
-        return part
 
 
 class EnvironmentDataModule(SplitDataModule):
@@ -300,9 +246,9 @@ class EnvironmentDataModule(SplitDataModule):
     def dataset(self, split: Split) -> EnvironmentDataset:
         return EnvironmentDataset(self.source, split, self.seed, self.sizes[split])
 
-    def clips(self, split: Split) -> EnvironmentClips:
+    def clips(self, split: Split) -> list[SampleClip]:
         """Return all samples of a split as clips."""
-        return EnvironmentClips(self.episodes(split), split, self.fps)
+        return self.episodes(split).clips(self.fps)
 
     def codec_videos(self, num_videos: int = 256) -> Tensor:
         """Return training videos `[num_videos, T, 3, H, W]` for fitting a codec."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_action.batch import Batch, num_pixel_frames
-from lightning_action.data.split_data import SPLITS, SampleDataset, Split, SplitDataModule
+from lightning_action.data.made_samples import MadeSamples, SampleClip
+from lightning_action.data.split_data import SPLITS, Split, SplitDataModule
 from lightning_action.data.world import World
 from lightning_action.seeding import mix_seed
 
@@ -20,7 +21,7 @@ def play(world: World, start: Any, action: Tensor) -> tuple[Tensor, Tensor]:
     return world.render(start, position), position
 
 
-class SpriteDataset(SampleDataset):
+class SpriteDataset(MadeSamples):
     """Samples of one split.
 
     Each is a dict: `video` `[T, 3, H, W]` in [-1, 1], `action` `[T - 1, columns]`, `prompt`, `position` `[T, 2]` in
@@ -28,11 +29,8 @@ class SpriteDataset(SampleDataset):
     """
 
     def __init__(self, world: World, split: Split, seed: int, size: int, num_frames: int) -> None:
-        self.world, self.size, self.num_frames = world, size, num_frames
-        self._stream = (seed, SPLITS.index(split))
-
-    def __len__(self) -> int:
-        return self.size
+        super().__init__(split, seed, size, num_frames)
+        self.world = world
 
     def seeds(self, indices: Sequence[int]) -> list[int]:
         """Return world seeds of some samples."""
@@ -53,9 +51,17 @@ class SpriteDataset(SampleDataset):
         }
 
     def command(self, index: int) -> Batch:
-        seeds = self.seeds([index])
-        action = self.world.sample_actions(seeds, self.num_frames - 1)[0]
-        return {"sample_id": index, "action": action, "prompt": self.world.start(seeds).prompts[0]}
+        return {"sample_id": index, "action": self.action(index), "prompt": self.prompt(index)}
+
+    def prompt(self, index: int) -> str:
+        return self.world.start(self.seeds([index])).prompts[0]
+
+    def video(self, index: int) -> Tensor:
+        return self[index]["video"]
+
+    def action(self, index: int) -> Tensor:
+        # Without the video, which takes a second to render where it is large.
+        return self.world.sample_actions(self.seeds([index]), self.num_frames - 1)[0]
 
     def __getitem__(self, index: int) -> Batch:
         batch = self.batch([index])
@@ -63,38 +69,6 @@ class SpriteDataset(SampleDataset):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         return self.batch(indices)
-
-
-class SpriteClip:
-    """A sample of a split as a `Clip`, at the 16 frames of a second that Wan's videos have.
-
-    Args:
-        dataset: Dataset of the split.
-        name: Name of the clip.
-        index: Number of the sample.
-    """
-
-    fps, has_actions = 16.0, True
-
-    def __init__(self, dataset: SpriteDataset, name: str, index: int) -> None:
-        self.name = name
-        self.num_frames = dataset.num_frames
-        self._dataset, self._index = dataset, index
-
-    @property
-    def prompt(self) -> str:
-        """Description of what the video shows."""
-        return str(self._dataset.command(self._index)["prompt"])
-
-    def video(self, start: int, num_frames: int) -> Tensor:
-        """Render frames `[num_frames, 3, H, W]` in [-1, 1], the first of which is frame `start`."""
-        video: Tensor = self._dataset.batch([self._index])["video"]
-        return video[0, start : start + num_frames]
-
-    def action(self, start: int, num_frames: int) -> Tensor:
-        """Return the action rows `[num_frames - 1, columns]` of these frames."""
-        action: Tensor = self._dataset.command(self._index)["action"]
-        return action[start : start + num_frames - 1]
 
 
 class SpriteDataModule(SplitDataModule):
@@ -137,10 +111,9 @@ class SpriteDataModule(SplitDataModule):
     def dataset(self, split: Split) -> SpriteDataset:
         return SpriteDataset(self.world, split, self.seed, self.sizes[split], self.num_frames)
 
-    def clips(self, split: Split) -> list[SpriteClip]:
-        """Return each video of a split as a clip."""
-        dataset = self.dataset(split)
-        return [SpriteClip(dataset, f"{split}-{index}-seed-{self.seed}", index) for index in range(len(dataset))]
+    def clips(self, split: Split) -> list[SampleClip]:
+        """Return each video of a split as a clip, at the 16 frames of a second that Wan's videos have."""
+        return self.dataset(split).clips(fps=16.0)
 
     def codec_videos(self, num_videos: int = 256) -> Tensor:
         """Return training videos `[num_videos, T, 3, H, W]` for fitting a codec."""

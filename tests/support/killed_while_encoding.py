@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from lightning_action.data.made_samples import SampleClip
 from lightning_action.data.split_data import Split
-from lightning_action.data.sprite_data import SpriteClip, SpriteDataModule
+from lightning_action.data.sprite_data import SpriteDataModule
 
 
-class WatchedClip(SpriteClip):
+@dataclass(frozen=True)
+class WatchedClip(SampleClip):
     """Notes each reading in a file; the process dies when the file has `dies_at` lines."""
 
-    def __init__(self, source: WatchedSprites, split: Split, index: int) -> None:
-        super().__init__(source.dataset(split), f"{split}-{index}", index)
-        self.source = source
+    source: WatchedSprites
 
     def video(self, start: int, num_frames: int) -> Tensor:
         if num_frames > 1:
@@ -42,5 +43,5 @@ class WatchedSprites(SpriteDataModule):
         super().__init__(**kwargs)
         self.watch, self.dies_at = Path(watch), dies_at
 
-    def clips(self, split: Split) -> list[SpriteClip]:
-        return [WatchedClip(self, split, index) for index in range(self.sizes[split])]
+    def clips(self, split: Split) -> list[SampleClip]:
+        return [WatchedClip(clip.samples, clip.index, clip.fps, self) for clip in super().clips(split)]

@@ -184,6 +184,17 @@ def test_clips_are_the_samples() -> None:
         clip.video(5, 4)
 
 
+def test_a_clip_that_is_read_in_parts_is_played_once() -> None:
+    """A second play would differ, for no seed governs this world."""
+    restless = data(env="tests.support.dot_world:RestlessDotWorld", position=POSITION)
+    clip, other = restless.clips("test")[:2]
+    parts = torch.cat([clip.video(0, 3), clip.video(3, 4)])
+    assert clip.prompt == "a dot" and torch.equal(clip.action(0, 3), clip.action(0, 7)[:2])
+    assert torch.equal(parts, clip.video(0, 7))
+    other.video(0, 1)
+    assert not torch.equal(parts, clip.video(0, 7))
+
+
 def test_episodes_that_are_too_short_are_begun_again_or_refused() -> None:
     assert data(env_kwargs={"end_after": NUM_FRAMES}).dataset("test")[0]["video"].shape[0] == NUM_FRAMES
     message = "sample 3: of 20 episodes of tests.support.dot_world:DotWorld the longest had 6 frames .* a video has 7"
