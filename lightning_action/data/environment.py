@@ -78,7 +78,7 @@ class EnvironmentDataset(MadeSamples):
 
     def command(self, index: int) -> Batch:
         """Return `sample_id`, `action` and `prompt` of a sample, which is played but not rendered for it."""
-        return self._command(index, self._play(index, _look_away)[1])
+        return self._command(index, self._play(index)[1])
 
     def prompt(self, index: int) -> str:
         return self.source.prompt
@@ -111,7 +111,7 @@ class EnvironmentDataset(MadeSamples):
 
     def _seed_of(self, index: int) -> int:
         if index not in self._seeds:
-            self._play(index, _look_away)
+            self._play(index)
         return self._seeds[index]
 
     def _kept(self, index: int) -> Batch:
@@ -130,10 +130,10 @@ class EnvironmentDataset(MadeSamples):
     def _command(self, index: int, action: Tensor) -> Batch:
         return {"sample_id": index, "action": action, "prompt": self.source.prompt}
 
-    def _play(self, index: int, look: Callable[..., Any]) -> tuple[list[Any], Tensor]:
+    def _play(self, index: int, look: Callable[..., Any] = lambda *_: None) -> tuple[list[Any], Tensor]:
         """Play an episode that lasts for a whole video: what was seen at each frame, and the actions between.
 
-        Its seed is kept for `replay`.
+        Its seed is kept for `replay`. Without `look` nothing is rendered.
         """
         env, num_frames, longest = self._env(), self.num_frames, 0
         new_policy = make_policy(self.source.policy, env.action_space)
@@ -296,10 +296,6 @@ class EnvironmentDataModule(SplitDataModule):
     def episodes(self, split: Split) -> EnvironmentDataset:
         """Return the samples of a split that are kept: their environment stays open, and their seeds are known."""
         return self._replayed.setdefault(split, self.dataset(split))
-
-
-def _look_away(env: Env[Any, Any], observation: Any, info: Mapping[str, Any]) -> None:
-    """Render nothing."""
 
 
 def _collate(samples: list[Batch], locator: Locator | None) -> Batch:

@@ -71,7 +71,7 @@ class SplitDataModule(L.LightningDataModule):
         self.sizes = sizes
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.num_workers, self.locator = seed, num_workers, locator
-        self._is_wanted: Callable[[Batch], bool] = _is_anything
+        self._is_wanted: Callable[[Batch], bool] | None = None
 
     @abstractmethod
     def dataset(self, split: Split) -> SampleDataset:
@@ -84,7 +84,7 @@ class SplitDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Begin with all samples."""
-        self._is_wanted = _is_anything
+        self._is_wanted = None
 
     def select_predict_samples(self, is_wanted: Callable[[Batch], bool]) -> None:
         """Generate only those predict samples for which `is_wanted` is true, for a writer that has some of them.
@@ -135,6 +135,8 @@ class SplitDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         dataset = self.dataset("predict")
+        if self._is_wanted is None:
+            return self._loader(dataset, self.eval_batch_size)
         wanted = [index for index in range(len(dataset)) if self._is_wanted(dataset.command(index))]
         return self._loader(Subset(dataset, wanted), self.eval_batch_size)
 
@@ -152,10 +154,6 @@ class SplitDataModule(L.LightningDataModule):
             collate_fn=self.collate,
             persistent_workers=self.num_workers > 0,
         )
-
-
-def _is_anything(sample: Batch) -> bool:
-    return True
 
 
 def _already_a_batch(batch: Any) -> Batch:
