@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -165,11 +165,23 @@ class DriftMonitor(EveryNValidations):
         first_block = 1 if self.independent_first_frame else self.num_frame_per_block
         first = 1 + self.temporal_compression_ratio * (first_block - 1)
         frames_per_block = self.temporal_compression_ratio * self.num_frame_per_block
-        seams = torch.arange(first, max(first, len(video)), frames_per_block)
-        curves = video_curves(video, seams, frames_per_block)
+        video = video.double()
+        luma = torch.einsum("tchw,c->thw", video, video.new_tensor(_LUMA))
+        laplace = F.conv2d(luma[:, None], luma.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None])
+        to_next = _STILL + (luma[1:] - luma[:-1]).abs().mean(dim=(1, 2))
+        # NaN where a block is a single frame.
+        ratios = [
+            to_next[seam - 1] / to_next[seam : seam + frames_per_block - 1].mean()
+            for seam in range(first, len(video), frames_per_block)
+        ]
         frames = torch.arange(len(video), device=video.device)
-        times = {name: seams.to(frames) if name == "block_seam" else frames for name in FIGURES}
-        return torch.stack([_statistics(name, curves[name], times[name]) for name in FIGURES])
+        curves = {
+            "brightness": (luma.mean(dim=(1, 2)), frames),
+            "contrast": (luma.std(dim=(1, 2), correction=0), frames),
+            "high_frequency": (laplace.square().mean(dim=(1, 2, 3)), frames),
+            "block_seam": (torch.stack(ratios) if ratios else luma.new_empty(0), frames[first::frames_per_block]),
+        }
+        return torch.stack([_statistics(name, *curves[name]) for name in FIGURES])
 
     def _log(self, trainer: Trainer) -> None:
         gathered = enumerate(chain.from_iterable(gather([(name, row.cpu()) for name, row in self._rows])))
@@ -192,34 +204,6 @@ class DriftMonitor(EveryNValidations):
                     "window are what helps against it.",
                     category=DriftWarning,
                 )
-
-
-def video_curves(video: Tensor, seams: Tensor, frames_per_block: int) -> dict[str, Tensor]:
-    """The curves that `DriftMonitor` describes.
-
-    Args:
-        video: `[T, 3, H, W]` in [0, 1].
-        seams: Frames that blocks begin with, each at least 1.
-        frames_per_block: Pixel frames of a block; the last may have fewer.
-
-    Returns:
-        float64 `[T]`; for `block_seam` `[seams]`.
-    """
-    luma = torch.einsum("tchw,c->thw", video.double(), torch.tensor(_LUMA, dtype=torch.float64, device=video.device))
-    laplace = F.conv2d(luma[:, None], luma.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None])
-    return {
-        "brightness": luma.mean(dim=(1, 2)),
-        "contrast": luma.std(dim=(1, 2), correction=0),
-        "high_frequency": laplace.square().mean(dim=(1, 2, 3)),
-        "block_seam": _seam_ratios(luma, seams.tolist(), frames_per_block),
-    }
-
-
-def _seam_ratios(luma: Tensor, seams: Sequence[int], frames_per_block: int) -> Tensor:
-    """NaN where a block is a single frame."""
-    to_next = _STILL + (luma[1:] - luma[:-1]).abs().mean(dim=(1, 2))
-    ratios = [to_next[seam - 1] / to_next[seam : seam + frames_per_block - 1].mean() for seam in seams]
-    return torch.stack(ratios) if ratios else luma.new_empty(0)
 
 
 def _statistics(name: str, curve: Tensor, times: Tensor) -> Tensor:
