@@ -269,8 +269,3 @@ class LatentStore:
                 f"{name} of the store {self.address} is damaged or not the one of its index ({error}): copy it again, "
                 "or remove it and encode again"
             ) from error
-
-
-def pad_text(prompts: list[Tensor]) -> Tensor:
-    """Put encoded prompts beside each other, `[B, L, text_dim]`, zero past each one's end."""
-    return torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch
-from lightning_action.data.latent_store import LatentStore, WindowStarts, pad_text
+from lightning_action.data.latent_store import LatentStore, WindowStarts
 from lightning_action.data.split_data import Locator, SampleDataset, Split, SplitDataModule, SpreadSamples
 from lightning_action.data.windows import WindowPlaces
 from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
@@ -56,7 +57,7 @@ class LatentDataset(SampleDataset):
         clips = [self.store.index.clips[number] for number, _ in places]
         batch = {
             "latents": torch.stack([self.store.window(*place, self.num_latents) for place in places]),
-            "text": pad_text([self.store.text(number) for number, _ in places]),
+            "text": pad_sequence([self.store.text(number) for number, _ in places], batch_first=True),
             "prompt": [clip.prompt for clip in clips],
             "sample_id": torch.tensor(indices),
             "frame_size": torch.tensor([self.store.index.encoding.frame_size] * len(indices)),

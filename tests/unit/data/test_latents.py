@@ -53,6 +53,15 @@ def test_a_batch_has_what_the_frozen_parts_make(written: tuple[str, FrozenParts]
     assert torch.equal(alone["latents"], batch["latents"][0]) and alone["prompt"] == "two green discs"
 
 
+def test_text_is_zero_past_the_end_of_a_prompt(
+    written: tuple[str, FrozenParts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LatentStore, "text", lambda store, number: torch.ones(3 - 2 * number, 2))
+    windows = data(written[0], num_latents=2).dataset("train").dataset
+    batch = windows.__getitems__([1, 5])  # type: ignore[attr-defined]
+    assert batch["text"].tolist() == [[[1, 1]] * 3, [[1, 1], [0, 0], [0, 0]]]
+
+
 @pytest.mark.parametrize(
     ("changes", "places"),
     [
