@@ -64,13 +64,9 @@ class Encoding:
     dtype: str
     window_starts: WindowStarts = "anywhere"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a file."""
-        return {**asdict(self), "schema": self.schema.to_dict(), "frame_size": list(self.frame_size)}
-
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Encoding:
-        """The encoding that `to_dict` wrote."""
+        """The encoding that was written to a file by `asdict`."""
         height, width = values["frame_size"]
         return Encoding(
             **{**values, "schema": ActionSchema.from_dict(values["schema"]), "frame_size": (int(height), int(width))}
@@ -137,7 +133,7 @@ class StoreIndex:
         numbers = {prompt: number for number, prompt in enumerate(self.prompts)}
         return {
             "format": FORMAT,
-            "encoding": self.encoding.to_dict(),
+            "encoding": asdict(self.encoding),
             "statistics": self.statistics,
             "prompts": self.prompts,
             "splits": self.splits,

@@ -19,14 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightning_action.atomic import remove, replacing, write_json
-from lightning_action.data.latent_store import (
-    FORMAT,
-    INDEX,
-    PROMPTS,
-    Encoding,
-    StoredClip,
-    StoreIndex,
-)
+from lightning_action.data.latent_store import FORMAT, INDEX, PROMPTS, Encoding, StoredClip, StoreIndex
 from lightning_action.recordings.clips import Clip
 from lightning_action.recordings.statistics import measure
 from lightning_action.weights.safetensors_files import read_safetensors, write_safetensors
@@ -161,7 +154,7 @@ class StoreWriter:
         ]
 
     def _write(self, path: Path, clips: Sequence[StoredClip], tensors: Mapping[str, Tensor]) -> None:
-        said = {"format": FORMAT, "encoding": self.encoding.to_dict(), "clips": [asdict(clip) for clip in clips]}
+        said = {"format": FORMAT, "encoding": asdict(self.encoding), "clips": [asdict(clip) for clip in clips]}
         write_safetensors(path, tensors, {"store": json.dumps(said)})
 
     def _read(self, path: Path) -> list[StoredClip]:
@@ -177,19 +170,14 @@ class StoreWriter:
                 f"{path} is no file of a store of latents ({error}): remove it, and encode again"
             ) from error
         if encoding != self.encoding:
-            raise ValueError(
-                f"{self.folder} was begun with {difference(encoding, self.encoding)}: give a new folder as --out"
-            )
+            ours = vars(self.encoding)
+            told = [
+                f"{name.replace('_', ' ')} {its}, now it is {ours[name]}"
+                for name, its in vars(encoding).items()
+                if its != ours[name]
+            ]
+            raise ValueError(f"{self.folder} was begun with {'; '.join(told)}: give a new folder as --out")
         return clips
-
-
-def difference(theirs: Encoding, ours: Encoding) -> str:
-    """Say what differs between two encodings, for an error."""
-    return "; ".join(
-        f"{name.replace('_', ' ')} {value}, now it is {getattr(ours, name)}"
-        for name, value in vars(theirs).items()
-        if value != getattr(ours, name)
-    )
 
 
 def write_once(path: Path, tensors: Mapping[str, Tensor]) -> None:
