@@ -137,8 +137,19 @@ class EMA(Callback):
         elif has_stepped(trainer) and step % self.every_n_steps == 0:
             self._update()
 
+    # Lightning evaluates in inference mode, whose tensors could not be averaged into afterwards.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap_in(trainer, pl_module)
+        self._take_over(trainer, pl_module)
+        if not self._averages and trainer.state.fn != TrainerFn.FITTING:
+            rank_zero_warn(
+                "EMA: there is no average to evaluate with, neither from a fit of this module nor in a checkpoint "
+                "(ckpt_path), so it is evaluated with the weights as they are"
+            )
+        parameters = self._current(pl_module)
+        self._trained = {name: parameters[name].detach().clone() for name in self._averages}
+        _overwrite(parameters, self._averages)
 
     on_test_start = on_predict_start = on_validation_start
 
@@ -223,20 +234,6 @@ class EMA(Callback):
         # One call for all, as torch's own averages make it; its public names take one tensor at a time.
         torch._foreach_lerp_(averages, weights, 1 - decay)
         self._num_updates += 1
-
-    # Lightning evaluates in inference mode, whose tensors could not be averaged into afterwards.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _swap_in(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_over(trainer, pl_module)
-        if not self._averages and trainer.state.fn != TrainerFn.FITTING:
-            rank_zero_warn(
-                "EMA: there is no average to evaluate with, neither from a fit of this module nor in a checkpoint "
-                "(ckpt_path), so it is evaluated with the weights as they are"
-            )
-        parameters = self._current(pl_module)
-        self._trained = {name: parameters[name].detach().clone() for name in self._averages}
-        _overwrite(parameters, self._averages)
 
     def _require_untouched(self, pl_module: LightningModule) -> None:
         """Refuse to put trained weights back where somebody else has put others in the meantime."""

@@ -164,7 +164,8 @@ class RolloutLogger(EveryNValidations):
     def _take_samples(self, trainer: Trainer, batch: probing.Batch) -> None:
         samples = probing.take_samples(batch, slice(self.num_samples), "RolloutLogger")
         self._samples = trainer.strategy.broadcast(samples)
-        self._check_width(self._samples)
+        rows = torch.stack(list(self._actions().values()))
+        probing.check_action_width("RolloutLogger", self._samples["action"], rows)
 
     def _log_panels(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._samples is not None
@@ -216,9 +217,6 @@ class RolloutLogger(EveryNValidations):
             by_name = {name: row.tolist() for name, row in actions.items()}
             picture = scan_picture(videos[:, : self.max_frames], by_name, self.scales, _SCAN_FRAMES)
             self._show_picture(trainer, "4_action_scan", picture)
-
-    def _check_width(self, batch: probing.Batch) -> None:
-        probing.check_action_width("RolloutLogger", batch["action"], torch.stack(list(self._actions().values())))
 
     def _actions(self) -> dict[str, Tensor]:
         """Rows of the actions to show, float64."""
