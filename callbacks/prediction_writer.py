@@ -262,14 +262,12 @@ class PredictionWriter(BasePredictionWriter):
         )
         # That of an earlier prediction must not stand beside the files of this one.
         self._record(sample_id).unlink(missing_ok=True)
-        write_mp4(paths["mp4"], self._draw(sample), self.fps)
+        shown = sample.get("action") if self.draw_actions else None
+        write_mp4(paths["mp4"], beside_truth(sample["video"], sample.get("truth"), shown), self.fps)
         with replacing(paths["pt"]) as temporary:
             torch.save(tensors, temporary)
         record["sizes"] = {kind: path.stat().st_size for kind, path in paths.items()}
         records.write_record(self._record(sample_id), record)
-
-    def _draw(self, sample: dict[str, Any]) -> Tensor:
-        return beside_truth(sample["video"], sample.get("truth"), sample.get("action") if self.draw_actions else None)
 
 
 def _commands_fit(record: records.Record, sample: Mapping[str, Any]) -> bool:

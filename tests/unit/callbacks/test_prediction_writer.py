@@ -156,11 +156,18 @@ def test_latents_can_be_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("draw_actions", [True, False])
-def test_the_action_is_drawn_on_request(draw_actions: bool) -> None:
-    writer = PredictionWriter(draw_actions=draw_actions)
-    video = torch.full((T, 3, H, W), 128, dtype=torch.uint8)
-    picture = writer._draw({"video": video, "action": torch.ones(T, 2)})
-    assert bool((picture[:, :, CAPTION_HEIGHT:] != 128).any()) == draw_actions
+def test_the_action_is_drawn_on_request(draw_actions: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Tensor] = []
+
+    def keep(path: Path, frames: Tensor, fps: int) -> None:
+        path.touch()
+        drawn.append(frames)
+
+    monkeypatch.setattr(prediction_writer, "write_mp4", keep)
+    grey = Predictor(video=torch.full((B, T, 3, H, W), 128 / 255), truth=None)
+    predict(tmp_path, PredictionWriter(str(tmp_path), draw_actions=draw_actions), FirstBatchOnly(), module=grey)
+    assert len(drawn) == B
+    assert all(bool((frames[:, :, CAPTION_HEIGHT:] != 128).any()) == draw_actions for frames in drawn)
 
 
 def test_half_precision_is_written_too(tmp_path: Path) -> None:
