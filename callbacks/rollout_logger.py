@@ -292,11 +292,9 @@ def _file(folder: Path, step: int, name: str) -> Path:
 
 
 def default_actions(action: Tensor) -> dict[str, Tensor]:
-    """Actions to try, by name, `[columns]` in float64.
+    """Actions to try with samples of actions `[B, rows, columns]`, by name, `[columns]` in float64.
 
-    Args:
-        action: Actions of some samples, `[B, rows, columns]`. Where they are whole numbers, thus classes, some of the
-            rows are taken.
+    Where these are whole numbers, thus classes, some of the rows are taken.
     """
     if not action.is_floating_point():
         classes = action.flatten(0, 1).unique(dim=0)[:_MAX_CLASSES].double()

@@ -180,12 +180,7 @@ class LatentDataModule(SplitDataModule):
         return self.store.codec_tensors()
 
     def require_made_by(self, vae: VideoCodec, text_encoder: TextEncoder, schema: ActionSchema | None) -> None:
-        """Refuse parts that would have encoded something else.
-
-        Args:
-            vae: VAE of the model.
-            text_encoder: Text encoder of the model, of which the class is looked at.
-            schema: Meaning of the model's actions; None for a model without.
+        """Refuse parts that would have encoded something else; of the text encoder the class is looked at.
 
         Raises:
             ValueError: They are others than those of the store.

@@ -39,15 +39,10 @@ class WindowPlaces:
 
 
 class WindowDataset(SampleDataset):
-    """All windows of some clips.
+    """All windows of `num_frames` pixel frames in some clips, `step` frames from one to the next.
 
     A sample is a dict: `video` `[T, 3, H, W]` in [-1, 1], `action` `[rows, columns]` (None without actions), `prompt`,
     `sample_id`, and the name `clip` and first frame `start` of the window.
-
-    Args:
-        clips: Clips of at least `num_frames` frames.
-        num_frames: Number of pixel frames of a window.
-        step: Number of frames from one window to the next.
     """
 
     def __init__(self, clips: Sequence[Clip], num_frames: int, step: int) -> None:
