@@ -220,22 +220,19 @@ class LatentStore:
         clip, schema = self.index.clips[number], self.index.encoding.schema
         first = schema.num_rows(start + 1) - schema.num_rows(1)
         with self._reading(clip.shard) as file:
-            rows: Tensor = file.get_slice(f"{clip.key}.action")[first : first + schema.num_rows(num_latents)]
-        return rows
+            return file.get_slice(f"{clip.key}.action")[first : first + schema.num_rows(num_latents)]
 
     def position(self, number: int, start: int, num_latents: int) -> Tensor:
         """Read where an object is in the frames of a window, `[T, 2]` in pixels. Raises as `window`."""
         clip, ratio = self.index.clips[number], self.index.encoding.schema.temporal_compression_ratio
         first, count = ratio * start, num_pixel_frames(num_latents, ratio)
         with self._reading(clip.shard) as file:
-            positions: Tensor = file.get_slice(f"{clip.key}.position")[first : first + count]
-        return positions
+            return file.get_slice(f"{clip.key}.position")[first : first + count]
 
     def text(self, number: int) -> Tensor:
         """Read the encoded prompt of a clip, `[L, text_dim]`."""
         with self._reading(PROMPTS) as file:
-            encoded: Tensor = file.get_tensor(self._prompt_numbers[self.index.clips[number].prompt])
-        return encoded
+            return file.get_tensor(self._prompt_numbers[self.index.clips[number].prompt])
 
     def empty_text(self) -> Tensor | None:
         """Read the encoded empty prompt, `[L, text_dim]`; None in a store of an earlier version."""

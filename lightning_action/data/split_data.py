@@ -157,5 +157,4 @@ class SplitDataModule(L.LightningDataModule):
 
 
 def _already_a_batch(batch: Any) -> Batch:
-    whole: Batch = batch
-    return whole
+    return batch

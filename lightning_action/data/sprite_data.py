@@ -117,8 +117,7 @@ class SpriteDataModule(SplitDataModule):
 
     def codec_videos(self, num_videos: int = 256) -> Tensor:
         """Return training videos `[num_videos, T, 3, H, W]` for fitting a codec."""
-        video: Tensor = self.dataset("train").batch(range(min(num_videos, self.sizes["train"])))["video"]
-        return video
+        return self.dataset("train").batch(range(min(num_videos, self.sizes["train"])))["video"]
 
     def simulate(self, batch: Batch, split: Split) -> tuple[Tensor, Tensor]:
         """Play the actions of a batch from the starts of its samples, whatever the actions are.

@@ -203,7 +203,7 @@ class MovingSpriteWorld(World):
         # Rising from zero at the threshold: a pixel that just crosses it does not move the centroid.
         weight = (2 * inside - 1).clamp_min(0)
         mass = weight.sum((2, 3))
-        columns, rows = self._pixel_centres()
+        columns, rows = torch.arange(self.width) + 0.5, torch.arange(self.height) + 0.5
         x = (weight.sum(2) * columns).sum(2) / mass.clamp_min(1e-6)
         y = (weight.sum(3) * rows).sum(2) / mass.clamp_min(1e-6)
         found = inside.sum((2, 3)) > 0.25 * torch.pi * self.sprite_radius**2
@@ -218,10 +218,6 @@ class MovingSpriteWorld(World):
     def _sides(self) -> Tensor:
         """Width and height, in the order of a position."""
         return torch.tensor([self.width, self.height], dtype=torch.float32)
-
-    def _pixel_centres(self) -> tuple[Tensor, Tensor]:
-        """Return the places of the columns and of the rows."""
-        return torch.arange(self.width) + 0.5, torch.arange(self.height) + 0.5
 
     def _draw_start(self, seed: int) -> tuple[Tensor, str, Shape, str, Tensor, Tensor, Tensor]:
         """Draw position, colour, shape, prompt, background, and position and velocity of the autonomous object."""
