@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from threading import Lock
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_action.batch import num_latent_frames
 from lightning_action.data.split_data import Split, SplitDataModule
 from lightning_action.evaluation.provenance import installed_version, versions
 from lightning_action.generation.sampling import Sampling
-from lightning_action.generation.world_session import WorldSession
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.play.action_map import default_map
@@ -23,63 +21,6 @@ from lightning_action.play.live_world import LiveWorld, Stage
 from lightning_action.play.scenes import frames_per_second, scenes_of
 from lightning_action.ranges import require_numbers
 from lightning_action.weights.fingerprint import checksum
-
-
-class TakingTurns:
-    """A session whose work waits for that of the others on its device: side by side all of them would be slower.
-
-    Args:
-        session: Session of one world.
-        lock: Lock that all sessions of the device share.
-    """
-
-    def __init__(self, session: WorldSession, lock: Lock) -> None:
-        self._session, self._lock = session, lock
-        self._block_seconds: Mapping[str, float] = {}
-
-    @property
-    def rows_wanted(self) -> int:
-        """Number of action rows until the next block can be made."""
-        return self._session.rows_wanted
-
-    @property
-    def block_seconds(self) -> Mapping[str, float]:
-        """Seconds that `generate` and `decode` took, of the last block."""
-        return self._block_seconds
-
-    def reset(
-        self,
-        first_frames: Tensor | None = None,
-        prompt: str | None = None,
-        seed: int | None = None,
-        frame_size: tuple[int, int] | None = None,
-    ) -> Tensor:
-        """Begin anew, as `WorldSession.reset`, with frames on the CPU."""
-        with self._lock:
-            return self._session.reset(first_frames, prompt, seed, frame_size).cpu()
-
-    def step_block(self, actions: Tensor) -> Tensor:
-        """Step by the rows of a block, as `WorldSession.step_block`, with frames on the CPU."""
-        with self._lock:
-            frames = self._session.step_block(actions).cpu()
-            # Reading them waits for the device, which must not happen while a pass of another one is captured.
-            self._block_seconds = self._session.block_seconds
-            return frames
-
-    def prompt(self, text: str) -> None:
-        """Let the blocks that follow be under another prompt."""
-        with self._lock:
-            self._session.prompt(text)
-
-    def write_pending(self) -> None:
-        """Do what the next block needs of the last one, while nobody waits."""
-        with self._lock:
-            self._session.write_pending()
-
-    def close(self) -> None:
-        """Give the memory back."""
-        with self._lock:
-            self._session.close()
 
 
 @dataclass(frozen=True)
@@ -125,11 +66,10 @@ def stage_of(
     fps = settings.fps or frames_per_second(data, settings.split)
     causality = with_window(module.causality, settings.window, data, settings.split, ratio)
     sampling = replace(module.sampling, relative_positions=True)
-    lock = Lock()
     found = {**fingerprints(module), **provenance, **_told("causality", causality), **_told("sampling", sampling)}
     return Stage(
         module.schema,
-        lambda: TakingTurns(module.open_session(causality=causality, sampling=sampling), lock),
+        partial(module.open_session, causality=causality, sampling=sampling),
         start,
         fps,
         settings.title,

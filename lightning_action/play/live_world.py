@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
+from lightning_action.generation.world_session import WorldSession
 from lightning_action.play.pictures import bytes_of_frames
 
 _log = logging.getLogger(__name__)
@@ -19,54 +21,6 @@ _log = logging.getLogger(__name__)
 
 class RefusedWishError(ValueError):
     """A session refuses a reset or a prompt; the world is as it was."""
-
-
-class LiveSession(Protocol):
-    """A world that is stepped with actions, one world wide: what `WorldSession` offers of itself."""
-
-    @property
-    def rows_wanted(self) -> int:
-        """Number of action rows until the next block can be made."""
-        ...
-
-    @property
-    def block_seconds(self) -> Mapping[str, float]:
-        """Seconds that `generate` and `decode` took, of the last block."""
-        ...
-
-    def reset(
-        self,
-        first_frames: Tensor | None = None,
-        prompt: str | None = None,
-        seed: int | None = None,
-        frame_size: tuple[int, int] | None = None,
-    ) -> Tensor:
-        """Begin anew, and return the frames that the world begins with, `[1, T0, 3, H, W]` in [0, 1].
-
-        Raises:
-            ValueError: An argument does not fit; the world is then as it was.
-        """
-        ...
-
-    def step_block(self, actions: Tensor) -> Tensor:
-        """Step by the rows `[1, rows_wanted, columns]` of a block: its frames `[1, t, 3, H, W]` in [0, 1]."""
-        ...
-
-    def prompt(self, text: str) -> None:
-        """Let the blocks that follow be under another prompt.
-
-        Raises:
-            ValueError: The prompt does not fit; the world is then as it was.
-        """
-        ...
-
-    def write_pending(self) -> None:
-        """Do what the next block needs of the last one, while nobody waits."""
-        ...
-
-    def close(self) -> None:
-        """Give the memory back."""
-        ...
 
 
 class Truth(Protocol):
@@ -104,21 +58,23 @@ class Stage:
 
     Args:
         schema: Meaning of an action row.
-        open_session: Function that opens a session of its own for each player.
+        open_session: Function that opens a session of one world, for each player its own.
         start: Function of a seed that gives where the world begins.
         fps: Number of frames of a second.
         title: Name of what is played.
         provenance: What a recording says about where it comes from.
         num_warm_up_blocks: Number of blocks until each is made as the one before.
+        turn: Lock that a session holds while it works: side by side on one device, all of them would be slower.
     """
 
     schema: ActionSchema
-    open_session: Callable[[], LiveSession]
+    open_session: Callable[[], WorldSession]
     start: Callable[[int], Start]
     fps: float
     title: str = "a world"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     num_warm_up_blocks: int = 2
+    turn: Lock = field(default_factory=Lock)
 
 
 @dataclass(frozen=True)
@@ -201,8 +157,8 @@ class LiveWorld:
         start = self._start(seed)
         text = start.prompt if prompt is None else prompt
         frame_size = start.frame_size if start.first_frames is None else None
-        with _refusing():
-            frames = self._session.reset(start.first_frames, text, seed, frame_size)[0]
+        with _refusing(), self.stage.turn:
+            frames = self._session.reset(start.first_frames, text, seed, frame_size)[0].cpu()
         self.seed, self.text, self.has_begun = seed, text, True
         self._truth, self._number = start.truth, 0
         self._let_observe(lambda observer: observer.begin(seed, text, frames, start.first_frames))
@@ -224,13 +180,16 @@ class LiveWorld:
     def step_rows(self, rows: Tensor) -> Block:
         """Take the rows `[rows, columns]` of a block."""
         self._let_see()
-        frames = self._session.step_block(rows[None])[0]
+        with self.stage.turn:
+            frames = self._session.step_block(rows[None])[0].cpu()
+            # Reading them waits for the device, which must not happen while a pass of another one is captured.
+            seconds = self._session.block_seconds
         self._number += 1
         self._unseen = rows, frames
         shown, distance = None, None
         if self._truth is not None:
             shown, distance = bytes_of_frames(self._truth.go_on(rows)), self._truth.distance(frames)
-        return Block(self._number, bytes_of_frames(frames), shown, distance, dict(self._session.block_seconds))
+        return Block(self._number, bytes_of_frames(frames), shown, distance, seconds)
 
     def prompt(self, text: str) -> None:
         """Let the blocks that follow be under another prompt.
@@ -239,21 +198,23 @@ class LiveWorld:
             RefusedWishError: The session does not take it.
         """
         self._let_see()
-        with _refusing():
+        with _refusing(), self.stage.turn:
             self._session.prompt(text)
         self.text = text
         self._let_observe(lambda observer: observer.prompt(text))
 
     def write_pending(self) -> None:
         """Do what the next block needs of the last one, and let the observer see it, while nobody waits."""
-        self._session.write_pending()
+        with self.stage.turn:
+            self._session.write_pending()
         self._let_see()
 
     def close(self) -> None:
         """Free the session, and end what is kept of it."""
         self._truth = None  # an environment is closed here, in the thread that has stepped it
         try:
-            self._session.close()
+            with self.stage.turn:
+                self._session.close()
             self._let_see()
         finally:
             self._let_observe(lambda observer: observer.close())

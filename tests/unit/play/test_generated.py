@@ -151,7 +151,6 @@ def test_the_first_blocks_are_made_beforehand(monkeypatch: pytest.MonkeyPatch) -
         return made[0]
 
     warm_up(replace(found, open_session=opened))
-    session = made[0]._session
-    assert len(made) == 1
+    (session,) = made
     # Behind a window that has filled a block is made as the one before.
     assert session.latent_frames - session.causality.num_frame_per_block >= session.causality.local_attn_size
