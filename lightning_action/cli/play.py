@@ -26,7 +26,6 @@ from lightning_action.data.split_data import SplitDataModule
 from lightning_action.play.access import Access, addresses, choose_token
 from lightning_action.play.action_map import ActionMap, default_map, read_action_map
 from lightning_action.play.generated import PlaySettings
-from lightning_action.play.latency import LatencyLog
 from lightning_action.play.live_world import Stage
 from lightning_action.play.recording import SessionRecording, claim_folder, require_recordable
 from lightning_action.play.server import Playground, PlayServer, new_server
@@ -126,7 +125,11 @@ def load(server: PlayServer, cli: PlayCLI, data: SplitDataModule, settings: Play
         require_recordable(stage)
         new_folder = partial(claim_folder, Path(config.record))
         new_observer = partial(SessionRecording, new_folder, stage, what_is_played(cli))
-    log = LatencyLog(None if config.log_dir is None else Path(config.log_dir))
+    log = None
+    if config.log_dir is not None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        log = SummaryWriter(config.log_dir)
     server.playground = Playground(stage, action_map, new_observer, log)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -44,29 +43,3 @@ def as_scalars(quantiles: Mapping[str, tuple[float, float]], frames_per_second: 
     for part, pair in quantiles.items():
         figures |= {f"{_TAGS[part]}_{name}": value for name, value in zip(("p50", "p95"), pair, strict=True)}
     return {f"throughput/play/{name}": value for name, value in figures.items()}
-
-
-class LatencyLog:
-    """Writes the figures of sessions to TensorBoard, whose import takes seconds.
-
-    Args:
-        folder: Folder of the run; None writes nothing.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self._writer = None
-        if folder is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder))
-
-    def write(self, quantiles: Mapping[str, tuple[float, float]], frames_per_second: float, step: int) -> None:
-        """Write the figures of this moment; `step` is the number of blocks so far."""
-        if self._writer is not None:
-            for tag, value in as_scalars(quantiles, frames_per_second).items():
-                self._writer.add_scalar(tag, value, step)
-
-    def close(self) -> None:
-        """Write what is left, and end."""
-        if self._writer is not None:
-            self._writer.close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_action.play.access import Access
 from lightning_action.play.action_map import ActionMap
-from lightning_action.play.latency import Latencies, LatencyLog
+from lightning_action.play.latency import Latencies, as_scalars
 from lightning_action.play.live_world import LiveWorld, Observer, Stage
 from lightning_action.play.messages import MAX_MESSAGE, MAX_PROMPT
 from lightning_action.play.player import Player
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.requests import HTTPConnection, Request
     from starlette.responses import Response
     from starlette.websockets import WebSocket
+    from torch.utils.tensorboard import SummaryWriter
     from uvicorn import Server
 
 _log = logging.getLogger(__name__)
@@ -66,13 +67,13 @@ class Playground:
         stage: The worlds.
         action_map: Map from what is held to action rows.
         new_observer: Function that makes a recording of a new world; None records nothing.
-        log: Where the latencies are written; it ends with the server.
+        log: Where the latencies are written, and which ends with the server; None writes nothing.
     """
 
     stage: Stage
     action_map: ActionMap
     new_observer: Callable[[], Observer] | None = None
-    log: LatencyLog = LatencyLog(None)
+    log: SummaryWriter | None = None
 
 
 @dataclass
@@ -203,15 +204,19 @@ class PlayServer:
                 written = self._write_figures(written)
         finally:
             self._write_figures(written)
-            if self.playground is not None:
-                self.playground.log.close()
+            if (writer := self._writer()) is not None:
+                writer.close()
 
     def _write_figures(self, written: int) -> int:
         blocks = self.num_blocks + sum(player.num_blocks for player in self._players)
-        if self.playground is not None and blocks > written:
+        if (writer := self._writer()) is not None and blocks > written:
             rates = [player.frames_per_second() for player in self._players]
-            self.playground.log.write(self.latencies.quantiles(), sum(rates), blocks)
+            for tag, value in as_scalars(self.latencies.quantiles(), sum(rates)).items():
+                writer.add_scalar(tag, value, blocks)
         return blocks
+
+    def _writer(self) -> SummaryWriter | None:
+        return None if self.playground is None else self.playground.log
 
 
 def new_server(app: Starlette) -> Server:

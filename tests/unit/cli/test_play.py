@@ -9,7 +9,7 @@ from threading import current_thread
 
 import pytest
 
-from lightning_action.cli import main, play
+from lightning_action.cli import main
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.play import listen_at, run_play
 from tests.support.playable_run import write_playable_run
@@ -49,10 +49,10 @@ def test_the_page_does_not_wait_for_tensorboard(
 ) -> None:
     """Its import takes seconds, in which the thread of the page would answer nobody."""
 
-    def make(folder: Path | None) -> None:
+    def make(folder: str) -> None:
         raise RuntimeError(f"made in the thread {current_thread().name} for {folder}")
 
-    monkeypatch.setattr(play, "LatencyLog", make)
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", make)
     with pytest.raises(RuntimeError, match=f"made in the thread loading for {tmp_path}/log"):
         run_play([*run, "--port=0", f"--log_dir={tmp_path / 'log'}"])
     assert capsys.readouterr().out.startswith("play at http://127.0.0.1:")

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from lightning_action.play.action_map import default_map
-from lightning_action.play.latency import LatencyLog
+from lightning_action.play.latency import as_scalars
 from lightning_action.play.live_world import LiveWorld
 from lightning_action.play.server import Playground
 from tests.support.live_server import Running, next_block, next_notice, say, serving, wait_until
@@ -285,11 +286,13 @@ def test_another_name_for_this_machine_is_refused_without_a_token() -> None:
 
 def test_latencies_are_logged(tmp_path: Path) -> None:
     stage = simulated_stage()
-    playground = Playground(stage, default_map(stage.schema), log=LatencyLog(tmp_path))
+    playground = Playground(stage, default_map(stage.schema), log=SummaryWriter(str(tmp_path)))
     with serving(None, playground=playground) as running, running.connect() as client:
         while next_block(client)[0]["number"] < 3:
             pass
     read = EventAccumulator(str(tmp_path)).Reload()
-    tags = read.Tags()["scalars"]
-    assert "throughput/play/pixels_seconds_p50" in tags and "throughput/play/block_seconds_p95" in tags
-    assert read.Scalars("throughput/play/send_seconds_p50")[0].step >= 3
+    expected = as_scalars(running.server.latencies.quantiles(), 0.0)
+    assert set(read.Tags()["scalars"]) == expected.keys() and len(expected) == 11
+    for tag, value in expected.items():
+        event = read.Scalars(tag)[-1]
+        assert event.step >= 3 and (event.value == pytest.approx(value) or "per_second" in tag)
