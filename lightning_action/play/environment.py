@@ -25,7 +25,7 @@ from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.play.pictures import bytes_of_frames
 from lightning_action.play.spaces import action_space
-from lightning_action.play.starts import Starts, starts_of_run
+from lightning_action.play.starts import Starts, starts_of_data
 from lightning_action.play.world_batches import (
     OpenSession,
     Reward,
@@ -36,7 +36,7 @@ from lightning_action.play.world_batches import (
     draw_start,
 )
 from lightning_action.ranges import require_numbers
-from lightning_action.run import load_run
+from lightning_action.run import build_datamodule, load_run
 
 try:
     from gymnasium import Env, spaces
@@ -381,8 +381,11 @@ def model_and_starts(
     """Load a run, and find where worlds of its data begin. Arguments and errors are those of `from_run`."""
     module = load_run(config, ckpt_path, allow)
     module.frozen.load()
+    data = build_datamodule(config, allow)
+    data.prepare_data()
+    data.setup("test")
     num_latents = max(1, (sampling or module.sampling).num_initial_latents)
-    return module, starts_of_run(config, split, num_latents, module.schema.temporal_compression_ratio, allow)
+    return module, starts_of_data(data, split, num_latents, module.schema.temporal_compression_ratio)
 
 
 def _chosen(group: WorldBatch, places: list[int]) -> WorldBatch:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 from torch import Tensor
 
 from lightning_action.batch import num_pixel_frames, to_unit_range
 from lightning_action.data.clip_encoding import ClipData
 from lightning_action.data.split_data import Split
-from lightning_action.run import build_datamodule
 
 Starts = Callable[[int], tuple[Tensor, str]]
 """First frames `[T, 3, H, W]` in [0, 1] and prompt of the world of any number, 0 or more.
@@ -31,33 +29,14 @@ def starts_of_frames(frames: Tensor) -> Starts:
     return lambda number: (frames[number % len(frames)], "")
 
 
-def starts_of_run(
-    config: str | Path | Sequence[str | Path],
-    split: Split,
-    num_latents: int,
-    temporal_compression_ratio: int,
-    allow: Sequence[str] = (),
-) -> Starts:
-    """Make starts of the data of a run: number i is clip i of a split, modulo their number.
+def starts_of_data(data: object, split: Split, num_latents: int, temporal_compression_ratio: int) -> Starts:
+    """Make starts of data: number i is clip i of a split, modulo their number.
 
     Args:
-        config: Configuration of the run, or several that stack.
+        data: Data that has been set up.
         split: Split that the clips are from.
         num_latents: Number of latent frames to begin with.
         temporal_compression_ratio: Number of pixel frames of one.
-        allow: Modules whose classes the configuration may name, see `load_run`.
-
-    Raises:
-        ValueError: The data has no clips.
-    """
-    data = build_datamodule(config, allow)
-    data.prepare_data()
-    data.setup("test")
-    return starts_of_data(data, split, num_latents, temporal_compression_ratio)
-
-
-def starts_of_data(data: object, split: Split, num_latents: int, temporal_compression_ratio: int) -> Starts:
-    """Make starts of data that has been set up, as `starts_of_run`.
 
     Raises:
         ValueError: The data has no clips.

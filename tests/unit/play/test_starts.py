@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
-from lightning_action.play.starts import starts_of_frames, starts_of_run
+from lightning_action.play.starts import starts_of_data, starts_of_frames
+from lightning_action.run import build_datamodule
 
 CONFIG = """
 data:
@@ -19,6 +21,13 @@ data:
 """
 
 
+def set_up(folder: Path, config: str) -> L.LightningDataModule:
+    (folder / "config.yaml").write_text(config)
+    data = build_datamodule(folder / "config.yaml")
+    data.setup("test")
+    return data
+
+
 def test_given_frames_come_round_again() -> None:
     frames = torch.rand(3, 5, 3, 8, 6)
     starts = starts_of_frames(frames)
@@ -28,9 +37,7 @@ def test_given_frames_come_round_again() -> None:
 
 
 def test_worlds_begin_at_the_samples_of_a_run(tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text(CONFIG)
-    starts = starts_of_run(config, "test", 2, 4)
+    starts = starts_of_data(set_up(tmp_path, CONFIG), "test", 2, 4)
     data = SpriteDataModule(MovingSpriteWorld(image_size=16, sprite_radius=3.0), num_latents=4, test_size=3)
     batch = data.dataset("test").batch([0, 1, 2])
     for number, index in ((0, 0), (5, 2)):
@@ -39,7 +46,6 @@ def test_worlds_begin_at_the_samples_of_a_run(tmp_path: Path) -> None:
 
 
 def test_data_without_clips_is_refused(tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text("data: {class_path: lightning.pytorch.LightningDataModule}")
+    data = set_up(tmp_path, "data: {class_path: lightning.pytorch.LightningDataModule}")
     with pytest.raises(ValueError, match="LightningDataModule has no clips"):
-        starts_of_run(config, "test", 1, 4)
+        starts_of_data(data, "test", 1, 4)
