@@ -145,8 +145,7 @@ class WorldModelEnv(Env[np.ndarray, Any]):
         rows = self._worlds.rows_of([action], group.session)
         group.frames = bytes_of_frames(group.session.step_block(rows))
         self._num_steps += 1
-        made = self._worlds.judge(group.frames[0], rows[0], self._num_steps, self._start)
-        return made.observation, made.reward, made.terminated, made.truncated, made.info
+        return self._worlds.judge(group.frames[0], rows[0], self._num_steps, self._start)
 
     def render(self) -> np.ndarray | None:
         """Return the last frame, uint8 `[H, W, 3]`."""
@@ -355,12 +354,11 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
                 self._num_steps[world] += 1
         for group, rows in stepped:
             for place, world in enumerate(group.worlds):
-                made = self._worlds.judge(
+                _, rewards[world], terminated[world], truncated[world], info = self._worlds.judge(
                     group.frames[place], rows[place], self._num_steps[world], self._start_of[world]
                 )
-                rewards[world], terminated[world], truncated[world] = made.reward, made.terminated, made.truncated
-                infos["frames"][world] = made.info.pop("frames")
-                infos = self._add_info(infos, made.info, world)
+                infos["frames"][world] = info.pop("frames")
+                infos = self._add_info(infos, info, world)
         self._has_ended = (terminated | truncated).tolist()
         return self._observations(), rewards, terminated, truncated, infos
 

@@ -31,15 +31,7 @@ _NUM_STARTS = 2**31
 
 @dataclass(frozen=True)
 class Rules:
-    """What a world model leaves open: what is worth something, and when it ends.
-
-    Args:
-        reward: Reward of a step; None for 0.
-        terminated: Whether a world has ended; None for never.
-        max_steps: Number of steps after which a world is truncated; None for no limit.
-        holds_action: Whether an action is one row that is held for the block, or all rows of the block.
-        fps: Pixel frames a second, for `render_fps`.
-    """
+    """What a world model leaves open: what is worth something, and when it ends; see `WorldModelEnv`."""
 
     reward: Reward | None = None
     terminated: Terminated | None = None
@@ -107,15 +99,17 @@ class WorldBatches:
         self.schema.encode_rows(torch.from_numpy(rows))
         return np.repeat(rows, session.rows_wanted, axis=1) if self.rules.holds_action else rows
 
-    def judge(self, frames: np.ndarray, rows: np.ndarray, num_steps: int, start: int) -> Judged:
-        """Say what a step of one world is worth, and whether it is the last one."""
+    def judge(
+        self, frames: np.ndarray, rows: np.ndarray, num_steps: int, start: int
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Say what a step of one world is worth, and whether it is the last one: what `step` of gymnasium returns."""
         # Whoever has them may write into them.
         frames, last = frames.copy(), frames[-1].copy()
         info = {"frames": frames, "start": start, "step": num_steps}
         reward = 0.0 if self.rules.reward is None else float(self.rules.reward(frames, rows, info))
         ends = self.rules.terminated is not None and bool(self.rules.terminated(frames, info))
         is_long = self.rules.max_steps is not None and num_steps >= self.rules.max_steps
-        return Judged(last, reward, ends, is_long, info)
+        return last, reward, ends, is_long, info
 
     def _open(self, num_worlds: int, num_frames: int) -> WorldSession:
         if not isinstance(self._model, GenerativeModule):
@@ -141,17 +135,6 @@ class WorldBatch:
     session: WorldSession
     frames: np.ndarray
     worlds: list[int] = field(default_factory=lambda: [0])
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A step of one world, as gymnasium hands it over."""
-
-    observation: np.ndarray
-    reward: float
-    terminated: bool
-    truncated: bool
-    info: dict[str, Any]
 
 
 def draw_start(random: np.random.Generator, options: dict[str, Any] | None) -> tuple[int, int]:
