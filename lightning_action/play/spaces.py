@@ -66,17 +66,7 @@ def _space_of(parts: list[ActionPart], num_rows: int | None) -> Space[Any]:
     if kind == "discrete":
         if len(parts) == 1:
             return spaces.MultiDiscrete(np.full(lead, size)) if lead else spaces.Discrete(size)
-        return spaces.MultiDiscrete(
-            np.tile([part.size for part in parts], (*lead, 1)) if lead else [p.size for p in parts]
-        )
-    low, high = (
-        np.concatenate(
-            [
-                np.broadcast_to(np.asarray(bound, np.float32), part.size)
-                for part, bound in zip(parts, bounds, strict=True)
-            ]
-        )
-        for bounds in ([part.low for part in parts], [part.high for part in parts])
-    )
-    shape = (*lead, len(low))
-    return spaces.Box(np.broadcast_to(low, shape).copy(), np.broadcast_to(high, shape).copy(), dtype=np.float32)
+        return spaces.MultiDiscrete(np.tile([part.size for part in parts], (*lead, 1)))
+    low = np.concatenate([np.broadcast_to(np.asarray(part.low, np.float32), part.size) for part in parts])
+    high = np.concatenate([np.broadcast_to(np.asarray(part.high, np.float32), part.size) for part in parts])
+    return spaces.Box(np.tile(low, (*lead, 1)), np.tile(high, (*lead, 1)), dtype=np.float32)
