@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_action.action.schema import ActionSchema
 from lightning_action.atomic import write_json
 from lightning_action.play.live_world import Stage
 from lightning_action.play.pictures import bytes_of_frames
@@ -55,11 +54,6 @@ class RecordedEpisode:
     rows: list[Tensor] = field(default_factory=list)
     start: str | None = None
 
-    @property
-    def last_prompt(self) -> str:
-        """Prompt that holds at the end, and for what comes next."""
-        return [self.prompt, *self.prompts.values()][-1]
-
 
 @dataclass(frozen=True)
 class RecordedSession:
@@ -80,11 +74,6 @@ def hash_frames(frames: Tensor) -> str:
     """Compute SHA-256 over frames, bit for bit."""
     values = frames.detach().float().cpu().contiguous()
     return hashlib.sha256(f"{list(values.shape)}\n".encode() + values.numpy().tobytes()).hexdigest()
-
-
-def hash_start(given: Tensor | None) -> str | None:
-    """Compute SHA-256 over the frames that a world was given; None where there are none."""
-    return None if given is None else hash_frames(given)
 
 
 def require_recordable(stage: Stage) -> None:
@@ -158,14 +147,16 @@ class SessionRecording:
         """See the rows `[rows, columns]` of a block, and the frames `[t, 3, H, W]` that they led to."""
         if self.is_over:
             return
-        pairs, task = self._pairs(rows, frames), self._episode.last_prompt
+        pairs = self._pairs(rows, frames)
+        task = [self._episode.prompt, *self._episode.prompts.values()][-1]
         with self._whole_or_discarded():
             writer = self._begun(frames)
             for frame, row in pairs:
                 writer.add_frame({CAMERA: frame}, {"action": row})
         if not self._episode.rows:
             # Not before, when somebody waits for the world to begin.
-            self._episode.start, self._given = hash_start(self._given), None
+            self._episode.start = None if self._given is None else hash_frames(self._given)
+            self._given = None
             self._episodes.append(self._episode)
         self._episode.rows.append(rows.clone())
         self._episode.hashes.append(hash_frames(frames))
@@ -207,8 +198,9 @@ class SessionRecording:
         if self._writer is None:
             self._folder = self._new_folder()
             self._open.callback(_remove_if_empty, self._folder)
-            schema, size = self._stage.schema, (int(frames.shape[-2]), int(frames.shape[-1]))
-            features = {"action": action_feature(schema)}
+            size = int(frames.shape[-2]), int(frames.shape[-1])
+            columns = [name for part in self._stage.schema.parts for name in part.column_names]
+            features = {"action": NumericFeature(columns)}
             self._writer = self._open.enter_context(
                 writing_lerobot(self._folder, int(self._stage.fps), {CAMERA: size}, features, "lightning_action play")
             )
@@ -241,12 +233,6 @@ class SessionRecording:
 def _remove_if_empty(folder: Path) -> None:
     with suppress(OSError):
         folder.rmdir()
-
-
-def action_feature(schema: ActionSchema) -> NumericFeature:
-    """Describe the columns of an action row."""
-    names = [name for part in schema.parts for name in part.column_names]
-    return NumericFeature(names, "float32")
 
 
 def read_session(folder: Path) -> RecordedSession:

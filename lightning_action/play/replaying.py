@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor
 
 from lightning_action.play.live_world import LiveWorld, RefusedWishError, Stage
-from lightning_action.play.recording import RecordedEpisode, RecordedSession, hash_frames, hash_start
+from lightning_action.play.recording import RecordedEpisode, RecordedSession, hash_frames
 from lightning_action.weights.tensor_files import flattened
 
 
@@ -44,7 +44,7 @@ class _LastHash:
         self.refused: str | None = None
 
     def begin(self, seed: int, prompt: str, frames: Tensor, given: Tensor | None) -> None:
-        self.value, self.start = hash_frames(frames), hash_start(given)
+        self.value, self.start = hash_frames(frames), None if given is None else hash_frames(given)
 
     def step(self, rows: Tensor, frames: Tensor) -> None:
         self.value, self.num_frames = hash_frames(frames), self.num_frames + len(frames)
