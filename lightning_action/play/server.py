@@ -93,13 +93,8 @@ class PlayServer:
     playground: Playground | None = None
     latencies: Latencies = field(default_factory=Latencies)
     num_blocks: int = 0
+    num_sessions: int = 0  # connections that have a world, or wait for one
     _players: set[Player] = field(default_factory=set)
-    _connections: int = 0
-
-    @property
-    def num_sessions(self) -> int:
-        """Number of connections that have a world, or wait for one."""
-        return self._connections
 
     def app(self) -> Starlette:
         """Build the ASGI application."""
@@ -146,14 +141,14 @@ class PlayServer:
             await websocket.close()  # before it is accepted: the answer is 403
             return
         await websocket.accept()
-        if self._connections >= self.max_sessions:
+        if self.num_sessions >= self.max_sessions:
             await websocket.close(_FULL, f"all {self.max_sessions} worlds are being played: try again later")
             return
-        self._connections += 1
+        self.num_sessions += 1
         try:
             await self._play_accepted(websocket)
         finally:
-            self._connections -= 1
+            self.num_sessions -= 1
 
     async def _play_accepted(self, websocket: WebSocket) -> None:
         from starlette.websockets import WebSocketDisconnect

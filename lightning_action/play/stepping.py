@@ -47,7 +47,6 @@ class SteppingWorld:
         deliver: Function that takes each block, called in its thread; it must not wait.
         refused: Function that is told why a prompt or a reset is not followed, called in its thread; it must not wait.
         ended: Function that is called once at the end, with what went wrong or None.
-        seed: Seed of the first world.
     """
 
     def __init__(
@@ -58,18 +57,12 @@ class SteppingWorld:
         deliver: Callable[[Delivery], None],
         refused: Callable[[str], None],
         ended: Callable[[BaseException | None], None],
-        seed: int = 0,
     ) -> None:
         self._open_world, self._row_of = open_world, row_of
         self._deliver, self._refused, self._ended = deliver, refused, ended
         self._changed = Condition()
-        self._seed, self._wishes, self._stopped = seed, Wishes(fps, seed), False
+        self._wishes, self._stopped = Wishes(fps), False
         self._thread = Thread(target=self._run, name="world", daemon=True)
-
-    @property
-    def held(self) -> tuple[tuple[int, float], ...]:
-        """What is held now."""
-        return self._wishes.held.held
 
     def start(self) -> None:
         """Begin."""
@@ -149,4 +142,4 @@ class SteppingWorld:
             self._refused(str(error))
             with self._changed:
                 self._wishes.refuse(perf_counter())
-            return None if world.has_begun else world.reset(self._seed)
+            return None if world.has_begun else world.reset(0)

@@ -41,16 +41,15 @@ class Wishes:
 
     Args:
         fps: Number of frames of a second.
-        seed: Seed of the first world.
     """
 
-    def __init__(self, fps: float, seed: int = 0) -> None:
+    def __init__(self, fps: float) -> None:
         self.held = Hold((), 0)
         self.paused = False
         self._answered = Hold((), 0)
         self._pressed: dict[int, float] = {}
         self._press_change = 0
-        self._reset: Reset | None = Reset(seed, None)
+        self._reset: Reset | None = Reset(0, None)
         self._prompt: Prompt | None = None
         self._left: Prompt | None = None  # one that a world's end overtook
         self._steps = 0
