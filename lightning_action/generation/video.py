@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import tee
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -181,19 +182,13 @@ def whole_video(
 
 def video_on_host(blocks: Iterable[Tensor], decode: StreamingDecoder, overlaps: bool = False) -> tuple[Tensor, Tensor]:
     """Do as `whole_video`, but collect the pixels on the host, see `to_host`: each is a multiple of 1/255."""
-    kept: list[Tensor] = []
-
-    def remembered() -> Iterator[Tensor]:
-        for latents in blocks:
-            kept.append(latents)
-            yield latents
-
+    blocks, kept = tee(blocks)
     pixels, finite = [], []
-    for as_bytes, is_finite in to_host(remembered(), decode, overlaps):
+    for as_bytes, is_finite in to_host(blocks, decode, overlaps):
         pixels.append(as_bytes.float() / 255)
         finite.append(is_finite)
     _require_finite(finite)
-    return torch.cat(pixels, dim=1), torch.cat(kept, dim=1)
+    return torch.cat(pixels, dim=1), torch.cat(list(kept), dim=1)
 
 
 def to_host(
