@@ -384,13 +384,11 @@ def rollout(
         here = slice(block.start - start, block.stop - start)
         if here.start in switches:
             session.switch_prompt(switches[here.start])
-        modulation = (
-            action_modulation[:, here]
-            if isinstance(action_modulation, Tensor)
-            else action_modulation(block, history[:, : here.start])
-            if action_modulation is not None
-            else None
-        )
+        modulation = None
+        if isinstance(action_modulation, Tensor):
+            modulation = action_modulation[:, here]
+        elif action_modulation is not None:
+            modulation = action_modulation(block, history[:, : here.start])
         known = None if initial_latents is None else initial_latents[:, here]
         if known is not None and known.shape[1] == len(block):
             latents = known
