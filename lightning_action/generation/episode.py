@@ -17,7 +17,6 @@ from lightning_action.frozen.interfaces import CodecStream
 from lightning_action.generation.clock import Clock
 from lightning_action.generation.rollout import CausalRollout
 from lightning_action.generation.video import block_pixels
-from lightning_action.generator.causality import BlockCausality
 
 
 @dataclass(frozen=True)
@@ -69,23 +68,13 @@ class Episode:
         self._held = self._nothing = Held(rollout.nothing)
         self._predicted: _Predicted | None = None
         self._last_is_known = self._all_are_known = True
-        self._is_lost = False
+        self.is_lost = False  # something failed half-way that cannot be undone: the videos cannot go on
         self._clock = Clock(rollout.nothing.device)
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether something failed half-way that cannot be undone: the videos cannot go on."""
-        return self._is_lost
 
     @property
     def block_seconds(self) -> dict[str, float]:
         """Seconds that `generate` and `decode` took of the block that was predicted last; waits for the device."""
         return {stage: sum(pieces) for stage, pieces in self._clock.seconds().items()}
-
-    @property
-    def causality(self) -> BlockCausality:
-        """Cut of the videos into blocks."""
-        return self._rollout.cache.causality
 
     @property
     def block(self) -> range:
@@ -111,7 +100,7 @@ class Episode:
             )
         if self._predicted is None:
             return self.wanted
-        block = self.causality.block_after(self._rollout.cache.position)
+        block = self._rollout.cache.block
         return range(block.start + self._predicted.held.latents.shape[1], block.stop)
 
     def require_encodable(self) -> None:
@@ -136,27 +125,24 @@ class Episode:
             rows: Action rows of these latents, `[B, rows, columns]`; None for no action.
         """
         with self._all_or_lost():
-            return self._followed(latents, rows)
-
-    def _followed(self, latents: Tensor, rows: Tensor | None) -> Tensor:
-        first, held = self.wanted.start, self._held
-        stop, start = first + latents.shape[1], self.block.start
-        known, frames = torch.cat([held.latents, latents], dim=1), []
-        while self.block.stop <= stop:
-            block = self.block
-            fresh = range(max(block.start, first), block.stop)
-            own = self._cut(rows, fresh, first)
-            modulation = None if own is None else self._modulation(own, fresh, block, held)
-            here = known[:, block.start - start : block.stop - start]
-            self._rollout.append(here, modulation)
-            frames.append(self._decode(here[:, fresh.start - block.start :]))
-            held = self._nothing
-        rest = range(max(self.block.start, first), stop)
-        self._held = Held(known[:, self.block.start - start :], self._cut(rows, rest, first))
-        if len(rest):
-            frames.append(self._decode(self._held.latents))
-        self._last_is_known = True
-        return torch.cat(frames, dim=1)
+            first, held = self.wanted.start, self._held
+            stop, start = first + latents.shape[1], self.block.start
+            known, frames = torch.cat([held.latents, latents], dim=1), []
+            while self.block.stop <= stop:
+                block = self.block
+                fresh = range(max(block.start, first), block.stop)
+                own = self._cut(rows, fresh, first)
+                modulation = None if own is None else self._modulation(own, fresh, block, held)
+                here = known[:, block.start - start : block.stop - start]
+                self._rollout.append(here, modulation)
+                frames.append(block_pixels(here[:, fresh.start - block.start :], self._decoder))
+                held = self._nothing
+            rest = range(max(self.block.start, first), stop)
+            self._held = Held(known[:, self.block.start - start :], self._cut(rows, rest, first))
+            if len(rest):
+                frames.append(block_pixels(self._held.latents, self._decoder))
+            self._last_is_known = True
+            return torch.cat(frames, dim=1)
 
     def predict(self, rows: Tensor) -> Tensor:
         """Generate the next block under the action rows of `wanted`, `[B, rows, columns]`.
@@ -184,7 +170,7 @@ class Episode:
             if self._rollout.is_pending:
                 self._rollout.drop_pending()
             else:
-                self._is_lost = True
+                self.is_lost = True
             raise
         self._held, self._decoder, self._last_is_known = self._nothing, decoder, False
         if self._rollout.is_pending:
@@ -236,12 +222,9 @@ class Episode:
 
     @contextmanager
     def _all_or_lost(self) -> Iterator[None]:
-        self._is_lost = True
+        self.is_lost = True
         yield
-        self._is_lost = False
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        return block_pixels(latents, self._decoder)
+        self.is_lost = False
 
     def _cut(self, rows: Tensor | None, frames: range, first: int) -> Tensor | None:
         """Take the rows of some latent frames from those of the latent frames from `first` on."""

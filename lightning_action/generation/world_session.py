@@ -294,7 +294,7 @@ class WorldSession:
         encoder = episode.encoder.copy()
         latents = self._frozen.encode_next(encoder, pixels, self._device, self._dtype)
         known = range(first, first + latents.shape[1])
-        episode.causality.split(len(known), first)
+        self.causality.split(len(known), first)
         self._require_room(known.stop)
         rows = self._checked_rows(actions, known)
         if rows is None:
