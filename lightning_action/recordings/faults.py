@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 OnFault = Literal["refuse", "skip"]
@@ -23,32 +22,21 @@ class Faults:
         self.on_fault = on_fault
         self.found: list[str] = []
 
-    def of(self, episode: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def of(self, episode: str) -> Iterator[None]:
         """Take a ValueError or a missing file inside the block for a fault of an episode."""
-        return _Fault(episode, self._deal_with)
+        try:
+            yield
+        except (ValueError, FileNotFoundError) as error:
+            why = f"{episode}: {error}"
+            if self.on_fault == "refuse":
+                raise ValueError(f"{why}. Mend the data, or pass over such episodes with bad_episodes: skip") from error
+            self.found.append(why)
 
     def summary(self, num_episodes: int) -> str:
         """Say in one line how many of the episodes were passed over, and why the first ones."""
         shown = "; ".join(self.found[:5]) + ("; ..." if len(self.found) > 5 else "")
         return f"passed over {len(self.found)} of {num_episodes} episodes: {shown}"
-
-    def _deal_with(self, message: str, error: BaseException) -> None:
-        if self.on_fault == "refuse":
-            raise ValueError(f"{message}. Mend the data, or pass over such episodes with bad_episodes: skip") from error
-        self.found.append(message)
-
-
-class _Fault(AbstractContextManager[None]):
-    def __init__(self, episode: str, deal_with: Callable[[str, BaseException], None]) -> None:
-        self.episode, self.deal_with = episode, deal_with
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if not isinstance(error, ValueError | FileNotFoundError):
-            return False
-        self.deal_with(f"{self.episode}: {error}", error)
-        return True
 
 
 @contextmanager
