@@ -20,6 +20,26 @@ _UNEVEN = 0.1
 _SEEKS = 4
 
 
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a container says of its video, without decoding.
+
+    Args:
+        times: Times of the frames in seconds, float64, in order.
+        frame_size: Height and width.
+        fps: Average number of frames of a second.
+    """
+
+    times: np.ndarray
+    frame_size: tuple[int, int]
+    fps: float
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames."""
+        return len(self.times)
+
+
 class VideoFile:
     """A video file that is kept open, for one thread at a time.
 
@@ -48,6 +68,7 @@ class VideoFile:
             self.close()
             raise
         self._time_base = float(self._stream.time_base or 1)
+        self.facts = _facts(self._stream, self._pts * self._time_base)
 
     def _packets(self) -> tuple[np.ndarray, np.ndarray]:
         """Read the time stamps of all frames and of the key frames, in order."""
@@ -72,27 +93,6 @@ class VideoFile:
         self._decoded = iter(())
         self._container.close()
 
-    @property
-    def num_frames(self) -> int:
-        """Number of frames of the file."""
-        return len(self._pts)
-
-    @property
-    def times(self) -> np.ndarray:
-        """Times of the frames `[num_frames]` in seconds, float64, in order."""
-        times: np.ndarray = self._pts * self._time_base
-        return times
-
-    @property
-    def frame_size(self) -> tuple[int, int]:
-        """Height and width of a frame."""
-        return self._stream.height, self._stream.width
-
-    @property
-    def fps(self) -> float:
-        """Average number of frames of a second."""
-        return float(self._stream.average_rate or 0)
-
     def frames_at(self, times: Sequence[float], tolerance: float) -> np.ndarray:
         """Decode the frames nearest to some times.
 
@@ -106,7 +106,8 @@ class VideoFile:
         Raises:
             ValueError: There is no frame at one of the times, or the file cannot be decoded.
         """
-        return self.frames(frames_nearest(self.path, self.times, np.asarray(times, np.float64), tolerance).tolist())
+        wanted = np.asarray(times, np.float64)
+        return self.frames(frames_nearest(self.path, self.facts.times, wanted, tolerance).tolist())
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
         """Decode frames by their numbers from 0 on, in any order: `[len(indices), H, W, 3]`, uint8 RGB.
@@ -116,8 +117,8 @@ class VideoFile:
             ValueError: The file cannot be decoded.
         """
         for index in indices:
-            if not 0 <= index < self.num_frames:
-                raise IndexError(f"{self.path} has frames 0 to {self.num_frames - 1}, not {index}")
+            if not 0 <= index < len(self._pts):
+                raise IndexError(f"{self.path} has frames 0 to {len(self._pts) - 1}, not {index}")
         with _blaming(self.path):
             found = {index: self._frame(int(self._pts[index])) for index in sorted(set(indices))}
         return np.stack([found[index] for index in indices])
@@ -135,7 +136,7 @@ class VideoFile:
             self._next_pts = None
             raise ValueError(f"{self.path} cannot be decoded at {pts * self._time_base:.4f} s: it is cut off or broken")
         following = np.searchsorted(self._pts, pts, side="right")
-        self._next_pts = int(self._pts[following]) if following < self.num_frames else None
+        self._next_pts = int(self._pts[following]) if following < len(self._pts) else None
         rgb: np.ndarray = self._reformatter.reformat(found, format="rgb24", threads=1).to_ndarray()
         return rgb
 
@@ -175,26 +176,6 @@ def frames_nearest(path: Path, held: np.ndarray, wanted: np.ndarray, tolerance: 
     return nearest
 
 
-@dataclass(frozen=True)
-class VideoFacts:
-    """What a container says of its video, without decoding.
-
-    Args:
-        times: Times of the frames in seconds, float64, in order.
-        frame_size: Height and width.
-        fps: Average number of frames of a second.
-    """
-
-    times: np.ndarray
-    frame_size: tuple[int, int]
-    fps: float
-
-    @property
-    def num_frames(self) -> int:
-        """Number of frames."""
-        return len(self.times)
-
-
 def probe_video(path: Path) -> VideoFacts:
     """Read the head of a video file, and see that the file is as long as that says.
 
@@ -215,18 +196,20 @@ def _probed(path: Path, written: int) -> VideoFacts:
         stream = container.streams.video[0]
         times = _even_times(container, path)
         if times is not None:
-            return VideoFacts(times, (stream.height, stream.width), float(stream.average_rate or 0))
+            return _facts(stream, times)
         # In microseconds; sound beside it may last longer than the picture.
         announced = (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
     # A container without an index, such as WebM, or of frames at uneven times.
     video = VideoFile(path)
-    try:
-        end = float(video.times[-1])
-        if announced > end + max(0.5, 2 / video.fps if video.fps else 0):
-            raise ValueError(f"{path} is cut off: it announces {announced:g} s, and its frames end at {end:g} s")
-        return VideoFacts(video.times, video.frame_size, video.fps)
-    finally:
-        video.close()
+    video.close()
+    facts, end = video.facts, float(video.facts.times[-1])
+    if announced > end + max(0.5, 2 / facts.fps if facts.fps else 0):
+        raise ValueError(f"{path} is cut off: it announces {announced:g} s, and its frames end at {end:g} s")
+    return facts
+
+
+def _facts(stream: Any, times: np.ndarray) -> VideoFacts:
+    return VideoFacts(times, (stream.height, stream.width), float(stream.average_rate or 0))
 
 
 def _even_times(container: Any, path: Path) -> np.ndarray | None:
@@ -283,19 +266,14 @@ def _written(path: Path) -> int:
         return path.stat().st_mtime_ns
 
 
-class _blaming:
-    """Names the file in what FFmpeg raises, which are errors of many kinds."""
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Name the file in what FFmpeg raises, which are errors of many kinds."""
+    import av
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        import av
-
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(f"no video at {self.path}") from error
-        if isinstance(error, av.FFmpegError):
-            raise ValueError(f"{self.path} cannot be read as a video ({error}): it is cut off or broken") from error
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no video at {path}") from error
+    except av.FFmpegError as error:
+        raise ValueError(f"{path} cannot be read as a video ({error}): it is cut off or broken") from error

@@ -46,7 +46,7 @@ def require_any_order(video: VideoFile) -> None:
     order = np.random.default_rng(0).integers(0, 30, 40).tolist()
     np.testing.assert_array_equal(np.concatenate([video.frames([index]) for index in order]), whole[order])
     np.testing.assert_array_equal(video.frames(order), whole[order])
-    assert (video.num_frames, video.frame_size, video.fps) == (30, (32, 48), 10.0)
+    assert (video.facts.num_frames, video.facts.frame_size, video.facts.fps) == (30, (32, 48), 10.0)
 
 
 def test_frames_are_found_by_their_times(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_head_of_a_file_says_what_reading_finds(tmp_path: Path, suffix: str,
     write_video(path, numbered_frames(9), fps=5, codec=codec)
     facts = probe_video(path)
     assert (facts.num_frames, facts.frame_size, facts.fps) == (9, (32, 48), 5.0)
-    np.testing.assert_allclose(facts.times, VideoFile(path).times, atol=1e-9)
+    np.testing.assert_allclose(facts.times, VideoFile(path).facts.times, atol=1e-9)
 
 
 def write_at(path: Path, times: list[int], bf: int) -> None:
