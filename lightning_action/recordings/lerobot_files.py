@@ -14,6 +14,8 @@ from lightning_action.recordings.lerobot_statistics import PixelStatistics, Stat
 
 DATA_FILE = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_FILE = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+# Number of files in a folder, and sizes after which the next file begins, as `info.json` has them.
+LIMITS = {"chunks_size": 1000, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200}
 _EPISODES_AT_ONCE = 100
 _MEGABYTE = 2**20
 # Every second frame can be decoded by itself, and none waits for a later one: random windows are read quickly, and a
@@ -42,54 +44,31 @@ FRAME_COLUMNS = {
 }
 
 
-@dataclass(frozen=True)
-class FileLimits:
-    """Sizes at which the next file or folder begins.
-
-    Args:
-        data_files_size_in_mb: Size of a parquet file after which the next one begins.
-        video_files_size_in_mb: Size of an mp4 file after which the next one begins.
-        chunks_size: Number of files in a folder.
-    """
-
-    data_files_size_in_mb: float = 100
-    video_files_size_in_mb: float = 200
-    chunks_size: int = 1000
-
-
 class _Files:
-    """Files of one kind, one after another, in folders of a limited number."""
+    """Files of one kind, one after another, in folders of a limited number; the last one is being written."""
 
-    def __init__(self, folder: Path, pattern: str, chunks_size: int) -> None:
-        self._folder, self._pattern, self._chunks_size = folder, pattern, chunks_size
-        self._num_files = 0
-
-    def place(self) -> dict[str, int]:
-        """Return the indices of the file that is written."""
-        chunk, file = divmod(self._num_files - 1, self._chunks_size)
-        return {"chunk_index": chunk, "file_index": file}
+    def __init__(self, folder: Path, pattern: str) -> None:
+        self._folder, self._pattern = folder, pattern
+        self.paths: list[Path] = []
+        self.place: dict[str, int] = {}
 
     def next_path(self) -> Path:
         """Begin a file, and return where."""
-        self._num_files += 1
-        path = self._folder / self._pattern.format(**self.place())
+        chunk, file = divmod(len(self.paths), LIMITS["chunks_size"])
+        self.place = {"chunk_index": chunk, "file_index": file}
+        path = self._folder / self._pattern.format(**self.place)
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.paths.append(path)
         return path
-
-    def paths(self) -> list[Path]:
-        """List all files so far."""
-        places = (divmod(index, self._chunks_size) for index in range(self._num_files))
-        return [self._folder / self._pattern.format(chunk_index=chunk, file_index=file) for chunk, file in places]
 
 
 class DataFiles:
     """Parquet files of the rows, with one row group for each episode."""
 
-    def __init__(self, folder: Path, features: Mapping[str, NumericFeature], limits: FileLimits) -> None:
+    def __init__(self, folder: Path, features: Mapping[str, NumericFeature]) -> None:
         import pyarrow as pa
 
-        self._files = _Files(folder, DATA_FILE, limits.chunks_size)
-        self._max_bytes = limits.data_files_size_in_mb * _MEGABYTE
+        self._files = _Files(folder, DATA_FILE)
         kinds = {"float32": pa.float32(), "int64": pa.int64(), "bool": pa.bool_()}
         self._types = {name: _list_of(kinds[each.dtype], len(each.names)) for name, each in features.items()}
         self._types |= {name: kinds[dtype] for name, dtype in FRAME_COLUMNS.items()}
@@ -104,19 +83,19 @@ class DataFiles:
 
         arrays = [_to_arrow(columns[name], kind) for name, kind in self._types.items()]
         table = pa.Table.from_arrays(arrays, schema=pa.schema(list(self._types.items())))
-        if self._writer is None or self._size >= self._max_bytes:
+        if self._writer is None or self._size >= LIMITS["data_files_size_in_mb"] * _MEGABYTE:
             self.close()
             self._writer = pq.ParquetWriter(self._files.next_path(), table.schema)
         self._writer.write_table(table, row_group_size=len(table))
-        self._size = self._files.paths()[-1].stat().st_size
-        return self._files.place()
+        self._size = self._files.paths[-1].stat().st_size
+        return self._files.place
 
     def column(self, name: str) -> np.ndarray:
         """Read a column of all episodes back, `[rows, width]`."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        tables = [pq.read_table(path, columns=[name]) for path in self._files.paths()]
+        tables = [pq.read_table(path, columns=[name]) for path in self._files.paths]
         column = pa.concat_tables(tables)[name].combine_chunks()
         flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
         values: np.ndarray = flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
@@ -164,13 +143,11 @@ class EpisodeTable:
 class VideoFiles:
     """H.264 files of one camera."""
 
-    def __init__(self, folder: Path, name: str, size: tuple[int, int], fps: int, limits: FileLimits) -> None:
+    def __init__(self, folder: Path, name: str, size: tuple[int, int], fps: int) -> None:
         from av.video.reformatter import VideoReformatter
 
-        pattern = VIDEO_FILE.replace("{video_key}", name)
-        self._files = _Files(folder, pattern, limits.chunks_size)
+        self._files = _Files(folder, VIDEO_FILE.replace("{video_key}", name))
         self._name, self._size, self._fps = name, size, fps
-        self._max_bytes = limits.video_files_size_in_mb * _MEGABYTE
         self._reformat = VideoReformatter().reformat
         self._container: Any = None
         self._stream: Any = None
@@ -203,14 +180,14 @@ class VideoFiles:
     def end_episode(self) -> tuple[dict[str, Any], Statistics]:
         """Return where the episode is, with its first and last time in seconds, and its statistics."""
         span = {
-            **self._files.place(),
+            **self._files.place,
             "from_timestamp": self._first / self._fps,
             "to_timestamp": self._num_frames / self._fps,
         }
         statistics = self._episode.statistics()
         self.statistics.merge(self._episode)
         self._first, self._episode = self._num_frames, PixelStatistics()
-        if self._num_bytes >= self._max_bytes:
+        if self._num_bytes >= LIMITS["video_files_size_in_mb"] * _MEGABYTE:
             self.close()
         return span, statistics
 

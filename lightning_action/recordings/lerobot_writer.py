@@ -19,10 +19,10 @@ from lightning_action.atomic import creating_folder, require_new_folder, write_j
 from lightning_action.recordings.lerobot_files import (
     DATA_FILE,
     FRAME_COLUMNS,
+    LIMITS,
     VIDEO_FILE,
     DataFiles,
     EpisodeTable,
-    FileLimits,
     NumericFeature,
     VideoFiles,
     write_table,
@@ -40,7 +40,6 @@ def writing_lerobot(
     cameras: Mapping[str, tuple[int, int]],
     features: Mapping[str, NumericFeature],
     robot_type: str = "",
-    limits: FileLimits = FileLimits(),
     overwrite: bool = False,
 ) -> Iterator[LeRobotWriter]:
     """Yield the writer of a folder that appears when the block ends, whole, and not at all if it fails.
@@ -51,7 +50,6 @@ def writing_lerobot(
         cameras: Height and width of the frames of each camera, such as `observation.image`.
         features: Numbers that come with each frame, such as `action`.
         robot_type: Name of what was recorded.
-        limits: Sizes of files.
         overwrite: Whether a LeRobot folder at `path` is replaced.
 
     Raises:
@@ -66,7 +64,7 @@ def writing_lerobot(
     require_writable_sizes(cameras, fps)
     require_free(path, overwrite)
     with creating_folder(path, overwrite) as folder:
-        writer = LeRobotWriter(folder, fps, cameras, features, robot_type, limits)
+        writer = LeRobotWriter(folder, fps, cameras, features, robot_type)
         try:
             yield writer
             writer.finish()
@@ -112,12 +110,11 @@ class LeRobotWriter:
         cameras: Mapping[str, tuple[int, int]],
         features: Mapping[str, NumericFeature],
         robot_type: str,
-        limits: FileLimits,
     ) -> None:
-        self.folder, self._fps, self._robot_type, self._limits = folder, fps, robot_type, limits
+        self.folder, self._fps, self._robot_type = folder, fps, robot_type
         self._features = dict(features)
-        self._videos = {name: VideoFiles(folder, name, size, fps, limits) for name, size in cameras.items()}
-        self._data = DataFiles(folder, self._features, limits)
+        self._videos = {name: VideoFiles(folder, name, size, fps) for name, size in cameras.items()}
+        self._data = DataFiles(folder, self._features)
         self._rows: dict[str, list[np.ndarray]] = {name: [] for name in features}
         self._tasks: dict[str, int] = {}
         self._episodes = EpisodeTable(folder / _EPISODES_FILE)
@@ -227,9 +224,7 @@ class LeRobotWriter:
             "total_episodes": self.num_episodes,
             "total_frames": self.num_frames,
             "total_tasks": len(self._tasks),
-            "chunks_size": self._limits.chunks_size,
-            "data_files_size_in_mb": self._limits.data_files_size_in_mb,
-            "video_files_size_in_mb": self._limits.video_files_size_in_mb,
+            **LIMITS,
             "fps": self._fps,
             "splits": {"train": f"0:{self.num_episodes}"},
             "data_path": DATA_FILE,

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lightning_action.recordings.lerobot import read_lerobot
-from lightning_action.recordings.lerobot_files import FileLimits, NumericFeature
+from lightning_action.recordings.lerobot_files import LIMITS, NumericFeature
 from lightning_action.recordings.lerobot_statistics import PixelStatistics, column_statistics
 from lightning_action.recordings.lerobot_writer import LeRobotWriter, writing_lerobot
 from lightning_action.recordings.local_folder import LocalFolder
@@ -24,7 +24,6 @@ from lightning_action.recordings.local_folder import LocalFolder
 ROOT = Path(__file__).parents[3]
 FPS, HEIGHT, WIDTH = 7, 32, 48
 CAMERA = "observation.image"
-LIBRARY_LIMITS = FileLimits()
 LENGTHS = [6, 9, 4]
 TASKS = ["move", "push", "move"]
 FEATURES = {
@@ -51,8 +50,8 @@ def values(episode: int, frame: int) -> dict[str, Any]:
     }
 
 
-def write(path: Path, limits: FileLimits = LIBRARY_LIMITS, overwrite: bool = False) -> Path:
-    with writing_lerobot(path, FPS, {CAMERA: (HEIGHT, WIDTH)}, FEATURES, "toy", limits, overwrite) as writer:
+def write(path: Path, overwrite: bool = False) -> Path:
+    with writing_lerobot(path, FPS, {CAMERA: (HEIGHT, WIDTH)}, FEATURES, "toy", overwrite) as writer:
         for episode, length in enumerate(LENGTHS):
             for frame in range(length):
                 writer.add_frame({CAMERA: image(episode, frame)}, values(episode, frame))
@@ -68,7 +67,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def small_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file for each episode, two files in a folder."""
-    return write(tmp_path_factory.mktemp("small") / "toy", FileLimits(1e-6, 1e-6, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, limit in (("data_files_size_in_mb", 0), ("video_files_size_in_mb", 0), ("chunks_size", 2)):
+            patch.setitem(LIMITS, name, limit)
+        return write(tmp_path_factory.mktemp("small") / "toy")
 
 
 def info(folder: Path) -> dict[str, Any]:
