@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_action.recordings.recorded_clip import Frames
+from lightning_action.recordings.recording import Frames
 from lightning_action.recordings.tables import TABLES, read_actions, read_named_actions, read_records
 from lightning_action.recordings.video_file import probe_video
-from lightning_action.recordings.video_folder import PICTURES, VIDEOS, FileFrames, PictureFrames, numbers_in
+from lightning_action.recordings.video_folder import PICTURES, VIDEOS, file_frames, numbers_in, picture_frames
 from lightning_action.weights.tensor_files import load_pickle
 
 SAVED = ".pt"
@@ -24,29 +25,6 @@ _NUM_NAMED = 5
 
 Files = dict[str, Path]
 """Files by the names of the episodes."""
-
-
-@dataclass(frozen=True)
-class SavedFrames:
-    """Frames without loss in a file that `PredictionWriter` wrote: `video`, uint8 `[T, 3, H, W]`."""
-
-    path: Path
-
-    def read(self, indices: list[int]) -> np.ndarray:
-        """Read frames `[len(indices), H, W, 3]`, uint8 RGB."""
-        return self.video()[indices].permute(0, 2, 3, 1).numpy()
-
-    def video(self) -> Tensor:
-        """Map the file, and return the video, which is not read yet.
-
-        Raises:
-            ValueError: The file holds something else.
-        """
-        content: Any = load_pickle(self.path)
-        video = content.get("video") if isinstance(content, dict) else None
-        if not isinstance(video, Tensor) or video.dtype != torch.uint8 or video.ndim != 4 or video.shape[1] != 3:
-            raise ValueError(f"{self.path} is not of PredictionWriter: it has no `video` [T, 3, H, W] of bytes")
-        return video
 
 
 @dataclass(frozen=True)
@@ -67,7 +45,7 @@ class GivenVideo:
 
     def read(self) -> np.ndarray:
         """Read all frames `[T, H, W, 3]`, uint8 RGB."""
-        return self.frames.read(list(range(self.num_frames)))
+        return self.frames(list(range(self.num_frames)))
 
 
 def open_given_video(path: Path) -> GivenVideo:
@@ -83,19 +61,35 @@ def open_given_video(path: Path) -> GivenVideo:
     """
     if path.is_dir():
         pictures = [item for item in path.iterdir() if _is_picture(item)]
-        frames = PictureFrames(tuple(sorted(pictures, key=lambda item: numbers_in(item.name))))
         if not pictures:
             raise ValueError(f"{path} holds no pictures ({', '.join(PICTURES)})")
-        height, width = frames.read([0]).shape[1:3]
+        frames = partial(picture_frames, sorted(pictures, key=lambda item: numbers_in(item.name)))
+        height, width = frames([0]).shape[1:3]
         return GivenVideo(path, frames, len(pictures), (height, width))
     if not path.is_file():
         raise FileNotFoundError(f"no video at {path}")
     if path.suffix == SAVED:
-        saved = SavedFrames(path)
-        count, _, height, width = saved.video().shape
-        return GivenVideo(path, saved, count, (height, width))
+        count, _, height, width = _saved_video(path).shape
+        return GivenVideo(path, partial(_saved_frames, path), count, (height, width))
     facts = probe_video(path)
-    return GivenVideo(path, FileFrames(path), facts.num_frames, facts.frame_size)
+    return GivenVideo(path, partial(file_frames, path), facts.num_frames, facts.frame_size)
+
+
+def _saved_frames(path: Path, indices: list[int]) -> np.ndarray:
+    return _saved_video(path)[indices].permute(0, 2, 3, 1).numpy()
+
+
+def _saved_video(path: Path) -> Tensor:
+    """Map a file that `PredictionWriter` wrote, and return its `video`, uint8 `[T, 3, H, W]`, which is not read yet.
+
+    Raises:
+        ValueError: The file holds something else.
+    """
+    content: Any = load_pickle(path)
+    video = content.get("video") if isinstance(content, dict) else None
+    if not isinstance(video, Tensor) or video.dtype != torch.uint8 or video.ndim != 4 or video.shape[1] != 3:
+        raise ValueError(f"{path} is not of PredictionWriter: it has no `video` [T, 3, H, W] of bytes")
+    return video
 
 
 def find_videos(folder: Path) -> Files:

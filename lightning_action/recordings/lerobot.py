@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from tqdm import tqdm
 from lightning_action.recordings.faults import Faults, OnFault, reading
 from lightning_action.recordings.lerobot_index import EpisodeEntry, LeRobotIndex, read_index, read_parquet
 from lightning_action.recordings.local_folder import LocalFolder
-from lightning_action.recordings.recorded_clip import Frames
-from lightning_action.recordings.recording import Episode, Recording, finite_rows
+from lightning_action.recordings.recording import Episode, Frames, Recording, finite_rows
 from lightning_action.recordings.video_file import frames_nearest, open_video, probe_video
 
 # Part of a frame's time by which a time stamp may be off.
@@ -26,60 +24,28 @@ _DELAY = 2.0
 _CLASS_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 
 
-@dataclass(frozen=True)
-class VideoFrames:
-    """Frames of an episode inside a video file.
-
-    Args:
-        path: Video file.
-        start: Time of the episode's first frame in the file, in seconds.
-        fps: Number of frames of a second.
-    """
-
-    path: Path
-    start: float
-    fps: float
-
-    def read(self, indices: list[int]) -> np.ndarray:
-        """Decode frames `[len(indices), H, W, 3]`, uint8 RGB."""
-        times = [self.start + index / self.fps for index in indices]
-        with open_video(self.path) as video:
-            return video.frames_at(times, _TOLERANCE / self.fps)
+def _video_frames(path: Path, start: float, fps: float, indices: list[int]) -> np.ndarray:
+    """Decode frames of an episode inside a video file, in which its first one is at a time in seconds."""
+    with open_video(path) as video:
+        return video.frames_at([start + index / fps for index in indices], _TOLERANCE / fps)
 
 
-@dataclass(frozen=True)
-class TableImages:
-    """Frames of an episode that are pictures inside a table.
+def _table_frames(path: Path, column: str, rows: range, folder: LocalFolder, indices: list[int]) -> np.ndarray:
+    """Decode frames of an episode that are pictures in some rows of a table; paths there start from a folder."""
+    cells = _image_cells(path, column, rows[0], rows[-1] + 1, path.stat().st_mtime_ns)
+    return np.stack([_decoded(cells[i], folder, f"{path}, column {column}, row {rows[i]}") for i in indices])
 
-    Args:
-        path: Parquet file.
-        column: Name of the column.
-        rows: Rows of the episode in the file.
-        folder: Folder that paths in the table start from.
-    """
 
-    path: Path
-    column: str
-    rows: range
-    folder: LocalFolder
+def _decoded(cell: dict[str, Any] | None, folder: LocalFolder, place: str) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
 
-    def read(self, indices: list[int]) -> np.ndarray:
-        """Decode frames `[len(indices), H, W, 3]`, uint8 RGB."""
-        cells = _image_cells(self.path, self.column, self.rows[0], self.rows[-1] + 1, self.path.stat().st_mtime_ns)
-        return np.stack([self._decoded(cells[index], index) for index in indices])
-
-    def _decoded(self, cell: dict[str, Any] | None, index: int) -> np.ndarray:
-        from PIL import Image, UnidentifiedImageError
-
-        content, path = (cell or {}).get("bytes"), (cell or {}).get("path") or ""
-        source = io.BytesIO(content) if content is not None else self.folder.path(path)
-        try:
-            with Image.open(source, formats=("PNG", "JPEG")) as image:
-                return np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(
-                f"{self.path}, column {self.column}, row {self.rows[index]}: a broken picture ({error})"
-            ) from error
+    content, path = (cell or {}).get("bytes"), (cell or {}).get("path") or ""
+    source = io.BytesIO(content) if content is not None else folder.path(path)
+    try:
+        with Image.open(source, formats=("PNG", "JPEG")) as image:
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{place}: a broken picture ({error})") from error
 
 
 @lru_cache(maxsize=4)
@@ -177,7 +143,7 @@ class _Reader:
                 index=entry.index,
                 name=f"episode {entry.index}{part}",
                 prompt=prompt,
-                cameras=tuple(frames if not start else _Later(frames, start) for frames, _ in cameras),
+                cameras=tuple(partial(_later, frames, start) if start else frames for frames, _ in cameras),
                 num_frames=stop - start,
                 frame_sizes=tuple(size for _, size in cameras),
                 rows=None if actions is None else actions[start:stop],
@@ -228,8 +194,9 @@ class _Reader:
         """Find the frames of a camera, and their height and width."""
         feature = self.index.features[camera]
         if feature.dtype == "image":
-            images = TableImages(table, camera, range(int(places[0]), int(places[-1]) + 1), self.folder)
-            return images, images.read([0]).shape[1:3]
+            rows = range(int(places[0]), int(places[-1]) + 1)
+            frames = partial(_table_frames, table, camera, rows, self.folder)
+            return frames, frames([0]).shape[1:3]
         relative, from_timestamp = entry.video_files[camera]
         path = self.folder.path(relative)
         facts = probe_video(path)
@@ -242,7 +209,7 @@ class _Reader:
             )
         if len(feature.shape) == 3 and sorted(facts.frame_size) != sorted(_sides(feature.shape)):
             raise ValueError(f"{path} has frames of {facts.frame_size}, meta/info.json says {list(feature.shape)}")
-        return VideoFrames(path, from_timestamp + offset, self.index.fps), facts.frame_size
+        return partial(_video_frames, path, from_timestamp + offset, self.index.fps), facts.frame_size
 
     def _tasks(self, entry: EpisodeEntry, rows: dict[str, np.ndarray]) -> Iterator[tuple[int, int, str]]:
         """Find where a task begins and ends, and its text."""
@@ -258,15 +225,9 @@ class _Reader:
             yield start, stop, self.index.tasks[number]
 
 
-@dataclass(frozen=True)
-class _Later:
-    """Frames from a later one on."""
-
-    frames: Frames
-    start: int
-
-    def read(self, indices: list[int]) -> np.ndarray:
-        return self.frames.read([self.start + index for index in indices])
+def _later(frames: Frames, start: int, indices: list[int]) -> np.ndarray:
+    """Read frames, counted from a later one on."""
+    return frames([start + index for index in indices])
 
 
 def _numbers(column: Any, path: Path, name: str) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,17 +11,10 @@ from torch import Tensor
 
 from lightning_action.action.schema import Alignment
 from lightning_action.recordings.frame_fit import FrameFit
+from lightning_action.recordings.recording import Frames
 
 # Part by which two rates may differ and be the same: 30000/1001 is written 29.97, and called 30.
 _SAME = 1.1e-3
-
-
-class Frames(Protocol):
-    """Recorded frames of an episode, as they are."""
-
-    def read(self, indices: list[int]) -> np.ndarray:
-        """Read frames `[len(indices), H, W, 3]`, uint8 RGB."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -127,7 +119,7 @@ class RecordedClip:
     def video(self, start: int, num_frames: int) -> Tensor:
         """Read frames `[num_frames, 3, H, W]` in [-1, 1], the first of which is frame `start`."""
         indices = self.timing.frames(start, num_frames)
-        return torch.cat([self.fit(frames.read(indices)) for frames in self.cameras], dim=-1)
+        return torch.cat([self.fit(read(indices)) for read in self.cameras], dim=-1)
 
     def action(self, start: int, num_frames: int) -> Tensor:
         """Take the action rows `[rows, columns]` of these frames.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_action.recordings.recorded_clip import Frames
+Frames = Callable[[list[int]], np.ndarray]
+"""Reads recorded frames by their numbers, `[n, H, W, 3]`, uint8 RGB; processes that load data get it by pickle."""
 
 
 @dataclass(frozen=True)

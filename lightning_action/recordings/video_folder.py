@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
 from lightning_action.recordings.faults import Faults, OnFault
 from lightning_action.recordings.image_file import read_image
 from lightning_action.recordings.local_folder import LocalFolder
-from lightning_action.recordings.recorded_clip import Frames
-from lightning_action.recordings.recording import Episode, Recording
+from lightning_action.recordings.recording import Episode, Frames, Recording
 from lightning_action.recordings.tables import TABLES, Table, read_records, read_table
 from lightning_action.recordings.video_file import open_video, probe_video
 
@@ -43,33 +44,21 @@ class Entry:
     caption: str | None = None
 
 
-@dataclass(frozen=True)
-class FileFrames:
-    """Frames of a whole video file."""
-
-    path: Path
-
-    def read(self, indices: list[int]) -> np.ndarray:
-        """Decode frames `[len(indices), H, W, 3]`, uint8 RGB."""
-        with open_video(self.path) as video:
-            return video.frames(indices)
+def file_frames(path: Path, indices: list[int]) -> np.ndarray:
+    """Decode frames of a whole video file, `[len(indices), H, W, 3]`, uint8 RGB."""
+    with open_video(path) as video:
+        return video.frames(indices)
 
 
-@dataclass(frozen=True)
-class PictureFrames:
-    """Frames that are picture files."""
+def picture_frames(paths: Sequence[Path], indices: list[int]) -> np.ndarray:
+    """Decode frames that are picture files, all of one size, `[len(indices), H, W, 3]`, uint8 RGB."""
+    _, height, width = read_image(paths[0], None).shape
+    return np.stack([_bytes_of(read_image(paths[index], (height, width))) for index in indices])
 
-    paths: tuple[Path, ...]
 
-    def read(self, indices: list[int]) -> np.ndarray:
-        """Decode frames `[len(indices), H, W, 3]`, uint8 RGB."""
-        size = self._pixels(0).shape[:2]
-        return np.stack([self._pixels(index, size) for index in indices])
-
-    def _pixels(self, index: int, size: tuple[int, ...] | None = None) -> np.ndarray:
-        frame_size = None if size is None else (size[0], size[1])
-        unit = read_image(self.paths[index], frame_size).permute(1, 2, 0).numpy() * 0.5 + 0.5
-        return np.round(unit * 255).astype(np.uint8)
+def _bytes_of(pixels: Tensor) -> np.ndarray:
+    unit = pixels.permute(1, 2, 0).numpy() * 0.5 + 0.5
+    return np.round(unit * 255).astype(np.uint8)
 
 
 def read_video_folder(
@@ -194,14 +183,14 @@ def _frames_of(folder: LocalFolder, video: str, fps: float | None) -> tuple[Fram
                 f"its frames are not at even times: frame {frame} is at {facts.times[frame]:g} s, not {even[frame]:g} "
                 f"s at {facts.fps:g} frames a second; convert it to a constant rate"
             )
-        return FileFrames(path), facts.num_frames, facts.frame_size, facts.fps
+        return partial(file_frames, path), facts.num_frames, facts.frame_size, facts.fps
     names = [name for name in folder.list(f"{video}/*") if name.lower().endswith(PICTURES)]
     if not names:
         raise ValueError(f"it is no video ({', '.join(VIDEOS)}) and no folder of pictures ({', '.join(PICTURES)})")
     if fps is None:
         raise ValueError("it is a folder of pictures, which do not say how many make a second: give recorded_fps")
-    frames = PictureFrames(tuple(folder.path(name) for name in sorted(names, key=numbers_in)))
-    height, width = frames.read([0]).shape[1:3]
+    frames = partial(picture_frames, [folder.path(name) for name in sorted(names, key=numbers_in)])
+    height, width = frames([0]).shape[1:3]
     return frames, len(names), (height, width), fps
 
 

@@ -39,7 +39,7 @@ def test_frames_actions_and_tasks_are_those_of_the_library(name: str) -> None:
     for sample, index in enumerate(truth["idx"].tolist()):
         own = np.flatnonzero(whole == whole[index])
         window = [places[i] for i in np.clip(np.arange(index - BEFORE, index + AFTER + 1), own[0], own[-1])]
-        frames = np.stack([episode.cameras[0].read([frame])[0] for episode, frame in window])
+        frames = np.stack([episode.cameras[0]([frame])[0] for episode, frame in window])
         expected = np.round(truth["frames"][sample] * 255).astype(np.uint8).transpose(0, 2, 3, 1)
         np.testing.assert_array_equal(frames, expected)
         if "action" in truth.files:

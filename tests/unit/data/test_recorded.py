@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,12 +39,18 @@ def test_windows_are_the_frames_and_rows_of_one_episode() -> None:
     for index in (0, 10, 11, 32):
         episode, start = episodes[index // 11], index % 11 * 3
         sample = windows[index]
-        expected = torch.from_numpy(episode.cameras[0].read(list(range(start, start + 9)))).permute(0, 3, 1, 2)
+        expected = torch.from_numpy(episode.cameras[0](list(range(start, start + 9)))).permute(0, 3, 1, 2)
         assert torch.equal(((sample["video"] + 1) * 127.5).round().byte(), expected)
         assert sample["action"].tolist() == np.asarray(episode.rows)[start : start + 8].tolist()
         assert (sample["prompt"], sample["sample_id"]) == (episode.prompt, index)
     with pytest.raises(IndexError):
         windows[33]
+
+
+def test_windows_are_the_same_in_a_process_that_is_spawned(tmp_path: Path) -> None:
+    for windows in (ready_data().dataset("train"), mixed_folder(tmp_path).dataset("train")):
+        again = pickle.loads(pickle.dumps(windows))
+        assert torch.equal(again[1]["video"], windows[1]["video"])
 
 
 def test_splits_are_whole_episodes_and_the_same_in_every_run() -> None:

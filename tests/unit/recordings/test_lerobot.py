@@ -314,10 +314,10 @@ def test_an_episode_of_several_tasks_is_cut_where_the_task_changes(tmp_path: Pat
         ("episode 1, frames 25 to 39", "push the red dot to the left", 15),
     ]
     np.testing.assert_array_equal(np.asarray(parts[1].rows), np.asarray(whole.rows)[25:])
-    whole_video = read(root).episodes[1].cameras[0].read([24])
+    whole_video = read(root).episodes[1].cameras[0]([24])
     assert whole_video.shape == (1, 64, 64, 3)
     direct = read(root, episodes=[1]).episodes
-    np.testing.assert_array_equal(direct[1].cameras[0].read([0]), direct[0].cameras[0].read([25]))
+    np.testing.assert_array_equal(direct[1].cameras[0]([0]), direct[0].cameras[0]([25]))
 
 
 def test_what_is_not_known_is_passed_over(tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_pictures_in_tables_are_frames(tmp_path: Path) -> None:
     feature = {"dtype": "image", "shape": [32, 48, 3], "names": ["height", "width", "channels"]}
     change_info(root, lambda info: info["features"].update({"front": feature}))
     found = read(root, cameras=["front"])
-    assert numbers_in(found.episodes[2].cameras[0].read([39, 0, 12])) == [39, 0, 12]
+    assert numbers_in(found.episodes[2].cameras[0]([39, 0, 12])) == [39, 0, 12]
     assert found.episodes[0].frame_sizes == ((32, 48),)
     pictures[0] = {"bytes": b"no picture", "path": None}
     change_table(root / V21_DATA, lambda table: {**table, "front": pictures})

@@ -39,7 +39,7 @@ def test_a_data_set_at_an_address_reads_as_the_one_on_disk(address: str, tmp_pat
     )
     assert len(remote.episodes) == len(local.episodes) == 3
     for one, other in zip(remote.episodes, local.episodes, strict=True):
-        assert (one.cameras[0].read([3, 39]) == other.cameras[0].read([3, 39])).all()
+        assert (one.cameras[0]([3, 39]) == other.cameras[0]([3, 39])).all()
 
 
 def test_lists_are_the_same(address: str, tmp_path: Path) -> None:

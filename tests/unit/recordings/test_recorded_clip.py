@@ -9,22 +9,12 @@ from lightning_action.recordings.recorded_clip import RecordedClip, Timing
 from tests.support.written_videos import numbered_frames
 
 
-class KnownFrames:
-    """Frames whose brightness is 5 times their number."""
-
-    def __init__(self, count: int, width: int = 48) -> None:
-        self.all = numbered_frames(count, width=width)
-
-    def read(self, indices: list[int]) -> np.ndarray:
-        return self.all[indices]
-
-
 def clip(recorded_fps: float, fps: float, alignment: str = "transition", count: int = 31) -> RecordedClip:
     rows = np.stack([np.arange(count), np.arange(count) + 100], axis=1).astype(np.float32)
     return RecordedClip(
         name="a",
         prompt="",
-        cameras=(KnownFrames(count), KnownFrames(count)),
+        cameras=(numbered_frames(count).__getitem__,) * 2,
         num_recorded=count,
         rows=rows,
         timing=Timing(recorded_fps, fps),

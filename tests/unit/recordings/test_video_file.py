@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lightning_action.recordings.video_file import VideoFile, open_video, probe_video
-from lightning_action.recordings.video_folder import FileFrames
+from lightning_action.recordings.video_folder import file_frames
 from tests.support.written_videos import numbered_frames, numbers_in, write_video
 
 DATA = Path(__file__).parents[2] / "data"
@@ -144,14 +144,14 @@ def test_files_are_given_back_when_too_many_are_open(tmp_path: Path) -> None:
     gc.disable()
     try:
         for path in [*paths, paths[0]]:
-            assert numbers_in(FileFrames(path).read([3, 1])) == [3, 1]
+            assert numbers_in(file_frames(path, [3, 1])) == [3, 1]
         assert open_files() <= before + 16
     finally:
         gc.enable()
 
 
 def _numbers_in_child(path: Path) -> list[int]:
-    return numbers_in(FileFrames(path).read([7, 2]))
+    return numbers_in(file_frames(path, [7, 2]))
 
 
 def test_a_forked_process_opens_the_file_anew(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_forked_process_opens_the_file_anew(tmp_path: Path) -> None:
         assert again is mine
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(_numbers_in_child, [path, path, path]) == [[7, 2]] * 3
-    assert numbers_in(FileFrames(path).read([4, 9])) == [4, 9]
+    assert numbers_in(file_frames(path, [4, 9])) == [4, 9]
 
 
 def test_a_file_that_is_being_read_is_nobody_elses(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_file_that_is_being_read_is_nobody_elses(tmp_path: Path) -> None:
         with open_video(paths[0]) as other:
             assert other is not mine
         for path in paths:
-            FileFrames(path).read([0])
+            file_frames(path, [0])
         assert numbers_in(mine.frames([3, 1])) == [3, 1]
 
 
@@ -186,7 +186,7 @@ def test_threads_read_what_one_reads_alone(tmp_path: Path) -> None:
     def read(seed: int) -> list[tuple[list[int], list[int]]]:
         source = np.random.default_rng(seed)
         wanted = [source.integers(0, 12, 3).tolist() for _ in range(60)]
-        return [(order, numbers_in(FileFrames(paths[source.integers(3)]).read(order))) for order in wanted]
+        return [(order, numbers_in(file_frames(paths[source.integers(3)], order))) for order in wanted]
 
     with ThreadPoolExecutor(4) as threads:
         for found in threads.map(read, range(4)):

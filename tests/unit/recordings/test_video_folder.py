@@ -49,7 +49,7 @@ def test_actions_and_captions_go_by_the_name_of_the_video(tmp_path: Path, suffix
     assert found.columns == (["x", "y"] if suffix in (".json", ".csv", ".parquet") else ["action_0", "action_1"])
     np.testing.assert_array_equal(found.episodes[0].rows, ROWS)
     assert found.episodes[1].rows is None
-    assert numbers_in(found.episodes[0].cameras[0].read([7, 2])) == [7, 2]
+    assert numbers_in(found.episodes[0].cameras[0]([7, 2])) == [7, 2]
 
 
 def test_folders_of_pictures_are_videos(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_folders_of_pictures_are_videos(tmp_path: Path) -> None:
     write_actions(tmp_path / "deep/c.npy", ROWS[:11])
     found = read(tmp_path, fps=5.0)
     assert [(each.name, each.num_frames) for each in found.episodes] == [("deep/c", 12)]
-    assert numbers_in(found.episodes[0].cameras[0].read([11, 2, 10])) == [11, 2, 10]
+    assert numbers_in(found.episodes[0].cameras[0]([11, 2, 10])) == [11, 2, 10]
     np.testing.assert_array_equal(found.episodes[0].rows, np.concatenate([ROWS[:11], ROWS[10:11]]))
     with pytest.raises(ValueError, match="do not say how many make a second: give recorded_fps"):
         read(tmp_path)
