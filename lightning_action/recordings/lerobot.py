@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lightning_action.recordings.faults import Faults, OnFault, reading
 from lightning_action.recordings.lerobot_index import EpisodeEntry, LeRobotIndex, read_index, read_parquet
 from lightning_action.recordings.local_folder import LocalFolder
-from lightning_action.recordings.recording import Episode, Frames, Recording, finite_rows
+from lightning_action.recordings.recording import Episode, Frames, Recording
 from lightning_action.recordings.video_file import frames_nearest, open_video, probe_video
 
 # Part of a frame's time by which a time stamp may be off.
@@ -186,7 +186,11 @@ class _Reader:
             raise ValueError(
                 f"{path} has actions of {actions.shape[1]} columns, meta/info.json says {self.num_columns}"
             )
-        return finite_rows(actions, path)
+        with np.errstate(over="ignore"):
+            numbers: np.ndarray = actions.astype(np.float32)
+        for row, column in np.argwhere(~np.isfinite(numbers))[:1].tolist():
+            raise ValueError(f"its actions in {path} hold {actions[row, column]} at frame {row}, column {column}")
+        return numbers
 
     def _frames(
         self, entry: EpisodeEntry, camera: str, table: Path, places: np.ndarray, offset: float

@@ -53,16 +53,3 @@ class Recording:
     classes: bool
     episodes: list[Episode]
     passed_over: str = ""
-
-
-def finite_rows(rows: np.ndarray, source: object) -> np.ndarray:
-    """Bring action rows to float32.
-
-    Raises:
-        ValueError: They hold NaN or what is infinite there; the message has source, row and column.
-    """
-    with np.errstate(over="ignore"):
-        numbers: np.ndarray = rows.astype(np.float32)
-    for row, column in np.argwhere(~np.isfinite(numbers))[:1].tolist():
-        raise ValueError(f"its actions in {source} hold {rows[row, column]} at frame {row}, column {column}")
-    return numbers
