@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -130,11 +131,11 @@ class RecordedDataModule(SplitDataModule):
                 f"no multiple of fps {timing.fps:g}: choose another combine, or an fps that divides"
             )
         clips = self._long_enough(recording.episodes, timing)
-        splits = split_episodes({episode.index for episode, _ in clips}, self.shares, self.seed)
+        splits = split_episodes({clip.episode.index for clip in clips}, self.shares, self.seed)
         self._clips = {
-            split: [clip for episode, clip in clips if episode.index in members] for split, members in splits.items()
+            split: [clip for clip in clips if clip.episode.index in members] for split, members in splits.items()
         }
-        self._measure(recording, timing, [episode for episode, _ in clips], splits["train"])
+        self._measure(recording, timing)
 
     @property
     def action_statistics(self) -> list[dict[str, Any]]:
@@ -172,7 +173,7 @@ class RecordedDataModule(SplitDataModule):
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         return super().val_dataloader() if self._clips["validation"] else []
 
-    def _long_enough(self, episodes: Sequence[Episode], timing: Timing) -> list[tuple[Episode, RecordedClip]]:
+    def _long_enough(self, episodes: Sequence[Episode], timing: Timing) -> list[RecordedClip]:
         """Make clips of episodes, and deal with those that are shorter than a window or of another size."""
         faults, found = Faults(self.bad_episodes), []
         sizes = episodes[0].frame_sizes
@@ -196,34 +197,20 @@ class RecordedDataModule(SplitDataModule):
                         f"its frames are {_in_words(episode.frame_sizes)}, those of {episodes[0].name} "
                         f"{_in_words(sizes)}: give a frame_size"
                     )
-                found.append((episode, self._clip(episode, timing, fit)))
+                found.append(RecordedClip(episode, timing, self.alignment, fit))
         if not found:
             raise ValueError(f"no episode can be used: {faults.summary(len(episodes))}")
         if faults.found:
             rank_zero_warn(faults.summary(len(episodes)))
         return found
 
-    def _clip(self, episode: Episode, timing: Timing, fit: FrameFit) -> RecordedClip:
-        return RecordedClip(
-            name=episode.name,
-            prompt=episode.prompt,
-            cameras=episode.cameras,
-            num_recorded=episode.num_frames,
-            rows=episode.rows,
-            timing=timing,
-            alignment=self.alignment,
-            fit=fit,
-        )
-
-    def _measure(
-        self, recording: Recording, timing: Timing, episodes: Sequence[Episode], train: Collection[int]
-    ) -> None:
+    def _measure(self, recording: Recording, timing: Timing) -> None:
         """Measure the actions of training episodes, and make the schema that they need."""
-        rows = [episode.rows for episode in episodes if episode.rows is not None and episode.index in train]
+        rows = [clip.episode.rows for clip in self._clips["train"] if clip.episode.rows is not None]
         if not rows:
             return
         self.statistics = measure(rows, recording.columns, sum(map(len, rows)))
-        every = (episode.rows for episode in episodes if episode.rows is not None)
+        every = (clip.episode.rows for clip in chain(*self._clips.values()) if clip.episode.rows is not None)
         self.action_schema = schema_from(
             self.statistics,
             count_classes(every) if recording.classes else None,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_action.action.schema import Alignment
 from lightning_action.recordings.frame_fit import FrameFit
-from lightning_action.recordings.recording import Frames
+from lightning_action.recordings.recording import Episode
 
 # Part by which two rates may differ and be the same: 30000/1001 is written 29.97, and called 30.
 _SAME = 1.1e-3
@@ -79,54 +78,45 @@ class Timing:
 
 @dataclass(frozen=True)
 class RecordedClip:
-    """A `Clip` of recorded frames and action rows.
+    """A `Clip` of an episode, whose cameras stand side by side.
 
     Args:
-        name: Name in messages and in an index.
-        prompt: Description of what the video shows.
-        cameras: Recorded frames of each camera; several are shown side by side.
-        num_recorded: Number of recorded frames.
-        rows: Action rows `[num_recorded, columns]`, row k recorded with frame k; None for none.
+        episode: Recorded frames and action rows.
         timing: Frame rates of the recording and of the model.
         alignment: Rule of which rows belong to which frame, `transition` or `state`.
         fit: Rule by which the frames of each camera get their size.
     """
 
-    name: str
-    prompt: str
-    cameras: tuple[Frames, ...]
-    num_recorded: int
-    rows: np.ndarray | None
+    episode: Episode
     timing: Timing
     alignment: Alignment
     fit: FrameFit
 
     @property
+    def name(self) -> str:
+        return self.episode.name
+
+    @property
+    def prompt(self) -> str:
+        return self.episode.prompt
+
+    @property
     def num_frames(self) -> int:
-        """Number of pixel frames at the model's rate."""
-        return self.timing.num_frames(self.num_recorded)
+        return self.timing.num_frames(self.episode.num_frames)
 
     @property
     def fps(self) -> float:
-        """Number of the model's frames of a second."""
         return self.timing.fps
 
     @property
     def has_actions(self) -> bool:
-        """Whether it was recorded with actions."""
-        return self.rows is not None
+        return self.episode.rows is not None
 
     def video(self, start: int, num_frames: int) -> Tensor:
-        """Read frames `[num_frames, 3, H, W]` in [-1, 1], the first of which is frame `start`."""
         indices = self.timing.frames(start, num_frames)
-        return torch.cat([self.fit(read(indices)) for read in self.cameras], dim=-1)
+        return torch.cat([self.fit(read(indices)) for read in self.episode.cameras], dim=-1)
 
     def action(self, start: int, num_frames: int) -> Tensor:
-        """Take the action rows `[rows, columns]` of these frames.
-
-        Raises:
-            ValueError: The clip has no actions.
-        """
-        if self.rows is None:
+        if self.episode.rows is None:
             raise ValueError(f"{self.name} was recorded without actions")
-        return torch.from_numpy(self.rows[self.timing.rows(start, num_frames, self.alignment)])
+        return torch.from_numpy(self.episode.rows[self.timing.rows(start, num_frames, self.alignment)])

@@ -98,7 +98,7 @@ def test_a_loader_with_workers_resumes_in_the_middle() -> None:
 
 def test_the_schema_is_that_of_the_training_episodes() -> None:
     data = ready_data(fps=5, alignment="state", combine="mean")
-    rows = np.concatenate([np.asarray(clip.rows) for clip in data.clips("train")])  # type: ignore[attr-defined]
+    rows = np.concatenate([np.asarray(clip.episode.rows) for clip in data.clips("train")])  # type: ignore[attr-defined]
     assert data.action_schema == ActionSchema(
         data.action_schema.parts,  # type: ignore[union-attr]
         "state",

@@ -6,21 +6,16 @@ import pytest
 from lightning_action.action.schema import ActionSchema
 from lightning_action.recordings.frame_fit import FrameFit
 from lightning_action.recordings.recorded_clip import RecordedClip, Timing
+from lightning_action.recordings.recording import Episode
 from tests.support.written_videos import numbered_frames
 
 
 def clip(recorded_fps: float, fps: float, alignment: str = "transition", count: int = 31) -> RecordedClip:
     rows = np.stack([np.arange(count), np.arange(count) + 100], axis=1).astype(np.float32)
-    return RecordedClip(
-        name="a",
-        prompt="",
-        cameras=(numbered_frames(count).__getitem__,) * 2,
-        num_recorded=count,
-        rows=rows,
-        timing=Timing(recorded_fps, fps),
-        alignment=alignment,  # type: ignore[arg-type]
-        fit=FrameFit.of((32, 48), None, 16),
-    )
+    cameras = (numbered_frames(count).__getitem__,) * 2
+    episode = Episode(0, "a", "", cameras, count, ((32, 48), (32, 48)), rows)
+    timing, fit = Timing(recorded_fps, fps), FrameFit.of((32, 48), None, 16)
+    return RecordedClip(episode, timing, alignment, fit)  # type: ignore[arg-type]
 
 
 def frame_numbers(made: RecordedClip, start: int, count: int) -> list[int]:
