@@ -25,7 +25,6 @@ from lightning_action.recordings.lerobot_files import (
     EpisodeTable,
     NumericFeature,
     VideoFiles,
-    write_table,
 )
 from lightning_action.recordings.lerobot_statistics import column_statistics
 
@@ -234,6 +233,9 @@ class LeRobotWriter:
 
     def _write_tasks(self) -> None:
         """Write the texts as the index of a pandas table, as which all versions of lerobot read them."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         index = {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"}
         number = {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"}
         name_of_columns = {"name": None, "field_name": None, "pandas_type": "unicode", "numpy_type": "object"}
@@ -244,7 +246,7 @@ class LeRobotWriter:
             "pandas_version": "2.2.0",
         }
         columns = {"task_index": list(self._tasks.values()), "task": list(self._tasks)}
-        write_table(self.folder / "meta/tasks.parquet", columns, {"pandas": json.dumps(pandas)})
+        pq.write_table(pa.table(columns, metadata={"pandas": json.dumps(pandas)}), self.folder / "meta/tasks.parquet")
 
 
 def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,14 +108,11 @@ def read_video_folder(
     if not found or rate is None:
         raise ValueError(f"{folder.address} has no videos to read: {faults.summary(len(entries))}")
     remarks = [faults.summary(len(entries))] if faults.found else []
-    unread = sorted(set(_tables(folder)) - {entry.actions for entry in entries} - {manifest})
+    tables = {name for name in _visible(folder) if name.lower().endswith(TABLES)}
+    unread = sorted(tables - {entry.actions for entry in entries} - {manifest})
     if unread:
         remarks.append(f"not read, for they belong to no video: {', '.join(unread[:5])}{', ...' * (len(unread) > 5)}")
     return Recording(rate, columns or [], classes and columns is not None, found, "; ".join(remarks))
-
-
-def _tables(folder: LocalFolder) -> list[str]:
-    return [name for name in _visible(folder) if name.lower().endswith(TABLES)]
 
 
 def _visible(folder: LocalFolder) -> list[str]:
