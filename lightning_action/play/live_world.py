@@ -174,8 +174,7 @@ class LiveWorld:
 
     def step(self, row: Tensor) -> Block:
         """Hold an action row `[columns]` for a block."""
-        rows = row.expand(self._session.rows_wanted, -1)
-        return self.step_rows(rows)
+        return self.step_rows(row.expand(self.rows_wanted, -1))
 
     def step_rows(self, rows: Tensor) -> Block:
         """Take the rows `[rows, columns]` of a block."""
