@@ -108,16 +108,15 @@ def _frame(xs: _Axis, ys: _Axis, x_label: str, y_label: str) -> str:
 
 
 def _curve(index: int, points: Points, xs: _Axis, ys: _Axis) -> str:
-    """Lines between neighbours that are both defined, and dots where there are few points."""
-    commands, dots, command = [], [], "M"
-    for x, y in points:
-        if y is None or not is_number(y):
-            command = "M"
+    """Lines between neighbours that are both defined, and dots where there are few points, or one stands alone."""
+    commands, dots = [], []
+    defined = [None if y is None or not is_number(y) else (x, y) for x, y in points]
+    for before, here, after in zip([None, *defined], defined, [*defined[1:], None], strict=False):
+        if here is None:
             continue
-        across, down = f"{_horizontal(x, xs):.1f}", f"{_vertical(y, ys):.1f}"
-        commands.append(f"{command}{across} {down}")
-        command = "L"
-        if len(points) <= 2 * _NUM_TICKS:
+        across, down = f"{_horizontal(here[0], xs):.1f}", f"{_vertical(here[1], ys):.1f}"
+        commands.append(f"{'M' if before is None else 'L'}{across} {down}")
+        if len(points) <= 2 * _NUM_TICKS or before is after is None:
             dots.append(f'<circle cx="{across}" cy="{down}" r="3"/>')
     return f'<g class="curve-{index}"><path d="{"".join(commands)}"/>{"".join(dots)}</g>' if commands else ""
 

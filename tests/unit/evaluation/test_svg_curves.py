@@ -47,6 +47,13 @@ def test_what_is_undefined_is_a_gap() -> None:
     assert path.count("M") == 3 and path.count("L") == 1
 
 
+def test_a_point_that_stands_alone_is_a_dot() -> None:
+    values = [0.0, 1.0, None, 2.0, None, *range(12)]
+    chart = line_chart({"model": list(enumerate(values))}, "x", "y")  # type: ignore[arg-type]
+    (dot,) = drawn(chart).iter("circle")
+    assert f"M{dot.attrib['cx']} {dot.attrib['cy']}M" in curves(chart)[0]
+
+
 def test_nothing_is_drawn_of_nothing() -> None:
     assert line_chart({}, "x", "y") == line_chart({"model": [(1.0, None)]}, "x", "y") == ""
 
