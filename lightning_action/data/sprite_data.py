@@ -76,8 +76,8 @@ class SpriteDataModule(SplitDataModule):
 
     Args:
         world: Simulator of the videos.
-        num_latents: Number of latent frames of a video, which has `1 + 4 (num_latents - 1)` pixel frames.
-        temporal_compression_ratio: Number of pixel frames of a latent frame.
+        num_latents: Number of latent frames of a video, which has `1 + r (num_latents - 1)` pixel frames.
+        temporal_compression_ratio: Number r of pixel frames of a latent frame.
         batch_size: Number of training videos of a step, on each device.
         eval_batch_size: Number of videos of a validation, test or predict step.
         train_size: Number of training videos of an epoch; the order changes from epoch to epoch.
