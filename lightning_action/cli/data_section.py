@@ -9,8 +9,7 @@ from typing import Literal
 from torch.utils.data import DataLoader
 
 from lightning_action.batch import Batch
-from lightning_action.cli.trainer_verbs import program_name
-from lightning_action.cli.usage import RunParser
+from lightning_action.cli.usage import RunParser, program_name
 from lightning_action.data.split_data import SplitDataModule
 from lightning_action.run import build_datamodule
 

@@ -10,7 +10,6 @@ from lightning_action.atomic import replacing
 from lightning_action.cli.data_section import split_settings
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.text_table import text_table
-from lightning_action.cli.trainer_verbs import program_name
 from lightning_action.cli.usage import VerbParser
 from lightning_action.evaluation.comparison import Comparison, compare
 from lightning_action.evaluation.comparison_page import comparison_page
@@ -135,13 +134,7 @@ def format_comparison(comparison: Comparison, reports: tuple[Report, Report], pa
 
 
 def _parser() -> VerbParser:
-    parser = VerbParser(
-        prog=f"{program_name()} evaluate",
-        description=__doc__,
-        usage=_USAGE,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
+    parser = VerbParser("evaluate", description=__doc__, usage=_USAGE, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
     add("--output", type=Path, metavar="PATH", help="Page FILE.html, or folder of the reports or of the rollouts.")
     add(

@@ -20,7 +20,6 @@ from lightning_action.checkpoints.export import (
 from lightning_action.checkpoints.lora import base_state_dict
 from lightning_action.checkpoints.pretrained import generator_file
 from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.trainer_verbs import program_name
 from lightning_action.cli.usage import VerbParser
 from lightning_action.evaluation.model_card import model_card
 from lightning_action.evaluation.provenance import tested_weights
@@ -178,7 +177,7 @@ def _above_zero(text: str) -> float:
 
 
 def _parser() -> VerbParser:
-    parser = VerbParser(prog=f"{program_name()} export", description=__doc__, allow_abbrev=False)
+    parser = VerbParser("export", description=__doc__)
     require = partial(parser.add_argument, required=True)
     require("--config", action="append", help="Configuration of the run, such as its config_fit.yaml; again to stack.")
     require("--ckpt_path", help="Checkpoint of the run.")

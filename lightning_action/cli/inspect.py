@@ -18,8 +18,7 @@ from lightning_action.batch import to_unit_range
 from lightning_action.callbacks.support.pictures import draw_actions, enlarge, in_grid, write_png
 from lightning_action.cli.dry_run import action_times
 from lightning_action.cli.text_table import Row, span, text_table
-from lightning_action.cli.trainer_verbs import program_name
-from lightning_action.cli.usage import RunParser
+from lightning_action.cli.usage import RunParser, program_name
 from lightning_action.configuration.class_paths import ALLOW_HELP, only_importing, require_classes, split_allowed
 from lightning_action.data.clip_encoding import ClipData
 from lightning_action.data.recorded import RecordedDataModule

@@ -20,8 +20,7 @@ from lightning_action.batch import Batch, has_actions, num_latent_frames, to_uni
 from lightning_action.cli.encode import choose_device
 from lightning_action.cli.inspect import data_sections_alone
 from lightning_action.cli.text_table import Row, text_table
-from lightning_action.cli.trainer_verbs import program_name
-from lightning_action.cli.usage import RunParser
+from lightning_action.cli.usage import RunParser, program_name
 from lightning_action.configuration.class_paths import ALLOW_HELP, only_importing, require_classes, split_allowed
 from lightning_action.data.recorded import RecordedDataModule
 from lightning_action.evaluation.bootstrap import intervals

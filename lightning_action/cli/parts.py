@@ -9,7 +9,8 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_action.cli.trainer_verbs import ActionVideoCLI, program_name
+from lightning_action.cli.trainer_verbs import ActionVideoCLI
+from lightning_action.cli.usage import program_name
 from lightning_action.configuration.class_paths import ALLOW_HELP, only_importing, split_allowed
 from lightning_action.configuration.model_class import choose_class
 from lightning_action.module import ActionVideoModule

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from lightning_action.atomic import write_json
 from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.trainer_verbs import program_name
 from lightning_action.cli.usage import VerbParser
 from lightning_action.recordings.environments import (
     Policy,
@@ -173,7 +172,7 @@ def split_env_kwargs(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _parser() -> VerbParser:
-    parser = VerbParser(prog=f"{program_name()} record", description=__doc__, allow_abbrev=False)
+    parser = VerbParser("record", description=__doc__)
     add = parser.add_argument
     add(
         "--env",

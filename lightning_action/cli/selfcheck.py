@@ -22,7 +22,6 @@ from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.atomic import creating_folder, write_json
 from lightning_action.batch import Batch, num_latents, without_actions
 from lightning_action.callbacks import ActionScan, PredictionWriter
-from lightning_action.cli.trainer_verbs import program_name
 from lightning_action.cli.usage import VerbParser
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
@@ -276,7 +275,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _parser() -> VerbParser:
-    parser = VerbParser(prog=f"{program_name()} selfcheck", description=__doc__, allow_abbrev=False)
+    parser = VerbParser("selfcheck", description=__doc__)
     parser.add_argument(
         "--output",
         default="runs/selfcheck",

@@ -27,7 +27,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_action.atomic import require_writable
 from lightning_action.cli.mistakes import process_rank
 from lightning_action.cli.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, require_new_or_resumed
-from lightning_action.cli.usage import RunParser
+from lightning_action.cli.usage import RunParser, program_name
 from lightning_action.cli.usage_messages import shipped_configurations
 from lightning_action.configuration.ckpt_path import choose_checkpoint, require_checkpoint
 from lightning_action.configuration.class_paths import (
@@ -228,12 +228,6 @@ def only_tensors(value: bool | None) -> bool | None:
     if value in (None, True, "true", "null"):
         return None
     raise NoChoiceError("checkpoints are always read as tensors and plain values alone, so that none can run code")
-
-
-def program_name() -> str:
-    """Return how the command line was started, as usage shows it."""
-    path = Path(sys.argv[0])
-    return "python -m lightning_action" if path.parts[-2:] == ("lightning_action", "__main__.py") else path.name
 
 
 def require_strategy_for(ckpt_path: str, strategy: Any) -> None:

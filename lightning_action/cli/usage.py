@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
 from jsonargparse import Namespace
@@ -132,11 +133,25 @@ class RunParser(LightningArgumentParser):
 
 
 class VerbParser(argparse.ArgumentParser):
-    """The parser of a verb that is no method of a Trainer; raises `UsageError`, in place of an exit."""
+    """The parser of a verb that is no method of a Trainer; raises `UsageError`, in place of an exit.
+
+    Args:
+        verb: Name of the verb.
+        kwargs: What argparse takes.
+    """
+
+    def __init__(self, verb: str, **kwargs: Any) -> None:
+        super().__init__(prog=f"{program_name()} {verb}", allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         told = explain(message, list(self._option_string_actions))
         raise UsageError(f"{told} ({self.prog} --help lists what there is)")
+
+
+def program_name() -> str:
+    """Return how the command line was started, as usage shows it."""
+    path = Path(sys.argv[0])
+    return "python -m lightning_action" if path.parts[-2:] == ("lightning_action", "__main__.py") else path.name
 
 
 class _Text(str):
