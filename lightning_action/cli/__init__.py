@@ -9,12 +9,11 @@ from importlib.util import find_spec
 
 from lightning_action.cli.mistakes import INTERRUPTED, TRACEBACK_FLAG, report, wants_traceback
 
-_WITHOUT_TRAINER = {
-    verb.replace("_", "-"): (f"lightning_action.cli.{verb}", f"run_{verb}")
-    for verb in ("record", "inspect", "encode", "inverse_dynamics", "export", "evaluate", "play")
-}
-# Those whose answer, yes or no, is the exit code.
-_WITH_ANSWER = {verb: (f"lightning_action.cli.{verb}", f"run_{verb}") for verb in ("selfcheck", "compare", "replay")}
+# Each is a function of a module of its own, `check.run_check`, which may answer whether all is well.
+WITHOUT_TRAINER = (
+    *("selfcheck", "record", "inspect", "check", "encode", "inverse-dynamics", "export", "evaluate", "compare"),
+    *("play", "replay"),
+)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -51,21 +50,13 @@ def run_verb(arguments: list[str]) -> int:
     """Run a verb, and give its exit code; mistakes are exceptions."""
     require_working_torchvision()
     # Not at the top: lightning itself cannot be imported beside a broken torchvision.
-    verb, rest = arguments[:1], arguments[1:]
-    if verb == ["check"]:
-        from lightning_action.cli.check import run_check
+    if arguments and arguments[0] in WITHOUT_TRAINER:
+        name = arguments[0].replace("-", "_")
+        answer = getattr(import_module(f"lightning_action.cli.{name}"), f"run_{name}")(arguments[1:])
+        return 1 if answer is False else 0
+    from lightning_action.cli.trainer_verbs import run
 
-        return 1 if run_check(rest).problems else 0
-    if verb and verb[0] in _WITH_ANSWER:
-        module, function = _WITH_ANSWER[verb[0]]
-        return 0 if getattr(import_module(module), function)(rest) else 1
-    if verb and verb[0] in _WITHOUT_TRAINER:
-        module, function = _WITHOUT_TRAINER[verb[0]]
-        getattr(import_module(module), function)(rest)
-    else:
-        from lightning_action.cli.trainer_verbs import run
-
-        run(arguments)
+    run(arguments)
     return 0
 
 

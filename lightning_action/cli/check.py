@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TypeVar
 
@@ -89,7 +89,7 @@ class CheckCLI(PartsCLI):
         parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
 
 
-def run_check(args: list[str]) -> Report:
+def run_check(args: Sequence[str]) -> bool:
     """Print what a configuration asks for, and what of its data does not fit its model: then the exit status is 1."""
     cli = parse_parts(CheckCLI, "check", run_check.__doc__, args)
     if cli.model.schema_is_open:
@@ -100,7 +100,7 @@ def run_check(args: list[str]) -> Report:
     with torch.compiler.set_stance("force_eager"):  # shapes need no code
         report = make_report(cli.model, cli.datamodule, precision_of(cli.config.trainer, cli.model.sharding))
     print(json.dumps(asdict(report)) if cli.config.json else format_report(report))
-    return report
+    return not report.problems
 
 
 def precision_of(trainer: Namespace, sharding: Sharding) -> Precision:

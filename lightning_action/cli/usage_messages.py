@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lightning_action.cli import WITHOUT_TRAINER
+
 # What jsonargparse tells of the types that a value might have had besides, and about itself.
 _NOISE = re.compile(
     r"^((- )?Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*"
@@ -27,11 +29,7 @@ _UNKNOWN = re.compile(
 # Arguments of a class that another configuration is to name; of data, the parser then takes the class of all.
 _ARGUMENTS_ALONE = re.compile(r"Dict must include a class_path|lightning\.LightningDataModule: there is no argument")
 _MISSING_FILE = re.compile(r"File does not exist: '(.+)'")
-VERBS = (
-    *("fit", "validate", "test", "predict"),
-    *("selfcheck", "record", "inspect", "check", "encode", "inverse-dynamics", "export", "evaluate", "compare"),
-    *("play", "replay"),
-)
+VERBS = ("fit", "validate", "test", "predict", *WITHOUT_TRAINER)
 
 
 def explain(message: str, options: Iterable[str] = ()) -> str:
