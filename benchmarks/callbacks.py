@@ -37,7 +37,7 @@ from lightning_action.callbacks import (
     TensorBoardLayout,
     ThroughputMonitor,
 )
-from lightning_action.cli.trainer_verbs import ActionVideoCLI
+from lightning_action.cli.parts import PartsCLI
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 
@@ -151,16 +151,7 @@ def new_demo(settings: Sequence[str]) -> tuple[ActionVideoModule, L.LightningDat
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump({"model": {**demo["model"], "pretrained": None}, "data": demo["data"]}, file)
         file.flush()
-        cli = ActionVideoCLI(
-            ActionVideoModule,
-            L.LightningDataModule,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            run=False,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            args=["--config", file.name, "--trainer.logger=false", *settings],
-        )
+        cli = PartsCLI("callbacks", None, ["--config", file.name, "--trainer.logger=false", *settings])
     return cli.model, cli.datamodule
 
 

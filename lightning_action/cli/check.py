@@ -29,7 +29,7 @@ from lightning_action.cli.dry_run import (
     shapes,
 )
 from lightning_action.cli.misfits import misfits
-from lightning_action.cli.parts import PartsCLI, parse_parts
+from lightning_action.cli.parts import PartsCLI
 from lightning_action.cli.text_table import Row, span, text_table
 from lightning_action.distributed.sharding import Sharding
 from lightning_action.generator.cost import Flops, Parameters
@@ -91,7 +91,7 @@ class CheckCLI(PartsCLI):
 
 def run_check(args: Sequence[str]) -> bool:
     """Print what a configuration asks for, and what of its data does not fit its model: then the exit status is 1."""
-    cli = parse_parts(CheckCLI, "check", run_check.__doc__, args)
+    cli = CheckCLI("check", run_check.__doc__, args)
     if cli.model.schema_is_open:
         set_up(cli.datamodule)
     cli.model.settle_schema(None, cli.datamodule)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lightning_action.batch import Batch, infers_actions, num_pixel_frames, without_action
 from lightning_action.cli.check import precision_of
 from lightning_action.cli.encode import choose_device
-from lightning_action.cli.parts import PartsCLI, parse_parts
+from lightning_action.cli.parts import PartsCLI
 from lightning_action.cli.text_table import text_table
 from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, add_noise
 from lightning_action.diffusion.noise import frame_noise
@@ -95,7 +95,7 @@ def run_compare(args: Sequence[str]) -> bool:
     It is looked at with and without them, at the same noise: velocities, videos, and obedience. True says that all is
     within the limits.
     """
-    cli = parse_parts(CompareCLI, "compare", run_compare.__doc__, args)
+    cli = CompareCLI("compare", run_compare.__doc__, args)
     config, module, wanted = cli.config, cli.model, cli.model.acceleration
     require_numbers({"num_batches": config.num_batches}, 1, whole=True)
     if wanted.quantization is None and wanted.attention is None:

@@ -17,7 +17,7 @@ from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import num_latent_frames
 from lightning_action.checkpoints.pretrained import prepare_codec
 from lightning_action.cli.folder_lock import FolderLock
-from lightning_action.cli.parts import PartsCLI, parse_parts
+from lightning_action.cli.parts import PartsCLI
 from lightning_action.data.clip_encoding import ClipData, cut_clip, encode_clip, encode_prompt
 from lightning_action.data.latent_store import CODEC, Encoding, StoredClip, WindowStarts
 from lightning_action.data.latent_writer import StoreWriter, write_once
@@ -65,7 +65,7 @@ def run_encode(args: Sequence[str]) -> None:
     What was finished before is kept, so that the same command goes on after a kill. Processes with different --rank
     share the clips without talking to each other; the one that ends last writes the index.
     """
-    cli = parse_parts(EncodeCLI, "encode", run_encode.__doc__, args)
+    cli = EncodeCLI("encode", run_encode.__doc__, args)
     config, source = cli.config, cli.datamodule
     rank = int(os.environ.get("RANK", 0)) if config.rank is None else config.rank
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if config.world_size is None else config.world_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import lightning as L
 from jsonargparse import Namespace
@@ -11,8 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_action.cli.trainer_verbs import ActionVideoCLI
 from lightning_action.cli.usage import program_name
-from lightning_action.configuration.class_paths import ALLOW_HELP, only_importing, split_allowed
-from lightning_action.configuration.model_class import choose_class
+from lightning_action.configuration.class_paths import ALLOW_HELP
 from lightning_action.module import ActionVideoModule
 
 # What a configuration that another verb saved holds besides; it says nothing about the model.
@@ -20,10 +18,24 @@ _ARGUMENTS_OF_VERBS = {"ckpt_path": str, "verbose": bool, "return_predictions": 
 
 
 class PartsCLI(ActionVideoCLI):
-    """Parses what the other verbs parse, and builds the model and the data, but no Trainer."""
+    """Parses what the other verbs parse, and builds the model and the data, but no Trainer.
+
+    Args:
+        verb: Name of the verb.
+        description: First words of its help.
+        args: Arguments that follow the verb.
+    """
 
     model: ActionVideoModule
     datamodule: L.LightningDataModule
+
+    def __init__(self, verb: str, description: str | None, args: Sequence[str]) -> None:
+        super().__init__(
+            args,
+            save_config_callback=None,
+            run=False,
+            parser_kwargs={"prog": f"{program_name()} {verb}", "description": description, "epilog": ALLOW_HELP},
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
@@ -34,35 +46,3 @@ class PartsCLI(ActionVideoCLI):
         """Leave the Trainer out: it would ask for the devices of the configuration."""
         parts = self.parser.instantiate(Namespace(model=self.config.model, data=self.config.data))
         self.model, self.datamodule = parts.model, parts.data
-
-
-T = TypeVar("T", bound=PartsCLI)
-
-
-def parse_parts(cli_class: type[T], verb: str, description: str | None, args: Sequence[str]) -> T:
-    """Parse the command line of a verb, and build its parts.
-
-    Args:
-        cli_class: Class that adds the options of the verb.
-        verb: Name of the verb.
-        description: First words of its help.
-        args: Arguments that follow the verb.
-    """
-    arguments, allowed = split_allowed(args)
-    with only_importing(allowed):
-        return cli_class(
-            ActionVideoModule,
-            L.LightningDataModule,
-            subclass_mode_model=choose_class(arguments),
-            subclass_mode_data=True,
-            save_config_callback=None,
-            run=False,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={
-                "prog": f"{program_name()} {verb}",
-                "description": description,
-                "epilog": ALLOW_HELP,
-            },
-            args=arguments,
-        )

@@ -13,7 +13,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_action.atomic import require_writable
 from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.parts import parse_parts
 from lightning_action.cli.playable import (
     PlayableCLI,
     load_stage,
@@ -64,7 +63,7 @@ def run_play(args: Sequence[str]) -> None:
     The page is there at once and shows how far the loading is. Ctrl-C ends it.
     """
     require_extra()
-    cli = parse_parts(PlayCLI, "play", run_play.__doc__, args)
+    cli = PlayCLI("play", run_play.__doc__, args)
     config = cli.config
     require_checkpoint("play", config.ckpt_path)
     data = require_playable(cli.model, cli.datamodule)

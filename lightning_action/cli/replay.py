@@ -13,7 +13,6 @@ import torch
 from tqdm import tqdm
 
 from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.parts import parse_parts
 from lightning_action.cli.playable import PlayableCLI, load_stage, require_playable, settings_of
 from lightning_action.cli.text_table import text_table
 from lightning_action.configuration.ckpt_path import require_checkpoint
@@ -31,14 +30,14 @@ def run_replay(args: Sequence[str]) -> bool:
     """
     if not args or args[0].startswith("-"):
         if args and args[0] in ("-h", "--help"):
-            parse_parts(PlayableCLI, "replay FOLDER", run_replay.__doc__, args)
+            PlayableCLI("replay FOLDER", run_replay.__doc__, args)
         raise UsageError("which session? Name its folder first: replay runs/demo/play/001")
     folder = Path(args[0])
     session = read_session(folder)
     with tempfile.TemporaryDirectory() as temporary:
         config = Path(temporary) / "config.yaml"
         config.write_text(session.config, encoding="utf-8")
-        cli = parse_parts(PlayableCLI, "replay", run_replay.__doc__, [f"--config={config}", *args[1:]])
+        cli = PlayableCLI("replay", run_replay.__doc__, [f"--config={config}", *args[1:]])
     require_checkpoint("replay", cli.config.ckpt_path)
     data = require_playable(cli.model, cli.datamodule)
     recorded_threads = str(session.provenance.get("threads", ""))

@@ -79,14 +79,30 @@ class ActionVideoCLI(LightningCLI):
     """LightningCLI for `ActionVideoModule` and any DataModule; checkpoints land in `<default_root_dir>/checkpoints`.
 
     Args:
-        args: What LightningCLI takes.
-        verb: The only verb whose options are wanted; None for those of all.
-        kwargs: What LightningCLI takes.
+        args: What is typed.
+        kwargs: What LightningCLI takes besides.
+
+    Raises:
+        ValueError: A configuration names classes of a module that `args` do not allow.
     """
 
-    def __init__(self, *args: Any, verb: str | None = None, **kwargs: Any) -> None:
-        self._verb = verb
-        super().__init__(*args, **{"parser_class": RunParser, **kwargs})
+    def __init__(self, args: Sequence[str], **kwargs: Any) -> None:
+        arguments, allowed = split_allowed(args)
+        # The only verb whose options are wanted; None for those of all.
+        self._verb = next((each for each in arguments[:1] if each in self.subcommands()), None)
+        with only_importing(allowed):
+            super().__init__(
+                ActionVideoModule,
+                L.LightningDataModule,
+                parser_class=RunParser,
+                # A configuration without `class_path` is read, saved and refused in the shorter words of a fixed class.
+                subclass_mode_model=choose_class(arguments),
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                args=arguments,
+                **kwargs,
+            )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # Configurations that earlier versions saved have it.
@@ -138,8 +154,7 @@ class ActionVideoCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Without the warning that there is a command line beside `args`: they are that command line."""
-        parse = parser.parse_object if isinstance(args, dict | Namespace) else parser.parse_args
-        self.config = parse(args)  # type: ignore[arg-type]
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
         require_classes(self.config)
 
     @staticmethod
@@ -245,31 +260,17 @@ def require_strategy_for(ckpt_path: str, strategy: Any) -> None:
 
 
 def run(args: Sequence[str] | None = None) -> ActionVideoCLI:
-    """Run a verb; `args` replaces `sys.argv[1:]`.
-
-    Raises:
-        ValueError: A configuration names classes of a module that `args` do not allow.
-    """
-    arguments, allowed = split_allowed(sys.argv[1:] if args is None else args)
-    with only_importing(allowed):
-        return ActionVideoCLI(
-            ActionVideoModule,
-            L.LightningDataModule,
-            verb=next((each for each in arguments[:1] if each in ActionVideoCLI.subcommands()), None),
-            # A configuration without `class_path` is read, saved and refused in the shorter words of a fixed class.
-            subclass_mode_model=choose_class(arguments),
-            subclass_mode_data=True,
-            save_config_callback=SaveConfigOfVerb,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={
-                "epilog": _EPILOG,
-                "prog": program_name(),
-                **{verb: {"epilog": ALLOW_HELP} for verb in ActionVideoCLI.subcommands()},
-            },
-            args=arguments,
-        )
+    """Run a verb; `args` replaces `sys.argv[1:]`. Raises as `ActionVideoCLI`."""
+    return ActionVideoCLI(
+        sys.argv[1:] if args is None else args,
+        save_config_callback=SaveConfigOfVerb,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={
+            "epilog": _EPILOG,
+            "prog": program_name(),
+            **{verb: {"epilog": ALLOW_HELP} for verb in ActionVideoCLI.subcommands()},
+        },
+    )
 
 
 def leave_process_group(exit_code: int = 0) -> None:

@@ -8,7 +8,6 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_action.cli.parts import parse_parts
 from lightning_action.cli.playable import PlayableCLI, load_stage, require_playable, settings_of, told_on_stderr
 from lightning_action.play.live_world import LiveWorld
 from tests.support.playable_run import write_playable_run
@@ -24,7 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.parametrize(("split", "dtype"), [("test", torch.float32), ("train", torch.bfloat16)])
 def test_a_run_is_loaded_and_told_of_on_the_way(run: list[str], split: str, dtype: torch.dtype) -> None:
     options = [f"--split={split}", f"--dtype={str(dtype).partition('.')[2]}", "--fps=20"]
-    cli = parse_parts(PlayableCLI, "play", None, [*run, *options])
+    cli = PlayableCLI("play", None, [*run, *options])
     told: list[tuple[str, float]] = []
     settings = settings_of(cli.config, "mine")
     stage = load_stage(
@@ -61,4 +60,4 @@ def test_what_a_part_logs_is_told_for_a_while(capsys: pytest.CaptureFixture[str]
 )
 def test_positions_are_always_relative(run: list[str], option: list[str]) -> None:
     with pytest.raises(ValueError, match="positions are counted within the window: leave .*relative_positions out"):
-        parse_parts(PlayableCLI, "play", None, [*run, *option])
+        PlayableCLI("play", None, [*run, *option])

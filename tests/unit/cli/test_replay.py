@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_action.cli.parts import parse_parts
 from lightning_action.cli.play import PlayCLI, what_is_played
 from lightning_action.cli.playable import load_stage, require_playable, settings_of
 from lightning_action.cli.replay import format_replayed, run_replay
@@ -60,7 +59,7 @@ def test_long_values_are_shown_where_they_differ() -> None:
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     config, checkpoint = write_playable_run(folder)
-    cli = parse_parts(PlayCLI, "play", None, [f"--config={config}", f"--ckpt_path={checkpoint}", "--device=cpu"])
+    cli = PlayCLI("play", None, [f"--config={config}", f"--ckpt_path={checkpoint}", "--device=cpu"])
     data = require_playable(cli.model, cli.datamodule)
     stage = load_stage(cli, data, settings_of(cli.config, "mine"), {"config": ["x"]}, lambda *told: None)
     world = LiveWorld(stage, SessionRecording(lambda: folder / "session", stage, what_is_played(cli)))
