@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import lightning as L
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader
 
 from lightning_action.batch import Batch
 from lightning_action.cli.usage import RunParser, program_name
+from lightning_action.configuration.class_paths import ALLOW_HELP, only_importing, require_classes, split_allowed
 from lightning_action.data.split_data import SplitDataModule
-from lightning_action.run import build_datamodule
+from lightning_action.run import build_datamodule, read_section
 
 SETTING = "--data."
 
@@ -27,6 +30,44 @@ def split_settings(args: Sequence[str]) -> tuple[list[str], list[str]]:
         (settings if begins or takes_more else rest).append(argument)
         takes = begins and "=" not in argument
     return settings, rest
+
+
+def parse_data(
+    verb: str, description: str | None, add_options: Callable[[RunParser], None], args: Sequence[str]
+) -> tuple[Namespace, L.LightningDataModule]:
+    """Parse the command line of a verb that needs no model, and build its data.
+
+    Args:
+        verb: Name of the verb.
+        description: First words of its help.
+        add_options: Function that adds the options of the verb.
+        args: Arguments that follow the verb.
+    """
+    arguments, allowed = split_allowed(args)
+    parser = RunParser(prog=f"{program_name()} {verb}", description=description, epilog=ALLOW_HELP)
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="Configuration, of which only `data` is read; again to stack."
+    )
+    parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
+    add_options(parser)
+    with only_importing(allowed):
+        parsed = parser.parse_args(data_sections_alone(arguments))
+        require_classes(parsed)
+        return parsed, parser.instantiate(parsed).data
+
+
+def data_sections_alone(arguments: Sequence[str]) -> list[str]:
+    """Put the sections `data` in the place of configurations, of which the rest is for other verbs."""
+    found: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        option, has_value, value = argument.partition("=")
+        if option == "--config":
+            path = value if has_value else next(rest, "")
+            found.append(f"--config={read_section(Path(path), 'data')}")
+        else:
+            found.append(argument)
+    return found
 
 
 def build_data(

@@ -6,27 +6,24 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import lightning as L
 import torch
 import yaml
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.atomic import replacing
 from lightning_action.batch import to_unit_range
 from lightning_action.callbacks.support.pictures import draw_actions, enlarge, in_grid, write_png
+from lightning_action.cli.data_section import parse_data
 from lightning_action.cli.dry_run import action_times
 from lightning_action.cli.text_table import Row, span, text_table
-from lightning_action.cli.usage import RunParser, program_name
-from lightning_action.configuration.class_paths import ALLOW_HELP, only_importing, require_classes, split_allowed
+from lightning_action.cli.usage import RunParser
 from lightning_action.data.clip_encoding import ClipData
 from lightning_action.data.recorded import RecordedDataModule
 from lightning_action.data.split_data import Split
 from lightning_action.recordings.clips import Clip
 from lightning_action.recordings.lag import estimate_lag
 from lightning_action.recordings.statistics import ColumnStatistics, measure
-from lightning_action.run import read_section
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _SHOWN_LATENTS, _SHOWN_COLUMNS = 4, 6
@@ -37,12 +34,7 @@ _SHEET_CLIPS, _SHEET_FRAMES, _SHEET_SIDE = 4, 8, 200
 
 def run_inspect(args: Sequence[str]) -> None:
     """Say what is in a data set: clips, actions and their ranges, which rows belong to which frames, and their lag."""
-    arguments, allowed = split_allowed(args)
-    parser = _parser()
-    with only_importing(allowed):
-        parsed = parser.parse_args(data_sections_alone(arguments))
-        require_classes(parsed)
-        datamodule: L.LightningDataModule = parser.instantiate(parsed).data
+    parsed, datamodule = parse_data("inspect", run_inspect.__doc__, _add_options, args)
     if not isinstance(datamodule, ClipData):
         raise ValueError(
             f"{type(datamodule).__name__} has no clips to look at: give a DataModule with `clips(split)`, such as "
@@ -163,26 +155,6 @@ def _write_schema(path: Path, schema: ActionSchema) -> None:
         temporary.write_text(f"# What an action is, measured on the training clips.\n{text}")
 
 
-def _parser() -> RunParser:
-    parser = RunParser(prog=f"{program_name()} inspect", description=run_inspect.__doc__, epilog=ALLOW_HELP)
-    parser.add_argument(
-        "--config", action=ActionConfigFile, help="Configuration, of which only `data` is read; again to stack."
-    )
-    parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
+def _add_options(parser: RunParser) -> None:
     parser.add_argument("--output", type=str, default="contact_sheet.png", help="Picture of frames with their actions.")
     parser.add_argument("--write", type=str | None, default=None, help="YAML file that the schema is written to.")
-    return parser
-
-
-def data_sections_alone(arguments: Sequence[str]) -> list[str]:
-    """Put the sections `data` in the place of configurations, of which the rest is for other verbs."""
-    found: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        option, has_value, value = argument.partition("=")
-        if option == "--config":
-            path = value if has_value else next(rest, "")
-            found.append(f"--config={read_section(Path(path), 'data')}")
-        else:
-            found.append(argument)
-    return found

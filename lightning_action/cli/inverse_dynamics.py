@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -17,11 +15,10 @@ from lightning_action.action.schema import ActionSchema
 from lightning_action.assembly import HasActionSchema
 from lightning_action.atomic import require_new_folder
 from lightning_action.batch import Batch, has_actions, num_latent_frames, to_unit_range, without_action
+from lightning_action.cli.data_section import parse_data
 from lightning_action.cli.encode import choose_device
-from lightning_action.cli.inspect import data_sections_alone
 from lightning_action.cli.text_table import Row, text_table
-from lightning_action.cli.usage import RunParser, program_name
-from lightning_action.configuration.class_paths import ALLOW_HELP, only_importing, require_classes, split_allowed
+from lightning_action.cli.usage import RunParser
 from lightning_action.data.recorded import RecordedDataModule
 from lightning_action.evaluation.bootstrap import intervals
 from lightning_action.evaluation.inverse_dynamics_model import (
@@ -38,7 +35,6 @@ from lightning_action.ranges import require_numbers
 
 # Training batches whose actions are measured, and steps between frames that a step of training looks at.
 _MEASURED_BATCHES, _STEPS_AT_A_TIME = 8, 128
-VERB = "inverse-dynamics"
 
 
 class InverseDynamicsFit(L.LightningModule):
@@ -84,16 +80,11 @@ def run_inverse_dynamics(args: Sequence[str]) -> None:
 
     `test` reads generated videos by it (--model.inverse_dynamics), where nobody knows the state.
     """
-    arguments, allowed = split_allowed(args)
-    parser = _parser()
-    with only_importing(allowed):
-        parsed = parser.parse_args(data_sections_alone(arguments))
-        require_classes(parsed)
-        require_numbers({"max_steps": parsed.max_steps}, 1, whole=True)
-        folder = Path(parsed.out)
-        if not parsed.overwrite:
-            require_new_folder(folder)
-        datamodule: L.LightningDataModule = parser.instantiate(parsed).data
+    parsed, datamodule = parse_data("inverse-dynamics", run_inverse_dynamics.__doc__, _add_options, args)
+    require_numbers({"max_steps": parsed.max_steps}, 1, whole=True)
+    folder = Path(parsed.out)
+    if not parsed.overwrite:
+        require_new_folder(folder)
     device = choose_device(parsed.device, 0)
     datamodule.prepare_data()
     datamodule.setup("fit")
@@ -221,14 +212,10 @@ def format_quality(quality: ReadingQuality, split: str) -> str:
     return table + (remark if unread else "")
 
 
-def _parser() -> RunParser:
-    parser = RunParser(prog=f"{program_name()} {VERB}", description=run_inverse_dynamics.__doc__, epilog=ALLOW_HELP)
-    add: Any = parser.add_argument
-    add("--config", action=ActionConfigFile, help="Configuration, of which only `data` is read; again to stack.")
-    parser.add_subclass_arguments(L.LightningDataModule, "data", required=True)
+def _add_options(parser: RunParser) -> None:
+    add = parser.add_argument
     add("--out", type=str, required=True, help="Folder that the model is written to.")
     add("--overwrite", action="store_true", help="Replace what is in that folder.")
     add("--max_steps", type=int, default=600, help="Number of training steps.")
     add("--device", type=str, default="auto", help="Device that trains, such as cuda:1 or cpu.")
     add("--seed", type=int, default=0, help="Random seed of the first weights, and of what each step looks at.")
-    return parser
