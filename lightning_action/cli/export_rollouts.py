@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -69,23 +69,6 @@ class RolloutOptions:
             require_new_folder(self.output)
 
 
-@dataclass(frozen=True)
-class Rollouts:
-    """What a model makes of a batch under some actions.
-
-    Args:
-        batch: The batch, with these actions.
-        videos: Videos of each draw of noise, uint8 `[samples, B, T, 3, H, W]`.
-        truth: True videos, uint8 `[B, T, 3, H, W]`.
-        seconds: Time that generating a sample took.
-    """
-
-    batch: Batch
-    videos: Tensor
-    truth: Tensor
-    seconds: float
-
-
 def export_rollouts(options: RolloutOptions) -> None:
     """Write rollouts of test samples under their own actions, and with a simulator under another sample's too.
 
@@ -106,74 +89,56 @@ def export_rollouts(options: RolloutOptions) -> None:
     simulate, written = simulator(data, options.split), 0
     with creating_folder(options.output, options.overwrite) as folder:
         for batch in tqdm(loader, desc="generating", unit="batch"):
-            require_comparable(batch)
-            for name, rollouts in rollouts_of(module, batch, simulate, options.num_samples).items():
-                written += write_batch(folder, name, module, rollouts, options)
-    print(
-        f"{written} rollout{'s' * (written != 1)} written to {options.output}" + no_pairs(simulate, type(data).__name__)
-    )
+            for name, chosen, truth in rollouts_of(module, move_data_to_device(batch, module.device), simulate):
+                write_batch(folder, name, module, chosen, truth, options)
+                written += len(chosen["sample_id"])
+    told = f"{written} rollout{'s' * (written != 1)} written to {options.output}"
+    if simulate is None:
+        told += f"; without counterfactual pairs, for {type(data).__name__} cannot simulate what other actions show"
+    print(told)
 
 
-def require_comparable(batch: Batch) -> None:
-    """Refuse samples without actions or videos.
+def rollouts_of(
+    module: ActionVideoModule, batch: Batch, simulate: Simulate | None
+) -> Iterator[tuple[str, Batch, Tensor]]:
+    """Yield what is generated of a batch: its name, the batch, and its true videos `[B, T, 3, H, W]` in [-1, 1].
+
+    That is the batch as it is, and under the actions of another sample where it is known what they show.
 
     Raises:
-        ValueError: One has none.
+        ValueError: Samples have no actions or no video.
     """
     if not has_actions(batch) or not bool(torch.as_tensor(batch.get("has_action", True)).all()):
         raise ValueError("the judge compares futures under actions, and some samples of this data have none")
-
-
-def no_pairs(simulate: Simulate | None, data: str) -> str:
-    """Say that there are no counterfactual pairs, where there are none."""
-    if simulate is not None:
-        return ""
-    return f"; without counterfactual pairs, for {data} cannot simulate what other actions show"
-
-
-@torch.no_grad()
-def rollouts_of(
-    module: ActionVideoModule, batch: Batch, simulate: Simulate | None, num_samples: int
-) -> dict[str, Rollouts]:
-    """Generate a batch under its own actions, and under those of another sample where it is known what they show."""
-    batch = move_data_to_device(batch, module.device)
     truth = module.true_video(batch)
     if truth is None:
         raise ValueError("the judge compares with true videos, and this data has none (`video` or `latents`)")
-    found = {"own": generate(module, batch, from_unit_range(truth), num_samples)}
+    yield "own", batch, from_unit_range(truth)
     if simulate is None:
-        return found
+        return
     rows = module.schema.num_rows(module.sampling.num_initial_latents)
     other = other_actions(batch, rows)
     # The judge refuses pairs of equal actions.
     differing = (other["action"] != batch["action"]).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if differing:
         other = choose_samples(other, differing)
-        found["other"] = generate(module, other, simulate(other)[0], num_samples)
-    return found
+        yield "other", other, simulate(other)[0]
 
 
-def generate(module: ActionVideoModule, batch: Batch, truth: Tensor, num_samples: int) -> Rollouts:
-    """Generate a batch with several draws of noise; `truth` is `[B, T, 3, H, W]` in [-1, 1]."""
+def write_batch(
+    folder: Path, name: str, module: ActionVideoModule, batch: Batch, truth: Tensor, options: RolloutOptions
+) -> None:
+    """Generate a batch with several draws of noise, and write a folder for each sample, `000007_own`."""
     started = time.monotonic()
-    seeds = [module.sampling.seed + draw for draw in range(num_samples)]
+    seeds = [module.sampling.seed + draw for draw in range(options.num_samples)]
     videos = [module.generate(batch, replace(module.sampling, seed=seed)) for seed in seeds]
     seconds = (time.monotonic() - started) / len(batch["sample_id"])
-    return Rollouts(
-        batch, torch.stack([to_bytes(from_unit_range(video)).cpu() for video in videos]), to_bytes(truth).cpu(), seconds
-    )
-
-
-def write_batch(folder: Path, name: str, module: ActionVideoModule, rollouts: Rollouts, options: RolloutOptions) -> int:
-    """Write a folder for each sample, `000007_own`, and return their number."""
-    given = module.sampling.num_initial_latents
+    generated = torch.stack([to_bytes(from_unit_range(video)).cpu() for video in videos])
+    truth, given = to_bytes(truth).cpu(), module.sampling.num_initial_latents
     start = num_pixel_frames(given, module.schema.temporal_compression_ratio)
-    samples = rollouts.batch["sample_id"].tolist()
-    for index, sample in enumerate(samples):
+    for index, sample in enumerate(batch["sample_id"].tolist()):
         context = f"{sample:06d}"
-        facts = RolloutFacts(context, options.ckpt_path, module.sampling.seed, options.fps, rollouts.seconds)
-        action = actions_by_frame(module.schema, rollouts.batch["action"][index], given)
-        truth = rollouts.truth[index]
-        predictions = rollouts.videos[:, index, start:]
-        write_rollout(folder / f"{context}_{name}", facts, action, truth[:start], predictions, truth[start:])
-    return len(samples)
+        facts = RolloutFacts(context, options.ckpt_path, module.sampling.seed, options.fps, seconds)
+        action = actions_by_frame(module.schema, batch["action"][index], given)
+        shown, hidden = truth[index, :start], truth[index, start:]
+        write_rollout(folder / f"{context}_{name}", facts, action, shown, generated[:, index, start:], hidden)
