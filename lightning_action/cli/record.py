@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,45 +40,32 @@ if TYPE_CHECKING:
     from gymnasium import Env, Space
 
 CAMERA = "observation.image"
+Seen = tuple[np.ndarray, dict[str, float]]
+"""The frame and the state of a moment."""
+
 _ENV_ARGUMENT = re.compile(r"--env_kwargs\.([A-Za-z_]\w*)(?:=(.*))?", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What is recorded of an environment.
-
-    Args:
-        frame_size: Height and width that frames are resized to; None leaves them as they are rendered.
-        state_keys: Names of values of observation or info that are the state; None takes the vectors of the
-            observation.
-    """
-
-    frame_size: tuple[int, int] | None
-    state_keys: Sequence[str] | None
-
-    def look(
-        self, env: Env[Any, Any], observation: Any, info: Mapping[str, Any]
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """Return the frame and the state of this moment."""
-        return resized(render(env), self.frame_size), read_state(observation, info, self.state_keys)
 
 
 def run_record(args: Sequence[str]) -> None:
     """Run the command `record`; `args` follow the verb."""
     rest, env_kwargs = split_env_kwargs(args)
     parsed = _parser().parse_args(rest)
-    output, frame_size = Path(parsed.out), parsed.frame_size and tuple(parsed.frame_size)
+    output = Path(parsed.out)
     require_free(output, parsed.overwrite)
     env = make_environment(parsed.env, env_kwargs)
-    new_policy, scene = make_policy(parsed.policy, env.action_space), Scene(frame_size, parsed.state)
+    new_policy = make_policy(parsed.policy, env.action_space)
     fps = parsed.fps or frames_per_second(env)
     if fps is None:
         raise ValueError(f"{parsed.env} does not say how many frames a second it has: give --fps")
-    frame, state = scene.look(env, *env.reset(seed=mix_seed(parsed.seed, 0) % 2**31))
+
+    def look(env: Env[Any, Any], observation: Any, info: Mapping[str, Any]) -> Seen:
+        return resized(render(env), parsed.frame_size), read_state(observation, info, parsed.state)
+
+    frame, state = look(env, *env.reset(seed=mix_seed(parsed.seed, 0) % 2**31))
     size, features = (frame.shape[0], frame.shape[1]), features_of(env.action_space, state)
     require_writable_sizes({CAMERA: size}, fps)
     with writing_lerobot(output, int(fps), {CAMERA: size}, features, parsed.env, overwrite=parsed.overwrite) as writer:
-        record_episodes(env, new_policy, scene, writer, parsed.episodes, parsed.steps, parsed.seed, parsed.prompt)
+        record_episodes(parsed, env, new_policy, look, writer)
         write_json(writer.folder / "meta/recording.json", provenance(parsed, env_kwargs, env.action_space))
     env.close()
     columns = ", ".join(f"{name} [{len(feature.names)}]" for name, feature in features.items())
@@ -89,39 +76,24 @@ def run_record(args: Sequence[str]) -> None:
 
 
 def record_episodes(
+    parsed: Any,
     env: Env[Any, Any],
-    new_policy: Any,
-    scene: Scene,
+    new_policy: Callable[[], Policy],
+    look: Callable[[Env[Any, Any], Any, Mapping[str, Any]], Seen],
     writer: LeRobotWriter,
-    num_episodes: int,
-    num_steps: int,
-    seed: int,
-    prompt: str,
 ) -> None:
-    """Play and write episodes, each of which follows from (seed, number of the episode) alone.
-
-    Args:
-        env: Environment.
-        new_policy: Function that makes the policy of an episode.
-        scene: What is seen.
-        writer: Writer of the folder.
-        num_episodes: Number of episodes.
-        num_steps: Largest number of frames of an episode; where the environment ends before, it is shorter.
-        seed: Random seed.
-        prompt: Description of the videos.
-    """
-    with tqdm(total=num_episodes * num_steps, unit=" frames", desc="recording") as progress:
-        for episode in range(num_episodes):
-            policy: Policy = new_policy()
-            moments = play(env, policy, mix_seed(seed, episode), scene.look)
+    """Play and write episodes, each of which follows from (seed, number of the episode) alone."""
+    with tqdm(total=parsed.episodes * parsed.steps, unit=" frames", desc="recording") as progress:
+        for episode in range(parsed.episodes):
+            moments = play(env, new_policy(), mix_seed(parsed.seed, episode), look)
             for step, ((frame, state), action, reward, ended) in enumerate(moments, 1):
                 values: dict[str, Any] = {"action": action, "next.reward": reward, "next.done": ended}
                 writer.add_frame({CAMERA: frame}, {**values, "observation.state": list(state.values())})
                 progress.update()
-                if step == num_steps:
+                if step == parsed.steps:
                     break
-            progress.total -= num_steps - step
-            writer.end_episode(prompt)
+            progress.total -= parsed.steps - step
+            writer.end_episode(parsed.prompt)
 
 
 def features_of(space: Space[Any], state: Mapping[str, float]) -> dict[str, NumericFeature]:
