@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,7 @@ from lightning_action.evaluation.provenance import tested_weights
 from lightning_action.evaluation.report import Report, read_report, report_file
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.module import ActionVideoModule
+from lightning_action.ranges import require_numbers
 from lightning_action.run import load_averages, load_run
 from lightning_action.weights.fingerprint import fingerprint
 from lightning_action.weights.generator_file import read_generator
@@ -39,6 +38,8 @@ def run_export(args: Sequence[str]) -> None:
     output, is_adapter = Path(parsed.output), parsed.format == "adapter"
     if parsed.report is not None and not is_adapter:
         raise UsageError("--report is for the card of an adapter: give --format adapter, or leave it out")
+    if parsed.max_shard_gb is not None:
+        require_numbers({"max_shard_gb": parsed.max_shard_gb}, 0, without_low=True)
     require_free(output, parsed.overwrite, is_adapter)
     path = None if parsed.report is None else Path(parsed.report)
     given = None if path is None else read_report(path)
@@ -166,16 +167,6 @@ def _check_is_still(generator: CausalWanModel, base: str | Path | None, lora: st
         )
 
 
-def _above_zero(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a finite number above 0, got {text!r}")
-    return number
-
-
 def _parser() -> VerbParser:
     parser = VerbParser("export", description=__doc__)
     require = partial(parser.add_argument, required=True)
@@ -188,7 +179,7 @@ def _parser() -> VerbParser:
     )
     require("--output", help="A .safetensors file, or a new folder.")
     add = parser.add_argument
-    add("--max_shard_gb", type=_above_zero, help="Size at which a new file begins, in a folder; default: one file.")
+    add("--max_shard_gb", type=float, help="Size at which a new file begins, in a folder; default: one file.")
     add(
         "--allow",
         action="append",
