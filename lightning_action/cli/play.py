@@ -23,9 +23,8 @@ from lightning_action.cli.playable import (
 from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.data.split_data import SplitDataModule
 from lightning_action.play.access import Access, addresses, choose_token
-from lightning_action.play.action_map import ActionMap, default_map, read_action_map
+from lightning_action.play.action_map import default_map, read_action_map
 from lightning_action.play.generated import PlaySettings
-from lightning_action.play.live_world import Stage
 from lightning_action.play.recording import SessionRecording, claim_folder, require_recordable
 from lightning_action.play.server import Playground, PlayServer, new_server
 from lightning_action.ranges import require_numbers
@@ -118,7 +117,10 @@ def load(server: PlayServer, cli: PlayCLI, data: SplitDataModule, settings: Play
 
     config = cli.config
     stage = load_stage(cli, data, settings, {"config": list(map(str, config.config or []))}, tell)
-    action_map = choose_map(stage, config.action_map, config.key_strength)
+    if config.action_map is None:
+        action_map = default_map(stage.schema, config.key_strength)
+    else:
+        action_map = read_action_map(Path(config.action_map), stage.schema)
     new_observer = None
     if config.record is not None:
         require_recordable(stage)
@@ -139,11 +141,6 @@ def what_is_played(cli: PlayCLI) -> str:
         del kept[name]
     text: str = cli.parser.dump(kept, skip_validation=True)
     return text
-
-
-def choose_map(stage: Stage, path: str | None, strength: float) -> ActionMap:
-    """Read the action map of a file, or make one of the schema."""
-    return default_map(stage.schema, strength) if path is None else read_action_map(Path(path), stage.schema)
 
 
 def serve(server: PlayServer, listening: socket.socket, loading: Callable[[], None]) -> None:
