@@ -10,7 +10,7 @@ import shutil
 import sys
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -206,14 +206,9 @@ def undoing_a_refusal(trainer: L.Trainer) -> Iterator[None]:
                 shutil.rmtree(folder, ignore_errors=True)
             made = set(root.iterdir()) - before if root.is_dir() else set()
             for folder in (*(folder.parent for folder in logged), *made, root, *missing):
-                remove_if_empty(folder)
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
         raise
-
-
-def remove_if_empty(folder: Path) -> None:
-    """Remove a folder that holds nothing."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def warn_of_another_place(configs: Sequence[Any], default_root_dir: str | None) -> None:
