@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from pathlib import Path
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_action.atomic import set_aside
+from lightning_action.weights.file_kinds import FileKind, kind_of
 from lightning_action.weights.tensor_files import load_pickle
 
 _LAST, _SUFFIX = ModelCheckpoint.CHECKPOINT_NAME_LAST, ModelCheckpoint.FILE_EXTENSION
@@ -97,13 +97,9 @@ def _require_shards(folder: Path) -> None:
 
 
 def _require_file_of_a_run(verb: str, path: Path) -> None:
-    if _is_safetensors(path):
-        raise ValueError(f"{str(path)!r} is a safetensors file, which is no checkpoint of a run: {_ITS_WEIGHTS}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{str(path)!r} is not a whole checkpoint: was it cut off while it was written or copied, or is it a file "
-            "of something else?"
-        )
+    kind = kind_of(path)
+    if kind is not FileKind.PICKLE:
+        raise ValueError(f"{str(path)!r} is {kind.value}, which is no checkpoint of a run: {_ITS_WEIGHTS}")
     held = load_pickle(path)
     if not isinstance(held, dict) or "state_dict" not in held:
         found = ", ".join(map(str, list(held)[:3])) if isinstance(held, dict) else f"a {type(held).__name__}"
@@ -120,12 +116,6 @@ def _require_file_of_a_run(verb: str, path: Path) -> None:
             "checkpoint or the folder of shards that it was made from, or begin a new fit from its weights, which "
             "`export` makes a file of, with --model.pretrained"
         )
-
-
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(9)
-    return path.suffix == ".safetensors" or (start[8:] == b"{" and int.from_bytes(start[:8], "little") < 2**27)
 
 
 def _there_is(folder: Path) -> str:

@@ -25,6 +25,7 @@ def folder(tmp_path: Path) -> Path:
     torch.save({**RUN, "callbacks": os.system}, tmp_path / "code.ckpt")
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "whole.ckpt").read_bytes()[:-50])
     write_safetensors(tmp_path / "weights.safetensors", {"x": torch.zeros(2)}, {})
+    (tmp_path / "index.json").write_text("{}")
     (tmp_path / "renamed.ckpt").write_bytes((tmp_path / "weights.safetensors").read_bytes())
     for name in ("empty", "shards", "run", "run/checkpoints"):
         (tmp_path / name).mkdir()
@@ -44,6 +45,7 @@ def folder(tmp_path: Path) -> Path:
         ("cut.ckpt", "is not a whole checkpoint"),
         ("weights.safetensors", "is a safetensors file.*--model.pretrained.*--model.adapter"),
         ("renamed.ckpt", "is a safetensors file"),
+        ("index.json", "is a JSON file.*--model.pretrained"),
         ("empty", "is a folder, and not one of shards.*name a checkpoint"),
         ("run", "is a folder, and not one of shards.*did you mean '.*run/checkpoints/last.ckpt'"),
         ("run/checkpoints/lost.ckpt", "no checkpoint at .*there is last.ckpt"),
