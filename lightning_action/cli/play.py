@@ -13,13 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_action.atomic import require_writable
 from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.playable import (
-    PlayableCLI,
-    load_stage,
-    require_playable,
-    settings_of,
-    told_on_stderr,
-)
+from lightning_action.cli.playable import PlayableCLI, load_stage, require_playable, settings_of
 from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.data.split_data import SplitDataModule
 from lightning_action.play.access import Access, addresses, choose_token
@@ -74,7 +68,7 @@ def run_play(args: Sequence[str]) -> None:
         if config[option] is not None:
             require_writable(Path(config[option]), f"--{option}")
     token = choose_token(config.host, config.token)
-    with listen_at(config.host, config.port) as listening, told_on_stderr("lightning_action.play"):
+    with listen_at(config.host, config.port) as listening:
         access = Access(token, listening.getsockname()[1], any_name=token is not None)
         server = PlayServer(access, config.max_sessions)
         serve(server, listening, partial(load, server, cli, data, settings))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import lightning as L
@@ -102,16 +100,3 @@ def load_stage(
     warm_up(stage)
     tell("ready", 1.0)
     return stage
-
-
-@contextmanager
-def told_on_stderr(logger_name: str) -> Iterator[None]:
-    """Show what a part of the package logs, one line each."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger(logger_name)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)

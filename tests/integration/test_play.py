@@ -30,21 +30,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @contextmanager
-def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """Yield the process, the address of its page, and what is filled at the end with the lines that it prints then."""
+    told: list[str] = []
     command = [sys.executable, "main.py", "play", "--port=0", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     try:
         address = next(line for line in process.stdout if line.startswith("play at ")).split()[-1]
-        yield process, address
+        yield process, address, told
     finally:
         process.send_signal(SIGINT)
-        process.communicate(timeout=60)
+        told += process.communicate(timeout=60)[0].splitlines()
 
 
 def test_a_session_is_played_recorded_and_reproduced(run: list[str], tmp_path: Path) -> None:
     more = [f"--record={tmp_path / 'recorded'}", f"--log_dir={tmp_path / 'log'}", "--token=a-secret-of-mine"]
-    with started(*run, *more) as (process, address):
+    with started(*run, *more) as (process, address, told):
         assert address.endswith("/?token=a-secret-of-mine") and address.startswith("http://127.0.0.1:")
         place = address.split("/?")[0].replace("http", "ws") + "/live"
         headers = {"Authorization": "Bearer a-secret-of-mine"}
@@ -65,6 +67,7 @@ def test_a_session_is_played_recorded_and_reproduced(run: list[str], tmp_path: P
         wait_until(lambda: any((tmp_path / "recorded").glob("[!.]*/meta/play")))
     assert process.returncode == 130
     (folder,) = (tmp_path / "recorded").iterdir()
+    assert told.count(f"recorded {folder}") == 1
     session = read_session(folder)
     assert [episode.seed for episode in session.episodes] == [0, 2] and session.episodes[0].prompts
     assert "a-secret-of-mine" not in "".join(path.read_text() for path in (folder / "meta" / "play").glob("*.[jy]*"))
@@ -94,7 +97,7 @@ def fetch(address: str) -> bytes:
 
 
 def test_the_page_is_there_before_the_model(run: list[str]) -> None:
-    with started(*run, "--host=0.0.0.0") as (_, address):
+    with started(*run, "--host=0.0.0.0") as (_, address, _):
         assert address.startswith("http://127.0.0.1:") and "/?token=" in address
         begun = time.monotonic()
         assert b"<canvas" in fetch(address)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import lightning as L
 import pytest
 import torch
 
-from lightning_action.cli.playable import PlayableCLI, load_stage, require_playable, settings_of, told_on_stderr
+from lightning_action.cli.playable import PlayableCLI, load_stage, require_playable, settings_of
 from lightning_action.play.live_world import LiveWorld
 from tests.support.playable_run import write_playable_run
 from tests.support.sprite_module import build, data
@@ -44,15 +42,6 @@ def test_what_nobody_can_steer_or_begin_is_refused() -> None:
         require_playable(build(action_projection=None), source)
     with pytest.raises(ValueError, match="got LightningDataModule"):
         require_playable(module, L.LightningDataModule())
-
-
-def test_what_a_part_logs_is_told_for_a_while(capsys: pytest.CaptureFixture[str]) -> None:
-    logger = logging.getLogger("lightning_action.play.something")
-    with told_on_stderr("lightning_action.play"):
-        logger.warning("refused a message")
-    logger.warning("later")
-    assert capsys.readouterr().err.splitlines()[0] == "refused a message"
-    assert not logging.getLogger("lightning_action.play").handlers
 
 
 @pytest.mark.parametrize(
