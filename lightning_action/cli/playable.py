@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_action.cli.encode import choose_device
 from lightning_action.cli.mistakes import UsageError
@@ -42,9 +42,9 @@ class PlayableCLI(PartsCLI):
             "videos.",
         )
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Refuse the option that `stage_of` overrules; in a configuration it is what `fit` wrote, and no wish."""
-        if isinstance(args, list) and any(each.partition("=")[0] == _POSITIONS for each in args):
+        if any(each.partition("=")[0] == _POSITIONS for each in args):
             raise UsageError(
                 f"a world is played for ever, so its positions are counted within the window: leave {_POSITIONS} out"
             )

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -152,9 +152,9 @@ class ActionVideoCLI(LightningCLI):
 
     before_fit = before_validate = before_test = before_predict = announce_checkpoint
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Without the warning that there is a command line beside `args`: they are that command line."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        self.config = parser.parse_args(args)
         require_classes(self.config)
 
     @staticmethod
@@ -254,10 +254,10 @@ def require_strategy_for(ckpt_path: str, strategy: Any) -> None:
         )
 
 
-def run(args: Sequence[str] | None = None) -> ActionVideoCLI:
-    """Run a verb; `args` replaces `sys.argv[1:]`. Raises as `ActionVideoCLI`."""
+def run(args: Sequence[str]) -> ActionVideoCLI:
+    """Run the verb that `args` begin with. Raises as `ActionVideoCLI`."""
     return ActionVideoCLI(
-        sys.argv[1:] if args is None else args,
+        args,
         save_config_callback=SaveConfigOfVerb,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={
