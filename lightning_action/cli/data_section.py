@@ -16,8 +16,6 @@ from lightning_action.configuration.class_paths import ALLOW_HELP, only_importin
 from lightning_action.data.split_data import SplitDataModule
 from lightning_action.run import build_datamodule, read_section
 
-SETTING = "--data."
-
 
 def split_settings(args: Sequence[str]) -> tuple[list[str], list[str]]:
     """Tell arguments of the data, `--data.NAME=VALUE` or `--data.NAME VALUE`, from the others, which come second."""
@@ -26,7 +24,7 @@ def split_settings(args: Sequence[str]) -> tuple[list[str], list[str]]:
     takes = False
     for argument in args:
         takes_more = takes and not argument.startswith("--")
-        begins = argument.startswith(SETTING)
+        begins = argument.startswith("--data.")
         (settings if begins or takes_more else rest).append(argument)
         takes = begins and "=" not in argument
     return settings, rest

@@ -56,6 +56,7 @@ def run_evaluate(args: Sequence[str]) -> None:
     missing = [name for name in _REQUIRED[use] if name not in given]
     if missing:
         raise UsageError(f"--{use} needs {' and '.join(f'--{name}' for name in missing)}")
+    given["settings"] = given.pop("data", ())
     if use == "compare":
         first, second = given["compare"]
         compare_reports(first, second, given.get("output"))
@@ -63,12 +64,10 @@ def run_evaluate(args: Sequence[str]) -> None:
         from lightning_action.cli.evaluate_videos import evaluate_videos
         from lightning_action.cli.video_inputs import VideoOptions
 
-        given["settings"] = given.pop("data", ())
         evaluate_videos(VideoOptions(**given))
     else:
         from lightning_action.cli.export_rollouts import RolloutOptions, export_rollouts
 
-        given["settings"] = given.pop("data", ())
         del given["export"]
         export_rollouts(RolloutOptions(**given))
 

@@ -11,11 +11,11 @@ from lightning_action.cli.video_inputs import VideoOptions, find_inputs
 from lightning_action.evaluation.given_videos import GivenVideosTest
 from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, load_inverse_dynamics
 from lightning_action.evaluation.provenance import reader_provenance, versions
-from lightning_action.evaluation.report import Report, format_table, write_reports
+from lightning_action.evaluation.report import format_table, write_reports
 
 
-def evaluate_videos(options: VideoOptions) -> Report:
-    """Compare videos with the truth, write `report.json` and `report.html`, print the figures, and return the report.
+def evaluate_videos(options: VideoOptions) -> None:
+    """Compare videos with the truth, write `report.json` and `report.html`, and print the figures.
 
     Raises:
         FileNotFoundError: A folder or file is not there.
@@ -37,7 +37,6 @@ def evaluate_videos(options: VideoOptions) -> Report:
             f"In {len(test.unlike)} of {report['episodes']:.0f} episodes ({test.unlike[0]} the first) the given frames "
             "are not like the true ones: are they videos of the same episodes, which begin with the given frames?"
         )
-    return report
 
 
 def provenance(

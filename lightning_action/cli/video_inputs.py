@@ -15,7 +15,6 @@ from tqdm import tqdm
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.ranges import require_numbers
 from lightning_action.recordings.given_videos import (
-    Files,
     GivenVideo,
     find_actions,
     match_by_manifest,
@@ -155,7 +154,6 @@ def find_inputs(options: VideoOptions) -> Inputs:
     """Find all files, put them together, and look at each."""
     folders = options.paths
     numbers: dict[str, int] = {}
-    tables: dict[str, Files] = {}
     if options.manifest is None:
         files = match_by_name({kind: path for kind, path in folders.items() if kind in VIDEOS})
         names = list(files["videos"])
