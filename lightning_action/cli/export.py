@@ -41,13 +41,12 @@ def run_export(args: Sequence[str]) -> None:
     if parsed.max_shard_gb is not None:
         require_numbers({"max_shard_gb": parsed.max_shard_gb}, 0, without_low=True)
     require_free(output, parsed.overwrite, is_adapter)
-    path = None if parsed.report is None else Path(parsed.report)
-    given = None if path is None else read_report(path)
+    given = None if parsed.report is None else read_report(Path(parsed.report))
     module = load_run(parsed.config, parsed.ckpt_path, parsed.allow)
     if parsed.ema:
         load_averages(module, parsed.ckpt_path)
     if is_adapter:
-        report = found_report(module, parsed.ckpt_path) if given is None else require_own(module, given, str(path))
+        report = found_report(module, parsed.ckpt_path) if given is None else require_own(module, given, parsed.report)
         card = export_with_card(module, output, report, parsed.base, parsed.overwrite)
         print(f"card, {'without a report' if report is None else 'with the figures of the report'}, written to {card}")
     else:
