@@ -13,6 +13,8 @@ from lightning_action.weights.file_kinds import FileKind, kind_of
 from lightning_action.weights.tensor_files import load_pickle
 
 _LAST, _SUFFIX = ModelCheckpoint.CHECKPOINT_NAME_LAST, ModelCheckpoint.FILE_EXTENSION
+_NUMBERED_LAST = re.compile(rf"{_LAST}(-v?\d+)?{re.escape(_SUFFIX)}")
+_HPC = re.compile(r"hpc_ckpt_(\d+)\.ckpt")
 # Beside the shards of a folder.
 _INDEX_OF_SHARDS = ".metadata"
 _ITS_WEIGHTS = "give weights alone as --model.pretrained, or those of an action adapter as --model.adapter"
@@ -121,7 +123,3 @@ def _require_file_of_a_run(verb: str, path: Path) -> None:
 def _there_is(folder: Path) -> str:
     names = sorted(path.name for path in folder.glob(f"*{_SUFFIX}") if not path.name.startswith("."))
     return f"in {str(folder)!r} there is {', '.join(names) or f'no *{_SUFFIX}'}"
-
-
-_HPC = re.compile(r"hpc_ckpt_(\d+)\.ckpt")
-_NUMBERED_LAST = re.compile(rf"{_LAST}(-v?\d+)?{re.escape(_SUFFIX)}")
