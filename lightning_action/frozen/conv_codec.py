@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from lightning_action.frozen.interfaces import CodecStream, FittedFrames, Memory
+from lightning_action.frozen.interfaces import CodecStream, FittedCodec, Memory
 from lightning_action.ranges import require_numbers
 
 # Pixel rows, and columns, that the first layer of the encoder folds into channels.
@@ -25,7 +25,7 @@ _WHITENING = 0.8
 _CHUNK, _NUM_MEASURED = 256, 4096
 
 
-class ConvVideoCodec(FittedFrames):
+class ConvVideoCodec(FittedCodec):
     """A convolutional autoencoder of single frames; the codes of r frames, mixed in time, are one latent frame.
 
     It is causal in time, `T = 1 + r (F - 1)` pixel frames to F latent frames, with the interface of the real video

@@ -109,17 +109,17 @@ class VideoCodec(FrozenPart, ABC):
     def streaming_encoder(self) -> CodecStream:
         """Return a function that encodes one video: each call takes the next pixels, as in `encode_parts`.
 
-        That of a codec that does not override this takes a single part.
+        That of a codec that does not override `_encode_next` takes a single part.
         """
+        self.load()
+        return CodecStream(self._encode_next)
 
-        def encode_next(pixels: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
-            if memory is not None:
-                raise ValueError(
-                    f"{type(self).__name__} cannot encode a video part by part: give it whole, or use another codec"
-                )
-            return self.encode(pixels), {}
-
-        return CodecStream(encode_next)
+    def _encode_next(self, pixels: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        if memory is not None:
+            raise ValueError(
+                f"{type(self).__name__} cannot encode a video part by part: give it whole, or use another codec"
+            )
+        return self.encode(pixels), {}
 
     def identity(self) -> str:
         """Name the class of the codec, with a fingerprint of its weights: what latents made by it depend on.
@@ -177,8 +177,11 @@ class VideoCodec(FrozenPart, ABC):
         return [1] * is_first + [ratio] * ((part.shape[1] - is_first) // ratio)
 
 
-class FittedCodec(VideoCodec):
-    """A codec that is fitted to the training data, and therefore saved with the run."""
+class FittedCodec(nn.Module, VideoCodec):
+    """A codec that is fitted to the training data, and therefore saved with the run.
+
+    Its weights are a module's, and it encodes each latent frame by itself: it has no memory.
+    """
 
     @property
     @abstractmethod
@@ -189,27 +192,12 @@ class FittedCodec(VideoCodec):
     def fit(self, video: Tensor) -> None:
         """Fit to training videos `[B, T, 3, H, W]`."""
 
-    @abstractmethod
-    def fitted_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors that `load_fitted_tensors` takes."""
-
-    @abstractmethod
-    def load_fitted_tensors(self, tensors: Mapping[str, Any], source: str) -> None:
-        """Take the tensors of another codec of the same sizes; `source` names it in errors."""
-
-    def _weights(self) -> Mapping[str, Tensor]:
-        return self.fitted_tensors()
-
-
-class FittedFrames(nn.Module, FittedCodec):
-    """A fitted codec whose weights are a module's, and that encodes each latent frame by itself: it has no memory."""
-
     def fitted_tensors(self) -> dict[str, Tensor]:
         """Return all that `fit` has found."""
         return dict(self.state_dict())
 
     def load_fitted_tensors(self, tensors: Mapping[str, Any], source: str) -> None:
-        """Take the tensors of another codec's `fitted_tensors`.
+        """Take the tensors of another codec's `fitted_tensors`; `source` names it in errors.
 
         Raises:
             ValueError: The other codec has other sizes.
@@ -219,10 +207,6 @@ class FittedFrames(nn.Module, FittedCodec):
     def encode_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
         """Encode a long video that comes in parts, of which each is encoded by itself."""
         yield from map(self.streaming_encoder(), parts)
-
-    def streaming_encoder(self) -> CodecStream:
-        """Return a function that encodes one video, of which each part is encoded by itself."""
-        return CodecStream(self._encode_next)
 
     def _encode_next(self, pixels: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         self.frames_of_latents(pixels, is_first=memory is None)

@@ -6,10 +6,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from lightning_action.frozen.interfaces import CodecStream, FittedFrames, Memory
+from lightning_action.frozen.interfaces import CodecStream, FittedCodec, Memory
 
 
-class LinearVideoCodec(FittedFrames):
+class LinearVideoCodec(FittedCodec):
     """Principal components of video patches: the first frame alone, then groups of `temporal_compression_ratio` frames.
 
     It is causal in time, `T = 1 + r (F - 1)` pixel frames to F latent frames, with the interface of the real video

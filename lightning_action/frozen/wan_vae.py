@@ -53,19 +53,12 @@ class WanVideoVAE(WanCodec):
         """Encode a long video that comes in parts of 1 + 4 n, then 4 n pixel frames; yield the latents of each."""
         yield from map(self.streaming_encoder(), parts)
 
-    def streaming_encoder(self) -> CodecStream:
-        """Return a function that encodes one video: each call takes the next pixels.
-
-        As for decoding, diffusers has no public interface for this, but its encoder takes the cache as an argument.
-        """
-        self.load()
-        return CodecStream(self._encode_next)
-
-    def _encode_next(self, part: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+    def _encode_next(self, pixels: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        # As for decoding, diffusers has no public interface for this, but its encoder takes the cache as an argument.
         model, size = self._model, self._model.config.patch_size or 1
-        numbers, cache = self.frames_of_latents(part, is_first=memory is None), _cache(model.encoder, memory)
+        numbers, cache = self.frames_of_latents(pixels, is_first=memory is None), _cache(model.encoder, memory)
         pattern = "b t c (h p) (w q) -> b (c q p) t h w"
-        pixels = rearrange(part.to(self._device, self._dtype), pattern, p=size, q=size).contiguous()
+        pixels = rearrange(pixels.to(self._device, self._dtype), pattern, p=size, q=size).contiguous()
         with frozen_pass(self._device):
             groups = pixels.split(numbers, dim=2)
             hidden = [model.encoder(group, feat_cache=cache, feat_idx=[0]) for group in groups]

@@ -407,7 +407,7 @@ def test_a_codec_that_encodes_whole_videos_commits_nothing() -> None:
 
 
 class WholeVideos(LinearVideoCodec):
-    streaming_encoder = VideoCodec.streaming_encoder
+    _encode_next = VideoCodec._encode_next
 
 
 def test_a_commit_needs_the_clean_context_and_frames_to_begin_with() -> None:
