@@ -18,13 +18,14 @@ from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
 from lightning_action.checkpoints.adapter import load_adapter, read_adapter
 from lightning_action.checkpoints.lora import LoRASettings, init_lora, inject_lora, split_parameters
-from lightning_action.checkpoints.pretrained import LoadReport, load_generator
+from lightning_action.checkpoints.pretrained import load_generator
 from lightning_action.checkpoints.run_format import RunEntries
 from lightning_action.distributed.sharded_checkpoints import read_folder_metadata
 from lightning_action.distributed.sharding import Sharding, shard, shard_generator
 from lightning_action.frozen.interfaces import VideoCodec
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.seeding import generator_for, mix_seed
+from lightning_action.weights.generator_file import GeneratorCheckpoint
 from lightning_action.weights.tensor_files import load_pickle
 
 RELEASE = "release"
@@ -142,7 +143,7 @@ class InitialWeights:
         generator: CausalWanModel,
         projection: ActionModulationProjection | None,
         schema: ActionSchema,
-    ) -> LoadReport:
+    ) -> GeneratorCheckpoint:
         """Load the weights.
 
         Raises:

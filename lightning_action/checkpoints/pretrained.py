@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -15,13 +14,12 @@ from lightning_action.frozen.interfaces import CodecVideos, EncodedData, FittedC
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.fingerprint import identity, require_fingerprint
 from lightning_action.weights.fit import load_strictly
-from lightning_action.weights.generator_file import read_action_projection, read_generator
+from lightning_action.weights.generator_file import GeneratorCheckpoint, read_action_projection, read_generator
 from lightning_action.weights.low_rank import add_changes, read_low_rank, scales
-from lightning_action.weights.names import few
 from lightning_action.weights.release import find_release_file
 from lightning_action.weights.safetensors_files import read_safetensors, write_safetensors
 from lightning_action.weights.size import detect_size, require_traits
-from lightning_action.weights.tensor_files import LazyTensors, find_weights, read_header, read_values
+from lightning_action.weights.tensor_files import LazyTensors, find_weights, read_header
 from lightning_action.weights.values import require_finite
 
 GENERATOR_FILE = "generator.safetensors"
@@ -36,46 +34,13 @@ _RELEASED = (
 )
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """Report of what was loaded into a generator.
-
-    Args:
-        source: File that was read.
-        num_tensors: Number of tensors loaded.
-        fit_seconds: Seconds that the weights were trained for, 0 if unknown.
-        part: Prefix under which the file holds the generator (`generator_ema.model.`), empty if there is none.
-        dropped: Tensors of known extra heads that were left out.
-        ignored: Other parts that the file holds.
-        num_merged: Number of LoRA layers and differences that were added to the weights.
-        scales: Scales of the LoRA layers, each once, with where it comes from.
-    """
-
-    source: str
-    num_tensors: int
-    fit_seconds: float
-    part: str
-    dropped: tuple[str, ...]
-    ignored: tuple[str, ...]
-    num_merged: int
-    scales: tuple[str, ...]
-
-    def __str__(self) -> str:
-        told = f"loaded {self.num_tensors} tensors of the generator from {self.source}"
-        told += f" ({self.part.rstrip('.')})" if self.part else ""
-        told += f", merged {self.num_merged} LoRA layers" if self.num_merged else ""
-        told += f" at scale {few(self.scales)}" if self.scales else ""
-        told += f", dropped {len(self.dropped)} of extra heads ({few(self.dropped)})" if self.dropped else ""
-        return told + (f", left aside {few(self.ignored)}" if self.ignored else "")
-
-
 def load_generator(
     generator: CausalWanModel,
     path: str | Path | None,
     ema: bool = True,
     lora: str | Path | None = None,
     lora_alpha: float | None = None,
-) -> LoadReport:
+) -> GeneratorCheckpoint:
     """Load the generator of any checkpoint of the family, or of a folder that a fit with `export_weights` left.
 
     The tensors go in one by one, after all of them were found to fit; the generator keeps its dtype. It may be sharded,
@@ -87,7 +52,7 @@ def load_generator(
             variable `LIGHTNING_ACTION_WEIGHTS` names.
         ema: Take averaged weights where the file has both; False takes those of the last step.
         lora: LoRA file (peft's, diffusers', kohya's, LongLive's) to be merged into the weights.
-        lora_alpha: Numerator of the scale of that LoRA; None takes what the file says, else its rank. The report says
+        lora_alpha: Numerator of the scale of that LoRA; None takes what the file says, else its rank. The result says
             which.
 
     Raises:
@@ -98,21 +63,16 @@ def load_generator(
     checkpoint = read_generator(file, ema, lora_alpha)
     changes = {} if lora is None else read_low_rank(lora, lora_alpha)
     tensors = add_changes(checkpoint.tensors, changes, str(lora))
-    said = read_values(file)
     _check_size(generator, tensors, str(file))
     check_base_fits(generator, tensors, str(file))
-    require_traits(said, generator.traits, str(file))
+    require_traits(checkpoint.said, generator.traits, str(file))
     require_finite(tensors, str(file), "it is damaged, or was saved after training went wrong; take another one")
     require_fingerprint(checkpoint.tensors, read_header(file), str(file))
     for name, part in generator.parts():
         load_base(part, tensors.below(name))
-    return LoadReport(
-        source=str(file),
-        num_tensors=len(tensors),
-        fit_seconds=_seconds(said),
-        part=checkpoint.part,
-        dropped=checkpoint.dropped,
-        ignored=checkpoint.ignored,
+    return replace(
+        checkpoint,
+        tensors=tensors,
         num_merged=checkpoint.num_merged + len(changes),
         scales=(*checkpoint.scales, *scales(changes)),
     )
@@ -189,11 +149,3 @@ def _check_size(generator: CausalWanModel, tensors: LazyTensors, source: str) ->
         raise ValueError(
             f"{source} does not fit {type(generator).__name__}: it holds a model of {', '.join(differing)}"
         )
-
-
-def _seconds(said: Mapping[str, Any]) -> float:
-    """Read how many seconds a file says that its weights were trained; 0 where it does not say it as a number."""
-    try:
-        return float(said.get("fit_seconds", 0.0))
-    except (TypeError, ValueError):
-        return 0.0

@@ -11,10 +11,11 @@ import yaml
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
-from lightning_action.checkpoints.pretrained import LoadReport, load_action_projection, load_generator
+from lightning_action.checkpoints.pretrained import load_action_projection, load_generator
 from lightning_action.checkpoints.run_format import RunEntries
 from lightning_action.frozen.interfaces import FittedCodec, VideoCodec
 from lightning_action.generator.model import CausalWanModel
+from lightning_action.weights.generator_file import GeneratorCheckpoint
 from lightning_action.weights.tensor_files import load_pickle
 
 _LAST = Path("checkpoints") / "last.ckpt"
@@ -82,7 +83,7 @@ class RunWeights:
 
     def load(
         self, generator: CausalWanModel, projection: ActionModulationProjection | None, schema: ActionSchema
-    ) -> LoadReport:
+    ) -> GeneratorCheckpoint:
         """Load the weights.
 
         Args:

@@ -17,7 +17,6 @@ from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.generator_file import read_generator
 from lightning_action.weights.names import few
 from lightning_action.weights.size import generator_arguments, traits_in
-from lightning_action.weights.tensor_files import read_values
 from lightning_action.weights.values import DTYPES
 
 # Where the checkpoint of a run has it, a LightningModule's attribute: as it is, or averaged by the EMA callback.
@@ -104,7 +103,7 @@ def _empty_generator(path: Path, dtype: torch.dtype | None) -> CausalWanModel:
             "config_fit.yaml as config too, or the generator that takes the weights"
         )
     entries = checkpoint.tensors.entries
-    said = traits_in(read_values(path))
+    said = traits_in(checkpoint.said)
     num_heads = int(said["num_heads"]) if "num_heads" in said else None
     with torch.device("meta"):
         generator = CausalWanModel(

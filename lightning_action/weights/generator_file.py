@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ from lightning_action.weights.low_rank import (
     scales,
     take_told,
 )
-from lightning_action.weights.names import from_diffusers_name, parts_with, unwrapped
-from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, find_weights, read_tensors
+from lightning_action.weights.names import few, from_diffusers_name, parts_with, unwrapped
+from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, find_weights, read_tensors, read_values
 
 # First parts of the name under which files hold the generator, the preferred one first; "" is a file of nothing else.
 _OUTER = (
@@ -48,23 +49,43 @@ _QUANTISED = ("quantized_weight_values", "weight_scale", "scale_weight", "scaled
 
 @dataclass(frozen=True)
 class GeneratorCheckpoint:
-    """The generator of a checkpoint.
+    """The generator of a checkpoint; as a text it says what was loaded.
 
     Args:
-        tensors: Tensors in the original Wan names, with LoRA layers of the file merged.
+        source: File that was read.
+        said: What the file says besides, as `read_values` gives it.
+        tensors: Tensors in the original Wan names, with LoRA merged.
         part: Prefix under which the file holds them (`generator_ema.model.`), empty if there is none.
         dropped: Tensors inside that part which belong to known extra heads.
         ignored: Other parts that the file holds, by the name of the outermost part that is not the generator.
-        num_merged: Number of LoRA layers that were merged.
-        scales: Scales of these, with where they come from.
+        num_merged: Number of LoRA layers and differences that were merged.
+        scales: Scales of the LoRA layers, each once, with where they come from.
     """
 
+    source: str
+    said: Mapping[str, Any]
     tensors: LazyTensors
     part: str
     dropped: tuple[str, ...]
     ignored: tuple[str, ...]
     num_merged: int
     scales: tuple[str, ...]
+
+    @property
+    def fit_seconds(self) -> float:
+        """Seconds that the weights were trained for; 0 where the file does not say it as a number."""
+        try:
+            return float(self.said.get("fit_seconds", 0.0))
+        except (TypeError, ValueError):
+            return 0.0
+
+    def __str__(self) -> str:
+        told = f"loaded {len(self.tensors)} tensors of the generator from {self.source}"
+        told += f" ({self.part.rstrip('.')})" if self.part else ""
+        told += f", merged {self.num_merged} LoRA layers" if self.num_merged else ""
+        told += f" at scale {few(self.scales)}" if self.scales else ""
+        told += f", dropped {len(self.dropped)} of extra heads ({few(self.dropped)})" if self.dropped else ""
+        return told + (f", left aside {few(self.ignored)}" if self.ignored else "")
 
 
 def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None = None) -> GeneratorCheckpoint:
@@ -100,7 +121,14 @@ def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None 
     changes = low_rank_changes(low_rank, lora_alpha, str(path), told)
     ignored = {_outermost(name, part) for name in entries if not name.startswith(part)}
     return GeneratorCheckpoint(
-        add_changes(base, changes, str(path)), part, dropped, tuple(sorted(ignored)), len(changes), scales(changes)
+        source=str(file),
+        said=read_values(file),
+        tensors=add_changes(base, changes, str(path)),
+        part=part,
+        dropped=dropped,
+        ignored=tuple(sorted(ignored)),
+        num_merged=len(changes),
+        scales=scales(changes),
     )
 
 

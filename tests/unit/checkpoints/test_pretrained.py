@@ -47,7 +47,7 @@ def test_round_trip(tmp_path: Path) -> None:
     other, loaded = small_generator(2), LinearVideoCodec(latent_dim=7, patch_size=4)
     assert not same_weights(generator, other)
     report = load_generator(other, str(tmp_path))
-    assert (report.fit_seconds, report.num_tensors) == (12.5, len(generator.state_dict()))
+    assert (report.fit_seconds, len(report.tensors)) == (12.5, len(generator.state_dict()))
     assert (report.part, report.dropped, report.ignored, report.num_merged) == ("", (), (), 0)
     prepare_codec(loaded, str(tmp_path), None)
     assert same_weights(generator, other)

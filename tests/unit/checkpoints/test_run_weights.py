@@ -26,7 +26,7 @@ def test_folder_and_file_give_generator_actions_and_codec(run: Path) -> None:
     for named in (run, file):
         weights = RunWeights(str(named))
         generator, projection = build_generator(), build_projection(schema.action_dim, 24)
-        assert weights.load(generator, projection, schema).num_tensors == len(generator.state_dict())
+        assert len(weights.load(generator, projection, schema).tensors) == len(generator.state_dict())
         for prefix, part in (("generator.", generator), ("action_projection.", projection)):
             assert all(torch.equal(saved["state_dict"][prefix + name], t) for name, t in part.state_dict().items())
     assert not codec.fitted
