@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_action.weights.fit import copy_all, copy_into, load_strictly, require_same
-from lightning_action.weights.low_rank import add_changes, is_low_rank, low_rank_changes, require_numbers
+from lightning_action.weights.fit import DAMAGED, copy_all, copy_into, load_strictly, require_same
+from lightning_action.weights.low_rank import add_changes, is_low_rank, low_rank_changes
 from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, as_lazy
+from lightning_action.weights.values import require_finite
 
 _ADAPTER = "default"
 
@@ -90,7 +91,8 @@ def split_parameters(generator: nn.Module) -> tuple[dict[str, nn.Parameter], dic
 
 def lora_state_dict(generator: nn.Module) -> dict[str, Tensor]:
     """Return the LoRA layers alone, under peft's names in files (`blocks.0.ffn.0.lora_A.weight`); empty without."""
-    return {_file_name(name): tensor for name, tensor in generator.state_dict().items() if is_low_rank(name)}
+    state, adapter = generator.state_dict(), f".{_ADAPTER}.weight"
+    return {name.replace(adapter, ".weight"): tensor for name, tensor in state.items() if is_low_rank(name)}
 
 
 @torch.no_grad()
@@ -105,8 +107,7 @@ def load_lora_state_dict(generator: nn.Module, tensors: Mapping[str, Tensor], so
     require_same(
         own, tensors, f"{source} does not fit the LoRA layers of the generator", "inject those it was made with"
     )
-    for name, entry in as_lazy(tensors).entries.items():
-        require_numbers(name, entry, source)
+    require_finite(tensors, source, DAMAGED)
     for name, tensor in own.items():
         copy_into(tensor, tensors[name])
 
@@ -121,19 +122,9 @@ def init_lora(generator: nn.Module, random: torch.Generator) -> None:
         copy_into(parameter, value)
 
 
-def check_base_fits(generator: nn.Module, tensors: LazyTensors, source: str) -> None:
-    """Refuse tensors that are not exactly those of a generator without LoRA.
-
-    Raises:
-        ValueError: Names or shapes differ.
-    """
-    complaint = f"{source} does not fit {type(generator).__name__}"
-    require_same(base_state_dict(generator), tensors.entries, complaint, "use the configuration it was trained with")
-
-
 @torch.no_grad()
 def load_base(part: nn.Module, tensors: LazyTensors) -> None:
-    """Load what `check_base_fits` let pass into a part of a generator, below its LoRA layers where it has them."""
+    """Load what fits `base_state_dict` into a part of a generator, below its LoRA layers where it has them."""
     if not has_lora(part):
         copy_all(part, tensors)
         return
@@ -167,16 +158,7 @@ def base_state_dict(generator: nn.Module) -> dict[str, Tensor]:
 
 def merged_state_dict(generator: nn.Module) -> LazyTensors:
     """Return the weights with LoRA added, as peft's `merge` adds it, when read; the generator stays as it is."""
-    return add_changes(as_lazy(base_state_dict(generator)), _changes(generator), "LoRA")
-
-
-def lora_alpha(generator: nn.Module) -> float | None:
-    """Return the numerator of the scale of injected LoRA, None without."""
-    return next((float(layer.lora_alpha[_ADAPTER]) for layer in _lora_layers(generator).values()), None)
-
-
-def _changes(generator: nn.Module) -> dict[str, LazyTensor]:
-    return {
+    changes = {
         f"{name}.weight": LazyTensor(
             layer.get_base_layer().weight.shape,
             layer.get_base_layer().weight.dtype,
@@ -184,6 +166,12 @@ def _changes(generator: nn.Module) -> dict[str, LazyTensor]:
         )
         for name, layer in _lora_layers(generator).items()
     }
+    return add_changes(as_lazy(base_state_dict(generator)), changes, "LoRA")
+
+
+def lora_alpha(generator: nn.Module) -> float | None:
+    """Return the numerator of the scale of injected LoRA, None without."""
+    return next((float(layer.lora_alpha[_ADAPTER]) for layer in _lora_layers(generator).values()), None)
 
 
 def _lora_layers(generator: nn.Module) -> dict[str, Any]:
@@ -192,7 +180,3 @@ def _lora_layers(generator: nn.Module) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in generator.named_modules() if isinstance(module, LoraLayer)}
-
-
-def _file_name(name: str) -> str:
-    return name.replace(f".{_ADAPTER}.weight", ".weight")

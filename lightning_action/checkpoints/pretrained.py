@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from lightning_action.action.projection import ActionModulationProjection
-from lightning_action.checkpoints.lora import base_state_dict, check_base_fits, load_base
+from lightning_action.checkpoints.lora import base_state_dict, load_base
 from lightning_action.frozen.interfaces import CodecVideos, EncodedData, FittedCodec, VideoCodec
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.fingerprint import identity, require_fingerprint
-from lightning_action.weights.fit import load_strictly
+from lightning_action.weights.fit import load_strictly, require_same
 from lightning_action.weights.generator_file import GeneratorCheckpoint, read_action_projection, read_generator
 from lightning_action.weights.low_rank import add_changes, read_low_rank, scales
 from lightning_action.weights.release import find_release_file
@@ -64,7 +64,8 @@ def load_generator(
     changes = {} if lora is None else read_low_rank(lora, lora_alpha)
     tensors = add_changes(checkpoint.tensors, changes, str(lora))
     _check_size(generator, tensors, str(file))
-    check_base_fits(generator, tensors, str(file))
+    complaint = f"{file} does not fit {type(generator).__name__}"
+    require_same(base_state_dict(generator), tensors.entries, complaint, "use the configuration it was trained with")
     require_traits(checkpoint.said, generator.traits, str(file))
     require_finite(tensors, str(file), "it is damaged, or was saved after training went wrong; take another one")
     require_fingerprint(checkpoint.tensors, read_header(file), str(file))

@@ -182,28 +182,6 @@ def add_changes(base: LazyTensors, changes: Mapping[str, LazyTensor], source: st
     return LazyTensors(changed)
 
 
-def require_numbers(name: str, entry: LazyTensor, source: str) -> None:
-    """Refuse a tensor that cannot be a part of a LoRA.
-
-    Raises:
-        ValueError: The dtype is not one of plain floating-point numbers, or a value is not finite.
-    """
-    if entry.dtype not in DTYPES:
-        raise ValueError(
-            f"{name} in {source} is of {entry.dtype}: expected float16, bfloat16, float32 or float64; take the file "
-            "that was not cast or quantised"
-        )
-    if not is_finite(entry.read()):
-        raise ValueError(f"{name} in {source} holds values that are not finite: the file is damaged, take another")
-
-
-def low_rank_product(up: Tensor, down: Tensor, scale: float) -> Tensor:
-    """Compute `scale * up @ down` in the dtype of the factors, through float32 on the CPU as peft computes it."""
-    widened = up.device.type == "cpu" and up.dtype in (torch.float16, torch.bfloat16)
-    product = (up.float() @ down.float() if widened else up @ down) * scale
-    return product.to(up.dtype)
-
-
 def scales(changes: Mapping[str, Change]) -> tuple[str, ...]:
     """List the scales that were applied, each once, with where they come from."""
     return tuple(dict.fromkeys(change.scale for change in changes.values() if change.scale is not None))
@@ -220,8 +198,13 @@ def _layers(entries: Mapping[str, LazyTensor], source: str) -> dict[str, dict[st
         part = _PARTS.get(part, part)
         if part in layers[match[1]]:
             raise ValueError(f"{source} holds several LoRAs of {match[1]}: expected one")
-        if part != "alpha":
-            require_numbers(name, entry, source)
+        if part != "alpha" and entry.dtype not in DTYPES:
+            raise ValueError(
+                f"{name} in {source} is of {entry.dtype}: expected float16, bfloat16, float32 or float64; take the "
+                "file that was not cast or quantised"
+            )
+        if part != "alpha" and not is_finite(entry.read()):
+            raise ValueError(f"{name} in {source} holds values that are not finite: the file is damaged, take another")
         layers[match[1]][part] = entry
     return layers
 
@@ -253,7 +236,10 @@ def _product(parts: Mapping[str, LazyTensor], common: Alpha, source: str) -> Cha
 
     def read() -> Tensor:
         left, right = (factor.read().flatten(1).to(dtype) for factor in (up, down))
-        return low_rank_product(left, right, scale).reshape(shape)
+        # As peft computes it.
+        if left.device.type == "cpu" and dtype in (torch.float16, torch.bfloat16):
+            left, right = left.float(), right.float()
+        return (left @ right * scale).to(dtype).reshape(shape)
 
     return Change(shape, dtype, read, scale=f"{scale:g} ({common.origin})")
 
