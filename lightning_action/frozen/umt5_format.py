@@ -48,15 +48,10 @@ def is_original(names: Iterable[str]) -> bool:
 
 def to_transformers_name(name: str) -> str:
     """Return the name that transformers gives to a tensor of an original file."""
-    block, inside = _split(name, r"blocks\.(\d+)\.")
-    return f"encoder.block.{block}.{renamed(inside, _BLOCK)}" if block else renamed(name, _OUTSIDE)
-
-
-def to_original_name(name: str) -> str:
-    """Return the name that an original file gives to a tensor of `UMT5EncoderModel`."""
-    block, inside = _split(name, r"encoder\.block\.(\d+)\.")
-    rows = [(theirs, original) for original, theirs in (_BLOCK if block else _OUTSIDE)]
-    return f"blocks.{block}.{renamed(inside, rows)}" if block else renamed(name, rows)
+    block = re.match(r"blocks\.(\d+)\.", name)
+    if block is None:
+        return renamed(name, _OUTSIDE)
+    return f"encoder.block.{block[1]}.{renamed(name[block.end() :], _BLOCK)}"
 
 
 def config_of(tensors: Mapping[str, Shaped]) -> dict[str, Any]:
@@ -67,20 +62,15 @@ def config_of(tensors: Mapping[str, Shaped]) -> dict[str, Any]:
     """
     attention = "encoder.block.0.layer.0.SelfAttention"
     vocab_size, d_model = tensors["shared.weight"].shape
+    layers = [int(match[1]) for name in tensors if (match := re.match(r"encoder\.block\.(\d+)\.", name))]
     num_buckets, num_heads = tensors[f"{attention}.relative_attention_bias.weight"].shape
     return {
         "vocab_size": vocab_size,
         "d_model": d_model,
         "d_kv": tensors[f"{attention}.q.weight"].shape[0] // num_heads,
         "d_ff": tensors["encoder.block.0.layer.1.DenseReluDense.wo.weight"].shape[1],
-        "num_layers": 1 + max(int(_split(name, r"encoder\.block\.(\d+)\.")[0] or 0) for name in tensors),
+        "num_layers": 1 + max(layers),
         "num_heads": num_heads,
         "relative_attention_num_buckets": num_buckets,
         "feed_forward_proj": "gated-gelu",
     }
-
-
-def _split(name: str, pattern: str) -> tuple[str, str]:
-    """Split a name into the number of its block and what follows; without a block, "" and the name."""
-    match = re.match(pattern, name)
-    return (match.group(1), name[match.end() :]) if match else ("", name)

@@ -71,11 +71,6 @@ def to_diffusers_name(name: str, layout: WanVaeLayout) -> str:
     return renamed(name, _rows(layout))
 
 
-def to_original_name(name: str, layout: WanVaeLayout) -> str:
-    """Return the name that an original file gives to a tensor of `AutoencoderKLWan`."""
-    return renamed(name, ((theirs, original) for original, theirs in _rows(layout)))
-
-
 def config_of(tensors: Mapping[str, Shaped]) -> dict[str, Any]:
     """Return the arguments of `AutoencoderKLWan` that its tensors (diffusers names) show.
 

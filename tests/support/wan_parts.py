@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_action.frozen.wan_vae_format import WanVaeLayout, to_original_name
+from lightning_action.frozen import umt5_format, wan_vae_format
+from lightning_action.frozen.wan_vae_format import WanVaeLayout
+from lightning_action.weights.names import renamed
 
 # What `WanVideoVAE` is told about them.
 GEOMETRY: dict[str, dict[str, Any]] = {
@@ -77,4 +80,16 @@ def write_word_tokenizer(folder: Path) -> None:
 
 def original_tensors(version: str, vae: Any) -> dict[str, Tensor]:
     """Tensors of a VAE as Wan's own files name them."""
-    return {to_original_name(name, _LAYOUTS[version]): tensor for name, tensor in vae.state_dict().items()}
+    return {original_vae_name(name, _LAYOUTS[version]): tensor for name, tensor in vae.state_dict().items()}
+
+
+def original_vae_name(name: str, layout: WanVaeLayout) -> str:
+    """The name that Wan's own file gives to a tensor of `AutoencoderKLWan`."""
+    return renamed(name, ((theirs, original) for original, theirs in wan_vae_format._rows(layout)))
+
+
+def original_umt5_name(name: str) -> str:
+    """The name that Wan's own file gives to a tensor of `UMT5EncoderModel`."""
+    block = re.match(r"encoder\.block\.(\d+)\.", name)
+    rows = [(theirs, original) for original, theirs in (umt5_format._BLOCK if block else umt5_format._OUTSIDE)]
+    return f"blocks.{block[1]}.{renamed(name[block.end() :], rows)}" if block else renamed(name, rows)

@@ -15,10 +15,9 @@ from transformers import ByT5Tokenizer, UMT5Config, UMT5ForConditionalGeneration
 
 from lightning_action.frozen.tiny_vae import TinyWanVAE
 from lightning_action.frozen.umt5 import UMT5TextEncoder
-from lightning_action.frozen.umt5_format import to_original_name
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from tests.support.tiny_vae import tensors_of
-from tests.support.wan_parts import GEOMETRY, original_tensors, small_umt5, small_vae, video
+from tests.support.wan_parts import GEOMETRY, original_tensors, original_umt5_name, small_umt5, small_vae, video
 
 Change = Callable[[Tensor], Tensor]
 CASTS: dict[str, Change] = {
@@ -98,7 +97,7 @@ def umt5_tensors(kind: str) -> tuple[Any, dict[str, Tensor]]:
         del tensors["shared.weight"]
     if kind == "original":
         del tensors["encoder.embed_tokens.weight"]
-        tensors = {to_original_name(name): tensor for name, tensor in tensors.items()}
+        tensors = {original_umt5_name(name): tensor for name, tensor in tensors.items()}
     if kind != "embedding under its other name":
         tensors["spiece_model"] = torch.arange(9, dtype=torch.uint8)
     return encoder, tensors

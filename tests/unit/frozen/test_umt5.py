@@ -13,9 +13,8 @@ from torch import Tensor
 
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.umt5 import UMT5TextEncoder, clean_prompt
-from lightning_action.frozen.umt5_format import to_original_name
 from lightning_action.frozen.wan_vae import WanVideoVAE
-from tests.support.wan_parts import WORDS, small_umt5, write_word_tokenizer
+from tests.support.wan_parts import WORDS, original_umt5_name, small_umt5, write_word_tokenizer
 
 PROMPTS = ["a red disc", "", "the quick fox moves left and right"]
 
@@ -38,7 +37,7 @@ def counting_encoder(folder: Path, **options: Any) -> tuple[UMT5TextEncoder, lis
 
 def original_tensors(model: Any) -> dict[str, Tensor]:
     tied = "encoder.embed_tokens.weight"
-    return {to_original_name(name): tensor for name, tensor in model.state_dict().items() if name != tied}
+    return {original_umt5_name(name): tensor for name, tensor in model.state_dict().items() if name != tied}
 
 
 def in_folder(model: Any, path: Path) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lightning_action.frozen.umt5_format import config_of, is_original, to_original_name, to_transformers_name
+from lightning_action.frozen.umt5_format import config_of, is_original, to_transformers_name
+from tests.support.wan_parts import original_umt5_name
 
 DIM, FFN_DIM, NUM_HEADS, NUM_BUCKETS, NUM_LAYERS, VOCABULARY = 4096, 10240, 64, 32, 24, 256384
 
@@ -44,7 +45,7 @@ def test_original_names_and_shapes_at_full_size() -> None:
     assert sum(torch.Size(shape).numel() for shape in original.values()) == 5_680_910_336
     theirs = {name: tuple(tensor.shape) for name, tensor in transformers_tensors().items()}
     assert {to_transformers_name(name): shape for name, shape in original.items()} == theirs
-    assert {to_original_name(name): shape for name, shape in theirs.items()} == original
+    assert {original_umt5_name(name): shape for name, shape in theirs.items()} == original
     assert is_original(original) and not is_original(theirs)
 
 
@@ -63,4 +64,4 @@ def test_sizes_are_seen_in_the_tensors() -> None:
 
 def test_unknown_names_stay() -> None:
     assert to_transformers_name("blocks.3.surprise") == "encoder.block.3.surprise"
-    assert to_original_name("surprise") == to_transformers_name("surprise") == "surprise"
+    assert original_umt5_name("surprise") == to_transformers_name("surprise") == "surprise"

@@ -16,9 +16,8 @@ from lightning_action.frozen.wan_vae_format import (
     is_original,
     original_layout,
     to_diffusers_name,
-    to_original_name,
 )
-from tests.support.wan_parts import small_vae
+from tests.support.wan_parts import original_vae_name, small_vae
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
@@ -138,7 +137,7 @@ def test_original_names_and_shapes_at_full_size(version: str) -> None:
     assert original_layout(original) == release.layout
     theirs = {name: tuple(tensor.shape) for name, tensor in diffusers_tensors(release).items()}
     assert {to_diffusers_name(name, release.layout): shape for name, shape in original.items()} == theirs
-    assert {to_original_name(name, release.layout): shape for name, shape in theirs.items()} == original
+    assert {original_vae_name(name, release.layout): shape for name, shape in theirs.items()} == original
     assert not is_original(theirs)
     assert sum(torch.Size(shape).numel() for shape in original.values()) == release.num_parameters
 
@@ -180,7 +179,7 @@ def test_other_sizes_too(version: str, changes: dict[str, Any]) -> None:
         assert found[key] == vae.config[key], key
 
     layout = WanVaeLayout(vae.config.is_residual, len(vae.config.dim_mult), vae.config.num_res_blocks)
-    original = {to_original_name(name, layout): name for name in vae.state_dict()}
+    original = {original_vae_name(name, layout): name for name in vae.state_dict()}
     assert len(original) == len(vae.state_dict())
     assert original_layout(original) == layout
     assert all(to_diffusers_name(name, layout) == theirs for name, theirs in original.items())
