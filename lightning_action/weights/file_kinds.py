@@ -68,10 +68,3 @@ def kind_of(path: Path) -> FileKind:
         f"{path} is not a whole checkpoint, or none at all: expected safetensors or a file of torch.save, it begins "
         f"with {start[:12]!r}: fetch or write it again"
     )
-
-
-def require_kind(path: Path, expected: FileKind) -> None:
-    """Refuse a file of another kind. Raises as `kind_of`."""
-    found = kind_of(path)
-    if found is not expected:
-        raise ValueError(f"{path} is {found.value}: expected {expected.value}")

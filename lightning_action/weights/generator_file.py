@@ -23,6 +23,7 @@ from lightning_action.weights.low_rank import (
 )
 from lightning_action.weights.names import few, from_diffusers_name, parts_with, unwrapped
 from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, find_weights, read_tensors, read_values
+from lightning_action.weights.values import PLAIN_REMEDY
 
 # First parts of the name under which files hold the generator, the preferred one first; "" is a file of nothing else.
 _OUTER = (
@@ -105,10 +106,7 @@ def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None 
     entries = unwrapped(read_tensors(file).entries, str(path))
     quantised = [name for name in entries if name.endswith(_QUANTISED)]
     if quantised:
-        raise ValueError(
-            f"{path} is quantised (it holds {quantised[0]}): only plain floating-point weights can be loaded, take the "
-            "bf16 or fp32 file of the same model"
-        )
+        raise ValueError(f"{path} is quantised (it holds {quantised[0]}): {PLAIN_REMEDY}")
     told = take_told(file, entries) if low_rank_layers(entries) else ()
     part = _choose_part(entries, ema, str(path))
     inside = {name.removeprefix(part): entry for name, entry in entries.items() if name.startswith(part)}

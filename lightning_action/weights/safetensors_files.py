@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_action.atomic import replacing
-from lightning_action.weights.file_kinds import FileKind, require_kind
+from lightning_action.weights.file_kinds import FileKind, kind_of
 from lightning_action.weights.values import require_finite
 
 
@@ -49,7 +49,9 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: give the path of a .safetensors file")
-    require_kind(path, FileKind.SAFETENSORS)
+    kind = kind_of(path)
+    if kind is not FileKind.SAFETENSORS:
+        raise ValueError(f"{path} is {kind.value}: expected {FileKind.SAFETENSORS.value}")
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())

@@ -54,7 +54,10 @@ def read_told(file: Path) -> Told:
     told = [(f"the header of {file}" if has_header(file) else str(file), _settings(file))]
     config = file.parent / "adapter_config.json"
     if file.name.startswith("adapter_model.") and config.is_file():
-        told.append((str(config), _configuration(config)))
+        settings = _parsed(config.read_bytes(), str(config))
+        if settings.get("lora_alpha") is None:
+            raise ValueError(f"{config} is no configuration of a LoRA: expected JSON with `lora_alpha`")
+        told.append((str(config), settings))
     return told
 
 
@@ -129,13 +132,6 @@ def _settings(file: Path) -> dict[str, Any]:
             settings |= flattened(opened, f"{name}.")
         else:
             settings[name] = value
-    return settings
-
-
-def _configuration(path: Path) -> dict[str, Any]:
-    settings = _parsed(path.read_bytes(), str(path))
-    if settings.get("lora_alpha") is None:
-        raise ValueError(f"{path} is no configuration of a LoRA: expected JSON with `lora_alpha`")
     return settings
 
 

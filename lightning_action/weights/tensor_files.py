@@ -97,7 +97,10 @@ def read_tensors(path: str | Path) -> LazyTensors:
     path = find_weights(Path(path))
     if kind_of(path) is FileKind.INDEX:
         return _read_shards(path)
-    return _read_file(path)
+    entries = _mapped(path)
+    if not entries:
+        raise ValueError(f"{path} holds no tensors by name: expected a state dict, or dictionaries that hold one")
+    return LazyTensors(entries)
 
 
 def read_values(file: Path) -> dict[str, Any]:
@@ -209,13 +212,6 @@ class _MappedFile:
         tensor = self._tensors[name]
         self._handed_out += tensor.nbytes
         return tensor
-
-
-def _read_file(path: Path) -> LazyTensors:
-    entries = _mapped(path)
-    if not entries:
-        raise ValueError(f"{path} holds no tensors by name: expected a state dict, or dictionaries that hold one")
-    return LazyTensors(entries)
 
 
 def _mapped(path: Path) -> dict[str, LazyTensor]:
