@@ -37,20 +37,18 @@ _RELEASED = (
 def load_generator(
     generator: CausalWanModel,
     path: str | Path | None,
-    ema: bool = True,
     lora: str | Path | None = None,
     lora_alpha: float | None = None,
 ) -> GeneratorCheckpoint:
     """Load the generator of any checkpoint of the family, or of a folder that a fit with `export_weights` left.
 
     The tensors go in one by one, after all of them were found to fit; the generator keeps its dtype. It may be sharded,
-    have LoRA layers, or be on the meta device, which it leaves.
+    have LoRA layers, or be on the meta device, which it leaves. Averaged weights come before those of the last step.
 
     Args:
         generator: Generator that is given the weights.
         path: File, index of shards, or folder; None takes the transformer in the folder that the environment
             variable `LIGHTNING_ACTION_WEIGHTS` names.
-        ema: Take averaged weights where the file has both; False takes those of the last step.
         lora: LoRA file (peft's, diffusers', kohya's, LongLive's) to be merged into the weights.
         lora_alpha: Numerator of the scale of that LoRA; None takes what the file says, else its rank. The result says
             which.
@@ -60,7 +58,7 @@ def load_generator(
         ValueError: The file is not whole, holds no generator, one that does not fit, or values that are not finite.
     """
     file = generator_file(path)
-    checkpoint = read_generator(file, ema, lora_alpha)
+    checkpoint = read_generator(file, lora_alpha)
     changes = {} if lora is None else read_low_rank(lora, lora_alpha)
     tensors = add_changes(checkpoint.tensors, changes, str(lora))
     _check_size(generator, tensors, str(file))

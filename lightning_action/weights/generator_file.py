@@ -31,8 +31,6 @@ _OUTER = (
     *("net", "network", "backbone", "denoiser", "unet", "student", "transformer_2", "dit2", ""),
 )
 _AVERAGED = ("generator_ema", "ema_state_dict", "ema")
-# Beside averaged weights, which Lightning's own averaging puts in the place of the current ones.
-_CURRENT = ("current_model_state",)
 # What a distillation keeps beside its student.
 _BESIDE = {"critic", "target", "teacher", "fake_score", "real_score"}
 # Names of the two experts for high and low noise where both are in one file.
@@ -89,12 +87,13 @@ class GeneratorCheckpoint:
         return told + (f", left aside {few(self.ignored)}" if self.ignored else "")
 
 
-def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None = None) -> GeneratorCheckpoint:
+def read_generator(path: str | Path, lora_alpha: float | None = None) -> GeneratorCheckpoint:
     """Read the generator of any checkpoint of the family, in the original Wan names; values are read lazily.
+
+    Averaged weights come before those of the last step.
 
     Args:
         path: Path as `read_tensors` takes it.
-        ema: Take averaged weights where the file has both; False takes those of the last step.
         lora_alpha: Numerator of the scale of LoRA layers that the file holds un-merged; None takes what the file says,
             else their rank.
 
@@ -108,7 +107,7 @@ def read_generator(path: str | Path, ema: bool = True, lora_alpha: float | None 
     if quantised:
         raise ValueError(f"{path} is quantised (it holds {quantised[0]}): {PLAIN_REMEDY}")
     told = take_told(file, entries) if low_rank_layers(entries) else ()
-    part = _choose_part(entries, ema, str(path))
+    part = _choose_part(entries, str(path))
     inside = {name.removeprefix(part): entry for name, entry in entries.items() if name.startswith(part)}
     dropped = tuple(name for name in inside if _EXTRA_HEADS.match(name))
     kept = _in_original_names({name: entry for name, entry in inside.items() if name not in dropped})
@@ -161,10 +160,10 @@ def _outermost(name: str, part: str) -> str:
     return next(start for start in starts if not part.startswith(f"{start}."))
 
 
-def _choose_part(names: Iterable[str], ema: bool, source: str) -> str:
+def _choose_part(names: Iterable[str], source: str) -> str:
     names = list(names)
     parts = {part: _outer(part) for part in _of_student(parts_with(names, _GENERATOR_HAS))}
-    for outer in (*_AVERAGED, *_OUTER) if ema else (*_CURRENT, *_OUTER, *_AVERAGED):
+    for outer in (*_AVERAGED, *_OUTER):
         experts = _EXPERTS.get(outer, (outer,))
         found = [part for part, of in parts.items() if of in experts]
         if len(found) > 1:

@@ -150,24 +150,20 @@ def test_round_trip(tmp_path: Path, kind: str) -> None:
     assert (checkpoint.dropped, checkpoint.num_merged) == ((), 0)
 
 
-def test_averaged_weights_are_a_choice(tmp_path: Path) -> None:
-    path = save({"generator": OTHER, "generator_ema": OURS})(tmp_path)
-    for ema, expected, left in ((True, OURS, "generator"), (False, OTHER, "generator_ema")):
-        checkpoint = read_generator(path, ema=ema)
-        assert_same(checkpoint.tensors, expected)
-        assert checkpoint.ignored == (left,)
+def test_averaged_weights_come_first(tmp_path: Path) -> None:
+    checkpoint = read_generator(save({"generator": OTHER, "generator_ema": OURS})(tmp_path))
+    assert_same(checkpoint.tensors, OURS)
+    assert checkpoint.ignored == ("generator",)
 
 
-def test_lightnings_own_averaging_is_the_same_choice(tmp_path: Path) -> None:
+def test_so_do_those_of_lightnings_own_averaging(tmp_path: Path) -> None:
     path = save(lightning_checkpoint(OURS, current_model_state=prefixed(OTHER, "generator.")))(tmp_path)
-    assert_same(read_generator(path, ema=True).tensors, OURS)
-    assert_same(read_generator(path, ema=False).tensors, OTHER)
+    assert_same(read_generator(path).tensors, OURS)
 
 
-def test_so_is_the_average_beside_the_state_of_our_own_checkpoints(tmp_path: Path) -> None:
+def test_so_does_the_average_beside_the_state_of_our_own_checkpoints(tmp_path: Path) -> None:
     path = save(lightning_checkpoint(OTHER, ema_state_dict=prefixed(OURS, "generator.")))(tmp_path)
-    assert_same(read_generator(path, ema=True).tensors, OURS)
-    assert_same(read_generator(path, ema=False).tensors, OTHER)
+    assert_same(read_generator(path).tensors, OURS)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
@@ -346,8 +342,7 @@ def test_two_experts_in_one_file_are_refused(tmp_path: Path, pair: tuple[str, st
         read_generator(path)
 
 
-@pytest.mark.parametrize("ema", [True, False])
-def test_a_folder_of_shards_that_torch_made_a_file_keeps_its_averages(tmp_path: Path, ema: bool) -> None:
+def test_a_folder_of_shards_that_torch_made_a_file_keeps_its_averages(tmp_path: Path) -> None:
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
     from torch.distributed.checkpoint.state_dict_saver import save as save_folder
 
@@ -358,5 +353,5 @@ def test_a_folder_of_shards_that_torch_made_a_file_keeps_its_averages(tmp_path: 
     }
     save_folder(state, checkpoint_id=tmp_path / "folder", no_dist=True)
     dcp_to_torch_save(tmp_path / "folder", tmp_path / "x.pt")
-    tensors = read_generator(tmp_path / "x.pt", ema=ema).tensors
-    assert all(torch.equal(tensors[name], (OTHER if ema else OURS)[name]) for name in OURS)
+    tensors = read_generator(tmp_path / "x.pt").tensors
+    assert all(torch.equal(tensors[name], OTHER[name]) for name in OURS)
