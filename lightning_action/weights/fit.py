@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +12,9 @@ from lightning_action.weights.names import few
 from lightning_action.weights.tensor_files import LazyTensor, LazyTensors
 from lightning_action.weights.values import DTYPES, PLAIN_REMEDY, require_finite
 
+# A tensor, or one that is not read yet.
+Shaped = Tensor | LazyTensor
 DAMAGED = "it is damaged, or was saved after training went wrong; fetch it again, or take an earlier one"
-
-
-class Shaped(Protocol):
-    """Anything with a shape and a dtype: a tensor, or one that is not read yet."""
-
-    @property
-    def shape(self) -> torch.Size: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
 
 
 @torch.no_grad()
