@@ -177,9 +177,14 @@ class DistilledModule(ActionVideoModule):
         if self._built:
             return
         super().configure_model()
-        if self._is_fitting:
-            self.load_teacher()
-            self._build_beside()
+        if not self._is_fitting:
+            return
+        teacher = self._build_score(self._teacher_factories, True, self.score_sight, self.action_blind)
+        loaded = self.teacher_weights.load(teacher.generator, teacher.action_projection, self.schema)
+        rank_zero_info(f"teacher: {loaded}")
+        # As a plain attribute, which no checkpoint, optimizer, average or cast sees.
+        object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False))
+        self._build_beside()
 
     def _build_beside(self) -> None:
         """Build what a fit needs besides student and teacher: the parts that `BESIDE` names."""
@@ -191,13 +196,6 @@ class DistilledModule(ActionVideoModule):
             tensors = checkpoint["state_dict"]
             checkpoint["state_dict"] = {n: t for n, t in tensors.items() if n in own or not n.startswith(beside)}
         super().on_load_checkpoint(checkpoint)
-
-    def load_teacher(self) -> None:
-        """Build the teacher and fill it; it is no part of this module, nor of its checkpoints."""
-        teacher = self._build_score(self._teacher_factories, True, self.score_sight, self.action_blind)
-        rank_zero_info(f"teacher: {self.teacher_weights.load(*_parts(teacher), self.schema)}")
-        # As a plain attribute, which no checkpoint, optimizer, average or cast sees.
-        object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False))
 
     def on_fit_start(self) -> None:
         """Move the teacher to where the student is."""
@@ -291,7 +289,3 @@ def control_of(figures: Mapping[str, float]) -> float | None:
 def has_collapsed(control: float, teachers: float, share: float) -> bool:
     """Tell whether a student has less than a share of its teacher's control; never where the teacher has none."""
     return share > 0 and teachers > 0 and control < share * teachers
-
-
-def _parts(network: ScoreNetwork) -> tuple[CausalWanModel, ActionModulationProjection | None]:
-    return network.generator, network.action_projection

@@ -7,7 +7,6 @@ the average over all actions, and draws the student there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -257,7 +256,7 @@ class ActionDistillation(DistilledModule):
     def critic_loss(self, clip: Clip, batch_idx: int) -> Tensor:
         """Flow-matching loss of the critic on a clip that the student made."""
         noised = self._noised(clip, batch_idx, _CRITIC_STREAM)
-        return denoising_loss(self.critic.velocity(clip, noised), clip, noised, self._counts(clip))
+        return denoising_loss(self.critic.velocity(clip, noised), clip, noised)
 
     def student_loss(self, clip: Clip, video: Tensor, batch_idx: int) -> Tensor:
         """Loss whose gradient moves the student's clip from the critic's distribution to the teacher's.
@@ -267,11 +266,11 @@ class ActionDistillation(DistilledModule):
             video: The same latents, with gradient.
             batch_idx: Number of the batch.
         """
-        noised, counts = self._noised(clip, batch_idx, _GENERATOR_STREAM), self._counts(clip)
+        noised, counts = self._noised(clip, batch_idx, _GENERATOR_STREAM), frames_that_count(clip)
         with torch.no_grad():
             real = self.teacher.clean(clip, noised, self.teacher_guidance)
             fake = self.critic.clean(clip, noised)
-            gradient = matching_gradient(video, real, fake, self._groups(clip), counts)
+            gradient = matching_gradient(video, real, fake, groups_of(self.score_sight, clip), counts)
             self._log_gap(clip, noised, score_gap(real, fake, counts))
         return matching_loss(video, gradient, counts).to(video.dtype)
 
@@ -280,7 +279,7 @@ class ActionDistillation(DistilledModule):
         self.log("train/score_gap", gap)
         if (self.global_step + 1) // self.generator_every % self.gap_every == 0:
             real, fake = (score.clean(clip, noised, takes_action=False) for score in (self.teacher, self.critic))
-            self.log("train/score_gap_without_actions", score_gap(real, fake, self._counts(clip)))
+            self.log("train/score_gap_without_actions", score_gap(real, fake, frames_that_count(clip)))
 
     def _real_clips_loss(self, batch: Batch, batch_idx: int) -> Tensor:
         encoded = self._encoded(batch)
@@ -291,14 +290,9 @@ class ActionDistillation(DistilledModule):
 
     def _noised(self, clip: Clip, batch_idx: int, stream: int) -> Noised:
         randoms = self._randoms(clip.batch, stream, batch_idx)
-        levels = draw_score_levels(self.score_schedule, self._groups(clip), randoms).to(clip.clean.device)
+        groups = groups_of(self.score_sight, clip)
+        levels = draw_score_levels(self.score_schedule, groups, randoms).to(clip.clean.device)
         return with_noise(clip, levels, own_noise(clip.clean.shape[1:], randoms, clip.clean))
-
-    def _groups(self, clip: Clip) -> list[range]:
-        return groups_of(self.score_sight, clip.clean.shape[1], self.causality)
-
-    def _counts(self, clip: Clip) -> Tensor:
-        return frames_that_count(clip.clean.shape[1], clip.num_known, clip.clean.device)
 
     def configure_gradient_clipping(
         self,
@@ -309,25 +303,13 @@ class ActionDistillation(DistilledModule):
         """Clip the gradients of student and critic each by themselves: one has none in most steps."""
         if gradient_clip_val is None or gradient_clip_val <= 0:  # which turns it off, as in the Trainer
             return
-        for parameters in self._networks(optimizer):
+        for is_critic in (False, True):
+            groups = [group for group in optimizer.param_groups if group["name"].startswith(_CRITIC) == is_critic]
+            parameters = [parameter for group in groups for parameter in group["params"]]
             if gradient_clip_algorithm == "value":
                 nn.utils.clip_grad_value_(parameters, gradient_clip_val)
             else:
                 nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-
-    def _networks(self, optimizer: Optimizer) -> Sequence[list[nn.Parameter]]:
-        """Parameters of student and critic."""
-        groups = optimizer.param_groups
-        of_critic = [group["name"].startswith(_CRITIC) for group in groups]
-        return [
-            [
-                parameter
-                for group, its in zip(groups, of_critic, strict=True)
-                if its is critic
-                for parameter in group["params"]
-            ]
-            for critic in (False, True)
-        ]
 
     def _trained_parameters(self) -> dict[str, list[nn.Parameter]]:
         critic = trained_groups(self.critic.generator, (self.critic.action_projection,), _CRITIC)

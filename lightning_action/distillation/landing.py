@@ -113,7 +113,7 @@ class LandingDistillation(DistilledModule):
         with torch.no_grad():
             aim = self._aim(clip, noised, places)
         landed = landing(noised, causal(self.generator, clip, noised, clip.text, self._modulation(clip)))
-        counts = frames_that_count(clip.clean.shape[1], clip.num_known, clip.clean.device)
+        counts = frames_that_count(clip)
         per_frame = (landed.float() - aim.float()).square().mean(dim=(2, 3, 4))[:, counts]
         loss = per_frame.mean()
         self._require_finite_loss(loss)

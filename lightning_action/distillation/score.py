@@ -79,9 +79,10 @@ def causal(generator: CausalWanModel, clip: Clip, noised: Noised, text: Tensor, 
 SIGHTS: dict[str, Velocity] = {"bidirectional": bidirectional, "causal": causal}
 
 
-def groups_of(sight: Sight, num_frames: int, causality: BlockCausality) -> list[range]:
-    """Frames that share a noise level: those of a block where it sees its past alone, else all."""
-    return causality.split(num_frames) if sight == "causal" else [range(num_frames)]
+def groups_of(sight: Sight, clip: Clip) -> list[range]:
+    """Frames of a clip that share a noise level: those of a block where it sees its past alone, else all."""
+    num_frames = clip.clean.shape[1]
+    return clip.causality.split(num_frames) if sight == "causal" else [range(num_frames)]
 
 
 def with_noise(clip: Clip, levels: Tensor, noise: Tensor) -> Noised:
@@ -159,19 +160,18 @@ def modulation_of(conditioning: ActionConditioning, clip: Clip) -> Tensor | None
     return conditioning.of_known_video(action, False, clip.clean, clip.text, clip.causality, absent)
 
 
-def denoising_loss(velocity: Tensor, clip: Clip, noised: Noised, counts: Tensor) -> Tensor:
+def denoising_loss(velocity: Tensor, clip: Clip, noised: Noised) -> Tensor:
     """Flow-matching loss of a critic on the student's clip: mean squared error of the velocity, in float32.
 
     Args:
         velocity: What the critic predicts.
         clip: The clip.
         noised: The same with noise.
-        counts: Frames that count, `[F]` bool.
     """
     error = velocity.float() - (noised.noise.float() - clip.clean.float())
-    return error[:, counts].square().mean()
+    return error[:, frames_that_count(clip)].square().mean()
 
 
-def frames_that_count(num_frames: int, num_known: int, device: torch.device | str) -> Tensor:
+def frames_that_count(clip: Clip) -> Tensor:
     """Which of a clip's frames are not given, `[F]` bool."""
-    return torch.arange(num_frames, device=device) >= num_known
+    return torch.arange(clip.clean.shape[1], device=clip.clean.device) >= clip.num_known

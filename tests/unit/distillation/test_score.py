@@ -101,16 +101,17 @@ def test_given_frames_stay_clean_and_do_not_count() -> None:
     clip, noised = clip_of(num_known=3)
     assert torch.equal(noised.latents[:, :3], clip.clean[:, :3]) and not noised.timestep[:, :3].any()
     assert (noised.latents[:, 3:] - clip.clean[:, 3:]).abs().amax((2, 3, 4)).min() > 1e-3
-    counts = frames_that_count(6, 3, "cpu")
+    counts = frames_that_count(clip)
     assert counts.tolist() == [False] * 3 + [True] * 3
     velocity = noised.noise - clip.clean
     off: Tensor = velocity.clone()
     off[:, :3] += 5
-    assert denoising_loss(off, clip, noised, counts) == 0
+    assert denoising_loss(off, clip, noised) == 0
     off[:, 3:] += 2
-    assert denoising_loss(off, clip, noised, counts) == pytest.approx(4)
+    assert denoising_loss(off, clip, noised) == pytest.approx(4)
 
 
 def test_frames_that_share_a_level() -> None:
-    assert groups_of("bidirectional", 6, CAUSALITY) == [range(6)]
-    assert groups_of("causal", 6, CAUSALITY) == [range(0, 2), range(2, 4), range(4, 6)]
+    clip, _ = clip_of()
+    assert groups_of("bidirectional", clip) == [range(6)]
+    assert groups_of("causal", clip) == [range(0, 2), range(2, 4), range(4, 6)]
