@@ -251,7 +251,7 @@ class ActionDistillation(DistilledModule):
             going.session, start.shape[0] - start.num_known, exit_step, new, for_gradient=for_gradient
         )
         clean, exited = (torch.cat([going.last, each], dim=1) for each in (made.clean, made.exited))
-        return replace(made, clean=clean, exited=exited, num_initial=start.num_known)
+        return replace(made, clean=clean, exited=exited)
 
     def critic_loss(self, clip: Clip, batch_idx: int) -> Tensor:
         """Flow-matching loss of the critic on a clip that the student made."""

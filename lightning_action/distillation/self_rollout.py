@@ -22,7 +22,6 @@ from lightning_action.diffusion.samplers import Noise, Sampler, Velocity, few_st
 from lightning_action.generation.rollout import CausalRollout, denoised_input, hold
 from lightning_action.generation.sampling import BlockContext
 from lightning_action.generator.causality import BlockCausality
-from lightning_action.generator.context import TextCache
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.ranges import require_numbers
 
@@ -57,13 +56,11 @@ class SelfRollout:
         exited: The same with what the exit step predicted in place of each block's last prediction; equal to `clean`
             but where blocks are denoised further.
         exits: Exit step of each block that was generated, in order.
-        num_initial: Number of latent frames that were given.
     """
 
     clean: Tensor
     exited: Tensor
     exits: tuple[ExitPass, ...]
-    num_initial: int
 
     def with_gradient(
         self,
@@ -84,25 +81,16 @@ class SelfRollout:
             The clip, `[B, F, C, H, W]`, equal to `exited` but for rounding.
         """
         prompt = generator.text_cache(text)
-        start = self.exits[0].frames.start
-        blocks = [self.clean[:, : start - self._first]]
+        # Number in the video of the clip's first frame.
+        first = self.exits[-1].frames.stop - self.clean.shape[1]
+        blocks = [self.clean[:, : self.exits[0].frames.start - first]]
         for step in self.exits:
-            here = slice(step.frames.start - self._first, step.frames.stop - self._first)
+            here = slice(step.frames.start - first, step.frames.stop - first)
             modulation = None if action_modulation is None else action_modulation[:, here]
-            blocks.append(_passed_again(generator, step, prompt, schedule, modulation))
+            velocity = generator.denoise_after(step.past, step.frames, step.noisy, step.timestep, prompt, modulation)
+            predicted = clean_from_velocity(step.noisy, velocity, schedule.sigma_at(step.timestep))
+            blocks.append(hold(predicted, step.known))
         return torch.cat(blocks, dim=1)
-
-    @property
-    def _first(self) -> int:
-        """Number in the video of the clip's first frame."""
-        return self.exits[-1].frames.stop - self.clean.shape[1]
-
-
-def _passed_again(
-    generator: CausalWanModel, step: ExitPass, text: TextCache, schedule: FlowMatchSchedule, modulation: Tensor | None
-) -> Tensor:
-    velocity = generator.denoise_after(step.past, step.frames, step.noisy, step.timestep, text, modulation)
-    return hold(clean_from_velocity(step.noisy, velocity, schedule.sigma_at(step.timestep)), step.known)
 
 
 def exit_probabilities(num_steps: int, of_last: float | None = None) -> Tensor:
@@ -210,7 +198,7 @@ class SelfRollouts:
             exited.append(at_exit)
             if for_gradient:
                 exits.append(ExitPass(block, *inputs, tuple(kept.values()), known))
-        return SelfRollout(torch.cat(clean, dim=1), torch.cat(exited, dim=1), tuple(exits), num_initial)
+        return SelfRollout(torch.cat(clean, dim=1), torch.cat(exited, dim=1), tuple(exits))
 
     def _denoise(
         self, session: CausalRollout, exit_step: int, modulation: Tensor | None, known: Tensor | None
