@@ -104,8 +104,8 @@ class KVCache:
         oldest = self.position - (self._capacity - self._sink)
         if slot is None or not 0 <= frame < self.position or self._sink <= frame < oldest:
             raise ValueError(f"the cache stands at latent frame {self.position} and holds no frame {frame}")
-        keys, values = (stored.unflatten(2, (-1, self.tokens_per_frame))[:, :, slot] for stored in self._stored)
-        return keys.clone(), values.clone()
+        tokens = slice(slot * self.tokens_per_frame, (slot + 1) * self.tokens_per_frame)
+        return self.keys[:, :, tokens].clone(), self.values[:, :, tokens].clone()
 
     def advance(self) -> None:
         """Keep the current block's keys and values, drop frames that no later block sees, and move on."""
@@ -113,7 +113,7 @@ class KVCache:
             slot = self._slot(frame)
             if slot is None or slot == source:
                 continue
-            for stored in self._stored:
+            for stored in (self.keys, self.values):
                 in_slots = stored.unflatten(2, (-1, self.tokens_per_frame))
                 in_slots[:, :, slot] = in_slots[:, :, source]
         num_moving, start = self._first_keys.shape[2], self.position * self.tokens_per_frame
@@ -145,10 +145,6 @@ class KVCache:
         if num_moving and num_passed:
             turn = rotation(range(num_passed, num_passed + 1), 1, 1, self.keys.shape[-1], self.keys.device)
             self.keys[:, :, :num_moving] = rotate(self._first_keys, turn)
-
-    @property
-    def _stored(self) -> tuple[Tensor, Tensor]:
-        return self.keys, self.values
 
     @property
     def _place(self) -> int:

@@ -30,7 +30,7 @@ from lightning_action.generator.image import NO_IMAGE, ImageCondition, ImageEmbe
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.layers import Context, Head, WanLayer, sinusoid
 from lightning_action.generator.preconditioning import velocity_from_residual
-from lightning_action.generator.prompt import EmbeddedPrompt, pad, padding_bias, require_text
+from lightning_action.generator.prompt import EmbeddedPrompt, pad, padding_bias
 from lightning_action.generator.rope import rotation
 from lightning_action.ranges import require_numbers
 
@@ -354,7 +354,6 @@ class CausalWanModel(nn.Module):
         timestep: Tensor,
         text: TextCache,
         action_modulation: Tensor | None = None,
-        image_channels: Tensor | None = None,
     ) -> Tensor:
         """Predict the velocity of a block as `denoise` does, with gradient, but for what the past was computed from.
 
@@ -365,14 +364,13 @@ class CausalWanModel(nn.Module):
             timestep: Noise level of each frame, `[B, block]`.
             text: Prompts from `text_cache`.
             action_modulation: Modulation of the block, as in `forward`.
-            image_channels: Channels of the block, as in `ImageCondition`.
         """
         contexts = [
             KeptContext(tuple((keys[layer], values[layer]) for keys, values in past), prompt)
             for layer, prompt in enumerate(text.layers)
         ]
         turned = self.rotation(frames, latents)
-        return self.denoise_in(contexts, latents, timestep, turned, action_modulation, image_channels)
+        return self.denoise_in(contexts, latents, timestep, turned, action_modulation)
 
     def rotation(self, positions: Sequence[int], latents: Tensor) -> Tensor:
         """Return the rotation of all tokens of latents `[B, F, C, H, W]` at F positions in the video."""
@@ -431,7 +429,7 @@ class CausalWanModel(nn.Module):
         image_channels: Tensor | None,
     ) -> _Embedded:
         self.tokens_per_frame(*latents.shape[-2:])
-        time = self._embed_time(timestep)
+        time = self.time_embedding(sinusoid(timestep, self.freq_dim).to(self.patch_embedding.weight.dtype))
         modulation = self.time_projection(time).unflatten(-1, (1, 6, self.dim))
         if action_modulation is not None:
             self.require_action_modulation(action_modulation, *modulation.shape[:2])
@@ -479,11 +477,12 @@ class CausalWanModel(nn.Module):
         # Of a single token a frame it is a view still, and FSDP2 wants no view out of a module.
         return output.contiguous()
 
-    def _embed_time(self, timestep: Tensor) -> Tensor:
-        return self.time_embedding(sinusoid(timestep, self.freq_dim).to(self.patch_embedding.weight.dtype))
-
     def _embed_prompt(self, text: Tensor, image_embeds: Tensor | None) -> EmbeddedPrompt:
-        require_text(text, self.text_len, self.text_dim)
+        if text.shape[1] > self.text_len or text.shape[2] != self.text_dim:
+            raise ValueError(
+                f"text must be [B, at most {self.text_len}, {self.text_dim}], got {list(text.shape)}: the text encoder "
+                "and the generator do not belong together"
+            )
         if (image_embeds is None) != (self.img_emb is None):
             raise ValueError(
                 f"this generator needs the CLIP embeds of an image: pass image embeds [B, 257, {self.image_dim}]"

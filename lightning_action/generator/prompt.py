@@ -38,19 +38,6 @@ class KeysValues(NamedTuple):
         return KeysValues(self.keys[list(videos)], self.values[list(videos)], self.bias)
 
 
-def require_text(text: Tensor, text_len: int, text_dim: int) -> None:
-    """Refuse encoded prompts that are longer than a generator takes, or of another width.
-
-    Raises:
-        ValueError: They are.
-    """
-    if text.shape[1] > text_len or text.shape[2] != text_dim:
-        raise ValueError(
-            f"text must be [B, at most {text_len}, {text_dim}], got {list(text.shape)}: the text encoder and the "
-            "generator do not belong together"
-        )
-
-
 def join(texts: Sequence[Tensor]) -> Tensor:
     """Join encoded prompts `[B, L, text_dim]` of other lengths along the batch; zeros stand past each one's end."""
     longest = max(text.shape[1] for text in texts)
