@@ -22,13 +22,12 @@ from lightning_action.diffusion.samplers import Sampler
 from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.prompt_switches import require_switchable
 from lightning_action.generation.sampling import BlockContext
-from lightning_action.generator.attention import Kernel, attend_dense
+from lightning_action.generator.attention import Kernel, attend_dense, computed_dtype
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.context import TextCache
 from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.generator.precision import computed_dtype
 from lightning_action.generator.prompt import join
 
 

@@ -19,6 +19,12 @@ from lightning_action.generator.causality import Visibility
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def computed_dtype(like: Tensor) -> torch.dtype:
+    """Return the dtype of linear maps and attention of such tensors: that of autocast where it is on."""
+    device_type = like.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else like.dtype
+
+
 def attend_dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Compute scaled dot-product attention.
 

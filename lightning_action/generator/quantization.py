@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from lightning_action.generator.attention import computed_dtype
 from lightning_action.generator.float8 import to_float8
 from lightning_action.generator.layers import SelfAttention
-from lightning_action.generator.precision import computed_dtype
 
 Quantization = Literal["fp8_dynamic", "fp8_weight_only", "int8_weight_only"]
 
