@@ -164,8 +164,7 @@ class ActionSchema:
 
     def num_rows(self, num_latents: int) -> int:
         """Number of action rows that `num_latents` latent frames take."""
-        steps = self._rows_per_latent * (num_latents - 1)
-        return {"transition": steps, "state": steps + 1, "per_latent": num_latents}[self.alignment]
+        return self.rows_of(num_latents - 1).stop
 
     def rows_of(self, latent: int) -> range:
         """Return the action rows of a latent frame, as in the table above; none for the first frame of `transition`."""
@@ -211,17 +210,11 @@ class ActionSchema:
         Raises:
             ValueError: The width or the number of rows does not fit, or a value is not finite.
         """
-        self.check(actions, num_latents)
         return self.encode_frames(actions, range(num_latents))
 
     def encode_frames(self, actions: Tensor, frames: range) -> tuple[Tensor, Tensor]:
         """Encode the action rows of some latent frames of a video, those of `rows_of_frames`; otherwise as `encode`."""
-        expected = (len(self.rows_of_frames(frames)), self.num_columns)
-        if actions.ndim != 3 or tuple(actions.shape[1:]) != expected:
-            raise ValueError(
-                f"actions for latent frames {frames.start} to {frames.stop - 1} must be [B, {expected[0]}, "
-                f"{expected[1]}], got {list(actions.shape)}. {self._rules()}"
-            )
+        self._require_shape(actions, frames)
         present = torch.ones(actions.shape[0], len(frames), dtype=torch.bool, device=actions.device)
         if self.alignment == "transition" and frames.start == 0:
             present[:, :1] = False
@@ -249,12 +242,7 @@ class ActionSchema:
         Raises:
             ValueError: The rows do not belong to them; the message has both shapes and the three alignment rules.
         """
-        expected = (self.num_rows(num_latents), self.num_columns)
-        if actions.ndim != 3 or tuple(actions.shape[1:]) != expected:
-            raise ValueError(
-                f"actions for {num_latents} latent frames must be [B, {expected[0]}, {expected[1]}] (rows, columns of "
-                f"{', '.join(part.name for part in self.parts)}), got {list(actions.shape)}. {self._rules(num_latents)}"
-            )
+        self._require_shape(actions, range(num_latents))
         self._require_finite(actions)
 
     def to_dict(self) -> dict[str, Any]:
@@ -265,6 +253,16 @@ class ActionSchema:
     def from_dict(values: Mapping[str, Any]) -> ActionSchema:
         """The schema that `to_dict` wrote."""
         return ActionSchema(**{**values, "parts": [ActionPart(**part) for part in values["parts"]]})
+
+    def _require_shape(self, actions: Tensor, frames: range) -> None:
+        expected = (len(self.rows_of_frames(frames)), self.num_columns)
+        if actions.ndim != 3 or tuple(actions.shape[1:]) != expected:
+            from_where = f" from {frames.start} on" if frames.start else ""
+            raise ValueError(
+                f"actions for {len(frames)} latent frames{from_where} must be [B, {expected[0]}, {expected[1]}] (rows, "
+                f"columns of {', '.join(part.name for part in self.parts)}), got {list(actions.shape)}. "
+                f"{self._rules(None if frames.start else len(frames))}"
+            )
 
     @staticmethod
     def _require_finite(actions: Tensor) -> None:
@@ -277,14 +275,11 @@ class ActionSchema:
         if self.alignment == "per_latent":
             return encoded[:, :, None]
         rows = self._rows_per_latent
-        if frames.start > 0:
-            return encoded.unflatten(1, (len(frames), rows))
-        first = encoded[:, :1] if self.alignment == "state" else torch.zeros_like(encoded[:, :1])
-        if encoded.shape[1] == 0:
-            first = encoded.new_zeros(encoded.shape[0], 1, encoded.shape[2])
-        rest = encoded[:, 1:] if self.alignment == "state" else encoded
-        padded = torch.cat([first.expand(-1, rows, -1), rest], dim=1)
-        return padded.unflatten(1, (len(frames), rows))
+        if frames.start == 0 and self.alignment == "state":
+            encoded = torch.cat([encoded[:, :1].expand(-1, rows - 1, -1), encoded], dim=1)
+        elif frames.start == 0:
+            encoded = F.pad(encoded, (0, 0, rows, 0))
+        return encoded.unflatten(1, (len(frames), rows))
 
     def _combine(self, grouped: Tensor) -> Tensor:
         if self.combine == "concat":
