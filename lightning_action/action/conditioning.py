@@ -112,7 +112,7 @@ class ActionConditioning:
         if self.projection is None:
             return None
         if action is not None:
-            return self.encoded(action, latents.shape[1])
+            return self.required_schema.encode(action, latents.shape[1])
         if not self.on_all_ranks:
             return None
         shape = latents.shape[:2]
@@ -155,7 +155,7 @@ class ActionConditioning:
         """
         if self.projection is None:
             return None
-        vectors, present = self._schema.encode_frames(rows.to(like.device), frames)
+        vectors, present = self.required_schema.encode_frames(rows.to(like.device), frames)
         return self.of_action(vectors, len(frames), like, present)
 
     def of_rollout(
@@ -181,7 +181,7 @@ class ActionConditioning:
             return None
         if action is None:
             return self.of_inferred(text) if infers else None
-        vectors, present = self.encoded(action.to(text.device), num_frames)
+        vectors, present = self.required_schema.encode(action.to(text.device), num_frames)
         return self.of_blocks(vectors, causality.split(num_frames), text, _but(present, dropped))
 
     def of_inferred(self, text: Tensor) -> BlockModulation | None:
@@ -200,16 +200,9 @@ class ActionConditioning:
 
         return modulation
 
-    def encoded(self, rows: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Encode action rows as vectors `[B, F, A]`, and say which frames have one, `[B, F]` bool.
-
-        Raises:
-            ValueError: There is no schema, or the rows do not fit it.
-        """
-        return self._schema.encode(rows, num_frames)
-
     @property
-    def _schema(self) -> ActionSchema:
+    def required_schema(self) -> ActionSchema:
+        """The schema. Raises ValueError where there is none."""
         if self.schema is None:
             raise ValueError("there is no action schema that says what rows mean: give one, or action vectors")
         return self.schema

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_action.ranges import require_numbers
-
-T = TypeVar("T")
 
 
 class FourierFeatures(nn.Module):

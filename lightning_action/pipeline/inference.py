@@ -181,7 +181,7 @@ class ActionCausalInferencePipeline(nn.Module):
         Raises:
             ValueError: There is no schema, or the rows do not fit it.
         """
-        features, present = self._conditioning.encoded(rows, num_latents)
+        features, present = self._conditioning.required_schema.encode(rows, num_latents)
         return {"action_features": features, "action_present": present}
 
     @torch.no_grad()

@@ -235,4 +235,4 @@ def test_the_base_model_takes_no_actions_and_rows_need_a_schema() -> None:
     with pytest.raises(ValueError, match="the base model takes no actions"):
         conditioning(projection=None).of_action(torch.randn(2, 12), 3, TEXT)
     with pytest.raises(ValueError, match="no action schema"):
-        conditioning(schema=None).encoded(ROWS, 3)
+        conditioning(schema=None).of_rows(ROWS, range(3), TEXT)
