@@ -20,13 +20,12 @@ from lightning_action.checkpoints.adapter import load_adapter, read_adapter
 from lightning_action.checkpoints.lora import LoRASettings, init_lora, inject_lora, split_parameters
 from lightning_action.checkpoints.pretrained import load_generator
 from lightning_action.checkpoints.run_format import RunEntries
-from lightning_action.distributed.sharded_checkpoints import read_folder_metadata
+from lightning_action.distributed.sharded_checkpoints import read_entries
 from lightning_action.distributed.sharding import Sharding, shard, shard_generator
 from lightning_action.frozen.interfaces import VideoCodec
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.seeding import generator_for, mix_seed
 from lightning_action.weights.generator_file import GeneratorCheckpoint
-from lightning_action.weights.tensor_files import load_pickle
 
 RELEASE = "release"
 _GENERATOR, _PROJECTION, _ACTION_MODULE, _LORA = range(4)
@@ -225,9 +224,7 @@ def find_schema(
         ValueError: The model takes actions, and nothing says what they are; or as `require_same_ratio`.
     """
     if ckpt_path is not None:
-        is_folder = Path(ckpt_path).is_dir()
-        saved = read_folder_metadata(ckpt_path) if is_folder else load_pickle(Path(ckpt_path))
-        schema = RunEntries.read(saved).schema
+        schema = RunEntries.read(read_entries(ckpt_path)).schema
     elif adapter is not None:
         schema = read_adapter(adapter).schema
     elif isinstance(datamodule, HasActionSchema) and datamodule.action_schema is not None:

@@ -19,10 +19,10 @@ from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.configuration.class_paths import only_importing, require_classes
 from lightning_action.configuration.model_class import chooses_class
 from lightning_action.configuration.strict_yaml import MODE, read_yaml
-from lightning_action.distributed.sharded_checkpoints import read_folder_metadata
+from lightning_action.distributed.sharded_checkpoints import read_entries
 from lightning_action.module import ActionVideoModule
 from lightning_action.weights.fit import require_same
-from lightning_action.weights.tensor_files import LazyTensors, load_pickle, read_tensors
+from lightning_action.weights.tensor_files import LazyTensors, read_tensors
 from lightning_action.weights.values import require_finite
 
 Path_ = str | Path
@@ -56,9 +56,9 @@ def load_weights(module: ActionVideoModule, ckpt_path: Path_) -> None:
     if Path(ckpt_path).is_dir():
         load_shards({"state_dict": module.state_dict()}, ckpt_path, no_dist=True)
         require_finite(module.state_dict(), str(ckpt_path), "take an earlier checkpoint")
-        module.on_load_checkpoint(read_folder_metadata(ckpt_path))
+        module.on_load_checkpoint(read_entries(ckpt_path))
         return
-    checkpoint = load_pickle(Path(ckpt_path))
+    checkpoint = read_entries(ckpt_path)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
 
@@ -72,7 +72,7 @@ def load_averages(module: ActionVideoModule, ckpt_path: Path_) -> None:
     """
     missing = f"{ckpt_path} holds no averaged weights: leave --ema out, or train with the EMA callback"
     if Path(ckpt_path).is_dir():
-        said = read_folder_metadata(ckpt_path).get("ema")
+        said = read_entries(ckpt_path).get("ema")
         if said is None:
             raise ValueError(missing)
         state = module.state_dict()

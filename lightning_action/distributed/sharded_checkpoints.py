@@ -93,10 +93,10 @@ class ShardedCheckpoints(ParallelStrategy):
                 finite, or it would run code.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
-        is_folder, safely = path.is_dir(), weights_only is not False
+        is_folder = path.is_dir()
         if is_folder:
             read_shard_metadata(path)
-        checkpoint = read_folder_metadata(path, safely) if is_folder else _load(path, safely)
+        checkpoint = read_entries(path, weights_only is not False)
         try:
             if is_folder:
                 self._load_folder(path)
@@ -163,16 +163,12 @@ class ShardedCheckpoints(ParallelStrategy):
         return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def read_folder_metadata(path: str | Path, weights_only: bool = True) -> dict[str, Any]:
-    """Read what a folder of shards holds besides them: all of a checkpoint but weights and optimizer states."""
-    return _load(Path(path) / _METADATA_FILE, weights_only)
-
-
-def _load(path: Path, safely: bool) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = (
-        load_pickle(path) if safely else torch.load(path, mmap=True, map_location="cpu", weights_only=False)
-    )
-    return checkpoint
+def read_entries(path: str | Path, weights_only: bool = True) -> dict[str, Any]:
+    """Read a checkpoint in one file; of a folder of shards all but weights and optimizer states."""
+    file = Path(path) / _METADATA_FILE if Path(path).is_dir() else Path(path)
+    if weights_only:
+        return load_pickle(file)
+    return torch.load(file, mmap=True, map_location="cpu", weights_only=False)
 
 
 def _require_same_groups(optimizer: Optimizer, state: dict[str, Any]) -> None:
