@@ -110,15 +110,7 @@ def encode_clip(
         position = 0
         for start in range(0, num_latents, _PART_LATENTS):
             stop = 1 + ratio * (min(start + _PART_LATENTS, num_latents) - 1)
-            try:
-                part = clip.video(position, stop - position)
-            except ValueError as error:
-                raise ValueError(f"{clip.name}, frames {position} to {stop - 1}: {error}") from error
-            if tuple(part.shape) != (stop - position, 3, *frame_size):
-                raise ValueError(
-                    f"{clip.name}: expected frames {position} to {stop - 1} of {frame_size[0]} x {frame_size[1]}, got "
-                    f"{list(part.shape)}: a store holds videos of one size"
-                )
+            part = _read_frames(clip, range(position, stop), frame_size)
             if window_starts == "anywhere":
                 alone = part[(-position) % ratio :: ratio]
                 first.append(frozen.encode_video(alone[:, None], device)[:, 0].to("cpu", dtype))
@@ -137,6 +129,21 @@ def encode_clip(
     if clip.has_actions:
         tensors["action"] = clip.action(0, 1 + ratio * (num_latents - 1)).float()
     return tensors
+
+
+def _read_frames(clip: Clip, frames: range, frame_size: tuple[int, int]) -> Tensor:
+    """Read frames `[T, 3, H, W]`; errors name the clip and the frames."""
+    told = f"frames {frames.start} to {frames.stop - 1}"
+    try:
+        video = clip.video(frames.start, len(frames))
+    except ValueError as error:
+        raise ValueError(f"{clip.name}, {told}: {error}") from error
+    if tuple(video.shape) != (len(frames), 3, *frame_size):
+        raise ValueError(
+            f"{clip.name}: expected {told} of {frame_size[0]} x {frame_size[1]}, got {list(video.shape)}: a store "
+            "holds videos of one size"
+        )
+    return video
 
 
 def encode_prompt(frozen: FrozenParts, prompt: str, device: torch.device | str = "cpu") -> Tensor:
