@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -250,13 +250,10 @@ class ActionCausalInferencePipeline(nn.Module):
         initial = (noise[:, :0] if initial_latent is None else initial_latent).to(weight)
         start = torch.cat([initial, noise.to(weight)], dim=1)
         num_frames, num_initial = start.shape[1], initial.shape[1]
-        videos = self._video_generator(num_initial, num_frames - num_initial)
+        videos = self._video_generator(num_initial, noise.shape[1])
         switched = self._switched(prompt_switches, len(noise))
         require_switchable(switched, videos.causality.split(num_frames), num_initial)
-        modulation: Tensor | BlockModulation | None = None
-        if action_inputs and self._hook is None:
-            parts = (self._conditioning, self.generator, start, num_initial, videos.causality)
-            modulation = given_modulation(action_inputs, *parts)
+        given = self._given_modulation(action_inputs, start, num_initial, videos.causality)
         self._load(prompt_embeds is None or encodes_negative or bool(switched), low_memory)
 
         clock = Clock(weight.device)
@@ -266,19 +263,13 @@ class ActionCausalInferencePipeline(nn.Module):
             negative_prompt_embeds = encode_text([self.sampling.negative_prompt] * len(noise), low_memory)
         negative = None if negative_prompt_embeds is None else negative_prompt_embeds.to(weight)
         switches = {frame: encode_text(prompts, low_memory) for frame, prompts in switched.items()}
-        if modulation is None:
-            modulation = self._decided_modulation(action_inputs, text)
+        modulation = self._decided_modulation(action_inputs, text) if given is None else given
         shape = (num_frames, start.shape[2], start.shape[3], start.shape[4])
         known = initial if num_initial else None
-        blocks = clock.blocks(
-            videos.stream_latents(text, samples, shape, modulation, known, start, image.to(start), negative, switches)
+        blocks = videos.stream_latents(
+            text, samples, shape, modulation, known, start, image.to(start), negative, switches
         )
-        if low_memory:
-            blocks = iter(list(blocks))
-        decode = clock.timed("vae", self.frozen.decoder(weight.device))
-        video, latents = whole_video(blocks, decode, "cpu" if low_memory else weight.device)
-        if low_memory:
-            self.frozen.park()
+        video, latents = self._decode(clock.blocks(blocks), clock, low_memory)
         extras: list[Any] = [latents] if return_latents else []
         if profile:
             extras.append(_stages(clock))
@@ -324,12 +315,31 @@ class ActionCausalInferencePipeline(nn.Module):
             self.frozen.park()
         return text
 
+    def _given_modulation(
+        self, action_inputs: ActionInputs | None, start: Tensor, num_initial: int, causality: BlockCausality
+    ) -> Tensor | None:
+        """Modulation of all frames, known beforehand; None where it is decided block by block."""
+        if not action_inputs or self._hook is not None:
+            return None
+        return given_modulation(action_inputs, self._conditioning, self.generator, start, num_initial, causality)
+
     def _decided_modulation(self, action_inputs: ActionInputs | None, text: Tensor) -> BlockModulation | None:
         """Modulation of a block, decided when its past is known."""
         decide = self._hook
         if decide is None:
             return self._conditioning.of_inferred(text)
         return self._conditioning.of_decided(lambda block, history: decide(history, block.start, action_inputs))
+
+    def _decode(self, blocks: Iterator[Tensor], clock: Clock, low_memory: bool) -> tuple[Tensor, Tensor]:
+        """Decode blocks while they are made, or to spare memory when all are; return pixels and latents."""
+        device = self._weight.device
+        if low_memory:
+            blocks = iter(list(blocks))
+        decode = clock.timed("vae", self.frozen.decoder(device))
+        video, latents = whole_video(blocks, decode, "cpu" if low_memory else device)
+        if low_memory:
+            self.frozen.park()
+        return video, latents
 
 
 def _stages(clock: Clock) -> dict[str, Any]:
