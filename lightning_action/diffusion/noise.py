@@ -33,11 +33,9 @@ def frame_noise(
     """
 
     def noise(frames: range, step: int) -> Tensor:
-        drawn = [
-            torch.stack([_draw(shape, generator_for(seed, sample, frame, step)) for frame in frames])
-            for sample in samples
-        ]
-        together = torch.stack(drawn)
+        randoms = (generator_for(seed, sample, frame, step) for sample in samples for frame in frames)
+        drawn = torch.stack([torch.randn(*shape, generator=random, dtype=torch.float32) for random in randoms])
+        together = drawn.unflatten(0, (len(samples), len(frames)))
         if torch.device(device).type == "cuda":
             # Otherwise the copy would wait for all that the device has to do before it.
             together = together.pin_memory()
@@ -58,7 +56,3 @@ def starting_from(start: Tensor, later: NoiseSource) -> NoiseSource:
 def own_noise(shape: Sequence[int], randoms: Sequence[torch.Generator], like: Tensor) -> Tensor:
     """Draw noise `[B, *shape]` on the CPU, each sample's by its own generator, for the device and dtype of `like`."""
     return torch.stack([torch.randn(*shape, generator=random) for random in randoms]).to(like)
-
-
-def _draw(shape: Sequence[int], random: torch.Generator) -> Tensor:
-    return torch.randn(*shape, generator=random, dtype=torch.float32)

@@ -168,7 +168,9 @@ class ConvVideoCodec(FittedCodec):
         """
         self._require_fitted()
         self.require_video(video)
-        codes = self._codes(video.flatten(0, 1)).unflatten(0, video.shape[:2])
+        chunks = video.flatten(0, 1).to(self.scale.dtype).split(_CHUNK)
+        codes = torch.cat([(self.encoder(chunk - self.color) - self.mean) / self.scale for chunk in chunks])
+        codes = codes.unflatten(0, video.shape[:2])
         ratio = self.temporal_compression_ratio
         codes = torch.cat([codes[:, :1].expand(-1, ratio - 1, -1, -1, -1), codes], dim=1)
         in_time = rearrange(codes, "b (f r) c h w -> b f r c h w", r=ratio)
@@ -193,13 +195,6 @@ class ConvVideoCodec(FittedCodec):
             pixels = self.decoder(codes.flatten(0, 1)) + self.color
             parts.append(pixels.unflatten(0, codes.shape[:2]))
         return torch.cat(parts, dim=1).clamp(-1, 1), {}
-
-    @torch.no_grad()
-    def _codes(self, frames: Tensor) -> Tensor:
-        """Encode frames `[N, 3, H, W]` one by one."""
-        frames = frames.to(self.scale.dtype)
-        chunks = [(self.encoder(chunk - self.color) - self.mean) / self.scale for chunk in frames.split(_CHUNK)]
-        return torch.cat(chunks)
 
     @torch.no_grad()
     def _measure(self, frames: Tensor, metric: Tensor) -> None:

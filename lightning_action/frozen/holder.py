@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,14 +56,19 @@ class FrozenParts:
             ValueError: The pixels or the latents hold a value that is not finite.
         """
         _move(self.vae, device)
-        return _in_order(_finite(self.vae.encode(_on(device, video)), video).to(dtype))
+        return self.encode_next(self.vae.encode, video, device, dtype)
 
     @torch.no_grad()
     def encode_next(
-        self, encoder: CodecStream, pixels: Tensor, device: torch.device | str, dtype: torch.dtype
+        self, encode: Callable[[Tensor], Tensor], pixels: Tensor, device: torch.device | str, dtype: torch.dtype
     ) -> Tensor:
         """Encode what comes next of a video by its `encoder`, otherwise as `encode_video`."""
-        return _in_order(_finite(encoder(_on(device, pixels)), pixels).to(dtype))
+        latents = encode(_on(device, pixels))
+        if not bool(torch.isfinite(latents).all()):
+            source = "the video" if not bool(torch.isfinite(pixels).all()) else "the latents of a finite video"
+            raise ValueError(f"{source} hold NaN or infinity: check the data set or the VAE's precision")
+        # A product may round differently where its factors lie otherwise in memory, and a codec may leave them so.
+        return latents.to(dtype).contiguous()
 
     def text_of(self, batch: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype) -> Tensor:
         """Return the prompts of a batch, given as `text` or encoded. Raises as `encode_text`."""
@@ -103,18 +108,6 @@ class FrozenParts:
         """Return a function that decodes one video on a device: the next latents to their pixels in [-1, 1]."""
         _move(self.vae, device)
         return self.vae.streaming_decoder()
-
-
-def _finite(latents: Tensor, video: Tensor) -> Tensor:
-    if not bool(torch.isfinite(latents).all()):
-        source = "the video" if not bool(torch.isfinite(video).all()) else "the latents of a finite video"
-        raise ValueError(f"{source} hold NaN or infinity: check the data set or the VAE's precision")
-    return latents
-
-
-def _in_order(latents: Tensor) -> Tensor:
-    """A product may round differently where its factors lie otherwise in memory, and a codec may leave them so."""
-    return latents.contiguous()
 
 
 def _on(device: torch.device | str, video: Tensor) -> Tensor:

@@ -141,8 +141,7 @@ def kv_cache_bytes(
     generator: CausalWanModel, causality: BlockCausality, num_frames: int, tokens_per_frame: int, dtype: torch.dtype
 ) -> int:
     """Bytes of the `KVCache` of one video of `num_frames` latent frames."""
-    head_dim = generator.head_dim
-    heads = (generator.num_heads, head_dim)
+    heads = (generator.num_heads, generator.head_dim)
     return KVCache(generator.num_layers, 1, *heads, tokens_per_frame, num_frames, causality, "meta", dtype).num_bytes
 
 

@@ -110,7 +110,9 @@ def read_generator(path: str | Path, lora_alpha: float | None = None) -> Generat
     part = _choose_part(entries, str(path))
     inside = {name.removeprefix(part): entry for name, entry in entries.items() if name.startswith(part)}
     dropped = tuple(name for name in inside if _EXTRA_HEADS.match(name))
-    kept = _in_original_names({name: entry for name, entry in inside.items() if name not in dropped})
+    kept = {name: entry for name, entry in inside.items() if name not in dropped}
+    if any(name.startswith("condition_embedder.") for name in kept):
+        kept = {from_diffusers_name(name): entry for name, entry in kept.items()}
     layers = low_rank_layers(kept)
     low_rank = {n: e for n, e in kept.items() if is_low_rank(n) or n.removesuffix(".alpha") in layers}
     require_weights({n: e for n, e in kept.items() if n not in low_rank}, f"{path} holds no plain generator")
@@ -185,12 +187,6 @@ def _outer(part: str) -> str:
     """Return what `part` belongs to: averages wherever they are nested, as in a file made from a folder of shards."""
     pieces = part.split(".")
     return next((piece for piece in pieces if piece in _AVERAGED), pieces[0])
-
-
-def _in_original_names(entries: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    if not any(name.startswith("condition_embedder.") for name in entries):
-        return dict(entries)
-    return {from_diffusers_name(name): entry for name, entry in entries.items()}
 
 
 def _split_fused(entries: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
