@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,7 @@ class ImageCondition:
 
     def to(self, like: Tensor) -> ImageCondition:
         """Move to the device and type of `like`."""
-        return ImageCondition(*(None if part is None else part.to(like) for part in (self.channels, self.embeds)))
+        return self._each(lambda part: part.to(like))
 
     def twice_in_time(self) -> ImageCondition:
         """Repeat the channels for the sequence `[clean | noisy]`, whose halves show the same video and image."""
@@ -49,12 +49,14 @@ class ImageCondition:
 
     def repeated(self, times: int) -> ImageCondition:
         """Repeat everything along the batch, for branches of guidance that show the same image."""
-        parts = (self.channels, self.embeds)
-        return ImageCondition(*(None if part is None else torch.cat([part] * times) for part in parts))
+        return self._each(lambda part: torch.cat([part] * times))
 
     def select(self, videos: Sequence[int]) -> ImageCondition:
         """Take what some videos see; one may be there more than once."""
-        return ImageCondition(*(None if part is None else part[list(videos)] for part in (self.channels, self.embeds)))
+        return self._each(lambda part: part[list(videos)])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ImageCondition:
+        return ImageCondition(*(None if part is None else change(part) for part in (self.channels, self.embeds)))
 
 
 NO_IMAGE = ImageCondition()
