@@ -42,15 +42,15 @@ def run_inspect(args: Sequence[str]) -> None:
         )
     datamodule.prepare_data()
     datamodule.setup("fit")
+    schema = datamodule.action_schema
+    if schema is None and parsed.write is not None:
+        raise ValueError("there are no actions, so that there is no schema to write: leave out --write")
     acting = [clip for clip in datamodule.clips("train") if clip.has_actions]
     print("\n\n".join(filter(None, [_contents(datamodule), *_actions(datamodule, acting)])))
-    schema = datamodule.action_schema
     output = Path(parsed.output)
     write_png(output, contact_sheet(list(datamodule.clips("train")), schema))
     print(f"\ncontact sheet written to {output}")
-    if parsed.write is not None:
-        if schema is None:
-            raise ValueError("there are no actions, so that there is no schema to write: leave out --write")
+    if schema is not None and parsed.write is not None:
         _write_schema(Path(parsed.write), schema)
         print(f"schema written to {parsed.write}: stack it with --config {parsed.write}")
 

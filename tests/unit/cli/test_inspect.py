@@ -54,9 +54,11 @@ def test_videos_without_actions(tmp_path: Path, capsys: pytest.CaptureFixture[st
     printed = inspect(capsys, tmp_path, *data)
     assert "  train             2       24       0.0                 2" in printed
     assert "none were recorded: the data trains a backbone" in printed
+    (tmp_path / "sheet.png").unlink()
     with pytest.raises(SystemExit):
         inspect(capsys, tmp_path, *data, f"--write={tmp_path / 'schema.yaml'}")
     assert "there are no actions, so that there is no schema to write" in capsys.readouterr().err
+    assert not (tmp_path / "sheet.png").exists()
 
 
 def test_what_training_should_know_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
