@@ -367,14 +367,10 @@ def rollout(
     """
     start = session.block.start
     blocks = session.cache.causality.split(num_frames, start)
-    if initial_latents is not None:
-        _check_initial(initial_latents, num_frames)
-    if isinstance(action_modulation, Tensor) and action_modulation.shape[1] != num_frames:
-        raise ValueError(
-            f"action_modulation is for {action_modulation.shape[1]} latent frames, the video has {num_frames}"
-        )
-    num_initial = 0 if initial_latents is None else initial_latents.shape[1]
-    require_switchable(switches, [range(block.start - start, block.stop - start) for block in blocks], num_initial)
+    initial = session.nothing if initial_latents is None else initial_latents
+    _require_fit(initial, action_modulation, num_frames)
+    ranges = [range(block.start - start, block.stop - start) for block in blocks]
+    require_switchable(switches, ranges, initial.shape[1])
     history = session.nothing
     if callable(action_modulation):
         # Written once each: what is joined for every block would be copied again and again.
@@ -388,7 +384,7 @@ def rollout(
             modulation = action_modulation[:, here]
         elif action_modulation is not None:
             modulation = action_modulation(block, history[:, : here.start])
-        known = None if initial_latents is None else initial_latents[:, here]
+        known = initial[:, here] if here.start < initial.shape[1] else None
         if known is not None and known.shape[1] == len(block):
             latents = known
             session.append(known, modulation)
@@ -401,8 +397,10 @@ def rollout(
         yield latents
 
 
-def _check_initial(latents: Tensor, num_frames: int) -> None:
-    if latents.shape[1] > num_frames:
-        raise ValueError(f"{latents.shape[1]} initial latent frames are more than the video has, {num_frames}")
-    if not bool(torch.isfinite(latents).all()):
+def _require_fit(initial: Tensor, modulation: Tensor | BlockModulation | None, num_frames: int) -> None:
+    if initial.shape[1] > num_frames:
+        raise ValueError(f"{initial.shape[1]} initial latent frames are more than the video has, {num_frames}")
+    if initial.numel() and not bool(torch.isfinite(initial).all()):
         raise ValueError("initial_latents hold NaN or infinity: check what they were encoded from")
+    if isinstance(modulation, Tensor) and modulation.shape[1] != num_frames:
+        raise ValueError(f"action_modulation is for {modulation.shape[1]} latent frames, the video has {num_frames}")

@@ -102,8 +102,7 @@ class WorldSession:
     ) -> Tensor:
         """Begin all worlds anew.
 
-        When all arguments are looked at, the memory of the old worlds is freed before that of the new ones is taken. So
-        there are none if that fails.
+        The memory of the old worlds is freed before that of the new ones is taken; if that fails, there are none.
 
         Args:
             first_frames: Videos that they begin with, `[B, T, 3, H, W]` in [0, 1], T = 1 + r n. What does not fill a
@@ -130,8 +129,7 @@ class WorldSession:
         if video is not None and frame_size is not None:
             raise ValueError(f"first_frames have a size, {list(video.shape[-2:])} (H, W): leave frame_size out")
         height, width = video.shape[-2:] if video is not None else frame_size or (0, 0)
-        if min(height, width) < 1:
-            raise ValueError(f"expected frames of a height and a width of at least 1, got {height} x {width}")
+        require_numbers({"height": height, "width": width}, 1, whole=True)
         shape = self._frozen.vae.latent_shape(height, width)
         self._videos.generator.tokens_per_frame(*shape[1:])
         numbers = self._checked_numbers(range(self.num_worlds) if sample_id is None else sample_id)
@@ -147,8 +145,7 @@ class WorldSession:
         # Two caches at once may be more than there is memory for.
         self._episode, self._rows = None, []
         rollout = self._videos.begin(text, noise, (self._max_latents, *shape), negative_text=negative)
-        decoder = self._frozen.decoder(self._device)
-        self._episode = Episode(rollout, self._conditioning, self.schema, decoder, encoder)
+        self._episode = Episode(rollout, self._conditioning, self.schema, self._frozen.decoder(self._device), encoder)
         self._seed, self._sample_id, self._frame_size = chosen_seed, numbers, (height, width)
         if latents is not None:
             return self._episode.follow(latents, rows)

@@ -367,7 +367,7 @@ def test_a_commit_that_is_too_late_or_does_not_fit_changes_nothing() -> None:
     bad = [
         (rows[:, :8], frames[:, 1:8], "frames"),
         (rows[:, :4], frames[:, 1:5], "whole number of blocks"),
-        (rows[:, :7], frames[:, 1:9], "\\[B, 8, 2\\], got \\[2, 7, 2\\]"),
+        (rows[:, :7], frames[:, 1:9], "must be \\[B, 8, 2\\] .*got \\[2, 7, 2\\]"),
         (rows[:, :8], frames[:1, 1:9], "\\[2, T, 3, H, W\\]"),
         (rows[:, :8], frames[:, 1:9, :, :8], "expected frames of \\(16, 16\\)"),
         (rows[:, :8], frames[:, 1:9] * 2 + 0.5, "in \\[0, 1\\]"),
@@ -543,9 +543,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sample_id": [0, 2**63]}, "a whole number from -2\\^63"),
     ({"first_frames": torch.zeros(2, 1, 3, 12, 16)}, "whole number of patches"),
     ({"first_frames": None, "frame_size": (16, 12)}, "whole number of patches"),
-    ({"first_frames": None, "frame_size": (0, 16)}, "at least 1, got 0 x 16"),
-    ({"first_frames": None, "frame_size": (16, -16)}, "at least 1, got 16 x -16"),
-    ({"first_frames": torch.zeros(2, 1, 3, 16, 0)}, "at least 1, got 16 x 0"),
+    ({"first_frames": None, "frame_size": (0, 16)}, "height must be a whole number of at least 1, got 0"),
+    ({"first_frames": None, "frame_size": (16, -16)}, "width must be a whole number of at least 1, got -16"),
+    ({"first_frames": torch.zeros(2, 1, 3, 16, 0)}, "width must be a whole number of at least 1, got 0"),
 ]
 
 
