@@ -62,7 +62,7 @@ class FrozenParts:
     def encode_next(
         self, encode: Callable[[Tensor], Tensor], pixels: Tensor, device: torch.device | str, dtype: torch.dtype
     ) -> Tensor:
-        """Encode what comes next of a video by its `encoder`, otherwise as `encode_video`."""
+        """Encode what comes next of a video by a function such as that of `encoder`. Raises as `encode_video`."""
         latents = encode(_on(device, pixels))
         if not bool(torch.isfinite(latents).all()):
             source = "the video" if not bool(torch.isfinite(pixels).all()) else "the latents of a finite video"

@@ -180,7 +180,8 @@ class VideoCodec(FrozenPart, ABC):
 class FittedCodec(nn.Module, VideoCodec):
     """A codec that is fitted to the training data, and therefore saved with the run.
 
-    Its weights are a module's, and it encodes each latent frame by itself: it has no memory.
+    What is here is for one whose fit is the state of a module, and that encodes each latent frame by itself; one with a
+    memory has its own `encode_parts` and `_encode_next`.
     """
 
     @property
@@ -203,6 +204,9 @@ class FittedCodec(nn.Module, VideoCodec):
             ValueError: The other codec has other sizes.
         """
         load_strictly(self, tensors, source)
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        return self.fitted_tensors()
 
     def encode_parts(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
         """Encode a long video that comes in parts, of which each is encoded by itself."""

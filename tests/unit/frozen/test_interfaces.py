@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.frozen.interfaces import CodecStream, Memory, VideoCodec
+from lightning_action.frozen.interfaces import CodecStream, FittedCodec, Memory, VideoCodec
 
 
 def added_up(x: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
@@ -37,3 +37,26 @@ def test_a_codec_that_cannot_encode_parts_takes_one() -> None:
     assert encode(torch.ones(1)).item() == -1
     with pytest.raises(ValueError, match="Whole cannot encode a video part by part"):
         encode(torch.ones(1))
+
+
+def test_a_fit_that_is_no_state_of_a_module_is_told_apart_too() -> None:
+    class Shifted(FittedCodec):
+        shift = 0.0
+        fitted = True
+
+        def fit(self, video: Tensor) -> None:
+            self.shift = video.mean().item()
+
+        def encode(self, video: Tensor) -> Tensor:
+            return video - self.shift
+
+        def streaming_decoder(self) -> CodecStream:
+            raise NotImplementedError
+
+        def fitted_tensors(self) -> dict[str, Tensor]:
+            return {"shift": torch.tensor(self.shift)}
+
+    one, other = Shifted(), Shifted()
+    assert one.identity() == other.identity()
+    other.fit(torch.ones(1))
+    assert one.identity() != other.identity() and one.checksum() != other.checksum()
