@@ -256,7 +256,7 @@ class ActionSchema:
 
     def _require_shape(self, actions: Tensor, frames: range) -> None:
         expected = (len(self.rows_of_frames(frames)), self.num_columns)
-        if actions.ndim != 3 or tuple(actions.shape[1:]) != expected:
+        if not frames or actions.ndim != 3 or tuple(actions.shape[1:]) != expected:
             from_where = f" from {frames.start} on" if frames.start else ""
             raise ValueError(
                 f"actions for {len(frames)} latent frames{from_where} must be [B, {expected[0]}, {expected[1]}] (rows, "

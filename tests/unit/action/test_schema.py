@@ -242,6 +242,12 @@ def test_a_wrong_number_of_axes_is_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_rows_of_no_latent_frame_are_refused(alignment: Alignment) -> None:
+    with pytest.raises(ValueError, match="actions for 0 latent frames must be"):
+        schema_of(alignment, "concat", 4).encode(torch.zeros(1, 0, 2), 0)
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_rows_for_another_alignment_are_refused_with_the_three_rules(alignment: Alignment) -> None:
     schema = schema_of(alignment, "concat", 4)
     own = schema.num_rows(3)
