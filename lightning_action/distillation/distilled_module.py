@@ -180,7 +180,8 @@ class DistilledModule(ActionVideoModule):
         if not self._is_fitting:
             return
         teacher = self._build_score(self._teacher_factories, True, self.score_sight, self.action_blind)
-        loaded = self.teacher_weights.load(teacher.generator, teacher.action_projection, self.schema)
+        # As a text: what was loaded holds the file.
+        loaded = str(self.teacher_weights.load(teacher.generator, teacher.action_projection, self.schema))
         rank_zero_info(f"teacher: {loaded}")
         # As a plain attribute, which no checkpoint, optimizer, average or cast sees.
         object.__setattr__(self, "teacher", teacher.eval().requires_grad_(False))

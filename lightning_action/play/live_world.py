@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
-from lightning_action.generation.world_session import WorldSession
 from lightning_action.play.pictures import bytes_of_frames
+
+if TYPE_CHECKING:
+    from lightning_action.generation.world_session import WorldSession
 
 _log = logging.getLogger(__name__)
 

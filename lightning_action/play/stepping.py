@@ -64,6 +64,11 @@ class SteppingWorld:
         self._wishes, self._stopped = Wishes(fps), False
         self._thread = Thread(target=self._run, name="world", daemon=True)
 
+    @property
+    def held(self) -> tuple[tuple[int, float], ...]:
+        """What is held now."""
+        return self._wishes.held.held
+
     def start(self) -> None:
         """Begin."""
         self._thread.start()

@@ -53,4 +53,4 @@ def paused_step(live: LivePage) -> None:
 
 def held(running: Running) -> tuple[tuple[int, float], ...]:
     (player,) = running.server._players
-    return player._stepping._wishes.held.held
+    return player._stepping.held

@@ -78,7 +78,7 @@ def test_a_change_wakes_it() -> None:
         seen.wait_for(2)
         seen.stepping.take(Hold(((0, 1.0),), 1))
         answer = seen.wait_for(3)[2]
-        assert answer.change == 1 and seen.stepping._wishes.held.held == ((0, 1.0),)
+        assert answer.change == 1 and seen.stepping.held == ((0, 1.0),)
         assert seen.session.rows[1].tolist() == [[1.0, 0.0]] * 4
         assert answer.span == pytest.approx(seen.deliveries[1].begun + 80 - answer.begun, abs=1)
 
