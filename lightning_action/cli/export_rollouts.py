@@ -132,8 +132,8 @@ def write_batch(
     started = time.monotonic()
     seeds = [module.sampling.seed + draw for draw in range(options.num_samples)]
     videos = [module.generate(batch, replace(module.sampling, seed=seed)) for seed in seeds]
-    seconds = (time.monotonic() - started) / len(batch["sample_id"])
     generated = torch.stack([to_bytes(from_unit_range(video)).cpu() for video in videos])
+    seconds = (time.monotonic() - started) / len(batch["sample_id"])
     truth, given = to_bytes(truth).cpu(), module.sampling.num_initial_latents
     start = num_pixel_frames(given, module.schema.temporal_compression_ratio)
     for index, sample in enumerate(batch["sample_id"].tolist()):
