@@ -133,7 +133,7 @@ def what_is_played(cli: PlayCLI) -> str:
     kept = cli.config.clone()
     for name in OF_THE_SERVER:
         del kept[name]
-    text: str = cli.parser.dump(kept, skip_validation=True)
+    text: str = cli.parser.dump(kept)
     return text
 
 

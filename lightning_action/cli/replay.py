@@ -48,7 +48,7 @@ def run_replay(args: Sequence[str]) -> bool:
     total = sum(len(episode.hashes) for episode in session.episodes)
     with tqdm(total=total, unit="block", leave=False) as bar:
         replayed = replay(session, stage, bar.update)
-    settings = changed_settings(session.config, cli.parser.dump(cli.config, skip_validation=True))
+    settings = changed_settings(session.config, cli.parser.dump(cli.config))
     # What became of a setting says more than the setting.
     replayed = replace(replayed, changes={**settings, **replayed.changes})
     print(format_replayed(session, replayed))

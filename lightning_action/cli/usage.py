@@ -74,6 +74,13 @@ class RunParser(LightningArgumentParser):
                 raise
             raise ValueError(str(told)) from told
 
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """What is dumped, for hyperparameters and to be saved, was validated when it was read."""
+        return super().dump(*args, **{"skip_validation": True, **kwargs})
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        super().save(*args, **{"skip_validation": True, **kwargs})
+
     def link_arguments(self, source: str, target: str, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         self._linked[target] = source
         return super().link_arguments(source, target, *args, **kwargs)
