@@ -32,8 +32,8 @@ def split_settings(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def parse_data(
     verb: str, description: str | None, add_options: Callable[[RunParser], None], args: Sequence[str]
-) -> tuple[Namespace, L.LightningDataModule]:
-    """Parse the command line of a verb that needs no model, and build its data.
+) -> tuple[Namespace, Callable[[], L.LightningDataModule]]:
+    """Parse the command line of a verb that needs no model; return its options, and a function that builds its data.
 
     Args:
         verb: Name of the verb.
@@ -51,7 +51,12 @@ def parse_data(
     with only_importing(allowed):
         parsed = parser.parse_args(data_sections_alone(arguments))
         require_classes(parsed)
-        return parsed, parser.instantiate(parsed).data
+
+    def build() -> L.LightningDataModule:
+        with only_importing(allowed):
+            return parser.instantiate(parsed).data
+
+    return parsed, build
 
 
 def data_sections_alone(arguments: Sequence[str]) -> list[str]:

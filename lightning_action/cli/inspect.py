@@ -34,7 +34,8 @@ _SHEET_CLIPS, _SHEET_FRAMES, _SHEET_SIDE = 4, 8, 200
 
 def run_inspect(args: Sequence[str]) -> None:
     """Say what is in a data set: clips, actions and their ranges, which rows belong to which frames, and their lag."""
-    parsed, datamodule = parse_data("inspect", run_inspect.__doc__, _add_options, args)
+    parsed, build = parse_data("inspect", run_inspect.__doc__, _add_options, args)
+    datamodule = build()
     if not isinstance(datamodule, ClipData):
         raise ValueError(
             f"{type(datamodule).__name__} has no clips to look at: give a DataModule with `clips(split)`, such as "

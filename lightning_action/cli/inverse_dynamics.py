@@ -80,12 +80,12 @@ def run_inverse_dynamics(args: Sequence[str]) -> None:
 
     `test` reads generated videos by it (--model.inverse_dynamics), where nobody knows the state.
     """
-    parsed, datamodule = parse_data("inverse-dynamics", run_inverse_dynamics.__doc__, _add_options, args)
+    parsed, build = parse_data("inverse-dynamics", run_inverse_dynamics.__doc__, _add_options, args)
     require_numbers({"max_steps": parsed.max_steps}, 1, whole=True)
     folder = Path(parsed.out)
     if not parsed.overwrite:
         require_new_folder(folder)
-    device = choose_device(parsed.device, 0)
+    device, datamodule = choose_device(parsed.device, 0), build()
     datamodule.prepare_data()
     datamodule.setup("fit")
     schema = schema_of(datamodule)

@@ -46,10 +46,11 @@ def test_recorded_columns_have_their_names(tmp_path: Path, capsys: pytest.Captur
 def test_what_is_there_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     (tmp_path / "idm").mkdir()
     (tmp_path / "idm" / "notes.txt").write_text("mine")
+    nowhere = ["--data=lightning_action.EnvironmentDataModule", "--data.env=no_module:make", *FEW]
     with pytest.raises(FileExistsError, match="is there already"):
-        run_inverse_dynamics([*SPRITES, *FEW, f"--out={tmp_path / 'idm'}"])
+        run_inverse_dynamics([*nowhere, f"--out={tmp_path / 'idm'}"])
     with pytest.raises(ValueError, match="max_steps"):
-        run_inverse_dynamics([*SPRITES, "--max_steps=0", f"--out={tmp_path / 'other'}"])
+        run_inverse_dynamics([*nowhere, "--max_steps=0", f"--out={tmp_path / 'other'}"])
     assert not (tmp_path / "other").exists()
 
 
