@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -60,12 +59,13 @@ class SampleClip:
         return self.samples.prompt(self.index)
 
     def video(self, start: int, num_frames: int) -> Tensor:
-        return self._part(self.samples.video, start, num_frames)
+        self._require_frames(start, num_frames)
+        return self.samples.video(self.index)[start : start + num_frames]
 
     def action(self, start: int, num_frames: int) -> Tensor:
-        return self._part(self.samples.action, start, num_frames - 1)
+        self._require_frames(start, num_frames)
+        return self.samples.action(self.index)[start : max(start, start + num_frames - 1)]
 
-    def _part(self, make: Callable[[int], Tensor], start: int, length: int) -> Tensor:
-        if not 0 <= start <= start + length <= self.num_frames:
-            raise ValueError(f"{self.name} has {self.num_frames} frames, not {length} from {start} on")
-        return make(self.index)[start : start + length]
+    def _require_frames(self, start: int, num_frames: int) -> None:
+        if not 0 <= start <= start + num_frames <= self.num_frames:
+            raise ValueError(f"{self.name} has {self.num_frames} frames, not {num_frames} from {start} on")

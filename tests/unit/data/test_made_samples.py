@@ -47,11 +47,13 @@ def test_a_clip_makes_what_is_read() -> None:
     assert clip.video(2, 4)[:, 0, 0, 0].tolist() == [2, 3, 4, 5] and samples.made == ["action 1", "video 1"]
 
 
-@pytest.mark.parametrize(("start", "num_frames"), [(5, 4), (-1, 2), (8, 0)])
-def test_frames_that_are_not_there_are_refused(start: int, num_frames: int) -> None:
+@pytest.mark.parametrize("read", ["video", "action"])
+@pytest.mark.parametrize(("start", "num_frames"), [(5, 3), (-1, 2), (8, 0)])
+def test_frames_that_are_not_there_are_refused(start: int, num_frames: int, read: str) -> None:
     clip = Numbers("test").clips(fps=12.0)[2]
     with pytest.raises(ValueError, match=f"test-2-seed-5 has 7 frames, not {num_frames} from {start} on"):
-        clip.video(start, num_frames)
+        getattr(clip, read)(start, num_frames)
+    assert len(clip.action(7, 0)) == len(clip.action(6, 1)) == 0 and len(clip.action(5, 2)) == 1
 
 
 def test_another_process_makes_the_same_clips() -> None:
