@@ -165,8 +165,7 @@ class DriftMonitor(EveryNValidations):
         first_block = 1 if self.independent_first_frame else self.num_frame_per_block
         first = 1 + self.temporal_compression_ratio * (first_block - 1)
         frames_per_block = self.temporal_compression_ratio * self.num_frame_per_block
-        video = video.double()
-        luma = torch.einsum("tchw,c->thw", video, video.new_tensor(_LUMA))
+        luma = torch.einsum("tchw,c->thw", video.double(), video.new_tensor(_LUMA, dtype=torch.float64))
         laplace = F.conv2d(luma[:, None], luma.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None])
         to_next = _STILL + (luma[1:] - luma[:-1]).abs().mean(dim=(1, 2))
         # NaN where a block is a single frame.

@@ -124,7 +124,7 @@ def load(server: PlayServer, cli: PlayCLI, data: SplitDataModule, settings: Play
     if config.log_dir is not None:
         from torch.utils.tensorboard import SummaryWriter
 
-        log = SummaryWriter(config.log_dir)
+        log = SummaryWriter(str(Path(config.log_dir)))
     server.playground = Playground(stage, action_map, new_observer, log)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -76,7 +77,7 @@ def run_record(args: Sequence[str]) -> None:
 
 
 def record_episodes(
-    parsed: Any,
+    parsed: Namespace,
     env: Env[Any, Any],
     new_policy: Callable[[], Policy],
     look: Callable[[Env[Any, Any], Any, Mapping[str, Any]], Seen],
@@ -109,7 +110,7 @@ def features_of(space: Space[Any], state: Mapping[str, float]) -> dict[str, Nume
     }
 
 
-def provenance(parsed: Any, env_kwargs: Mapping[str, Any], space: Space[Any]) -> dict[str, Any]:
+def provenance(parsed: Namespace, env_kwargs: Mapping[str, Any], space: Space[Any]) -> dict[str, Any]:
     """Say where the recording comes from, and what its actions are, where they have bounds."""
     try:
         parts = [asdict(part) for part in action_parts(space)]

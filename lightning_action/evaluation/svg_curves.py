@@ -111,7 +111,7 @@ def _curve(index: int, points: Points, xs: _Axis, ys: _Axis) -> str:
     """Lines between neighbours that are both defined, and dots where there are few points, or one stands alone."""
     commands, dots = [], []
     defined = [None if y is None or not is_number(y) else (x, y) for x, y in points]
-    for before, here, after in zip([None, *defined], defined, [*defined[1:], None], strict=False):
+    for before, here, after in zip([None, *defined[:-1]], defined, [*defined[1:], None], strict=False):
         if here is None:
             continue
         across, down = f"{_horizontal(here[0], xs):.1f}", f"{_vertical(here[1], ys):.1f}"

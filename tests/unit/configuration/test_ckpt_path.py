@@ -75,7 +75,8 @@ def test_what_was_put_together_from_shards_is_told(verb: str, folder: Path) -> N
 
 
 def test_what_is_one_passes(folder: Path) -> None:
-    for name in ("whole.ckpt", "shards"):
+    torch.save(RUN, folder / "older.ckpt", _use_new_zipfile_serialization=False)
+    for name in ("whole.ckpt", "older.ckpt", "shards"):
         require_checkpoint("predict", str(folder / name))
     torch.save({"state_dict": RUN["state_dict"], "action_schema": {}}, folder / "joined.ckpt")
     require_checkpoint("load_run", str(folder / "joined.ckpt"))
