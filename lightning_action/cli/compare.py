@@ -198,6 +198,7 @@ def velocities_behind_truth(module: ActionVideoModule, batch: Batch) -> Tensor:
         num_frames,
         kernel=module.acceleration.kernel(device, module.generator.head_dim),
         context=module.sampling.context,
+        relative_positions=module.sampling.relative_positions,
     )
     for _ in rollout(session, num_frames, modulation):
         pass

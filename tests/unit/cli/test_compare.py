@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from lightning_action.cli import main
 from lightning_action.cli.compare import TIMESTEPS, Measured, beyond, difference, velocities_behind_truth
 from lightning_action.diffusion.flow_matching import add_noise
 from lightning_action.diffusion.noise import frame_noise
+from lightning_action.generator.causality import BlockCausality
 from tests.support.small_demo import small_data, small_demo
 from tests.support.written_run import write_run
 
@@ -74,6 +76,22 @@ def test_velocities_behind_the_truth_are_those_of_teacher_forcing() -> None:
         expected = module.generator.teacher_forcing(clean, noisy, timesteps, text, module.causality, modulation)
         assert expected.abs().max() > 0.1
         torch.testing.assert_close(velocity, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_velocities_have_the_positions_of_generation() -> None:
+    """Behind a window that has moved on they depend on where its frames count from."""
+    module, data = small_demo(), small_data()
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    module.configure_model()
+    module.frozen.vae.fit(batch["video"])  # type: ignore[attr-defined]
+    module.eval().causality = BlockCausality(1, local_attn_size=3, sink_size=1)
+    found = {}
+    for relative in (False, True):
+        module.sampling = replace(module.sampling, relative_positions=relative)
+        found[relative] = velocities_behind_truth(module, batch)
+    apart = (found[True] - found[False]).abs().amax(dim=(0, 1, 3, 4, 5))
+    assert apart[:3].max() < 1e-5 < 1e-3 < apart[-1]
 
 
 def test_figures_of_a_difference() -> None:
