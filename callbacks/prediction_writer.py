@@ -25,7 +25,7 @@ from .support.part_names import is_named
 from .support.pictures import beside_truth, to_uint8, write_mp4
 
 _EXPECTED = "'video' [B, T, 3, H, W], floats in [0, 1] and 'sample_id' [B], whole numbers from 0 on"
-_PER_SAMPLE = ("latents", "action", "truth", "prompt", "prompt_switches")
+_PER_SAMPLE = ("latents", "action", "has_action", "truth", "prompt", "prompt_switches")
 # A decoder in half precision may miss the ends of the range by a rounding error.
 _TOLERANCE = 0.01
 # Callbacks that evaluate with averages in place of the weights of the checkpoint.
@@ -323,4 +323,6 @@ def _take_sample(prediction: dict[str, Any], index: int) -> dict[str, Any]:
             value = prediction[name][index]
             # A copy, because a slice is saved with all of the batch it is a slice of.
             sample[name] = value.detach().cpu().clone() if isinstance(value, Tensor) else value
+    if not sample.pop("has_action", True):
+        sample.pop("action", None)  # rows that fill the batch, and mean nothing
     return sample | {"video": to_uint8(prediction["video"][index])}

@@ -278,7 +278,7 @@ class GenerativeModule(SavedModule):
         if "prompt_switches" in batch:
             prediction["prompt_switches"] = batch["prompt_switches"]
         if has_actions(batch):
-            prediction["action"] = batch["action"].cpu()
+            prediction |= {name: batch[name].cpu() for name in ("action", "has_action") if name in batch}
         truth = self.true_video(batch)
         if truth is not None and truth.shape == video.shape:
             prediction["truth"] = truth.cpu()

@@ -209,9 +209,11 @@ class ActionVideoModule(GenerativeModule):
         matched = self.losses.matched(self._encoded(batch), ("true", "swapped"))
         self._log_validation("loss", matched["true"].per_sample.mean(), size, prog_bar=True)
         if "swapped" in matched:
-            true, swapped = (matched[name].per_frame.mean(dim=1) for name in ("true", "swapped"))
-            self._log_validation("swapped_relative_gap", ((swapped - true) / true).mean(), size)
-            self._log_validation("swapped_win_rate", wins(true, swapped).mean(), size)
+            # None of others, whose loss nothing changes, not even where no sample acts: all ranks must log the same.
+            acts = batch.get("has_action", torch.ones(size, dtype=torch.bool)).to(self.device)
+            true, swapped = (matched[name].per_frame.mean(dim=1)[acts] for name in ("true", "swapped"))
+            for name, values in (("relative_gap", (swapped - true) / true), ("win_rate", wins(true, swapped))):
+                self._log_validation(f"swapped_{name}", values.mean() if len(values) else 0.0, len(values))
         if batch_idx == 0 and has_actions(batch) and self.action_projection is not None:
             for name, value in self._rollout_figures(first_samples(batch, _NUM_VALIDATION_ROLLOUTS)).items():
                 self._log_validation(f"rollout/{name}", value, size)

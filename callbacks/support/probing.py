@@ -90,35 +90,45 @@ def require_method(pl_module: LightningModule, owner: str, signature: str) -> No
 
 
 def take_samples(batch: Any, indices: slice, owner: str) -> Batch:
-    """Some samples of a batch, as a copy on the CPU.
+    """Some samples of a batch, as a copy on the CPU; of those with an action where `has_action` `[B]` tells which.
 
     Raises:
         MisconfigurationException: The batch is no dict with `action` `[B, rows, columns]`.
     """
-    _check_batch(batch, owner)
+    places = _acting(batch, owner)[indices]
 
     def take(value: Any) -> Any:
         # Copies, or all of the batch would stay in memory.
-        return value[indices].detach().cpu().clone() if isinstance(value, Tensor) else value[indices]
+        if isinstance(value, Tensor):
+            return value[places].detach().cpu().clone()
+        return type(value)(value[place] for place in places) if isinstance(value, list | tuple) else value[places]
 
     return _with_rows(batch, len(batch["action"]), take)
 
 
 def take_sample(batch: Any, index: int, owner: str) -> Batch:
     """Take one sample as `take_samples` does, the last if there are fewer, as a batch of one."""
-    _check_batch(batch, owner)
-    index = min(index, len(batch["action"]) - 1)
+    index = min(index, len(_acting(batch, owner)) - 1)
     return take_samples(batch, slice(index, index + 1), owner)
 
 
+def _acting(batch: Any, owner: str) -> list[int]:
+    """Places of the samples that have an action; all where none has one."""
+    _check_batch(batch, owner)
+    places = list(range(len(batch["action"])))
+    told = batch.get("has_action", [])
+    return [place for place, acts in zip(places, told, strict=False) if acts] or places
+
+
 def with_actions(sample: Batch, actions: Tensor) -> Batch:
-    """Repeat a batch of one sample for each of the actions `[N, rows, columns]`, which replace its own."""
+    """Repeat a batch of one sample for each of the actions `[N, rows, columns]`, which replace its own, or none."""
     count = len(actions)
 
     def repeat(value: Any) -> Any:
         return value * count if isinstance(value, list | tuple) else value[[0] * count]
 
     batch = _with_rows(sample, 1, repeat)
+    batch.pop("has_action", None)
     return batch | {"action": actions.to(sample["action"].dtype)}
 
 

@@ -126,6 +126,8 @@ class ObedienceTest:
         evaluator = self._evaluators[MODEL].to(video.device)
         seen, seen_other = self._seen(video, batch), self._seen(video_other, batch)
         same = (other["action"] == batch["action"]).flatten(1).all(dim=1)
+        if (idle := without_action(batch)) is not None:
+            same |= idle.to(same.device)
         true_other = None if truth.other is None else truth.other.unknown_where(same)
         evaluator.update_videos(seen, seen_other.unknown_where(same), own, true_other, batch["sample_id"])
         evaluator.update_losses(losses, same)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +121,22 @@ def test_an_action_changes_no_earlier_pixel(row: int) -> None:
     first_changed = 1 + 4 * (row // 4)
     assert torch.equal(before[:, :first_changed], after[:, :first_changed])
     assert not torch.equal(before[:, first_changed:], after[:, first_changed:])
+
+
+def test_validation_compares_losses_of_samples_that_act(tmp_path: Path) -> None:
+    module, batch = ready()
+    assert len(batch["sample_id"]) == 2
+    alone, nobody = (
+        trainer(tmp_path, limit_val_batches=1).validate(
+            module, DataLoader([{**batch, "has_action": torch.tensor(acts)}], batch_size=None)
+        )[0]
+        for acts in ([True, False], [False, False])
+    )
+    losses = module.losses.matched(module._encoded(batch), ("true", "swapped"))
+    true, swapped = (losses[name].per_frame[0].mean().item() for name in ("true", "swapped"))
+    assert alone["validation/swapped_relative_gap"] == pytest.approx((swapped - true) / true, rel=1e-4)
+    assert alone["validation/swapped_win_rate"] == float(true < swapped)
+    assert math.isnan(nobody["validation/swapped_win_rate"]) and not math.isnan(nobody["validation/loss"])
 
 
 def test_a_batch_is_its_samples() -> None:

@@ -149,6 +149,15 @@ def test_what_the_prediction_does_not_have_is_left_out(tmp_path: Path) -> None:
     assert size_of_mp4(tmp_path / f"{NAMES[0]}.mp4") == (T, CAPTION_HEIGHT + ENLARGED[0], ENLARGED[1])
 
 
+def test_rows_of_a_sample_without_action_are_left_out(tmp_path: Path) -> None:
+    predict(
+        tmp_path, PredictionWriter(str(tmp_path)), FirstBatchOnly(), module=Predictor(has_action=torch.arange(B) > 0)
+    )
+    first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in NAMES[:2])
+    assert first["action"] is None and second["action"] is not None
+    assert "action" not in torch.load(tmp_path / f"{NAMES[0]}.pt", weights_only=True)
+
+
 def test_latents_can_be_left_out(tmp_path: Path) -> None:
     predict(tmp_path, PredictionWriter(str(tmp_path), write_latents=False), FirstBatchOnly())
     assert torch.load(tmp_path / f"{NAMES[0]}.pt", weights_only=True).keys() == {"sample_id", "video", "action"}

@@ -365,6 +365,14 @@ def test_other_actions_that_are_the_same_tell_nothing() -> None:
     assert some["swapped_win_rate"] == 1 and some["counterfactual_ratio"] == pytest.approx(0, abs=1e-4)
 
 
+def test_other_actions_of_samples_without_action_tell_nothing() -> None:
+    """The rows that fill a batch for them change neither video nor loss."""
+    acts = [torch.arange(len(batch["sample_id"])) != 1 for batch in BATCHES]
+    some = [{**batch, "has_action": its} for batch, its in zip(BATCHES, acts, strict=True)]
+    found = measured(obeys, batches=some).report()["per_episode"]["delta_psnr_db"]
+    assert [value is not None and not math.isnan(value) for value in found] == torch.cat(acts).tolist()
+
+
 @pytest.mark.parametrize("num_initial_latents", [0, 1, 2, 3])
 def test_frames_that_were_given_do_not_count(num_initial_latents: int) -> None:
     given = max(1, 3 * num_initial_latents - 2)

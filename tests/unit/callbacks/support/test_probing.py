@@ -45,6 +45,16 @@ def test_samples_are_copies_of_what_belongs_to_them() -> None:
     assert take_sample(whole, 99, "Someone")["prompt"] == ["c"]
 
 
+def test_samples_are_those_with_an_action() -> None:
+    """The rows that fill a batch for the others mean nothing."""
+    some = {**batch(), "has_action": torch.tensor([True, False, True])}
+    assert take_samples(some, slice(2), "Someone")["prompt"] == ["a", "c"]
+    last = take_sample(some, 99, "Someone")
+    assert last["prompt"] == ["c"] and last["has_action"].tolist() == [True]
+    nobody = take_sample({**some, "has_action": torch.zeros(B, dtype=torch.bool)}, 1, "Someone")
+    assert nobody["prompt"] == ["b"] and "has_action" not in with_actions(nobody, torch.randn(2, ROWS, COLUMNS))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
