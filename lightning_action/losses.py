@@ -151,14 +151,17 @@ class FlowMatchingLosses:
         batch = encoded.batch
         variants = {"true": batch}
         if has_actions(batch) and self.conditioning.projection is not None:
-            shuffled = shuffled_actions(batch, self._randoms(encoded, _SHUFFLE_STREAM))
-            variants |= {"swapped": other_actions(batch), "shuffled": shuffled, "null": without_actions(batch)}
+            others: dict[str, Callable[[], Batch]] = {
+                "swapped": lambda: other_actions(batch),
+                "shuffled": lambda: shuffled_actions(batch, self._randoms(encoded, _SHUFFLE_STREAM)),
+                "null": lambda: without_actions(batch),
+            }
+            variants |= {name: others[name]() for name in others if name in names}
         randoms = (self._randoms(encoded, _VALIDATION_STREAM, number) for number in range(_NUM_DRAWS))
         draws = [self._draw(encoded.latents, each) for each in randoms]
         return {
             name: _mean([self._loss(replace(encoded, batch=variant), draw, moving=moving) for draw in draws])
             for name, variant in variants.items()
-            if name in names
         }
 
     @torch.no_grad()

@@ -42,6 +42,7 @@ EXTRAS = {
     "data": ("pyarrow",),
     "env": ("gymnasium",),
     "play": ("starlette", "uvicorn", "websockets"),
+    "pusht": ("gym-pusht",),
 }
 _REPORT = "selfcheck.json"
 _TEXT_DIM, _TEXT_LEN, _LATENT_DIM = 16, 4, 24

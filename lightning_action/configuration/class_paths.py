@@ -82,6 +82,7 @@ def import_named(path: str) -> Any:
     module, _, name = path.partition(":")
     if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise ValueError(f"expected module:name, such as my_robot:make, got {path!r}")
+    # jsonargparse keeps the list of what may be imported to itself: a second one beside it could come to say otherwise.
     is_guarded = _common.denying_import_path_entry("*") is not None
     if is_guarded and module.split(".")[0] in (_PACKAGE, *_TRUSTED):
         raise ValueError(f"the configuration names {path!r}: expected something in a module of yours, with --allow")

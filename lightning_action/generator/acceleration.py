@@ -46,4 +46,5 @@ class Acceleration:
 
 def allow_many_codes() -> None:
     """Let torch compile a code for each size of videos and batches; else it gives up after eight."""
+    # `torch.compile` takes no such limit of its own.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)

@@ -31,6 +31,7 @@ def attend_fp8(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     rounded = [to_float8(x, (1, 3)) for x in (query, centred, value)]
     operands, scales = [x.transpose(1, 2) for x, _ in rounded], [scale[:, 0, :, 0] for _, scale in rounded]
     if query.is_cuda:
+        # The public function takes no scales.
         out = torch.ops.aten._scaled_dot_product_flash_attention.quantized(*operands, *scales, 0.0, False, False)[0]
     else:
         out = _reference(operands, scales)

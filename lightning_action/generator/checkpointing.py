@@ -36,6 +36,7 @@ def checkpointed(
     )
 
 
+# Which of them the public function calls is chosen below it; what is kept is named by what was called.
 _ATTENTION = (
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,

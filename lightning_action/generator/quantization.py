@@ -70,6 +70,7 @@ class Fp8Linear(nn.Module):
     def forward(self, x: Tensor, first_out: int = 0) -> Tensor:
         """Map `[..., in]` to `[..., out - first_out]`, the output channels from `first_out` on."""
         rows, scale = to_float8(x.flatten(0, -2), (-1,))
+        # torch 2.8, the oldest that is promised, has no public name for it.
         product = torch._scaled_mm(
             rows,
             self.weight[first_out:].t(),

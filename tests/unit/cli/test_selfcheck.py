@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import configparser
 import json
 from functools import partial
 from pathlib import Path
@@ -74,6 +75,12 @@ def test_it_says_what_is_installed_and_what_is_missing(monkeypatch: pytest.Monke
     text = "\n".join(installed())
     assert "torch " in text and "lightning " in text and "cpu (" in text and "scaled dot-product" in text
     assert "wan (no-such-package missing)" in text
+
+
+def test_every_extra_is_listed() -> None:
+    metadata = configparser.ConfigParser()
+    metadata.read(Path(__file__).parents[3] / "setup.cfg")
+    assert {*metadata["options.extras_require"]} - {"dev"} == {*selfcheck.EXTRAS}
 
 
 def test_an_unknown_option_is_a_mistake_of_the_user() -> None:
