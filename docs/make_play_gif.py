@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lightning_action.callbacks.support.files import write_bytes
 from lightning_action.callbacks.support.pictures import encode_gif, shrink
-from lightning_action.play.recording import CAMERA, read_session
 from lightning_action.play.scenes import truth_of
+from lightning_action.play.session_recording import CAMERA, read_session
 from lightning_action.run import build_datamodule
 
 ROOT = Path(__file__).parents[1]

@@ -70,10 +70,10 @@ if TYPE_CHECKING:
     from lightning_action.module import ActionVideoModule as ActionVideoModule
     from lightning_action.optimization import Optimization as Optimization
     from lightning_action.pipeline.inference import ActionCausalInferencePipeline as ActionCausalInferencePipeline
-    from lightning_action.play.environment import WorldModelEnv as WorldModelEnv
-    from lightning_action.play.environment import WorldModelVectorEnv as WorldModelVectorEnv
     from lightning_action.play.planning import Planner as Planner
     from lightning_action.play.planning import imagination as imagination
+    from lightning_action.play.world_model_env import WorldModelEnv as WorldModelEnv
+    from lightning_action.play.world_model_env import WorldModelVectorEnv as WorldModelVectorEnv
     from lightning_action.run import build_datamodule as build_datamodule
     from lightning_action.run import load_run as load_run
 
@@ -138,8 +138,8 @@ _EXPORTS = {
     "VideoQuality": "lightning_action.evaluation.video_quality",
     "VisualTextActionModule": "lightning_action.action.modules",
     "WanVideoVAE": "lightning_action.frozen.wan_vae",
-    "WorldModelEnv": "lightning_action.play.environment",
-    "WorldModelVectorEnv": "lightning_action.play.environment",
+    "WorldModelEnv": "lightning_action.play.world_model_env",
+    "WorldModelVectorEnv": "lightning_action.play.world_model_env",
     "WorldSession": "lightning_action.generation.world_session",
     "build_datamodule": "lightning_action.run",
     "imagination": "lightning_action.play.planning",

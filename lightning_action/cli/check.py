@@ -29,7 +29,7 @@ from lightning_action.cli.dry_run import (
     shapes,
 )
 from lightning_action.cli.misfits import misfits
-from lightning_action.cli.parts import PartsCLI
+from lightning_action.cli.parts_cli import PartsCLI
 from lightning_action.cli.text_table import Row, span, text_table
 from lightning_action.distributed.sharding import Sharding
 from lightning_action.generator.cost import Flops, Parameters

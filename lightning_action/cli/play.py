@@ -19,8 +19,8 @@ from lightning_action.data.split_data import SplitDataModule
 from lightning_action.play.access import Access, addresses, choose_token
 from lightning_action.play.action_map import default_map, read_action_map
 from lightning_action.play.generated import PlaySettings
-from lightning_action.play.recording import SessionRecording, claim_folder, require_recordable
 from lightning_action.play.server import Playground, PlayServer, new_server
+from lightning_action.play.session_recording import SessionRecording, claim_folder, require_recordable
 from lightning_action.ranges import require_numbers
 
 OF_THE_SERVER = (

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_action.cli.encode import choose_device
 from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.parts import PartsCLI
+from lightning_action.cli.parts_cli import PartsCLI
 from lightning_action.data.split_data import SplitDataModule
 from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.module import ActionVideoModule

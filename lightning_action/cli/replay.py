@@ -16,8 +16,8 @@ from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.playable import PlayableCLI, load_stage, require_playable, settings_of
 from lightning_action.cli.text_table import text_table
 from lightning_action.configuration.ckpt_path import require_checkpoint
-from lightning_action.play.recording import RecordedSession, read_session
 from lightning_action.play.replaying import Replayed, changed_settings, replay
+from lightning_action.play.session_recording import RecordedSession, read_session
 
 # Letters of a value that a table shows.
 _WIDTH = 52

@@ -10,7 +10,7 @@ import yaml
 from torch import Tensor
 
 from lightning_action.play.live_world import LiveWorld, RefusedWishError, Stage
-from lightning_action.play.recording import RecordedEpisode, RecordedSession, hash_frames
+from lightning_action.play.session_recording import RecordedEpisode, RecordedSession, hash_frames
 from lightning_action.weights.tensor_files import flattened
 
 

@@ -16,7 +16,7 @@ import pytest
 from websockets.sync.client import connect
 
 from lightning_action.cli import main
-from lightning_action.play.recording import read_session
+from lightning_action.play.session_recording import read_session
 from tests.support.live_server import next_block, next_notice, say, wait_until
 from tests.support.playable_run import write_playable_run
 

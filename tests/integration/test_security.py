@@ -33,7 +33,7 @@ from lightning_action.data.lerobot import LeRobotDataModule
 from lightning_action.data.video_folder import VideoFolderDataModule
 from lightning_action.distributed.fsdp2 import FSDP2Strategy
 from lightning_action.play.action_map import read_action_map
-from lightning_action.play.recording import CONFIG_FILE, ROWS_FILE, SESSION_FILE, read_session
+from lightning_action.play.session_recording import CONFIG_FILE, ROWS_FILE, SESSION_FILE, read_session
 from lightning_action.recordings.local_folder import LocalFolder
 from lightning_action.run import load_averages
 from lightning_action.weights.generator_file import read_generator

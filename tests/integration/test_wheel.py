@@ -33,7 +33,7 @@ for name in sorted(name for name in names if not name.endswith("__main__")):
 print(lightning_action.__file__, lightning_action.callbacks.__file__, sep="\\n")
 """
 # Subclasses of another package's classes cannot be defined without it.
-WITH_EXTRAS = [f"lightning_action.{name}" for name in ("WorldModelEnv", "WorldModelVectorEnv", "play.environment")]
+WITH_EXTRAS = [f"lightning_action.{name}" for name in ("WorldModelEnv", "WorldModelVectorEnv", "play.world_model_env")]
 
 
 def run(*words: str | Path, folder: Path, code: int = 0) -> str:

@@ -64,7 +64,7 @@ LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 DEFERRED = {"diffusers", "transformers", "ftfy", "gymnasium", "peft", "pyarrow", "torchao", "torchvision"}
 DEFERRED |= {"starlette", "uvicorn", "websockets"}
 # An environment is a class of gymnasium's; nobody imports these modules but by their names.
-WHOLLY_OPTIONAL = {PACKAGE / "play" / "environment.py": "gymnasium"}
+WHOLLY_OPTIONAL = {PACKAGE / "play" / "world_model_env.py": "gymnasium"}
 # typing_extensions stands for newer typing of the standard library; torch and lightning need it anyway.
 CALLBACKS_MAY_IMPORT = {"torch", "lightning", "typing_extensions", *sys.stdlib_module_names}
 CALLBACKS_MAY_DEFER = {"av", "PIL", "numpy"}

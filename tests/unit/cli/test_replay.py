@@ -13,8 +13,8 @@ from lightning_action.cli.play import PlayCLI, what_is_played
 from lightning_action.cli.playable import load_stage, require_playable, settings_of
 from lightning_action.cli.replay import format_replayed, run_replay
 from lightning_action.play.live_world import LiveWorld
-from lightning_action.play.recording import SESSION_FILE, RecordedEpisode, RecordedSession, SessionRecording
 from lightning_action.play.replaying import Replayed
+from lightning_action.play.session_recording import SESSION_FILE, RecordedEpisode, RecordedSession, SessionRecording
 from tests.support.playable_run import write_playable_run
 
 SESSION = RecordedSession([RecordedEpisode(0, "", {}, ["a", "b"], [torch.zeros(4, 2)])], {}, "")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_action.play.live_world import LiveWorld, Start
-from lightning_action.play.recording import RecordedSession, SessionRecording, read_session
 from lightning_action.play.replaying import changed, changed_settings, replay
+from lightning_action.play.session_recording import RecordedSession, SessionRecording, read_session
 from tests.support.simulated_session import SimulatedSession, simulated_stage
 
 STAGE = simulated_stage(provenance={"generator": "abc", "threads": "2"})

@@ -55,9 +55,9 @@ def test_gymnasium_finds_nothing_wrong(schema: ActionSchema, holds_action: bool)
 
 def test_without_gymnasium_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    monkeypatch.delitem(sys.modules, "lightning_action.play.environment")
+    monkeypatch.delitem(sys.modules, "lightning_action.play.world_model_env")
     with pytest.raises(ImportError, match="pip install 'lightning_action\\[env\\]'"):
-        importlib.import_module("lightning_action.play.environment")
+        importlib.import_module("lightning_action.play.world_model_env")
 
 
 def test_a_held_action_is_its_row_for_the_whole_block() -> None:

@@ -14,9 +14,9 @@ import torch
 
 from lightning_action import LeRobotDataModule
 from lightning_action.action.schema import ActionPart, ActionSchema
-from lightning_action.play import recording
+from lightning_action.play import session_recording
 from lightning_action.play.live_world import LiveWorld, Stage
-from lightning_action.play.recording import (
+from lightning_action.play.session_recording import (
     ROWS_FILE,
     SESSION_FILE,
     SessionRecording,
@@ -231,7 +231,7 @@ def test_worlds_without_a_block_are_not_kept(tmp_path: Path) -> None:
 def test_a_long_recording_ends_and_its_world_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(recording, "MAX_FRAMES", 8)
+    monkeypatch.setattr(session_recording, "MAX_FRAMES", 8)
     world = LiveWorld(STAGE, SessionRecording(lambda: tmp_path / "kept", STAGE, ""))
     world.reset(3)
     told = [world.is_recorded for block in range(4) if world.step(RIGHT) and world.write_pending() is None]
