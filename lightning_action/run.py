@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
 from lightning_action.callbacks.support.shard_reading import load_shards
+from lightning_action.checkpoints.run_format import AVERAGES, AVERAGES_IN_SHARDS
 from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.configuration.class_paths import only_importing, require_classes
 from lightning_action.configuration.model_class import chooses_class
@@ -27,7 +28,7 @@ from lightning_action.weights.values import require_finite
 
 Path_ = str | Path
 # Averages in a file, and in a folder of shards that others made a file of.
-_AVERAGED = re.compile(r"(?:ema_state_dict|optimizer_\d+\.ema)\.(.+)")
+_AVERAGED = re.compile(rf"(?:{AVERAGES}|optimizer_\d+\.{AVERAGES_IN_SHARDS})\.(.+)")
 
 
 def load_run(config: Path_ | Sequence[Path_], ckpt_path: Path_, allow: Sequence[str] = ()) -> ActionVideoModule:
@@ -72,12 +73,12 @@ def load_averages(module: ActionVideoModule, ckpt_path: Path_) -> None:
     """
     missing = f"{ckpt_path} holds no averaged weights: leave --ema out, or train with the EMA callback"
     if Path(ckpt_path).is_dir():
-        said = read_entries(ckpt_path).get("ema")
+        said = read_entries(ckpt_path).get(AVERAGES_IN_SHARDS)
         if said is None:
             raise ValueError(missing)
         state = module.state_dict()
         averaged = {name: state[name] for name in said["names"]}
-        load_shards({said["group"]: {"ema": averaged}}, ckpt_path, no_dist=True)
+        load_shards({said["group"]: {AVERAGES_IN_SHARDS: averaged}}, ckpt_path, no_dist=True)
         return
     entries = read_tensors(ckpt_path).entries
     averages = LazyTensors({match[1]: entry for name, entry in entries.items() if (match := _AVERAGED.match(name))})

@@ -1,6 +1,6 @@
 """The entries that a run adds to Lightning's checkpoints, named in this one place.
 
-The callback `EMA`, which stands alone, adds `ema_state_dict`.
+Averages are named twice: the callback `EMA`, which writes them, stands alone, as does `weights`, which reads any file.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from lightning_action.weights.size import traits_in
 
 SCHEMA, FIT_SECONDS, VAE = "action_schema", "fit_seconds", "vae"
 LORA_ALPHA, NUM_UNSTEPPED, STATISTICS = "lora_alpha", "num_unstepped", "action_statistics"
+VALIDATION_DUE, AVERAGES = "validation_due", "ema_state_dict"
+# In a folder of shards: where among them the averages are.
+AVERAGES_IN_SHARDS = "ema"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_action.atomic import move_into_place, replacing
+from lightning_action.checkpoints.run_format import VALIDATION_DUE
 from lightning_action.cli.folder_lock import FolderLock
 from lightning_action.cli.stop_signals import StopSignals
 
@@ -104,10 +105,10 @@ class RunCheckpoint(ModelCheckpoint):
         self._release()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["validation_due"] = self._validation_due
+        checkpoint[VALIDATION_DUE] = self._validation_due
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._validation_due = checkpoint.get("validation_due", False)
+        self._validation_due = checkpoint.get(VALIDATION_DUE, False)
 
     def _save_last_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Any]) -> None:
         # No public hook tells a callback that `last.ckpt` was written.

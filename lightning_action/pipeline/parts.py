@@ -11,6 +11,7 @@ import torch
 
 from lightning_action.checkpoints.adapter import load_adapter, read_adapter
 from lightning_action.checkpoints.pretrained import generator_file, load_generator
+from lightning_action.checkpoints.run_format import AVERAGES
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.frozen.wan_vae import WanVideoVAE
 from lightning_action.generator.model import CausalWanModel
@@ -20,7 +21,7 @@ from lightning_action.weights.size import generator_arguments, traits_in
 from lightning_action.weights.values import DTYPES
 
 # Where the checkpoint of a run has it, a LightningModule's attribute: as it is, or averaged by the EMA callback.
-_GENERATOR_OF_RUN = ("state_dict.generator.", "ema_state_dict.generator.")
+_GENERATOR_OF_RUN = ("state_dict.generator.", f"{AVERAGES}.generator.")
 
 
 def parts_of_run(
