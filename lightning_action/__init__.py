@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lightning_action.data.sprite_world import MovingSpriteWorld as MovingSpriteWorld
     from lightning_action.data.video_folder import VideoFolderDataModule as VideoFolderDataModule
     from lightning_action.distillation.consistency import ActionConsistencyDistillation as ActionConsistencyDistillation
+    from lightning_action.distillation.distilled_module import ActionCollapse as ActionCollapse
     from lightning_action.distillation.dmd import ActionDistillation as ActionDistillation
     from lightning_action.distillation.trajectory import ActionTrajectoryDistillation as ActionTrajectoryDistillation
     from lightning_action.distributed.fsdp2 import FSDP2Strategy as FSDP2Strategy
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from lightning_action.evaluation.video_quality import VideoQuality as VideoQuality
     from lightning_action.frozen.conv_codec import ConvVideoCodec as ConvVideoCodec
     from lightning_action.frozen.hashing_text import HashingTextEncoder as HashingTextEncoder
+    from lightning_action.frozen.interfaces import TextEncoder as TextEncoder
+    from lightning_action.frozen.interfaces import VideoCodec as VideoCodec
     from lightning_action.frozen.linear_codec import LinearVideoCodec as LinearVideoCodec
     from lightning_action.frozen.sprite_codec import SpriteVideoCodec as SpriteVideoCodec
     from lightning_action.frozen.tiny_vae import TinyWanVAE as TinyWanVAE
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
     from lightning_action.generation.rollout import CausalRollout as CausalRollout
     from lightning_action.generation.sampling import Sampling as Sampling
     from lightning_action.generation.world_session import WorldSession as WorldSession
+    from lightning_action.generative_module import GenerativeModule as GenerativeModule
     from lightning_action.generator.acceleration import Acceleration as Acceleration
     from lightning_action.generator.causality import BlockCausality as BlockCausality
     from lightning_action.generator.kv_cache import KVCache as KVCache
@@ -83,6 +87,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Acceleration": "lightning_action.generator.acceleration",
     "ActionCausalInferencePipeline": "lightning_action.pipeline.inference",
+    "ActionCollapse": "lightning_action.distillation.distilled_module",
     "ActionConsistencyDistillation": "lightning_action.distillation.consistency",
     "ActionDistillation": "lightning_action.distillation.dmd",
     "ActionFileDataModule": "lightning_action.data.action_file",
@@ -109,6 +114,7 @@ _EXPORTS = {
     "EnvironmentDataModule": "lightning_action.data.environment",
     "FSDP2Strategy": "lightning_action.distributed.fsdp2",
     "FlowError": "lightning_action.evaluation.flow",
+    "GenerativeModule": "lightning_action.generative_module",
     "GuidanceResponse": "lightning_action.evaluation.guidance_response",
     "HashingTextEncoder": "lightning_action.frozen.hashing_text",
     "HeldActions": "lightning_action.evaluation.held_actions",
@@ -132,8 +138,10 @@ _EXPORTS = {
     "Sharding": "lightning_action.distributed.sharding",
     "SpriteDataModule": "lightning_action.data.sprite_data",
     "SpriteVideoCodec": "lightning_action.frozen.sprite_codec",
+    "TextEncoder": "lightning_action.frozen.interfaces",
     "TinyWanVAE": "lightning_action.frozen.tiny_vae",
     "UMT5TextEncoder": "lightning_action.frozen.umt5",
+    "VideoCodec": "lightning_action.frozen.interfaces",
     "VideoFolderDataModule": "lightning_action.data.video_folder",
     "VideoQuality": "lightning_action.evaluation.video_quality",
     "VisualTextActionModule": "lightning_action.action.modules",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -34,6 +35,17 @@ def exported(name: str) -> bool:
 @pytest.mark.parametrize("path", READ, ids=lambda path: path.name)
 def test_only_exported_names_are_told(path: Path) -> None:
     assert [name for name in sorted(named_in(path.read_text())) if not exported(name)] == []
+
+
+def test_classes_that_pages_name_are_exported() -> None:
+    files = [path for package in ("lightning_action", "callbacks") for path in (ROOT / package).rglob("*.py")]
+    classes = {
+        node.name for path in files for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)
+    }
+    pages = "".join(path.read_text() for path in READ if path.suffix == ".md")
+    named = classes & set(re.findall(r"`([A-Z]\w+)[`.(]", pages))
+    # A policy is given to `record` by its path.
+    assert {name for name in named if not exported(name) and not exported(f"callbacks.{name}")} == {"Wanderer"}
 
 
 def test_deeper_names_would_be_seen() -> None:
