@@ -224,6 +224,11 @@ def without_action(batch: Batch) -> Tensor | None:
     return ~batch["has_action"] if "has_action" in batch else None
 
 
+def acting(batch: Batch) -> slice | Tensor:
+    """Index of the samples of a batch with action rows that have an action."""
+    return batch.get("has_action", slice(None))
+
+
 def infers_actions(batch: Batch) -> bool:
     """Tell whether a batch leaves its actions to an action module; a batch without actions says so by None."""
     return "action" not in batch

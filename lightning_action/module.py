@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_action.batch import Batch, first_samples, has_actions, kinds_in
+from lightning_action.batch import Batch, acting, first_samples, has_actions, kinds_in
 from lightning_action.checkpoints.lora import split_parameters
 from lightning_action.diffusion.objectives import OBJECTIVES, teacher_forcing, training_visibility
 from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, load_inverse_dynamics
@@ -209,9 +209,8 @@ class ActionVideoModule(GenerativeModule):
         matched = self.losses.matched(self._encoded(batch), ("true", "swapped"))
         self._log_validation("loss", matched["true"].per_sample.mean(), size, prog_bar=True)
         if "swapped" in matched:
-            # None of others, whose loss nothing changes, not even where no sample acts: all ranks must log the same.
-            acts = batch.get("has_action", torch.ones(size, dtype=torch.bool)).to(self.device)
-            true, swapped = (matched[name].per_frame.mean(dim=1)[acts] for name in ("true", "swapped"))
+            # Nothing changes the loss of others. It is logged where no sample acts, too: all ranks must log the same.
+            true, swapped = (matched[name].per_frame.mean(dim=1)[acting(batch)] for name in ("true", "swapped"))
             for name, values in (("relative_gap", (swapped - true) / true), ("win_rate", wins(true, swapped))):
                 self._log_validation(f"swapped_{name}", values.mean() if len(values) else 0.0, len(values))
         if batch_idx == 0 and has_actions(batch) and self.action_projection is not None:

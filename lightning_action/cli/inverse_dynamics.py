@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_action.action.schema import ActionSchema
 from lightning_action.assembly import HasActionSchema
 from lightning_action.atomic import require_new_folder
-from lightning_action.batch import Batch, has_actions, num_latent_frames, to_unit_range, without_action
+from lightning_action.batch import Batch, acting, has_actions, num_latent_frames, to_unit_range
 from lightning_action.cli.data_section import parse_data
 from lightning_action.cli.encode import choose_device
 from lightning_action.cli.text_table import Row, text_table
@@ -161,10 +161,7 @@ def videos_with_rows(batch: Batch, schema: ActionSchema) -> tuple[Tensor, Tensor
         )
     if not has_actions(batch):
         return None
-    video, action = batch["video"], batch["action"]
-    without = without_action(batch)
-    if without is not None:
-        video, action = video[~without], action[~without]
+    video, action = (batch[name][acting(batch)] for name in ("video", "action"))
     if not len(video):
         return None
     schema.check(action, num_latent_frames(video.shape[1], schema.temporal_compression_ratio))

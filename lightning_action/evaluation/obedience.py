@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import (
     Batch,
+    acting,
     from_unit_range,
     num_pixel_frames,
     other_actions,
@@ -212,10 +213,10 @@ class ObedienceTest:
         read_other = read if video_other is video else _read(self._inverse_dynamics, batch, video_other)
         other = other_actions(batch, self._num_initial_rows)
         given = {"action": batch["action"], "action_other": other["action"]}
-        acting, start = _acting(batch), (self._num_initial_frames - 1) * self._schema.rows_per_frame
+        acts, start = acting(batch), (self._num_initial_frames - 1) * self._schema.rows_per_frame
         rows = {"read": read, "read_real": truth.read, "read_other": read_other}
-        rows |= {name: rows_between_frames(each[acting].float(), self._schema) for name, each in given.items()}
-        names = batch["sample_id"][acting]
+        rows |= {name: rows_between_frames(each[acts].float(), self._schema) for name, each in given.items()}
+        names = batch["sample_id"][acts]
         evaluator.update_read_actions(names, {name: each[:, start:] for name, each in rows.items()})
 
     def _simulated(self, batch: Batch) -> Seen | None:
@@ -267,13 +268,7 @@ def compose(evaluators: Mapping[str, Evaluator]) -> Report:
 
 def _read(model: InverseDynamicsModel, batch: Batch, video: Tensor) -> Tensor:
     """Read the actions off the videos of the samples that have actions."""
-    return model.to(video.device).read(video[_acting(batch)])
-
-
-def _acting(batch: Batch) -> slice | Tensor:
-    """Index of the samples that have actions."""
-    without = without_action(batch)
-    return slice(None) if without is None else ~without
+    return model.to(video.device).read(video[acting(batch)])
 
 
 def copy_of_first_frames(truth: Tensor, num_initial_frames: int) -> Tensor:

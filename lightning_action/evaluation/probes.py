@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import Batch, after_start, choose_samples, from_unit_range, to_bytes, without_action
+from lightning_action.batch import Batch, acting, after_start, choose_samples, from_unit_range, to_bytes, without_action
 from lightning_action.evaluation.action_following import hold_last_found
 from lightning_action.evaluation.controllability import Controllability
 from lightning_action.evaluation.flow import path_by_flow
@@ -114,9 +114,8 @@ class Probes(nn.Module):
         idle = torch.zeros(len(batch["sample_id"])) if without is None else without
         # Every rank generates, also one whose samples have no actions, which tell nothing.
         few = choose_samples(batch, idle.int().argsort(stable=True)[:NUM_STARTS].tolist())
-        acts = slice(None) if without is None else few["has_action"]
         truth = self._true_video(few)
-        self._add_guidance(few, partial(path_by_flow, truth=truth), path_by_flow(truth, truth), acts)
+        self._add_guidance(few, partial(path_by_flow, truth=truth), path_by_flow(truth, truth), acting(few))
         self._add_controllability(few, last_frame, len(idle))
 
     def _nearest_to_middle(self, positions: Tensor) -> list[int]:
