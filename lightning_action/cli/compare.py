@@ -25,7 +25,8 @@ from lightning_action.evaluation.known_state import ReadPositions, position_read
 from lightning_action.evaluation.obedience import ObedienceTest
 from lightning_action.evaluation.report import Report, format_table, null_where_undefined
 from lightning_action.evaluation.video_quality import psnr
-from lightning_action.generation.rollout import CausalRollout, rollout
+from lightning_action.generation.rollout import rollout
+from lightning_action.generation.video import VideoGenerator
 from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.module import ActionVideoModule
 from lightning_action.ranges import require_numbers
@@ -188,18 +189,11 @@ def velocities_behind_truth(module: ActionVideoModule, batch: Batch) -> Tensor:
             velocity(noisy_at(last, clean, fresh), last)
         return clean
 
-    session = CausalRollout(
-        module.generator,
-        text,
-        module.causality,
-        probe,
-        frame_noise(module.sampling.seed, batch["sample_id"].tolist(), shape, device, dtype),
-        shape,
-        num_frames,
-        kernel=module.acceleration.kernel(device, module.generator.head_dim),
-        context=module.sampling.context,
-        relative_positions=module.sampling.relative_positions,
-    )
+    kernel = module.acceleration.kernel(device, module.generator.head_dim)
+    unguided = replace(module.sampling, action_guidance_scale=1.0, prompt_guidance_scale=1.0)
+    generation = VideoGenerator(module.generator, module.causality, unguided, module.schedule, kernel=kernel)
+    noise = frame_noise(unguided.seed, batch["sample_id"].tolist(), shape, device, dtype)
+    session = generation.begin(text, noise, (num_frames, *shape), sampler=probe)
     for _ in rollout(session, num_frames, modulation):
         pass
     return torch.cat(found, dim=2).float()

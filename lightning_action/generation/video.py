@@ -19,6 +19,7 @@ from lightning_action.action.conditioning import BlockModulation
 from lightning_action.batch import to_bytes, to_unit_range
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import NoiseSource, frame_noise, starting_from
+from lightning_action.diffusion.samplers import Sampler
 from lightning_action.frozen.interfaces import StreamingDecoder
 from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.rollout import CausalRollout, rollout
@@ -98,6 +99,7 @@ class VideoGenerator:
         shape: tuple[int, int, int, int],
         image: ImageCondition = NO_IMAGE,
         negative_text: Tensor | None = None,
+        sampler: Sampler | None = None,
     ) -> CausalRollout:
         """Make the rollout of a batch of videos, before their first frame.
 
@@ -107,6 +109,7 @@ class VideoGenerator:
             shape: Shape of the latents of a video, (F, C, h, w); F only matters where the window is unlimited.
             image: Condition that an image-to-video model sees besides.
             negative_text: Encoded negative prompts, `[B, L, text_dim]`; only guidance by prompts needs them.
+            sampler: Way from noise to all blocks; None takes those of `sampling`.
         """
         hold_attention_kernels(text.device)
         num_frames, *latent_shape = shape
@@ -114,7 +117,7 @@ class VideoGenerator:
             self.generator,
             text,
             self.causality,
-            self.sampling.sampler(self.schedule),
+            sampler or self.sampling.sampler(self.schedule),
             noise,
             (latent_shape[0], latent_shape[1], latent_shape[2]),
             num_frames,
@@ -122,7 +125,7 @@ class VideoGenerator:
             negative_text=negative_text,
             image=image,
             context=self.sampling.context,
-            first_sampler=self.sampling.first_sampler(self.schedule),
+            first_sampler=sampler or self.sampling.first_sampler(self.schedule),
             capture=CapturedPass if self.captures else None,
             kernel=self.kernel,
             relative_positions=self.sampling.relative_positions,

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from lightning_action import ActionVideoModule
 from lightning_action.cli import main
 from lightning_action.cli.compare import TIMESTEPS, Measured, beyond, difference, velocities_behind_truth
 from lightning_action.diffusion.flow_matching import add_noise
@@ -57,14 +59,18 @@ def test_what_cannot_be_compared_is_told(
     assert stopped.value.code == 2 and told in capsys.readouterr().err
 
 
-@torch.no_grad()
-def test_velocities_behind_the_truth_are_those_of_teacher_forcing() -> None:
+def ready() -> tuple[ActionVideoModule, dict[str, Any]]:
     module, data = small_demo(), small_data()
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     module.configure_model()
     module.frozen.vae.fit(batch["video"])  # type: ignore[attr-defined]
-    module.eval()
+    return module.eval(), batch
+
+
+@torch.no_grad()
+def test_velocities_behind_the_truth_are_those_of_teacher_forcing() -> None:
+    module, batch = ready()
     found = velocities_behind_truth(module, batch)
     clean, text = module.frozen.encode_video(batch["video"]), module.frozen.encode_text(batch["prompt"])
     modulation = module.conditioning.of_rollout(batch["action"], False, clean.shape[1], text, module.causality)
@@ -80,12 +86,8 @@ def test_velocities_behind_the_truth_are_those_of_teacher_forcing() -> None:
 
 def test_velocities_have_the_positions_of_generation() -> None:
     """Behind a window that has moved on they depend on where its frames count from."""
-    module, data = small_demo(), small_data()
-    data.setup("test")
-    batch = next(iter(data.test_dataloader()))
-    module.configure_model()
-    module.frozen.vae.fit(batch["video"])  # type: ignore[attr-defined]
-    module.eval().causality = BlockCausality(1, local_attn_size=3, sink_size=1)
+    module, batch = ready()
+    module.causality = BlockCausality(1, local_attn_size=3, sink_size=1)
     found = {}
     for relative in (False, True):
         module.sampling = replace(module.sampling, relative_positions=relative)
