@@ -98,9 +98,9 @@ def take_samples(batch: Any, indices: slice, owner: str) -> Batch:
     places = _acting(batch, owner)[indices]
 
     def take(value: Any) -> Any:
-        # Copies, or all of the batch would stay in memory.
+        # By places, not as a slice, with which all of the batch would stay in memory.
         if isinstance(value, Tensor):
-            return value[places].detach().cpu().clone()
+            return value[places].detach().cpu()
         return type(value)(value[place] for place in places) if isinstance(value, list | tuple) else value[places]
 
     return _with_rows(batch, len(batch["action"]), take)
@@ -115,9 +115,9 @@ def take_sample(batch: Any, index: int, owner: str) -> Batch:
 def _acting(batch: Any, owner: str) -> list[int]:
     """Places of the samples that have an action; all where none has one."""
     _check_batch(batch, owner)
-    places = list(range(len(batch["action"])))
-    told = batch.get("has_action", [])
-    return [place for place, acts in zip(places, told, strict=False) if acts] or places
+    told = batch.get("has_action")
+    acting: list[int] = [] if told is None else told.nonzero().flatten().tolist()
+    return acting or list(range(len(batch["action"])))
 
 
 def with_actions(sample: Batch, actions: Tensor) -> Batch:
