@@ -23,7 +23,7 @@ from lightning_action.atomic import write_json
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import NoiseSource, frame_noise
 from lightning_action.diffusion.samplers import Sampler, few_step
-from lightning_action.evaluation.provenance import installed_version
+from lightning_action.evaluation.report.provenance import installed_version
 from lightning_action.generation.rollout import rollout
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -29,7 +29,7 @@ from lightning_action.checkpoints.run_weights import RunWeights
 from lightning_action.cli.trainer_verbs import run
 from lightning_action.data.sprite_world import SECOND_COLOR
 from lightning_action.evaluation.known_state import position_reader, simulator
-from lightning_action.evaluation.report import null_where_undefined
+from lightning_action.evaluation.report.report import null_where_undefined
 from lightning_action.generation.sampling import Sampling
 from lightning_action.run import build_datamodule, load_averages
 

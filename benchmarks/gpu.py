@@ -44,7 +44,7 @@ from benchmarks._gpu_bench import (
 from lightning_action.atomic import write_json
 from lightning_action.diffusion.objectives import per_frame_error, teacher_forcing
 from lightning_action.distributed.sharding import Sharding, shard, shard_generator
-from lightning_action.evaluation.provenance import installed_version
+from lightning_action.evaluation.report.provenance import installed_version
 from lightning_action.generation.sampling import BlockContext
 from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.generator.checkpointing import Checkpointing

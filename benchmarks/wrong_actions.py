@@ -23,7 +23,7 @@ from lightning_action.atomic import write_json
 from lightning_action.checkpoints.run_weights import RunWeights
 from lightning_action.data.sprite_world import WorldStart
 from lightning_action.evaluation.known_state import position_reader, simulator
-from lightning_action.evaluation.report import Report, null_where_undefined
+from lightning_action.evaluation.report.report import Report, null_where_undefined
 from lightning_action.run import load_run
 
 Mistake = Callable[[Tensor], Tensor]

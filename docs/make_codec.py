@@ -18,7 +18,7 @@ from lightning_action.data.scenery import SHAPES
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.data.world import World
-from lightning_action.evaluation.video_quality import VideoQuality
+from lightning_action.evaluation.metrics.video_quality import VideoQuality
 from lightning_action.frozen.conv_codec import ConvVideoCodec
 from lightning_action.frozen.sprite_codec import SIZES, WEIGHTS, SpriteVideoCodec
 from lightning_action.weights.safetensors_files import write_safetensors

@@ -36,23 +36,23 @@ if TYPE_CHECKING:
     from lightning_action.distillation.trajectory import ActionTrajectoryDistillation as ActionTrajectoryDistillation
     from lightning_action.distributed.fsdp2 import FSDP2Strategy as FSDP2Strategy
     from lightning_action.distributed.sharding import Sharding as Sharding
-    from lightning_action.evaluation.action_following import ActionFollowing as ActionFollowing
-    from lightning_action.evaluation.color_locator import ColorLocator as ColorLocator
-    from lightning_action.evaluation.controllability import Controllability as Controllability
-    from lightning_action.evaluation.counterfactuals import CounterfactualDivergence as CounterfactualDivergence
-    from lightning_action.evaluation.counterfactuals import CrossSwap as CrossSwap
-    from lightning_action.evaluation.divergence_onset import DivergenceOnset as DivergenceOnset
-    from lightning_action.evaluation.flow import FlowError as FlowError
-    from lightning_action.evaluation.guidance_response import GuidanceResponse as GuidanceResponse
-    from lightning_action.evaluation.held_actions import HeldActions as HeldActions
-    from lightning_action.evaluation.inverse_dynamics import InverseDynamicsAccuracy as InverseDynamicsAccuracy
-    from lightning_action.evaluation.loss_gap import LossGap as LossGap
-    from lightning_action.evaluation.motion import MotionFloor as MotionFloor
-    from lightning_action.evaluation.read_actions import ActionsReadBack as ActionsReadBack
-    from lightning_action.evaluation.round_trip import RoundTrip as RoundTrip
-    from lightning_action.evaluation.smoothness import BlockSeams as BlockSeams
-    from lightning_action.evaluation.video_quality import DeltaPsnr as DeltaPsnr
-    from lightning_action.evaluation.video_quality import VideoQuality as VideoQuality
+    from lightning_action.evaluation.metrics.action_following import ActionFollowing as ActionFollowing
+    from lightning_action.evaluation.metrics.color_locator import ColorLocator as ColorLocator
+    from lightning_action.evaluation.metrics.controllability import Controllability as Controllability
+    from lightning_action.evaluation.metrics.counterfactuals import CounterfactualDivergence as CounterfactualDivergence
+    from lightning_action.evaluation.metrics.counterfactuals import CrossSwap as CrossSwap
+    from lightning_action.evaluation.metrics.divergence_onset import DivergenceOnset as DivergenceOnset
+    from lightning_action.evaluation.metrics.flow import FlowError as FlowError
+    from lightning_action.evaluation.metrics.guidance_response import GuidanceResponse as GuidanceResponse
+    from lightning_action.evaluation.metrics.held_actions import HeldActions as HeldActions
+    from lightning_action.evaluation.metrics.inverse_dynamics import InverseDynamicsAccuracy as InverseDynamicsAccuracy
+    from lightning_action.evaluation.metrics.loss_gap import LossGap as LossGap
+    from lightning_action.evaluation.metrics.motion import MotionFloor as MotionFloor
+    from lightning_action.evaluation.metrics.read_actions import ActionsReadBack as ActionsReadBack
+    from lightning_action.evaluation.metrics.round_trip import RoundTrip as RoundTrip
+    from lightning_action.evaluation.metrics.smoothness import BlockSeams as BlockSeams
+    from lightning_action.evaluation.metrics.video_quality import DeltaPsnr as DeltaPsnr
+    from lightning_action.evaluation.metrics.video_quality import VideoQuality as VideoQuality
     from lightning_action.frozen.conv_codec import ConvVideoCodec as ConvVideoCodec
     from lightning_action.frozen.hashing_text import HashingTextEncoder as HashingTextEncoder
     from lightning_action.frozen.interfaces import TextEncoder as TextEncoder
@@ -91,41 +91,41 @@ _EXPORTS = {
     "ActionConsistencyDistillation": "lightning_action.distillation.consistency",
     "ActionDistillation": "lightning_action.distillation.dmd",
     "ActionFileDataModule": "lightning_action.data.action_file",
-    "ActionFollowing": "lightning_action.evaluation.action_following",
+    "ActionFollowing": "lightning_action.evaluation.metrics.action_following",
     "ActionModulationProjection": "lightning_action.action.projection",
     "ActionPart": "lightning_action.action.schema",
     "ActionSchema": "lightning_action.action.schema",
     "ActionTrajectoryDistillation": "lightning_action.distillation.trajectory",
     "ActionVideoModule": "lightning_action.module",
-    "ActionsReadBack": "lightning_action.evaluation.read_actions",
+    "ActionsReadBack": "lightning_action.evaluation.metrics.read_actions",
     "BlockCausality": "lightning_action.generator.causality",
-    "BlockSeams": "lightning_action.evaluation.smoothness",
+    "BlockSeams": "lightning_action.evaluation.metrics.smoothness",
     "CausalRollout": "lightning_action.generation.rollout",
     "CausalWanModel": "lightning_action.generator.model",
-    "ColorLocator": "lightning_action.evaluation.color_locator",
-    "Controllability": "lightning_action.evaluation.controllability",
+    "ColorLocator": "lightning_action.evaluation.metrics.color_locator",
+    "Controllability": "lightning_action.evaluation.metrics.controllability",
     "ConvActionModule": "lightning_action.action.modules",
     "ConvVideoCodec": "lightning_action.frozen.conv_codec",
-    "CounterfactualDivergence": "lightning_action.evaluation.counterfactuals",
-    "CrossSwap": "lightning_action.evaluation.counterfactuals",
-    "DeltaPsnr": "lightning_action.evaluation.video_quality",
+    "CounterfactualDivergence": "lightning_action.evaluation.metrics.counterfactuals",
+    "CrossSwap": "lightning_action.evaluation.metrics.counterfactuals",
+    "DeltaPsnr": "lightning_action.evaluation.metrics.video_quality",
     "DiscreteActionModule": "lightning_action.action.modules",
-    "DivergenceOnset": "lightning_action.evaluation.divergence_onset",
+    "DivergenceOnset": "lightning_action.evaluation.metrics.divergence_onset",
     "EnvironmentDataModule": "lightning_action.data.environment",
     "FSDP2Strategy": "lightning_action.distributed.fsdp2",
-    "FlowError": "lightning_action.evaluation.flow",
+    "FlowError": "lightning_action.evaluation.metrics.flow",
     "GenerativeModule": "lightning_action.generative_module",
-    "GuidanceResponse": "lightning_action.evaluation.guidance_response",
+    "GuidanceResponse": "lightning_action.evaluation.metrics.guidance_response",
     "HashingTextEncoder": "lightning_action.frozen.hashing_text",
-    "HeldActions": "lightning_action.evaluation.held_actions",
-    "InverseDynamicsAccuracy": "lightning_action.evaluation.inverse_dynamics",
+    "HeldActions": "lightning_action.evaluation.metrics.held_actions",
+    "InverseDynamicsAccuracy": "lightning_action.evaluation.metrics.inverse_dynamics",
     "KVCache": "lightning_action.generator.kv_cache",
     "LatentDataModule": "lightning_action.data.latents",
     "LeRobotDataModule": "lightning_action.data.lerobot",
     "LinearVideoCodec": "lightning_action.frozen.linear_codec",
     "LoRASettings": "lightning_action.checkpoints.lora",
-    "LossGap": "lightning_action.evaluation.loss_gap",
-    "MotionFloor": "lightning_action.evaluation.motion",
+    "LossGap": "lightning_action.evaluation.metrics.loss_gap",
+    "MotionFloor": "lightning_action.evaluation.metrics.motion",
     "MovingSpriteWorld": "lightning_action.data.sprite_world",
     "Optimization": "lightning_action.optimization",
     "PanningCameraWorld": "lightning_action.data.panning_world",
@@ -133,7 +133,7 @@ _EXPORTS = {
     "PromptSwitch": "lightning_action.generation.prompt_switches",
     "ResumableDataLoader": "lightning_action.data.resumable",
     "ResumableSampler": "lightning_action.data.resumable",
-    "RoundTrip": "lightning_action.evaluation.round_trip",
+    "RoundTrip": "lightning_action.evaluation.metrics.round_trip",
     "Sampling": "lightning_action.generation.sampling",
     "Sharding": "lightning_action.distributed.sharding",
     "SpriteDataModule": "lightning_action.data.sprite_data",
@@ -143,7 +143,7 @@ _EXPORTS = {
     "UMT5TextEncoder": "lightning_action.frozen.umt5",
     "VideoCodec": "lightning_action.frozen.interfaces",
     "VideoFolderDataModule": "lightning_action.data.video_folder",
-    "VideoQuality": "lightning_action.evaluation.video_quality",
+    "VideoQuality": "lightning_action.evaluation.metrics.video_quality",
     "VisualTextActionModule": "lightning_action.action.modules",
     "WanVideoVAE": "lightning_action.frozen.wan_vae",
     "WorldModelEnv": "lightning_action.play.world_model_env",

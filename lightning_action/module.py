@@ -18,14 +18,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from lightning_action.batch import Batch, acting, first_samples, has_actions, kinds_in
 from lightning_action.checkpoints.lora import split_parameters
 from lightning_action.diffusion.objectives import OBJECTIVES, teacher_forcing, training_visibility
-from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, load_inverse_dynamics
 from lightning_action.evaluation.known_state import ReadPositions, Simulate, position_reader, simulator
-from lightning_action.evaluation.loss_gap import wins
-from lightning_action.evaluation.motion import latent_motion, moving_region
+from lightning_action.evaluation.metrics.inverse_dynamics_model import InverseDynamicsModel, load_inverse_dynamics
+from lightning_action.evaluation.metrics.loss_gap import wins
+from lightning_action.evaluation.metrics.motion import latent_motion, moving_region
 from lightning_action.evaluation.obedience import ObedienceTest
 from lightning_action.evaluation.probes import Generate
-from lightning_action.evaluation.provenance import data_fingerprint
-from lightning_action.evaluation.report import format_table
+from lightning_action.evaluation.report.provenance import data_fingerprint
+from lightning_action.evaluation.report.report import format_table
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.cost import training_flops
 from lightning_action.generator.model import CausalWanModel

@@ -11,10 +11,10 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from lightning_action.evaluation.inverse_dynamics_model import load_inverse_dynamics
-from lightning_action.evaluation.provenance import reader_provenance, versions
-from lightning_action.evaluation.report import write_reports
-from lightning_action.evaluation.tensorboard import write_to_tensorboard
+from lightning_action.evaluation.metrics.inverse_dynamics_model import load_inverse_dynamics
+from lightning_action.evaluation.report.provenance import reader_provenance, versions
+from lightning_action.evaluation.report.report import write_reports
+from lightning_action.evaluation.report.tensorboard import write_to_tensorboard
 from lightning_action.weights.fingerprint import fingerprint
 
 

@@ -22,9 +22,9 @@ from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, add_no
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.diffusion.samplers import Noise, Velocity
 from lightning_action.evaluation.known_state import ReadPositions, position_reader
+from lightning_action.evaluation.metrics.video_quality import psnr
 from lightning_action.evaluation.obedience import ObedienceTest
-from lightning_action.evaluation.report import Report, format_table, null_where_undefined
-from lightning_action.evaluation.video_quality import psnr
+from lightning_action.evaluation.report.report import Report, format_table, null_where_undefined
 from lightning_action.generation.rollout import rollout
 from lightning_action.generation.video import VideoGenerator
 from lightning_action.generator.attention_kernels import hold_attention_kernels

@@ -11,10 +11,10 @@ from lightning_action.cli.data_section import split_settings
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.text_table import text_table
 from lightning_action.cli.usage import VerbParser
-from lightning_action.evaluation.comparison import Comparison, compare
-from lightning_action.evaluation.comparison_page import comparison_page
-from lightning_action.evaluation.figures import format_value
-from lightning_action.evaluation.report import Report, read_report, report_file
+from lightning_action.evaluation.report.comparison import Comparison, compare
+from lightning_action.evaluation.report.comparison_page import comparison_page
+from lightning_action.evaluation.report.figures import format_value
+from lightning_action.evaluation.report.report import Report, read_report, report_file
 
 _NAMES = ("A", "B")
 _USAGE = """

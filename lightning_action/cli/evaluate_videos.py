@@ -9,9 +9,9 @@ from tqdm import tqdm
 from lightning_action.cli.true_videos import DataSource, FileSource
 from lightning_action.cli.video_inputs import VideoOptions, find_inputs
 from lightning_action.evaluation.given_videos import GivenVideosTest
-from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, load_inverse_dynamics
-from lightning_action.evaluation.provenance import reader_provenance, versions
-from lightning_action.evaluation.report import format_table, write_reports
+from lightning_action.evaluation.metrics.inverse_dynamics_model import InverseDynamicsModel, load_inverse_dynamics
+from lightning_action.evaluation.report.provenance import reader_provenance, versions
+from lightning_action.evaluation.report.report import format_table, write_reports
 
 
 def evaluate_videos(options: VideoOptions) -> None:

@@ -19,9 +19,9 @@ from lightning_action.checkpoints.lora import base_state_dict
 from lightning_action.checkpoints.pretrained import generator_file
 from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.usage import VerbParser
-from lightning_action.evaluation.model_card import model_card
-from lightning_action.evaluation.provenance import tested_weights
-from lightning_action.evaluation.report import Report, read_report, report_file
+from lightning_action.evaluation.report.model_card import model_card
+from lightning_action.evaluation.report.provenance import tested_weights
+from lightning_action.evaluation.report.report import Report, read_report, report_file
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.module import ActionVideoModule
 from lightning_action.ranges import require_numbers

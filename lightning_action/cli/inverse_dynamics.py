@@ -20,17 +20,17 @@ from lightning_action.cli.encode import choose_device
 from lightning_action.cli.text_table import Row, text_table
 from lightning_action.cli.usage import RunParser
 from lightning_action.data.recorded import RecordedDataModule
-from lightning_action.evaluation.bootstrap import intervals
-from lightning_action.evaluation.inverse_dynamics_model import (
+from lightning_action.evaluation.metrics.bootstrap import intervals
+from lightning_action.evaluation.metrics.inverse_dynamics_model import (
     Column,
     InverseDynamicsModel,
     columns_of,
     rows_between_frames,
     save_inverse_dynamics,
 )
-from lightning_action.evaluation.read_actions import ReadingQuality
-from lightning_action.evaluation.report import null_where_undefined
-from lightning_action.evaluation.verdict import Thresholds
+from lightning_action.evaluation.metrics.read_actions import ReadingQuality
+from lightning_action.evaluation.report.report import null_where_undefined
+from lightning_action.evaluation.report.verdict import Thresholds
 from lightning_action.ranges import require_numbers
 
 # Training batches whose actions are measured, and steps between frames that a step of training looks at.

@@ -25,7 +25,7 @@ from lightning_action.callbacks import ActionScan, PredictionWriter
 from lightning_action.cli.usage import VerbParser
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
-from lightning_action.evaluation.provenance import installed_version
+from lightning_action.evaluation.report.provenance import installed_version
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.linear_codec import LinearVideoCodec
 from lightning_action.generation.sampling import Sampling

@@ -15,12 +15,12 @@ from lightning_action.batch import Batch, after_start, from_unit_range, num_late
 from lightning_action.cli.data_section import build_data, load_samples
 from lightning_action.cli.video_inputs import ACTIONS, Inputs, VideoOptions
 from lightning_action.data.split_data import SampleDataset
-from lightning_action.evaluation.action_following import hold_last_found
-from lightning_action.evaluation.color_locator import ColorLocator
 from lightning_action.evaluation.evaluator import Seen
 from lightning_action.evaluation.given_videos import GivenEpisodes
 from lightning_action.evaluation.known_state import position_reader, simulator
-from lightning_action.evaluation.provenance import data_fingerprint
+from lightning_action.evaluation.metrics.action_following import hold_last_found
+from lightning_action.evaluation.metrics.color_locator import ColorLocator
+from lightning_action.evaluation.report.provenance import data_fingerprint
 from lightning_action.recordings.given_videos import numbers_of, require_same_names
 
 # Wan's, and most others'.

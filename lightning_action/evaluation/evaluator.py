@@ -10,20 +10,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_action.batch import num_pixel_frames
-from lightning_action.evaluation.action_following import ActionFollowing, hold_last_found
-from lightning_action.evaluation.bootstrap import intervals
-from lightning_action.evaluation.counterfactuals import CounterfactualDivergence, CrossSwap
-from lightning_action.evaluation.divergence_onset import WINDOW, DivergenceOnset
-from lightning_action.evaluation.episode_metric import EpisodeMetric
-from lightning_action.evaluation.flow import FlowError
-from lightning_action.evaluation.inverse_dynamics import InverseDynamicsAccuracy
-from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, classes_of
-from lightning_action.evaluation.loss_gap import OTHER_ACTIONS, FrameLosses, LossGap
-from lightning_action.evaluation.motion import MotionFloor
-from lightning_action.evaluation.read_actions import ActionsReadBack
-from lightning_action.evaluation.report import Report
-from lightning_action.evaluation.smoothness import BlockSeams
-from lightning_action.evaluation.video_quality import DeltaPsnr, VideoQuality
+from lightning_action.evaluation.metrics.action_following import ActionFollowing, hold_last_found
+from lightning_action.evaluation.metrics.bootstrap import intervals
+from lightning_action.evaluation.metrics.counterfactuals import CounterfactualDivergence, CrossSwap
+from lightning_action.evaluation.metrics.divergence_onset import WINDOW, DivergenceOnset
+from lightning_action.evaluation.metrics.episode_metric import EpisodeMetric
+from lightning_action.evaluation.metrics.flow import FlowError
+from lightning_action.evaluation.metrics.inverse_dynamics import InverseDynamicsAccuracy
+from lightning_action.evaluation.metrics.inverse_dynamics_model import InverseDynamicsModel, classes_of
+from lightning_action.evaluation.metrics.loss_gap import OTHER_ACTIONS, FrameLosses, LossGap
+from lightning_action.evaluation.metrics.motion import MotionFloor
+from lightning_action.evaluation.metrics.read_actions import ActionsReadBack
+from lightning_action.evaluation.metrics.smoothness import BlockSeams
+from lightning_action.evaluation.metrics.video_quality import DeltaPsnr, VideoQuality
+from lightning_action.evaluation.report.report import Report
 from lightning_action.generator.causality import BlockCausality
 
 CURVES = ("psnr_db", "ssim", "psnr_moving_db", "position_error_px")

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lightning_action.batch import from_unit_range
 from lightning_action.evaluation.evaluator import Evaluator, Seen
-from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
+from lightning_action.evaluation.metrics.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
+from lightning_action.evaluation.metrics.video_quality import psnr
 from lightning_action.evaluation.obedience import BASELINES, MODEL, compose, copy_of_first_frames
 from lightning_action.evaluation.probes import NUM_PICTURES, as_bytes
-from lightning_action.evaluation.report import Report
-from lightning_action.evaluation.video_quality import psnr
+from lightning_action.evaluation.report.report import Report
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,13 @@ from lightning_action.batch import (
     without_actions,
 )
 from lightning_action.evaluation.evaluator import Evaluator, Seen
-from lightning_action.evaluation.figures import is_number
-from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
-from lightning_action.evaluation.loss_gap import OTHER_ACTIONS, FrameLosses
+from lightning_action.evaluation.metrics.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
+from lightning_action.evaluation.metrics.loss_gap import OTHER_ACTIONS, FrameLosses
 from lightning_action.evaluation.probes import NUM_PICTURES, Generate, Probes, as_bytes
-from lightning_action.evaluation.report import Report
-from lightning_action.evaluation.verdict import Thresholds, judge
+from lightning_action.evaluation.report.figures import is_number
+from lightning_action.evaluation.report.report import Report
+from lightning_action.evaluation.report.verdict import Thresholds, judge
 from lightning_action.generator.causality import BlockCausality
 
 BASELINES = ("copy_first_frame", "ignore_actions")

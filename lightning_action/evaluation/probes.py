@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch, acting, after_start, choose_samples, from_unit_range, to_bytes, without_action
-from lightning_action.evaluation.action_following import hold_last_found
-from lightning_action.evaluation.controllability import Controllability
-from lightning_action.evaluation.flow import path_by_flow
-from lightning_action.evaluation.guidance_response import GuidanceResponse
-from lightning_action.evaluation.held_actions import FRACTIONS, HeldActions
-from lightning_action.evaluation.inverse_dynamics_model import shrunk
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
-from lightning_action.evaluation.round_trip import RoundTrip
+from lightning_action.evaluation.metrics.action_following import hold_last_found
+from lightning_action.evaluation.metrics.controllability import Controllability
+from lightning_action.evaluation.metrics.flow import path_by_flow
+from lightning_action.evaluation.metrics.guidance_response import GuidanceResponse
+from lightning_action.evaluation.metrics.held_actions import FRACTIONS, HeldActions
+from lightning_action.evaluation.metrics.inverse_dynamics_model import shrunk
+from lightning_action.evaluation.metrics.round_trip import RoundTrip
 
 Generate = Callable[[Batch, float | None, int], Tensor]
 """Function from a batch, a scale of action guidance (None for the model's own) and the number of a draw of noise (0 for

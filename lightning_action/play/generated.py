@@ -12,7 +12,7 @@ import torch
 
 from lightning_action.batch import num_latent_frames
 from lightning_action.data.split_data import Split, SplitDataModule
-from lightning_action.evaluation.provenance import installed_version, versions
+from lightning_action.evaluation.report.provenance import installed_version, versions
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.causality import BlockCausality

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.episode_metric import EpisodeMetric
+from lightning_action.evaluation.metrics.episode_metric import EpisodeMetric
 
 HEIGHT, WIDTH = 20, 24
 

@@ -32,7 +32,7 @@ from lightning_action.cli.encode import clips_of, encode, encoding_of, prepare_f
 from lightning_action.data.latent_writer import StoreWriter
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.distributed.fsdp2 import FSDP2Strategy, require_supported
-from lightning_action.evaluation.inverse_dynamics_model import (
+from lightning_action.evaluation.metrics.inverse_dynamics_model import (
     InverseDynamicsModel,
     columns_of,
     save_inverse_dynamics,

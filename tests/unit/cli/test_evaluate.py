@@ -11,7 +11,7 @@ import pytest
 
 from lightning_action.cli import evaluate, run_verb
 from lightning_action.cli.mistakes import UsageError
-from lightning_action.evaluation.report import null_where_undefined
+from lightning_action.evaluation.report.report import null_where_undefined
 from tests.support import made_up_report
 
 

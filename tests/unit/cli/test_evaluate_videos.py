@@ -20,8 +20,12 @@ from lightning_action.callbacks import PredictionWriter
 from lightning_action.cli import run_verb
 from lightning_action.cli.data_section import build_data
 from lightning_action.cli.mistakes import UsageError
-from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, columns_of, save_inverse_dynamics
 from lightning_action.evaluation.known_state import position_reader
+from lightning_action.evaluation.metrics.inverse_dynamics_model import (
+    InverseDynamicsModel,
+    columns_of,
+    save_inverse_dynamics,
+)
 from lightning_action.evaluation.obedience import ObedienceTest
 from tests.support import sprite_module
 from tests.support.worldproof_reader import read_frames

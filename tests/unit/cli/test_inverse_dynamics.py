@@ -10,8 +10,8 @@ import torch
 from lightning_action import ActionSchema
 from lightning_action.cli import main
 from lightning_action.cli.inverse_dynamics import format_quality, new_model, run_inverse_dynamics, videos_with_rows
-from lightning_action.evaluation.inverse_dynamics_model import Column, load_inverse_dynamics
-from lightning_action.evaluation.read_actions import ReadingQuality
+from lightning_action.evaluation.metrics.inverse_dynamics_model import Column, load_inverse_dynamics
+from lightning_action.evaluation.metrics.read_actions import ReadingQuality
 from tests.support.written_videos import LEROBOT, numbered_frames, write_video
 
 SPRITES = [

@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_action import EnvironmentDataModule
 from lightning_action.batch import Batch, other_actions, to_unit_range
 from lightning_action.evaluation.known_state import CheckedSimulator, Simulate, simulator
-from lightning_action.evaluation.loss_gap import OTHER_ACTIONS
+from lightning_action.evaluation.metrics.loss_gap import OTHER_ACTIONS
 from lightning_action.evaluation.obedience import ObedienceTest
 from lightning_action.losses import Loss
 from tests.support.dot_world import RADIUS, DotWorld, locate

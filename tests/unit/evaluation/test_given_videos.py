@@ -10,8 +10,8 @@ from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.evaluation.evaluator import Seen
 from lightning_action.evaluation.given_videos import GivenEpisodes, GivenVideosTest
-from lightning_action.evaluation.report import Report, format_table
-from lightning_action.evaluation.report_page import report_page
+from lightning_action.evaluation.report.report import Report, format_table
+from lightning_action.evaluation.report.report_page import report_page
 
 # 4 latent frames at ratio 3; two batches, of 5 and 4 videos.
 DATA = SpriteDataModule(

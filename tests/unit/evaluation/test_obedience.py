@@ -19,12 +19,12 @@ from torch import Tensor
 from lightning_action.batch import Batch, other_actions, to_unit_range, without_actions
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
-from lightning_action.evaluation.comparison import compare
 from lightning_action.evaluation.evaluator import Evaluator, Seen
-from lightning_action.evaluation.figures import figures_of
 from lightning_action.evaluation.obedience import BASELINES, ObedienceTest, copy_of_first_frames
-from lightning_action.evaluation.report import Report, format_table, null_where_undefined, write_report
-from lightning_action.evaluation.verdict import judge
+from lightning_action.evaluation.report.comparison import compare
+from lightning_action.evaluation.report.figures import figures_of
+from lightning_action.evaluation.report.report import Report, format_table, null_where_undefined, write_report
+from lightning_action.evaluation.report.verdict import judge
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.losses import Loss
 from lightning_action.seeding import generator_for

@@ -14,12 +14,12 @@ from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch, to_unit_range
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
-from lightning_action.evaluation.comparison import compare
-from lightning_action.evaluation.figures import figures_of
-from lightning_action.evaluation.inverse_dynamics_model import InverseDynamicsModel, columns_of
+from lightning_action.evaluation.metrics.inverse_dynamics_model import InverseDynamicsModel, columns_of
 from lightning_action.evaluation.obedience import ObedienceTest
-from lightning_action.evaluation.report import Report
-from lightning_action.evaluation.verdict import Verdict, judge
+from lightning_action.evaluation.report.comparison import compare
+from lightning_action.evaluation.report.figures import figures_of
+from lightning_action.evaluation.report.report import Report
+from lightning_action.evaluation.report.verdict import Verdict, judge
 
 RATIO = 3
 Damage = Callable[[Tensor], Tensor]

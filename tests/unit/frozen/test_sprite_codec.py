@@ -11,7 +11,7 @@ from lightning_action.data.scenery import SHAPES
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.data.world import World
-from lightning_action.evaluation.video_quality import VideoQuality
+from lightning_action.evaluation.metrics.video_quality import VideoQuality
 from lightning_action.frozen.interfaces import FittedCodec
 from lightning_action.frozen.sprite_codec import SpriteVideoCodec
 

@@ -1,0 +1,1 @@
+"""Reports: figures, verdict and comparison, and how they are written and drawn."""

@@ -1,0 +1,66 @@
+"""Where a report comes from: which weights, which data, and which versions."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_action import __version__
+from lightning_action.batch import Batch, first_samples
+from lightning_action.evaluation.metrics.inverse_dynamics_model import InverseDynamicsModel
+from lightning_action.weights.fingerprint import fingerprint
+
+
+def data_fingerprint(batch: Batch) -> str:
+    """Compute SHA-256 over the first sample of a test set, given its first batch, whatever kind of data it is.
+
+    A simulator with other settings or another seed shows another first sample; what differs in later samples alone goes
+    unseen. Videos count as bytes and other numbers in float32, so that the device does not matter.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(first_samples(batch, 1).items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {list(value.shape)}\n".encode())
+            digest.update(_bytes_of(name, value.detach().float().cpu()))
+        elif value is not None:
+            digest.update(f"{name} {value}\n".encode())
+    return digest.hexdigest()
+
+
+def _bytes_of(name: str, values: Tensor) -> bytes:
+    if name == "video":
+        values = ((values + 1) * 127.5).round().to(torch.uint8)
+    return values.contiguous().numpy().tobytes()
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of a package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Name the versions of what computes a report, and the kind of device."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    packages = {name: version(name) for name in ("torch", "lightning")}
+    return {"lightning_action": __version__, **packages, "python": platform.python_version(), "device": device}
+
+
+def reader_provenance(folder: str | Path, model: InverseDynamicsModel) -> dict[str, str]:
+    """Say which inverse-dynamics model read the actions, of the folder that `inverse-dynamics` wrote."""
+    return {"path": str(folder), "fingerprint": fingerprint(model.state_dict())}
+
+
+def tested_weights(report: Mapping[str, Any]) -> str | None:
+    """Return the fingerprint of the weights that a report was measured on; None where it does not say."""
+    found = ((report.get("provenance") or {}).get("checkpoint") or {}).get("fingerprint")
+    return None if found is None else str(found)
