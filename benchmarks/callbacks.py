@@ -37,7 +37,7 @@ from lightning_action.callbacks import (
     TensorBoardLayout,
     ThroughputMonitor,
 )
-from lightning_action.cli.parts_cli import PartsCLI
+from lightning_action.cli.support.parts_cli import PartsCLI
 
 DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 

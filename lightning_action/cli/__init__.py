@@ -7,13 +7,8 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 
-from lightning_action.cli.mistakes import INTERRUPTED, TRACEBACK_FLAG, report, wants_traceback
-
-# Each is a function of a module of its own, `check.run_check`, which may answer whether all is well.
-WITHOUT_TRAINER = (
-    *("selfcheck", "record", "inspect", "check", "encode", "inverse-dynamics", "export", "evaluate", "compare"),
-    *("play", "replay"),
-)
+from lightning_action.cli.support.mistakes import INTERRUPTED, TRACEBACK_FLAG, report, wants_traceback
+from lightning_action.cli.support.verbs import WITHOUT_TRAINER
 
 
 def main(args: list[str] | None = None) -> None:

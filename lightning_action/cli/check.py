@@ -14,7 +14,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_action.batch import Batch
-from lightning_action.cli.dry_run import (
+from lightning_action.cli.misfits import misfits
+from lightning_action.cli.support.dry_run import (
     ActionTime,
     Precision,
     Report,
@@ -28,9 +29,8 @@ from lightning_action.cli.dry_run import (
     settings,
     shapes,
 )
-from lightning_action.cli.misfits import misfits
-from lightning_action.cli.parts_cli import PartsCLI
-from lightning_action.cli.text_table import Row, span, text_table
+from lightning_action.cli.support.parts_cli import PartsCLI
+from lightning_action.cli.support.text_table import Row, span, text_table
 from lightning_action.distributed.sharding import Sharding
 from lightning_action.generator.cost import Flops, Parameters
 from lightning_action.module import ActionVideoModule

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import num_latent_frames
 from lightning_action.checkpoints.pretrained import prepare_codec
-from lightning_action.cli.folder_lock import FolderLock
-from lightning_action.cli.parts_cli import PartsCLI
+from lightning_action.cli.support.device import choose_device
+from lightning_action.cli.support.folder_lock import FolderLock
+from lightning_action.cli.support.parts_cli import PartsCLI
 from lightning_action.data.clip_encoding import ClipData, cut_clip, encode_clip, encode_prompt
 from lightning_action.data.latent_store import CODEC, Encoding, StoredClip, WindowStarts
 from lightning_action.data.latent_writer import StoreWriter, write_once
@@ -234,19 +235,3 @@ def require_same_clip(entry: StoredClip, found: StoredClip | None, folder: Path)
             f"{folder} holds another clip {entry.name!r} ({'; '.join(differing)}): the data has changed, give a new "
             "folder as --out"
         )
-
-
-def choose_device(name: str, rank: int) -> torch.device:
-    """Find a device by its name; `auto` shares out the GPUs, and is the CPU where there are none.
-
-    Raises:
-        ValueError: There is no such kind of device.
-    """
-    if name != "auto":
-        try:
-            return torch.device(name)
-        except RuntimeError as error:
-            raise ValueError(f"expected a device such as cuda:0 or cpu, or auto, got {name!r}") from error
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_action.atomic import replacing
-from lightning_action.cli.data_section import split_settings
-from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.text_table import text_table
-from lightning_action.cli.usage import VerbParser
+from lightning_action.cli.support.data_section import split_settings
+from lightning_action.cli.support.mistakes import UsageError
+from lightning_action.cli.support.text_table import text_table
+from lightning_action.cli.support.usage import VerbParser
 from lightning_action.evaluation.report.comparison import Comparison, compare
 from lightning_action.evaluation.report.comparison_page import comparison_page
 from lightning_action.evaluation.report.figures import format_value

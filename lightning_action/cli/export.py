@@ -17,8 +17,8 @@ from lightning_action.checkpoints.export import (
 )
 from lightning_action.checkpoints.lora import base_state_dict
 from lightning_action.checkpoints.pretrained import generator_file
-from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.usage import VerbParser
+from lightning_action.cli.support.mistakes import UsageError
+from lightning_action.cli.support.usage import VerbParser
 from lightning_action.evaluation.report.model_card import model_card
 from lightning_action.evaluation.report.provenance import tested_weights
 from lightning_action.evaluation.report.report import Report, read_report, report_file

@@ -23,8 +23,8 @@ from lightning_action.batch import (
     other_actions,
     to_bytes,
 )
-from lightning_action.cli.data_section import build_data, load_samples
-from lightning_action.cli.encode import choose_device
+from lightning_action.cli.support.data_section import build_data, load_samples
+from lightning_action.cli.support.device import choose_device
 from lightning_action.evaluation.known_state import Simulate, simulator
 from lightning_action.evaluation.worldproof_folder import RolloutFacts, actions_by_frame, write_rollout
 from lightning_action.module import ActionVideoModule

@@ -14,10 +14,10 @@ from lightning_action.action.schema import ActionSchema
 from lightning_action.atomic import replacing
 from lightning_action.batch import to_unit_range
 from lightning_action.callbacks.support.pictures import draw_actions, enlarge, in_grid, write_png
-from lightning_action.cli.data_section import parse_data
-from lightning_action.cli.dry_run import action_times
-from lightning_action.cli.text_table import Row, span, text_table
-from lightning_action.cli.usage import RunParser
+from lightning_action.cli.support.data_section import parse_data
+from lightning_action.cli.support.dry_run import action_times
+from lightning_action.cli.support.text_table import Row, span, text_table
+from lightning_action.cli.support.usage import RunParser
 from lightning_action.data.clip_encoding import ClipData
 from lightning_action.data.recorded import RecordedDataModule
 from lightning_action.data.split_data import Split

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from lightning_action.batch import Batch, frame_size
-from lightning_action.cli.dry_run import empty_modulation, reads_files
+from lightning_action.cli.support.dry_run import empty_modulation, reads_files
 from lightning_action.module import ActionVideoModule
 
 

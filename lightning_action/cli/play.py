@@ -12,8 +12,8 @@ from threading import Thread
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_action.atomic import require_writable
-from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.playable import PlayableCLI, load_stage, require_playable, settings_of
+from lightning_action.cli.support.mistakes import UsageError
+from lightning_action.cli.support.playable import PlayableCLI, load_stage, require_playable, settings_of
 from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.data.split_data import SplitDataModule
 from lightning_action.play.access import Access, addresses, choose_token

@@ -14,8 +14,8 @@ import yaml
 from tqdm import tqdm
 
 from lightning_action.atomic import write_json
-from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.usage import VerbParser
+from lightning_action.cli.support.mistakes import UsageError
+from lightning_action.cli.support.usage import VerbParser
 from lightning_action.recordings.environments import (
     Policy,
     action_parts,

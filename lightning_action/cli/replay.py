@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.playable import PlayableCLI, load_stage, require_playable, settings_of
-from lightning_action.cli.text_table import text_table
+from lightning_action.cli.support.mistakes import UsageError
+from lightning_action.cli.support.playable import PlayableCLI, load_stage, require_playable, settings_of
+from lightning_action.cli.support.text_table import text_table
 from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.play.replaying import Replayed, changed_settings, replay
 from lightning_action.play.session_recording import RecordedSession, read_session

@@ -22,7 +22,7 @@ from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.atomic import creating_folder, write_json
 from lightning_action.batch import Batch, num_latents, without_actions
 from lightning_action.callbacks import ActionScan, PredictionWriter
-from lightning_action.cli.usage import VerbParser
+from lightning_action.cli.support.usage import VerbParser
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.evaluation.report.provenance import installed_version

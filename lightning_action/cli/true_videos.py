@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_action.assembly import HasActionSchema
 from lightning_action.batch import Batch, after_start, from_unit_range, num_latent_frames, to_unit_range, without_action
-from lightning_action.cli.data_section import build_data, load_samples
+from lightning_action.cli.support.data_section import build_data, load_samples
 from lightning_action.cli.video_inputs import ACTIONS, Inputs, VideoOptions
 from lightning_action.data.split_data import SampleDataset
 from lightning_action.evaluation.evaluator import Seen

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_action.cli.mistakes import UsageError
+from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.ranges import require_numbers
 from lightning_action.recordings.given_videos import (
     GivenVideo,

@@ -31,8 +31,9 @@ from lightning_action import (
 from lightning_action.callbacks import ActionScan
 from lightning_action.cli import main
 from lightning_action.cli.check import run_check
-from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.trainer_verbs import run, warn_of_another_place
+from lightning_action.cli.support.mistakes import UsageError
+from lightning_action.cli.support.trainer_cli import warn_of_another_place
+from lightning_action.cli.trainer_verbs import run
 from tests.support.shipped import shipped
 from tests.support.small_commands import ACTION, ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, last_checkpoint, small
 from tests.support.two_ranks import run_on_two

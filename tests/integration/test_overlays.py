@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from lightning_action.cli import main
-from lightning_action.cli.mistakes import UsageError
+from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.cli.trainer_verbs import run
 from tests.support.shipped import shipped
 from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, last_checkpoint, small

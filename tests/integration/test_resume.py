@@ -29,7 +29,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_action.callbacks import FreezeBackboneFirst
-from lightning_action.cli.run_checkpoint import AtomicCheckpointIO, RunCheckpoint
+from lightning_action.cli.support.run_checkpoint import AtomicCheckpointIO, RunCheckpoint
 from lightning_action.cli.trainer_verbs import run
 from lightning_action.distributed.fsdp2 import FSDP2Strategy
 from lightning_action.generation.sampling import Sampling

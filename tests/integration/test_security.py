@@ -27,7 +27,8 @@ from lightning_action.cli.check import run_check
 from lightning_action.cli.export import run_export
 from lightning_action.cli.play import run_play
 from lightning_action.cli.replay import run_replay
-from lightning_action.cli.trainer_verbs import require_strategy_for, run
+from lightning_action.cli.support.trainer_cli import require_strategy_for
+from lightning_action.cli.trainer_verbs import run
 from lightning_action.data.action_file import read_actions
 from lightning_action.data.lerobot import LeRobotDataModule
 from lightning_action.data.video_folder import VideoFolderDataModule

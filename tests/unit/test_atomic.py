@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_action.atomic import creating_folder, replacing, require_new_folder, require_writable, write_json
-from lightning_action.cli.run_checkpoint import AtomicCheckpointIO
+from lightning_action.cli.support.run_checkpoint import AtomicCheckpointIO
 from lightning_action.weights.safetensors_files import write_safetensors
 
 

@@ -41,7 +41,7 @@ RULES = (
     "action, weights < evaluation.metrics < evaluation.report < evaluation, reporting",
     "evaluation, generative_module, losses, optimization, reporting < module < distillation, run",
     "run < pipeline, play",
-    "play < cli < __main__",
+    "play < cli.support < cli < __main__",
 )
 # Reading a stranger's shards is the one thing that callbacks, which must stand alone, and the package both do; verbs
 # use callbacks as anybody does, and draw as they do.
@@ -58,6 +58,7 @@ WITH_LIGHTNING = {
     "module",
     "distillation",
     "run",
+    "cli.support",
     "cli",
 }
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}

@@ -18,8 +18,8 @@ from jsonargparse import Namespace
 
 from lightning_action.cli import main
 from lightning_action.cli.check import precision_of, run_check
-from lightning_action.cli.dry_run import Precision
-from lightning_action.cli.mistakes import UsageError
+from lightning_action.cli.support.dry_run import Precision
+from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.distributed.sharding import Sharding
 from tests.support.shipped import shipped, stack
 from tests.support.small_commands import small

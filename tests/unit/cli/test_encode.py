@@ -12,8 +12,8 @@ import torch
 
 from lightning_action import LatentDataModule
 from lightning_action.cli import main
-from lightning_action.cli.encode import choose_device, clips_of, encode, encoding_of, prepare_frozen, run_encode
-from lightning_action.cli.folder_lock import FolderLock
+from lightning_action.cli.encode import clips_of, encode, encoding_of, prepare_frozen, run_encode
+from lightning_action.cli.support.folder_lock import FolderLock
 from lightning_action.data.action_file import ActionFileDataModule
 from lightning_action.data.latent_store import CODEC, INDEX, LatentStore
 from lightning_action.frozen.interfaces import FittedCodec
@@ -108,15 +108,6 @@ def test_data_without_clips_is_refused(tmp_path: Path) -> None:
     source.clips = lambda split: [NoiseClip("a", 5, 1)] * 2  # type: ignore[method-assign,list-item,return-value]
     with pytest.raises(ValueError, match="two clips of train have the name 'a': each needs one of its own"):
         clips_of(source)
-
-
-def test_devices() -> None:
-    assert choose_device("cpu", 3) == CPU
-    assert choose_device("cuda:1", 0) == torch.device("cuda", 1)
-    if not torch.cuda.is_available():
-        assert choose_device("auto", 3) == CPU
-    with pytest.raises(ValueError, match="expected a device such as cuda:0 or cpu, or auto, got 'gpu'"):
-        choose_device("gpu", 0)
 
 
 def test_a_share_is_that_of_the_environment(

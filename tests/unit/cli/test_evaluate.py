@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lightning_action.cli import evaluate, run_verb
-from lightning_action.cli.mistakes import UsageError
+from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.evaluation.report.report import null_where_undefined
 from tests.support import made_up_report
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from lightning_action.batch import to_bytes, to_unit_range
 from lightning_action.callbacks import PredictionWriter
 from lightning_action.cli import run_verb
-from lightning_action.cli.data_section import build_data
-from lightning_action.cli.mistakes import UsageError
+from lightning_action.cli.support.data_section import build_data
+from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.evaluation.known_state import position_reader
 from lightning_action.evaluation.metrics.inverse_dynamics_model import (
     InverseDynamicsModel,

@@ -15,7 +15,7 @@ from lightning_action.checkpoints.adapter import load_adapter, read_adapter
 from lightning_action.checkpoints.export import export_generator
 from lightning_action.checkpoints.pretrained import export, load_generator
 from lightning_action.cli.export import export_adapter, run_export
-from lightning_action.cli.mistakes import UsageError
+from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.evaluation.report.report import write_report
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.weights.fingerprint import fingerprint

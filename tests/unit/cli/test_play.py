@@ -10,8 +10,8 @@ from threading import current_thread
 import pytest
 
 from lightning_action.cli import main
-from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.play import listen_at, run_play
+from lightning_action.cli.support.mistakes import UsageError
 from tests.support.playable_run import write_playable_run
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from lightning_action import LeRobotDataModule
-from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.record import run_record, split_env_kwargs
+from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.seeding import mix_seed
 from tests.support.dot_world import DotWorld
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lightning_action.cli.play import PlayCLI, what_is_played
-from lightning_action.cli.playable import load_stage, require_playable, settings_of
 from lightning_action.cli.replay import format_replayed, run_replay
+from lightning_action.cli.support.playable import load_stage, require_playable, settings_of
 from lightning_action.play.live_world import LiveWorld
 from lightning_action.play.replaying import Replayed
 from lightning_action.play.session_recording import SESSION_FILE, RecordedEpisode, RecordedSession, SessionRecording

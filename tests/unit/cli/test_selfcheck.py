@@ -10,8 +10,8 @@ from PIL import Image
 
 from lightning_action import ActionModulationProjection
 from lightning_action.cli import main, selfcheck
-from lightning_action.cli.mistakes import UsageError
 from lightning_action.cli.selfcheck import Check, Sizes, installed, measure, run_selfcheck
+from lightning_action.cli.support.mistakes import UsageError
 
 SMALL = Sizes(dim=24, num_layers=1, num_latents=3, batch_size=4, base_steps=3, action_steps=3)
 

@@ -13,7 +13,7 @@ import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_action.cli.trainer_verbs import require_checkpoint
+from lightning_action.configuration.ckpt_path import require_checkpoint
 from lightning_action.distributed.fsdp2 import FSDP2Strategy
 from tests.support.two_parts import TwoParts
 

@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lightning_action.cli.run_checkpoint import RunCheckpoint
+from lightning_action.cli.support.run_checkpoint import RunCheckpoint
 from tests.support.short_fits import quiet_trainer
 
 

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning_action.cli import WITHOUT_TRAINER
+from lightning_action.cli.support.verbs import VERBS
 
 # What jsonargparse tells of the types that a value might have had besides, and about itself.
 _NOISE = re.compile(
@@ -29,7 +29,6 @@ _UNKNOWN = re.compile(
 # Arguments of a class that another configuration is to name; of data, the parser then takes the class of all.
 _ARGUMENTS_ALONE = re.compile(r"Dict must include a class_path|lightning\.LightningDataModule: there is no argument")
 _MISSING_FILE = re.compile(r"File does not exist: '(.+)'")
-VERBS = ("fit", "validate", "test", "predict", *WITHOUT_TRAINER)
 
 
 def explain(message: str, options: Iterable[str] = ()) -> str:

@@ -8,8 +8,8 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_action.cli.trainer_verbs import ActionVideoCLI
-from lightning_action.cli.usage import program_name
+from lightning_action.cli.support.trainer_cli import ActionVideoCLI
+from lightning_action.cli.support.usage import program_name
 from lightning_action.configuration.class_paths import ALLOW_HELP
 from lightning_action.module import ActionVideoModule
 

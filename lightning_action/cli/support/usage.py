@@ -13,8 +13,8 @@ from typing import Any, NoReturn, get_args, get_origin
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.usage_messages import explain
+from lightning_action.cli.support.mistakes import UsageError
+from lightning_action.cli.support.usage_messages import explain
 from lightning_action.configuration.strict_yaml import MODE
 
 # An argument of a class in a list of classes: --trainer.callbacks.ActionScan.sample=2

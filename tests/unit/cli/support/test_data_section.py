@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_action.cli.data_section import build_data, split_settings
+from lightning_action.cli.support.data_section import build_data, split_settings
 from lightning_action.data.sprite_data import SpriteDataModule
 from tests.support.shipped import CONFIGS
 

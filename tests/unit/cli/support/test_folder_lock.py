@@ -8,7 +8,7 @@ from time import sleep
 
 import pytest
 
-from lightning_action.cli.folder_lock import FolderLock
+from lightning_action.cli.support.folder_lock import FolderLock
 
 
 def hold(folder: Path) -> None:

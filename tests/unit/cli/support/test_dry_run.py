@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.cli.dry_run import (
+from lightning_action.cli.support.dry_run import (
     ActionTime,
     Precision,
     action_times,

@@ -17,8 +17,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_action.atomic import move_into_place, replacing
 from lightning_action.checkpoints.run_format import VALIDATION_DUE
-from lightning_action.cli.folder_lock import FolderLock
-from lightning_action.cli.stop_signals import StopSignals
+from lightning_action.cli.support.folder_lock import FolderLock
+from lightning_action.cli.support.stop_signals import StopSignals
 
 
 class RunCheckpoint(ModelCheckpoint):

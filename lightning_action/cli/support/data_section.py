@@ -11,7 +11,7 @@ from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-define
 from torch.utils.data import DataLoader
 
 from lightning_action.batch import Batch
-from lightning_action.cli.usage import RunParser, program_name
+from lightning_action.cli.support.usage import RunParser, program_name
 from lightning_action.configuration.class_paths import ALLOW_HELP, only_importing, require_classes, split_allowed
 from lightning_action.data.split_data import SplitDataModule
 from lightning_action.run import build_datamodule, read_section

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_action.cli.run_checkpoint import AtomicCheckpointIO
+from lightning_action.cli.support.run_checkpoint import AtomicCheckpointIO
 
 
 class Unwritable:

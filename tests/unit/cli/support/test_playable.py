@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_action.cli.playable import PlayableCLI, load_stage, require_playable, settings_of
+from lightning_action.cli.support.playable import PlayableCLI, load_stage, require_playable, settings_of
 from lightning_action.play.live_world import LiveWorld
 from tests.support.playable_run import write_playable_run
 from tests.support.sprite_module import build, data

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_action.cli import main
-from lightning_action.cli.mistakes import UsageError, exit_code, one_paragraph, report, wants_traceback
+from lightning_action.cli.support.mistakes import UsageError, exit_code, one_paragraph, report, wants_traceback
 from lightning_action.seeding import mix_seed
 
 
@@ -119,7 +119,7 @@ def test_other_ranks_leave_the_word_to_the_first(
 ) -> None:
     """Whose end shows in that somebody else is the parent; if it goes on, they speak."""
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr("lightning_action.cli.mistakes._SECONDS_FOR_THE_FIRST_RANK", 0.1)
+    monkeypatch.setattr("lightning_action.cli.support.mistakes._SECONDS_FOR_THE_FIRST_RANK", 0.1)
     for seen, told in (([7, 7, 1], ""), ([7], "error: x")):
         parents = iter(seen)
         monkeypatch.setattr("os.getppid", lambda seen=seen, parents=parents: next(parents, seen[-1]))

@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 from threading import Thread
 
-from lightning_action.cli.stop_signals import StopSignals
+from lightning_action.cli.support.stop_signals import StopSignals
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def test_a_second_signal_ends_a_process_at_once() -> None:
     code = """
 import os, signal
-from lightning_action.cli.stop_signals import StopSignals
+from lightning_action.cli.support.stop_signals import StopSignals
 signals = StopSignals()
 signals.listen()
 os.kill(os.getpid(), signal.SIGINT)

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
 
-from lightning_action.cli.mistakes import UsageError
-from lightning_action.cli.usage import RunParser
-from lightning_action.cli.usage_messages import explain, nearest, shipped_configurations
+from lightning_action.cli.support.mistakes import UsageError
+from lightning_action.cli.support.usage import RunParser
+from lightning_action.cli.support.usage_messages import explain, nearest, shipped_configurations
 from lightning_action.configuration.strict_yaml import read_yaml, write_yaml
 
 
