@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from lightning_action.evaluation.metrics.flow import FlowError as FlowError
     from lightning_action.evaluation.metrics.guidance_response import GuidanceResponse as GuidanceResponse
     from lightning_action.evaluation.metrics.held_actions import HeldActions as HeldActions
-    from lightning_action.evaluation.metrics.inverse_dynamics import InverseDynamicsAccuracy as InverseDynamicsAccuracy
+    from lightning_action.evaluation.metrics.inverse_dynamics_accuracy import (
+        InverseDynamicsAccuracy as InverseDynamicsAccuracy,
+    )
     from lightning_action.evaluation.metrics.loss_gap import LossGap as LossGap
     from lightning_action.evaluation.metrics.motion import MotionFloor as MotionFloor
     from lightning_action.evaluation.metrics.read_actions import ActionsReadBack as ActionsReadBack
@@ -118,7 +120,7 @@ _EXPORTS = {
     "GuidanceResponse": "lightning_action.evaluation.metrics.guidance_response",
     "HashingTextEncoder": "lightning_action.frozen.hashing_text",
     "HeldActions": "lightning_action.evaluation.metrics.held_actions",
-    "InverseDynamicsAccuracy": "lightning_action.evaluation.metrics.inverse_dynamics",
+    "InverseDynamicsAccuracy": "lightning_action.evaluation.metrics.inverse_dynamics_accuracy",
     "KVCache": "lightning_action.generator.kv_cache",
     "LatentDataModule": "lightning_action.data.latents",
     "LeRobotDataModule": "lightning_action.data.lerobot",

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lightning_action.atomic import write_json
 from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.cli.support.usage import VerbParser
-from lightning_action.recordings.environments import (
+from lightning_action.recordings.gym_environments import (
     Policy,
     action_parts,
     action_row,

@@ -21,7 +21,7 @@ from lightning_action.evaluation.known_state import position_reader, simulator
 from lightning_action.evaluation.metrics.action_following import hold_last_found
 from lightning_action.evaluation.metrics.color_locator import ColorLocator
 from lightning_action.evaluation.report.provenance import data_fingerprint
-from lightning_action.recordings.given_videos import numbers_of, require_same_names
+from lightning_action.recordings.episode_files import numbers_of, require_same_names
 
 # Wan's, and most others'.
 _RATIO = 4

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.ranges import require_numbers
-from lightning_action.recordings.given_videos import (
+from lightning_action.recordings.episode_files import (
     GivenVideo,
     find_actions,
     match_by_manifest,

@@ -20,7 +20,7 @@ from lightning_action.batch import Batch, num_pixel_frames
 from lightning_action.configuration.class_paths import import_named
 from lightning_action.data.made_samples import MadeSamples, SampleClip
 from lightning_action.data.split_data import SPLITS, Locator, Split, SplitDataModule
-from lightning_action.recordings.environments import (
+from lightning_action.recordings.gym_environments import (
     action_parts,
     frames_per_second,
     make_environment,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from lightning_action.distillation.landing import LandingDistillation, landing
-from lightning_action.distillation.score import Clip, Noised, ScoreNetwork
+from lightning_action.distillation.score import LatentClip, Noised, ScoreNetwork
 from lightning_action.distributed.sharding import local_part
 from lightning_action.ranges import require_numbers
 
@@ -45,7 +45,7 @@ class ActionConsistencyDistillation(LandingDistillation):
         self.target.requires_grad_(False).eval()
         self._move_target(keep=0.0)
 
-    def _aim(self, clip: Clip, noised: Noised, places: Tensor) -> Tensor:
+    def _aim(self, clip: LatentClip, noised: Noised, places: Tensor) -> Tensor:
         """Where the target lands from one Euler step of the teacher further down."""
         nearer = self._follow_teacher(clip, noised, places + 1)
         return landing(nearer, self.target.velocity(clip, nearer))

@@ -17,7 +17,7 @@ from lightning_action.assembly import Factories
 from lightning_action.batch import Batch, first_frames, frame_size, num_latents
 from lightning_action.checkpoints.run_weights import RunWeights
 from lightning_action.diffusion.guidance import Guidance
-from lightning_action.distillation.score import Clip, ScoreNetwork, Sight, modulation_of
+from lightning_action.distillation.score import LatentClip, ScoreNetwork, Sight, modulation_of
 from lightning_action.distributed.sharding import is_sharded
 from lightning_action.generation.video import whole_video
 from lightning_action.generator.model import CausalWanModel
@@ -33,7 +33,7 @@ class ActionCollapse(UserWarning):
     """A student has lost much of its teacher's control."""
 
 
-class Start(NamedTuple):
+class RolloutStart(NamedTuple):
     """What a rollout starts from.
 
     Args:
@@ -250,21 +250,21 @@ class DistilledModule(ActionVideoModule):
         sharded = is_sharded(generator)
         return ScoreNetwork(generator, projection, self.schema, sight, sharded, blind)
 
-    def _start_of(self, batch: Batch) -> Start:
+    def _start_of(self, batch: Batch) -> RolloutStart:
         """What a clip of a batch is made from: prompts, and the latents that are given."""
         to, length = (self.device, self.compute_dtype), num_latents(batch, self.schema)
         given = first_frames(batch, self.sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
         shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
         initial = None if given is None else self.frozen.latents_of(given, *to)
-        return Start(self.frozen.text_of(batch, *to), initial, shape)
+        return RolloutStart(self.frozen.text_of(batch, *to), initial, shape)
 
-    def _clip(self, clean: Tensor, text: Tensor, batch: Batch, num_known: int = 0) -> Clip:
+    def _clip(self, clean: Tensor, text: Tensor, batch: Batch, num_known: int = 0) -> LatentClip:
         """A clip under the prompts and actions of a batch, and what guidance of the teacher needs."""
         guided = not all(branch.takes_prompt for branch in self.teacher_guidance.branches)
         negative = self._negative_text(batch, self.sampling) if guided else None
-        return Clip(clean, text, batch, self.causality, num_known, negative)
+        return LatentClip(clean, text, batch, self.causality, num_known, negative)
 
-    def _modulation(self, clip: Clip) -> Tensor | None:
+    def _modulation(self, clip: LatentClip) -> Tensor | None:
         """Modulation of a clip's actions by the student's projection."""
         return modulation_of(self.conditioning, clip)
 

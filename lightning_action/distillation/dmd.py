@@ -18,7 +18,7 @@ from lightning_action.batch import Batch, without_action
 from lightning_action.checkpoints.lora import LoRASettings
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise, own_noise
-from lightning_action.distillation.distilled_module import DistilledModule, Start
+from lightning_action.distillation.distilled_module import DistilledModule, RolloutStart
 from lightning_action.distillation.distribution_matching import (
     draw_score_levels,
     matching_gradient,
@@ -27,7 +27,7 @@ from lightning_action.distillation.distribution_matching import (
 )
 from lightning_action.distillation.going_rollout import GoingRollout
 from lightning_action.distillation.score import (
-    Clip,
+    LatentClip,
     Noised,
     ScoreNetwork,
     denoising_loss,
@@ -169,7 +169,7 @@ class ActionDistillation(DistilledModule):
         self._require_finite_loss(loss)
         return {"loss": loss}
 
-    def _rollout_modulation(self, clip: Clip) -> Tensor | None:
+    def _rollout_modulation(self, clip: LatentClip) -> Tensor | None:
         """Modulation of a clip's actions, block by block as where it is generated: the same to the bit."""
         action, absent = clip.batch.get("action"), without_action(clip.batch)
         return self.conditioning.of_generated_video(action, clip.clean, clip.causality, absent)
@@ -182,7 +182,7 @@ class ActionDistillation(DistilledModule):
 
     def make_clip(
         self,
-        start: Start,
+        start: RolloutStart,
         going: GoingRollout | None,
         batch: Batch,
         batch_idx: int,
@@ -209,7 +209,7 @@ class ActionDistillation(DistilledModule):
         """How often the student may have changed so far."""
         return max(self.global_step, self.critic_first_steps) // self.generator_every
 
-    def _num_overlapping(self, start: Start) -> int:
+    def _num_overlapping(self, start: RolloutStart) -> int:
         """Number of latents that a chunk has from the one before: those that a clip starts from, or else a block."""
         return self.sampling.num_initial_latents or len(self.causality.split(start.shape[0])[0])
 
@@ -218,7 +218,7 @@ class ActionDistillation(DistilledModule):
         super().on_save_checkpoint(checkpoint)
         self._going = None
 
-    def _going_on(self, start: Start, batch: Batch) -> GoingRollout | None:
+    def _going_on(self, start: RolloutStart, batch: Batch) -> GoingRollout | None:
         """The rollout that goes on with a batch; None begins anew, on all ranks alike, for others pass the window."""
         if self.chunks_per_rollout > 1:
             # What a later batch adds is refused with the first.
@@ -230,7 +230,7 @@ class ActionDistillation(DistilledModule):
         fits = going.fits(start, batch)
         return going if self.trainer.strategy.reduce_boolean_decision(fits, all=True) else None
 
-    def _new_session(self, start: Start, batch: Batch, batch_idx: int) -> CausalRollout:
+    def _new_session(self, start: RolloutStart, batch: Batch, batch_idx: int) -> CausalRollout:
         num_frames, *latent_shape = start.shape
         seed = mix_seed(self.seed, _ROLLOUT_STREAM, self.current_epoch, batch_idx)
         samples, text = batch["sample_id"].tolist(), start.text
@@ -238,7 +238,7 @@ class ActionDistillation(DistilledModule):
         return self.rollouts.session(text, noise, start.shape[1:], num_frames)
 
     def _next_chunk(
-        self, going: GoingRollout, start: Start, exit_step: int, modulation: Tensor | None, for_gradient: bool
+        self, going: GoingRollout, start: RolloutStart, exit_step: int, modulation: Tensor | None, for_gradient: bool
     ) -> SelfRollout:
         """Go on under other actions and prompts; what the rollout ended with stands where a clip's start does."""
         kept = going.num_updates == self._num_updates and torch.equal(going.start.text, start.text)
@@ -253,12 +253,12 @@ class ActionDistillation(DistilledModule):
         clean, exited = (torch.cat([going.last, each], dim=1) for each in (made.clean, made.exited))
         return replace(made, clean=clean, exited=exited)
 
-    def critic_loss(self, clip: Clip, batch_idx: int) -> Tensor:
+    def critic_loss(self, clip: LatentClip, batch_idx: int) -> Tensor:
         """Flow-matching loss of the critic on a clip that the student made."""
         noised = self._noised(clip, batch_idx, _CRITIC_STREAM)
         return denoising_loss(self.critic.velocity(clip, noised), clip, noised)
 
-    def student_loss(self, clip: Clip, video: Tensor, batch_idx: int) -> Tensor:
+    def student_loss(self, clip: LatentClip, video: Tensor, batch_idx: int) -> Tensor:
         """Loss whose gradient moves the student's clip from the critic's distribution to the teacher's.
 
         Args:
@@ -274,7 +274,7 @@ class ActionDistillation(DistilledModule):
             self._log_gap(clip, noised, score_gap(real, fake, counts))
         return matching_loss(video, gradient, counts).to(video.dtype)
 
-    def _log_gap(self, clip: Clip, noised: Noised, gap: Tensor) -> None:
+    def _log_gap(self, clip: LatentClip, noised: Noised, gap: Tensor) -> None:
         """Log how far teacher and critic are apart; now and then how far they are where neither sees the actions."""
         self.log("train/score_gap", gap)
         if (self.global_step + 1) // self.generator_every % self.gap_every == 0:
@@ -288,7 +288,7 @@ class ActionDistillation(DistilledModule):
         self.log("train/real_clips_loss", loss)
         return loss
 
-    def _noised(self, clip: Clip, batch_idx: int, stream: int) -> Noised:
+    def _noised(self, clip: LatentClip, batch_idx: int, stream: int) -> Noised:
         randoms = self._randoms(clip.batch, stream, batch_idx)
         groups = groups_of(self.score_sight, clip)
         levels = draw_score_levels(self.score_schedule, groups, randoms).to(clip.clean.device)

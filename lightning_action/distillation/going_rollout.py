@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch, after_start
-from lightning_action.distillation.distilled_module import Start
+from lightning_action.distillation.distilled_module import RolloutStart
 from lightning_action.generation.rollout import CausalRollout
 
 
@@ -28,19 +28,19 @@ class GoingRollout:
     """
 
     session: CausalRollout
-    start: Start
+    start: RolloutStart
     last: Tensor
     action: Tensor | None
     has_action: Tensor | None
     num_chunks: int
     num_updates: int
 
-    def fits(self, start: Start, batch: Batch) -> bool:
+    def fits(self, start: RolloutStart, batch: Batch) -> bool:
         """Tell whether a batch has as many clips, as large and as long, and actions for the same of them."""
         same_size = len(self.start.text) == len(start.text) and self.start.shape == start.shape
         return same_size and _same(self.action, batch.get("action")) and _same(self.has_action, batch.get("has_action"))
 
-    def next(self, start: Start, batch: Batch, schema: ActionSchema) -> tuple[Start, Batch]:
+    def next(self, start: RolloutStart, batch: Batch, schema: ActionSchema) -> tuple[RolloutStart, Batch]:
         """Let a batch begin with the last latents, and with the action rows that these were made under."""
         action, rows = batch.get("action"), schema.num_rows(self.last.shape[1])
         if action is not None and self.action is not None and rows:

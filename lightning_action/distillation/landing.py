@@ -19,7 +19,7 @@ from lightning_action.diffusion.flow_matching import per_frame as over_latents
 from lightning_action.diffusion.noise import own_noise
 from lightning_action.diffusion.objectives import draw_for_blocks, teacher_forcing
 from lightning_action.distillation.distilled_module import DistilledModule
-from lightning_action.distillation.score import Clip, Noised, causal, frames_that_count, with_noise
+from lightning_action.distillation.score import LatentClip, Noised, causal, frames_that_count, with_noise
 from lightning_action.losses import with_past_noise
 from lightning_action.ranges import require_numbers
 
@@ -121,15 +121,15 @@ class LandingDistillation(DistilledModule):
         return {"loss": loss, "loss_per_frame": per_frame.detach(), "timestep": noised.timestep[:, counts]}
 
     @abstractmethod
-    def _aim(self, clip: Clip, noised: Noised, places: Tensor) -> Tensor:
+    def _aim(self, clip: LatentClip, noised: Noised, places: Tensor) -> Tensor:
         """Clean latents that the student should land at, from a clip at the levels `places` `[B, F]`."""
 
-    def _follow_teacher(self, clip: Clip, noised: Noised, places: Tensor) -> Noised:
+    def _follow_teacher(self, clip: LatentClip, noised: Noised, places: Tensor) -> Noised:
         """Follow the teacher's path to the levels `places` `[B, F]`, in one Euler step."""
         velocity = self.teacher.guided_velocity(clip, noised, self.teacher_guidance)
         return euler_step(noised, velocity, self._level_at(places, clip))
 
-    def _real_clip(self, batch: Batch, batch_idx: int) -> Clip:
+    def _real_clip(self, batch: Batch, batch_idx: int) -> LatentClip:
         encoded = self._encoded(batch)
         length = encoded.latents.shape[1]
         num_known = min(self.sampling.num_initial_latents, length - 1)
@@ -139,7 +139,7 @@ class LandingDistillation(DistilledModule):
         randoms = self._randoms(batch, _PAST_STREAM, batch_idx)
         return clip._replace(past=with_past_noise(clip.clean, self.past_noise, randoms))
 
-    def _level_at(self, places: Tensor, clip: Clip) -> Tensor:
+    def _level_at(self, places: Tensor, clip: LatentClip) -> Tensor:
         """Noise levels `[B, F]` at places among `levels`; 0 where latents are given."""
         levels = torch.tensor(self.levels)[places]
         levels[:, : clip.num_known] = 0

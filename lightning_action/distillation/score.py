@@ -23,7 +23,7 @@ from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 
 
-class Clip(NamedTuple):
+class LatentClip(NamedTuple):
     """A clip, and what it was made under.
 
     Args:
@@ -60,17 +60,19 @@ class Noised(NamedTuple):
 
 
 Sight = Literal["causal", "bidirectional"]
-Velocity = Callable[[CausalWanModel, Clip, Noised, Tensor, Tensor | None], Tensor]
+Velocity = Callable[[CausalWanModel, LatentClip, Noised, Tensor, Tensor | None], Tensor]
 
 
 def bidirectional(
-    generator: CausalWanModel, clip: Clip, noised: Noised, text: Tensor, modulation: Tensor | None
+    generator: CausalWanModel, clip: LatentClip, noised: Noised, text: Tensor, modulation: Tensor | None
 ) -> Tensor:
     """Predict the velocity with every frame seeing every frame."""
     return generator(noised.latents, noised.timestep, text, modulation)
 
 
-def causal(generator: CausalWanModel, clip: Clip, noised: Noised, text: Tensor, modulation: Tensor | None) -> Tensor:
+def causal(
+    generator: CausalWanModel, clip: LatentClip, noised: Noised, text: Tensor, modulation: Tensor | None
+) -> Tensor:
     """Predict the velocity of each block given the clip's own past."""
     past = clip.clean if clip.past is None else clip.past
     return generator.teacher_forcing(past, noised.latents, noised.timestep, text, clip.causality, modulation)
@@ -79,13 +81,13 @@ def causal(generator: CausalWanModel, clip: Clip, noised: Noised, text: Tensor, 
 SIGHTS: dict[str, Velocity] = {"bidirectional": bidirectional, "causal": causal}
 
 
-def groups_of(sight: Sight, clip: Clip) -> list[range]:
+def groups_of(sight: Sight, clip: LatentClip) -> list[range]:
     """Frames of a clip that share a noise level: those of a block where it sees its past alone, else all."""
     num_frames = clip.clean.shape[1]
     return clip.causality.split(num_frames) if sight == "causal" else [range(num_frames)]
 
 
-def with_noise(clip: Clip, levels: Tensor, noise: Tensor) -> Noised:
+def with_noise(clip: LatentClip, levels: Tensor, noise: Tensor) -> Noised:
     """Put noise on a clip, but for the frames that were given, which stay clean at level 0.
 
     Args:
@@ -126,7 +128,9 @@ class ScoreNetwork(nn.Module):
         self.sight = sight
         self.blind = blind
 
-    def velocity(self, clip: Clip, noised: Noised, takes_action: bool = True, takes_prompt: bool = True) -> Tensor:
+    def velocity(
+        self, clip: LatentClip, noised: Noised, takes_action: bool = True, takes_prompt: bool = True
+    ) -> Tensor:
         """Predict the velocity of a clip with noise, `[B, F, C, H, W]`, under its actions and prompts or without."""
         text = clip.text
         if not takes_prompt:
@@ -136,7 +140,9 @@ class ScoreNetwork(nn.Module):
         modulation = modulation_of(self.conditioning, clip) if takes_action and not self.blind else None
         return SIGHTS[self.sight](self.generator, clip, noised, text, modulation)
 
-    def clean(self, clip: Clip, noised: Noised, guidance: Guidance = NO_GUIDANCE, takes_action: bool = True) -> Tensor:
+    def clean(
+        self, clip: LatentClip, noised: Noised, guidance: Guidance = NO_GUIDANCE, takes_action: bool = True
+    ) -> Tensor:
         """Predict the clean latents of a clip with noise, with guidance whatever the noise level.
 
         Args:
@@ -148,19 +154,19 @@ class ScoreNetwork(nn.Module):
         velocity = self.guided_velocity(clip, noised, guidance) if takes_action else self.velocity(clip, noised, False)
         return clean_from_velocity(noised.latents, velocity, noised.timestep / NUM_TRAIN_TIMESTEPS)
 
-    def guided_velocity(self, clip: Clip, noised: Noised, guidance: Guidance) -> Tensor:
+    def guided_velocity(self, clip: LatentClip, noised: Noised, guidance: Guidance) -> Tensor:
         """Predict the velocity with guidance, see `diffusion.guidance`."""
         branches = guidance.branches
         return guidance.push([self.velocity(clip, noised, each.takes_action, each.takes_prompt) for each in branches])
 
 
-def modulation_of(conditioning: ActionConditioning, clip: Clip) -> Tensor | None:
+def modulation_of(conditioning: ActionConditioning, clip: LatentClip) -> Tensor | None:
     """Compute the modulation of a clip's actions; None for none."""
     action, absent = clip.batch.get("action"), without_action(clip.batch)
     return conditioning.of_known_video(action, False, clip.clean, clip.text, clip.causality, absent)
 
 
-def denoising_loss(velocity: Tensor, clip: Clip, noised: Noised) -> Tensor:
+def denoising_loss(velocity: Tensor, clip: LatentClip, noised: Noised) -> Tensor:
     """Flow-matching loss of a critic on the student's clip: mean squared error of the velocity, in float32.
 
     Args:
@@ -172,6 +178,6 @@ def denoising_loss(velocity: Tensor, clip: Clip, noised: Noised) -> Tensor:
     return error[:, frames_that_count(clip)].square().mean()
 
 
-def frames_that_count(clip: Clip) -> Tensor:
+def frames_that_count(clip: LatentClip) -> Tensor:
     """Which of a clip's frames are not given, `[F]` bool."""
     return torch.arange(clip.clean.shape[1], device=clip.clean.device) >= clip.num_known

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_action.distillation.landing import LandingDistillation
-from lightning_action.distillation.score import Clip, Noised
+from lightning_action.distillation.score import LatentClip, Noised
 
 
 class ActionTrajectoryDistillation(LandingDistillation):
@@ -25,7 +25,7 @@ class ActionTrajectoryDistillation(LandingDistillation):
         kwargs: Arguments of `LandingDistillation` by their names.
     """
 
-    def _aim(self, clip: Clip, noised: Noised, places: Tensor) -> Tensor:
+    def _aim(self, clip: LatentClip, noised: Noised, places: Tensor) -> Tensor:
         """Where the teacher's path ends: the same number of passes on all ranks, whatever they drew."""
         last = len(self.levels) - 1
         for _ in range(last):

@@ -16,7 +16,7 @@ from lightning_action.evaluation.metrics.counterfactuals import CounterfactualDi
 from lightning_action.evaluation.metrics.divergence_onset import WINDOW, DivergenceOnset
 from lightning_action.evaluation.metrics.episode_metric import EpisodeMetric
 from lightning_action.evaluation.metrics.flow import FlowError
-from lightning_action.evaluation.metrics.inverse_dynamics import InverseDynamicsAccuracy
+from lightning_action.evaluation.metrics.inverse_dynamics_accuracy import InverseDynamicsAccuracy
 from lightning_action.evaluation.metrics.inverse_dynamics_model import InverseDynamicsModel, classes_of
 from lightning_action.evaluation.metrics.loss_gap import OTHER_ACTIONS, FrameLosses, LossGap
 from lightning_action.evaluation.metrics.motion import MotionFloor

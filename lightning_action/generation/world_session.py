@@ -17,7 +17,7 @@ from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import from_unit_range, num_pixel_frames
 from lightning_action.diffusion.noise import NoiseSource, frame_noise
 from lightning_action.frozen.holder import FrozenParts
-from lightning_action.generation.episode import Episode
+from lightning_action.generation.pixel_rollout import PixelRollout
 from lightning_action.generation.video import VideoGenerator
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.ranges import require_numbers
@@ -79,7 +79,7 @@ class WorldSession:
         self._device, self._dtype = device, dtype
         self._max_latents = max_latents or 1
         self._seed, self._sample_id = videos.sampling.seed, list(range(num_worlds))
-        self._episode: Episode | None = None
+        self._rollout: PixelRollout | None = None
         self._rows: list[Tensor] = []
         self._frame_size = (0, 0)
         self._is_closed = False
@@ -143,12 +143,14 @@ class WorldSession:
         text, negative = self._encoded(prompt), self._negative_text()
         noise = self._noise(chosen_seed, numbers, shape)
         # Two caches at once may be more than there is memory for.
-        self._episode, self._rows = None, []
+        self._rollout, self._rows = None, []
         rollout = self._videos.begin(text, noise, (self._max_latents, *shape), negative_text=negative)
-        self._episode = Episode(rollout, self._conditioning, self.schema, self._frozen.decoder(self._device), encoder)
+        self._rollout = PixelRollout(
+            rollout, self._conditioning, self.schema, self._frozen.decoder(self._device), encoder
+        )
         self._seed, self._sample_id, self._frame_size = chosen_seed, numbers, (height, width)
         if latents is not None:
-            return self._episode.follow(latents, rows)
+            return self._rollout.follow(latents, rows)
         return self._take(torch.zeros(self.num_worlds, 0, self.schema.num_columns))
 
     @property
@@ -210,10 +212,10 @@ class WorldSession:
         A block is shown before its clean pass; without this, the next step makes it, and so does each fork. `commit`
         cannot replace a predicted block any more; behind a known one (`reset`, `commit`) it stays possible.
         """
-        episode = self._require_worlds()
-        episode.write_pending()
-        if self.causality.local_attn_size is not None or episode.block.stop <= self._max_latents:
-            episode.draw_ahead()
+        rollout = self._require_worlds()
+        rollout.write_pending()
+        if self.causality.local_attn_size is not None or rollout.block.stop <= self._max_latents:
+            rollout.draw_ahead()
 
     @torch.no_grad()
     def prompt(self, text: Prompt) -> None:
@@ -244,14 +246,14 @@ class WorldSession:
             ValueError: There are no numbers of worlds, or others; a mask is none.
             RuntimeError: There is no world.
         """
-        episode = self._require_worlds()
+        rollout = self._require_worlds()
         places = self._checked_worlds(worlds)
         chosen = copy(self)
         chosen.num_worlds = len(places)
         chosen._sample_id = [self._sample_id[place] for place in places]
         chosen._rows = [row[places] for row in self._rows]
         shape = self._frozen.vae.latent_shape(*self._frame_size)
-        chosen._episode = episode.select(places, self._noise(self._seed, chosen._sample_id, shape))
+        chosen._rollout = rollout.select(places, self._noise(self._seed, chosen._sample_id, shape))
         return chosen
 
     @torch.no_grad()
@@ -280,15 +282,15 @@ class WorldSession:
             ValueError: A commit is not possible now, or an argument does not fit; the worlds are then as they were.
             RuntimeError: There is no world.
         """
-        episode = self._require_worlds()
+        rollout = self._require_worlds()
         if self._rows:
             raise ValueError(f"{len(self._rows)} action rows wait for their block: commit before them, or complete it")
-        first = episode.uncertain.start
-        episode.require_encodable()
+        first = rollout.uncertain.start
+        rollout.require_encodable()
         pixels = self._checked_frames(frames)
         if tuple(pixels.shape[-2:]) != self._frame_size:
             raise ValueError(f"expected frames of {self._frame_size} (H, W), got {list(frames.shape)}")
-        encoder = episode.encoder.copy()
+        encoder = rollout.encoder.copy()
         latents = self._frozen.encode_next(encoder, pixels, self._device, self._dtype)
         known = range(first, first + latents.shape[1])
         self.causality.split(len(known), first)
@@ -296,7 +298,7 @@ class WorldSession:
         rows = self._checked_rows(actions, known)
         if rows is None:
             raise ValueError("expected the action rows that led to the frames, [B, rows, columns], got None")
-        return episode.replace(latents, rows, encoder)
+        return rollout.replace(latents, rows, encoder)
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -327,7 +329,7 @@ class WorldSession:
 
     def close(self) -> None:
         """Free the memory of the worlds; nothing can be done with them any more."""
-        self._episode, self._rows, self._is_closed = None, [], True
+        self._rollout, self._rows, self._is_closed = None, [], True
 
     def __enter__(self) -> Self:
         return self
@@ -423,13 +425,13 @@ class WorldSession:
         if self._is_closed:
             raise RuntimeError("this session is closed: open another one")
 
-    def _require_worlds(self) -> Episode:
+    def _require_worlds(self) -> PixelRollout:
         self._require_not_closed()
-        if self._episode is None:
+        if self._rollout is None:
             raise RuntimeError("there are no worlds yet: call reset first")
-        if self._episode.is_lost:
+        if self._rollout.is_lost:
             raise RuntimeError("the worlds cannot go on after what failed before: reset them")
-        return self._episode
+        return self._rollout
 
 
 def _on_host(actions: Any) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
-from lightning_action.play.pictures import bytes_of_frames
+from lightning_action.play.image_encoding import bytes_of_frames
 
 if TYPE_CHECKING:
     from lightning_action.generation.world_session import WorldSession
@@ -25,7 +25,7 @@ class RefusedWishError(ValueError):
     """A session refuses a reset or a prompt; the world is as it was."""
 
 
-class Truth(Protocol):
+class ReferenceSimulator(Protocol):
     """A simulator that goes where the same actions lead."""
 
     def go_on(self, rows: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Start:
     prompt: str
     frame_size: tuple[int, int]
     first_frames: Tensor | None = None
-    truth: Truth | None = None
+    truth: ReferenceSimulator | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class LiveWorld:
     def __init__(self, stage: Stage, observer: Observer | None = None) -> None:
         self.stage, self.observer = stage, observer
         self._session = stage.open_session()
-        self._truth: Truth | None = None
+        self._truth: ReferenceSimulator | None = None
         self._unseen: tuple[Tensor, Tensor] | None = None
         self._number = 0
         self.seed, self.text, self.has_begun = 0, "", False

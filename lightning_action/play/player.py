@@ -12,10 +12,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from lightning_action.play.action_map import ActionMap
+from lightning_action.play.image_encoding import choose_format, encode, strip
 from lightning_action.play.latency import Latencies
 from lightning_action.play.live_world import LiveWorld
 from lightning_action.play.messages import RefusedMessageError, Shown, pack_block, read_message
-from lightning_action.play.pictures import choose_format, encode, strip
 from lightning_action.play.stepping import Delivery, SteppingWorld
 
 if TYPE_CHECKING:

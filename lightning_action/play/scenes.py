@@ -17,7 +17,7 @@ from lightning_action.data.environment import EnvironmentDataModule
 from lightning_action.data.split_data import Locator, Split
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.world import World
-from lightning_action.play.live_world import Start, Truth
+from lightning_action.play.live_world import ReferenceSimulator, Start
 from lightning_action.play.starts import starts_of_data
 
 
@@ -125,7 +125,7 @@ def frames_per_second(data: object, split: Split) -> float:
     return data.clips(split)[0].fps
 
 
-def truth_of(data: object, split: Split, seed: int) -> Truth | None:
+def truth_of(data: object, split: Split, seed: int) -> ReferenceSimulator | None:
     """Return the simulator of a world, at its first frame; None where nobody can play it again step by step."""
     if isinstance(data, EnvironmentDataModule) and data.can_simulate(split):
         return EnvironmentTruth(data.episodes(split).steer(seed % data.sizes[split]), data.locator)

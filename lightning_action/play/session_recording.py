@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_action.atomic import write_json
+from lightning_action.play.image_encoding import bytes_of_frames
 from lightning_action.play.live_world import Stage
-from lightning_action.play.pictures import bytes_of_frames
 from lightning_action.recordings.lerobot_files import NumericFeature
 from lightning_action.recordings.lerobot_writer import LeRobotWriter, require_writable_sizes, writing_lerobot
 from lightning_action.weights.safetensors_files import read_safetensors, write_safetensors

@@ -41,7 +41,7 @@ _SEPARATORS = re.compile(r"[._]+")
 
 
 @dataclass(frozen=True)
-class Change(LazyTensor):
+class WeightDelta(LazyTensor):
     """Change that is added to a weight.
 
     Args:
@@ -64,7 +64,7 @@ def low_rank_layers(names: Iterable[str]) -> set[str]:
     return {match[1] for name in names if is_low_rank(name) and (match := _PART.fullmatch(name))}
 
 
-def read_low_rank(path: str | Path, alpha: float | None = None) -> dict[str, Change]:
+def read_low_rank(path: str | Path, alpha: float | None = None) -> dict[str, WeightDelta]:
     """Read what a LoRA file adds to which weight, see `low_rank_changes`.
 
     Args:
@@ -114,7 +114,7 @@ def take_told(file: Path, entries: dict[str, LazyTensor]) -> Told:
 
 def low_rank_changes(
     entries: Mapping[str, LazyTensor], alpha: float | None, source: str, told: Told = ()
-) -> dict[str, Change]:
+) -> dict[str, WeightDelta]:
     """Compute what LoRA tensors add, under the names of the weights as the file has them: `alpha / rank * up @ down`.
 
     Args:
@@ -136,13 +136,13 @@ def low_rank_changes(
         require_plain(told)
         complete = all("alpha" in parts for parts in layers.values() if "down" in parts)
         common = Alpha(None, "") if complete else find_alpha(told)
-    changes: dict[str, Change] = {}
+    changes: dict[str, WeightDelta] = {}
     for layer, parts in layers.items():
         if parts.keys() & {"down", "up", "alpha"}:
             changes[f"{layer}.weight"] = _product(parts, common, f"{layer} in {source}")
         for part in parts.keys() & _DIFFERENCES.keys():
             name, difference = f"{layer}.{_DIFFERENCES[part]}", parts[part]
-            change = Change(difference.shape, difference.dtype, difference.read)
+            change = WeightDelta(difference.shape, difference.dtype, difference.read)
             changes[name] = _both(changes[name], change, name, source) if name in changes else change
     return changes
 
@@ -182,7 +182,7 @@ def add_changes(base: LazyTensors, changes: Mapping[str, LazyTensor], source: st
     return LazyTensors(changed)
 
 
-def scales(changes: Mapping[str, Change]) -> tuple[str, ...]:
+def scales(changes: Mapping[str, WeightDelta]) -> tuple[str, ...]:
     """List the scales that were applied, each once, with where they come from."""
     return tuple(dict.fromkeys(change.scale for change in changes.values() if change.scale is not None))
 
@@ -217,7 +217,7 @@ def _refuse(name: str, source: str) -> NoReturn:
     )
 
 
-def _product(parts: Mapping[str, LazyTensor], common: Alpha, source: str) -> Change:
+def _product(parts: Mapping[str, LazyTensor], common: Alpha, source: str) -> WeightDelta:
     if not {"down", "up"} <= parts.keys():
         raise ValueError(f"the LoRA of {source} has only {', '.join(parts)}: expected two matrices")
     down, up = parts["down"], parts["up"]
@@ -241,17 +241,17 @@ def _product(parts: Mapping[str, LazyTensor], common: Alpha, source: str) -> Cha
             left, right = left.float(), right.float()
         return (left @ right * scale).to(dtype).reshape(shape)
 
-    return Change(shape, dtype, read, scale=f"{scale:g} ({common.origin})")
+    return WeightDelta(shape, dtype, read, scale=f"{scale:g} ({common.origin})")
 
 
-def _both(product: Change, difference: Change, name: str, source: str) -> Change:
+def _both(product: WeightDelta, difference: WeightDelta, name: str, source: str) -> WeightDelta:
     """Add a layer's matrices and its difference one after the other."""
     if product.shape != difference.shape:
         raise ValueError(
             f"{source} changes {name} by matrices for {list(product.shape)} and by a difference of "
             f"{list(difference.shape)}: expected one shape"
         )
-    return Change(product.shape, product.dtype, lambda: product.read() + difference.read(), scale=product.scale)
+    return WeightDelta(product.shape, product.dtype, lambda: product.read() + difference.read(), scale=product.scale)
 
 
 @torch.no_grad()

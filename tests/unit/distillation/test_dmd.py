@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_action.checkpoints.lora import LoRASettings
 from lightning_action.diffusion.noise import own_noise
 from lightning_action.distillation.dmd import ActionDistillation
-from lightning_action.distillation.score import Clip
+from lightning_action.distillation.score import LatentClip
 from lightning_action.distillation.self_rollout import SelfRollout
 from lightning_action.generation.rollout import CausalRollout
 from lightning_action.generation.sampling import Sampling
@@ -50,7 +50,7 @@ def groups(module: ActionDistillation) -> dict[str, list[torch.nn.Parameter]]:
     return {"student": own, "critic": list(module.critic.parameters()), "teacher": list(module.teacher.parameters())}
 
 
-def clip_of(module: ActionDistillation, batch: dict[str, Any], clean: Tensor, num_known: int) -> Clip:
+def clip_of(module: ActionDistillation, batch: dict[str, Any], clean: Tensor, num_known: int) -> LatentClip:
     return module._clip(clean, module.frozen.text_of(batch, "cpu", clean.dtype), batch, num_known)
 
 
@@ -228,7 +228,7 @@ def test_the_critic_learns_what_the_student_is_scored_on(
     """Without a clean pass too, where blocks are denoised to the end wherever they exit."""
     sampling = Sampling(denoising_step_list=STEPS, context="last_step")
     module, batch = ready(teacher, sampling=sampling, last_exit_probability=float(exit_step))
-    seen: dict[str, Clip] = {}
+    seen: dict[str, LatentClip] = {}
     for name in ("critic_loss", "student_loss"):
         loss = getattr(module, name)
         monkeypatch.setattr(
@@ -245,7 +245,7 @@ def test_levels_of_scores_and_exits_are_drawn_as_asked(teacher: Path) -> None:
     _, batch = ready(teacher)
     settings = {"score_timestep_shift": 1.0, "last_exit_probability": 1.0}
     usual, other = (student(ActionDistillation, teacher, **changes) for changes in ({}, settings))
-    clip = Clip(torch.zeros(2, LATENTS, 7, 4, 4), torch.zeros(2, 4, 6), batch, usual.causality)
+    clip = LatentClip(torch.zeros(2, LATENTS, 7, 4, 4), torch.zeros(2, 4, 6), batch, usual.causality)
     levels = [torch.stack([m._noised(clip, i, 23).timestep for i in range(20)]).mean() for m in (usual, other)]
     # Means of the table with shift 5, and without a shift.
     assert levels[0] > 680 and 400 < levels[1] < 600

@@ -12,7 +12,7 @@ from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.diffusion.guidance import Guidance
 from lightning_action.distillation.score import (
-    Clip,
+    LatentClip,
     Noised,
     ScoreNetwork,
     Sight,
@@ -36,14 +36,14 @@ def network(sight: Sight, takes_actions: bool = True) -> ScoreNetwork:
     return ScoreNetwork(small_generator(), projection if takes_actions else None, SCHEMA, sight).eval()
 
 
-def clip_of(**changes: Any) -> tuple[Clip, Noised]:
+def clip_of(**changes: Any) -> tuple[LatentClip, Noised]:
     inputs, random = small_inputs(6), torch.Generator().manual_seed(8)
     batch = {"action": torch.rand(2, ROWS, 3, generator=random), "sample_id": torch.arange(2)}
-    clip = Clip(inputs["clean"], inputs["text"], batch, CAUSALITY)._replace(**changes)
+    clip = LatentClip(inputs["clean"], inputs["text"], batch, CAUSALITY)._replace(**changes)
     return clip, with_noise(clip, inputs["timestep"], inputs["noisy"])
 
 
-def other_action(clip: Clip) -> Clip:
+def other_action(clip: LatentClip) -> LatentClip:
     return clip._replace(batch={**clip.batch, "action": -clip.batch["action"]})
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_action.play.image_encoding import bytes_of_frames
 from lightning_action.play.live_world import LiveWorld, RefusedWishError, Start
-from lightning_action.play.pictures import bytes_of_frames
 from tests.support.simulated_session import SimulatedSession, simulated_stage
 
 

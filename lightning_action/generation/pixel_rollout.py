@@ -44,7 +44,7 @@ class _Predicted:
     decoder: CodecStream
 
 
-class Episode:
+class PixelRollout:
     """Videos of one batch, that follow actions block by block and are decoded as they come.
 
     Args:
@@ -209,8 +209,8 @@ class Episode:
         """Make plain passes from now on, see `CausalRollout.capture_nothing`."""
         self._rollout.capture_nothing()
 
-    def select(self, videos: Sequence[int], noise: NoiseSource) -> Episode:
-        """Return an episode of some of the videos, which goes on from here by itself, see `CausalRollout.select`."""
+    def select(self, videos: Sequence[int], noise: NoiseSource) -> PixelRollout:
+        """Return a rollout of some of the videos, which goes on from here by itself, see `CausalRollout.select`."""
         chosen = copy(self)
         chosen._rollout = self._rollout.select(videos, noise)
         chosen._decoder, chosen.encoder = self._decoder.select(videos), self.encoder.select(videos)

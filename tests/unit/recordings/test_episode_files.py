@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_action.recordings.given_videos import (
+from lightning_action.recordings.episode_files import (
     find_actions,
     find_videos,
     match_by_manifest,

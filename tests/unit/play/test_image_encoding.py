@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_action.play.pictures import choose_format, encode, strip
+from lightning_action.play.image_encoding import choose_format, encode, strip
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), np.uint8)
 

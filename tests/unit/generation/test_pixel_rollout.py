@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_action import BlockCausality
-from lightning_action.generation.episode import Episode, Held
+from lightning_action.generation.pixel_rollout import Held, PixelRollout
 from tests.support.remembering_codec import RememberingCodec
 from tests.support.sprite_module import ready
 
@@ -20,20 +20,20 @@ def test_a_block_that_is_known_in_part_holds_it_and_wants_the_rest() -> None:
     text = module.frozen.encode_text(batch["prompt"])
     session = module.open_session(2)
     session.reset((batch["video"] * 0.5 + 0.5).clamp(0, 1)[:, :13], batch["prompt"])
-    episode = session._episode
-    assert isinstance(episode, Episode)
-    assert (episode.block, episode.wanted, episode.uncertain) == (range(3, 6), range(4, 6), range(4, 6))
-    episode.predict(torch.zeros(2, 8, 2))
-    assert (episode.block, episode.wanted, episode.uncertain) == (range(6, 9), range(6, 9), range(4, 6))
-    frames = episode.replace(latents[:, :2], torch.zeros(2, 8, 2), episode.encoder)
-    assert frames.shape[1] == 8 and episode.uncertain == range(6, 9)
+    rollout = session._rollout
+    assert isinstance(rollout, PixelRollout)
+    assert (rollout.block, rollout.wanted, rollout.uncertain) == (range(3, 6), range(4, 6), range(4, 6))
+    rollout.predict(torch.zeros(2, 8, 2))
+    assert (rollout.block, rollout.wanted, rollout.uncertain) == (range(6, 9), range(6, 9), range(4, 6))
+    frames = rollout.replace(latents[:, :2], torch.zeros(2, 8, 2), rollout.encoder)
+    assert frames.shape[1] == 8 and rollout.uncertain == range(6, 9)
     # The decoder remembers what was known before them, and nothing of what was predicted.
     seen = module.frozen.vae.decode(torch.cat([latents[:, :4], latents[:, :2]], dim=1))[:, 13:] * 0.5 + 0.5
     torch.testing.assert_close(frames, seen, atol=1e-5, rtol=0)
-    episode.predict(torch.zeros(2, 12, 2))
-    episode.switch_prompt(text)
+    rollout.predict(torch.zeros(2, 12, 2))
+    rollout.switch_prompt(text)
     with pytest.raises(ValueError, match="predict in a fork"):
-        _ = episode.uncertain
+        _ = rollout.uncertain
     assert rows.shape[1] == 16
 
 

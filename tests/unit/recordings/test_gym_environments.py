@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from lightning_action.recordings.environments import action_from_row, action_row, draw_action, play, replay
+from lightning_action.recordings.gym_environments import action_from_row, action_row, draw_action, play, replay
 from tests.support.dot_world import Alternating, DotWorld, anywhere
 
 SPACES: list[spaces.Space[Any]] = [

@@ -80,7 +80,7 @@ def make_policy(name: str, space: Space[Any]) -> Callable[[], Policy]:
     """
     if name in ("random", "hold"):
         action_parts(space)
-        return lambda: HeldActions(space, _HELD_STEPS if name == "hold" else (1, 1))
+        return lambda: RandomPolicy(space, _HELD_STEPS if name == "hold" else (1, 1))
     if ":" not in name:
         raise ValueError(f"the policy is random, hold, or module:name, got {name!r}")
     found = import_named(name)
@@ -89,7 +89,7 @@ def make_policy(name: str, space: Space[Any]) -> Callable[[], Policy]:
     return lambda: found
 
 
-class HeldActions:
+class RandomPolicy:
     """Random actions, each of which is held for a random number of steps.
 
     Args:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_action.evaluation.metrics.inverse_dynamics import InverseDynamicsAccuracy, binomial_tail
+from lightning_action.evaluation.metrics.inverse_dynamics_accuracy import InverseDynamicsAccuracy, binomial_tail
 from tests.support.moving_dot import assert_ranks_are_one
 
 CLASSES = 5
