@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` runs: a model of the shape of Wan 2.1 1.3B with random weights, decoders, and a peer."""
+"""Parts that `benchmarks.gpu` runs: a model of the shape of Wan 2.1 1.3B with random weights, decoders, and a peer."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ ACTION_DIM = 8
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: the defaults are Wan 2.1 1.3B at 480 x 832.
+    """Sizes of what is measured: the defaults are Wan 2.1 1.3B at 480 x 832.
 
     Args:
-        dim: width of the generator.
-        ffn_dim: width of its feed-forward layers.
-        num_heads: attention heads.
-        num_layers: layers.
-        text_dim: channels of a prompt.
-        text_len: tokens of a prompt.
-        height: latent rows.
-        width: latent columns.
-        vae_dim: width of the full VAE.
-        tiny_vae_dims: widths of the tiny VAE's decoder.
-        windows: latent frames that a block sees, itself included, one after the other.
-        blocks: measured blocks, after those that fill the window.
-        training_frames: latent frames of a training step, and of the peer's pass.
-        training_steps: measured training steps, after one that is not.
-        matrix_side: rows of the matrices that the device's rate is measured with.
+        dim: Width of the generator.
+        ffn_dim: Width of its feed-forward layers.
+        num_heads: Attention heads.
+        num_layers: Layers.
+        text_dim: Channels of a prompt.
+        text_len: Tokens of a prompt.
+        height: Latent rows.
+        width: Latent columns.
+        vae_dim: Width of the full VAE.
+        tiny_vae_dims: Widths of the tiny VAE's decoder.
+        windows: Latent frames that a block sees, itself included, one after the other.
+        blocks: Measured blocks, after those that fill the window.
+        training_frames: Latent frames of a training step, and of the peer's pass.
+        training_steps: Measured training steps, after one that is not.
+        matrix_side: Rows of the matrices that the device's rate is measured with.
     """
 
     dim: int = 1536
@@ -83,20 +83,20 @@ TOY = Sizes(48, 64, 2, 2, 32, 80, 4, 6, 8, (8, 6, 5, 4), (6, 9), 4, 6, 1, 128)
 
 @dataclass(frozen=True)
 class Options:
-    """What is switched on.
+    """Options that are switched on.
 
     Args:
-        device: where everything runs.
-        compile_mode: of `torch.compile`, for the layers; None leaves them as they are.
-        quantization: of the layers' weights in generation; None for none.
+        device: Device that everything runs on.
+        compile_mode: Mode of `torch.compile` for the layers; None leaves them as they are.
+        quantization: Quantization of the layers' weights in generation; None for none.
         attention: `fp8` for attention in 8 bits in generation; None for none.
-        capture: compile the whole pass behind a full window; on CUDA as a CUDA graph.
-        overlap: decode a block while the next one is denoised.
-        prompt_tokens: tokens of the prompt, which padding fills up.
-        actions: give actions, their projection included.
-        checkpointing: recompute layers in the backward pass, with or without their attention.
-        flex: FlexAttention in training on CUDA; else scaled dot-product attention by block.
-        fsdp: shard the training step over the ranks (`torchrun`; one process is a mesh of one).
+        capture: Compile the whole pass behind a full window; on CUDA as a CUDA graph.
+        overlap: Decode a block while the next one is denoised.
+        prompt_tokens: Tokens of the prompt, which padding fills up.
+        actions: Give actions, their projection included.
+        checkpointing: Recompute layers in the backward pass, with or without their attention.
+        flex: Use FlexAttention in training on CUDA; else scaled dot-product attention by block.
+        fsdp: Shard the training step over the ranks (`torchrun`; one process is a mesh of one).
     """
 
     device: str = "cpu"
@@ -137,7 +137,7 @@ class Bench:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Of one latent frame, (C, H, W)."""
+        """Shape of one latent frame, (C, H, W)."""
         return self.generator.out_dim, self.sizes.height, self.sizes.width
 
     def blocks(self, num_blocks: int, window: int, context: BlockContext) -> Iterator[Tensor]:
@@ -160,7 +160,7 @@ class Bench:
     def pixels(
         self, codec: VideoCodec | None, num_blocks: int, window: int, context: BlockContext, overlap: bool
     ) -> Iterator[Tensor]:
-        """What each block gives: pixels, or latents without a decoder."""
+        """Give the output of each block: pixels, or latents without a decoder."""
         blocks = self.blocks(num_blocks, window, context)
         if codec is None:
             return blocks
@@ -170,17 +170,17 @@ class Bench:
     def delivered(
         self, codec: VideoCodec, num_blocks: int, window: int, context: BlockContext, overlap: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """What each block gives in memory of the host, as `predict` takes it: bytes, and whether they are finite."""
+        """Give the output of each block on the host, as `predict` takes it: bytes, and whether they are finite."""
         return to_host(self.blocks(num_blocks, window, context), self._decoder(codec), overlap)
 
     def block_flops(self, window: int, context: BlockContext) -> float:
-        """Of all passes of one block behind a full window, decoding not counted."""
+        """Count the operations of all passes of one block behind a full window, decoding not counted."""
         seen = Visibility(range(window - NUM_FRAME_PER_BLOCK, window), (range(window),))
         tokens = self.generator.tokens_per_frame(self.sizes.height, self.sizes.width)
         return (len(TIMESTEPS) + (context == "clean")) * video_flops(self.generator, (seen,), tokens).total
 
     def modulation(self, num_frames: int) -> Tensor:
-        """Of some actions, `[1, F, 6, D]`."""
+        """Modulation of some actions, `[1, F, 6, D]`."""
         return self.projection(torch.ones(1, num_frames, ACTION_DIM, device=self.device, dtype=self.dtype))
 
     def _decoder(self, codec: VideoCodec) -> StreamingDecoder:
@@ -190,7 +190,7 @@ class Bench:
         return self.modulation(len(block))
 
     def wait(self) -> None:
-        """For the device."""
+        """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

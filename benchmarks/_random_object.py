@@ -1,4 +1,4 @@
-"""How real an object looks that moves by chance: as strong, as small and as fast as in true videos.
+"""Realism of an object that moves by chance: as strong, as small and as fast as in true videos.
 
 No video of it can be right or wrong, so distributions are compared. A model that predicts the mean of the futures shows
 a smear: of less contrast, larger, and slower than any one future.
@@ -20,7 +20,7 @@ _NUM_QUANTILES = 1000
 
 
 class RandomObject(NamedTuple):
-    """What is seen of an object, in each frame.
+    """Observation of an object in each frame.
 
     Args:
         contrast: Mean share of the object in the pixels that show it most, as many as half of its area, `[B, T]`.
@@ -78,7 +78,7 @@ def look_at(share: Tensor, area: float) -> RandomObject:
 
 
 def displacements(found: RandomObject, num_frames: int) -> Tensor:
-    """How far the object has gone after some frames, wherever it was seen at both ends, in pixels, `[N]`."""
+    """Measure how far the object has gone after some frames, wherever it was seen at both ends, in pixels, `[N]`."""
     moved = found.position[:, num_frames:] - found.position[:, :-num_frames]
     return _seen(moved.norm(dim=-1).flatten())
 
@@ -101,8 +101,8 @@ def realism(generated: RandomObject, true: RandomObject, num_frames: int) -> Map
     """Compare what is seen of the object in generated and in true videos.
 
     Args:
-        generated: What is seen of it in generated frames.
-        true: What is seen of it in as many true ones.
+        generated: Observation of it in generated frames.
+        true: Observation of it in as many true ones.
         num_frames: Number of frames that displacements are measured over.
 
     Returns:

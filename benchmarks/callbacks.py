@@ -1,4 +1,4 @@
-"""What all callbacks together cost, as a ratio of two fits of the demo that take turns in one run.
+"""Cost of all callbacks together, as a ratio of two fits of the demo that take turns in one run.
 
 `benchmarks/README.md` says what each figure means. Run it with `python -m benchmarks.callbacks`.
 """
@@ -44,12 +44,12 @@ DEMO = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """Sizes of what is measured.
 
     Args:
-        steps: of a fit; what every callback does at its default interval happens in it at least once.
-        rounds: fits of each kind.
-        settings: what differs from the demo, by section of its configuration.
+        steps: Steps of a fit; what every callback does at its default interval happens in it at least once.
+        rounds: Fits of each kind.
+        settings: Settings that differ from the demo, by section of its configuration.
     """
 
     steps: int = 1000
@@ -102,12 +102,12 @@ class Stopwatch(L.Callback):
         self._turn_to("validation")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """All is over."""
+        """Note that all is over."""
         self._turn_to(None)
 
 
 def every_callback() -> list[L.Callback]:
-    """All that work in a fit, as they are without arguments; the backbone trains from the start in both fits."""
+    """Build all callbacks that work in a fit, without arguments; the backbone trains from the start in both fits."""
     return [
         FreezeBackboneFirst(["generator"], unfreeze_at_step=0),
         EMA(),
@@ -123,7 +123,7 @@ def every_callback() -> list[L.Callback]:
 
 
 def demo_callbacks() -> list[L.Callback]:
-    """Those that the demo's configuration lists; the backbone trains from the start here as well."""
+    """Build the callbacks that the demo's configuration lists; the backbone trains from the start here as well."""
     listed = yaml.safe_load(DEMO.read_text())["trainer"]["callbacks"]
     made = [instantiate_class((), callback) for callback in listed]
     kept = [callback for callback in made if not isinstance(callback, FreezeBackboneFirst)]
@@ -182,7 +182,7 @@ def fit(variant: Variant, sizes: Sizes) -> dict[str, float]:
 
 
 def measure(sizes: Sizes) -> dict[str, Any]:
-    """Everything: `machine`, `sizes`, `figures` by name and `checks`, ready for JSON."""
+    """Measure everything: `machine`, `sizes`, `figures` by name and `checks`, ready for JSON."""
     names = list(VARIANTS)
     steps: Milliseconds = {name: [] for name in names}
     validations: Milliseconds = {name: [] for name in names}
@@ -210,7 +210,7 @@ def measure(sizes: Sizes) -> dict[str, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the Trainer says at every fit."""
+    """Silence what the Trainer says at every fit."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -223,8 +223,8 @@ def quiet() -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="seconds: shows that everything runs, measures nothing")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    parser.add_argument("--tiny", action="store_true", help="Show in seconds that everything runs; measure nothing.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="File that takes the result as well.")
     chosen = parser.parse_args(arguments)
     if chosen.json is not None and not chosen.json.parent.is_dir():
         parser.error(f"--json: there is no folder {chosen.json.parent}: make it first")

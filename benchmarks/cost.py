@@ -1,4 +1,4 @@
-"""What generating and conditioning cost, as ratios of two things measured in turn in one run.
+"""Cost of generating and conditioning, as ratios of two things measured in turn in one run.
 
 `benchmarks/README.md` says what each figure means.
 """
@@ -38,12 +38,12 @@ class Figure:
     """The ratio `numerator / denominator`, and the medians it comes from.
 
     Args:
-        numerator: what stands above the line.
-        denominator: what it is measured against.
-        ratio: median of the ratios of neighbouring measurements.
-        numerator_ms: median.
-        denominator_ms: median.
-        target: the ratio should not be above it; None where nothing is promised.
+        numerator: Name of what stands above the line.
+        denominator: Name of what it is measured against.
+        ratio: Median of the ratios of neighbouring measurements.
+        numerator_ms: Median of the numerator, in milliseconds.
+        denominator_ms: Median of the denominator, in milliseconds.
+        target: Bound that the ratio should not exceed; None where nothing is promised.
     """
 
     numerator: str
@@ -59,25 +59,25 @@ Report = tuple[dict[str, Figure], Checks]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: the model, the videos, and how often.
+    """Sizes of what is measured: the model, the videos, and how often.
 
     Args:
-        dim: width of the model.
-        ffn_dim: width of its feed-forward layers.
-        num_heads: attention heads.
-        num_layers: layers.
-        channels: latent channels.
-        side: latent rows and columns.
-        num_frame_per_block: latent frames of a block.
-        local_attn_size: window of the long video, in latent frames.
-        sink_size: sink of the long video, in latent frames.
-        num_blocks: blocks of the long video.
-        compared_blocks: blocks at its start and at its end that are compared.
-        num_frames: latent frames of every other video.
-        num_training_frames: latent frames of a teacher forcing pass; short, so that it can be repeated often.
-        sequence_repeats: measurements of a pass over many frames.
-        block_repeats: measurements of a pass over one block.
-        video_repeats: measurements of a whole video.
+        dim: Width of the model.
+        ffn_dim: Width of its feed-forward layers.
+        num_heads: Attention heads.
+        num_layers: Layers.
+        channels: Latent channels.
+        side: Latent rows and columns.
+        num_frame_per_block: Latent frames of a block.
+        local_attn_size: Window of the long video, in latent frames.
+        sink_size: Sink of the long video, in latent frames.
+        num_blocks: Blocks of the long video.
+        compared_blocks: Blocks at its start and at its end that are compared.
+        num_frames: Latent frames of every other video.
+        num_training_frames: Latent frames of a teacher forcing pass; short, so that it can be repeated often.
+        sequence_repeats: Measurements of a pass over many frames.
+        block_repeats: Measurements of a pass over one block.
+        video_repeats: Measurements of a whole video.
     """
 
     dim: int = 256
@@ -147,7 +147,7 @@ class Bench:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Of one latent frame, (C, H, W)."""
+        """Shape of one latent frame, (C, H, W)."""
         return self.sizes.channels, self.sizes.side, self.sizes.side
 
     @cached_property
@@ -295,7 +295,7 @@ def rollout_figures(bench: Bench) -> Report:
 
 
 def cached_video(bench: Bench, modulation: Tensor | None = None) -> Tensor:
-    """What is shipped: `[1, F, C, H, W]`, block by block under a cache."""
+    """Generate what is shipped: `[1, F, C, H, W]`, block by block under a cache."""
     return torch.cat(list(rollout(bench.session(bench.unlimited), bench.sizes.num_frames, modulation)), dim=1)
 
 
@@ -374,13 +374,13 @@ def diffusers_velocity(transformer: nn.Module, text: Tensor, noisy: Tensor, time
 
 
 def diffusers_video(bench: Bench, transformer: nn.Module) -> Tensor:
-    """All frames at once, with the steps of the cached rollout."""
+    """Generate all frames at once, with the steps of the cached rollout."""
     velocity = partial(diffusers_velocity, transformer, bench.text)
     return bench.sampler(velocity, partial(bench.noise, range(bench.sizes.num_frames)))
 
 
 def num_parameters(module: nn.Module) -> int:
-    """Of all kinds."""
+    """Count the parameters of all kinds."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -394,7 +394,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], Report]] = {
 
 @torch.no_grad()  # not inference_mode: what the package keeps between calls has to serve training as well
 def measure(sizes: Sizes, device: torch.device) -> dict[str, Any]:
-    """Everything: `machine`, `sizes`, `figures` by name and `checks`, ready for JSON."""
+    """Measure everything: `machine`, `sizes`, `figures` by name and `checks`, ready for JSON."""
     bench = Bench(sizes, device)
     figures: dict[str, Figure] = {}
     checks: Checks = {}
@@ -412,7 +412,7 @@ def measure(sizes: Sizes, device: torch.device) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, str | int | None]:
-    """What the figures were measured with."""
+    """Describe what the figures were measured with."""
     diffusers = installed_version("diffusers")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"torch": torch.__version__, "diffusers": diffusers, "threads": torch.get_num_threads(), "device": name}
@@ -440,11 +440,9 @@ def say(line: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the table, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--tiny", action="store_true", help="a few seconds: shows that everything runs, measures nothing"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="such as cuda (default: cpu)")
+    parser.add_argument("--tiny", action="store_true", help="Show in seconds that everything runs; measure nothing.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="File that takes the result as well.")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="Device; default: cpu.")
     chosen = parser.parse_args(arguments)
     if chosen.json is not None and not chosen.json.parent.is_dir():
         parser.error(f"--json: there is no folder {chosen.json.parent}: make it first")

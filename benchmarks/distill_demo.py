@@ -1,4 +1,4 @@
-"""What distillation makes of a world with chance in it: one table of a teacher and its students.
+"""Effect of distillation on a world with chance in it: one table of a teacher and its students.
 
 Trains students of one, two and four steps, and one whose teacher and critic do not see the actions, from a run that
 exists; then measures all of them, and the teacher with as many steps, on the same held-out videos: python -m
@@ -64,7 +64,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for on the command line."""
+    """Settings that the command line asks for."""
 
     run: Path
     configs: list[str]
@@ -131,7 +131,7 @@ class Judge:
         self.ratio = teacher.schema.temporal_compression_ratio
 
     def row(self, contender: Contender) -> Row:
-        """All figures but the time, and what realism consists of."""
+        """Collect all figures but the time, and what realism consists of."""
         made: list[Tensor] = []
 
         def generate(batch: Batch, scale: float | None, draw: int) -> Tensor:
@@ -197,7 +197,7 @@ def as_table(rows: Mapping[str, Row]) -> str:
 
 
 def findings(rows: Mapping[str, Row]) -> dict[str, float]:
-    """What students are for, in numbers: obedience kept, realism made good, time saved, and control lost if blind."""
+    """Say what students are for: obedience kept, realism made good, time saved, and control lost if blind."""
     many, few, student = rows["teacher_many"], rows["teacher_2"], rows["student_2"]
     distance = few["realism_distance"] - many["realism_distance"]
     made_good = few["realism_distance"] - student["realism_distance"]
@@ -224,14 +224,14 @@ def data_of(configs: Sequence[str], num_videos: int) -> SpriteDataModule:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the students, measure all, print the table and write `report.json`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distill_demo", description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("runs/chance"), help="run of the teacher")
-    parser.add_argument("--config", action="append", help="configuration of the teacher; several stack")
-    parser.add_argument("--out", type=Path, default=Path("runs/distill_demo"), help="folder of students and report")
-    parser.add_argument("--consistency_steps", type=int, default=600, help="steps of each of the two starts")
-    parser.add_argument("--matching_steps", type=int, default=400, help="steps of each student behind it")
-    parser.add_argument("--videos", type=int, default=128, help="held-out videos")
-    parser.add_argument("--measure_only", action="store_true", help="measure the students that are there")
-    parser.add_argument("--json", type=Path, help="file for the figures; report.json in the folder if left out")
+    parser.add_argument("--run", type=Path, default=Path("runs/chance"), help="Run of the teacher.")
+    parser.add_argument("--config", action="append", help="Configuration of the teacher; several stack.")
+    parser.add_argument("--out", type=Path, default=Path("runs/distill_demo"), help="Folder of students and report.")
+    parser.add_argument("--consistency_steps", type=int, default=600, help="Steps of each of the two starts.")
+    parser.add_argument("--matching_steps", type=int, default=400, help="Steps of each student behind it.")
+    parser.add_argument("--videos", type=int, default=128, help="Number of held-out videos.")
+    parser.add_argument("--measure_only", action="store_true", help="Measure the students that are there.")
+    parser.add_argument("--json", type=Path, help="File for the figures; default: report.json in the folder.")
     options, more = parser.parse_known_args(arguments)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.simplefilter("ignore")

@@ -99,9 +99,9 @@ def measured(way: str, size: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print, and write, what each way takes over a clip without gradient, and the ratio of ours to the plain one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distillation_memory", description=__doc__)
-    parser.add_argument("--way", choices=WAYS, help="measure one in this process, and print its bytes")
-    parser.add_argument("--size", choices=SIZES, default="normal", help="size of the model and the clip")
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--way", choices=WAYS, help="Measure one in this process, and print its bytes.")
+    parser.add_argument("--size", choices=SIZES, default="normal", help="Size of the model and the clip.")
+    parser.add_argument("--json", type=Path, help="File for the figures.")
     options = parser.parse_args(arguments)
     if options.way:
         gradient(options.way, *SIZES[options.size])

@@ -1,4 +1,4 @@
-"""How fast a Wan-sized model generates and trains, and what each optimization gains.
+"""Speed at which a Wan-sized model generates and trains, and gain of each optimization.
 
 `docs/benchmarks.md` says what each figure means. One flag for each optimization, so that its gain is visible:
 
@@ -64,12 +64,12 @@ def generation(
     """Latency, and video frames per second once the window is full.
 
     Args:
-        built: makes what runs, once.
-        decoder: name of the decoder; `none` hands over latents.
-        folder: where its weights are written.
-        window: latent frames that a block sees.
-        context: with the clean pass or without.
-        rate: of the device, in operations a second.
+        built: Function that makes what runs, once.
+        decoder: Name of the decoder; `none` hands over latents.
+        folder: Folder that its weights are written to.
+        window: Latent frames that a block sees.
+        context: View that later blocks have, with the clean pass or without.
+        rate: Rate of the device, in operations a second.
     """
     bench = built()
     codec = codec_named(decoder, bench.sizes, folder)
@@ -227,7 +227,7 @@ def clocks(device: torch.device) -> str:
 
 
 def machine(device: torch.device, rate: float) -> Results:
-    """What the figures were measured with."""
+    """Describe what the figures were measured with."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     datasheet = next((flops for card, flops in DATASHEET_FLOPS.items() if card in name), None)
     return {
@@ -250,7 +250,7 @@ def attention_operations(device: torch.device) -> list[str]:
 
 
 def measure(sizes: Sizes, options: Options, parts: Sequence[str], decoders: Sequence[str]) -> Iterator[Results]:
-    """Everything that was measured so far, after each part; a part that cannot run says why and ends nothing."""
+    """Yield everything that was measured so far, after each part; a part that cannot run says why and ends nothing."""
     device = torch.device(options.device)
     hold_attention_kernels(device)
     rate = matrix_rate(device, sizes.matrix_side)
@@ -320,21 +320,21 @@ def start_processes(options: Options) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the tables, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="such as cuda")
-    parser.add_argument("--toy", action="store_true", help="a model of seconds: shows that everything runs")
-    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to measure")
-    parser.add_argument("--decoders", choices=DECODERS, nargs="+", default=DECODERS[:2], help="of generation")
-    parser.add_argument("--compile", metavar="MODE", help="compile the layers; a mode of torch.compile, or default")
-    parser.add_argument("--quantization", choices=get_args(Quantization), help="of the layers, in generation")
-    parser.add_argument("--capture", action="store_true", help="compile the whole pass; on CUDA as a CUDA graph")
-    parser.add_argument("--overlap", action="store_true", help="decode a block while the next one is denoised")
-    parser.add_argument("--prompt-tokens", type=int, default=32, help="of 512, which padding fills up; default: 32")
-    parser.add_argument("--no-actions", action="store_true", help="leave the action conditioning out")
-    parser.add_argument("--attention", choices=["fp8"], help="in 8 bits, in generation")
-    parser.add_argument("--checkpointing", choices=CHECKPOINTING, default="full", help="of a training step")
-    parser.add_argument("--no-flex", action="store_true", help="train without FlexAttention, by block")
-    parser.add_argument("--fsdp", action="store_true", help="shard the training step (also with one process)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well, after each part")
+    parser.add_argument("--device", default="cpu", help="Device, such as cuda.")
+    parser.add_argument("--toy", action="store_true", help="Measure a model of seconds, to show that everything runs.")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="Parts to measure.")
+    parser.add_argument("--decoders", choices=DECODERS, nargs="+", default=DECODERS[:2], help="Decoders of generation.")
+    parser.add_argument("--compile", metavar="MODE", help="Mode of torch.compile for the layers, or default.")
+    parser.add_argument("--quantization", choices=get_args(Quantization), help="Quantization of layers that generate.")
+    parser.add_argument("--capture", action="store_true", help="Compile the whole pass; on CUDA as a CUDA graph.")
+    parser.add_argument("--overlap", action="store_true", help="Decode a block while the next one is denoised.")
+    parser.add_argument("--prompt-tokens", type=int, default=32, help="Tokens of the prompt, of 512; default: 32.")
+    parser.add_argument("--no-actions", action="store_true", help="Leave the action conditioning out.")
+    parser.add_argument("--attention", choices=["fp8"], help="Attention in 8 bits, in generation.")
+    parser.add_argument("--checkpointing", choices=CHECKPOINTING, default="full", help="Checkpointing of training.")
+    parser.add_argument("--no-flex", action="store_true", help="Train without FlexAttention, by block.")
+    parser.add_argument("--fsdp", action="store_true", help="Shard the training step, also with one process.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="File that takes the result too, after each part.")
     chosen = parser.parse_args(arguments)
     if chosen.device == "cpu" and not chosen.toy:
         parser.exit(message="a model of this size takes hours on a CPU: give --device cuda, or --toy\n")

@@ -1,4 +1,4 @@
-"""How much faster an epoch is from encoded latents than with the frozen parts run on the fly.
+"""Gain in speed of an epoch from encoded latents over one with the frozen parts run on the fly.
 
 `benchmarks/README.md` says what each figure means.
 """
@@ -43,18 +43,18 @@ DTYPE: DType = "float32"
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured.
+    """Sizes of what is measured.
 
     Args:
-        vae_dim: width of the VAE; that of Wan 2.1 is 96.
-        vae_blocks: residual blocks of each of its stages; Wan 2.1 has 2.
-        dim: width of the generator.
-        num_layers: layers of the generator.
-        side: height and width of the pixel frames.
-        num_latents: latent frames of a video.
-        batch_size: videos of a step.
-        num_videos: videos of an epoch.
-        rounds: epochs of each kind.
+        vae_dim: Width of the VAE; that of Wan 2.1 is 96.
+        vae_blocks: Residual blocks of each of its stages; Wan 2.1 has 2.
+        dim: Width of the generator.
+        num_layers: Layers of the generator.
+        side: Height and width of the pixel frames.
+        num_latents: Latent frames of a video.
+        batch_size: Videos of a step.
+        num_videos: Videos of an epoch.
+        rounds: Epochs of each kind.
     """
 
     vae_dim: int = 32
@@ -175,9 +175,9 @@ def trainer(device: str, watch: Stopwatch) -> L.Trainer:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print JSON, and write it to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="seconds, with a ratio that means nothing")
+    parser.add_argument("--tiny", action="store_true", help="Run for seconds, with a ratio that means nothing.")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="File that takes the result as well.")
     chosen = parser.parse_args(arguments)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:

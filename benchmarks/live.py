@@ -1,4 +1,4 @@
-"""How long a player waits for pixels: several sessions of one model on one device, over real connections.
+"""Time that a player waits for pixels: several sessions of one model on one device, over real connections.
 
 `benchmarks/README.md` says what each figure means.
 """
@@ -127,7 +127,7 @@ def wait_for(server: PlayServer, sessions: int) -> None:
 
 
 class Sample(NamedTuple):
-    """What was seen at a second: memory, and median latency in seconds."""
+    """Observation at a second: memory, and median latency in seconds."""
 
     second: float
     memory_mb: float
@@ -147,8 +147,8 @@ def soak(stage: Stage, seconds: float, every: float, run: Sequence[str]) -> dict
     `latency_aged_to_fresh` whether a server does: behind all that, another one is played beside it.
 
     Args:
-        stage: What is played.
-        seconds: How long.
+        stage: Stage that is played.
+        seconds: Duration in seconds.
         every: Seconds between two looks at memory and latency.
         run: Options of this command line that name the same stage.
     """
@@ -235,7 +235,7 @@ def aged_to_fresh(stage: Stage, num_blocks: int, rounds: int = 30, blocks: int =
 
 
 def right_held(stage: Stage, num_worlds: int, num_blocks: int = 2) -> dict[str, float | None]:
-    """How far the right arrow, held for some blocks, moves the object to the right, in pixels.
+    """Measure how far the right arrow, held for some blocks, moves the object to the right, in pixels.
 
     Means over the worlds that show it at the end: as generated, in the simulator, and how far apart both places are.
 
@@ -283,15 +283,15 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--config", action="append", help="configuration of a run; default: an untrained toy")
-    add("--ckpt_path", help="checkpoint of the run")
+    add("--config", action="append", help="Configuration of a run; default: an untrained toy.")
+    add("--ckpt_path", help="Checkpoint of the run.")
     add("--device", default="cpu")
     add("--sessions", type=int, nargs="*", default=list(SESSIONS))
-    add("--seconds", type=float, default=30.0, help="for each number of sessions")
-    add("--soak_minutes", type=float, default=0.0, help="one session for so long: do memory and latency stay?")
-    add("--worlds", type=int, default=0, help="worlds in which the right arrow is held: how far does it lead?")
-    add("--json", type=Path, help="file of the figures")
-    add("--tiny", action="store_true", help="seconds: shows that everything runs; its figures mean nothing")
+    add("--seconds", type=float, default=30.0, help="Duration for each number of sessions.")
+    add("--soak_minutes", type=float, default=0.0, help="Minutes of one session: do memory and latency stay?")
+    add("--worlds", type=int, default=0, help="Worlds in which the right arrow is held: how far does it lead?")
+    add("--json", type=Path, help="File of the figures.")
+    add("--tiny", action="store_true", help="Show in seconds that everything runs; the figures mean nothing.")
     options = parser.parse_args(args)
     sessions, seconds = ([1, 2], 4.0) if options.tiny else (options.sessions, options.seconds)
     run = [f"--config={each}" for each in options.config or ()] + [f"--device={options.device}"]

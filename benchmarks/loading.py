@@ -1,4 +1,4 @@
-"""How much memory loading a checkpoint takes, as a ratio of the peak to the size of the file.
+"""Memory that loading a checkpoint takes, as a ratio of the peak to the size of the file.
 
 `benchmarks/README.md` says what each figure means.
 """
@@ -117,10 +117,12 @@ def measure(sizes: dict[str, Any], formats: Sequence[str], folder: Path | None) 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print JSON, and write it to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="a small model, in seconds, instead of the size of 1.3B")
-    parser.add_argument("--format", dest="formats", nargs="+", choices=FORMATS, default=FORMATS, help="default: all")
-    parser.add_argument("--folder", type=Path, help="where the files are written meanwhile (5.7 GB)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    parser.add_argument("--tiny", action="store_true", help="Measure a small model, in seconds, in place of 1.3B.")
+    parser.add_argument(
+        "--format", dest="formats", nargs="+", choices=FORMATS, default=FORMATS, help="Formats; default: all."
+    )
+    parser.add_argument("--folder", type=Path, help="Folder for 5.7 GB of files meanwhile.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="File that takes the result as well.")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--device", help=argparse.SUPPRESS)
     parser.add_argument("--sizes", type=json.loads, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""How fast recorded windows are read, as a ratio to what the demo's training takes, and whether memory stays flat.
+"""Speed at which recorded windows are read, as a ratio to what the demo takes, and whether memory stays flat.
 
 `benchmarks/README.md` says what each figure means. Run it with `python -m benchmarks.recordings`.
 """
@@ -30,7 +30,7 @@ from lightning_action.run import build_module
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """Sizes of what is measured.
 
     Args:
         videos: Number of recorded videos.
@@ -131,8 +131,8 @@ def measure(folder: Path, sizes: Sizes) -> dict[str, Any]:
 def main(args: Sequence[str] | None = None) -> None:
     """Print the figures; `--json` writes them too."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="Seconds: shows that everything runs.")
-    parser.add_argument("--json", type=Path, help="File that the figures are written to.")
+    parser.add_argument("--tiny", action="store_true", help="Show in seconds that everything runs.")
+    parser.add_argument("--json", type=Path, help="File of the figures.")
     parsed = parser.parse_args(args)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), TINY if parsed.tiny else Sizes())

@@ -1,4 +1,4 @@
-"""How much memory each rank takes to build a generator from weights, as a ratio of the peak to the size of the file.
+"""Memory that each rank takes to build a generator from weights, as a ratio of the peak to the size of the file.
 
 `benchmarks/README.md` says what each figure means.
 """
@@ -30,7 +30,7 @@ STRATEGIES = ("whole", "fsdp2")
 
 
 def build_from(path: Path, generator: Callable[[], CausalWanModel], strategy: str) -> CausalWanModel:
-    """What `ActionVideoModule.configure_model` does on a rank."""
+    """Do what `ActionVideoModule.configure_model` does on a rank."""
     sharding = Sharding(param_dtype="float32")
     factories = Factories(generator, None, None, lora=None, train_backbone=True, seed=0)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -74,10 +74,10 @@ def measure(sizes: dict[str, Any], num_ranks: int, folder: Path | None) -> dict[
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print JSON, and write it to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="a small model, in seconds, instead of the size of 1.3B")
-    parser.add_argument("--ranks", type=int, default=2, help="processes on this machine")
-    parser.add_argument("--folder", type=Path, help="where the file is written meanwhile (5.7 GB)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    parser.add_argument("--tiny", action="store_true", help="Measure a small model, in seconds, in place of 1.3B.")
+    parser.add_argument("--ranks", type=int, default=2, help="Processes on this machine.")
+    parser.add_argument("--folder", type=Path, help="Folder for the file of 5.7 GB meanwhile.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="File that takes the result as well.")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--sizes", type=json.loads, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)

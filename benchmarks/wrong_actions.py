@@ -1,4 +1,4 @@
-"""Whether the test names what is wrong with models that learned from wrong actions.
+"""Check that the test names what is wrong with models that learned from wrong actions.
 
 Goes on with the demo's run for some hundred steps, each time with another mistake in its data, and tests each model on
 data without mistake: python -m benchmarks.wrong_actions --run runs/demo
@@ -110,11 +110,11 @@ def blind(run: RunWeights) -> ActionVideoModule:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print, and write, the verdict on each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wrong_actions", description=__doc__)
-    parser.add_argument("--run", default="runs/demo", help="run of the demo")
-    parser.add_argument("--steps", type=int, default=400, help="training steps for each mistake")
-    parser.add_argument("--videos", type=int, default=48, help="test videos")
-    parser.add_argument("--only", nargs="+", choices=[*MISTAKES, "blind"], help="mistakes to try; default: all")
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--run", default="runs/demo", help="Run of the demo.")
+    parser.add_argument("--steps", type=int, default=400, help="Training steps for each mistake.")
+    parser.add_argument("--videos", type=int, default=48, help="Number of test videos.")
+    parser.add_argument("--only", nargs="+", choices=[*MISTAKES, "blind"], help="Mistakes to try; default: all.")
+    parser.add_argument("--json", type=Path, help="File for the figures.")
     options = parser.parse_args(arguments)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.simplefilter("ignore")
