@@ -19,7 +19,7 @@ from .support.probing import refuse_hidden_parameters
 
 
 class ActionModulationWarning(UserWarning):
-    """Something is wrong with the modulation that actions make; the message starts with the name of the fault."""
+    """Warning of a fault in the modulation that actions make; the message starts with the name of the fault."""
 
 
 # What may be wrong, and the advice; in this order, because each may bring about those after it.

@@ -230,7 +230,7 @@ class Sensitivity(NamedTuple):
         return not (gap_shows or win_rate_shows)
 
     def figures(self, timesteps: Sequence[float]) -> dict[str, float]:
-        """Everything to log, by key."""
+        """Figures to log, by key."""
         by_level = {"shuffle_gap": self.gap.mean(dim=-1), "win_rate": self.win_rate}
         for index, variant in enumerate(self.variants):
             by_level[f"change/{variant}"] = self.values[:, index, _CHANGE].mean(dim=-1)

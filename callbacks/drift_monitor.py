@@ -59,7 +59,7 @@ class DriftMonitor(EveryNValidations):
     Args:
         num_frame_per_block: Latent frames that are generated together.
         temporal_compression_ratio: Pixel frames of a latent frame; the first of a video is one pixel frame.
-        independent_first_frame: Whether the first latent frame is a block of its own.
+        independent_first_frame: True if the first latent frame is a block of its own.
         rollout_rows: Number of action rows of the videos generated in validation; None generates none.
         num_rollouts: Number of videos to generate, on each rank.
         every_n_validations: Validations from one generation to the next.

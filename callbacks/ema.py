@@ -48,7 +48,7 @@ class EMA(Callback):
         start_step: Optimizer step at which the average starts, as a copy of the weights. Until then, evaluation uses
             the trained weights.
         every_n_steps: Optimizer steps from one update to the next.
-        warmup: Whether update number n (from 0 on) keeps no more than (1 + n) / (10 + n), the rule of TensorFlow's
+        warmup: True lets update number n (from 0 on) keep no more than (1 + n) / (10 + n), the rule of TensorFlow's
             `tf.train.ExponentialMovingAverage(num_updates=...)`, so that the average soon forgets what it began with.
 
     Raises:

@@ -52,7 +52,7 @@ class FreezeBackboneFirst(Callback):
             one of `unfreeze_at_step`, `unfreeze_at_epoch` and `monitor`.
         patience: Number of validations in a row without improvement of `monitor` that make a plateau.
         min_delta: Smallest change of `monitor` that counts as an improvement.
-        mode: Whether `monitor` improves when it gets smaller (`min`) or larger (`max`).
+        mode: Direction in which `monitor` improves, `min` for smaller or `max` for larger.
         warmup_steps: Number of steps over which the learning rate of the backbone rises linearly once it trains: the
             first step takes 1 / warmup_steps of it, step number warmup_steps all of it.
         learning_rate: Learning rate of the backbone, in place of the initial one of its parameter group: a scheduler
@@ -374,7 +374,7 @@ class FreezeBackboneFirst(Callback):
 
 
 def _all_of(trainer: Trainer) -> list[FreezeBackboneFirst]:
-    """All of these callbacks, in the order in which the Trainer calls them."""
+    """Find all of these callbacks, in the order in which the Trainer calls them."""
     return [callback for callback in trainer.callbacks if isinstance(callback, FreezeBackboneFirst)]  # type: ignore[attr-defined]
 
 

@@ -58,11 +58,10 @@ class GradientStatistics(Callback):
             part of a name between two dots: `generator.blocks.*` gives a group to each layer
             (`generator.blocks.03`), `generator.blocks` one to all of them.
         every_n_steps: Steps from one logged step to the next. Default: `log_every_n_steps` of the Trainer.
-        update_to_weight: Whether to log `update_to_weight`, which takes a copy of the trained weights during a logged
-            step.
-        cosine: Whether to log `cosine`, which takes a copy of the gradients from one step to the next.
-        stop_on_nonfinite: Whether to look at every step, and to end the fit before a gradient that is not finite
-            reaches the weights. It costs a pass over the gradients and a wait for the device at every step.
+        update_to_weight: True logs `update_to_weight`, which takes a copy of the trained weights during a logged step.
+        cosine: True logs `cosine`, which takes a copy of the gradients from one step to the next.
+        stop_on_nonfinite: True looks at every step, and ends the fit before a gradient that is not finite reaches the
+            weights. It costs a pass over the gradients and a wait for the device at every step.
 
     Raises:
         ValueError: `every_n_steps` is below 1.

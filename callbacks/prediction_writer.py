@@ -76,9 +76,9 @@ class PredictionWriter(BasePredictionWriter):
     Args:
         output_dir: Folder for the files. Default: `predictions` in the Trainer's `default_root_dir`.
         fps: Frames per second of the mp4.
-        write_latents: Whether the latents go into the pt file.
-        draw_actions: Whether the mp4 shows the commanded action.
-        resume: Whether to leave out samples whose files are complete.
+        write_latents: True puts the latents into the pt file.
+        draw_actions: True shows the commanded action in the mp4.
+        resume: True leaves out samples whose files are complete.
 
     Raises:
         ValueError: `fps` is below 1.
@@ -221,7 +221,7 @@ class PredictionWriter(BasePredictionWriter):
         return trainer.strategy.broadcast(complete)
 
     def _describe_circumstances(self, trainer: Trainer) -> records.Record:
-        """What files depend on besides the sample and the settings of its generation."""
+        """Describe what files depend on besides the sample and the settings of its generation."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         averages = [type(each).__name__ for each in callbacks if any(is_named(each, name) for name in _AVERAGES)]
         return {
@@ -287,7 +287,7 @@ def _two_of_one_name(sample_id: int) -> str:
 
 
 def _find_problem(prediction: Any) -> str:
-    """What is wrong with a prediction; empty if nothing is."""
+    """Say what is wrong with a prediction; empty if nothing is."""
     if not isinstance(prediction, dict):
         return f"got {type(prediction).__name__}"
     missing = [name for name in ("video", "sample_id") if name not in prediction]

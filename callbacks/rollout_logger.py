@@ -70,8 +70,8 @@ class RolloutLogger(EveryNValidations):
         num_videos_at_once: Largest number of videos generated in one batch.
         time_budget: Seconds to take in each validation. A panel whose videos would take longer, going by the time that
             those before took, is left out; a warning says so once.
-        write_files: Whether to write files, into `rollouts/step_<step>` in the log folder.
-        at_start: Whether to show what the model makes before the fit's first step too.
+        write_files: True writes files, into `rollouts/step_<step>` in the log folder.
+        at_start: True also shows what the model makes before the fit's first step.
 
     Raises:
         ValueError: An argument is out of range.

@@ -33,7 +33,7 @@ _GENERATOR, _PROJECTION, _ACTION_MODULE, _LORA = range(4)
 
 @dataclass(frozen=True)
 class Factories:
-    """What builds the networks.
+    """Functions that build the networks.
 
     Args:
         generator: Function that builds the network.
@@ -112,7 +112,7 @@ class Factories:
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Where the weights of a new run come from.
+    """Sources of the weights of a new run.
 
     Args:
         generator: File or folder, or `release`; None starts from nothing.
@@ -217,7 +217,7 @@ def find_schema(
         ckpt_path: Checkpoint that a run goes on from; None for none.
         adapter: Action adapter that a run starts from; None for none.
         datamodule: DataModule, whose `action_schema` it is if there is neither.
-        takes_actions: Whether the model takes actions at all; else any schema will do.
+        takes_actions: True if the model takes actions at all; else any schema will do.
         vae: VAE of the model.
 
     Raises:

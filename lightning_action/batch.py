@@ -1,4 +1,4 @@
-"""What is in a batch: a dict that DataModules make, and that training, measuring and generating read.
+"""Content of a batch: a dict that DataModules make, and that training, measuring and generating read.
 
 `video` `[B, T, 3, H, W]` in [-1, 1], `action` `[B, rows, columns]` as an `ActionSchema` says (None is no action),
 `prompt`, a list of B strings, and `sample_id` `[B]`, to which the noise belongs. Where some samples were recorded
@@ -148,7 +148,7 @@ def check_actions(batch: Batch, schema: ActionSchema, num_frames: int, infers: b
         batch: Batch of any origin.
         schema: Meaning of its actions.
         num_frames: Number of latent frames of its video.
-        infers: Whether an action module says what was done where the key is missing.
+        infers: True if an action module says what was done where the key is missing.
 
     Raises:
         ValueError: Actions are others; the message has what was expected and what came.

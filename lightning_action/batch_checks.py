@@ -1,4 +1,4 @@
-"""Whether a batch fits a model: one set of checks, for what trains, what generates and `check`."""
+"""Checks of whether a batch fits a model, one set for what trains, what generates and `check`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lightning_action.generator.model import CausalWanModel
 
 @dataclass(frozen=True)
 class BatchChecks:
-    """What a batch must be for a model.
+    """Demands of a model on a batch.
 
     Args:
         generator: Network that the batch is for; it does not run.
@@ -49,7 +49,7 @@ class BatchChecks:
 
         Args:
             batch: Batch of any origin.
-            trains: Whether the batch is one to train on and to measure with, and not one to generate from.
+            trains: True if the batch is one to train on and to measure with, and not one to generate from.
 
         Raises:
             ValueError: There are no samples, or no length, of which anything could be asked.

@@ -1,4 +1,4 @@
-"""What every module of the project shares: networks, frozen parts, initial weights, checkpoints and generation."""
+"""Base of every module of the project: networks, frozen parts, initial weights, checkpoints and generation."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class GenerativeModule(SavedModule):
         acceleration: Compilation, quantization and overlapped decoding.
         sharding: Way in which parameters are spread over devices, under `FSDP2Strategy`.
         seed: Random seed of initial weights, training noise and validation noise.
-        train_backbone: Whether the generator's own weights ever train.
+        train_backbone: True trains the generator's own weights, False never does.
     """
 
     schema: ActionSchema
@@ -298,7 +298,7 @@ class GenerativeModule(SavedModule):
         return to_unit_range(self.frozen.decoder(self.device)(latents)).float()
 
     def generation_settings(self) -> dict[str, Any]:
-        """What predictions depend on besides weights, Trainer and batch: `seed` and `generation`."""
+        """Settings that predictions depend on besides weights, Trainer and batch: `seed` and `generation`."""
         settings = {
             "sampling": asdict(self.sampling),
             "causality": asdict(self.causality),

@@ -147,7 +147,7 @@ class ActionVideoModule(GenerativeModule):
                 rank_zero_warn(f"going on with other settings than the checkpoint's: {', '.join(told)}")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """What draws from the global generator, as dropout does, resumes without changing a bit."""
+        """Seed what draws from the global generator, as dropout does, so that resuming changes no bit."""
         torch.manual_seed(mix_seed(self.seed, _DROPOUT_STREAM, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -181,7 +181,7 @@ class ActionVideoModule(GenerativeModule):
             )
 
     def _require_trainable(self, batch: Batch, stage: str) -> None:
-        """What `check` says of a batch, for the first one of a stage and when its shapes or types change."""
+        """Raise what `check` says of a batch, for the first of a stage and when its shapes or types change."""
         seen = kinds_in(batch)
         if self._looked_at.get(stage) != seen:
             self._require_fits(batch, trains=True)
@@ -201,8 +201,8 @@ class ActionVideoModule(GenerativeModule):
         """Log the loss at fixed noise, its gap to the loss under other actions, and on the first batch a rollout.
 
         Returns:
-            For callbacks: `loss_per_frame` and `timestep` under the true actions, as `training_step` does, for several
-            draws of noise beside each other.
+            Outputs for callbacks: `loss_per_frame` and `timestep` under the true actions, as `training_step` does, for
+            several draws of noise beside each other.
         """
         self._require_trainable(batch, "validation")
         size = len(batch["sample_id"])
@@ -291,7 +291,7 @@ class ActionVideoModule(GenerativeModule):
         return Encoded(batch, self.frozen.latents_of(batch, *to), self.frozen.text_of(batch, *to))
 
     def _trained_parameters(self) -> dict[str, list[nn.Parameter]]:
-        """By the names of the optimizer's groups, without empty ones."""
+        """Parameters that train, by the names of the optimizer's groups, without empty ones."""
         return trained_groups(self.generator, (self.action_projection, self.action_module))
 
     @property
@@ -349,7 +349,7 @@ def trained_groups(
 
     Args:
         generator: Generator, with or without LoRA layers.
-        action_parts: What trains as the group `action`.
+        action_parts: Modules that train as the group `action`.
         network: Beginning of the groups' names.
     """
     action = nn.ModuleList(part for part in action_parts if part is not None)

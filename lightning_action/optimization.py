@@ -90,7 +90,7 @@ class JointOptimization:
             parameters: Parameters of the groups `action`, `lora` and `backbone` of each network, whichever there are.
             num_steps: Function that returns the number of optimizer steps of the fit, which may be infinite; it is
                 asked from step 1 on.
-            fused: Whether a step goes once over each parameter; faster, but Lightning does not clip gradients before it
+            fused: True if a step goes once over each parameter; faster, but Lightning does not clip gradients before it
                 under mixed precision.
         """
         of_group = self._of_group

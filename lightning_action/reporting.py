@@ -1,4 +1,4 @@
-"""What a test leaves behind: reports in files, pictures and curves in TensorBoard, and where they come from."""
+"""Outputs of a test: reports in files, pictures and curves in TensorBoard, and where they come from."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def publish(trainer: L.Trainer, report: Mapping[str, Any], pictures: Mapping[str
         pictures: Videos for the page, see `evaluation.report_page.report_page`.
 
     Returns:
-        Where it is, for people.
+        Description of the place, for people.
     """
     folder = Path(trainer.default_root_dir)
     if trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What a module keeps in its checkpoints beside the weights, and which checkpoints it takes."""
+"""Entries that a module keeps in its checkpoints beside the weights, and checkpoints that it takes."""
 
 from __future__ import annotations
 
@@ -108,11 +108,11 @@ class SavedModule(L.LightningModule):
 
     @property
     def takes_actions(self) -> bool:
-        """Whether the model has a projection of actions, built or yet to be built."""
+        """True if the model has a projection of actions, built or yet to be built."""
         return self._factories.action_projection is not None
 
     def _require_finite(self) -> None:
-        """All ranks find the same, so that none waits for one that has stopped."""
+        """Refuse what is not finite on all ranks alike, so that none waits for one that has stopped."""
         broken = find_broken(self, self.trainer.optimizers)
         if not self.trainer.strategy.reduce_boolean_decision(broken is None, all=True):
             raise RuntimeError(

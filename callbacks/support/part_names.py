@@ -40,7 +40,7 @@ def named_modules(module: nn.Module, remove_duplicate: bool = True) -> Iterator[
 
 
 def names_of_parameters(module: nn.Module) -> dict[nn.Parameter, set[str]]:
-    """All names of each parameter, of which one that modules share has several, with and without wrappers."""
+    """Find all names of each parameter, of which one that modules share has several, with and without wrappers."""
     names: dict[nn.Parameter, set[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, set()).update((name, without_wrappers(name)))

@@ -90,7 +90,7 @@ def require_method(pl_module: LightningModule, owner: str, signature: str) -> No
 
 
 def take_samples(batch: Any, indices: slice, owner: str) -> Batch:
-    """Some samples of a batch, as a copy on the CPU; of those with an action where `has_action` `[B]` tells which.
+    """Copy some samples of a batch to the CPU; of those with an action where `has_action` `[B]` tells which.
 
     Raises:
         MisconfigurationException: The batch is no dict with `action` `[B, rows, columns]`.

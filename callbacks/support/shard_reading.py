@@ -46,7 +46,7 @@ def load_shards(state: dict[str, Any], folder: str | Path, no_dist: bool = False
     Args:
         state: State as nested dictionaries of tensors, sharded or whole, and of values.
         folder: Folder of the checkpoint.
-        no_dist: Whether this process reads alone, although others may be there.
+        no_dist: True if this process reads alone, although others may be there.
 
     Raises:
         FileNotFoundError: `folder` is no folder of shards.

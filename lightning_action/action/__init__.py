@@ -1,1 +1,1 @@
-"""What an action is: schema, alignment to latent frames, projection to modulation."""
+"""Meaning of actions: schema, alignment to latent frames, projection to modulation."""

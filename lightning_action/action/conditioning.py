@@ -1,4 +1,4 @@
-"""From actions to the modulation of every layer: given, inferred, decided, dropped, or none."""
+"""Way from actions to the modulation of every layer: given, inferred, decided, dropped, or none."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ActionConditioning:
         projection: Action vectors to modulation; None for a backbone without actions.
         action_module: Network that infers actions where none were recorded; None for none.
         scale: Factor of what the projection gives.
-        on_all_ranks: Whether a batch without actions goes through the projection all the same, because it is sharded
+        on_all_ranks: True if a batch without actions goes through the projection all the same, because it is sharded
             and another rank may have actions.
     """
 
@@ -82,7 +82,7 @@ class ActionConditioning:
 
         Args:
             action: Action rows `[B, rows, columns]`; None for no action.
-            infers: Whether the action module says what was done where there are no rows.
+            infers: True if the action module says what was done where there are no rows.
             latents: Video, `[B, F, C, H, W]`.
             text: Encoded prompts, `[B, L, text_dim]`.
             causality: Cut of the video into blocks.
@@ -171,7 +171,7 @@ class ActionConditioning:
 
         Args:
             action: Action rows `[B, rows, columns]`; None for no action.
-            infers: Whether the action module decides each block from the blocks before it, where there are no rows.
+            infers: True if the action module decides each block from the blocks before it, where there are no rows.
             num_frames: Latent frames of the video.
             text: Encoded prompts, `[B, L, text_dim]`.
             causality: Cut of the video into blocks.

@@ -99,7 +99,7 @@ class DiscreteActionModule(nn.Module):
 
 
 class VisualTextActionModule(nn.Module):
-    """Acts on what it sees and on what the prompt asks for: the last latent frames query the prompt's tokens.
+    """Module that acts on what it sees and what the prompt asks for: the last frames query the prompt's tokens.
 
     Args:
         latent_dim: Number of latent channels C.

@@ -35,7 +35,7 @@ Combine = Literal["concat", "mean", "sum", "last"]
 
 @dataclass(frozen=True)
 class ActionPart:
-    """Some columns of an action row.
+    """Group of neighbouring columns of an action row.
 
     Args:
         name: Name in messages and plots.
@@ -246,7 +246,7 @@ class ActionSchema:
         self._require_finite(actions)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings, for a checkpoint."""
+        """Give plain lists, numbers and strings, for a checkpoint."""
         return asdict(self)
 
     @staticmethod

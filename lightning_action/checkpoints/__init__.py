@@ -1,1 +1,1 @@
-"""Our objects in and out of files: generators, LoRA layers, adapters."""
+"""Files of the project's own objects: generators, LoRA layers, adapters."""

@@ -40,7 +40,7 @@ def export_generator(
             diffusers' `WanTransformer3DModel.from_pretrained` opens it.
         naming: Names of the tensors, those of Wan's releases or those of diffusers.
         max_shard_bytes: Size at which a new file begins, in a folder; None writes one file.
-        metadata: More strings to store beside the tensors.
+        metadata: Further strings to store beside the tensors.
         overwrite: Replace what an export wrote there before.
 
     Raises:
@@ -103,8 +103,8 @@ def require_free(output: Path, overwrite: bool, is_adapter: bool = False) -> Non
 
     Args:
         output: File or folder that is to be written.
-        overwrite: Whether to replace what an export wrote there before.
-        is_adapter: Whether it is an adapter with its card, not a generator.
+        overwrite: True replaces what an export wrote there before.
+        is_adapter: True if it is an adapter with its card, not a generator.
 
     Raises:
         FileExistsError: Such a thing is there.

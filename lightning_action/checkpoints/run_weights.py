@@ -23,7 +23,7 @@ _LAST = Path("checkpoints") / "last.ckpt"
 
 @dataclass(frozen=True)
 class RunWeights:
-    """What another run has trained: its generator, with LoRA merged, its action projection, and its fitted VAE.
+    """Parts that another run has trained: its generator, with LoRA merged, its action projection, and its fitted VAE.
 
     Averages are taken where the checkpoint has them.
 

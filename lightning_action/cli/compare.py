@@ -62,7 +62,7 @@ class CompareCLI(PartsCLI):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model gives for some batches.
+    """Outputs of a model for some batches.
 
     Args:
         velocities: Velocities `[levels, B, F, C, h, w]` of each batch, see `velocities_behind_truth`.
@@ -77,7 +77,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far 8 bits take a model from itself.
+    """Distance by which 8 bits take a model from itself.
 
     Args:
         velocity_error: Norm of the difference of velocities over that of the velocities, largest of the noise levels.

@@ -34,7 +34,7 @@ from lightning_action.run import load_run
 
 @dataclass(frozen=True)
 class RolloutOptions:
-    """What is generated, and where it goes; see `evaluate --help`.
+    """Options of what is generated and where it goes; see `evaluate --help`.
 
     Args:
         config: Configurations of the run.

@@ -1,4 +1,4 @@
-"""Whether a batch fits a model, said before anything runs."""
+"""Misfits of a batch and a model, said before anything runs."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class PlayCLI(PlayableCLI):
             "--token",
             type=str | None,
             default=None,
-            help="What players must show; default: none on this machine alone, else a new one, which is printed.",
+            help="Token that players must show; default: none on this machine alone, else a new one, which is printed.",
         )
         add("--action_map", type=str | None, default=None, help="YAML file of what is held and what it does.")
         add("--key_strength", type=float, default=0.5, help="Share of the way to a bound that a key goes, by default.")

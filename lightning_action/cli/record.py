@@ -153,7 +153,7 @@ def _parser() -> VerbParser:
         help="Environment: a name in gymnasium (Pendulum-v1), one with a module to import first "
         "(gym_pusht:gym_pusht/PushT-v0), or module:function that returns an environment (my_robot:make).",
     )
-    add("--env_kwargs.NAME", metavar="VALUE", help="An argument of the environment; again for more.")
+    add("--env_kwargs.NAME", metavar="VALUE", help="Argument of the environment; again for more.")
     add("--out", required=True, metavar="DIR", help="New folder of the recording, which appears when it is whole.")
     add("--episodes", type=_from_one, default=10, help="Number of episodes; default: 10.")
     add("--steps", type=_from_one, default=100, help="Largest number of frames of an episode; default: 100.")
@@ -161,9 +161,9 @@ def _parser() -> VerbParser:
     add(
         "--policy",
         default="hold",
-        help="What acts: `random`; `hold`, random actions that are held for 2 to 8 steps; or module:name, a function "
-        "of (observation, info, random), where random is a numpy Generator, or a class of such, of which each episode "
-        "gets a new one; default: hold.",
+        help="Policy that acts: `random`; `hold`, random actions that are held for 2 to 8 steps; or module:name, a "
+        "function of (observation, info, random), where random is a numpy Generator, or a class of such, of which each "
+        "episode gets a new one; default: hold.",
     )
     add("--fps", type=_from_one, help="Number of frames of a second; default: what the environment says.")
     add(

@@ -31,7 +31,7 @@ class FileSource:
     """Episodes of which the true videos are files, one by one.
 
     Args:
-        options: What is compared.
+        options: Options that say what is compared.
         inputs: Files of all episodes.
     """
 
@@ -96,7 +96,7 @@ class DataSource:
     """Episodes of which the true videos are samples of a DataModule, in its batches.
 
     Args:
-        options: What is compared.
+        options: Options that say what is compared.
         inputs: Files of all episodes.
     """
 
@@ -149,7 +149,7 @@ class DataSource:
         return None if reader is None or "position" not in batch else lambda video: reader(video, batch)
 
     def _true_other(self, batch: Batch, names: list[str], given: Tensor | None) -> Seen | None:
-        """What other actions show: as files have it, else as the simulator plays it."""
+        """Find what other actions show: from files, else as the simulator plays it."""
         if given is not None:
             reader = self._reader_of(batch)
             return Seen(given) if reader is None else Seen(given, hold_last_found(*reader(from_unit_range(given))))

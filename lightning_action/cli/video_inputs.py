@@ -1,4 +1,4 @@
-"""What a user gives to `evaluate --videos`: folders, and what is in them."""
+"""Inputs that a user gives to `evaluate --videos`: folders, and what is in them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ACTIONS = ("actions", "other_actions")
 
 @dataclass(frozen=True)
 class VideoOptions:
-    """What is compared, and how; see `evaluate --help`.
+    """Options of what is compared, and how; see `evaluate --help`.
 
     Args:
         videos: Folder of videos that were made under the true actions.
@@ -52,7 +52,7 @@ class VideoOptions:
         temporal_compression_ratio: Number of pixel frames over which displacements are taken; None takes the data's.
         object_color: Red, green and blue of the object whose positions are compared, where the data knows none.
         inverse_dynamics: Folder of a model that reads actions off videos, where nobody knows positions.
-        resize: Whether videos of another size are scaled to that of the true ones.
+        resize: True scales videos of another size to that of the true ones.
     """
 
     videos: Path
@@ -111,7 +111,7 @@ class Inputs:
         videos: Videos by what they are: `videos`, `truth`, `other`, `other_truth`, `null`.
         actions: Action rows by what they are: `actions`, `other_actions`.
         numbers: Numbers of the episodes, where a manifest has them.
-        resize: Whether videos of another size are scaled.
+        resize: True scales videos of another size.
     """
 
     videos: dict[str, dict[str, GivenVideo]]

@@ -1,1 +1,1 @@
-"""What a configuration and its paths may name."""
+"""Names that a configuration and its paths may hold."""

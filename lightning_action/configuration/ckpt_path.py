@@ -1,4 +1,4 @@
-"""What `--ckpt_path` may name: a checkpoint of a run, there, whole, and on this machine."""
+"""Checkpoints that `--ckpt_path` may name: of a run, there, whole, and on this machine."""
 
 from __future__ import annotations
 

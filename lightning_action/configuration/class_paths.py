@@ -1,4 +1,4 @@
-"""Which modules the class paths of a configuration may import, and that classes are all they name."""
+"""Modules that the class paths of a configuration may import; classes are all that they may name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a configuration chooses the class of its model, or leaves it at the one that there is."""
+"""Tell whether a configuration chooses the class of its model, or leaves it at the one that there is."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ _MAX_ATTEMPTS = 20
 
 @dataclass(frozen=True)
 class EnvironmentSource:
-    """What a video is made of, as `EnvironmentDataModule` says: a world, who acts in it, and what is kept."""
+    """Ingredients of a video, as `EnvironmentDataModule` says: a world, who acts in it, and what is kept."""
 
     env: str
     env_kwargs: Mapping[str, Any]

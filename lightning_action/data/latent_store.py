@@ -45,7 +45,7 @@ _MAX_OPEN = 64
 
 @dataclass(frozen=True)
 class Encoding:
-    """What all latents of a store have in common.
+    """Properties that all latents of a store have in common.
 
     Args:
         vae: Identity of the VAE, see `VideoCodec.identity`.
@@ -83,8 +83,8 @@ class StoredClip:
         num_frames: Number of pixel frames of the recording, of which some at the end may fill no latent frame.
         fps: Number of pixel frames of a second.
         prompt: Description of what the video shows.
-        has_actions: Whether it was recorded with actions.
-        has_positions: Whether an object was located in its frames.
+        has_actions: True if it was recorded with actions.
+        has_positions: True if an object was located in its frames.
         shard: Name of the file that holds it.
         key: Name of its tensors in that file.
     """
@@ -112,7 +112,7 @@ class StoreIndex:
     """Index of a store.
 
     Args:
-        encoding: What all latents have in common.
+        encoding: Properties that all latents have in common.
         clips: Clips of all splits, each once.
         splits: Numbers of the clips of each split, in the order of the data.
         statistics: Figures of each column of the actions of the training split.
@@ -129,7 +129,7 @@ class StoreIndex:
         return list(dict.fromkeys(clip.prompt for clip in self.clips))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a file."""
+        """Give plain values, for a file."""
         numbers = {prompt: number for number, prompt in enumerate(self.prompts)}
         return {
             "format": FORMAT,
@@ -195,7 +195,7 @@ class LatentStore:
         self._prompt_numbers = {prompt: str(number) for number, prompt in enumerate(self.index.prompts)}
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker process gets: files it opens itself."""
+        """Give a worker process no open files: it opens them itself."""
         return {**self.__dict__, "_open": OrderedDict()}
 
     def window(self, number: int, start: int, num_latents: int) -> Tensor:

@@ -27,7 +27,7 @@ class PanningStart:
     Args:
         position: Middle of what the camera shows, in pixels of the map, `[B, 2]`.
         ground: The whole map, `[B, 3, S, S]` in [-1, 1].
-        prompts: What is to be seen, in words.
+        prompts: Descriptions of what is to be seen.
     """
 
     position: Tensor

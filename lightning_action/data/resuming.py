@@ -24,7 +24,7 @@ def settle_position(fit_loop: Progress, stops_by_steps: bool, num_unstepped: int
 
     Args:
         fit_loop: State of the fit loop in a checkpoint, which is changed.
-        stops_by_steps: Whether the Trainer that goes on has `max_steps`, for Lightning then counts in another way.
+        stops_by_steps: True if the Trainer that goes on has `max_steps`, for Lightning then counts in another way.
         num_unstepped: Result of `count_unstepped` when the checkpoint was saved.
     """
     batches, epochs = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_progress"]["current"]

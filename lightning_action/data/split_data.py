@@ -31,7 +31,7 @@ class SampleDataset(Dataset[Batch]):
 
 
 class SpreadSamples(Subset[Batch], SampleDataset):
-    """So many samples of a dataset at most, spread over all of it."""
+    """Subset of at most so many samples of a dataset, spread over all of it."""
 
     dataset: SampleDataset
 

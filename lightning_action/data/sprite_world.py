@@ -45,7 +45,7 @@ class WorldStart:
         color: Colour of the sprite in [-1, 1], `[B, 3]`.
         color_name: Name of that colour.
         shape: Kind of the sprite.
-        prompts: What is to be seen, in words.
+        prompts: Descriptions of what is to be seen.
         background: Picture behind the sprite, `[B, 3, H, W]` in [-1, 1].
         second_position: Position of the autonomous object, `[B, 2]`.
         second_velocity: Velocity of the autonomous object in pixels a frame, `[B, 2]`.

@@ -39,7 +39,7 @@ class WindowPlaces:
 
 
 class WindowDataset(SampleDataset):
-    """All windows of `num_frames` pixel frames in some clips, `step` frames from one to the next.
+    """Dataset of all windows of `num_frames` pixel frames in some clips, `step` frames from one to the next.
 
     A sample is a dict: `video` `[T, 3, H, W]` in [-1, 1], `action` `[rows, columns]` (None without actions), `prompt`,
     `sample_id`, and the name `clip` and first frame `start` of the window.

@@ -1,4 +1,4 @@
-"""What `SpriteDataModule` asks of a world: drawn from seeds, moved by actions, rendered, and its state read back."""
+"""Protocol of a world of `SpriteDataModule`: drawn from seeds, moved by actions, rendered, and its state read back."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ class Branch(NamedTuple):
     """Conditions that a velocity is computed under, for all videos of a batch.
 
     Args:
-        takes_prompt: Whether the prompt is the video's own; the negative one otherwise.
-        takes_action: Whether the actions are the video's own; there are none otherwise.
+        takes_prompt: True if the prompt is the video's own; the negative one otherwise.
+        takes_action: True if the actions are the video's own; there are none otherwise.
     """
 
     takes_prompt: bool = True

@@ -46,7 +46,7 @@ class ActionConsistencyDistillation(LandingDistillation):
         self._move_target(keep=0.0)
 
     def _aim(self, clip: LatentClip, noised: Noised, places: Tensor) -> Tensor:
-        """Where the target lands from one Euler step of the teacher further down."""
+        """Let the target land from one Euler step of the teacher further down."""
         nearer = self._follow_teacher(clip, noised, places + 1)
         return landing(nearer, self.target.velocity(clip, nearer))
 

@@ -1,4 +1,4 @@
-"""What both distillations share: the teacher, where the student starts, and what trains beside it."""
+"""Base of the distillations: the teacher, where the student starts, and what trains beside it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ActionCollapse(UserWarning):
 
 
 class RolloutStart(NamedTuple):
-    """What a rollout starts from.
+    """RolloutStart of a rollout.
 
     Args:
         text: Encoded prompts, `[B, L, text_dim]`.
@@ -191,7 +191,7 @@ class DistilledModule(ActionVideoModule):
         """Build what a fit needs besides student and teacher: the parts that `BESIDE` names."""
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Outside of a fit, leave what trained beside the student."""
+        """Leave out what trained beside the student, outside of a fit."""
         if not self._is_fitting and "state_dict" in checkpoint:
             own, beside = self.state_dict().keys(), tuple(f"{part}." for part in BESIDE)
             tensors = checkpoint["state_dict"]
@@ -205,7 +205,7 @@ class DistilledModule(ActionVideoModule):
             self.teacher.to(self.device, self.compute_dtype)
 
     def _rollout_figures(self, batch: Batch) -> dict[str, float]:
-        """Besides, in a fit, compare with the teacher's rollouts of the same samples, and warn of lost control."""
+        """Compare, in a fit, with the teacher's rollouts of the same samples too, and warn of lost control."""
         figures = super()._rollout_figures(batch)
         control = control_of(figures)
         if not self._is_fitting or control is None:
@@ -251,7 +251,7 @@ class DistilledModule(ActionVideoModule):
         return ScoreNetwork(generator, projection, self.schema, sight, sharded, blind)
 
     def _start_of(self, batch: Batch) -> RolloutStart:
-        """What a clip of a batch is made from: prompts, and the latents that are given."""
+        """Take what a clip of a batch is made from: prompts, and the latents that are given."""
         to, length = (self.device, self.compute_dtype), num_latents(batch, self.schema)
         given = first_frames(batch, self.sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
         shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))

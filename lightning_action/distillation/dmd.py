@@ -62,7 +62,8 @@ class ActionDistillation(DistilledModule):
         generator_every: Steps of the critic for one of the student. `optimization.warmup_steps` counts the critic's.
         critic_first_steps: Steps at the start in which the critic alone learns: it begins as the teacher, so that what
             the two differ in is noise until it knows what the student makes.
-        score_sight: What a frame sees where clips are scored: `causal`, its past, or `bidirectional`, all of the clip.
+        score_sight: Frames that a frame sees where clips are scored: `causal`, its past, or `bidirectional`, all of the
+            clip.
         critic_lora: LoRA layers on the critic; None for none.
         critic_optimization: Settings of AdamW for the critic; without `train_backbone`, of its LoRA and actions alone.
         score_timestep_shift: Shift of the noise levels that clips are scored at; None takes `timestep_shift`.
@@ -176,7 +177,7 @@ class ActionDistillation(DistilledModule):
 
     @property
     def trains_student(self) -> bool:
-        """Whether the student takes part in the step that comes: the last of each `generator_every`, not too early."""
+        """True if the student takes part in the step that comes: the last of each `generator_every`, not too early."""
         step = self.global_step + 1
         return step > self.critic_first_steps and step % self.generator_every == 0
 
@@ -206,7 +207,7 @@ class ActionDistillation(DistilledModule):
 
     @property
     def _num_updates(self) -> int:
-        """How often the student may have changed so far."""
+        """Number of times that the student may have changed so far."""
         return max(self.global_step, self.critic_first_steps) // self.generator_every
 
     def _num_overlapping(self, start: RolloutStart) -> int:

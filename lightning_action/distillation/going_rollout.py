@@ -19,12 +19,12 @@ class GoingRollout:
 
     Args:
         session: Session, whose cache stays as it is while prompts and weights do.
-        start: What the last chunk started from.
+        start: Start of the last chunk.
         last: Last latents, which the next chunk starts from, `[B, F0, C, h, w]`.
         action: Action rows of the last batch, `[B, rows, columns]`; None for none.
         has_action: Samples that have an action, `[B]` bool; None for all.
         num_chunks: Number of chunks so far.
-        num_updates: How often the student had changed.
+        num_updates: Number of times that the student had changed.
     """
 
     session: CausalRollout

@@ -34,7 +34,7 @@ def path_timesteps(
     Args:
         schedule: Noise levels.
         steps: The student's `denoising_step_list`.
-        warp: Whether these are shifted, `warp_denoising_step`.
+        warp: True if these are shifted, `warp_denoising_step`.
         num_between: Number of levels between two steps, and between the last one and 0.
 
     Returns:

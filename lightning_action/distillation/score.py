@@ -107,9 +107,9 @@ class ScoreNetwork(nn.Module):
         generator: Network that predicts velocities.
         action_projection: Actions to modulation; None where there are no actions.
         schema: Meaning of an action.
-        sight: What its frames see, `causal` or `bidirectional`.
-        on_all_ranks: Whether batches without actions go through the projection all the same, see `ActionConditioning`.
-        blind: Whether it predicts without the actions, whoever asks; what is generated with `conditioning` sees them.
+        sight: Sight of its frames, `causal` or `bidirectional`.
+        on_all_ranks: True if batches without actions go through the projection all the same, see `ActionConditioning`.
+        blind: True if it predicts without the actions, whoever asks; what is generated with `conditioning` sees them.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class ScoreNetwork(nn.Module):
             clip: The clip.
             noised: The same with noise.
             guidance: Weights of guidance by prompts and actions.
-            takes_action: Whether the actions are shown; there is no guidance by them otherwise.
+            takes_action: True if the actions are shown; there is no guidance by them otherwise.
         """
         velocity = self.guided_velocity(clip, noised, guidance) if takes_action else self.velocity(clip, noised, False)
         return clean_from_velocity(noised.latents, velocity, noised.timestep / NUM_TRAIN_TIMESTEPS)
@@ -170,7 +170,7 @@ def denoising_loss(velocity: Tensor, clip: LatentClip, noised: Noised) -> Tensor
     """Flow-matching loss of a critic on the student's clip: mean squared error of the velocity, in float32.
 
     Args:
-        velocity: What the critic predicts.
+        velocity: Velocity that the critic predicts.
         clip: The clip.
         noised: The same with noise.
     """
@@ -179,5 +179,5 @@ def denoising_loss(velocity: Tensor, clip: LatentClip, noised: Noised) -> Tensor
 
 
 def frames_that_count(clip: LatentClip) -> Tensor:
-    """Which of a clip's frames are not given, `[F]` bool."""
+    """Mark the frames of a clip that are not given, `[F]` bool."""
     return torch.arange(clip.clean.shape[1], device=clip.clean.device) >= clip.num_known

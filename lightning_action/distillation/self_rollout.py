@@ -30,7 +30,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class ExitPass:
-    """What the exit step of a block was given.
+    """Inputs of the exit step of a block.
 
     Args:
         frames: Latent frames of the block in the video.
@@ -114,8 +114,8 @@ class SelfRollouts:
         causality: Block size, window and sink.
         schedule: Noise levels.
         timesteps: Timesteps of the student's steps, falling from 1000.
-        context: What later blocks see of a block: its clean keys and values, those of the clean latents that the exit
-            step predicts; or, with `last_step`, those of the last step's noisy input, as in generation, for which
+        context: View that later blocks have of a block: its clean keys and values, those of the clean latents that the
+            exit step predicts; or, with `last_step`, those of the last step's noisy input, as in generation, for which
             every block is denoised to the end wherever the gradient goes.
     """
 
@@ -168,7 +168,7 @@ class SelfRollouts:
             exit_step: Number of the step that gradients go through, from 0 on.
             action_modulation: Modulation of the frames of this call, as in `CausalWanModel.forward`.
             initial: Clean latents that a fresh rollout starts with, `[B, F0, C, H, W]`.
-            for_gradient: Whether gradients will be asked for. Without, no keys and values are copied, and no exits
+            for_gradient: True if gradients will be asked for. Without, no keys and values are copied, and no exits
                 kept.
 
         Raises:

@@ -26,7 +26,7 @@ class ActionTrajectoryDistillation(LandingDistillation):
     """
 
     def _aim(self, clip: LatentClip, noised: Noised, places: Tensor) -> Tensor:
-        """Where the teacher's path ends: the same number of passes on all ranks, whatever they drew."""
+        """Follow the teacher's path to its end: as many passes on all ranks, whatever they drew."""
         last = len(self.levels) - 1
         for _ in range(last):
             places = (places + 1).clamp(max=last)

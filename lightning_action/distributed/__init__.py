@@ -1,1 +1,1 @@
-"""Many devices, from outside: the networks know nothing of it."""
+"""Training on many devices, from outside: the networks know nothing of it."""

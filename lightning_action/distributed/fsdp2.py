@@ -67,10 +67,10 @@ def require_shardable(stage: str, merges_lora: bool, quantizes: bool, captures: 
     """Refuse what needs whole weights.
 
     Args:
-        stage: What the Trainer does: `fit`, `validate`, `test` or `predict`.
-        merges_lora: Whether a fit merges LoRA at its end.
-        quantizes: Whether a prediction quantizes.
-        captures: Whether whole passes are captured.
+        stage: Stage of the Trainer: `fit`, `validate`, `test` or `predict`.
+        merges_lora: True if a fit merges LoRA at its end.
+        quantizes: True if a prediction quantizes.
+        captures: True if whole passes are captured.
 
     Raises:
         ValueError: It does.

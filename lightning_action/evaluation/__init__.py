@@ -1,1 +1,1 @@
-"""Does the model obey?"""
+"""Tests of whether a model obeys."""

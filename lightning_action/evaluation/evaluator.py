@@ -1,4 +1,4 @@
-"""All figures of one way of predicting videos, which `ObedienceTest` compares with others."""
+"""Figures of one way of predicting videos, which `ObedienceTest` compares with others."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Seen:
     Args:
         video: Videos, `[B, T, 3, H, W]` in [0, 1].
         positions: Positions of the object in pixels, `[B, T, 2]`; None where nobody knows them.
-        found: Whether it is there, `[B, T]` bool; None says everywhere.
+        found: True if it is there, `[B, T]` bool; None says everywhere.
     """
 
     video: Tensor
@@ -160,7 +160,7 @@ class Evaluator(nn.Module):
 
         Args:
             sample_id: Names of the samples that have actions, `[B]`.
-            rows: Their actions, named as `ActionsReadBack` does.
+            rows: Rows of their actions, named as `ActionsReadBack` does.
         """
         if self.read_back is None or self.read_accuracy is None:
             return
@@ -204,7 +204,7 @@ class Evaluator(nn.Module):
 
     @property
     def _metrics(self) -> list[EpisodeMetric]:
-        """Those that have something to tell."""
+        """Metrics that have something to tell."""
         metrics = [metric for metric in self.modules() if isinstance(metric, EpisodeMetric)]
         return [metric for metric in metrics if metric.update_called]
 

@@ -1,4 +1,4 @@
-"""Does a model obey that runs elsewhere? The report of `ObedienceTest`, of videos that are there already."""
+"""Test of whether a model obeys that runs elsewhere: `ObedienceTest`'s report on videos that are there already."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_action.evaluation.report.report import Report
 
 @dataclass(frozen=True)
 class GivenEpisodes:
-    """What is there of some episodes; videos are `[B, T, 3, H, W]` in [0, 1].
+    """Videos that are there of some episodes; they are `[B, T, 3, H, W]` in [0, 1].
 
     Args:
         sample_id: Whole numbers that name the episodes, `[B]`.
@@ -55,7 +55,7 @@ class GivenEpisodes:
 
 _COPY, _IGNORE = BASELINES
 MIN_GIVEN_PSNR_DB = 15.0
-"""What codecs leave of given frames is more alike than this."""
+"""Given frames are more alike than this after a codec."""
 
 
 class GivenVideosTest:

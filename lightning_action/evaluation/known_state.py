@@ -1,4 +1,4 @@
-"""What a DataModule may know about its own videos: where the object is, and what other actions would have shown."""
+"""Knowledge of a DataModule about its own videos: where the object is, and what other actions would have shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does the model obey? Rollouts and matched losses under true, other and no actions, put into one report.
+"""Test of whether a model obeys: rollouts and matched losses under true, other and no actions, put into one report.
 
 Rollouts are fully autoregressive: every past latent frame after the initial ones is generated.
 """
@@ -40,7 +40,7 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class Truth:
-    """What the videos of a batch should show.
+    """Videos as those of a batch should be.
 
     Args:
         own: True videos under the samples' own actions.
@@ -113,7 +113,7 @@ class ObedienceTest:
             losses: Matched losses, named `true` and by the kinds of other actions; without any, none are compared.
 
         Returns:
-            What the videos should show, for `add_baselines`.
+            Truth that the videos should show, for `add_baselines`.
 
         Raises:
             ValueError: None of the frames is generated.
@@ -142,7 +142,7 @@ class ObedienceTest:
         Args:
             batch: The batch that was given to `add_model`.
             losses: Matched losses named `null`.
-            truth: What `add_model` returned for that batch.
+            truth: Truth that `add_model` returned for that batch.
         """
         null = self._timed(without_actions(batch))
         self._show(null=null)

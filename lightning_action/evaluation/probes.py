@@ -44,7 +44,7 @@ class HeldAction:
     Args:
         name: Column and value, as pictures name it.
         row: Values of all columns.
-        is_shown: Whether its videos are kept as pictures.
+        is_shown: True if its videos are kept as pictures.
     """
 
     name: str

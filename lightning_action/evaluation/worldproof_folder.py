@@ -17,7 +17,7 @@ FORMAT_VERSION = "0.1-provisional"
 
 @dataclass(frozen=True)
 class RolloutFacts:
-    """What the judge tells of rollouts, and pairs them by.
+    """Facts that the judge tells of rollouts, and pairs them by.
 
     Args:
         context_id: Name of the start; two rollouts of one start under different actions are a counterfactual pair.
@@ -46,7 +46,7 @@ def write_rollout(
 
     Args:
         folder: New folder.
-        facts: What is told of it.
+        facts: Facts that are told of it.
         action: Action of each predicted frame, `[horizon, ...]`, see `actions_by_frame`.
         context: Given frames, uint8 `[n, 3, H, W]`.
         predictions: Generated frames after them, of each draw of noise, uint8 `[samples, horizon, 3, H, W]`.

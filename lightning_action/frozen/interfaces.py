@@ -36,7 +36,7 @@ class CodecStream:
 
     @property
     def memory(self) -> Memory | None:
-        """What came before, as far as it changes what comes; empty where only the start does, None before the start."""
+        """Past, as far as it changes what comes; empty where only the start does, None before the start."""
         return self._memory
 
     def copy(self) -> CodecStream:
@@ -258,7 +258,7 @@ class EncodedData(Protocol):
 
 @runtime_checkable
 class Movable(Protocol):
-    """Anything that can stand on another device: an `nn.Module`, or a part that decides itself what it moves."""
+    """Object that can stand on another device: an `nn.Module`, or a part that decides itself what it moves."""
 
     def to(self, device: torch.device, /) -> object:
         """Compute on `device` from now on."""

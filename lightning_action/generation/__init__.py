@@ -1,1 +1,1 @@
-"""From noise to video."""
+"""Generation of video from noise."""

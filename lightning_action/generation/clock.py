@@ -1,4 +1,4 @@
-"""How long generating and decoding take, without waiting for the device while it works."""
+"""Time that generating and decoding take, without waiting for the device while it works."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ class Held:
     """The first latent frames of a block whose others are to be generated, `[B, k, C, h, w]`.
 
     Args:
-        latents: Their latents; k is 0 where none is known.
-        rows: Their action rows, `[B, rows, columns]`; None where they have no action.
+        latents: Latents of those frames; k is 0 where none is known.
+        rows: Action rows of those frames, `[B, rows, columns]`; None where they have no action.
     """
 
     latents: Tensor
@@ -38,7 +38,7 @@ class Held:
 
 @dataclass(frozen=True)
 class _Predicted:
-    """What there was before the last block was predicted: of the block itself, and in the decoder."""
+    """State before the last block was predicted: of the block itself, and in the decoder."""
 
     held: Held
     decoder: CodecStream

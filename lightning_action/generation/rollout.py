@@ -33,7 +33,7 @@ from lightning_action.generator.prompt import join
 
 @dataclass(frozen=True)
 class _Block:
-    """What is passed to put a block into the cache; without `timestep` `[B, block]` it is clean."""
+    """Inputs of the pass that puts a block into the cache; without `timestep` `[B, block]` it is clean."""
 
     frames: range
     latents: Tensor
@@ -79,11 +79,11 @@ class CausalRollout:
         guidance: Guidance by prompts and actions; each costs a further pass of all videos.
         negative_text: Encoded negative prompts, `[B, L, text_dim]`, for guidance by prompts.
         image: Condition that an image-to-video model sees besides, its channels for the whole video.
-        context: What later blocks see of a generated one, see `Sampling`.
+        context: View that later blocks have of a generated one, see `Sampling`.
         first_sampler: Way to the first block that is generated, if it is another.
         capture: Function that makes a `CapturedPass` for the blocks behind a full window; None captures none.
         kernel: Function that computes self-attention.
-        relative_positions: Whether positions count within what a block sees, see `Sampling`.
+        relative_positions: True if positions count within what a block sees, see `Sampling`.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class CausalRollout:
 
     @property
     def is_pending(self) -> bool:
-        """Whether the last block waits for the pass that writes it into the cache."""
+        """True if the last block waits for the pass that writes it into the cache."""
         return self._pending is not None
 
     def append(self, latents: Tensor, action_modulation: Tensor | None = None) -> None:

@@ -38,9 +38,10 @@ class Sampling:
         num_initial_latents: Number of latent frames taken from the batch's video; the rest is generated. 0 starts from
             the prompt.
         seed: Random seed of the noise; each frame of each sample has its own stream.
-        context: What later blocks see of a generated one: its `clean` keys and values, which cost a pass, or those that
-            the `last_step` of denoising has computed from its noisy input. A model follows the latter well if it was
-            trained so: `fit` with the same setting trains so, under teacher forcing, with `num_initial_latents` clean.
+        context: View that later blocks have of a generated one: its `clean` keys and values, which cost a pass, or
+            those that the `last_step` of denoising has computed from its noisy input. A model follows the latter well
+            if it was trained so: `fit` with the same setting trains so, under teacher forcing, with
+            `num_initial_latents` clean.
         first_num_inference_steps: Number of Euler steps of the first block that is generated; None takes as many.
         first_denoising_step_list: Timesteps of the first block that is generated; None takes the same.
         relative_positions: Count positions within what a block sees, so that the sink stays where the window begins; a
@@ -94,7 +95,7 @@ class Sampling:
 
     @property
     def takes_negative_prompt(self) -> bool:
-        """Whether the negative prompt is asked for."""
+        """True if the negative prompt is asked for."""
         return not all(branch.takes_prompt for branch in self.guidance.branches)
 
     @property

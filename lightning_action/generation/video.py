@@ -1,4 +1,4 @@
-"""From noise to blocks of latents, and on to a video: whole or streamed, decoded beside the next denoising or after.
+"""Generation from noise to blocks of latents to a video: whole or streamed, decoded beside the next denoising or after.
 
 Nobody waits for a block before the next one is queued, but in `stream_pixels`, where its pixels are asked for at once.
 """
@@ -42,7 +42,7 @@ class VideoGenerator:
         causality: Block size, window and sink.
         sampling: Sampler, action guidance and random seed.
         schedule: Noise levels.
-        captures: Whether the pass behind a full window is captured, see `CapturedPass`.
+        captures: True if the pass behind a full window is captured, see `CapturedPass`.
         kernel: Function that computes self-attention.
     """
 
@@ -204,7 +204,7 @@ def to_host(
     Args:
         blocks: Clean latents of each block, `[B, block, C, h, w]`; asking for one queues its denoising.
         decode: Decoder of the video's next latents.
-        overlaps: Whether a block is decoded while the next one is denoised; on CUDA.
+        overlaps: True if a block is decoded while the next one is denoised; on CUDA.
 
     Yields:
         Bytes of a block, uint8 `[B, t, 3, H, W]`, and whether its latents and pixels are finite, a bool of shape `[]`;
@@ -283,7 +283,7 @@ def _stream(device: torch.device, work: str) -> torch.cuda.Stream | None:
 
 
 def _is_finite(latents: Tensor, pixels: Tensor) -> Tensor:
-    """Whether both are finite, as a bool of shape `[]` that nobody has waited for: decoders may bound what is not."""
+    """Tell if both are finite, as a bool of shape `[]` that nobody has waited for: decoders may bound what is not."""
     return torch.isfinite(latents).all() & torch.isfinite(pixels).all()
 
 

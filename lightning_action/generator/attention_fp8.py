@@ -79,7 +79,7 @@ def enable_fp8_attention(device: torch.device, head_dim: int) -> None:
 
 
 def _reference(operands: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
-    """What the kernel computes of query, key and value, `[B, heads, N, head_dim]`, in float32."""
+    """Compute what the kernel computes of query, key and value, `[B, heads, N, head_dim]`, in float32."""
     query, key, value = (x.float() for x in operands)
     query_scale, key_scale, value_scale = (scale[..., None, None] for scale in scales)
     scores = (query @ key.transpose(-1, -2)) * (query_scale * key_scale / query.shape[-1] ** 0.5)

@@ -1,4 +1,4 @@
-"""Which kernels of scaled dot-product attention a GPU uses: a choice by its capability and by the version of cuDNN."""
+"""Kernels of scaled dot-product attention that a GPU uses, chosen by its capability and by the version of cuDNN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tokens of a layer attend to: frames of the same pass, or those that a cache keeps; and a prompt."""
+"""Context that the tokens of a layer attend to: frames of the same pass, or those that a cache keeps; and a prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MaskedContext:
         visibility: Rule of which frames see which.
         tokens_per_frame: Number of tokens of a latent frame.
         prompt: Embedded prompts, and images for models that see one.
-        flex_on_cuda: Whether FlexAttention may be used.
+        flex_on_cuda: True if FlexAttention may be used.
     """
 
     def __init__(

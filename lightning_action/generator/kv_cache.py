@@ -38,7 +38,7 @@ class KVCache:
         device: Device of the cache.
         dtype: Dtype of keys and values.
         kernel: Function that computes attention to them.
-        relative_positions: Whether positions count within what a block sees: the sink stands where the window begins.
+        relative_positions: True if positions count within what a block sees: the sink stands where the window begins.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class KVCache:
 
     @property
     def is_full(self) -> bool:
-        """Whether the window is full, so that all later blocks find the same number of frames in the same places."""
+        """True if the window is full, so that all later blocks find the same number of frames in the same places."""
         is_whole = len(self.block) == self.causality.num_frame_per_block
         return self.causality.local_attn_size is not None and self._place == self._capacity and is_whole
 

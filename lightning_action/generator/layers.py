@@ -19,7 +19,7 @@ from lightning_action.generator.rope import rotate
 
 
 class Context(Protocol):
-    """What a layer's tokens attend to: `context.MaskedContext`, or `context.CachedContext`."""
+    """Frames and prompt that a layer's tokens attend to: `context.MaskedContext`, or `context.CachedContext`."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Compute self-attention, all `[B, N, heads, head_dim]`."""
@@ -164,7 +164,7 @@ class WanLayer(nn.Module):
             x: Tokens of the video, `[B, F, S, D]`.
             modulation: Modulation of time and action, `[B, F, 6, D]`; the layer's own table is added here.
             rotation: Cosines and sines from `rope.rotation`.
-            context: What the tokens attend to.
+            context: Frames and prompt that the tokens attend to.
 
         Returns:
             Tokens, `[B, F, S, D]`.

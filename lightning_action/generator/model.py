@@ -154,7 +154,7 @@ class CausalWanModel(nn.Module):
 
     @property
     def traits(self) -> dict[str, str]:
-        """What the shapes of the weights do not tell, and files that hold them say beside."""
+        """Traits that the shapes of the weights do not tell, and files that hold them say beside."""
         return {"num_heads": str(self.num_heads), "preconditioned": str(self.preconditioned)}
 
     @torch.no_grad()
@@ -336,7 +336,7 @@ class CausalWanModel(nn.Module):
         """Predict the velocity of a block as `denoise` does, from tensors alone: what a whole pass is compiled from.
 
         Args:
-            contexts: What the tokens of each layer attend to.
+            contexts: Frames and prompt that the tokens of each layer attend to.
             latents: Block with noise, `[B, block, C, H, W]`.
             timestep: Noise level of each frame, `[B, block]`.
             rotation: Rotation of the block's positions, from `rotation`.

@@ -1,4 +1,4 @@
-"""What of a velocity the noisy latents tell by themselves, and what is left to a network."""
+"""Part of a velocity that the noisy latents tell by themselves, and part left to a network."""
 
 from __future__ import annotations
 

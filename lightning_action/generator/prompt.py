@@ -63,7 +63,7 @@ def pad(text: Tensor, text_len: int) -> Tensor:
 def padding_bias(
     num_tokens: int, padded_len: int, text_len: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor | None:
-    """What is added to the scores of padded prompts, for their zeros to count as `text_len - num_tokens` ones.
+    """Bias of the scores of padded prompts, by which their zeros count as `text_len - num_tokens` ones.
 
     exp(log n + q k) = n exp(q k), so that the softmax is that over all the tokens. The logarithms are multiples of
     1 / 16, which bfloat16 holds exactly: each zero takes what it can of what the ones before it left, six of them all

@@ -51,7 +51,7 @@ class Fp8Linear(nn.Module):
 
     Args:
         weight: Weights, `[out, in]`; on CUDA both must be multiples of 16.
-        bias: What is added, `[out]`, kept in bfloat16.
+        bias: Bias of the map, `[out]`, kept in bfloat16.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -91,7 +91,7 @@ class Fp8SelfAttention(SelfAttention):
     """Self-attention whose queries, keys and values are one product in float8 of tokens that are quantized once.
 
     Args:
-        attention: What it takes the place of; norms and the map of the output are shared with it.
+        attention: Layer whose place it takes; norms and the map of the output are shared with it.
     """
 
     def __init__(self, attention: SelfAttention) -> None:

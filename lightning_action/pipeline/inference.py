@@ -57,7 +57,7 @@ class ActionCausalInferencePipeline(nn.Module):
             `[B, F', C, H, W]` to `[B, action_dim]`; asked where `inference` gets no `action_inputs`. See
             `action.modules` for ready ones.
         action_dim: Width A of an action vector, for the projection that is built here.
-        enable_adaln_zero: Whether actions act: an action projection is built, unless one is given. False is the base
+        enable_adaln_zero: True lets actions act: an action projection is built, unless one is given. False is the base
             model, which takes no actions.
         action_projection: Projection that exists already, for example a trained one.
         process_action: Function that decides the action of every block, see the method of that name.
@@ -135,7 +135,7 @@ class ActionCausalInferencePipeline(nn.Module):
             adapter: File of what actions added to this generator, as `export --format adapter` writes it.
             any_base: Use the adapter on a generator that it was not trained on.
             allow: Modules whose classes `config` may name, besides `lightning_action`, `torch` and `lightning`.
-            settings: Any other argument of the constructor, in place of what was found. Text encoder and VAE are
+            settings: Further arguments of the constructor, in place of what was found. Text encoder and VAE are
                 otherwise those of the run, or `UMT5TextEncoder` and `WanVideoVAE` from the folder of the environment
                 variable.
 
@@ -168,8 +168,8 @@ class ActionCausalInferencePipeline(nn.Module):
             action_inputs: Argument that `inference` was called with.
 
         Returns:
-            For a block of f frames: features `[B, A]` or `[B, f, A]`, ready modulation `[B, f, 6, D]` or
-            `[B, f, num_layers, 6, D]`, or None for no action.
+            Result for a block of f frames: features `[B, A]` or `[B, f, A]`, ready modulation `[B, f, 6, D]` or `[B, f,
+            num_layers, 6, D]`, or None for no action.
         """
         if self._process_action is None:
             return None
@@ -282,7 +282,7 @@ class ActionCausalInferencePipeline(nn.Module):
 
     @property
     def _weight(self) -> Tensor:
-        """Stands for device and type of the generator."""
+        """Weight that stands for device and type of the generator."""
         return self.generator.patch_embedding.weight
 
     @property
@@ -297,7 +297,7 @@ class ActionCausalInferencePipeline(nn.Module):
         )
 
     def _video_generator(self, num_initial: int, num_generated: int) -> VideoGenerator:
-        """Before whole blocks of noise an image is a block of its own; else it shares the first block with noise."""
+        """Make an image a block of its own before whole blocks of noise; else it shares the first with noise."""
         alone = num_initial == 1 and num_generated % self.causality.num_frame_per_block == 0
         causality = replace(self.causality, independent_first_frame=True) if alone else self.causality
         return VideoGenerator(self.generator, causality, self.sampling, self.schedule)

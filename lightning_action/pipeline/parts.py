@@ -1,4 +1,4 @@
-"""What a pipeline is made of, from a run or from released weights, as arguments of its constructor."""
+"""Parts of a pipeline, from a run or from released weights, as arguments of its constructor."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def warn_of_unused_actions(path: str | Path | None) -> None:
 
 
 def _empty_generator(path: Path, dtype: torch.dtype | None) -> CausalWanModel:
-    """Of the size of the weights; on the meta device, so that it takes no memory before they are loaded."""
+    """Build one of the size of the weights, on the meta device, so that it takes no memory before they are loaded."""
     checkpoint = read_generator(path)
     if checkpoint.part in _GENERATOR_OF_RUN:
         raise ValueError(

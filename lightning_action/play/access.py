@@ -1,4 +1,4 @@
-"""Who may play: a token where others can reach the server, and pages of this server alone."""
+"""Access to the play: by a token where others can reach the server, and for its own pages alone."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class Access:
     """Rules of who gets an answer.
 
     Args:
-        token: What must be shown: as `token` of the first address, which leaves a cookie, or as `Authorization:
+        token: Token that must be shown: as `token` of the first address, which leaves a cookie, or as `Authorization:
             Bearer`; None asks for nothing.
         port: Port of the server, so that servers of one machine have cookies of their own.
-        any_name: Whether the server may be called by any name, which a token makes safe; otherwise by those of this
+        any_name: True if the server may be called by any name, which a token makes safe; otherwise by those of this
             machine alone, so that no page can reach it by a name of its own that leads here (DNS rebinding).
     """
 

@@ -1,4 +1,4 @@
-"""From what a person holds to an action row: keys, buttons, a gamepad and a mouse, by a file or by the schema alone."""
+"""Map from what a person holds to action rows: keys, buttons, a gamepad and a mouse, by a file or the schema alone."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _MAX_CONTROLS = 256
 
 @dataclass(frozen=True)
 class Control:
-    """Something that can be held.
+    """Input of a person that can be held.
 
     Args:
         label: Name on the page.
         columns: Value of each column that it sets, by the column's name.
-        inputs: What holds it: `key:ArrowRight` (the `code` of a browser's KeyboardEvent), `stick:0+` and `stick:0-`
-            (an axis of a gamepad), `button:3`, `mouse:x+` (drawn from where the button went down). Its button on the
-            page holds it always.
+        inputs: Inputs that hold it: `key:ArrowRight` (the `code` of a browser's KeyboardEvent), `stick:0+` and
+            `stick:0-` (an axis of a gamepad), `button:3`, `mouse:x+` (drawn from where the button went down). Its
+            button on the page holds it always.
     """
 
     label: str
@@ -66,7 +66,7 @@ class ActionMap:
 
     Args:
         schema: Meaning of an action row.
-        controls: What can be held.
+        controls: Controls that can be held.
         rest: Value of each column when nothing is held.
 
     Raises:

@@ -25,7 +25,7 @@ from lightning_action.weights.fingerprint import checksum
 
 @dataclass(frozen=True)
 class PlaySettings:
-    """How a model is played.
+    """Settings by which a model is played.
 
     Args:
         split: Samples of the data that worlds begin at.
@@ -54,9 +54,9 @@ def stage_of(
 
     Args:
         module: The model.
-        data: Its data, which has been set up.
-        settings: How it is played.
-        provenance: What recordings say about where they come from, beside fingerprints and versions.
+        data: DataModule of the run, which has been set up.
+        settings: Settings of the play.
+        provenance: Entries by which recordings say where they come from, beside fingerprints and versions.
 
     Raises:
         ValueError: The data has no videos to begin with, or the window does not fit the model.

@@ -1,4 +1,4 @@
-"""How long it takes from a step to its pixels on the screen, and where the time goes."""
+"""Latency from a step to its pixels on the screen, and where the time goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is played: a session that is stepped, where its worlds begin, and the truth beside it."""
+"""World that is played: a session that is stepped, where its worlds begin, and the truth beside it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ReferenceSimulator(Protocol):
 
 @dataclass(frozen=True)
 class Start:
-    """Where a world begins.
+    """Beginning of a world.
 
     Args:
         prompt: Description of it.
@@ -56,7 +56,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Stage:
-    """All that a server needs of what is played; it knows no network.
+    """Parts that a server needs of what is played; it knows no network.
 
     Args:
         schema: Meaning of an action row.
@@ -64,7 +64,7 @@ class Stage:
         start: Function of a seed that gives where the world begins.
         fps: Number of frames of a second.
         title: Name of what is played.
-        provenance: What a recording says about where it comes from.
+        provenance: Entries by which a recording says where it comes from.
         num_warm_up_blocks: Number of blocks until each is made as the one before.
         turn: Lock that a session holds while it works: side by side on one device, all of them would be slower.
     """
@@ -99,11 +99,11 @@ class Block:
 
 
 class Observer(Protocol):
-    """Whoever keeps what happens in a world, such as a recording."""
+    """Observer that keeps what happens in a world, such as a recording."""
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is kept any more of what comes."""
+        """True if nothing is kept any more of what comes."""
         ...
 
     def begin(self, seed: int, prompt: str, frames: Tensor, given: Tensor | None) -> None:
@@ -127,8 +127,8 @@ class LiveWorld:
     """A session beside its truth, one block at a time.
 
     Args:
-        stage: What is played.
-        observer: Whoever keeps what happens; None for nobody.
+        stage: Stage that is played.
+        observer: Observer that keeps what happens; None for none.
     """
 
     def __init__(self, stage: Stage, observer: Observer | None = None) -> None:
@@ -141,7 +141,7 @@ class LiveWorld:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether somebody keeps what happens."""
+        """True if somebody keeps what happens."""
         return self.observer is not None and not self.observer.is_over
 
     @property

@@ -1,4 +1,4 @@
-"""What a page and the server say to each other: the page in JSON, the server in JSON and in blocks of pictures."""
+"""Messages between a page and the server: the page in JSON, the server in JSON and in blocks of pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RefusedMessageError(ValueError):
 
 @dataclass(frozen=True)
 class Hold:
-    """What is held from now on: controls by number and how far, and the number that the page gave this change."""
+    """Controls held from now on, by number and how far, and the number that the page gave this change."""
 
     held: tuple[tuple[int, float], ...]
     change: int
@@ -39,7 +39,7 @@ class Reset:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Be under another prompt from the next block on."""
+    """Prompt from the next block on."""
 
     text: str
 

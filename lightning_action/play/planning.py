@@ -53,7 +53,7 @@ def imagination(session: WorldSession, cost: Cost) -> Imagine:
 
 @dataclass(frozen=True)
 class Planner:
-    """How actions are searched for: the cross-entropy method, and with one round random shooting.
+    """Search for actions: the cross-entropy method, and with one round random shooting.
 
     It is for actions of continuous parts alone.
 
@@ -83,7 +83,7 @@ class Planner:
         The first round draws evenly between the bounds, later ones from the normal distribution of the elites.
 
         Args:
-            imagine: What tries sequences, see `imagination`.
+            imagine: Function that tries sequences, see `imagination`.
             low: Lowest value of each column, `[columns]`.
             high: Highest value of each column, `[columns]`.
             random: CPU generator that candidates are drawn by.

@@ -16,13 +16,13 @@ from lightning_action.weights.tensor_files import flattened
 
 @dataclass(frozen=True)
 class Replayed:
-    """What came of a replay.
+    """Result of a replay.
 
     Args:
         num_blocks: Number of blocks that were equal.
         num_frames: Number of their frames.
         differs: First place that differs; None where all is equal.
-        changes: What is another than at the recording, by its name: the value then, and the value now.
+        changes: Differences from the recording by their names: the value then, and the value now.
         refused: Reason why that place cannot be played now; None where it can.
     """
 
@@ -53,7 +53,7 @@ class _LastHash:
         """Prompts are seen in what follows."""
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Keep nothing."""
 
 
 def replay(session: RecordedSession, stage: Stage, progress: Callable[[], object] = lambda: None) -> Replayed:
@@ -61,7 +61,7 @@ def replay(session: RecordedSession, stage: Stage, progress: Callable[[], object
 
     Args:
         session: The recording.
-        stage: What it is played on.
+        stage: Stage that it is played on.
         progress: Function that is called after each block.
     """
     seen, num_blocks, num_frames = _LastHash(), 0, 0

@@ -1,4 +1,4 @@
-"""Where the worlds of a run begin: at the samples of its data, with the simulator beside them where there is one."""
+"""Beginnings of the worlds of a run: the samples of its data, with the simulator beside them where there is one."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class EnvironmentTruth:
     """The episode of a sample under other actions; where it has ended, its last frame stays, and nothing is measured.
 
     Args:
-        episode: What `EnvironmentDataset.steer` gives.
+        episode: Steered episode, as `EnvironmentDataset.steer` gives it.
         locator: Function that finds the object in videos; None measures no distance.
     """
 

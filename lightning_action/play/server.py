@@ -46,12 +46,12 @@ _FULL, _LOADING_SECONDS, _LOG_SECONDS = 1013, 0.1, 10.0
 
 @dataclass
 class Progress:
-    """How far the loading is, as pages show it.
+    """Progress of the loading, as pages show it.
 
     Args:
-        doing: What is being done.
+        doing: Step that is being done.
         share: Share that is done, from 0 to 1.
-        failed: What went wrong, if something did.
+        failed: Failure in words, if there is one.
     """
 
     doing: str = "starting"
@@ -61,13 +61,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Playground:
-    """What is played, once it is loaded.
+    """World that is played, once it is loaded.
 
     Args:
         stage: The worlds.
         action_map: Map from what is held to action rows.
         new_observer: Function that makes a recording of a new world; None records nothing.
-        log: Where the latencies are written, and which ends with the server; None writes nothing.
+        log: File that takes the latencies, and ends with the server; None writes nothing.
     """
 
     stage: Stage
@@ -83,8 +83,8 @@ class PlayServer:
     Args:
         access: Rules of who gets an answer.
         max_sessions: Largest number of players at a time.
-        progress: How far the loading is.
-        playground: What is played; None until it is loaded.
+        progress: Progress of the loading.
+        playground: Playground that is played; None until it is loaded.
     """
 
     access: Access

@@ -57,11 +57,11 @@ class RecordedEpisode:
 
 @dataclass(frozen=True)
 class RecordedSession:
-    """All that `replay` needs.
+    """Session as `replay` needs it.
 
     Args:
         episodes: Worlds, one after another.
-        provenance: Where the recording comes from, as `Stage.provenance`.
+        provenance: Origin of the recording, as `Stage.provenance`.
         config: Configuration of the run, as YAML.
     """
 
@@ -112,7 +112,7 @@ class SessionRecording:
 
     Args:
         new_folder: Function that gives a folder which is empty or not there, called when there is a block.
-        stage: What is played.
+        stage: Stage that is played.
         config: Configuration of the run, as YAML.
     """
 
@@ -222,7 +222,7 @@ class SessionRecording:
             self._writer.end_episode(self._tasks)
 
     def _told(self) -> list[dict[str, Any]]:
-        """What JSON holds of the episodes; the rows stand in a file of their own."""
+        """Entries that JSON holds of the episodes; the rows stand in a file of their own."""
         names = ("seed", "prompt", "prompts", "hashes", "start")
         return [
             {**{name: getattr(each, name) for name in names}, "blocks": list(map(len, each.rows))}

@@ -1,4 +1,4 @@
-"""Where generated worlds begin: at given frames, or at the samples of a run's data."""
+"""Starts of generated worlds: given frames, or the samples of a run's data."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lightning_action.data.split_data import Split
 Starts = Callable[[int], tuple[Tensor, str]]
 """First frames `[T, 3, H, W]` in [0, 1] and prompt of the world of any number, 0 or more.
 
-They have no action rows: a world begins as under no action, also where a schema (`state`, `per_latent`) has rows of its
-first frame, or there are several latent frames.
+Worlds begin without action rows: a world begins as under no action, also where a schema (`state`, `per_latent`) has
+rows of its first frame, or there are several latent frames.
 """
 
 

@@ -27,7 +27,7 @@ class Delivery:
         change: Number of the last change of what is held that it answers.
         begun: Time at which its step began, by `perf_counter`.
         span: Seconds over which its frames are shown: until the next block is due, about.
-        state: What the page shows of the world.
+        state: State of the world that the page shows.
     """
 
     block: Block
@@ -66,7 +66,7 @@ class SteppingWorld:
 
     @property
     def held(self) -> tuple[tuple[int, float], ...]:
-        """What is held now."""
+        """Controls that are held now."""
         return self._wishes.held.held
 
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""What a page wants of its world, and when the next block is due: no thread, and no clock but what it is told."""
+"""Wishes of a page for its world, and when the next block is due: no thread, and no clock but what it is told."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _USUAL_FRAMES = 4
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be made next.
+    """Block that is to be made next.
 
     Args:
         reset: World that begins; None makes a block of the one that is there.
         prompt: Prompt that holds from this block on; None leaves it.
-        hold: What is held for the block, and the number of the last change that it answers.
+        hold: Controls held for the block, and the number of the last change that it answers.
     """
 
     reset: Reset | None
@@ -127,7 +127,7 @@ class Wishes:
         self.held = hold
 
     def _wanted_hold(self) -> Hold:
-        """What is held, and what was pressed since the last block began and let go again: that is answered later."""
+        """Join what is held with what was pressed since the last block began; letting go is answered later."""
         held = dict(self.held.held)
         if self._pressed.keys() <= held.keys():
             return self.held

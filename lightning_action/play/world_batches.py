@@ -1,4 +1,4 @@
-"""What an environment of a world model and a vector of such have in common: batches of worlds that are stepped."""
+"""Base of an environment of a world model and of a vector of such: batches of worlds that are stepped."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ OpenSession = Callable[[int], WorldSession]
 Reward = Callable[[np.ndarray, np.ndarray, dict[str, Any]], float]
 """Reward of a step, from its frames, uint8 `[t, H, W, 3]`, its action rows `[rows, columns]`, and its info."""
 Terminated = Callable[[np.ndarray, dict[str, Any]], bool]
-"""Whether a world has ended, from the frames of its last step, uint8 `[t, H, W, 3]`, and its info."""
+"""Test of whether a world has ended, from the frames of its last step, uint8 `[t, H, W, 3]`, and its info."""
 
 _NUM_STARTS = 2**31
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a world model leaves open: what is worth something, and when it ends; see `WorldModelEnv`."""
+    """Rules that a world model leaves open: what is worth something, and when it ends; see `WorldModelEnv`."""
 
     reward: Reward | None = None
     terminated: Terminated | None = None
@@ -46,11 +46,11 @@ class Rules:
 
 
 class WorldBatches:
-    """What the environment and its vector share: sessions that are opened, begun and stepped, and the spaces.
+    """Base of the environment and its vector: sessions that are opened, begun and stepped, and the spaces.
 
     Args:
         model: Module, or what opens sessions.
-        starts: Where worlds begin.
+        starts: Beginnings of worlds.
         rules: Reward, end, and form of an action.
         **settings: Arguments of a module's `open_session`, of which None stand for the module's own.
 
@@ -127,8 +127,8 @@ class WorldBatch:
     """Worlds that stand at the same frame, in one session.
 
     Args:
-        session: Their session.
-        frames: Last frames of each, uint8 `[B, t, H, W, 3]`.
+        session: Session of the worlds.
+        frames: Frames of the last step of each, uint8 `[B, t, H, W, 3]`.
         worlds: Number of each in the vector.
     """
 

@@ -65,7 +65,7 @@ class WorldModelEnv(Env[np.ndarray, Any]):
         reward: Function of a step's frames, action rows `[rows, columns]` and info to its reward; None for 0.
         terminated: Function of a step's frames and info that says whether the world has ended; None for never.
         max_steps: Number of steps after which a world is truncated; None for no limit.
-        holds_action: Whether an action is one row that is held for the block, or all rows of the block.
+        holds_action: True makes an action one row that is held for the block, False all rows of the block.
         fps: Pixel frames a second, for `render_fps`.
         causality: Block size and window in place of the module's own; a world without end needs a window.
         sampling: Settings of generation in place of the module's own.
@@ -114,10 +114,10 @@ class WorldModelEnv(Env[np.ndarray, Any]):
 
         Args:
             config: Configuration of the run, or several that stack.
-            ckpt_path: Its checkpoint.
+            ckpt_path: Checkpoint of the run.
             split: Samples that worlds begin at.
             allow: Modules whose classes the configuration may name, see `load_run`.
-            **settings: Other arguments of the constructor, such as `reward`, `max_steps` and `causality`.
+            **settings: Further arguments of the constructor, such as `reward`, `max_steps` and `causality`.
 
         Raises:
             FileNotFoundError: The configuration or the checkpoint is not there.
@@ -180,13 +180,13 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     anew at the next step, which ignores its action (`AutoresetMode.NEXT_STEP`).
 
     Args:
-        model: As in `WorldModelEnv`.
-        starts: As in `WorldModelEnv`; all first frames have the same shape.
+        model: Model, as in `WorldModelEnv`.
+        starts: Beginnings as in `WorldModelEnv`; all first frames have the same shape.
         num_envs: Number of worlds.
-        reward: As in `WorldModelEnv`, as all that follow.
-        terminated: Whether a world has ended.
+        reward: Reward as in `WorldModelEnv`, as all that follow.
+        terminated: True if a world has ended.
         max_steps: Number of steps after which a world is truncated.
-        holds_action: Whether an action is one row.
+        holds_action: True if an action is one row.
         fps: Pixel frames a second.
         causality: Block size and window.
         sampling: Settings of generation.
@@ -346,7 +346,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
     def _judged(
         self, stepped: list[tuple[WorldBatch, np.ndarray]], infos: dict[str, Any]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """What `step` hands over, of the batches that were stepped under some rows."""
+        """Give what `step` hands over, of the batches that were stepped under some rows."""
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
         for group, _ in stepped:
@@ -387,7 +387,7 @@ def model_and_starts(
 
 
 def _chosen(group: WorldBatch, places: list[int]) -> WorldBatch:
-    """Some worlds of a batch, which itself is closed."""
+    """Keep some worlds of a batch, which itself is closed."""
     if len(places) == len(group.worlds):
         return group
     rest = WorldBatch(group.session.select(places), group.frames[places], [group.worlds[place] for place in places])

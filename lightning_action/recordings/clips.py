@@ -32,7 +32,7 @@ class Clip(Protocol):
 
     @property
     def has_actions(self) -> bool:
-        """Whether it was recorded with actions."""
+        """True if it was recorded with actions."""
         ...
 
     def video(self, start: int, num_frames: int) -> Tensor:

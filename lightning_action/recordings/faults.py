@@ -1,4 +1,4 @@
-"""What is wrong with a recording: refused, or passed over with a word."""
+"""Faults of a recording: refused, or passed over with a word."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gymnasium import Env, Space
 
 Policy = Callable[[Any, Mapping[str, Any], np.random.Generator], Any]
-"""What acts: a function of an observation, an info, and a random generator to an action of the environment."""
+"""Policy that acts: a function of an observation, an info, and a random generator to an action of the environment."""
 
 T = TypeVar("T")
 
@@ -205,7 +205,8 @@ def play(
         look: Function of environment, observation and info that is called before each action.
 
     Yields:
-        What `look` returned, the row of the action that was taken then, its reward, and whether the episode ended.
+        Results of `look`, each with the row of the action that was taken then, its reward, and whether the episode
+        ended.
     """
     random = np.random.default_rng(seed)
     observation, info = _reset(env, seed)
@@ -233,7 +234,7 @@ def replay(
         look: Function of environment, observation and info that is called at the start and after each action.
 
     Returns:
-        What `look` returned: once more than there are rows, or less often where the episode ends before.
+        Results of `look`: one more than there are rows, or less often where the episode ends before.
     """
     playing = steer(env, seed, look)
     seen = [next(playing)]

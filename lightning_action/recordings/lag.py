@@ -26,7 +26,7 @@ _LEAST_DEVIATION = 0.3
 
 @dataclass(frozen=True)
 class LagEstimate:
-    """How well motion between frames k and k + 1 tells action row k - lag, for each lag.
+    """Part of action row k - lag that motion between frames k and k + 1 tells, for each lag.
 
     Args:
         scores: Part of the variance of the actions, or of their changes, that motion explains in clips it was not
@@ -42,7 +42,7 @@ class LagEstimate:
 
     @property
     def is_certain(self) -> bool:
-        """Whether motion tells the actions at all, and best at one lag inside those that were tried."""
+        """True if motion tells the actions at all, and best at one lag inside those that were tried."""
         others = [score for lag, score in self.scores.items() if lag != self.lag]
         return abs(self.lag) < max(self.scores) and self.scores[self.lag] > max(
             _LEAST_SCORE, _LEAST_RATIO * max(others)

@@ -25,7 +25,7 @@ class Feature:
         dtype: Type, such as `float32`, `video` or `image`.
         shape: Shape of one value.
         names: Names of the values, if they have any.
-        is_depth: Whether it is a picture of distances and not of colours.
+        is_depth: True if it is a picture of distances and not of colours.
     """
 
     dtype: str
@@ -35,13 +35,13 @@ class Feature:
 
     @property
     def is_camera(self) -> bool:
-        """Whether it is a picture of colours."""
+        """True if it is a picture of colours."""
         return self.dtype in ("video", "image") and not self.is_depth
 
 
 @dataclass(frozen=True)
 class EpisodeEntry:
-    """What the index says of an episode.
+    """Entry of the index for an episode.
 
     Args:
         index: Number of the episode.
@@ -60,7 +60,7 @@ class EpisodeEntry:
 
 @dataclass(frozen=True)
 class LeRobotIndex:
-    """What a data set holds.
+    """Index of what a data set holds.
 
     Args:
         fps: Number of frames of a second.
@@ -68,7 +68,7 @@ class LeRobotIndex:
         tasks: Texts of the tasks by number.
         episodes: Functions that read the entries of episodes, by their numbers and in their order. They raise a
             ValueError where an entry is broken.
-        whole_videos: Whether a video file holds one episode.
+        whole_videos: True if a video file holds one episode.
     """
 
     fps: float

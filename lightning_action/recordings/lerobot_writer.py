@@ -49,7 +49,7 @@ def writing_lerobot(
         cameras: Height and width of the frames of each camera, such as `observation.image`.
         features: Numbers that come with each frame, such as `action`.
         robot_type: Name of what was recorded.
-        overwrite: Whether a LeRobot folder at `path` is replaced.
+        overwrite: True replaces a LeRobot folder at `path`.
 
     Raises:
         ValueError: A frame size is odd, which the pixel format of the videos does not allow; or `fps` is below 1.

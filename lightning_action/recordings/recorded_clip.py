@@ -50,7 +50,7 @@ class Timing:
 
     @property
     def divides(self) -> bool:
-        """Whether each recorded row is in force exactly once."""
+        """True if each recorded row is in force exactly once."""
         return math.isclose(self.recorded_fps, self.fps * self.rows_per_frame, rel_tol=_SAME)
 
     def num_frames(self, num_recorded: int) -> int:

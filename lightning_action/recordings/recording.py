@@ -43,7 +43,7 @@ class Recording:
     Args:
         fps: Number of recorded frames of a second.
         columns: Names of the columns of the action rows; empty where there are none.
-        classes: Whether the columns are stored as whole numbers, each of which is a class.
+        classes: True if the columns are stored as whole numbers, each of which is a class.
         episodes: Episodes, in the order of their numbers.
         passed_over: Line that says which episodes were passed over, and why; empty for none.
     """

@@ -34,7 +34,7 @@ class ColumnStatistics:
         q99: Last percentile.
         num_values: Number of different values, counted up to three.
         largest_step: Largest change from one row to the next.
-        is_whole: Whether all values are whole numbers.
+        is_whole: True if all values are whole numbers.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ColumnStatistics:
 
     @property
     def is_constant(self) -> bool:
-        """Whether the column has one value alone."""
+        """True if the column has one value alone."""
         return self.low == self.high
 
     def bounds(self) -> tuple[float, float]:
@@ -81,7 +81,7 @@ class ColumnStatistics:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a file."""
+        """Give plain values, for a file."""
         return asdict(self)
 
 

@@ -43,7 +43,7 @@ class Table:
     Args:
         rows: Finite numbers, `[rows, columns]`, float32.
         names: Names of the columns, if the file has any.
-        is_whole: Whether the file has them as whole numbers, not as decimals.
+        is_whole: True if the file has them as whole numbers, not as decimals.
     """
 
     rows: np.ndarray

@@ -22,7 +22,7 @@ _SEEKS = 4
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What a container says of its video, without decoding.
+    """Facts that a container says of its video, without decoding.
 
     Args:
         times: Times of the frames in seconds, float64, in order.

@@ -52,7 +52,7 @@ class GeneratorCheckpoint:
 
     Args:
         source: File that was read.
-        said: What the file says besides, as `read_values` gives it.
+        said: Values that the file holds besides, as `read_values` gives them.
         tensors: Tensors in the original Wan names, with LoRA merged.
         part: Prefix under which the file holds them (`generator_ema.model.`), empty if there is none.
         dropped: Tensors inside that part which belong to known extra heads.

@@ -66,7 +66,7 @@ def require_traits(said: Mapping[str, object], own: Mapping[str, str], source: s
     """Refuse weights of a generator that differs in what no shape tells.
 
     Args:
-        said: What the source says beside its weights; older files do not say everything.
+        said: Values that the source holds beside its weights; older files do not hold all.
         own: Traits of the generator that is to hold them.
         source: Name of the source.
 

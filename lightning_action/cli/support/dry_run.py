@@ -52,7 +52,7 @@ class ActionTime:
 
 @dataclass(frozen=True)
 class Report:
-    """What a dry run finds, under keys for programs; all but the first three is empty if there are problems.
+    """Findings of a dry run, under keys for programs; all but the first three is empty if there are problems.
 
     Args:
         parameters: Parameters of every part; None where only its files know.

@@ -19,7 +19,7 @@ class FolderLock:
 
     Args:
         folder: Folder that is locked; it is created when it is.
-        remedy: What another process may do instead, for its error.
+        remedy: Advice to another process, for its error.
     """
 
     def __init__(self, folder: Path, remedy: str = "give another folder with --trainer.default_root_dir") -> None:

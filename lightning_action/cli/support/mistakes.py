@@ -1,4 +1,4 @@
-"""How a command ends: one message for a mistake, its traceback where one asks for it, and an exit code."""
+"""End of a command: one message for a mistake, its traceback where one asks for it, and an exit code."""
 
 from __future__ import annotations
 

@@ -79,8 +79,8 @@ def load_stage(
     Args:
         cli: Parsed command line.
         data: Data of the run.
-        settings: How it is played.
-        provenance: What recordings say about where they come from.
+        settings: Settings of the play.
+        provenance: Entries by which recordings say where they come from.
         tell: Function that is told what is being done, and which share is done.
     """
     config, module = cli.config, cli.model

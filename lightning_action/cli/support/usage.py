@@ -62,7 +62,7 @@ class RunParser(LightningArgumentParser):
             raise UsageError(f"in {os.fspath(path)}: {error}") from error
 
     def instantiate(self, *args: Any, **kwargs: Any) -> Namespace:
-        """What a constructor refuses in its own words, not among those about the types that the value might have."""
+        """Raise what a constructor refuses in its own words, not among those about types the value might have."""
         try:
             made: Namespace = super().instantiate(*args, **kwargs)
             return made
@@ -75,7 +75,7 @@ class RunParser(LightningArgumentParser):
             raise ValueError(str(told)) from told
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """What is dumped, for hyperparameters and to be saved, was validated when it was read."""
+        """Dump without validation: hyperparameters and saved values were validated when they were read."""
         return super().dump(*args, **{"skip_validation": True, **kwargs})
 
     def save(self, *args: Any, **kwargs: Any) -> None:
@@ -128,7 +128,7 @@ class RunParser(LightningArgumentParser):
         return joined
 
     def _is_of_a_class(self, option: str) -> bool:
-        """Whether an option sets an argument of a class that another option names."""
+        """Tell whether an option sets an argument of a class that another option names."""
         known = self._option_string_actions
         if not option.startswith("--") or option in known or option.endswith(".class_path"):
             return False
@@ -144,7 +144,7 @@ class VerbParser(argparse.ArgumentParser):
 
     Args:
         verb: Name of the verb.
-        kwargs: What argparse takes.
+        kwargs: Arguments of `argparse.ArgumentParser`.
     """
 
     def __init__(self, verb: str, **kwargs: Any) -> None:
@@ -162,7 +162,7 @@ def program_name() -> str:
 
 
 class _Text(str):
-    """Not an instance of exactly `str`, which jsonargparse would read as YAML."""
+    """Text of a class of its own, for jsonargparse reads exactly `str` as YAML."""
 
 
 def _maps(typehint: Any) -> bool:

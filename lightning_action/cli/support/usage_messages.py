@@ -146,7 +146,7 @@ def _suggestion(text: str, message: str, options: list[str]) -> str:
 
 
 def _nearest_option(name: str, options: list[str]) -> str | None:
-    """For an option inside a class, the one whose beginning is nearest."""
+    """Find for an option inside a class the one whose beginning is nearest."""
     parts = (name if name.startswith("-") else f"--{name}").split(".")
     for length in range(len(parts), 0, -1):
         if meant := nearest(".".join(parts[:length]), [o for o in options if o.count(".") == length - 1]):

@@ -1,4 +1,4 @@
-"""Does the video do what the actions said? Displacements of a known object, against the simulator's."""
+"""Tests of whether a video does what its actions said: displacements of a known object, against the simulator's."""
 
 from __future__ import annotations
 

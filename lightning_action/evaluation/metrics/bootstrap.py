@@ -1,4 +1,4 @@
-"""How far chance alone moves a figure: intervals over the episodes that were measured."""
+"""Distance that chance alone moves a figure: intervals over the episodes that were measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an object of a colour of its own is in a video."""
+"""Locator of an object of a colour of its own in a video."""
 
 from __future__ import annotations
 

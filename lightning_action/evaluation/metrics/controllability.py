@@ -1,4 +1,4 @@
-"""How much of what varies is decided by the actions, and how much by the noise."""
+"""Share of what varies that the actions decide, and share that the noise decides."""
 
 from __future__ import annotations
 

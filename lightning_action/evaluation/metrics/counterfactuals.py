@@ -1,4 +1,4 @@
-"""What other actions from the same start, with the same noise, change."""
+"""Changes that other actions make, from the same start and with the same noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_action.evaluation.metrics.motion import moving_region
 
 
 class CounterfactualDivergence(EpisodeMetric):
-    """Does the model change what reality would, were the actions others? Two videos of one start and one noise.
+    """Test of whether other actions change what they would in reality: two videos of one start and one noise.
 
     With `g`, `g'` the videos generated under actions `a`, `a'` and `x`, `x'` what a simulator shows under them, means
     over pixels and frames from the first one that may differ:
@@ -88,7 +88,7 @@ class CounterfactualDivergence(EpisodeMetric):
 
 
 class CrossSwap(EpisodeMetric):
-    """Does a video follow the actions that it was given, or the video that its start comes from?
+    """Test of whether a video follows the actions that it was given, or the video that its start comes from.
 
     The start of one episode is continued under the actions of another one, and the path read off it, from its own
     beginning, is compared with the paths of both: `cross_swap_accuracy` is the share of episodes whose path is nearer

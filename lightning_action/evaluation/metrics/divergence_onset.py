@@ -1,4 +1,4 @@
-"""When a rollout begins to go astray."""
+"""Onset of a rollout's going astray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How pixels move between frames, where nobody knows what they show."""
+"""Motion of pixels between frames, where nobody knows what they show."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ONSET = ("flow_onset_frames", "flow_diverged_rate")
 
 
 class FlowError(EpisodeMetric):
-    """Do pixels move as in the true video? Optical flow between generated frames against that between true ones.
+    """Test of whether pixels move as in the true video: optical flow between generated frames and between true ones.
 
     Flow u of a generated and v of a true video, `optical_flow` between neighbouring frames, in pixels a frame:
 
@@ -122,7 +122,7 @@ def path_by_flow(video: Tensor, truth: Tensor, max_side: int = 128) -> Tensor:
     Args:
         video: Videos, `[B, T, 3, H, W]` in [0, 1].
         truth: True videos of the same shape.
-        max_side: As in `FlowError`.
+        max_side: Longest side in pixels, as in `FlowError`.
 
     Returns:
         `[B, T, 2]` in pixels, 0 at frame 0; a frame in which nothing should move adds nothing.

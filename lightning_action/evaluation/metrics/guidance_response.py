@@ -1,4 +1,4 @@
-"""What guidance on the actions does to their effect."""
+"""Response of the actions' effect to guidance on them."""
 
 from __future__ import annotations
 

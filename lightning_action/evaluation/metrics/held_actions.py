@@ -1,4 +1,4 @@
-"""How far slow actions go that are held, and how far an object drifts that should stand still."""
+"""Way that slow actions go when they are held, and drift of an object that should stand still."""
 
 from __future__ import annotations
 

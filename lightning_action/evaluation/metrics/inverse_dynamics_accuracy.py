@@ -1,4 +1,4 @@
-"""Can the actions be read off the video? By a model that was trained to read them off real ones."""
+"""Test of whether actions can be read off a video, by a model that was trained to read them off real ones."""
 
 from __future__ import annotations
 

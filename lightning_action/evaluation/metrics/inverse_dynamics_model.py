@@ -127,7 +127,7 @@ class InverseDynamicsModel(nn.Module):
 
         Args:
             windows: Frames around steps, `[N, 4, 3, h, w]`.
-            rows: Their action rows, `[N, rows of a step, columns]`.
+            rows: Action rows of the frames, `[N, rows of a step, columns]`.
         """
         outputs = self(windows).flatten(0, 1).split(self._widths, dim=-1)
         targets = rows.flatten(0, 1).unbind(-1)
@@ -242,8 +242,8 @@ def save_inverse_dynamics(
     Args:
         folder: Folder that is made.
         model: Trained model.
-        held_out: Its figures on held-out real frames.
-        overwrite: Whether a folder that is there is replaced.
+        held_out: Figures of the model on held-out real frames.
+        overwrite: True replaces a folder that is there.
 
     Raises:
         FileExistsError: The folder is there, and not to be replaced.

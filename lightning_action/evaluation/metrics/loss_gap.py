@@ -1,4 +1,4 @@
-"""Do the actions help the model to predict? Losses under true actions against losses under others."""
+"""Test of whether actions help a model to predict: losses under true actions against losses under others."""
 
 from __future__ import annotations
 

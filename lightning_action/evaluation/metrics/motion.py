@@ -1,4 +1,4 @@
-"""Where and how much a video moves."""
+"""Places and amount of motion in a video."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOTION_THRESHOLD = 10.5 / 255
 
 
 class MotionFloor(EpisodeMetric):
-    """Does anything move at all? Mean change between generated frames over that of the true video.
+    """Test of whether anything moves at all: mean change between generated frames over that of the true video.
 
     With `c(x)` the mean of `|x_t - x_{t-1}|` over pixels and frames, `motion_ratio` is the mean of `c(generated)` over
     the mean of `c(true)`, ideal 1, and 0 for a copy of the first frame. An episode is static where its own ratio is

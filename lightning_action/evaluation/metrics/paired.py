@@ -1,4 +1,4 @@
-"""Is a difference more than noise? Paired and unpaired tests over episodes, corrected for their number."""
+"""Tests of whether a difference is more than noise, paired and unpaired, over episodes, corrected for their number."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MeanDifference:
         interval: Bootstrap interval of 95 % of it.
         p_value: Probability of a mean difference that far from 0, in either direction, if there is none.
         episodes: Number of episodes, or of the smaller set of them.
-        is_paired: Whether each episode was compared with itself.
+        is_paired: True if each episode was compared with itself.
     """
 
     difference: float

@@ -26,7 +26,7 @@ _GAINS = {"idm_gain": ("read", "action"), "idm_gain_other": ("read_other", "acti
 
 
 class ReadingQuality(EpisodeMetric):
-    """How well actions are read off videos, column by column, beside what can be had without looking.
+    """Quality with which actions are read off videos, column by column, beside what can be had without looking.
 
     - `r2_<column>` of continuous columns: `1 - sum (read - given)^2 / sum (given - mean)^2`; ideal 1, and 0 for who
       says the mean.
@@ -62,7 +62,7 @@ class ReadingQuality(EpisodeMetric):
 
 
 class ActionsReadBack(EpisodeMetric):
-    """Do actions that are read off generated videos answer to those that were given, column by column?
+    """Test of whether actions read off generated videos answer to those that were given, column by column.
 
     `c` is the name of a column; classes are compared as one-hot vectors. Correlations, gains and cross-talk are those
     of means over a latent frame: within one, a codec smears what moves.
@@ -101,7 +101,7 @@ class ActionsReadBack(EpisodeMetric):
             read_real: Actions read off the real videos of the same episodes.
             action: Actions of these episodes.
             read_other: Actions read off videos that were generated from the same starts under other actions.
-            action_other: Those other actions.
+            action_other: Rows of those other actions.
         """
         self._add(read=read, read_real=read_real, action=action, read_other=read_other, action_other=action_other)
 

@@ -10,7 +10,7 @@ from lightning_action.evaluation.metrics.episode_metric import EpisodeMetric, ra
 
 
 class RoundTrip(EpisodeMetric):
-    """Does a video come back to its start when its actions are played and then undone?
+    """Test of whether a video comes back to its start when its actions are played and then undone.
 
     For a video `x_0 ... x_2T` under `T` actions and their opposites in reverse order, means over pixels in [0, 1]:
 

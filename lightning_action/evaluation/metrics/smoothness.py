@@ -1,4 +1,4 @@
-"""Do the blocks of a rollout show?"""
+"""Test of whether the blocks of a rollout show."""
 
 from __future__ import annotations
 

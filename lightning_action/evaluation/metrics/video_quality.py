@@ -1,4 +1,4 @@
-"""How near a generated video is to the true one: in the whole frame, where it moves, and along the horizon."""
+"""Nearness of a generated video to the true one: in the whole frame, where it moves, and along the horizon."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ READ = "idm_"
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of a figure from a first report to a second one.
+    """Change of a figure from a first report to a second one.
 
     Args:
         figure: Figure in question.
@@ -28,7 +28,7 @@ class Change:
         tested: Mean difference over episodes, second - first; of distances from the ideal where nearer is better. None
             where nothing can be tested.
         p_value: The p-value of that, corrected for the number of figures of its family (`holm`).
-        outcome: What the second one is.
+        outcome: Judgement of the second one.
     """
 
     figure: Figure
@@ -46,10 +46,10 @@ class Comparison:
     Args:
         names: Names of the reports.
         verdicts: Label of the verdict of each.
-        is_paired: Whether both have the same episodes.
+        is_paired: True if both have the same episodes.
         changes: Figures that both have.
         details: Figures that break others down, and are corrected for among themselves.
-        reads_alike: Whether the same inverse-dynamics model has read the actions of both, as far as they say.
+        reads_alike: True if the same inverse-dynamics model has read the actions of both, as far as they say.
     """
 
     names: tuple[str, str]
@@ -136,8 +136,8 @@ def paired_tests(report: Report) -> dict[str, dict[str, Any]]:
     """Test the figures of the model against those of each baseline, over the episodes that both have.
 
     Returns:
-        By figure and baseline: `difference` (model - baseline; of distances from the ideal where nearer is better),
-        `interval`, `p_value`, `episodes`.
+        Entries by figure and baseline: `difference` (model - baseline; of distances from the ideal where nearer is
+        better), `interval`, `p_value`, `episodes`.
     """
     own = _episodes(report)
     found: dict[str, dict[str, Any]] = {}
@@ -203,7 +203,7 @@ def _distances(figure: Figure, values: Sequence[float | None]) -> list[float]:
 
 
 def _differs(tested: MeanDifference) -> bool:
-    """Whether any episode differs: a test that cannot come out need not be corrected for (Tarone 1990)."""
+    """Tell whether any episode differs: a test that cannot come out need not be corrected for (Tarone 1990)."""
     return tested.interval != (0.0, 0.0)
 
 

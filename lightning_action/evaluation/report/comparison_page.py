@@ -68,7 +68,7 @@ def _verdict(name: str, source: str, report: Report) -> str:
 
 
 def _curves(reports: Mapping[str, Report]) -> str:
-    """Both models over the horizon, in the same pictures."""
+    """Section that shows both models over the horizon, in the same pictures."""
     quantities: dict[str, dict[str, Any]] = {}
     for name, report in reports.items():
         for quantity, curves in (report.get("curves") or {}).items():

@@ -30,8 +30,8 @@ class Figure:
         chance: Value of a model that guesses, or is blind to its actions, if it is known beforehand.
         unit: Unit, such as px or dB.
         says: Sentence about it, in plain words.
-        printed: Whether the table that `test` prints has it.
-        detail: Whether it breaks another figure down, so that it is shown folded and not tested.
+        printed: True if the table that `test` prints has it.
+        detail: True if it breaks another figure down, so that it is shown folded and not tested.
     """
 
     key: str

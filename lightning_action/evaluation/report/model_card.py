@@ -41,7 +41,7 @@ def model_card(
         schema: Meaning of its actions.
         statistics: Figures of each column of the actions that it was trained on.
         report: Report of a test; None where there is none, which the card then says.
-        is_of_these_weights: Whether the report names the weights that the card is for.
+        is_of_these_weights: True if the report names the weights that the card is for.
     """
     parts = [
         f"---\n{yaml.safe_dump(_metadata(file, report), sort_keys=False, allow_unicode=True)}---\n",
@@ -59,7 +59,7 @@ def model_card(
 
 
 def _metadata(file: str, report: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the Hub files a model under; results as it shows them beside the card."""
+    """Metadata under which the Hub files a model; results as it shows them beside the card."""
     found: dict[str, Any] = {
         "library_name": "lightning_action",
         "pipeline_tag": "image-to-video",

@@ -1,4 +1,4 @@
-"""Where a report comes from: which weights, which data, and which versions."""
+"""Origin of a report: its weights, its data, and the versions of what made it."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def _figures(report: Report, figures: Sequence[Figure]) -> str:
 
 
 def _paired(report: Report) -> str:
-    """Whether the model differs from its baselines by more than noise."""
+    """Section that says whether the model differs from its baselines by more than noise."""
     tests: Mapping[str, Any] = report.get("paired") or {}
     figures = figures_of(tests)
     names = list(dict.fromkeys(name for by_baseline in tests.values() for name in by_baseline))
@@ -180,7 +180,7 @@ def _tested(figure: Figure, tested: Mapping[str, Any]) -> str:
 
 
 def _curves(report: Report) -> str:
-    """What becomes of the videos, the farther they go."""
+    """Section that shows what becomes of the videos, the farther they go."""
     lead = "Mean over the episodes at each generated frame: an error that grows is one that adds up."
     first = int(report.get("num_initial_frames") or 1)
     return section("How far into the video?", lead, curve_charts(report.get("curves") or {}, first))
@@ -223,7 +223,7 @@ def _chart(title: str, curves: str) -> str:
 
 
 def _method(report: Report) -> str:
-    """How it was measured."""
+    """Section that says how the figures were measured."""
     values = {
         "episodes": f"{report['episodes']:.0f}" if is_number(report.get("episodes")) else "",
         "frames": f"{report['num_frames']}, of which {report.get('num_initial_frames', 0)} are given"
@@ -248,7 +248,7 @@ def _method(report: Report) -> str:
 
 
 def _provenance(report: Report) -> str:
-    """Which weights, which data, which settings."""
+    """Section that names weights, data and settings."""
     config = (report.get("provenance") or {}).get("config")
     settings = folded("Configuration", card(f"<pre>{escape(_text(config))}</pre>") if config else "")
     lead = "Fingerprints of weights and data, versions and settings."

@@ -36,8 +36,8 @@ def line_chart(
 
     Args:
         curves: Points (x, y) of each curve by its name; a y of None, NaN or infinity leaves a gap.
-        x_label: What the horizontal axis shows, with its unit.
-        y_label: What the vertical one shows.
+        x_label: Quantity on the horizontal axis, with its unit.
+        y_label: Quantity on the vertical axis.
         reference: Name and value of a dashed line from left to right.
     """
     defined = [(x, y) for points in curves.values() for x, y in points if y is not None and is_number(y)]

@@ -1,4 +1,4 @@
-"""Does it obey? The figures of a report in one word, with reasons."""
+"""Verdict on obedience: the figures of a report in one word, with reasons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OTHER = {"x": "y", "y": "x"}
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What the figures of an obedient model are; the report holds them beside the verdict.
+    """Figures that an obedient model reaches; the report holds them beside the verdict.
 
     Args:
         gain_low: Lowest gain of each axis.
@@ -79,7 +79,7 @@ class Verdict:
 
     Args:
         label: `obeys`; `partly`, which names what is wrong; `ignores`; or `cannot tell`.
-        reasons: What was found, a sentence each.
+        reasons: Findings, a sentence each.
     """
 
     label: Label
@@ -100,7 +100,7 @@ def judge(figures: Figures, limits: Thresholds = Thresholds()) -> Verdict:
 
     Args:
         figures: Figures by the names of the report, and their `intervals`; one without an interval counts as it is.
-        limits: What an obedient model reaches.
+        limits: Figures that an obedient model reaches.
     """
     if "gain_x" not in figures:
         reads = "idm_correlation_real" in figures
