@@ -53,7 +53,7 @@ class ActionScan(Callback):
         sample: Index of the sample of the first batch to start from; the last one is taken if the batch has fewer.
 
     Raises:
-        ValueError: There are no actions or scales, actions differ in width, or a number is too small.
+        ValueError: The actions or scales are none, actions differ in width, or a number is too small.
         MisconfigurationException: The LightningModule or its batches do not fit, or the picture cannot be written.
 
     Example::

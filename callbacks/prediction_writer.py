@@ -82,8 +82,8 @@ class PredictionWriter(BasePredictionWriter):
 
     Raises:
         ValueError: `fps` is below 1.
-        MisconfigurationException: The folder cannot be written to or another prediction writes to it, two samples
-            have one `sample_id`, or `predict_step` returns something else.
+        MisconfigurationException: The folder cannot be written to or another prediction writes to it, two samples have
+            one `sample_id`, or `predict_step` does not return what it should.
 
     Example::
 

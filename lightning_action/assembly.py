@@ -84,7 +84,7 @@ class Factories:
         """Build the action projection for a generator, from action vectors of width `action_dim`.
 
         Raises:
-            ValueError: It is for another number of layers.
+            ValueError: The projection is for another number of layers than the generator has.
         """
         if self.action_projection is None:
             return None
@@ -243,7 +243,7 @@ def require_same_ratio(schema: ActionSchema, vae: VideoCodec) -> ActionSchema:
     """Return a schema to which a latent frame is the same as to the VAE.
 
     Raises:
-        ValueError: It is something else to one of them.
+        ValueError: Schema and VAE have different numbers of pixel frames for a latent frame.
     """
     if schema.temporal_compression_ratio != vae.temporal_compression_ratio:
         raise ValueError(

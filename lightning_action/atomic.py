@@ -51,7 +51,7 @@ def naming_the_disk(path: Path, temporary: Path) -> Iterator[None]:
         temporary: Place where it is written first, a file or a folder.
 
     Raises:
-        OSError: Something failed, and not one byte more can be written there.
+        OSError: The block failed, and not one byte more can be written to the folder.
     """
     try:
         yield
@@ -138,7 +138,7 @@ def require_new_folder(path: Path) -> None:
     """Refuse a folder that holds something already.
 
     Raises:
-        FileExistsError: It does, or `path` is a file.
+        FileExistsError: The folder holds something, or `path` is a file.
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise FileExistsError(f"{path} is there already: give the path of a new folder, or empty it")
@@ -152,7 +152,7 @@ def require_writable(folder: Path, option: str) -> None:
         option: Name of the option that gives it, for the error.
 
     Raises:
-        OSError: It cannot.
+        OSError: The folder, or the one where it would be made, takes no file.
     """
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     try:
@@ -169,8 +169,8 @@ def creating_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes it when the block ends, and vanishes if it fails.
 
     Raises:
-        FileExistsError: As `require_new_folder`, unless what is there is to be overwritten.
-        OSError: As `replacing`.
+        FileExistsError: The folder holds something that is not to be overwritten, or `path` is a file.
+        OSError: The disk is full, or no larger file is allowed.
     """
     if not overwrite:
         require_new_folder(path)

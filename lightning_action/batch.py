@@ -120,7 +120,7 @@ def check_pixels(batch: Batch) -> None:
     """Refuse a video whose samples, channels or range are not those of a batch; look once, it waits for the device.
 
     Raises:
-        ValueError: The video is something else; the message says what was expected and what came.
+        ValueError: The video has another type, shape or range; the message says what was expected and what came.
     """
     if "video" not in batch:
         return
@@ -151,7 +151,8 @@ def check_actions(batch: Batch, schema: ActionSchema, num_frames: int, infers: b
         infers: True if an action module says what was done where the key is missing.
 
     Raises:
-        ValueError: Actions are others; the message has what was expected and what came.
+        ValueError: The rows are missing, or have another type, shape or number; the message has what was expected and
+            what came.
     """
     if "action" not in batch and not infers:
         raise ValueError(
@@ -172,7 +173,7 @@ def trained_latents(batch: Batch, temporal_compression_ratio: int) -> int:
     """Count latent frames of a video to train on.
 
     Raises:
-        ValueError: There is none, or its frames are no whole number of latent frames.
+        ValueError: The batch has no video, or its frames are no whole number of latent frames.
     """
     if "latents" in batch:
         return int(batch["latents"].shape[1])
@@ -315,7 +316,7 @@ def first_frames(
     """Take the first of `num_latents` latent frames of a video, as `latents` or as the pixels of them; None for none.
 
     Raises:
-        ValueError: The video is shorter, or nothing is left to generate.
+        ValueError: The video has fewer frames than are given, or nothing is left to generate.
     """
     if not has_video(batch) or num_initial_latents == 0:
         return None

@@ -52,7 +52,7 @@ class BatchChecks:
             trains: True if the batch is one to train on and to measure with, and not one to generate from.
 
         Raises:
-            ValueError: There are no samples, or no length, of which anything could be asked.
+            ValueError: The batch has no samples, or no length, of which anything could be asked.
         """
         check_batch(batch)
         num_frames = latent_frames(self.schema, batch, trains)
@@ -75,7 +75,7 @@ def latent_frames(schema: ActionSchema, batch: Batch, trains: bool) -> int:
     """Count latent frames of the video of a training batch, or those that are generated from another.
 
     Raises:
-        ValueError: Nothing says how many, or it is no whole number.
+        ValueError: The batch does not say how many, or its frames or rows are for no whole number of them.
     """
     if not trains:
         return num_latents(batch, schema)

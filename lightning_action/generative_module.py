@@ -191,7 +191,8 @@ class GenerativeModule(SavedModule):
             datamodule: DataModule that has been set up, for its `action_schema`.
 
         Raises:
-            ValueError: Nothing says what an action is, or a latent frame is something else to it than to the VAE.
+            ValueError: No checkpoint, adapter or DataModule says what an action is, or the schema has another number of
+                pixel frames for a latent frame than the VAE.
         """
         if self.schema_is_open:
             adapter = self.initial_weights.adapter
@@ -396,7 +397,7 @@ class GenerativeModule(SavedModule):
             max_latents: Number of latent frames of the longest world, where there is no window.
 
         Raises:
-            ValueError: Nothing bounds the memory, or a number is out of range.
+            ValueError: The memory is not bounded, or a number is out of range.
         """
         videos = self._videos(self.generator, causality or self.causality, sampling or self.sampling)
         parts = (videos, self.conditioning, self.frozen, self.schema, self.compute_dtype, self.device)

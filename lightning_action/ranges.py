@@ -26,7 +26,7 @@ def require_numbers(
         without_high: Refuse `high` itself.
 
     Raises:
-        ValueError: A number is not; the message names the first, and what was expected.
+        ValueError: A number is out of range; the message names the first, and what was expected.
     """
     for name, value in values.items():
         number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)

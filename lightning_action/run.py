@@ -164,8 +164,8 @@ def read_section(path: Path, name: str) -> str:
     """Read one section of a configuration, as JSON.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no configuration.
+        FileNotFoundError: The path names no file.
+        ValueError: The file is no configuration.
     """
     if not path.is_file():
         raise FileNotFoundError(

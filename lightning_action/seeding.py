@@ -23,7 +23,7 @@ def require_seeds(*numbers: int) -> None:
     """Refuse seeds that do not fit into 64 bits.
 
     Raises:
-        ValueError: A seed does not.
+        ValueError: A seed does not fit into 64 bits.
     """
     if wrong := [number for number in numbers if not -(2**63) <= number < 2**63]:
         raise ValueError(f"a seed, as a sample_id, is a whole number from -2^63 to 2^63 - 1, got {wrong[0]}")

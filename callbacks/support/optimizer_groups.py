@@ -80,7 +80,8 @@ def materialize_state(optimizer: Optimizer, must_have_state: bool) -> None:
     what is missing in all or in none. An optimizer whose later steps would show that this was done is left alone.
 
     Raises:
-        MisconfigurationException: It must have state, as its parameters are sharded, and would have to be left alone.
+        MisconfigurationException: The optimizer must have state, as its parameters are sharded, and would have to be
+            left alone.
     """
     groups = optimizer.param_groups
     fresh = [[p for p in group["params"] if p.requires_grad and p not in optimizer.state] for group in groups]

@@ -105,7 +105,7 @@ def action_of_frame(num_rows: int, num_frames: int) -> list[int | None]:
     - Fewer: one row for each latent frame; frame 0 is the first latent frame, every later one is equally many frames.
 
     Raises:
-        ValueError: There are more rows than frames, and not equally many for each transition.
+        ValueError: The rows are more than the frames, and not equally many for each transition.
     """
     if num_rows > num_frames:
         per_frame, rest = divmod(num_rows, num_frames - 1) if num_frames > 1 else (0, 2)

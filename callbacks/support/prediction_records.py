@@ -24,7 +24,7 @@ class FolderClaim:
     What predictions that were killed have left half written there is removed.
 
     Raises:
-        MisconfigurationException: Another prediction has it.
+        MisconfigurationException: Another prediction has the folder.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -48,7 +48,7 @@ def refuse_hidden_parameters(strategy: Strategy, owner: str) -> None:
     """Refuse strategies that keep parameters, or their gradients, in buffers of their own.
 
     Raises:
-        MisconfigurationException: The strategy is one of them; the message names it and what to use.
+        MisconfigurationException: The strategy hides parameters; the message names it and what to use.
     """
     if any(is_named(strategy, name) for name in ("DeepSpeedStrategy", "FSDPStrategy")):
         raise MisconfigurationException(
@@ -178,7 +178,8 @@ def generate(pl_module: LightningModule, batch: Batch, num_videos: int, owner: s
     """Videos `[B, T, 3, H, W]` that a LightningModule generates for a batch, which is moved to its device.
 
     Raises:
-        MisconfigurationException: It returns something else, or not `num_videos` of them; the message says what.
+        MisconfigurationException: The method returns something else than videos, or not `num_videos` of them; the
+            message says what.
     """
     videos = pl_module.generate(move_data_to_device(batch, pl_module.device))  # type: ignore[operator]
     if isinstance(videos, Tensor) and videos.ndim == 5 and len(videos) == num_videos and videos.shape[2] == 3:

@@ -73,7 +73,8 @@ def read_shard_metadata(folder: str | Path) -> Metadata:
 
     Raises:
         FileNotFoundError: The folder has no `.metadata`.
-        ValueError: That file is not whole, asks for something that torch does not write, or points outside the folder.
+        ValueError: The file `.metadata` is not whole, asks for something that torch does not write, or points outside
+            the folder.
     """
     path = Path(folder) / _METADATA_FILE
     if not path.is_file():

@@ -59,7 +59,7 @@ class ActionConditioning:
             present: Frames that have an action, `[B, F]` bool; the others get exactly no modulation. None for all.
 
         Raises:
-            ValueError: There is no projection, or the vectors have another width.
+            ValueError: The model has no projection of actions, or the vectors are not as wide as it takes.
         """
         projection = self._projection
         action, present = action.to(like), None if present is None else present.to(like.device)
@@ -131,7 +131,7 @@ class ActionConditioning:
             present: Frames that have an action, `[B, F]` bool; None for all.
 
         Raises:
-            ValueError: As `of_action`.
+            ValueError: The model has no projection of actions, or the vectors are not as wide as it takes.
         """
         if action.ndim <= 3:
             self._projection.require_actions(action)
@@ -151,7 +151,7 @@ class ActionConditioning:
             like: Tensor of the device and dtype of the result.
 
         Raises:
-            ValueError: There is no schema, or the rows do not fit it.
+            ValueError: The model has no schema, or the rows do not fit it.
         """
         if self.projection is None:
             return None

@@ -130,7 +130,7 @@ class ActionModulationProjection(nn.Module):
             `[B, F, 6, D]`, or `[B, F, num_layers, 6, D]`.
 
         Raises:
-            ValueError: The action has another width.
+            ValueError: The action is not as wide as the projection takes.
         """
         self.require_actions(action)
         if action.ndim == 2:
@@ -147,7 +147,7 @@ class ActionModulationProjection(nn.Module):
         """Refuse what are no action vectors of this projection.
 
         Raises:
-            ValueError: They have another width.
+            ValueError: The vectors are not as wide as the projection takes.
         """
         if action.shape[-1] != self.action_dim or action.ndim not in (2, 3):
             raise ValueError(

@@ -114,7 +114,7 @@ def read_adapter(path: str | Path) -> ActionAdapter:
     """Read an adapter file.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The path names no file.
         ValueError: The file is not whole, or no adapter.
     """
     metadata = read_metadata(path)
@@ -163,7 +163,7 @@ def load_adapter(
         any_base: Use the adapter also on a base that it was not trained on, such as a distilled one of the same family.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The path names no file.
         ValueError: The file is not whole, no adapter, of another base, of other actions, or does not fit.
     """
     adapter, source = read_adapter(path), str(path)

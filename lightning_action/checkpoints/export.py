@@ -107,7 +107,7 @@ def require_free(output: Path, overwrite: bool, is_adapter: bool = False) -> Non
         is_adapter: True if it is an adapter with its card, not a generator.
 
     Raises:
-        FileExistsError: Such a thing is there.
+        FileExistsError: The output is there already, or something that no export wrote is to be overwritten.
     """
     if not overwrite:
         written = [output, output.with_suffix(".md")] if is_adapter else [output]

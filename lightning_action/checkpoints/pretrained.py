@@ -54,7 +54,7 @@ def load_generator(
             which.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The path names no file.
         ValueError: The file is not whole, holds no generator, one that does not fit, or values that are not finite.
     """
     file = generator_file(path)
@@ -94,7 +94,7 @@ def load_action_projection(projection: ActionModulationProjection, path: str | P
     """Load the action projection that a checkpoint of this family, or one of ours, holds.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The path names no file.
         ValueError: The file is not whole, holds no projection or several, or one that does not fit.
     """
     load_strictly(projection, read_action_projection(path), str(path))

@@ -45,8 +45,8 @@ class RunWeights:
         """Read what the checkpoint says besides weights.
 
         Raises:
-            FileNotFoundError: There is no such run.
-            ValueError: It is no checkpoint of a run in one file.
+            FileNotFoundError: The path names no run.
+            ValueError: The file is no checkpoint of a run in one file.
         """
         if self.path.is_dir():
             raise ValueError(
@@ -68,7 +68,7 @@ class RunWeights:
         """Return `config`.
 
         Raises:
-            FileNotFoundError: The run has none.
+            FileNotFoundError: The run has no configuration.
         """
         if self.config is None:
             raise FileNotFoundError(f"no config_fit.yaml in {self.generator} or below it: name the folder of a run")
@@ -92,7 +92,7 @@ class RunWeights:
             schema: Meaning of an action here.
 
         Raises:
-            ValueError: They do not fit, or the run's actions mean something else.
+            ValueError: The weights do not fit, or the run's actions mean something else.
         """
         saved = self.entries()
         if projection is not None and saved.schema != schema:
@@ -108,7 +108,7 @@ class RunWeights:
         """Give a VAE that is fitted to data, and is not yet, the tensors that the run has fitted.
 
         Raises:
-            ValueError: The run holds none, or others than a VAE has that is fitted already.
+            ValueError: The run holds no fitted tensors, or others than a VAE has that is fitted already.
         """
         if not isinstance(vae, FittedCodec):
             return

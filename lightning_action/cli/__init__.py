@@ -15,7 +15,7 @@ def main(args: list[str] | None = None) -> None:
     """Run a verb; `args` replaces `sys.argv[1:]`.
 
     Raises:
-        SystemExit: After a mistake, a failure of the machine, an interruption or `--help`.
+        SystemExit: The command ended by a mistake, a failure of the machine, an interruption or `--help`.
     """
     # OpenMP threads spin while they wait for each other. On a machine that does anything else beside, the default makes
     # a training step up to 25 times slower; a short spin costs nothing on a calm one. Read when torch is imported.

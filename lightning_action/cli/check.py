@@ -148,7 +148,7 @@ def take_batch(datamodule: L.LightningDataModule) -> tuple[Batch, bool]:
     """Take a training batch, else one to predict from; True says that it is the former.
 
     Raises:
-        ValueError: There is none, or it is no dict.
+        ValueError: The loader gives no batch, or one that is no dict.
     """
     trains = set_up(datamodule)
     loader = datamodule.train_dataloader() if trains else datamodule.predict_dataloader()

@@ -107,7 +107,7 @@ def clips_of(source: L.LightningDataModule) -> tuple[dict[str, Sequence[Clip]], 
     """List the clips of each split of a DataModule, and say what their actions mean.
 
     Raises:
-        ValueError: It offers none, or two different ones of one name.
+        ValueError: The DataModule offers no clips, or two different ones of one name.
     """
     if isinstance(source, LatentDataModule) or not isinstance(source, ClipData):
         raise ValueError(
@@ -220,7 +220,7 @@ def require_same_clip(entry: StoredClip, found: StoredClip | None, folder: Path)
     """Refuse to go on with a store that holds another clip of this name.
 
     Raises:
-        ValueError: It does.
+        ValueError: The store holds another clip of this name.
     """
     if found is None:
         return

@@ -81,7 +81,7 @@ def compare_reports(first: Path, second: Path, output: Path | None = None) -> No
         output: HTML file that shows them side by side; None writes none.
 
     Raises:
-        FileNotFoundError: A report is not there.
+        FileNotFoundError: A path names no report.
         ValueError: A file is no report, both are the same, they have no figure in common, or `output` is not `.html`.
     """
     if output is not None and output.suffix != ".html":

@@ -73,7 +73,7 @@ def export_rollouts(options: RolloutOptions) -> None:
     """Write rollouts of test samples under their own actions, and with a simulator under another sample's too.
 
     Raises:
-        FileExistsError: There is something at `output`.
+        FileExistsError: The path `output` is taken.
         ValueError: Samples have no actions or no video, or the model begins from nothing.
     """
     data = build_data(options.config, options.settings, options.allow)

@@ -103,7 +103,7 @@ def schema_of(datamodule: L.LightningDataModule) -> ActionSchema:
     """Return what the actions of a DataModule mean.
 
     Raises:
-        ValueError: It does not say so.
+        ValueError: The DataModule does not say what its actions mean.
     """
     schema = datamodule.action_schema if isinstance(datamodule, HasActionSchema) else None
     if schema is None:
@@ -123,7 +123,7 @@ def held_out_batches(datamodule: L.LightningDataModule) -> tuple[str, Iterable[B
     """Return the batches of validation, or those of test where nothing is held out for validation, and which it is.
 
     Raises:
-        ValueError: Nothing is held out for either.
+        ValueError: No sample is held out for validation or test.
     """
     datamodule.setup("validate")
     loader = datamodule.val_dataloader()
@@ -140,7 +140,7 @@ def new_model(schema: ActionSchema, batches: Iterable[Batch], names: Sequence[st
     """Build a model for the actions of some training batches.
 
     Raises:
-        ValueError: There are no actions, or no pixels.
+        ValueError: The batches have no actions, or no pixels.
     """
     rows = [pair[1].flatten(0, 1) for batch in batches if (pair := videos_with_rows(batch, schema)) is not None]
     if not rows:

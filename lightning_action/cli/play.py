@@ -78,7 +78,7 @@ def require_extra() -> None:
     """Refuse to begin without the packages of the extra.
 
     Raises:
-        ImportError: One is missing.
+        ImportError: A package that `play` needs is missing.
     """
     try:
         import starlette  # noqa: F401

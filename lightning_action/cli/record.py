@@ -124,7 +124,7 @@ def split_env_kwargs(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Split what is typed: the other arguments, and those of the environment, read as YAML.
 
     Raises:
-        UsageError: One has no value.
+        UsageError: An argument of the environment has no value.
     """
     rest: list[str] = []
     values: dict[str, Any] = {}

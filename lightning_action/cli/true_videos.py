@@ -181,7 +181,7 @@ def names_by_number(folder: Path, split: str, inputs: Inputs, wanted: Iterable[i
     """Find the video of each sample of a split of the data.
 
     Raises:
-        ValueError: A sample has none, or a video is of no sample.
+        ValueError: A sample has no video, or a video is of no sample.
     """
     numbers = inputs.numbers or numbers_of(inputs.names)
     names = {number: name for name, number in numbers.items()}
@@ -210,7 +210,7 @@ def require_long_enough(num_frames: int, num_initial_frames: int, ratio: int) ->
     """Refuse videos of which nothing is generated, or less than a latent frame.
 
     Raises:
-        ValueError: They are shorter.
+        ValueError: The videos have fewer frames than the given ones and one latent frame.
     """
     if num_frames < num_initial_frames + ratio:
         raise ValueError(
@@ -224,7 +224,7 @@ def require_rows_of_frames(inputs: Inputs, num_frames: int, ratio: int) -> None:
     """Refuse actions whose rows are none of the frames, whatever their alignment is.
 
     Raises:
-        ValueError: There are rows for no whole number of frames, of steps between them, or of latent frames.
+        ValueError: The rows are for no whole number of frames, of steps between them, or of latent frames.
     """
     for kind, tables in inputs.actions.items():
         for name, rows in tables.items():

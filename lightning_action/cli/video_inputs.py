@@ -134,7 +134,7 @@ class Inputs:
         """Refuse videos of another length or size.
 
         Raises:
-            ValueError: There is one; the message says what to do.
+            ValueError: A video has another length or size; the message says what to do.
         """
         for video in (video for videos in self.videos.values() for video in videos.values()):
             if video.num_frames != size[0]:

@@ -33,8 +33,8 @@ def choose_checkpoint(verb: str, ckpt_path: str | None, folder: Path, default_ro
         None where a `fit` was asked to go on from a `last` that is not there: it begins.
 
     Raises:
-        ValueError: It is `best`, which only the process that trained knows.
-        FileNotFoundError: There is no `hpc` checkpoint.
+        ValueError: The word is `best`, which only the process that trained knows.
+        FileNotFoundError: The word is `hpc`, and no such checkpoint was saved.
     """
     if ckpt_path == "best":
         raise ValueError(f"only the process that trained knows which checkpoint is best: name it; {_there_is(folder)}")
@@ -60,7 +60,7 @@ def require_checkpoint(verb: str, ckpt_path: str | None) -> None:
 
     Raises:
         ValueError: No checkpoint was named, it is not on this machine, or not a whole one of a run.
-        FileNotFoundError: There is none at that path.
+        FileNotFoundError: The path names no checkpoint.
     """
     if ckpt_path is None:
         raise ValueError(

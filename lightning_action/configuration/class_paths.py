@@ -76,8 +76,8 @@ def import_named(path: str) -> Any:
     say, are functions that run code from files.
 
     Raises:
-        ValueError: It is written in another way, or the module has nothing of that name.
-        ImportError: There is no such module, or it may not be imported.
+        ValueError: The text is not `module:name`, or the module has nothing of that name.
+        ImportError: The module does not exist, or may not be imported.
     """
     module, _, name = path.partition(":")
     if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
@@ -96,7 +96,7 @@ def require_importable(module: str) -> None:
     """Refuse a module that may not be imported where `only_importing` says so.
 
     Raises:
-        ImportError: It may not be; `only_importing` turns it into its own words.
+        ImportError: The module may not be imported; `only_importing` says so in its own words.
     """
     _common.check_import_path(module)
 
@@ -105,7 +105,7 @@ def require_classes(config: Any) -> None:
     """Refuse functions where a parsed configuration says `class_path`: their results would be anything.
 
     Raises:
-        ValueError: There is one.
+        ValueError: A `class_path` names something that is no class.
     """
     for path in _class_paths(config):
         found = loaded(path)

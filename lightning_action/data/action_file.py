@@ -45,7 +45,7 @@ class ActionFileDataModule(L.LightningDataModule):
         """Read the files, before anything is written.
 
         Raises:
-            ValueError: A file holds something else, or there is neither an image nor a frame size.
+            ValueError: A file does not hold what its argument says, or neither an image nor a frame size is given.
         """
         if stage != "predict":
             raise ValueError(f"ActionFileDataModule is for predict only, not for {stage}")

@@ -197,7 +197,7 @@ class EnvironmentDataModule(SplitDataModule):
 
     Raises:
         ImportError: The module of the environment or policy or gymnasium is missing, or may not be imported.
-        ValueError: There is no such environment or policy, its actions have no bounds, or the arguments do not fit.
+        ValueError: The environment or policy does not exist, its actions have no bounds, or the arguments do not fit.
     """
 
     def __init__(

@@ -145,7 +145,7 @@ class StoreIndex:
         """The index that `to_dict` wrote.
 
         Raises:
-            ValueError: It is none, or one of another format.
+            ValueError: The values are no index, or one of another format.
         """
         found = values.get("format") if isinstance(values, dict) else None
         if found != FORMAT:
@@ -173,7 +173,7 @@ class LatentStore:
             `lightning_action` in the user's cache.
 
     Raises:
-        FileNotFoundError: There is no index.
+        FileNotFoundError: The folder has no index.
         ValueError: The index is damaged.
     """
 
@@ -202,7 +202,7 @@ class LatentStore:
         """Read the latents `[num_latents, C, h, w]` of a window of a clip, cut as the module says.
 
         Raises:
-            ValueError: The file is damaged, or the clip is shorter.
+            ValueError: The file is damaged, or the clip has fewer latents than the window.
         """
         clip, stop = self.index.clips[number], start + num_latents
         with self._reading(clip.shard) as file:

@@ -42,7 +42,7 @@ class StoreWriter:
         """Find the clips that are there, by their names, and remove what a process that was killed left twice.
 
         Raises:
-            ValueError: What is there was encoded by other parts, or is damaged.
+            ValueError: The store that is there was encoded by other parts, or is damaged.
         """
         placed = {clip.name: clip for path in self._shards() for clip in self._read(path)}
         for path in self._unmerged(self.rank):

@@ -152,7 +152,8 @@ class LatentDataModule(SplitDataModule):
         """Return the windows of a split that are taken.
 
         Raises:
-            ValueError: There are none.
+            ValueError: The store has no windows of this split, or lacks the positions or window starts that are asked
+                for.
         """
         if self.window_starts == "anywhere" and self.store.index.encoding.window_starts == "clip_start":
             raise ValueError(
@@ -183,7 +184,7 @@ class LatentDataModule(SplitDataModule):
         """Refuse parts that would have encoded something else; of the text encoder the class is looked at.
 
         Raises:
-            ValueError: They are others than those of the store.
+            ValueError: The store was encoded by other parts.
         """
         encoding = self.store.index.encoding
         pairs = {

@@ -150,7 +150,7 @@ class RecordedDataModule(SplitDataModule):
         """Return the windows of a split.
 
         Raises:
-            ValueError: No episode is held out for it.
+            ValueError: No episode is held out for the split.
         """
         clips = self.clips(split)
         if split == "train":

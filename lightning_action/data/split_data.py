@@ -106,7 +106,7 @@ class SplitDataModule(L.LightningDataModule):
             Positions in pixels, `[B, T, 2]`, and whether the object is there, `[B, T]` bool.
 
         Raises:
-            ValueError: There is no locator.
+            ValueError: The data has no locator.
         """
         if self.locator is None:
             raise ValueError("there is no locator that finds the object: give one to the data")

@@ -298,7 +298,7 @@ def require_wordings(wordings: Sequence[str]) -> None:
     """Refuse prompts that nothing can be put into.
 
     Raises:
-        ValueError: There is none, or one has other names in braces than `color`, `shape` and `word`.
+        ValueError: The list is empty, or a wording has other names in braces than `color`, `shape` and `word`.
     """
     if isinstance(wordings, str) or not wordings:
         raise ValueError(f"expected a list of wordings, got {wordings!r}")

@@ -34,7 +34,7 @@ class ActionCollapse(UserWarning):
 
 
 class RolloutStart(NamedTuple):
-    """RolloutStart of a rollout.
+    """Start of a rollout.
 
     Args:
         text: Encoded prompts, `[B, L, text_dim]`.
@@ -77,8 +77,8 @@ class DistilledModule(ActionVideoModule):
         kwargs: Arguments of `ActionVideoModule` by their names.
 
     Raises:
-        ValueError: There are no `denoising_step_list` or actions, or the student is guided itself, or a setting
-            asks for what distillation does not do.
+        ValueError: The settings leave out `denoising_step_list` or actions, or the student is guided itself, or a
+            setting asks for what distillation does not do.
     """
 
     teacher: ScoreNetwork

@@ -172,7 +172,8 @@ class SelfRollouts:
                 kept.
 
         Raises:
-            ValueError: There is no such step, or the frames are not a whole number of blocks with one to generate.
+            ValueError: The exit step is none of the steps, or the frames are not a whole number of blocks with one to
+                generate.
         """
         if not 0 <= exit_step < len(self.timesteps):
             raise ValueError(f"the exit step is one of 0 to {len(self.timesteps) - 1}, got {exit_step}")

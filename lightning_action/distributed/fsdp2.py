@@ -73,7 +73,7 @@ def require_shardable(stage: str, merges_lora: bool, quantizes: bool, captures: 
         captures: True if whole passes are captured.
 
     Raises:
-        ValueError: It does.
+        ValueError: The stage needs whole weights.
     """
     if stage == "fit" and merges_lora:
         raise ValueError("export_weights cannot merge sharded LoRA: use `export` with the checkpoint afterwards")

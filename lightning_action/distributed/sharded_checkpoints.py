@@ -64,7 +64,7 @@ class ShardedCheckpoints(ParallelStrategy):
         """Write a folder or a file.
 
         Raises:
-            TypeError: There are storage options, which folders have no use for.
+            TypeError: Storage options are given, which folders have no use for.
         """
         if storage_options is not None:
             raise TypeError(f"{type(self).__name__} takes no storage_options, got {storage_options!r}")

@@ -153,7 +153,7 @@ class VideoCodec(FrozenPart, ABC):
         """Refuse pixels that have no latents. diffusers drops what is beyond 1 + 4 n frames without a word.
 
         Raises:
-            ValueError: Shape, dtype, or number of frames is another.
+            ValueError: Shape, dtype, or number of frames is not what the codec takes.
         """
         if video.ndim != 5 or video.shape[2] != 3 or not video.is_floating_point():
             raise ValueError(
@@ -170,7 +170,7 @@ class VideoCodec(FrozenPart, ABC):
         """Say how many pixel frames each latent frame of a part of a video stands for, see `encode_parts`.
 
         Raises:
-            ValueError: As `require_video`.
+            ValueError: Shape, dtype, or number of frames is not what the codec takes.
         """
         ratio = self.temporal_compression_ratio
         self.require_video(part if is_first else part[:, ratio - 1 :])
@@ -251,7 +251,7 @@ class EncodedData(Protocol):
             schema: Meaning of the model's actions; None for a model without.
 
         Raises:
-            ValueError: The parts are others; the message says which.
+            ValueError: Other parts made the data; the message says which.
         """
         ...
 

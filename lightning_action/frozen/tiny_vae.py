@@ -37,8 +37,8 @@ class TinyWanVAE(WanCodec):
         A latent frame takes four pixel frames from its first on, so the last frame of the video is shown four times.
 
         Raises:
-            ValueError: The number of frames is another, a side is no multiple of the compression ratio, or the file has
-                no encoder.
+            ValueError: The number of frames is not 1 + r (F - 1), a side is no multiple of the compression ratio, or
+                the file has no encoder.
         """
         self.require_video(video)
         self.load()

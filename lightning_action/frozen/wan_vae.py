@@ -40,7 +40,7 @@ class WanVideoVAE(WanCodec):
         """Encode pixels `[B, 1 + 4 n, 3, H, W]` in [-1, 1] as normalised latents `[B, 1 + n, C, h, w]`, means.
 
         Raises:
-            ValueError: The number of frames is another, or a side is no multiple of the compression ratio.
+            ValueError: The number of frames is not 1 + r (F - 1), or a side is no multiple of the compression ratio.
         """
         self.require_video(video)
         self.load()

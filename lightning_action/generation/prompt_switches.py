@@ -55,7 +55,8 @@ def switched_prompts(batch: Batch, for_all: Sequence[PromptSwitch]) -> dict[int,
         for_all: Switches of samples of other batches.
 
     Raises:
-        ValueError: `prompt_switches` are something else, or samples switch at other frames than each other.
+        ValueError: The value of `prompt_switches` is not of that form, or samples switch at other frames than each
+            other.
     """
     size = len(batch["sample_id"])
     given = batch.get("prompt_switches")

@@ -167,7 +167,7 @@ class CausalRollout:
         """Forget the last block before it is written: the next one takes its place.
 
         Raises:
-            ValueError: It is written already, or there is none.
+            ValueError: The last block is written already, or no block was generated.
         """
         if not self.is_pending:
             raise ValueError("there is no block that waits to be written: drop it before write_pending, under `clean`")

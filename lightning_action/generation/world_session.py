@@ -170,9 +170,9 @@ class WorldSession:
 
         Raises:
             ValueError: The row does not fit the schema, or is not finite; it is not taken then.
-            RuntimeError: There is no world, as before `reset` and after `close`, or the model gave values that are not
-                finite. The row is not taken then, and the rows before it stay; only under `context: last_step` the
-                values are in the cache already, and the worlds need a `reset`.
+            RuntimeError: The session has no world, as before `reset` and after `close`, or the model gave values that
+                are not finite. The row is not taken then, and the rows before it stay; only under `context: last_step`
+                the values are in the cache already, and the worlds need a `reset`.
         """
         self._require_room(self._require_worlds().block.stop)
         row = _on_host(action)
@@ -243,8 +243,8 @@ class WorldSession:
         It is there to stay: a pass is captured anew where the module captures them.
 
         Raises:
-            ValueError: There are no numbers of worlds, or others; a mask is none.
-            RuntimeError: There is no world.
+            ValueError: The list is empty, is a mask, or holds a number that is no world's.
+            RuntimeError: The session has no world, as before `reset` and after `close`.
         """
         rollout = self._require_worlds()
         places = self._checked_worlds(worlds)
@@ -280,7 +280,7 @@ class WorldSession:
 
         Raises:
             ValueError: A commit is not possible now, or an argument does not fit; the worlds are then as they were.
-            RuntimeError: There is no world.
+            RuntimeError: The session has no world, as before `reset` and after `close`.
         """
         rollout = self._require_worlds()
         if self._rows:

@@ -84,7 +84,7 @@ def join_channels(latents: Tensor, image_channels: Tensor | None, in_dim: int) -
     """Join latents `[B, F, C, H, W]` and the channels of an image condition to the `in_dim` that a generator takes.
 
     Raises:
-        ValueError: Together they are another number.
+        ValueError: The channels of both together are not `in_dim`.
     """
     needed = in_dim - latents.shape[2]
     came = 0 if image_channels is None else image_channels.shape[2]

@@ -159,7 +159,8 @@ class KVCache:
         """Refuse a call that is not exactly the next block, or that lies past the end of an unlimited cache.
 
         Raises:
-            ValueError: The call is another; the message has the frames expected and those that came.
+            ValueError: The frames are not those of the block that is next; the message has the frames expected and
+                those that came.
         """
         if num_frames != len(self.block):
             raise ValueError(

@@ -208,7 +208,7 @@ class CausalWanModel(nn.Module):
         """Refuse modulation that is not for so many videos and latent frames of this generator.
 
         Raises:
-            ValueError: It has another shape.
+            ValueError: The modulation has another shape.
         """
         shared = [batch_size, num_frames, 6, self.dim]
         per_layer = [batch_size, num_frames, self.num_layers, 6, self.dim]

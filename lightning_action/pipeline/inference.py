@@ -179,7 +179,7 @@ class ActionCausalInferencePipeline(nn.Module):
         """Encode raw action rows `[B, rows, columns]` as `action_inputs` for a video of `num_latents` latent frames.
 
         Raises:
-            ValueError: There is no schema, or the rows do not fit it.
+            ValueError: The pipeline has no schema, or the rows do not fit it.
         """
         features, present = self._conditioning.required_schema.encode(rows, num_latents)
         return {"action_features": features, "action_present": present}

@@ -27,7 +27,7 @@ def check_latents(noise: Tensor, initial: Tensor | None, generator: CausalWanMod
     """Refuse latents that are not the generator's, do not belong together, or hold NaN.
 
     Raises:
-        ValueError: Latents are others; the message has the shapes expected and those that came.
+        ValueError: The latents have another shape; the message has the shapes expected and those that came.
     """
     given = {"noise": noise} if initial is None else {"noise": noise, "initial_latent": initial}
     for name, latents in given.items():
@@ -56,7 +56,8 @@ def check_prompts(
     """Refuse prompts, or their embeds, and sample numbers that are not those of a batch of `batch_size`.
 
     Raises:
-        ValueError: Something is; the message has what was expected and what came.
+        ValueError: The prompts, the embeds or the numbers are not those of such a batch; the message has what was
+            expected and what came.
     """
     if len(samples) != batch_size:
         raise ValueError(f"expected {batch_size} sample_id, one for each video of noise, got {len(samples)}")

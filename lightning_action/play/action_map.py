@@ -209,8 +209,8 @@ def read_action_map(path: Path, schema: ActionSchema) -> ActionMap:
     """Read a map from a YAML file: `controls`, a list of `label`, `columns` and `inputs`, and `rest`.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no map, or does not fit the schema; the message names the file.
+        FileNotFoundError: The path names no file.
+        ValueError: The file is no map, or does not fit the schema; the message names the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no action map at {str(path)!r}")

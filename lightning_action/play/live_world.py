@@ -196,7 +196,7 @@ class LiveWorld:
         """Let the blocks that follow be under another prompt.
 
         Raises:
-            RefusedWishError: The session does not take it.
+            RefusedWishError: The session does not take the prompt.
         """
         self._let_see()
         with _refusing(), self.stage.turn:

@@ -75,7 +75,7 @@ def read_message(text: str, num_controls: int) -> Message:
         num_controls: Number of controls that can be held.
 
     Raises:
-        RefusedMessageError: It is something else; the message says what was expected.
+        RefusedMessageError: The text is no message of a page; the error says what was expected.
     """
     if len(text) > MAX_MESSAGE:
         raise RefusedMessageError(f"a message has at most {MAX_MESSAGE} letters, this one has {len(text)}")

@@ -41,7 +41,7 @@ def action_rows(schema: ActionSchema, action: Any, num_rows: int | None = None) 
     """Turn an action of `action_space` into rows `[rows, columns]`, float32; a single one is `[1, columns]`.
 
     Raises:
-        ValueError: The action has another size.
+        ValueError: The action is not of the size of the space.
     """
     values = [action[part.name] for part in schema.parts] if isinstance(action, dict) else [action]
     widths = schema.part_widths if isinstance(action, dict) else [schema.num_columns]

@@ -22,7 +22,7 @@ def starts_of_frames(frames: Tensor) -> Starts:
     """Make starts of first frames `[N, T, 3, H, W]` in [0, 1], with the empty prompt: number i is row i modulo N.
 
     Raises:
-        ValueError: They are none.
+        ValueError: The tensor is not of that shape, or has no row.
     """
     if frames.ndim != 5 or not len(frames):
         raise ValueError(f"expected first frames [N, T, 3, H, W] in [0, 1], got {list(frames.shape)}")

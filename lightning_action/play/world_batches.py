@@ -55,7 +55,8 @@ class WorldBatches:
         **settings: Arguments of a module's `open_session`, of which None stand for the module's own.
 
     Raises:
-        ValueError: What opens sessions takes no arguments, or blocks are not alike where an action has all their rows.
+        ValueError: The function that opens sessions takes no settings, or blocks are not alike where an action has all
+            their rows.
     """
 
     def __init__(

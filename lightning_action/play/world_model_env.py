@@ -121,7 +121,7 @@ class WorldModelEnv(Env[np.ndarray, Any]):
 
         Raises:
             FileNotFoundError: The configuration or the checkpoint is not there.
-            ValueError: Either is none, or the data has no clips.
+            ValueError: The configuration or the checkpoint is none, or the data has no clips.
         """
         return cls(*model_and_starts(config, ckpt_path, split, allow, settings.get("sampling")), **settings)
 

@@ -56,8 +56,8 @@ def open_given_video(path: Path) -> GivenVideo:
             `PredictionWriter`.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is broken, or something else.
+        FileNotFoundError: The path names no video.
+        ValueError: The file or folder is broken, or is no video of these kinds.
     """
     if path.is_dir():
         pictures = [item for item in path.iterdir() if _is_picture(item)]
@@ -83,7 +83,7 @@ def _saved_video(path: Path) -> Tensor:
     """Map a file that `PredictionWriter` wrote, and return its `video`, uint8 `[T, 3, H, W]`, which is not read yet.
 
     Raises:
-        ValueError: The file holds something else.
+        ValueError: The file holds no video of `PredictionWriter`.
     """
     content: Any = load_pickle(path)
     video = content.get("video") if isinstance(content, dict) else None
@@ -98,9 +98,9 @@ def find_videos(folder: Path) -> Files:
     In a folder of `PredictionWriter`, those are its `.pt` files: the pictures in its videos are enlarged and drawn on.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        NotADirectoryError: It is a file.
-        ValueError: It holds no videos, or two of one name.
+        FileNotFoundError: The path names no folder.
+        NotADirectoryError: The path is that of a file.
+        ValueError: The folder holds no videos, or two of one name.
     """
     items = _visible(folder)
     saved = [item for item in items if item.suffix == SAVED]
@@ -121,8 +121,8 @@ def find_actions(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
         names: Names of the videos.
 
     Raises:
-        FileNotFoundError: It is not there.
-        ValueError: Names differ, or a table is none of finite numbers.
+        FileNotFoundError: The path names no table, folder or archive.
+        ValueError: The names differ from those of the videos, or a table holds something else than finite numbers.
     """
     if path.is_dir():
         tables = _by_name(path, [item for item in _visible(path) if item.suffix.lower() in TABLES])
@@ -214,7 +214,7 @@ def numbers_of(names: Iterable[str]) -> dict[str, int]:
     """Take the last number in each name, as 7 in `episode_000007`.
 
     Raises:
-        ValueError: A name has none, or two names have the same.
+        ValueError: A name has no number, or two names have the same.
     """
     numbers: dict[str, int] = {}
     for name in names:

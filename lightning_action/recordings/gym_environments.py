@@ -37,7 +37,7 @@ def make_environment(name: str, arguments: Mapping[str, Any]) -> Env[Any, Any]:
 
     Raises:
         ImportError: The module or gymnasium is missing, or may not be imported.
-        ValueError: There is no such environment, it refuses the arguments, or it renders in another way.
+        ValueError: The environment does not exist, refuses the arguments, or does not render `rgb_array`.
     """
     try:
         import gymnasium
@@ -76,7 +76,7 @@ def make_policy(name: str, space: Space[Any]) -> Callable[[], Policy]:
 
     Raises:
         ImportError: The module is missing, or may not be imported.
-        ValueError: There is no such policy, or a random one cannot draw from the space.
+        ValueError: The policy does not exist, or a random one cannot draw from the space.
     """
     if name in ("random", "hold"):
         action_parts(space)
@@ -114,7 +114,7 @@ def action_parts(space: Space[Any]) -> list[ActionPart]:
     """Describe an action space by parts of an `ActionSchema`.
 
     Raises:
-        ValueError: It has no bounds, or is of a kind that no part describes.
+        ValueError: The space has no bounds, or is of a kind that no part describes.
     """
     from gymnasium import spaces
 
@@ -265,7 +265,7 @@ def render(env: Env[Any, Any]) -> np.ndarray:
     """Render a frame `[H, W, 3]` of uint8.
 
     Raises:
-        ValueError: What it renders is no picture.
+        ValueError: The environment does not render a picture `[H, W, 3]` of uint8.
     """
     frame: Any = env.render()
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:

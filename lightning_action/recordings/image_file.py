@@ -35,7 +35,7 @@ def read_image(path: str | Path, frame_size: tuple[int, int] | None) -> Tensor:
         frame_size: Height and width that the picture must have, after turning; None takes any.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The path names no file.
         ValueError: The file is no such picture, cut off, of a mode that has no scale, or not of `frame_size`.
     """
     if not Path(path).is_file():

@@ -85,7 +85,7 @@ def estimate_lag(clips: Sequence[tuple[Tensor, Tensor]], max_lag: int = 4) -> La
         max_lag: Largest lag that is tried, in either direction.
 
     Raises:
-        ValueError: There are fewer than two clips that are long enough, or too few frames to tell.
+        ValueError: Fewer than two clips are long enough, or they have too few frames to tell.
     """
     long_enough = [(video, action) for video, action in clips if len(action) > 2 * max_lag + 2]
     if len(long_enough) < 2:

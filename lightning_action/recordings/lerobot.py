@@ -84,7 +84,7 @@ def read_lerobot(
         bad_episodes: Way to deal with broken episodes, `refuse` or `skip`.
 
     Raises:
-        FileNotFoundError: There is no such folder, or its index lacks a file.
+        FileNotFoundError: The address names no folder, or its index lacks a file.
         ValueError: The index is broken, a name or number is not in it, or an episode is broken.
     """
     index = read_index(folder)

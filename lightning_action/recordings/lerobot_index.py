@@ -88,7 +88,7 @@ def read_index(folder: LocalFolder) -> LeRobotIndex:
 
     Raises:
         FileNotFoundError: A file of the index is missing.
-        ValueError: The format is another, or a file of the index is broken.
+        ValueError: The format is not one that is read here, or a file of the index is broken.
     """
     path = folder.path("meta/info.json")
     with reading(path):

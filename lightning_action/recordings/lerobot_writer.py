@@ -53,7 +53,7 @@ def writing_lerobot(
 
     Raises:
         ValueError: A frame size is odd, which the pixel format of the videos does not allow; or `fps` is below 1.
-        FileExistsError: Something is there, and it is not a LeRobot folder that may be replaced.
+        FileExistsError: The path is taken by something that is no LeRobot folder that may be replaced.
         ImportError: The package pyarrow is missing.
     """
     try:
@@ -75,7 +75,7 @@ def require_free(path: Path, overwrite: bool) -> None:
     """Refuse a path where something is, unless it is a LeRobot folder that is to be overwritten.
 
     Raises:
-        FileExistsError: There is something else.
+        FileExistsError: The path is taken by something that may not be replaced.
     """
     if not overwrite or not path.exists():
         require_new_folder(path)
@@ -87,7 +87,7 @@ def require_writable_sizes(cameras: Mapping[str, tuple[int, int]], fps: float) -
     """Refuse videos that cannot be encoded.
 
     Raises:
-        ValueError: A side is odd or below 16 pixels, or there is less than one frame a second.
+        ValueError: A side is odd or below 16 pixels, or a second has less than one frame.
     """
     if fps < 1 or fps != int(fps):
         raise ValueError(f"a LeRobot folder has a whole number of frames of a second, got {fps}")
@@ -147,7 +147,7 @@ class LeRobotWriter:
             task: Description of what it shows; or one for each frame, where it changes on the way.
 
         Raises:
-            ValueError: It has no frame, or another number of frames than of tasks.
+            ValueError: The episode has no frame, or another number of frames than of tasks.
         """
         length = self._length
         if not length:

@@ -22,7 +22,7 @@ class LocalFolder:
         version: Text that tells the folder from one that stood at the same address before: its copies lie apart.
 
     Raises:
-        FileNotFoundError: There is no such folder.
+        FileNotFoundError: The path names no folder.
     """
 
     def __init__(self, address: str, cache_dir: str | None = None, version: bytes = b"") -> None:

@@ -19,7 +19,7 @@ def split_episodes(episodes: Collection[int], shares: Mapping[str, float], seed:
         Numbers of the episodes of each split and of `train`, which gets the rest.
 
     Raises:
-        ValueError: The shares are others, or leave nothing to train on.
+        ValueError: The shares are no such numbers, or leave nothing to train on.
     """
     if min(shares.values()) < 0 or sum(shares.values()) >= 1:
         raise ValueError(f"expected shares from 0 on, less than 1 together, got {dict(shares)}")

@@ -96,7 +96,7 @@ def measure(episodes: Iterable[np.ndarray], names: Sequence[str], num_rows: int)
         num_rows: Number of rows of all episodes.
 
     Raises:
-        ValueError: There are no rows, or more or fewer than `num_rows`.
+        ValueError: The rows are none, or more or fewer than `num_rows`.
     """
     tail = 2 + int(0.01 * num_rows)
     width = len(names)

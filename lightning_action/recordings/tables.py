@@ -65,7 +65,7 @@ def read_table(path: str | Path) -> Table:
     number.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The path names no file.
         ValueError: The file is of another kind, or not a table of finite numbers; the message has line and column.
     """
     path = Path(path)

@@ -104,7 +104,7 @@ class VideoFile:
             Frames `[len(times), H, W, 3]`, uint8 RGB.
 
         Raises:
-            ValueError: There is no frame at one of the times, or the file cannot be decoded.
+            ValueError: One of the times has no frame, or the file cannot be decoded.
         """
         wanted = np.asarray(times, np.float64)
         return self.frames(frames_nearest(self.path, self.facts.times, wanted, tolerance).tolist())
@@ -161,7 +161,7 @@ def frames_nearest(path: Path, held: np.ndarray, wanted: np.ndarray, tolerance: 
         tolerance: Largest distance in seconds.
 
     Raises:
-        ValueError: There is no frame at one of the times.
+        ValueError: One of the times has no frame.
     """
     right = np.searchsorted(held, wanted).clip(0, len(held) - 1)
     left = (right - 1).clip(0)
@@ -180,7 +180,7 @@ def probe_video(path: Path) -> VideoFacts:
     """Read the head of a video file, and see that the file is as long as that says.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The path names no file.
         ValueError: The file is no video, or cut off.
     """
     return _probed(path, _written(path))

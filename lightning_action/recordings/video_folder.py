@@ -79,7 +79,7 @@ def read_video_folder(
 
     Raises:
         FileNotFoundError: The folder or the manifest is not there.
-        ValueError: There is no video, one is broken, or they have different frame rates or columns.
+        ValueError: The folder has no video, one is broken, or they have different frame rates or columns.
     """
     entries = list(_by_name(folder) if manifest is None else _by_manifest(folder, manifest))
     if not entries:

@@ -67,7 +67,8 @@ def require_same(own: Mapping[str, Shaped], tensors: Mapping[str, Shaped], compl
     """Refuse tensors that differ from `own` in names or shapes, or are no plain weights where `own` are.
 
     Raises:
-        ValueError: There are such tensors; the message is `complaint (the first of each kind): remedy`.
+        ValueError: A tensor is missing, too much, of another shape, or no plain weight; the message is `complaint (the
+            first of each kind): remedy`.
     """
     weights = {name: t for name, t in tensors.items() if name in own and own[name].dtype.is_floating_point}
     require_weights(weights, complaint)
@@ -89,7 +90,7 @@ def require_weights(tensors: Mapping[str, Shaped], complaint: str) -> None:
     """Refuse what only looks like weights: casts to float8, integers, packed and quantised values.
 
     Raises:
-        ValueError: A tensor has such a dtype, or a class of its own.
+        ValueError: A tensor has a dtype that is no weight's, or a class of its own.
     """
     odd = {name: odd for name, tensor in tensors.items() if (odd := _oddity(tensor))}
     if odd:

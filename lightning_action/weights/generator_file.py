@@ -98,7 +98,7 @@ def read_generator(path: str | Path, lora_alpha: float | None = None) -> Generat
             else their rank.
 
     Raises:
-        FileNotFoundError: There is nothing at that path.
+        FileNotFoundError: The path names no file or folder.
         ValueError: The file is not whole, holds no generator or several, or a quantised one.
     """
     file = find_weights(Path(path))
@@ -138,8 +138,8 @@ def read_action_projection(path: str | Path) -> LazyTensors:
     averaged where that has both.
 
     Raises:
-        FileNotFoundError: There is nothing at that path.
-        ValueError: The file is not whole, or does not hold exactly one.
+        FileNotFoundError: The path names no file or folder.
+        ValueError: The file is not whole, or does not hold exactly one projection.
     """
     entries = unwrapped(read_tensors(path).entries, str(path))
     parts = [part for part in parts_with(entries, _PROJECTION_HAS[0]) if part + _PROJECTION_HAS[1] in entries]

@@ -75,7 +75,7 @@ def read_low_rank(path: str | Path, alpha: float | None = None) -> dict[str, Wei
             gives a scale of 1.
 
     Raises:
-        FileNotFoundError: There is nothing at that path.
+        FileNotFoundError: The path names no file or folder.
         ValueError: The file is not whole, holds no LoRA, one of a kind that is not plain LoRA, or no usable numbers.
     """
     file = find_weights(Path(path))

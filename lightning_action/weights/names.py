@@ -62,7 +62,7 @@ def unwrapped(entries: Mapping[str, T], source: str) -> dict[str, T]:
     """Rename entries without what wrappers put into their names.
 
     Raises:
-        ValueError: Two of them have the same name then.
+        ValueError: Two entries have the same name then.
     """
     found: dict[str, T] = {}
     for name, entry in entries.items():

@@ -47,7 +47,7 @@ def locate(path: str | None, names: Sequence[str], what: str) -> Path:
         what: Description of the network for the message.
 
     Raises:
-        FileNotFoundError: No path was given, and none was found.
+        FileNotFoundError: No path was given, and no file was found.
     """
     if path is None:
         return find_release_file(names, what)

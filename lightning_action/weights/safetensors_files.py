@@ -18,7 +18,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     """Read all tensors of a file.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The path names no file.
         ValueError: The file is not a whole safetensors file.
     """
     return _read(path)[0]

@@ -65,7 +65,7 @@ def require_plain(told: Told) -> None:
     """Refuse a LoRA that is said to be another product than `alpha / rank * up @ down`, or made for another base.
 
     Raises:
-        ValueError: The LoRA is of such a kind; the message names the settings.
+        ValueError: The LoRA is of a kind that is not plain LoRA; the message names the settings.
     """
     for place, settings in told:
         special = [name for name, value in settings.items() if _is_special(name, value)]

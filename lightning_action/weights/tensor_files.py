@@ -90,7 +90,7 @@ def read_tensors(path: str | Path) -> LazyTensors:
             (`generator.model.head.modulation`); or of a folder with one of these. First bytes tell what a file is.
 
     Raises:
-        FileNotFoundError: There is nothing at that path, or a shard is missing.
+        FileNotFoundError: The path names no file or folder, or a shard is missing.
         ValueError: A file is not whole, is of another kind or holds more than tensors, shards do not belong together or
             lie outside the folder of their index, or a folder leaves open which of its files is meant.
     """

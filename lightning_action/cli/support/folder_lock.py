@@ -31,7 +31,7 @@ class FolderLock:
         """Create the folder, and take it.
 
         Raises:
-            BlockingIOError: Another process has it.
+            BlockingIOError: Another process has the lock.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         while self._file is None:

@@ -34,7 +34,7 @@ class Controllability(EpisodeMetric):
             features: Features `[B, actions, noises, D]`, of two actions and two noises or more; four each are better.
 
         Raises:
-            ValueError: The shape is another one.
+            ValueError: The shape of the features is not as above.
         """
         if features.ndim != 4 or min(features.shape[1:3]) < 2:
             raise ValueError(

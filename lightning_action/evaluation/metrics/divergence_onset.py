@@ -34,7 +34,7 @@ class DivergenceOnset(EpisodeMetric):
                 from the true one, or an end-point error of flow.
 
         Raises:
-            ValueError: There are fewer frames.
+            ValueError: The errors are not `[B, T]` of 5 frames or more.
         """
         if error.ndim != 2 or error.shape[1] < WINDOW:
             raise ValueError(f"expected errors [B, T] of {WINDOW} frames or more, got {list(error.shape)}")

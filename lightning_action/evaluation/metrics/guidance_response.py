@@ -30,7 +30,7 @@ class GuidanceResponse(EpisodeMetric):
         tolerance: Difference of gains that counts as none.
 
     Raises:
-        ValueError: There are fewer than two scales, or they do not rise.
+        ValueError: The scales are fewer than two, or do not rise.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class GuidanceResponse(EpisodeMetric):
             target: Positions that the simulator knows, `[B, T, 2]`.
 
         Raises:
-            ValueError: Shapes are others.
+            ValueError: The shapes are not as above.
         """
         if positions.shape != (len(target), len(self.scales), *target.shape[1:]):
             raise ValueError(

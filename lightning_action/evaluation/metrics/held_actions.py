@@ -37,7 +37,7 @@ class HeldActions(EpisodeMetric):
             drift: Generated less true displacement under zero actions, `[B, 2]`.
 
         Raises:
-            ValueError: Shapes are others.
+            ValueError: The shapes are not as above.
         """
         if moved.shape != should_move.shape or moved.ndim != 4 or moved.shape[1] != len(self.fractions):
             raise ValueError(

@@ -49,7 +49,7 @@ class InverseDynamicsAccuracy(EpisodeMetric):
             action: Actions that were given.
 
         Raises:
-            ValueError: Shapes differ, or there are other columns.
+            ValueError: Shapes differ, or the columns are not those of the metric.
         """
         if not read_generated.shape == read_real.shape == action.shape:
             shapes = [list(each.shape) for each in (read_generated, read_real, action)]

@@ -163,7 +163,7 @@ class InverseDynamicsModel(nn.Module):
         """Refuse actions that mean something else than those it was trained on.
 
         Raises:
-            ValueError: They do.
+            ValueError: The model was trained on actions that mean something else.
         """
         own, wanted = _meaning(self.schema), _meaning(schema)
         if own != wanted:
@@ -246,7 +246,7 @@ def save_inverse_dynamics(
         overwrite: True replaces a folder that is there.
 
     Raises:
-        FileExistsError: The folder is there, and not to be replaced.
+        FileExistsError: The folder is there, and is not to be replaced.
     """
     description = {
         "schema": model.schema.to_dict(),
@@ -263,7 +263,7 @@ def load_inverse_dynamics(folder: str | Path) -> InverseDynamicsModel:
     """Read a model that `save_inverse_dynamics` wrote.
 
     Raises:
-        FileNotFoundError: It is not there.
+        FileNotFoundError: The folder or a file in it is missing.
         ValueError: Files are broken, or belong to different models.
     """
     path = Path(folder) / DESCRIPTION

@@ -79,7 +79,7 @@ def moving_region(video: Tensor, threshold: float = MOTION_THRESHOLD) -> Tensor:
         `[B, T, H, W]` bool.
 
     Raises:
-        ValueError: There is one frame only.
+        ValueError: The video has a single frame.
     """
     if video.shape[1] < 2:
         raise ValueError(f"expected a video of 2 frames or more, which may move, got {video.shape[1]}")

@@ -47,7 +47,7 @@ def read_report(path: Path) -> Report:
     """Read a report, given the file or the folder that it is in.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: The path names no report.
         ValueError: The file is no report.
     """
     file = report_file(path)
