@@ -70,6 +70,8 @@ class ActionModulationMonitor(Callback):
     that returns `[..., 6 D]`; and a list of L `layers`, each with a parameter `table` of `6 D` values. Forward hooks
     watch them during a fit. A `projection` that is None is nothing to watch, which is said.
 
+    The figures are this project's own.
+
     Args:
         projection: Name of the action projection, as an attribute of the LightningModule.
         time_projection: Name of the time projection; None leaves out what is relative to it.

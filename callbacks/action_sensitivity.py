@@ -62,6 +62,9 @@ class ActionSensitivity(Callback):
     follows from `seed` alone and returns the predicted and the true tensor `[B, ...]`, and whose batches are dicts with
     an `action` `[B, rows, columns]`.
 
+    The gap is permutation importance (Breiman 2001, doi:10.1023/A:1010933404324) of the actions; the other figures are
+    this project's own.
+
     Args:
         every_n_steps: Optimizer steps from one probe to the next; there is an early one after 100 steps, in addition.
         num_samples: Number of samples in the probe, at least 2.

@@ -45,16 +45,20 @@ class DriftMonitor(EveryNValidations):
       before, over the mean of those between frames inside the block. 1 is a seam that cannot be seen. Each side counts
       0.001 more, so that a still video has 1. There is none if a block is a single frame.
 
-    For each it logs `drift/<figure>/start` and `/end` (means over the first and the last quarter of the curve),
-    `/slope` (per frame, least squares) and `/change`: how far the end is from the start, |end - start| for brightness
-    and |end / start - 1| for the others; all as means over the samples. A change, or an end of `block_seam`, above its
-    limit is named in a DriftWarning, each once.
+    For each it logs `drift/<figure>/start` and `.../end` (means over the first and the last quarter of the curve),
+    `.../slope` (per frame, least squares) and `.../change`: how far the end is from the start, |end - start| for
+    brightness and |end / start - 1| for the others; all as means over the samples. A change, or an end of `block_seam`,
+    above its limit is named in a DriftWarning, each once.
 
     It looks at the videos of a prediction, for which `predict_step` must return a dict with `video`
     `[B, T, 3, H, W]` in [0, 1]; and, with `rollout_rows`, at longer videos than the data has, generated in validation:
     for these the LightningModule must have a method `generate(batch)` that returns such videos, and batches must be
     dicts with an `action` `[B, rows, columns]`, whose rows are repeated until there are enough. Where there is a
     `sample_id` `[B]`, samples that a distributed sampler gave out twice count once.
+
+    A change is the start-end contrast of FramePack (Zhang et al. 2025, arXiv:2504.12626), here of quarters of a video
+    and, but for brightness, relative. The mean square of the Laplacian is a measure of focus (Subbarao et al. 1993,
+    "Focusing techniques"). The seam is this project's own.
 
     Args:
         num_frame_per_block: Latent frames that are generated together.
@@ -63,10 +67,10 @@ class DriftMonitor(EveryNValidations):
         rollout_rows: Number of action rows of the videos generated in validation; None generates none.
         num_rollouts: Number of videos to generate, on each rank.
         every_n_validations: Validations from one generation to the next.
-        max_brightness_change: Limit of `brightness_change`.
-        max_contrast_change: Limit of `contrast_change`.
-        max_high_frequency_change: Limit of `high_frequency_change`.
-        max_block_seam: Limit of the end of `block_seam`.
+        max_brightness_change: Limit of `brightness/change`.
+        max_contrast_change: Limit of `contrast/change`.
+        max_high_frequency_change: Limit of `high_frequency/change`.
+        max_block_seam: Limit of `block_seam/end`.
 
     Raises:
         ValueError: An argument is out of range.

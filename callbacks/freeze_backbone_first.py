@@ -43,6 +43,9 @@ class FreezeBackboneFirst(Callback):
     and `phase/index`, the number of these callbacks whose parts train: 0 in the first phase, 1 in the next; at the
     steps that the Trainer's `log_every_n_steps` chooses.
 
+    Training parts of a pretrained network one after the other is gradual unfreezing (Howard and Ruder 2018,
+    arXiv:1801.06146).
+
     Args:
         backbone: Names of the parts to freeze, as attributes of the LightningModule, for example `["generator"]` or
             `["generator.blocks", "generator.head"]`. A `*` stands for anything, as in `["generator.*.lora_*"]`.

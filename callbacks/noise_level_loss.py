@@ -29,6 +29,8 @@ class NoiseLevelLoss(Callback):
     says so once, and logs nothing. Batches are added up on the device, and nothing waits for it, or for other ranks,
     except at logged steps.
 
+    Losses by noise level are shown so by Nichol and Dhariwal (2021, arXiv:2102.09672, figure 2).
+
     Args:
         num_bins: Number of bins of equal width.
         max_timestep: Largest timestep, where the last bin ends; 1 if noise levels go from 0 to 1.

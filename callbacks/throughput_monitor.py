@@ -66,6 +66,9 @@ class ThroughputMonitor(Callback):
     one rank. The device is waited for at logged steps, at both ends of validation, and after each step of a prediction
     that measures no blocks.
 
+    The utilization is the model FLOPs utilization of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), or its
+    hardware FLOPs utilization where `flops_per_batch` counts what activation checkpointing computes twice.
+
     Args:
         video: Name of the video in a training batch.
         latents: Name of the latents in a training batch.

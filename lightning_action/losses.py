@@ -230,7 +230,11 @@ class _Draw:
 
 
 def with_past_noise(latents: Tensor, largest: float, randoms: Sequence[torch.Generator]) -> Tensor:
-    """Add noise whose deviation is drawn for each latent frame, from 0 to `largest`."""
+    """Add noise whose deviation is drawn for each latent frame, from 0 to `largest`.
+
+    It is the noise augmentation of GameNGen (Valevski et al. 2024, arXiv:2408.14837), whose level the model is not told
+    here.
+    """
     deviation = torch.stack([largest * torch.rand(latents.shape[1], generator=random) for random in randoms])
     return latents + deviation.to(latents)[:, :, None, None, None] * own_noise(latents.shape[1:], randoms, latents)
 

@@ -18,6 +18,8 @@ from lightning_action.action.conditioning import InferActions
 class ConvActionModule(nn.Module):
     """Reads motion off the last latent frames: two 3-D convolutions, a mean over space and time, a linear layer.
 
+    The module is this project's own.
+
     Args:
         latent_dim: Number of latent channels C.
         action_dim: Width of the action vector.
@@ -100,6 +102,9 @@ class DiscreteActionModule(nn.Module):
 
 class VisualTextActionModule(nn.Module):
     """Module that acts on what it sees and what the prompt asks for: the last frames query the prompt's tokens.
+
+    Queries, keys and values are those of attention (Vaswani et al. 2017, arXiv:1706.03762); the module is this
+    project's own.
 
     Args:
         latent_dim: Number of latent channels C.

@@ -107,6 +107,9 @@ def draw_block_levels(
 ) -> tuple[Tensor, Tensor]:
     """Draw an entry of the schedule's table for each block, uniformly; the frames of a block share it.
 
+    A level of its own for each block is that of diffusion forcing (Chen et al. 2024, arXiv:2407.01392), which has one
+    for each frame.
+
     Args:
         schedule: Schedule that holds the table of noise levels.
         num_frames: Number F of latent frames.

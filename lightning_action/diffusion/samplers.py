@@ -39,7 +39,11 @@ def few_step(velocity: Velocity, noise: Noise, timesteps: Sequence[float], sched
 
 
 def euler(velocity: Velocity, noise: Noise, sigmas: Sequence[float]) -> Tensor:
-    """Follow the velocity from sigma 1 to 0 in straight steps (the probability-flow ODE)."""
+    """Follow the velocity from sigma 1 to 0 in straight steps.
+
+    Euler's method on the probability-flow ODE (Song et al. 2020, arXiv:2011.13456, section 4.3), as rectified flow
+    samples (Liu et al. 2022, arXiv:2209.03003).
+    """
     sample = noise(0)
     for sigma, next_sigma in zip(sigmas, sigmas[1:], strict=False):
         sample = sample + (next_sigma - sigma) * velocity(sample, sigma * NUM_TRAIN_TIMESTEPS)

@@ -278,7 +278,7 @@ def control_of(figures: Mapping[str, float]) -> float | None:
     """Share of the commanded motion that happens, over the axes: 0 for a model that ignores its actions.
 
     Where nobody knows where the object is, it is the share of the true motion of pixels (`flow_gain`); None where that
-    is not known either.
+    is not known either. The figure is this project's own.
     """
     for names in (("gain_x", "gain_y"), ("flow_gain",)):
         gains = [figures[name] for name in names if math.isfinite(figures.get(name, math.nan))]

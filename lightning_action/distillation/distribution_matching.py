@@ -77,5 +77,8 @@ def matching_loss(sample: Tensor, gradient: Tensor, counts: Tensor) -> Tensor:
 
 
 def score_gap(real: Tensor, fake: Tensor, counts: Tensor) -> Tensor:
-    """Mean absolute difference of what teacher and critic predict, over the frames that count; of shape `[]`."""
+    """Mean absolute difference of what teacher and critic predict, over the frames that count; of shape `[]`.
+
+    The figure is this project's own: how far teacher and critic disagree.
+    """
     return (real.double() - fake.double())[:, counts].abs().mean()

@@ -34,13 +34,14 @@ class ConvVideoCodec(FittedCodec):
 
     It is fitted with noise on the codes, and without some positions of them. So neighbours come to tell the same, and
     what the generator gets slightly wrong decodes to a clean picture. Consecutive frames are fitted together, and the
-    absolute difference of their codes is kept small: codes change where the picture does and hardly elsewhere. Errors
-    are measured in partly whitened colours: a small object with a colour of its own would else be the last thing
-    learned.
+    absolute difference of their codes is kept small: codes change where the picture does and hardly elsewhere, as in
+    slow feature analysis (Wiskott and Sejnowski 2002, doi:10.1162/089976602317318938). Errors are measured in partly
+    whitened colours: a small object with a colour of its own would else be the last thing learned.
 
     Consecutive codes are nearly the same, so that what an action does in the last of r frames would hardly be seen in
     them. Therefore the r codes of a latent frame are mixed by a matrix, `S^(-w / 2)` up to a factor: S holds the second
-    moments of r consecutive codes, and w is `time_whitening`.
+    moments of r consecutive codes, and w is `time_whitening`. With w = 1 it is ZCA whitening (Bell and Sejnowski 1997,
+    doi:10.1016/S0042-6989(97)00121-1), of which colours get a share, too; shares of it are this project's own.
 
     Args:
         latent_dim: Number of latent channels C, a multiple of `temporal_compression_ratio`.

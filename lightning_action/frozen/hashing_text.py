@@ -15,7 +15,8 @@ from lightning_action.frozen.interfaces import TextEncoder
 class HashingTextEncoder(TextEncoder):
     """Encodes each word as a fixed random vector, drawn from a hash of its letters: the same on every machine.
 
-    Words are split at white space and lower-cased; there is no vocabulary and nothing to train.
+    Words are split at white space and lower-cased; there is no vocabulary and nothing to train. Numbers by hash in
+    place of a vocabulary are the hashing trick (Weinberger et al. 2009, arXiv:0902.2206).
 
     Args:
         text_dim: Number of channels of a word.

@@ -14,7 +14,8 @@ class LinearVideoCodec(FittedCodec):
 
     It is causal in time, `T = 1 + r (F - 1)` pixel frames to F latent frames, with the interface of the real video
     VAEs. Each channel is divided by the square root of its deviation: full whitening makes details as loud as
-    positions, which the generator then learns about three times more slowly.
+    positions, which the generator then learns about three times more slowly. Principal components are those of Pearson
+    (1901, doi:10.1080/14786440109462720); to whiten by half is this project's own.
 
     Args:
         latent_dim: Number of latent channels C.

@@ -26,7 +26,7 @@ def computed_dtype(like: Tensor) -> torch.dtype:
 
 
 def attend_dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Compute scaled dot-product attention.
+    """Compute scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1).
 
     `mask` is True where attention is allowed, `[N_query, N_key]`, or is added to the scores, `[1, N_key]`.
     """

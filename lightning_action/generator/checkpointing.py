@@ -1,4 +1,7 @@
-"""Activation checkpointing: layers are computed again in the backward pass, attention only if it was not kept."""
+"""Activation checkpointing: layers are computed again in the backward pass, attention only if it was not kept.
+
+Computing again what was not kept is by Chen et al. (2016, arXiv:1604.06174).
+"""
 
 from __future__ import annotations
 

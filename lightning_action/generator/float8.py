@@ -1,4 +1,7 @@
-"""Numbers in float8 (e4m3) with a scale for each row or head."""
+"""Numbers in float8 (e4m3) with a scale for each row or head.
+
+The format is that of Micikevicius et al. (2022, arXiv:2209.05433).
+"""
 
 from __future__ import annotations
 

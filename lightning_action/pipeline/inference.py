@@ -168,8 +168,8 @@ class ActionCausalInferencePipeline(nn.Module):
             action_inputs: Argument that `inference` was called with.
 
         Returns:
-            Result for a block of f frames: features `[B, A]` or `[B, f, A]`, ready modulation `[B, f, 6, D]` or `[B, f,
-            num_layers, 6, D]`, or None for no action.
+            Result for a block of f frames: features `[B, A]` or `[B, f, A]`, ready modulation `[B, f, 6, D]` or
+            `[B, f, num_layers, 6, D]`, or None for no action.
         """
         if self._process_action is None:
             return None

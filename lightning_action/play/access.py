@@ -58,8 +58,8 @@ class Access:
     """Rules of who gets an answer.
 
     Args:
-        token: Token that must be shown: as `token` of the first address, which leaves a cookie, or as `Authorization:
-            Bearer`; None asks for nothing.
+        token: Token that must be shown: as `token` of the first address, which leaves a cookie, or as
+            `Authorization: Bearer`; None asks for nothing.
         port: Port of the server, so that servers of one machine have cookies of their own.
         any_name: True if the server may be called by any name, which a token makes safe; otherwise by those of this
             machine alone, so that no page can reach it by a name of its own that leads here (DNS rebinding).

@@ -92,6 +92,9 @@ def make_policy(name: str, space: Space[Any]) -> Callable[[], Policy]:
 class RandomPolicy:
     """Random actions, each of which is held for a random number of steps.
 
+    Single random actions cancel and leave little to see; held ones go somewhere. Sticky actions (Machado et al. 2018,
+    arXiv:1709.06009) repeat the last action with a fixed chance instead; the two bounds here are this project's own.
+
     Args:
         space: Space to draw from.
         num_steps: Smallest and largest number of steps.

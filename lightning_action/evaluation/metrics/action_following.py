@@ -38,6 +38,8 @@ class ActionFollowing(EpisodeMetric):
       r pixel frames, all else equal; ideal 1 each. A model that uses only the last of four actions has 0 in the first
       three; one that comes a frame late has 0 in the last.
 
+    Metrics without a source are this project's own: regression and correlation of displacements.
+
     Args:
         temporal_compression_ratio: Number of pixel frames of a latent frame.
         num_initial_frames: Number of pixel frames at the start that were given, not generated.
@@ -219,6 +221,9 @@ def partial_slopes(predicted: Tensor, target: Tensor) -> list[float]:
 
 def slope_shares(predicted: Tensor, target: Tensor) -> Tensor:
     """Share the slopes of `partial_slopes` among episodes, by what each does to them, to first order.
+
+    A share is the slope plus its influence function (Hampel 1974, "The influence curve and its role in robust
+    estimation") at the episode.
 
     Args:
         predicted: Values of the one, `[B, n]`.

@@ -16,7 +16,7 @@ class ColorLocator:
     The hue of a pixel is its colour minus its mean over red, green and blue; its share of the object's hue is their
     product over the square of the object's. So white, grey and black have a share of 0, and a pixel that the object
     half covers has a half, on a grey background. Objects of another hue do not matter while their share is below
-    `threshold`, which what is above is measured from.
+    `threshold`, which what is above is measured from. The definition is this project's own.
 
     Args:
         color: Red, green and blue of the object, from 0 to 255.

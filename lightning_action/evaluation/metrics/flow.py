@@ -48,6 +48,8 @@ class FlowError(EpisodeMetric):
     An episode in which nothing moves has no gain. What follows the true video must have the same start and actions;
     texture that nobody commands counts like all else.
 
+    Gain and cosine are this project's own.
+
     Args:
         num_initial_frames: Number of pixel frames at the start that were given, not generated.
         max_side: Longest side in pixels to which larger frames are made smaller, which makes it quick; the figures are

@@ -21,8 +21,8 @@ class GuidanceResponse(EpisodeMetric):
     `gain_at_scale_1_5` is the least-squares slope of generated on true displacements over a latent frame, both axes
     together; near 0 at scale 0, ideal 1 at scale 1. `gain_rises` is 1 where no scale has a lower gain than the one
     before and the last a higher one than the first, both by more than the tolerance; `saturates_at_scale` is the lowest
-    scale whose gain is the highest one but for the tolerance, and NaN where that is the last scale or the gain does
-    not rise. A blind model has gain 0 at all scales, which do not rise.
+    scale whose gain is the highest one but for the tolerance, and NaN where that is the last scale or the gain does not
+    rise. A blind model has gain 0 at all scales, which do not rise. The figures are this project's own.
 
     Args:
         scales: Guidance scales in rising order.

@@ -19,6 +19,7 @@ class HeldActions(EpisodeMetric):
     displacement over the whole video and `g` the generated one, `held_gain_0.04 = sum g d / sum d d` over episodes,
     directions and both axes, the slope of a line through the origin, at 0.04 of the largest action; ideal 1, blind 0.
     `held_drift_px` is the mean distance of what is seen under zero actions from where it should be at the end; ideal 0.
+    The definition is this project's own.
 
     Args:
         fractions: Sizes of the actions, as fractions of the largest.

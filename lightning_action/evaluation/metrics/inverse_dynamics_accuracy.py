@@ -30,7 +30,8 @@ class InverseDynamicsAccuracy(EpisodeMetric):
     nothing about the videos, and the normalised one is NaN. Rows over which a column keeps its value are one trial of
     that probability: they are no independent ones.
 
-    An action of several columns is as many trials; chance then takes the most frequent value of each column.
+    An action of several columns is as many trials; chance then takes the most frequent value of each column. The
+    normalisation is this project's own.
 
     Args:
         num_classes: Number of kinds of actions; of several columns, that of each.

@@ -86,9 +86,9 @@ class Column:
 class InverseDynamicsModel(nn.Module):
     """Reads the action rows between two frames off the four frames around them.
 
-    A convolutional network with group normalisation of about half a million parameters, which reads frames of any size
-    of 16 pixels or more; those whose longer side exceeds 96 pixels are made that small. As in VPT (Baker et al. 2022,
-    arXiv:2206.11795) it also looks at what comes after the action.
+    A convolutional network with group normalisation (Wu and He 2018, arXiv:1803.08494) of about half a million
+    parameters, which reads frames of any size of 16 pixels or more; those whose longer side exceeds 96 pixels are made
+    that small. As in VPT (Baker et al. 2022, arXiv:2206.11795) it also looks at what comes after the action.
 
     Args:
         schema: Meaning of the action rows.

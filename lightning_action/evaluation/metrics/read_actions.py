@@ -33,6 +33,10 @@ class ReadingQuality(EpisodeMetric):
     - `correlation_<column>` of all columns, classes as one-hot vectors; chance is 0.
     - `accuracy_<column>` of switches and classes, and `chance_<column>`, the share of the most frequent value.
 
+    Coefficient of determination for continuous columns and accuracy for keys are what VPT reports of its
+    inverse-dynamics model (Baker et al. 2022, arXiv:2206.11795). Chance is a classifier that always says the most
+    frequent value.
+
     Args:
         columns: Columns of an action row.
     """
@@ -79,6 +83,10 @@ class ActionsReadBack(EpisodeMetric):
     - `idm_cross_talk_a_to_b`, of two to four continuous columns: how much more of column b is read for each unit of a
       that was given than on real videos, all else equal and both in deviations of the given actions; ideal 0, and 1
       both ways where the columns are swapped.
+
+    Reading actions back off generated videos is that of GameWorld Score (Matrix-Game, Zhang et al. 2025,
+    arXiv:2506.18701). Gain, lag and cross-talk are those of `ActionFollowing`; to measure them against real videos is
+    this project's own.
 
     Args:
         columns: Columns of an action row.

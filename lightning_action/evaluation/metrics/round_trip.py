@@ -22,7 +22,7 @@ class RoundTrip(EpisodeMetric):
     The mirror is the scenario consistency of GameWorld Score (Matrix-Game, Zhang et al. 2025, arXiv:2506.18701),
     without its search over shifts. A video that stands still has `round_trip` and `mirror` 1, which is why the
     excursion stands beside it: there it is 0, and the recovery NaN. Where walls stop an object, the opposite does not
-    undo; choose actions that keep away from them.
+    undo; choose actions that keep away from them. The other figures are this project's own.
     """
 
     def __init__(self, **kwargs: Any) -> None:

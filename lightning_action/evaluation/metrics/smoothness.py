@@ -16,8 +16,9 @@ class BlockSeams(EpisodeMetric):
 
     With `c_t` the mean of `|x_t - x_{t-1}|` over pixels, `seam_ratio` is the mean of `c_t` over generated frames t that
     begin a block, over the mean of the others; 1 where blocks do not show, above 1 where the picture jumps, below 1
-    where it halts, and NaN where nothing moves inside blocks. It is the discontinuity between chunks of
-    autoregressive video, as a number; true videos have their own, near 1, which belongs beside it.
+    where it halts, and NaN where nothing moves inside blocks. It is the discontinuity between chunks of autoregressive
+    video, as a number; true videos have their own, near 1, which belongs beside it. The definition is this project's
+    own.
 
     Args:
         frames_per_block: Number of pixel frames of a block.

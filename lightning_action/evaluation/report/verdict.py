@@ -19,6 +19,8 @@ _OTHER = {"x": "y", "y": "x"}
 class Thresholds:
     """Figures that an obedient model reaches; the report holds them beside the verdict.
 
+    Their values are this project's own.
+
     Args:
         gain_low: Lowest gain of each axis.
         gain_high: Highest gain of each axis.
