@@ -48,7 +48,7 @@ class CapturedPass:
         """Predict the velocity of the cache's next block, as `CausalWanModel.denoise` does.
 
         Raises:
-            ValueError: The window is not full, or the block is not of the shape that was captured.
+            ValueError: The window is not full, or the latents are not those of the cache's next block.
         """
         velocity = self._step(latents, timestep, action_modulation, image_channels)
         # The next replay writes to the same place.

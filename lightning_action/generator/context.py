@@ -33,9 +33,12 @@ class MaskedContext:
         prompt: EmbeddedPrompt,
         flex_on_cuda: bool = True,
     ) -> None:
+        # Chosen once for a pass: who sees whom is the same in every layer, and so are the masks that it takes.
         self._attend = choose_attention(visibility, tokens_per_frame, prompt.text.device, flex_on_cuda)
         self._prompt = prompt
 
+    # Compiled layers do not look into it: who sees whom would become part of their code, and another number of frames
+    # would compile all of it anew. FlexAttention is compiled by itself.
     @torch.compiler.disable
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Compute self-attention, all `[B, N, heads, head_dim]`."""
@@ -84,11 +87,14 @@ class CachedContext:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Keep the block's keys and values, and compute its attention to the past and itself."""
+        # Written before it is read: the block sees itself, and past and block are one slice that nothing has to join.
         self.write(key, value)
         return self.kernel(query, self.keys, self.values)
 
     def write(self, key: Tensor, value: Tensor) -> None:
         """Put the block's keys and values where attention reads them."""
+        # These are views of the cache that end with the block's place, so that this writes into the cache itself. Each
+        # step of denoising writes over the one before; only `KVCache.advance` makes the block a part of the past.
         self.keys[:, -key.shape[1] :] = key
         self.values[:, -value.shape[1] :] = value
 
@@ -114,6 +120,7 @@ class KeptContext:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Compute the block's attention to the past and itself."""
+        # Always exactly, whatever kernel has generated: this is for a gradient, which the kernel in 8 bits has not.
         keys = torch.cat([*(keys for keys, _ in self.past), key], dim=1)
         return attend_dense(query, keys, torch.cat([*(values for _, values in self.past), value], dim=1))
 
@@ -125,5 +132,7 @@ class KeptContext:
 class OpaqueContext(CachedContext):
     """The same for layers that are compiled one by one: not looking into it, one code serves all blocks and layers."""
 
+    # A class of its own, for a pass that is compiled whole (`CapturedPass`) would fail at what is not looked into.
+    # `write` needs nothing: outside of `attend` it is called by `WanLayer.write` alone, which is never compiled.
     attend = torch.compiler.disable(CachedContext.attend)
     prompt = torch.compiler.disable(CachedContext.prompt)

@@ -111,6 +111,7 @@ class KVCache:
         """Keep the current block's keys and values, drop frames that no later block sees, and move on."""
         for source, frame in enumerate(self.block, self._place):
             slot = self._slot(frame)
+            # While the window fills, frames stay where they were written; then each takes the slot of the oldest.
             if slot is None or slot == source:
                 continue
             for stored in (self.keys, self.values):
@@ -135,6 +136,7 @@ class KVCache:
         """Return a cache of some of the videos, which goes on from here by itself; one may be there more than once."""
         chosen = copy(self)
         every = (self.keys, self.values, self._first_keys)
+        # A list as an index copies, also where it names all videos, so that neither cache writes into the other.
         chosen.keys, chosen.values, chosen._first_keys = (stored[:, list(videos)] for stored in every)
         return chosen
 
