@@ -60,10 +60,10 @@ class ActionModulationMonitor(Callback):
     - `action/modulation`: histogram of values of the first rank that are not exactly zero.
 
     A modulation that starts at exactly zero, as adaLN-Zero (Peebles & Xie 2023, arXiv:2212.09748) should, is mentioned
-    once. A fault is an ActionModulationWarning that begins with its name, each at most once: `frozen projection` and
-    `exploded modulation` as soon as they are seen; `detached projection`, `zero modulation` and `saturated modulation`
-    (one that hardly changes when the action does) when they have been seen for `warn_after_steps`. The first step of
-    all is looked at, too, in addition to the logged ones.
+    once. A fault is an ActionModulationWarning that begins with its name, each at most once: `unknown modulation` (one
+    of another shape), `frozen projection` and `exploded modulation` as soon as they are seen; `detached projection`,
+    `zero modulation` and `saturated modulation` (one that hardly changes when the action does) when they have been seen
+    for `warn_after_steps`. The first step of all is looked at, too, in addition to the logged ones.
 
     It works with any LightningModule that has, under names of your choice, a module `projection` that returns
     `[B, F, 6, D]` or `[B, F, L, 6, D]`, and whose arguments `[B, F, ...]` are the action; a module `time_projection`

@@ -25,7 +25,7 @@ class Thresholds:
         gain_low: Lowest gain of each axis.
         gain_high: Highest gain of each axis.
         gain_ignored: Gain, of either sign, below which an axis does not respond.
-        gain_slow: Lowest gain in the slowest quartile.
+        gain_slow: Lowest gain in the slowest quartile, and of each held action.
         sign_accuracy: Lowest share of displacements in the right direction.
         lag_correlation: Lowest correlation with the true motion at which a lag means something.
         cross_talk: Largest motion along one axis for each pixel that was commanded along the other.
