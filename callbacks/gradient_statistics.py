@@ -42,8 +42,8 @@ class GradientStatistics(Callback):
     `optimizer_0/all` and so on. Parameters without a gradient, such as frozen ones, count nowhere; a group that has
     nothing else is left out.
 
-    It works with any LightningModule, with automatic and manual optimization, and with replicated (DDP) and sharded
-    (FSDP2) parameters; in manual optimization, clipping is seen where it happens inside of `optimizer.step`.
+    It works with any LightningModule, with automatic and manual optimisation, and with replicated (DDP) and sharded
+    (FSDP2) parameters; in manual optimisation, clipping is seen where it happens inside of `optimizer.step`.
     An optimizer that calls no step hooks shows neither what is clipped nor updates.
     Nothing is computed at steps that are not logged, except that the step before a logged one copies the gradients for
     `cosine`; that copy is not in checkpoints, so that a fit resumed between the two shows no cosine at the first logged

@@ -61,13 +61,13 @@ class ThroughputMonitor(Callback):
     It works with any LightningModule. Training batches are dicts with `video` `[B, T, ...]` or `latents`
     `[B, F, ...]`, of which latents count where there are both; otherwise only steps are counted. `predict_step` returns
     a dict with `video` `[B, T, ...]` and, if they are measured, `block_seconds` (a list with the seconds of each block
-    of latents) and `decode_seconds`; if not, the whole step counts as with VAE. For the utilization, `flops_per_batch`
+    of latents) and `decode_seconds`; if not, the whole step counts as with VAE. For the utilisation, `flops_per_batch`
     is an attribute or property of the module (None where it is not known): operations of forward and backward pass on
     one rank. The device is waited for at logged steps, at both ends of validation, and after each step of a prediction
     that measures no blocks.
 
-    The utilization is the model FLOPs utilization of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), or its
-    hardware FLOPs utilization where `flops_per_batch` counts what activation checkpointing computes twice.
+    The utilisation is the model FLOPs utilisation of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), or its
+    hardware FLOPs utilisation where `flops_per_batch` counts what activation checkpointing computes twice.
 
     Args:
         video: Name of the video in a training batch.

@@ -22,11 +22,11 @@ _MULTIPLE = 16
 @torch.inference_mode(False)
 @torch.no_grad()
 def quantize_layers(layers: nn.ModuleList, quantization: Quantization) -> None:
-    """Quantize the linear maps of transformer layers in place; embeddings, norms and head stay as they are.
+    """Quantise the linear maps of transformer layers in place; embeddings, norms and head stay as they are.
 
     Args:
         layers: Layers of the generator, with their final weights.
-        quantization: Kind of weights: `fp8_dynamic` also quantizes what goes into each linear map, token by token, and
+        quantization: Kind of weights: `fp8_dynamic` also quantises what goes into each linear map, token by token, and
             multiplies in float8 (`Fp8Linear`). On CUDA that takes compute capability 8.9 or newer. The others only
             store weights in 8 bits, which saves memory rather than time.
 
@@ -34,7 +34,7 @@ def quantize_layers(layers: nn.ModuleList, quantization: Quantization) -> None:
         ImportError: The package torchao is not installed, which the others need.
         RuntimeError: This device does not multiply in float8.
         ValueError: `fp8_dynamic`, and a linear map has a width that is no multiple of 16, or LoRA that is not merged.
-            Nothing was quantized then.
+            Nothing was quantised then.
     """
     if quantization == "fp8_dynamic":
         _multiply_in_float8(layers)
@@ -88,7 +88,7 @@ class Fp8Linear(nn.Module):
 
 
 class Fp8SelfAttention(SelfAttention):
-    """Self-attention whose queries, keys and values are one product in float8 of tokens that are quantized once.
+    """Self-attention whose queries, keys and values are one product in float8 of tokens that are quantised once.
 
     Args:
         attention: Layer whose place it takes; norms and the map of the output are shared with it.
