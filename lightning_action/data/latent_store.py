@@ -195,7 +195,7 @@ class LatentStore:
         self._prompt_numbers = {prompt: str(number) for number, prompt in enumerate(self.index.prompts)}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give a worker process no open files: it opens them itself."""
+        """Give a worker process no open files: it opens its own."""
         return {**self.__dict__, "_open": OrderedDict()}
 
     def window(self, number: int, start: int, num_latents: int) -> Tensor:

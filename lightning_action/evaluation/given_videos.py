@@ -55,7 +55,7 @@ class GivenEpisodes:
 
 _COPY, _IGNORE = BASELINES
 MIN_GIVEN_PSNR_DB = 15.0
-"""Given frames are more alike than this after a codec."""
+"""PSNR that given frames still exceed after a codec."""
 
 
 class GivenVideosTest:

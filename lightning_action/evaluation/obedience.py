@@ -40,7 +40,7 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class Truth:
-    """Videos as those of a batch should be.
+    """True videos of a batch, as its own should be.
 
     Args:
         own: True videos under the samples' own actions.

@@ -42,7 +42,7 @@ _MAX_CONTROLS = 256
 
 @dataclass(frozen=True)
 class Control:
-    """Input of a person that can be held.
+    """Control that a person can hold.
 
     Args:
         label: Name on the page.

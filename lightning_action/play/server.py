@@ -67,7 +67,7 @@ class Playground:
         stage: The worlds.
         action_map: Map from what is held to action rows.
         new_observer: Function that makes a recording of a new world; None records nothing.
-        log: File that takes the latencies, and ends with the server; None writes nothing.
+        log: Writer that takes the latencies, and ends with the server; None writes nothing.
     """
 
     stage: Stage

@@ -19,7 +19,7 @@ class LocalFolder:
     Args:
         address: Path of a folder, or an address such as `s3://bucket/folder`, which fsspec reads.
         cache_dir: Folder that remote files are copied to; None takes `lightning_action` in the user's cache.
-        version: Text that tells the folder from one that stood at the same address before: its copies lie apart.
+        version: Bytes that tell the folder from one that stood at the same address before: its copies lie apart.
 
     Raises:
         FileNotFoundError: The path names no folder.

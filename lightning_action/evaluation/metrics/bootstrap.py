@@ -1,4 +1,4 @@
-"""Distance that chance alone moves a figure: intervals over the episodes that were measured."""
+"""Range that chance alone gives a figure: intervals over the episodes that were measured."""
 
 from __future__ import annotations
 

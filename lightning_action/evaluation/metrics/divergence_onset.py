@@ -1,4 +1,4 @@
-"""Onset of a rollout's going astray."""
+"""Frame at which a rollout begins to go astray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Way that slow actions go when they are held, and drift of an object that should stand still."""
+"""Displacement by slow actions that are held, and drift of an object that should stand still."""
 
 from __future__ import annotations
 
