@@ -288,5 +288,8 @@ def control_of(figures: Mapping[str, float]) -> float | None:
 
 
 def has_collapsed(control: float, teachers: float, share: float) -> bool:
-    """Tell whether a student has less than a share of its teacher's control; never where the teacher has none."""
+    """Tell whether a student has less than a share of its teacher's control; never where the teacher has none.
+
+    The test is this project's own.
+    """
     return share > 0 and teachers > 0 and control < share * teachers

@@ -3,6 +3,8 @@
 A score is a generator with its own action projection. It predicts clean latents from a clip with noise, in one of two
 ways, which are functions: `bidirectional`, every frame seeing every frame, as in DMD and Self Forcing; or `causal`,
 each block seeing the clip's own clean past, as a teacher-forced model was trained.
+
+Teacher and critic are the real and the fake score of DMD2 (Yin et al. 2024, arXiv:2405.14867).
 """
 
 from __future__ import annotations

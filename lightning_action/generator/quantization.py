@@ -49,6 +49,9 @@ class Fp8Linear(nn.Module):
     whatever goes in, which is all that CUDA makes of scales for each row. They come back in the type of what goes in,
     and in that of autocast where that is on.
 
+    Scales for each output channel and each token are the vector-wise quantisation of Dettmers et al. (2022,
+    arXiv:2208.07339).
+
     Args:
         weight: Weights, `[out, in]`; on CUDA both must be multiples of 16.
         bias: Bias of the map, `[out]`, kept in bfloat16.
