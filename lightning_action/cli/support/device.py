@@ -11,7 +11,7 @@ def choose_device(name: str, rank: int) -> torch.device:
     """Find a device by its name; `auto` shares out the GPUs, and is the CPU where there are none.
 
     Raises:
-        ValueError: There is no such kind of device.
+        ValueError: The name is that of no kind of device.
     """
     if name != "auto":
         try:

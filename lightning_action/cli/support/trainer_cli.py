@@ -54,8 +54,8 @@ class ActionVideoCLI(LightningCLI):
     """LightningCLI for `ActionVideoModule` and any DataModule; checkpoints land in `<default_root_dir>/checkpoints`.
 
     Args:
-        args: What is typed.
-        kwargs: What LightningCLI takes besides.
+        args: Arguments that were typed.
+        kwargs: Further arguments of LightningCLI.
 
     Raises:
         ValueError: A configuration names classes of a module that `args` do not allow.
@@ -128,13 +128,13 @@ class ActionVideoCLI(LightningCLI):
     before_fit = before_validate = before_test = before_predict = announce_checkpoint
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Without the warning that there is a command line beside `args`: they are that command line."""
+        """Leave out the warning of a command line beside `args`: they are that command line."""
         self.config = parser.parse_args(args)
         require_classes(self.config)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Whether a checkpoint may run code is not for a configuration to say."""
+        """Skip `weights_only`: whether a checkpoint may run code is not for a configuration to say."""
         return {verb: {*skipped, "weights_only"} for verb, skipped in LightningCLI.subcommands().items()}
 
     # LightningCLI has no public way to leave out the options of other verbs, to change what a verb is called with, to
@@ -208,7 +208,7 @@ def only_tensors(value: bool | None) -> bool | None:
     """Parse the one value of `weights_only`.
 
     Raises:
-        ValueError: It is another.
+        ValueError: The value is neither true nor null.
     """
     if value in (None, True, "true", "null"):
         return None
