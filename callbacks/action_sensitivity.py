@@ -36,7 +36,7 @@ class ActionSensitivity(Callback):
 
     At each noise level, the same noisy videos are predicted under their own actions and under actions that are
 
-    - `swapped`: those of the next sample of the probe (of one alone: its own backwards);
+    - `swapped`: those of the sample before in the probe (of one alone: its own backwards);
     - `shuffled`: its own rows in another order, no row in its place;
     - `nulled`: none, `batch["action"] = None`;
     - `scaled`: its own times `scale`; not with actions that are whole numbers, which are classes.
@@ -46,12 +46,12 @@ class ActionSensitivity(Callback):
     - `sensitivity/change/<variant>` and `.../<t>`: distance between the two predictions over the length of the first,
       both as Euclidean norms over a sample. 0 is a model that does not see its actions;
     - `sensitivity/layer/<variant>/layer_03`: the same of what a layer hands on, over all noise levels;
-    - `sensitivity/shuffle_gap` and `.../<t>`: (loss under swapped actions - loss) / loss, the loss being the mean
-      squared error of the prediction; and `sensitivity/shuffle_gap_error`, its standard error over samples and seeds;
+    - `sensitivity/swapped_gap` and `.../<t>`: (loss under swapped actions - loss) / loss, the loss being the mean
+      squared error of the prediction; and `sensitivity/swapped_gap_error`, its standard error over samples and seeds;
     - `sensitivity/win_rate` and `.../<t>`: how often the loss is smaller under a sample's own actions. Ties count half.
 
     An IgnoredActionsWarning says that *the model ignores its actions* when, from step `warn_after_step` on and
-    `patience` times in a row, the shuffle gap is not above two standard errors and the win rate not above 0.5 by two
+    `patience` times in a row, the swapped gap is not above two standard errors and the win rate not above 0.5 by two
     standard deviations of a fair coin thrown for every sample and seed.
 
     The probe is the first samples of the first validation dataloader; of a fit without validation, those of the first
@@ -234,10 +234,10 @@ class Sensitivity(NamedTuple):
 
     def figures(self, timesteps: Sequence[float]) -> dict[str, float]:
         """Figures to log, by key."""
-        by_level = {"shuffle_gap": self.gap.mean(dim=-1), "win_rate": self.win_rate}
+        by_level = {"swapped_gap": self.gap.mean(dim=-1), "win_rate": self.win_rate}
         for index, variant in enumerate(self.variants):
             by_level[f"change/{variant}"] = self.values[:, index, _CHANGE].mean(dim=-1)
-        figures = {"sensitivity/shuffle_gap_error": self.gap_error}
+        figures = {"sensitivity/swapped_gap_error": self.gap_error}
         for name, values in by_level.items():
             figures[f"sensitivity/{name}"] = float(values.mean())
             levels = zip(timesteps, values.tolist(), strict=True)

@@ -42,7 +42,7 @@ class RolloutLogger(EveryNValidations):
 
     - `rollout/1_truth/sample_<i>`: a video, generated beside true, with the actions drawn on it;
     - `rollout/2_counterfactual/sample_<i>`: a picture of film strips from one start and one noise: the truth, and what
-      is generated under the sample's own actions, under those of the next sample, and under none;
+      is generated under the sample's own actions, under those of the sample before, and under none;
     - `rollout/3_probe_script`: a video, one start under actions that are always the same: hold (all zeros; not with
       classes), each of `actions` throughout, the first two in turn, and none;
     - `rollout/4_action_scan`: a picture of each of `actions` at each of `scales`; not with actions that are whole

@@ -15,7 +15,7 @@ DEFAULT_LAYOUT: Layout = {
         "modulation relative to time": ["action/modulation_to_time/all$"],
         "variation of the modulation": ["action/modulation_variation$"],
         "change of the prediction under other actions": ["sensitivity/change/[a-z]+$"],
-        "shuffle gap and its standard error": ["sensitivity/shuffle_gap$", "sensitivity/shuffle_gap_error$"],
+        "swapped gap and its standard error": ["sensitivity/swapped_gap$", "sensitivity/swapped_gap_error$"],
         "win rate": ["sensitivity/win_rate$"],
     },
     "Where in the network": {
@@ -33,7 +33,7 @@ DEFAULT_LAYOUT: Layout = {
     },
     "At which noise": {
         "loss": ["loss/noise_level/"],
-        "shuffle gap": ["sensitivity/shuffle_gap/t"],
+        "swapped gap": ["sensitivity/swapped_gap/t"],
         "win rate": ["sensitivity/win_rate/t"],
         "change under swapped actions": ["sensitivity/change/swapped/t"],
         "loss in validation": ["loss/noise_level_validation/"],

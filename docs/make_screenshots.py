@@ -54,7 +54,8 @@ class MixedUpWorld(MovingSpriteWorld):
     """Every sprite moves as another one of the batch was told to."""
 
     def simulate(self, start: WorldStart, actions: Tensor) -> Tensor:
-        return super().simulate(start, actions.roll(1, dims=0))
+        # Those of the sample after: with those of the one before, swapped actions would be the true ones.
+        return super().simulate(start, actions.roll(-1, dims=0))
 
 
 def _path(part: type) -> str:

@@ -133,8 +133,8 @@ def with_actions(sample: Batch, actions: Tensor) -> Batch:
 
 
 def other_actions(action: Tensor) -> Tensor:
-    """Give each sample of `[B, rows, columns]` the actions of the next one; one alone gets its own backwards."""
-    return action.roll(-1, dims=0) if len(action) > 1 else action.flip(1)
+    """Give each sample of `[B, rows, columns]` the actions of the one before; one alone gets its own backwards."""
+    return action.roll(1, dims=0) if len(action) > 1 else action.flip(1)
 
 
 def first_validation_samples(trainer: Trainer, count: int, owner: str) -> list[Batch]:

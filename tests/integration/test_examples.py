@@ -20,7 +20,7 @@ SCALARS = {
     "image_classifier": {"grad/norm/head", "phase/backbone_trainable", "throughput/train/steps_per_second"},
     "own_dit": {
         *("action/modulation_norm/gate_ffn", "drift/brightness/change", "grad/norm/action_encoder"),
-        *("grad/norm/transformer.layers.01", "loss/noise_level/0400-0600", "phase/index", "sensitivity/shuffle_gap"),
+        *("grad/norm/transformer.layers.01", "loss/noise_level/0400-0600", "phase/index", "sensitivity/swapped_gap"),
     },
 }
 IMAGES = {"image_classifier": set(), "own_dit": {"rollout/1_truth/sample_0", "rollout/4_action_scan"}}

@@ -70,7 +70,7 @@ def direct_figures(module: Probed) -> dict[str, float]:
             for index, sample in enumerate(samples):
                 own = sample["action"]
                 variants = {
-                    "swapped": samples[(index + 1) % SAMPLES]["action"],
+                    "swapped": samples[(index - 1) % SAMPLES]["action"],
                     "shuffled": own[order.flatten().long()],
                     "scaled": SCALE * own,
                     "nulled": torch.zeros_like(own),
@@ -93,12 +93,12 @@ def direct_figures(module: Probed) -> dict[str, float]:
                         gaps.setdefault((index, seed), []).append((other_loss - loss) / loss)
                         for key in ("win_rate", f"win_rate/t{timestep:04.0f}"):
                             found.setdefault(key, []).append(float(other_loss > loss))
-                        for key in ("shuffle_gap", f"shuffle_gap/t{timestep:04.0f}"):
+                        for key in ("swapped_gap", f"swapped_gap/t{timestep:04.0f}"):
                             found.setdefault(key, []).append((other_loss - loss) / loss)
     figures = {f"sensitivity/{key}": sum(values) / len(values) for key, values in found.items()}
     means = torch.tensor([sum(values) / len(values) for values in gaps.values()], dtype=torch.float64)
     error = ((means - means.mean()).square().sum() / (len(means) - 1)).sqrt() / len(means) ** 0.5
-    return figures | {"sensitivity/shuffle_gap_error": float(error)}
+    return figures | {"sensitivity/swapped_gap_error": float(error)}
 
 
 def passes(

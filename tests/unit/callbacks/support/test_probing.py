@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import Tensor, nn
 
+from lightning_action.batch import other_actions as other_actions_of_a_batch
 from lightning_action.callbacks.support.probing import (
     check_action_width,
     format_row,
@@ -106,10 +107,11 @@ def assert_same(value: Any, expected: Any) -> None:
         np.testing.assert_equal(value, expected)
 
 
-def test_other_actions_are_those_of_another_sample() -> None:
-    action = torch.arange(6.0).reshape(3, 2, 1)
-    assert torch.equal(other_actions(action), action[[1, 2, 0]])
-    assert torch.equal(other_actions(action[:1]), action[:1].flip(1))
+@pytest.mark.parametrize("count", [3, 1])
+def test_other_actions_are_those_of_the_sample_before_as_in_the_package(count: int) -> None:
+    action = torch.arange(6.0).reshape(3, 2, 1)[:count]
+    assert torch.equal(other_actions(action), action[[2, 0, 1]] if count == 3 else action.flip(1))
+    assert torch.equal(other_actions(action), other_actions_of_a_batch({"action": action})["action"])
 
 
 class Changing(nn.Module):
