@@ -21,6 +21,8 @@ from lightning_action.atomic import write_json
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule, clean_from_velocity
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts
+from lightning_action.generation.sampling import Sampling
+from lightning_action.generation.video import VideoGenerator
 from lightning_action.generator.context import TextCache
 
 WAYS = ("nothing", "plain", "beside_cache", "checkpointed")
@@ -44,8 +46,9 @@ def gradient(way: str, dim: int, num_layers: int, side: int, num_frames: int) ->
     )
     causality, timesteps = BlockCausality(3, 12, 3), (1000.0, 750.0)
     text, noise = torch.randn(1, 8, 32), frame_noise(0, [0], shape)
-    rollouts = SelfRollouts(generator, causality, _SCHEDULE, timesteps)
-    clip = rollouts.make(rollouts.session(text, noise, shape, num_frames), num_frames, 1, for_gradient=way != "nothing")
+    rollouts = SelfRollouts(VideoGenerator(generator, causality, Sampling(), _SCHEDULE), timesteps)
+    session = rollouts.begin(text, noise, (num_frames, *shape))
+    clip = rollouts.make(session, num_frames, 1, for_gradient=way != "nothing")
     if way == "plain":
         grown_with_cache(generator, clip, causality, text).square().mean().backward()
     elif way != "nothing":

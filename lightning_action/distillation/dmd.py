@@ -37,6 +37,7 @@ from lightning_action.distillation.score import (
 )
 from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts, exit_probabilities
 from lightning_action.generation.rollout import CausalRollout
+from lightning_action.generation.video import VideoGenerator
 from lightning_action.module import trained_groups
 from lightning_action.optimization import JointOptimization, Optimization
 from lightning_action.ranges import require_numbers
@@ -127,9 +128,8 @@ class ActionDistillation(DistilledModule):
         """Build the critic, which starts as a teacher of its size, else as the student."""
         starts = not self._resumes
         self.critic = self._build_score(self._critic_factories, starts, self.score_sight, self.action_blind)
-        self.rollouts = SelfRollouts(
-            self.generator, self.causality, self.schedule, self.timesteps, self.sampling.context
-        )
+        student = VideoGenerator(self.generator, self.causality, self.sampling, self.schedule)
+        self.rollouts = SelfRollouts(student, self.timesteps)
         if starts:
             of_teacher, own = self._teacher_factories, self._factories
             is_teacher = (of_teacher.generator, of_teacher.action_projection) == (own.generator, own.action_projection)
@@ -232,11 +232,10 @@ class ActionDistillation(DistilledModule):
         return going if self.trainer.strategy.reduce_boolean_decision(fits, all=True) else None
 
     def _new_session(self, start: RolloutStart, batch: Batch, batch_idx: int) -> CausalRollout:
-        num_frames, *latent_shape = start.shape
         seed = mix_seed(self.seed, _ROLLOUT_STREAM, self.current_epoch, batch_idx)
         samples, text = batch["sample_id"].tolist(), start.text
-        noise = frame_noise(seed, samples, latent_shape, text.device, text.dtype)
-        return self.rollouts.session(text, noise, start.shape[1:], num_frames)
+        noise = frame_noise(seed, samples, start.shape[1:], text.device, text.dtype)
+        return self.rollouts.begin(text, noise, start.shape)
 
     def _next_chunk(
         self, going: GoingRollout, start: RolloutStart, exit_step: int, modulation: Tensor | None, for_gradient: bool

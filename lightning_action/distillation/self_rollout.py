@@ -20,8 +20,7 @@ from lightning_action.diffusion.flow_matching import FlowMatchSchedule, clean_fr
 from lightning_action.diffusion.noise import NoiseSource
 from lightning_action.diffusion.samplers import Noise, Sampler, Velocity, few_step
 from lightning_action.generation.rollout import CausalRollout, denoised_input, hold
-from lightning_action.generation.sampling import BlockContext
-from lightning_action.generator.causality import BlockCausality
+from lightning_action.generation.video import VideoGenerator
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.ranges import require_numbers
 
@@ -110,45 +109,20 @@ class SelfRollouts:
     """Makes clips with a student as it generates them.
 
     Args:
-        generator: Student.
-        causality: Block size, window and sink.
-        schedule: Noise levels.
+        videos: Student, and how it generates. Later blocks see of a block, as its `sampling.context` says, its clean
+            keys and values, those of the clean latents that the exit step predicts; or, with `last_step`, those of
+            the last step's noisy input, for which every block is denoised to the end wherever the gradient goes.
         timesteps: Timesteps of the student's steps, falling from 1000.
-        context: View that later blocks have of a block: its clean keys and values, those of the clean latents that the
-            exit step predicts; or, with `last_step`, those of the last step's noisy input, as in generation, for which
-            every block is denoised to the end wherever the gradient goes.
     """
 
-    def __init__(
-        self,
-        generator: CausalWanModel,
-        causality: BlockCausality,
-        schedule: FlowMatchSchedule,
-        timesteps: Sequence[float],
-        context: BlockContext = "clean",
-    ) -> None:
-        self.generator = generator
-        self.causality = causality
-        self.schedule = schedule
+    def __init__(self, videos: VideoGenerator, timesteps: Sequence[float]) -> None:
+        self.videos = videos
         self.timesteps = tuple(timesteps)
-        self.context = context
 
     @torch.no_grad()
-    def session(
-        self, text: Tensor, noise: NoiseSource, latent_shape: tuple[int, int, int], num_frames: int
-    ) -> CausalRollout:
-        """Begin a rollout of the student, whose blocks are denoised to the end.
-
-        Args:
-            text: Encoded prompts, `[B, L, text_dim]`.
-            noise: Source of noise, see `diffusion.noise.frame_noise`.
-            latent_shape: Shape of one latent frame, (C, H, W).
-            num_frames: Longest video, in latent frames; only matters where the window is unlimited.
-        """
-        sampler = self._sampler(len(self.timesteps))
-        return CausalRollout(
-            self.generator, text, self.causality, sampler, noise, latent_shape, num_frames, context=self.context
-        )
+    def begin(self, text: Tensor, noise: NoiseSource, shape: tuple[int, int, int, int]) -> CausalRollout:
+        """Begin a rollout of the student, whose blocks are denoised to the end; see `VideoGenerator.begin`."""
+        return self.videos.begin(text, noise, shape, sampler=self._sampler(len(self.timesteps)))
 
     @torch.no_grad()
     def make(
@@ -182,7 +156,7 @@ class SelfRollouts:
             raise ValueError(f"of {num_frames} latent frames {num_initial} are given: there is nothing to generate")
         modulation = None if action_modulation is None else action_modulation.detach()
         clean, exited, exits, kept = [], [], [], dict[int, KeysValues]()
-        for block in self.causality.split(num_frames, start):
+        for block in self.videos.causality.split(num_frames, start):
             here = slice(block.start - start, block.stop - start)
             acts = None if modulation is None else modulation[:, here]
             known = None if initial is None or here.start >= num_initial else initial[:, here]
@@ -206,7 +180,7 @@ class SelfRollouts:
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Return the next block, what the exit step predicted for it, and what that step was given."""
         passes: list[tuple[Tensor, float, Tensor]] = []
-        num_steps = exit_step + 1 if self.context == "clean" else len(self.timesteps)
+        num_steps = exit_step + 1 if self.videos.sampling.context == "clean" else len(self.timesteps)
 
         def watched(velocity: Velocity, noise: Noise) -> Tensor:
             def remembered(noisy: Tensor, timestep: float) -> Tensor:
@@ -218,13 +192,13 @@ class SelfRollouts:
         clean = session.next_block(modulation, known, watched)
         noisy, timestep, predicted = passes[exit_step]
         given = denoised_input(noisy, timestep, known)
-        level = self.schedule.sigma_at(torch.full_like(given[1], timestep))
+        level = self.videos.schedule.sigma_at(torch.full_like(given[1], timestep))
         return clean, hold(clean_from_velocity(noisy, predicted, level), known), given
 
     def _past(self, session: CausalRollout, block: range, kept: dict[int, KeysValues]) -> dict[int, KeysValues]:
         """Keys and values of what a block sees, each frame copied once for all blocks of a clip."""
-        frames = [frame for seen in self.causality.past(block) for frame in seen]
+        frames = [frame for seen in self.videos.causality.past(block) for frame in seen]
         return {frame: kept[frame] if frame in kept else session.cache.of_frame(frame) for frame in frames}
 
     def _sampler(self, num_steps: int) -> Sampler:
-        return partial(few_step, timesteps=self.timesteps[:num_steps], schedule=self.schedule)
+        return partial(few_step, timesteps=self.timesteps[:num_steps], schedule=self.videos.schedule)

@@ -41,9 +41,9 @@ def made(
 ) -> tuple[SelfRollouts, SelfRollout]:
     num_frames = inputs["clean"].shape[1]
     timesteps = SCHEDULE.denoising_timesteps(STEPS, warp_denoising_step=True)
-    rollouts = SelfRollouts(generator, causality, SCHEDULE, timesteps, context)
+    rollouts = SelfRollouts(VideoGenerator(generator, causality, Sampling(context=context), SCHEDULE), timesteps)
     text = inputs["text"]
-    session = rollouts.session(text, frame_noise(3, (4, 9), SHAPE, dtype=text.dtype), SHAPE, num_frames)
+    session = rollouts.begin(text, frame_noise(3, (4, 9), SHAPE, dtype=text.dtype), (num_frames, *SHAPE))
     initial = inputs["clean"][:, :num_initial] if num_initial else None
     return rollouts, rollouts.make(session, num_frames, exit_step, inputs["modulation"], initial)
 
@@ -221,7 +221,7 @@ def test_checkpointed_layers_find_the_cache_as_it_was() -> None:
 def test_a_rollout_goes_on_in_a_second_call() -> None:
     generator, inputs = small_generator(), small_inputs(10)
     rollouts, whole = made(generator, WINDOWED, inputs, 1, 0)
-    session = rollouts.session(inputs["text"], frame_noise(3, (4, 9), SHAPE), SHAPE, 10)
+    session = rollouts.begin(inputs["text"], frame_noise(3, (4, 9), SHAPE), (10, *SHAPE))
     modulation = inputs["modulation"]
     parts = [rollouts.make(session, 4, 1, modulation[:, :4]), rollouts.make(session, 6, 1, modulation[:, 4:])]
     assert torch.equal(torch.cat([part.clean for part in parts], dim=1), whole.clean)
@@ -240,7 +240,7 @@ def test_a_step_that_does_not_exist_and_nothing_to_generate_are_refused() -> Non
 def test_without_gradient_nothing_is_kept() -> None:
     generator, inputs = small_generator(), small_inputs(6)
     rollouts, clip = made(generator, WINDOWED, inputs, 1, 0)
-    session = rollouts.session(inputs["text"], frame_noise(3, (4, 9), SHAPE), SHAPE, 6)
+    session = rollouts.begin(inputs["text"], frame_noise(3, (4, 9), SHAPE), (6, *SHAPE))
     bare = rollouts.make(session, 6, 1, inputs["modulation"], for_gradient=False)
     assert torch.equal(bare.clean, clip.clean) and bare.exits == () and len(clip.exits) == 3
 
