@@ -212,7 +212,7 @@ class DistilledModule(ActionVideoModule):
             return figures
         if self._teacher_control is None:
             test = self._new_obedience_test("validation", generate=self._generate_as_teacher)
-            test.add_model(batch, {})
+            test.add_own(batch)
             self._teacher_control = control_of(dict(test.compute("model")))
         teachers = self._teacher_control
         if teachers is None:

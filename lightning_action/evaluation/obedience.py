@@ -118,7 +118,7 @@ class ObedienceTest:
         Raises:
             ValueError: None of the frames is generated.
         """
-        own, other = Seen(self._own_video(batch), batch.get("position")), other_actions(batch, self._num_initial_rows)
+        own, other = self._true(batch), other_actions(batch, self._num_initial_rows)
         read = None if self._inverse_dynamics is None else _read(self._inverse_dynamics, batch, own.video)
         truth = Truth(own, self._simulated(other), read)
         video, video_other = self._timed(batch), self._timed(other)
@@ -134,6 +134,15 @@ class ObedienceTest:
         evaluator.update_losses(losses, same)
         self._update_read_actions(evaluator, batch, truth, video, video_other)
         return truth
+
+    @torch.no_grad()
+    def add_own(self, batch: Batch) -> None:
+        """Add a rollout of a batch under its own actions alone, which tells nothing of other ones; see `add_model`."""
+        own, video = self._true(batch), self._timed(batch)
+        self._num_frames = video.shape[1]
+        self._show(truth=own.video, model=video)
+        evaluator = self._evaluators[MODEL].to(video.device)
+        evaluator.update_videos(self._seen(video, batch), None, own, None, batch["sample_id"])
 
     @torch.no_grad()
     def add_baselines(self, batch: Batch, losses: Mapping[str, FrameLosses], truth: Truth) -> None:
@@ -185,6 +194,9 @@ class ObedienceTest:
         video = self._generate(batch, scale, draw)
         self._predict_seconds += time.monotonic() - started
         return video
+
+    def _true(self, batch: Batch) -> Seen:
+        return Seen(self._own_video(batch), batch.get("position"))
 
     def _own_video(self, batch: Batch) -> Tensor:
         truth = self._true_video(batch)

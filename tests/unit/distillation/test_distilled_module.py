@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from lightning_action.batch import Batch
 from lightning_action.distillation import distilled_module
 from lightning_action.distillation.consistency import ActionConsistencyDistillation
 from lightning_action.distillation.distilled_module import BESIDE, ActionCollapse, control_of, has_collapsed
@@ -45,6 +47,18 @@ def test_a_student_that_lost_control_is_warned_of(
         fitted(module, tmp_path, max_steps=2, **often)
     assert sum(issubclass(each.category, ActionCollapse) for each in warned) == 1
     assert float(module.trainer.callback_metrics["validation/rollout/teacher_control"]) == pytest.approx(0.8)
+
+
+def test_the_teacher_generates_each_sample_once(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate, seen = ActionDistillation._generate_as_teacher, list[int]()
+
+    def watched(module: ActionDistillation, batch: Batch, scale: float | None, draw: int) -> Tensor:
+        seen.extend(batch["sample_id"].tolist())
+        return generate(module, batch, scale, draw)
+
+    monkeypatch.setattr(ActionDistillation, "_generate_as_teacher", watched)
+    fitted(student(ActionDistillation, teacher), tmp_path, max_steps=2, limit_val_batches=1, val_check_interval=1)
+    assert seen and len(seen) == len(set(seen))
 
 
 def test_where_nobody_knows_positions_the_teacher_generates_nothing(

@@ -126,6 +126,15 @@ def test_a_model_that_obeys() -> None:
     assert report["episodes"] == 7
 
 
+def test_a_rollout_under_own_actions_alone_has_the_same_figures_of_them() -> None:
+    both, alone = measured(obeys, batches=[]), measured(obeys, batches=[])
+    both.add_model(BATCHES[0], {})
+    alone.add_own(BATCHES[0])
+    expected, found = both.compute("model"), alone.compute("model")
+    assert {name: expected[name] for name in found} == pytest.approx(found, rel=0, abs=0, nan_ok=True)
+    assert "gain_x" in found and "delta_psnr_db" in expected.keys() - found.keys()
+
+
 def test_a_model_that_ignores_actions() -> None:
     report = measured(ignores, losses_of_a_model_without_actions).report()
     assert report["delta_psnr_db"] == report["delta_psnr_all_frames_db"] == 0
