@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from lightning_action.cli.support.data_section import build_data, load_samples
 from lightning_action.cli.support.device import choose_device
 from lightning_action.evaluation.known_state import Simulate, simulator
 from lightning_action.evaluation.worldproof_folder import RolloutFacts, actions_by_frame, write_rollout
+from lightning_action.generation.clock import Clock
 from lightning_action.module import ActionVideoModule
 from lightning_action.ranges import require_numbers
 from lightning_action.run import load_run
@@ -129,11 +129,12 @@ def write_batch(
     folder: Path, name: str, module: ActionVideoModule, batch: Batch, truth: Tensor, options: RolloutOptions
 ) -> None:
     """Generate a batch with several draws of noise, and write a folder for each sample, `000007_own`."""
-    started = time.monotonic()
+    clock = Clock(module.device)
+    generate = clock.timed("rollouts", module.generate)
     seeds = [module.sampling.seed + draw for draw in range(options.num_samples)]
-    videos = [module.generate(batch, replace(module.sampling, seed=seed)) for seed in seeds]
+    videos = [generate(batch, replace(module.sampling, seed=seed)) for seed in seeds]
+    seconds = sum(clock.seconds()["rollouts"]) / len(batch["sample_id"])
     generated = torch.stack([to_bytes(from_unit_range(video)).cpu() for video in videos])
-    seconds = (time.monotonic() - started) / len(batch["sample_id"])
     truth, given = to_bytes(truth).cpu(), module.sampling.num_initial_latents
     start = num_pixel_frames(given, module.schema.temporal_compression_ratio)
     for index, sample in enumerate(batch["sample_id"].tolist()):

@@ -190,6 +190,8 @@ class ObedienceTest:
         return {**self._pictures, **self._probes.pictures}
 
     def _timed(self, batch: Batch, scale: float | None = None, draw: int = 0) -> Tensor:
+        # Not `generation.clock.Clock`: measuring stands beside generating, and knows no device. None is at work when
+        # `generate` ends, for whether its video is finite was waited for.
         started = time.monotonic()
         video = self._generate(batch, scale, draw)
         self._predict_seconds += time.monotonic() - started
