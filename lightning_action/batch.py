@@ -38,6 +38,12 @@ def num_pixel_frames(num_latents: int, temporal_compression_ratio: int) -> int:
     return 1 + temporal_compression_ratio * (num_latents - 1)
 
 
+def pixel_frames_of(latent: int, temporal_compression_ratio: int) -> range:
+    """Pixel frames that a latent frame stands for: one the first, r each other."""
+    ratio = temporal_compression_ratio
+    return range(max(0, num_pixel_frames(latent, ratio)), num_pixel_frames(latent + 1, ratio))
+
+
 def num_latent_frames(num_frames: int, temporal_compression_ratio: int) -> int:
     """Latent frames that some pixel frames fill, `F = 1 + (T - 1) // r`."""
     return 1 + (num_frames - 1) // temporal_compression_ratio

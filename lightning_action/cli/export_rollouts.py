@@ -15,12 +15,12 @@ from tqdm import tqdm
 from lightning_action.atomic import creating_folder, require_new_folder
 from lightning_action.batch import (
     Batch,
+    bytes_of_unit_range,
     choose_samples,
-    from_unit_range,
     has_actions,
     num_pixel_frames,
     other_actions,
-    to_bytes,
+    to_unit_range,
 )
 from lightning_action.cli.support.data_section import build_data, load_samples
 from lightning_action.cli.support.device import choose_device
@@ -101,7 +101,7 @@ def export_rollouts(options: RolloutOptions) -> None:
 def rollouts_of(
     module: ActionVideoModule, batch: Batch, simulate: Simulate | None
 ) -> Iterator[tuple[str, Batch, Tensor]]:
-    """Yield what is generated of a batch: its name, the batch, and its true videos `[B, T, 3, H, W]` in [-1, 1].
+    """Yield what is generated of a batch: its name, the batch, and its true videos `[B, T, 3, H, W]` in [0, 1].
 
     That is the batch as it is, and under the actions of another sample where it is known what they show.
 
@@ -113,7 +113,7 @@ def rollouts_of(
     truth = module.true_video(batch)
     if truth is None:
         raise ValueError("the judge compares with true videos, and this data has none (`video` or `latents`)")
-    yield "own", batch, from_unit_range(truth)
+    yield "own", batch, truth
     if simulate is None:
         return
     rows = module.schema.num_rows(module.sampling.num_initial_latents)
@@ -122,7 +122,7 @@ def rollouts_of(
     differing = (other["action"] != batch["action"]).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if differing:
         other = choose_samples(other, differing)
-        yield "other", other, simulate(other)[0]
+        yield "other", other, to_unit_range(simulate(other)[0])
 
 
 def write_batch(
@@ -134,8 +134,8 @@ def write_batch(
     seeds = [module.sampling.seed + draw for draw in range(options.num_samples)]
     videos = [generate(batch, replace(module.sampling, seed=seed)) for seed in seeds]
     seconds = sum(clock.seconds()["rollouts"]) / len(batch["sample_id"])
-    generated = torch.stack([to_bytes(from_unit_range(video)).cpu() for video in videos])
-    truth, given = to_bytes(truth).cpu(), module.sampling.num_initial_latents
+    generated = torch.stack([bytes_of_unit_range(video).cpu() for video in videos])
+    truth, given = bytes_of_unit_range(truth).cpu(), module.sampling.num_initial_latents
     start = num_pixel_frames(given, module.schema.temporal_compression_ratio)
     for index, sample in enumerate(batch["sample_id"].tolist()):
         context = f"{sample:06d}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.atomic import replacing
-from lightning_action.batch import to_unit_range
+from lightning_action.batch import num_latent_frames, num_pixel_frames, to_unit_range
 from lightning_action.callbacks.support.pictures import draw_actions, enlarge, in_grid, write_png
 from lightning_action.cli.support.data_section import parse_data
 from lightning_action.cli.support.dry_run import action_times
@@ -117,8 +117,8 @@ def _statistics(datamodule: ClipData, acting: Sequence[Clip]) -> list[ColumnStat
 def _in_time(clip: Clip, schema: ActionSchema, statistics: Sequence[ColumnStatistics]) -> str:
     """Show the action rows of the first latent frames of a clip, with the pixel frames that they belong to."""
     ratio = schema.temporal_compression_ratio
-    num_latents = min(_SHOWN_LATENTS, 1 + (clip.num_frames - 1) // ratio)
-    values = clip.action(0, 1 + ratio * (num_latents - 1))[:, :_SHOWN_COLUMNS]
+    num_latents = min(_SHOWN_LATENTS, num_latent_frames(clip.num_frames, ratio))
+    values = clip.action(0, num_pixel_frames(num_latents, ratio))[:, :_SHOWN_COLUMNS]
     rows: list[Row] = []
     for time in action_times(schema, num_latents):
         rows.append((str(time.latent), span(time.pixel_frames), span(time.action_rows), ""))

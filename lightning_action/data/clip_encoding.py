@@ -109,7 +109,7 @@ def encode_clip(
     def parts() -> Iterator[Tensor]:
         position = 0
         for start in range(0, num_latents, _PART_LATENTS):
-            stop = 1 + ratio * (min(start + _PART_LATENTS, num_latents) - 1)
+            stop = num_pixel_frames(min(start + _PART_LATENTS, num_latents), ratio)
             part = _read_frames(clip, range(position, stop), frame_size)
             if window_starts == "anywhere":
                 alone = part[(-position) % ratio :: ratio]
@@ -127,7 +127,7 @@ def encode_clip(
     if locator is not None:
         tensors["position"] = torch.cat(positions)
     if clip.has_actions:
-        tensors["action"] = clip.action(0, 1 + ratio * (num_latents - 1)).float()
+        tensors["action"] = clip.action(0, num_pixel_frames(num_latents, ratio)).float()
     return tensors
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from lightning_action.action.schema import ActionSchema, Combine
-from lightning_action.batch import Batch, num_pixel_frames
+from lightning_action.batch import Batch, from_unit_range, num_pixel_frames
 from lightning_action.configuration.class_paths import import_named
 from lightning_action.data.made_samples import MadeSamples, SampleClip
 from lightning_action.data.split_data import SPLITS, Locator, Split, SplitDataModule
@@ -122,7 +122,7 @@ class EnvironmentDataset(MadeSamples):
 
     def _shown(self, seen: Sequence[tuple[np.ndarray, Any]]) -> Batch:
         video = torch.from_numpy(np.stack([frame for frame, _ in seen])).permute(0, 3, 1, 2)
-        shown = {"video": video / 127.5 - 1}
+        shown = {"video": from_unit_range(video / 255)}
         if self._position is not None:
             shown["position"] = torch.tensor(np.stack([place for _, place in seen]), dtype=torch.float32)
         return shown

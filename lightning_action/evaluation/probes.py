@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import Batch, acting, after_start, choose_samples, from_unit_range, to_bytes, without_action
+from lightning_action.batch import (
+    Batch,
+    acting,
+    after_start,
+    bytes_of_unit_range,
+    choose_samples,
+    from_unit_range,
+    without_action,
+)
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
 from lightning_action.evaluation.metrics.action_following import hold_last_found
 from lightning_action.evaluation.metrics.controllability import Controllability
@@ -256,4 +264,4 @@ def last_frame(video: Tensor, batch: Batch) -> Tensor:
 
 def as_bytes(video: Tensor) -> Tensor:
     """Turn pixels in [0, 1] into bytes on the CPU."""
-    return to_bytes(from_unit_range(video)).cpu()
+    return bytes_of_unit_range(video).cpu()

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_action.batch import from_unit_range
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -43,7 +45,7 @@ def read_image(path: str | Path, frame_size: tuple[int, int] | None) -> Tensor:
     pixels = _decode(Path(path))
     if frame_size is not None and tuple(pixels.shape[:2]) != tuple(frame_size):
         raise ValueError(f"{path} is {pixels.shape[0]} x {pixels.shape[1]}, expected {frame_size[0]} x {frame_size[1]}")
-    return torch.from_numpy(pixels).permute(2, 0, 1) * 2 - 1
+    return from_unit_range(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 def _decode(path: Path) -> np.ndarray:

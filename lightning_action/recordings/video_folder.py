@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_action.batch import to_bytes
 from lightning_action.recordings.faults import Faults, OnFault
 from lightning_action.recordings.image_file import read_image
 from lightning_action.recordings.local_folder import LocalFolder
@@ -57,8 +58,7 @@ def picture_frames(paths: Sequence[Path], indices: list[int]) -> np.ndarray:
 
 
 def _bytes_of(pixels: Tensor) -> np.ndarray:
-    unit = pixels.permute(1, 2, 0).numpy() * 0.5 + 0.5
-    return np.round(unit * 255).astype(np.uint8)
+    return to_bytes(pixels.permute(1, 2, 0)).numpy()
 
 
 def read_video_folder(

@@ -5,6 +5,7 @@ import torch
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import (
+    bytes_of_unit_range,
     check_batch,
     choose_samples,
     first_frames,
@@ -15,6 +16,7 @@ from lightning_action.batch import (
     num_latent_frames,
     num_latents,
     num_pixel_frames,
+    pixel_frames_of,
     shuffled_actions,
     to_bytes,
     to_unit_range,
@@ -129,6 +131,15 @@ def test_pixels_for_users_are_in_the_unit_range() -> None:
     )
 
 
+def test_bytes_are_the_same_in_either_range() -> None:
+    random = torch.Generator().manual_seed(0)
+    near_black = -1 + torch.tensor([0.0, 2.0**-24, 2.0**-20, 1e-3])
+    decoded = torch.cat([2 * torch.rand(100_001, generator=random) - 1, near_black])
+    # What is decoded, and what files hold.
+    for shown in (to_unit_range(decoded), torch.arange(256) / 255):
+        assert torch.equal(bytes_of_unit_range(shown), to_bytes(from_unit_range(shown)))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes_are_those_that_callbacks_write(dtype: torch.dtype) -> None:
     video = torch.linspace(-1.2, 1.2, 3001).to(dtype)
@@ -143,3 +154,7 @@ def test_bytes_are_those_that_callbacks_write(dtype: torch.dtype) -> None:
 def test_latent_frames_stand_for_pixel_frames(frames: int, latents: int) -> None:
     assert num_latent_frames(frames, 4) == latents and num_pixel_frames(latents, 4) == frames
     assert num_latent_frames(frames + 3, 4) == latents, "what does not fill one is none"
+
+
+def test_each_latent_frame_but_the_first_stands_for_as_many_pixel_frames() -> None:
+    assert [list(pixel_frames_of(latent, 3)) for latent in range(3)] == [[0], [1, 2, 3], [4, 5, 6]]

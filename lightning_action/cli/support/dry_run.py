@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import Batch, frame_size, num_pixel_frames
+from lightning_action.batch import Batch, frame_size, num_pixel_frames, pixel_frames_of
 from lightning_action.batch_checks import latent_frames
 from lightning_action.diffusion import objectives
 from lightning_action.frozen.interfaces import FrozenPart
@@ -226,9 +226,7 @@ def action_times(schema: ActionSchema, num_frames: int) -> list[ActionTime]:
     """List which pixel frames and action rows belong to each latent frame."""
     ratio = schema.temporal_compression_ratio
     return [
-        ActionTime(
-            latent, list(range(max(0, ratio * (latent - 1) + 1), ratio * latent + 1)), list(schema.rows_of(latent))
-        )
+        ActionTime(latent, list(pixel_frames_of(latent, ratio)), list(schema.rows_of(latent)))
         for latent in range(num_frames)
     ]
 

@@ -9,6 +9,7 @@ import yaml
 
 from lightning_action import __version__
 from lightning_action.action.schema import ActionSchema
+from lightning_action.batch import pixel_frames_of
 from lightning_action.evaluation.report.figures import Figure, figures_of, format_value, is_number
 
 _SHOWN_LATENTS = 4
@@ -140,11 +141,7 @@ def _actions(schema: ActionSchema, statistics: Sequence[Mapping[str, Any]]) -> I
     )
     ratio = schema.temporal_compression_ratio
     times = [
-        [
-            str(latent),
-            _span(range(max(0, ratio * (latent - 1) + 1), ratio * latent + 1)),
-            _span(schema.rows_of(latent)),
-        ]
+        [str(latent), _span(pixel_frames_of(latent, ratio)), _span(schema.rows_of(latent))]
         for latent in range(_SHOWN_LATENTS)
     ]
     yield _table(["latent frame", "pixel frames", "action rows"], times)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_action import __version__
-from lightning_action.batch import Batch, first_samples
+from lightning_action.batch import Batch, first_samples, to_bytes
 from lightning_action.evaluation.metrics.inverse_dynamics_model import InverseDynamicsModel
 from lightning_action.weights.fingerprint import fingerprint
 
@@ -35,8 +35,7 @@ def data_fingerprint(batch: Batch) -> str:
 
 
 def _bytes_of(name: str, values: Tensor) -> bytes:
-    if name == "video":
-        values = ((values + 1) * 127.5).round().to(torch.uint8)
+    values = to_bytes(values) if name == "video" else values
     return values.contiguous().numpy().tobytes()
 
 
