@@ -226,7 +226,7 @@ def has_actions(batch: Batch) -> bool:
     return batch.get("action") is not None
 
 
-def without_action(batch: Batch) -> Tensor | None:
+def samples_without_action(batch: Batch) -> Tensor | None:
     """Tell which samples `[B]` have no action although the batch has action rows; None where all have one."""
     return ~batch["has_action"] if "has_action" in batch else None
 

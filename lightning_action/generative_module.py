@@ -31,8 +31,8 @@ from lightning_action.batch import (
     has_video,
     infers_actions,
     num_latents,
+    samples_without_action,
     to_unit_range,
-    without_action,
 )
 from lightning_action.batch_checks import BatchChecks
 from lightning_action.checkpoints.lora import LoRASettings, merge_lora
@@ -368,7 +368,7 @@ class GenerativeModule(SavedModule):
         text = self.frozen.text_of(batch, *to)
         switches = {frame: self.frozen.encode_text(prompts, *to) for frame, prompts in switched.items()}
         modulation = conditioning.of_rollout(
-            batch.get("action"), infers_actions(batch), length, text, self.causality, without_action(batch)
+            batch.get("action"), infers_actions(batch), length, text, self.causality, samples_without_action(batch)
         )
         shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
         videos = self._videos(generator, self.causality, sampling)

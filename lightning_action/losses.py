@@ -15,8 +15,8 @@ from lightning_action.batch import (
     has_actions,
     infers_actions,
     other_actions,
+    samples_without_action,
     shuffled_actions,
-    without_action,
     without_actions,
 )
 from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, FlowMatchSchedule, add_noise
@@ -190,7 +190,7 @@ class FlowMatchingLosses:
         past: Tensor | None,
     ) -> Velocities:
         batch, latents, text = encoded.batch, encoded.latents, encoded.text
-        absent = without_action(batch)
+        absent = samples_without_action(batch)
         if absent is not None:
             dropped = absent if dropped is None else absent | dropped.to(absent.device)
         modulation = self.conditioning.of_known_video(

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_action.batch import Batch, infers_actions, num_pixel_frames, without_action
+from lightning_action.batch import Batch, infers_actions, num_pixel_frames, samples_without_action
 from lightning_action.cli.check import precision_of
 from lightning_action.cli.support.device import choose_device
 from lightning_action.cli.support.parts_cli import PartsCLI
@@ -170,7 +170,7 @@ def velocities_behind_truth(module: ActionVideoModule, batch: Batch) -> Tensor:
     latents, text = module.frozen.latents_of(batch, device, dtype), module.frozen.text_of(batch, device, dtype)
     _, num_frames, channels, height, width = latents.shape
     modulation = module.conditioning.of_rollout(
-        batch.get("action"), infers_actions(batch), num_frames, text, module.causality, without_action(batch)
+        batch.get("action"), infers_actions(batch), num_frames, text, module.causality, samples_without_action(batch)
     )
     shape = channels, height, width
     blocks = iter([latents[:, block.start : block.stop] for block in module.causality.split(num_frames)])

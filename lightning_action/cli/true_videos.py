@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from lightning_action.assembly import HasActionSchema
-from lightning_action.batch import Batch, after_start, from_unit_range, num_latent_frames, to_unit_range, without_action
+from lightning_action.batch import (
+    Batch,
+    after_start,
+    from_unit_range,
+    num_latent_frames,
+    samples_without_action,
+    to_unit_range,
+)
 from lightning_action.cli.support.data_section import build_data, load_samples
 from lightning_action.cli.video_inputs import ACTIONS, Inputs, VideoOptions
 from lightning_action.data.split_data import SampleDataset
@@ -171,7 +178,7 @@ class DataSource:
 def _with_nan(batch: Batch) -> Tensor | None:
     """Actions of a batch, NaN in place of those that a sample does not have."""
     action: Tensor | None = batch["action"]
-    without = without_action(batch)
+    without = samples_without_action(batch)
     if action is None or without is None:
         return action
     return action.float().masked_fill(without[:, None, None], math.nan)

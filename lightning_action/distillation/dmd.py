@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_action.batch import Batch, without_action
+from lightning_action.batch import Batch, samples_without_action
 from lightning_action.checkpoints.lora import LoRASettings
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise, own_noise
@@ -172,7 +172,7 @@ class ActionDistillation(DistilledModule):
 
     def _rollout_modulation(self, clip: LatentClip) -> Tensor | None:
         """Modulation of a clip's actions, block by block as where it is generated: the same to the bit."""
-        action, absent = clip.batch.get("action"), without_action(clip.batch)
+        action, absent = clip.batch.get("action"), samples_without_action(clip.batch)
         return self.conditioning.of_generated_video(action, clip.clean, clip.causality, absent)
 
     @property

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lightning_action.action.conditioning import ActionConditioning
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import Batch, without_action
+from lightning_action.batch import Batch, samples_without_action
 from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, add_noise, clean_from_velocity
 from lightning_action.diffusion.guidance import NO_GUIDANCE, Guidance
 from lightning_action.generator.causality import BlockCausality
@@ -164,7 +164,7 @@ class ScoreNetwork(nn.Module):
 
 def modulation_of(conditioning: ActionConditioning, clip: LatentClip) -> Tensor | None:
     """Compute the modulation of a clip's actions; None for none."""
-    action, absent = clip.batch.get("action"), without_action(clip.batch)
+    action, absent = clip.batch.get("action"), samples_without_action(clip.batch)
     return conditioning.of_known_video(action, False, clip.clean, clip.text, clip.causality, absent)
 
 

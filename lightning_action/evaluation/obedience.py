@@ -20,8 +20,8 @@ from lightning_action.batch import (
     from_unit_range,
     num_pixel_frames,
     other_actions,
+    samples_without_action,
     to_unit_range,
-    without_action,
     without_actions,
 )
 from lightning_action.evaluation.evaluator import Evaluator, Seen
@@ -127,7 +127,7 @@ class ObedienceTest:
         evaluator = self._evaluators[MODEL].to(video.device)
         seen, seen_other = self._seen(video, batch), self._seen(video_other, batch)
         same = (other["action"] == batch["action"]).flatten(1).all(dim=1)
-        if (idle := without_action(batch)) is not None:
+        if (idle := samples_without_action(batch)) is not None:
             same |= idle.to(same.device)
         true_other = None if truth.other is None else truth.other.unknown_where(same)
         evaluator.update_videos(seen, seen_other.unknown_where(same), own, true_other, batch["sample_id"])

@@ -20,7 +20,7 @@ from lightning_action.batch import (
     bytes_of_unit_range,
     choose_samples,
     from_unit_range,
-    without_action,
+    samples_without_action,
 )
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
 from lightning_action.evaluation.metrics.action_following import hold_last_found
@@ -118,7 +118,7 @@ class Probes(nn.Module):
                 self._add_held_actions(few, self._simulate, batch_size)
 
     def _add_of_unknown_state(self, batch: Batch) -> None:
-        without = without_action(batch)
+        without = samples_without_action(batch)
         idle = torch.zeros(len(batch["sample_id"])) if without is None else without
         # Every rank generates, also one whose samples have no actions, which tell nothing.
         few = choose_samples(batch, idle.int().argsort(stable=True)[:NUM_STARTS].tolist())
