@@ -26,8 +26,8 @@ from lightning_action.generator.image import NO_IMAGE, ImageCondition
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.pipeline.inputs import (
     ActionInputs,
+    Prompts,
     PromptSwitches,
-    check_embeds,
     check_latents,
     check_prompts,
     given_modulation,
@@ -209,9 +209,8 @@ class ActionCausalInferencePipeline(nn.Module):
         """Generate the videos of a batch.
 
         Args:
-            noise: Noise that the F frames to be generated start from, `[B, F, C, H, W]`; 480p Wan 2.1 has
-                `[B, 21, 16, 60, 104]`. F0 + F must be whole blocks, or F alone behind a single initial latent, which
-                then is a block of its own.
+            noise: Noise that F frames start from, `[B, F, C, H, W]`, for 480p Wan 2.1 `[B, 21, 16, 60, 104]`. F0 + F
+                must be whole blocks, or F alone behind a single initial latent, then a block of its own.
             text_prompts: B prompts.
             prompt_embeds: Encoded prompts `[B, L, text_dim]`, in place of `text_prompts`.
             action_inputs: Actions: `action_features` `[B, A]` (the same for all frames) or `[B, F, A]`, or ready
@@ -240,40 +239,45 @@ class ActionCausalInferencePipeline(nn.Module):
             ValueError: An argument is missing, does not fit the model, or holds NaN; found before anything is computed.
             RuntimeError: The model gave values that are not finite.
         """
-        check_latents(noise, initial_latent, self.generator)
         samples = range(len(noise)) if sample_id is None else sample_id
-        check_prompts(text_prompts, prompt_embeds, samples, len(noise), self.generator)
-        if negative_prompt_embeds is not None:
-            check_embeds("negative_prompt_embeds", negative_prompt_embeds, len(noise), self.generator)
-        encodes_negative = self.sampling.takes_negative_prompt and negative_prompt_embeds is None
-        weight = self._weight
-        initial = (noise[:, :0] if initial_latent is None else initial_latent).to(weight)
-        start = torch.cat([initial, noise.to(weight)], dim=1)
-        num_frames, num_initial = start.shape[1], initial.shape[1]
-        videos = self._video_generator(num_initial, noise.shape[1])
+        check_latents(noise, initial_latent, self.generator)
+        check_prompts(text_prompts, prompt_embeds, samples, len(noise), self.generator, negative_prompt_embeds)
         switched = self._switched(prompt_switches, len(noise))
-        require_switchable(switched, videos.causality.split(num_frames), num_initial)
-        given = self._given_modulation(action_inputs, start, num_initial, videos.causality)
-        self._load(prompt_embeds is None or encodes_negative or bool(switched), low_memory)
-
-        clock = Clock(weight.device)
-        encode_text = clock.timed("text", self._encode_text)
-        text = encode_text(text_prompts, low_memory) if prompt_embeds is None else prompt_embeds.to(weight)
-        if encodes_negative:
-            negative_prompt_embeds = encode_text([self.sampling.negative_prompt] * len(noise), low_memory)
-        negative = None if negative_prompt_embeds is None else negative_prompt_embeds.to(weight)
-        switches = {frame: encode_text(prompts, low_memory) for frame, prompts in switched.items()}
-        modulation = self._decided_modulation(action_inputs, text) if given is None else given
-        shape = (num_frames, start.shape[2], start.shape[3], start.shape[4])
-        known = initial if num_initial else None
-        blocks = videos.stream_latents(
-            text, samples, shape, modulation, known, start, image.to(start), negative, switches
-        )
+        prompts = Prompts(text_prompts, prompt_embeds, negative_prompt_embeds, switched)
+        clock = Clock(self._weight.device)
+        blocks = self._blocks(noise, prompts, action_inputs, initial_latent, samples, image, clock, low_memory)
         video, latents = self._decode(clock.blocks(blocks), clock, low_memory)
         extras: list[Any] = [latents] if return_latents else []
         if profile:
             extras.append(_stages(clock))
         return (video, *extras) if extras else video
+
+    def _blocks(
+        self,
+        noise: Tensor,
+        prompts: Prompts,
+        action_inputs: ActionInputs | None,
+        initial_latent: Tensor | None,
+        samples: Sequence[int],
+        image: ImageCondition,
+        clock: Clock,
+        low_memory: bool,
+    ) -> Iterator[Tensor]:
+        """Prepare all that blocks are made of; asking for one makes it."""
+        weight = self._weight
+        initial = (noise[:, :0] if initial_latent is None else initial_latent).to(weight)
+        start = torch.cat([initial, noise.to(weight)], dim=1)
+        num_frames, num_initial = start.shape[1], initial.shape[1]
+        videos = self._video_generator(num_initial, noise.shape[1])
+        require_switchable(prompts.switched, videos.causality.split(num_frames), num_initial)
+        given = self._given_modulation(action_inputs, start, num_initial, videos.causality)
+        text, negative, switches = self._encode_prompts(prompts, len(noise), clock, low_memory)
+        modulation = self._decided_modulation(action_inputs, text) if given is None else given
+        shape = (num_frames, start.shape[2], start.shape[3], start.shape[4])
+        known = initial if num_initial else None
+        return videos.stream_latents(
+            text, samples, shape, modulation, known, start, image.to(start), negative, switches
+        )
 
     def _switched(self, switches: PromptSwitches | None, batch_size: int) -> dict[int, list[str]]:
         if switches is None:
@@ -308,6 +312,20 @@ class ActionCausalInferencePipeline(nn.Module):
         self.frozen.vae.load()
         if low_memory:
             self.frozen.park()
+
+    def _encode_prompts(
+        self, prompts: Prompts, batch_size: int, clock: Clock, low_memory: bool
+    ) -> tuple[Tensor, Tensor | None, dict[int, Tensor]]:
+        """Load what is needed, and encode prompts, negative ones where they are asked for, and those that follow."""
+        negative = prompts.negative_embeds
+        encodes_negative = self.sampling.takes_negative_prompt and negative is None
+        self._load(prompts.embeds is None or encodes_negative or bool(prompts.switched), low_memory)
+        encode = clock.timed("text", self._encode_text)
+        text = encode(prompts.texts, low_memory) if prompts.embeds is None else prompts.embeds.to(self._weight)
+        if encodes_negative:
+            negative = encode([self.sampling.negative_prompt] * batch_size, low_memory)
+        switches = {frame: encode(following, low_memory) for frame, following in prompts.switched.items()}
+        return text, None if negative is None else negative.to(self._weight), switches
 
     def _encode_text(self, prompts: Sequence[str] | None, low_memory: bool) -> Tensor:
         text = self.frozen.encode_text(prompts or (), self._weight.device, self._weight.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,23 @@ from lightning_action.generator.model import CausalWanModel
 
 ActionInputs = Mapping[str, Any]
 PromptSwitches = Sequence[tuple[int, str | Sequence[str]]]
+
+
+class Prompts(NamedTuple):
+    """Prompts of the B videos of a call.
+
+    Args:
+        texts: B prompts; None where `embeds` are given.
+        embeds: Encoded prompts, `[B, L, text_dim]`, in place of `texts`.
+        negative_embeds: Encoded negative prompts, `[B, L, text_dim]`; None where none are given.
+        switched: Prompts that follow, B by the latent frame from which on they hold.
+    """
+
+    texts: Sequence[str] | None
+    embeds: Tensor | None
+    negative_embeds: Tensor | None
+    switched: Mapping[int, Sequence[str]]
+
 
 _SHAPES = {
     "action_features": {2: "[B, A]", 3: "[B, F, A]"},
@@ -52,6 +69,7 @@ def check_prompts(
     samples: Sequence[int],
     batch_size: int,
     generator: CausalWanModel,
+    negative_embeds: Tensor | None = None,
 ) -> None:
     """Refuse prompts, or their embeds, and sample numbers that are not those of a batch of `batch_size`.
 
@@ -61,14 +79,15 @@ def check_prompts(
     """
     if len(samples) != batch_size:
         raise ValueError(f"expected {batch_size} sample_id, one for each video of noise, got {len(samples)}")
-    if embeds is None:
-        if prompts is None or isinstance(prompts, str) or len(prompts) != batch_size:
-            raise ValueError(
-                f"expected text_prompts, a list of {batch_size} strings, one for each video of noise, or "
-                f"prompt_embeds; got {prompts!r}"
-            )
-        return
-    check_embeds("prompt_embeds", embeds, batch_size, generator)
+    if embeds is not None:
+        _check_embeds("prompt_embeds", embeds, batch_size, generator)
+    elif prompts is None or isinstance(prompts, str) or len(prompts) != batch_size:
+        raise ValueError(
+            f"expected text_prompts, a list of {batch_size} strings, one for each video of noise, or prompt_embeds; "
+            f"got {prompts!r}"
+        )
+    if negative_embeds is not None:
+        _check_embeds("negative_prompt_embeds", negative_embeds, batch_size, generator)
 
 
 def prompts_to_come(switches: PromptSwitches, batch_size: int) -> dict[int, list[str]]:
@@ -85,7 +104,7 @@ def prompts_to_come(switches: PromptSwitches, batch_size: int) -> dict[int, list
     return prompts_by_frame([[of_videos[video] for of_videos in by_switch] for video in range(batch_size)])
 
 
-def check_embeds(name: str, embeds: Tensor, batch_size: int, generator: CausalWanModel) -> None:
+def _check_embeds(name: str, embeds: Tensor, batch_size: int, generator: CausalWanModel) -> None:
     """Refuse encoded prompts that are not those of a batch of `batch_size`. Raises as `check_prompts`."""
     shape = list(embeds.shape)
     if embeds.ndim != 3 or shape[0] != batch_size or shape[1] > generator.text_len or shape[2] != generator.text_dim:
