@@ -11,16 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_action import (
+    ConvVideoCodec,
+    MovingSpriteWorld,
+    PanningCameraWorld,
+    SpriteDataModule,
+    SpriteVideoCodec,
+    VideoQuality,
+)
 from lightning_action.batch import to_unit_range
 from lightning_action.callbacks.support.files import write_bytes
-from lightning_action.data.panning_world import PanningCameraWorld
 from lightning_action.data.scenery import SHAPES
-from lightning_action.data.sprite_data import SpriteDataModule
-from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.data.world import World
-from lightning_action.evaluation.metrics.video_quality import VideoQuality
-from lightning_action.frozen.conv_codec import ConvVideoCodec
-from lightning_action.frozen.sprite_codec import SIZES, WEIGHTS, SpriteVideoCodec
+from lightning_action.frozen.sprite_codec import SIZES, WEIGHTS
 from lightning_action.weights.safetensors_files import write_safetensors
 
 ROOT = Path(__file__).parents[1]

@@ -13,11 +13,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from lightning_action import build_datamodule
 from lightning_action.callbacks.support.files import write_bytes
 from lightning_action.callbacks.support.pictures import encode_gif, shrink
 from lightning_action.play.scenes import truth_of
 from lightning_action.play.session_recording import CAMERA, read_session
-from lightning_action.run import build_datamodule
 
 ROOT = Path(__file__).parents[1]
 SIDE, KEY, GAP, SECONDS = 224, 26, 4, 10

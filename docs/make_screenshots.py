@@ -28,9 +28,9 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from lightning_action import ActionModulationProjection
+from lightning_action import ActionModulationProjection, MovingSpriteWorld
 from lightning_action.cli import trainer_verbs
-from lightning_action.data.sprite_world import MovingSpriteWorld, WorldStart
+from lightning_action.data.sprite_world import WorldStart
 
 Ask = Callable[..., Any]
 

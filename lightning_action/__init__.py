@@ -80,6 +80,8 @@ if TYPE_CHECKING:
     from lightning_action.play.planning import imagination as imagination
     from lightning_action.play.world_model_env import WorldModelEnv as WorldModelEnv
     from lightning_action.play.world_model_env import WorldModelVectorEnv as WorldModelVectorEnv
+    from lightning_action.recordings.pusht import PushTWanderer as PushTWanderer
+    from lightning_action.recordings.pusht import make_pusht as make_pusht
     from lightning_action.run import build_datamodule as build_datamodule
     from lightning_action.run import load_run as load_run
 
@@ -133,6 +135,7 @@ _EXPORTS = {
     "PanningCameraWorld": "lightning_action.data.panning_world",
     "Planner": "lightning_action.play.planning",
     "PromptSwitch": "lightning_action.generation.prompt_switches",
+    "PushTWanderer": "lightning_action.recordings.pusht",
     "ResumableDataLoader": "lightning_action.data.resumable",
     "ResumableSampler": "lightning_action.data.resumable",
     "RoundTrip": "lightning_action.evaluation.metrics.round_trip",
@@ -157,6 +160,7 @@ _EXPORTS = {
     "load_action_projection": "lightning_action.checkpoints.pretrained",
     "load_adapter": "lightning_action.checkpoints.adapter",
     "load_run": "lightning_action.run",
+    "make_pusht": "lightning_action.recordings.pusht",
 }
 __all__ = ["__version__", *_EXPORTS]
 

@@ -59,7 +59,7 @@ class FSDP2Strategy(ShardedCheckpoints, ModelParallelStrategy):
             raise MisconfigurationException(
                 f"expected every parameter that trains to be sharded, but {len(whole)} are not, {whole[0]} first: "
                 "their gradients would not be summed over the ranks; shard them in configure_model with "
-                "lightning_action.distributed.sharding.shard"
+                'torch.distributed.fsdp.fully_shard(..., mesh=self.device_mesh["data_parallel"])'
             )
 
 

@@ -22,7 +22,7 @@ _REACH = 30.0
 _HELD_STEPS, _SHARE_OF_PUSHES = (3, 12), 0.4
 
 
-def make() -> Env[Any, Any]:
+def make_pusht() -> Env[Any, Any]:
     """Make Push-T with relative actions, rendered at 512 x 512.
 
     Raises:
@@ -68,7 +68,7 @@ def with_relative_actions(env: Env[Any, Any]) -> Env[Any, Any]:
     return RelativePushT()
 
 
-class Wanderer:
+class PushTWanderer:
     """Policy that holds each action for some steps: any of the square, or towards a place at the block."""
 
     def __init__(self) -> None:
@@ -88,3 +88,7 @@ class Wanderer:
             speed = np.abs(self._action).max()
             return np.clip(speed * way / max(np.abs(way).max(), _REACH), -1, 1).astype(np.float32)
         return self._action.astype(np.float32)
+
+
+# As commands name them that were typed before `lightning_action` exported both.
+make, Wanderer = make_pusht, PushTWanderer

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from lightning_action.recordings.pusht import Wanderer, make, with_relative_actions
+from lightning_action.recordings.pusht import PushTWanderer, Wanderer, make, make_pusht, with_relative_actions
 
 
 class Pulled(gymnasium.Env[Any, Any]):
@@ -65,7 +65,7 @@ def test_it_renders_what_it_observes() -> None:
 
 def test_the_wanderer_holds_random_actions_or_goes_for_the_block() -> None:
     info = {"pos_agent": np.array([100.0, 100.0]), "block_pose": np.array([400.0, 400.0, 0.0])}
-    policy, random = Wanderer(), np.random.default_rng(3)
+    policy, random = PushTWanderer(), np.random.default_rng(3)
     rows = np.array([policy(None, info, random) for _ in range(3000)])
     assert np.abs(rows).max() <= 1
     assert rows.std(0).min() > 0.4
@@ -78,7 +78,7 @@ def test_an_episode_follows_from_its_random_generator_alone() -> None:
     info = {"pos_agent": np.array([100.0, 200.0]), "block_pose": np.array([200.0, 300.0, 0.0])}
     runs = []
     for _ in range(2):
-        policy, random = Wanderer(), np.random.default_rng(5)
+        policy, random = PushTWanderer(), np.random.default_rng(5)
         runs.append([policy(None, info, random) for _ in range(40)])
     np.testing.assert_array_equal(*runs)
 
@@ -86,4 +86,8 @@ def test_an_episode_follows_from_its_random_generator_alone() -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gym_pusht", None)
     with pytest.raises(ImportError, match=r"lightning_action\[pusht\]"):
-        make()
+        make_pusht()
+
+
+def test_commands_that_were_typed_earlier_find_both() -> None:
+    assert (make, Wanderer) == (make_pusht, PushTWanderer)
