@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
-import time
+from collections.abc import Callable, Mapping
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
 ROOT = Path(__file__).resolve().parents[2]
+_TIMEOUT_SECONDS = 300
+# What says which rank a process is, and where the others are.
+PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+# Ranks are copies of one process that has imported what takes seconds, which no rank then does again. It has no
+# threads, without which a copy could hang, as one of the process of the tests would.
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(["lightning_action.cli.trainer_verbs", "lightning_action.callbacks"])
 
 
 def random_port() -> int:
@@ -20,24 +30,49 @@ def random_port() -> int:
     return random.SystemRandom().randrange(20000, 30000)
 
 
-def facts_of(script: ModuleType, folder: Path, processes: int = 2) -> dict[str, Any]:
-    """What a script writes to `facts.json` in the folder, which is its only argument."""
-    assert script.__file__ is not None
-    command, ranks = [sys.executable, script.__file__, str(folder)], list[subprocess.Popen[bytes]]()
+def facts_of(main: Callable[[Path, int], None], folder: Path, processes: int = 2) -> dict[str, Any]:
+    """What the `main` of a script, called with the folder and the rank, writes to `facts.json` in the folder."""
     place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random_port())}
-    place |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     outputs = [folder / f"rank_{rank}.txt" for rank in range(processes)]
-    for rank, output in enumerate(outputs):
-        environment = os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with output.open("w") as file:
-            ranks.append(subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=file))
-    end = time.monotonic() + 300
+    ranks = [start_rank(rank, place, _run, main, folder, rank, outputs[rank]) for rank in range(processes)]
+    running = {rank.sentinel: rank for rank in ranks}
     # One that fails leaves the others waiting for it.
-    while None in (codes := [rank.poll() for rank in ranks]) and not any(codes) and time.monotonic() < end:
-        time.sleep(0.1)
+    while running and (ended := wait(list(running), _TIMEOUT_SECONDS)):
+        if any(running.pop(sentinel).exitcode for sentinel in ended):  # type: ignore[call-overload]
+            break
+    codes = [rank.exitcode for rank in ranks]
     for each in ranks:
         each.kill()
-        each.wait()
+        each.join()
     assert codes == [0] * processes, "\n".join(output.read_text()[-5000:] for output in outputs)
     seen: dict[str, Any] = json.loads((folder / "facts.json").read_text())
     return seen
+
+
+def start_rank(rank: int, place: Mapping[str, str], target: Callable[..., None], *args: Any) -> BaseProcess:
+    """Start `target(*args)` in a process with the environment of this one, `place`, and what says which rank it is."""
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = FORKS.Process(target=_begin, args=(rank, dict(os.environ | place | own), target, *args))
+    process.start()
+    return process
+
+
+def _begin(rank: int, environment: Mapping[str, str], target: Callable[..., None], *args: Any) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    rank_zero_only.rank = rank  # Lightning has asked for it when it was imported
+    target(*args)
+
+
+def _run(main: Callable[[Path, int], None], folder: Path, rank: int, output: Path) -> None:
+    write_to(output)
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    main(folder, rank)
+
+
+def write_to(output: Path) -> None:
+    """Send what this process and its libraries print to a file, from its beginning."""
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)

@@ -8,12 +8,12 @@ import sys
 import traceback
 from contextlib import suppress
 from functools import cache
-from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.support.two_processes import ROOT, random_port
+from lightning_action.cli.trainer_verbs import run
+from tests.support.two_processes import FORKS, PLACE, ROOT, random_port, start_rank, write_to
 
 NUM_RANKS = 2
 _TIMEOUT_SECONDS = 300
@@ -34,18 +34,14 @@ def run_on_two(*commands: list[str]) -> str:
 
 class _Ranks:
     def __init__(self) -> None:
-        context = get_context("spawn")  # a fork of a process with threads may hang
         self._folder = TemporaryDirectory(prefix="two_ranks")
-        port = random_port()
-        pairs = [context.Pipe() for _ in range(NUM_RANKS)]
+        place = {"WORLD_SIZE": str(NUM_RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random_port())}
+        pairs = [FORKS.Pipe() for _ in range(NUM_RANKS)]
         self._connections = [ours for ours, _ in pairs]
         self._outputs = [Path(self._folder.name) / f"rank_{rank}" for rank in range(NUM_RANKS)]
         self._processes = [
-            context.Process(target=_serve, args=(rank, port, theirs, self._outputs[rank]))
-            for rank, (_, theirs) in enumerate(pairs)
+            start_rank(rank, place, _serve, theirs, self._outputs[rank]) for rank, (_, theirs) in enumerate(pairs)
         ]
-        for process in self._processes:
-            process.start()
         for _, theirs in pairs:
             theirs.close()  # so that a rank that dies is an end of file
         atexit.register(self.end)
@@ -90,22 +86,15 @@ def _failure(connection: Connection) -> str:
     return said
 
 
-def _serve(rank: int, port: int, connection: Connection, output: Path) -> None:
+def _serve(connection: Connection, output: Path) -> None:
     os.chdir(ROOT)
-    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM_RANKS), "OMP_NUM_THREADS": "1"}
-    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
-    os.environ |= place
-    # Only now, for it asks which rank it is.
-    from lightning_action.cli.trainer_verbs import run
-
+    place = {name: os.environ[name] for name in PLACE}
     with suppress(EOFError):  # the tests are over
         while True:
             commands, environment = connection.recv()
             os.environ.clear()
             os.environ |= environment | place
-            with output.open("w") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
+            write_to(output)
             failure = ""
             try:
                 for command in commands:

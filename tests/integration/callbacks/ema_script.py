@@ -6,7 +6,6 @@ checkpoints of the two.
 
 import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,17 +161,12 @@ def on_one(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, rank: int) -> None:
     dist.init_process_group("gloo")
     facts = on_one(folder) if dist.get_world_size() == 1 else on_two(folder)
     gathered = [facts] * dist.get_world_size()
     dist.all_gather_object(gathered, facts)
-    if dist.get_rank() == 0:
+    if rank == 0:
         by_strategy = {name: [facts[name] for facts in gathered] for name in STRATEGIES}
         (folder / "facts.json").write_text(json.dumps(by_strategy))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

@@ -4,7 +4,6 @@ Run by test_freeze_backbone_first_distributed.py on two processes, with a folder
 """
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -270,17 +269,12 @@ def refusal(folder: Path, strategy: Strategy) -> str:
     return "none"
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, rank: int) -> None:
     facts: dict[str, Any] = {name: observe(folder / name, *scenario) for name, scenario in SCENARIOS.items()}
     facts["refused_without_find_unused_parameters"] = refusal(folder, DDPStrategy())
     facts["refused_with_static_graph"] = refusal(folder, DDPStrategy(find_unused_parameters=True, static_graph=True))
     for name in ("float32", "bfloat16"):
         facts[f"gradient_summed_in_{name}"] = gradient_after_unfreezing(getattr(torch, name))
-    if torch.distributed.get_rank() == 0:
+    if rank == 0:
         (folder / "facts.json").write_text(json.dumps(facts))
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]))

@@ -5,8 +5,6 @@ Run by test_statistics_distributed.py on two processes, with a folder as argumen
 
 import gc
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,8 +139,3 @@ def main(folder: Path, rank: int) -> None:
     # What a fit leaves behind that an exception ended must be gone before the process groups are.
     gc.collect()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]), int(os.environ["RANK"]))

@@ -20,7 +20,7 @@ TOLERANCE = 1e-6
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the script saw: one launch for all tests, because starting the processes takes longer than the fits."""
-    return facts_of(behaviour_script, tmp_path_factory.mktemp("behaviour"))
+    return facts_of(behaviour_script.main, tmp_path_factory.mktemp("behaviour"))
 
 
 @pytest.fixture(scope="module")

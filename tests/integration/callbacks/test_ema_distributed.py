@@ -30,7 +30,7 @@ class Seen(NamedTuple):
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """What two processes saw and left behind, and what one made of their checkpoints: launched once for all tests."""
     folder = tmp_path_factory.mktemp("ema")
-    return Seen(folder, facts_of(ema_script, folder, processes=2), facts_of(ema_script, folder, processes=1))
+    return Seen(folder, facts_of(ema_script.main, folder, processes=2), facts_of(ema_script.main, folder, processes=1))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

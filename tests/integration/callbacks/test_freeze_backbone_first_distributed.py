@@ -17,7 +17,7 @@ WITH_LORA = ["ddp_lora_plateau", "fsdp2_sharded_lora_step", "fsdp2_full_lora_pla
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the script saw: one launch for all tests, because starting the processes takes longer than the fits."""
-    return facts_of(freeze_backbone_first_script, tmp_path_factory.mktemp("freeze_backbone_first"))
+    return facts_of(freeze_backbone_first_script.main, tmp_path_factory.mktemp("freeze_backbone_first"))
 
 
 @pytest.mark.parametrize("scenario", REPLICATED + SHARDED)
