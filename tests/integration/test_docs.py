@@ -8,14 +8,17 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from benchmarks import _gpu_bench, gpu
@@ -189,12 +192,21 @@ def parse_yaml(text: str, folder: Path) -> None:
     assert stopped.value.code == 0
 
 
+def small_demo() -> dict[str, Any]:
+    """The demo's configuration with a generator of another size."""
+    settings: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+    settings["model"]["generator"]["init_args"] |= {"dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 2}
+    settings["model"]["action_projection"]["init_args"] |= {"num_layers": 2}
+    return settings
+
+
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder like the checkout, with a small release in `path_to`, in which the README was run."""
+    """A folder like the checkout, with a small demo and a small release in `path_to`, in which the README was run."""
     folder = tmp_path_factory.mktemp("workshop")
-    for name in ("configs", "docs"):
-        (folder / name).symlink_to(ROOT / name)
+    (folder / "docs").symlink_to(ROOT / "docs")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    (folder / "configs" / "demo.yaml").write_text(yaml.safe_dump(small_demo(), sort_keys=False))
     weights = folder / "path_to"
     generator = write_release(weights / "Wan2.1-T2V-1.3B", "2.1")
     (weights / "lerobot").symlink_to(LEROBOT / "v3")
