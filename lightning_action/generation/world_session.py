@@ -126,10 +126,7 @@ class WorldSession:
         video = None if first_frames is None else self._checked_frames(first_frames)
         if video is None and (frame_size is None or actions is not None):
             raise ValueError("without first_frames, give frame_size (height, width) and no actions of first frames")
-        if video is not None and frame_size is not None:
-            raise ValueError(f"first_frames have a size, {list(video.shape[-2:])} (H, W): leave frame_size out")
-        height, width = video.shape[-2:] if video is not None else frame_size or (0, 0)
-        require_numbers({"height": height, "width": width}, 1, whole=True)
+        height, width = _size_of(video, frame_size)
         shape = self._frozen.vae.latent_shape(height, width)
         self._videos.generator.tokens_per_frame(*shape[1:])
         numbers = self._checked_numbers(range(self.num_worlds) if sample_id is None else sample_id)
@@ -437,3 +434,12 @@ class WorldSession:
 def _on_host(actions: Any) -> Tensor:
     """Action rows are few, and looked at before they are taken."""
     return torch.as_tensor(actions).cpu()
+
+
+def _size_of(video: Tensor | None, frame_size: tuple[int, int] | None) -> tuple[int, int]:
+    """Find the height and width of the worlds, which only one of the two gives."""
+    if video is not None and frame_size is not None:
+        raise ValueError(f"first_frames have a size, {list(video.shape[-2:])} (H, W): leave frame_size out")
+    height, width = video.shape[-2:] if video is not None else frame_size or (0, 0)
+    require_numbers({"height": height, "width": width}, 1, whole=True)
+    return height, width
