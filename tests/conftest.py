@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,14 @@ def no_ranks_left() -> Iterator[None]:
         dist.destroy_process_group()
     for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that do not ask how wide the intervals of a report are: those of 200 draws take most of a second."""
+    from lightning_action.evaluation import evaluator
+
+    monkeypatch.setattr(evaluator, "intervals", partial(evaluator.intervals, num_draws=20))
 
 
 @pytest.fixture

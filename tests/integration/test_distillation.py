@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from tests.support.small_distillation import fitted, student, write_teacher
 from tests.support.two_ranks import run_on_two
 from tests.support.wan_release import small_arguments, write_release
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 END = 5
 LORA = LoRASettings(rank=2, target_modules=["q", "ffn.0"])
 SETTINGS = Optimization(1e-3, 1e-3, 1e-2, warmup_steps=2, decay_fraction=0.0, betas=(0.0, 0.999))
@@ -67,11 +68,6 @@ def leg(kind: str, teacher: Path, folder: Path, max_steps: int, **options: Any) 
     return left
 
 
-@cache
-def uninterrupted(kind: str, teacher: Path, folder: Path, accumulated: int) -> dict[str, Any]:
-    return leg(kind, teacher, folder / "whole", END, accumulate_grad_batches=accumulated)
-
-
 def differing(one: Any, other: Any, name: str = "") -> list[str]:
     if isinstance(one, Tensor):
         return [] if torch.equal(one, other) else [name]
@@ -94,13 +90,15 @@ PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "ema_state_dict", "g
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fit_that_stopped_at_any_step_goes_on_to_the_bit(kind: str, teacher: Path, tmp_path: Path) -> None:
     """Four batches an epoch, two steps of them with accumulation: in the middle of an epoch and at its end."""
-    for accumulated, stop in ((1, 1), (1, 2), (1, 3), (1, 4), (2, 3)):
-        whole = uninterrupted(kind, teacher, teacher, accumulated)
-        folder = tmp_path / f"{accumulated}_{stop}"
-        part = leg(kind, teacher, folder, stop, accumulate_grad_batches=accumulated)
-        assert part["global_step"] == stop and differing(part["state_dict"], whole["state_dict"])
-        stopped = folder / "stopped.ckpt"
-        rest = leg(kind, teacher, folder, END, accumulate_grad_batches=accumulated, ckpt_path=stopped)
+    for accumulated, stops in ((1, (1, 2, 3, 4)), (2, (3,))):
+        options: dict[str, Any] = {"accumulate_grad_batches": accumulated}
+        whole = leg(kind, teacher, tmp_path / f"{accumulated}_whole", END, **options)
+        for stop in stops:
+            folder = tmp_path / f"{accumulated}_{stop}"
+            part = leg(kind, teacher, folder, stop, **options)
+            assert part["global_step"] == stop and differing(part["state_dict"], whole["state_dict"])
+            options["ckpt_path"] = folder / "stopped.ckpt"
+        rest = leg(kind, teacher, tmp_path / f"{accumulated}_rest", END, **options)
         assert [name for key in PARTS for name in differing(rest[key], whole[key], key)] == []
 
 
@@ -192,6 +190,7 @@ def test_mixed_precision_and_checkpointed_layers_give_the_same_step(kind: str, t
         assert similar(mixed.of[part]) > 0.99 > similar(control.of[part]), part
 
 
+SHORT = ("--data.init_args.num_latents=3", "--data.init_args.test_size=4")
 OVERLAYS = {
     "consistency": "class_path: lightning_action.ActionConsistencyDistillation\n  init_args:\n    target_decay: 0.5",
     "matching": (
@@ -286,13 +285,13 @@ def test_a_student_is_loaded_from_what_it_saved(workshop: Path) -> None:
     saved = torch.load(last_checkpoint(folder), weights_only=True)["state_dict"]
     assert all(torch.equal(saved[name], tensor) for name, tensor in module.state_dict().items())
     arguments = ["test", f"--config={folder / 'config_fit.yaml'}", f"--ckpt_path={last_checkpoint(folder)}"]
-    run([*arguments, "--allow=tests"])
+    run([*arguments, *SHORT, "--allow=tests"])
     assert 0 <= json.loads((folder / "report.json").read_text())["sign_accuracy"] <= 1
 
 
 def test_the_demos_students_as_they_are_shipped(workshop: Path) -> None:
     """Only shorter: consistency, then distribution matching from it, validated beside the teacher, and tested."""
-    sizes = ["--model.action_projection.init_args.num_layers=2", *SMALL_MODEL, *SMALL_DATA]
+    sizes = ["--model.action_projection.init_args.num_layers=2", *SMALL_MODEL, *SMALL_DATA, *SHORT]
     teacher = f"--model.teacher={workshop / 'teacher'}"
     steps = ["--trainer.max_steps=4", "--trainer.val_check_interval=2"]
     first, second = (f"--trainer.default_root_dir={workshop / name}" for name in ("shipped_start", "shipped"))
@@ -327,8 +326,9 @@ def test_the_familys_configuration_with_small_networks_of_the_real_classes(
     run(["fit", *shipped("longlive_action"), *small, *short, f"--trainer.default_root_dir={teacher}"])
     arguments = [*shipped("longlive_train_action"), *small, f"--model.teacher={teacher}", "--model.collapse_share=0"]
     arguments += ["--model.teacher_num_inference_steps=2", f"--trainer.default_root_dir={folder}"]
-    # As it says itself: seven blocks, so that frames leave the window of four and the sink stays.
-    arguments += ["--data.init_args.num_latents=21"]
+    # Five blocks, so that frames leave the window of four and the sink stays.
+    arguments += ["--data.init_args.num_latents=15", "--data.init_args.world.init_args.image_size=[16, 32]"]
+    arguments += ["--data.init_args.world.init_args.sprite_radius=3"]
     run(["fit", *arguments, "--trainer.max_steps=5", "--trainer.val_check_interval=5"])
     saved = torch.load(last_checkpoint(folder), weights_only=True)
     rates = {
