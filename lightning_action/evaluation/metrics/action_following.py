@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from lightning_action.evaluation.metrics.episode_metric import EpisodeMetric, mean, ratio
 
@@ -253,13 +254,14 @@ def centred(values: Tensor) -> Tensor:
     """
     values = values.double()
     apart = values - values.mean(dim=0)
-    if not len(values):
+    if not values.shape[0]:
         return apart
-    return torch.where(apart.abs().amax(dim=0) > _ROUNDING * values.abs().amax(dim=0), apart, 0.0)
+    spread, size = (vector_norm(each, math.inf, dim=0) for each in (apart, values))
+    return torch.where(spread > _ROUNDING * size, apart, 0.0)
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
     """Compute Pearson's r of numbers `[n]`, or of all numbers of vectors `[n, D]`; 0 where one side does not vary."""
     a, b = centred(a), centred(b)
-    scale = a.norm() * b.norm()
+    scale = vector_norm(a) * vector_norm(b)
     return ((a * b).sum() / scale).item() if scale > 0 else 0.0
