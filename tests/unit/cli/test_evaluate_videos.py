@@ -31,6 +31,7 @@ from tests.support import sprite_module
 from tests.support.worldproof_reader import read_frames
 from tests.support.written_videos import write_video
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 DATA = sprite_module.data(test_size=9, num_latents=4)
 BATCH = DATA.dataset("test").batch(range(9))
 CONFIG = {

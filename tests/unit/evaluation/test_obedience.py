@@ -29,6 +29,7 @@ from lightning_action.generator.causality import BlockCausality
 from lightning_action.losses import Loss
 from lightning_action.seeding import generator_for
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 QUALITY = {
     *("sign_accuracy", "gain_x", "gain_y", "r2_x", "r2_y", "lag_frames", "ade_px", "episodes"),
     *("delta_psnr_db", "swapped_win_rate", "shuffled_win_rate", "null_win_rate", "swapped_win_rate_moving"),
