@@ -375,8 +375,7 @@ def weights(module: ActionVideoModule) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("stop", [3, 5, 8, 10])
-def test_stopping_and_resuming_changes_nothing(tmp_path: Path, stop: int) -> None:
+def test_stopping_and_resuming_changes_nothing(tmp_path: Path) -> None:
     """On either side of the switch at step 6; an epoch is 5 steps, so 3 and 8 lie in the middle of one.
 
     The projection draws from the global generator, which a checkpoint does not hold.
@@ -391,8 +390,12 @@ def test_stopping_and_resuming_changes_nothing(tmp_path: Path, stop: int) -> Non
         return module
 
     uninterrupted = weights(fit("whole"))
-    fit("first", stop_at=stop)
-    resumed = weights(fit("second", ckpt_path=tmp_path / "first" / f"step={stop}.ckpt"))
+    path = None
+    for stop in (3, 5, 8, 10):
+        stopped = fit(f"to_{stop}", stop_at=stop, ckpt_path=path)
+        assert stopped.trainer.global_step == stop
+        path = tmp_path / f"to_{stop}" / f"step={stop}.ckpt"
+    resumed = weights(fit("to_the_end", ckpt_path=path))
     assert all(torch.equal(uninterrupted[name], resumed[name]) for name in uninterrupted)
     other = weights(fit("other", unfreeze=7))
     assert not torch.equal(uninterrupted["generator.head.head.weight"], other["generator.head.head.weight"])
@@ -478,6 +481,7 @@ def true_loss(module: ActionVideoModule, batch: dict[str, Any]) -> Tensor:
     return module.matched_losses(batch)["true"].per_sample
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_test_measures_all_that_can_be_known(tmp_path: Path) -> None:
     module, source = build(), data()
     module.frozen.vae.fit(source.codec_videos(15))  # type: ignore[attr-defined]
@@ -495,6 +499,7 @@ def test_test_measures_all_that_can_be_known(tmp_path: Path) -> None:
     assert module._obedience is not None and "held move_1 -0.15" in module._obedience.pictures()
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_test_reads_actions_where_nobody_knows_the_state(tmp_path: Path) -> None:
     class Recorded(SpriteDataModule):
         read_positions = None  # type: ignore[assignment]
@@ -599,6 +604,7 @@ def test_predictions_are_told_apart_by_all_that_they_depend_on(changes: dict[str
 PROBES = [True] * (4 + 3 + 1 + 13)
 
 
+@pytest.mark.usefixtures("few_draws")
 @pytest.mark.parametrize(("verb", "rollouts"), [("validate", [True, True]), ("test", [True, True, False, *PROBES])])
 def test_measuring_makes_the_rollouts_that_it_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, rollouts: list[bool]
