@@ -24,6 +24,7 @@ def command(verb: str, folder: Path, *overlays: str) -> list[str]:
     return [verb, *configs, *SMALL_MODEL, *SMALL_CODEC, *PROMPTS, *SMALL_DATA, f"--data.init_args.{data}"]
 
 
+@pytest.mark.usefixtures("few_draws")
 @pytest.mark.filterwarnings("ignore:ActionSensitivity. the model ignores its actions")
 def test_record_to_report(tmp_path: Path) -> None:
     root, backbone = f"--trainer.default_root_dir={tmp_path}", tmp_path / "backbone"

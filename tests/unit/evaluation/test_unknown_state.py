@@ -21,6 +21,7 @@ from lightning_action.evaluation.report.figures import figures_of
 from lightning_action.evaluation.report.report import Report
 from lightning_action.evaluation.report.verdict import Verdict, judge
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 RATIO = 3
 Damage = Callable[[Tensor], Tensor]
 # Walls are far: what a wall stops cannot be read off the video.
