@@ -18,6 +18,7 @@ from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL, checkpoi
 
 CONFIGS = ROOT / "configs"
 WRITER = "--trainer.callbacks=lightning_action.callbacks.PredictionWriter"
+SHORT = "--data.init_args.num_latents=3"
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_a_frozen_backbone_has_no_optimizer_state_and_fits_into_an_adapter(
     (config,) = (tmp_path / "lightning_logs").glob("*/config_fit.yaml")
     adapter = ("--format=adapter", f"--output={tmp_path / 'adapter.safetensors'}")
     main(["export", f"--config={config}", checkpoint(tmp_path), *adapter])
-    use = (f"--model.adapter={tmp_path / 'adapter.safetensors'}", *more, WRITER)
+    use = (f"--model.adapter={tmp_path / 'adapter.safetensors'}", *more, WRITER, SHORT)
     run(stacked("predict", tmp_path, [], *use))
     assert (tmp_path / "predictions" / "000002.mp4").is_file()
 
@@ -127,7 +128,7 @@ def test_float8_generates(backbone: Path, tmp_path: Path) -> None:
 
     def latents(folder: Path, name: str, used: list[Path], *more: str) -> torch.Tensor:
         root = f"--trainer.default_root_dir={tmp_path / name}"
-        more = (WRITER, root, checkpoint(folder), "--model.acceleration.compile_mode=null", *more)
+        more = (WRITER, SHORT, root, checkpoint(folder), "--model.acceleration.compile_mode=null", *more)
         run(stacked("predict", folder, used, *more))
         return torch.load(tmp_path / name / "predictions" / "000001.pt", weights_only=True)["latents"]
 
