@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from lightning_action.evaluation.given_videos import GivenEpisodes, GivenVideosT
 from lightning_action.evaluation.report.report import Report, format_table
 from lightning_action.evaluation.report.report_page import report_page
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 # 4 latent frames at ratio 3; two batches, of 5 and 4 videos.
 DATA = SpriteDataModule(
     MovingSpriteWorld(image_size=24, sprite_radius=3.5, hold_probability=0.9),
