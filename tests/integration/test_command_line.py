@@ -39,11 +39,16 @@ from tests.support.small_commands import ACTION, ROOT, SMALL_DATA, SMALL_MODEL, 
 from tests.support.two_ranks import run_on_two
 
 # Of a model that has trained for some steps.
-pytestmark = pytest.mark.filterwarnings("ignore:DriftMonitor. generated videos drift")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:DriftMonitor. generated videos drift"),
+    pytest.mark.usefixtures("few_draws"),
+]
 QUALITY = {
     *("sign_accuracy", "gain_x", "gain_y", "r2_x", "r2_y", "lag_frames"),
     *("delta_psnr_db", "swapped_win_rate", "ade_px"),
 }
+# Of rollouts whose length does not matter: two latent frames are generated.
+SHORT = ("--data.init_args.num_latents=3", "--data.init_args.test_size=4")
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +85,15 @@ def test_last_checkpoint_is_the_end_of_the_fit(trained: Path) -> None:
 
 def test_fit_after_test_in_one_process(trained: Path, tmp_path: Path) -> None:
     """What a test computes and keeps for later calls, under inference mode, must serve training too."""
-    shape = ("--data.init_args.num_latents=6", f"--trainer.default_root_dir={tmp_path}")
-    run(small("test", trained, checkpoint(trained), *shape))
+    # Of a length that nothing before it has: what is kept is new.
+    shape = ("--data.init_args.num_latents=4", f"--trainer.default_root_dir={tmp_path}")
+    run(small("test", trained, checkpoint(trained), "--data.init_args.test_size=2", *shape))
     run(small("fit", trained, "--trainer.max_steps=2", "--trainer.limit_val_batches=0", *shape))
 
 
 def test_half_precision(trained: Path, tmp_path: Path) -> None:
     for precision in ("bf16-true", "bf16-mixed"):
-        more = (f"--trainer.precision={precision}", f"--trainer.default_root_dir={tmp_path / precision}")
+        more = (f"--trainer.precision={precision}", f"--trainer.default_root_dir={tmp_path / precision}", *SHORT)
         run(small("fit", trained, "--trainer.max_steps=2", *more))
         run(small("predict", trained, checkpoint(tmp_path / precision), *more))
         assert (tmp_path / precision / "predictions" / "000002.mp4").is_file()
@@ -97,7 +103,7 @@ def test_discrete_actions_stack_on_the_demo(trained: Path, tmp_path: Path) -> No
     overlay = (f"--config={ROOT / 'configs' / 'discrete.yaml'}", f"--trainer.default_root_dir={tmp_path}")
 
     def discrete(verb: str, *more: str) -> list[str]:
-        arguments = small(verb, trained, *more)
+        arguments = small(verb, trained, *SHORT, *more)
         return [*arguments[:2], *overlay, *arguments[3:]]
 
     run(discrete("fit", "--trainer.max_steps=2", "--trainer.limit_val_batches=0"))
@@ -116,13 +122,15 @@ def test_discrete_actions_stack_on_the_demo(trained: Path, tmp_path: Path) -> No
         ["--model.sampling.denoising_step_list=[1000, 500]"],
         ["--data.init_args.world.init_args.second_object=true", "--data.init_args.world.init_args.background=busy"],
         ["--model.causality.num_frame_per_block=2", "--model.causality.independent_first_frame=true"],
-        ["--model.causality.local_attn_size=3", "--model.causality.sink_size=1"],
+        # So long that a frame leaves the window.
+        ["--model.causality.local_attn_size=3", "--model.causality.sink_size=1", "--data.init_args.num_latents=4"],
     ],
     ids=lambda more: more[0].split(".")[-1],
 )
 def test_other_ways_to_generate(trained: Path, tmp_path: Path, more: list[str]) -> None:
-    run(small("test", trained, checkpoint(trained), f"--trainer.default_root_dir={tmp_path}", *more))
-    assert json.loads((tmp_path / "report.json").read_text())["episodes"] == 6
+    root = f"--trainer.default_root_dir={tmp_path}"
+    run(small("test", trained, checkpoint(trained), root, "--trainer.logger=false", *SHORT, *more))
+    assert json.loads((tmp_path / "report.json").read_text())["episodes"] == 4
 
 
 def test_test_writes_a_report_for_any_seed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,11 +138,11 @@ def test_test_writes_a_report_for_any_seed(trained: Path, tmp_path: Path, capsys
     for seed in (5, 6):
         folder = tmp_path / str(seed)
         more = (f"--data.init_args.seed={seed}", f"--trainer.default_root_dir={folder}")
-        run(small("test", trained, checkpoint(trained), *more))
+        run(small("test", trained, checkpoint(trained), "--trainer.logger=false", *SHORT, *more))
         reports.append(json.loads((folder / "report.json").read_text()))
     for report in reports:
         assert report.keys() >= {*QUALITY, "episodes", "fit_seconds", "predict_seconds", "baselines"}
-        assert report["episodes"] == 6 and report["fit_seconds"] > 0
+        assert report["episodes"] == 4 and report["fit_seconds"] > 0
         for baseline in ("copy_first_frame", "ignore_actions"):
             assert report["baselines"][baseline].keys() >= QUALITY
         assert report["baselines"]["ignore_actions"]["swapped_win_rate"] == 0.5
@@ -148,7 +156,8 @@ def test_episodes_of_all_ranks_are_in_the_report(trained: Path, tmp_path: Path) 
         found: dict[str, Any] = json.loads((tmp_path / name / "report.json").read_text())
         return found
 
-    common = [checkpoint(trained), "--trainer.callbacks=null", "--trainer.logger=false", "--data.init_args.test_size=8"]
+    quiet = ["--trainer.callbacks=null", "--trainer.logger=false"]
+    common = [checkpoint(trained), *quiet, *SHORT, "--data.init_args.test_size=8"]
     one, two = (small("test", trained, *common, f"--trainer.default_root_dir={tmp_path / name}") for name in ("1", "2"))
     run([*one, "--data.init_args.eval_batch_size=8"])
     half = [f"--config={ROOT / 'configs' / 'ddp.yaml'}", "--data.init_args.eval_batch_size=4"]
@@ -235,7 +244,7 @@ def test_own_actions_of_another_width(trained: Path, tmp_path: Path) -> None:
 
 
 def test_validate(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(small("validate", trained, checkpoint(trained)))
+    run(small("validate", trained, checkpoint(trained), *SHORT))
     assert "validation/swapped_win_rate" in capsys.readouterr().out
 
 
@@ -498,7 +507,7 @@ def test_a_dry_run_writes_and_removes_nothing(
     monkeypatch.chdir(tmp_path)
     before = tree(tmp_path)
     more = [f"--trainer.default_root_dir={tmp_path / folder}", f"--trainer.fast_dev_run={dry}"]
-    more += ["--model.export_weights=true", *([] if verb == "fit" else [checkpoint(trained)])]
+    more += [*SHORT, "--model.export_weights=true", *([] if verb == "fit" else [checkpoint(trained)])]
     run(small(verb, trained, *more))
     assert tree(tmp_path) == before
 
