@@ -159,6 +159,7 @@ def test_pixels_are_exact_where_nobody_knows_positions() -> None:
     assert figures["counterfactual_ratio"] == pytest.approx(0, abs=1e-4) and "gain_x" not in figures
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_the_environment_itself_obeys() -> None:
     module = data(position=POSITION, test_size=12, eval_batch_size=8)
     report = measured(module, lambda batch: simulate_of(module)(batch)[0]).report()
@@ -167,6 +168,7 @@ def test_the_environment_itself_obeys() -> None:
     assert report["verdict"]["label"] == "obeys", report["verdict"]["reasons"]
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_a_model_that_stands_still_does_not() -> None:
     module = data(position=POSITION, test_size=12, eval_batch_size=8)
     report = measured(module, lambda batch: batch["video"][:, :1].expand_as(batch["video"])).report()
