@@ -283,8 +283,8 @@ def run_python(code: str, *flags: str) -> str:
     return result.stdout
 
 
-def loaded_by(code: str) -> set[str]:
-    return set(json.loads(run_python(f"import json, sys; {code}; print(json.dumps(list(sys.modules)))")))
+def loaded_by(code: str, modules: str = "sys.modules") -> set[str]:
+    return set(json.loads(run_python(f"import json, sys; {code}; print(json.dumps(list({modules})))")))
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -294,11 +294,11 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_importing_the_callbacks_loads_nothing_else_of_ours() -> None:
-    loaded = loaded_by("from lightning_action.callbacks import EMA")
-    ours = {name for name in loaded if name.startswith("lightning_action.")}
-    assert {name for name in ours if not name.startswith("lightning_action.callbacks")} == set()
     # torchmetrics, which lightning imports, itself imports transformers where it is installed.
-    because_of_us = loaded - loaded_by("import lightning.pytorch")
+    begin = "import lightning.pytorch; before = set(sys.modules)"
+    because_of_us = loaded_by(f"{begin}; from lightning_action.callbacks import EMA", "set(sys.modules) - before")
+    ours = {name for name in because_of_us if name.startswith("lightning_action.")}
+    assert ours and {name for name in ours if not name.startswith("lightning_action.callbacks")} == set()
     third_party = {name.split(".")[0] for name in because_of_us} - set(sys.stdlib_module_names)
     assert third_party <= {"lightning_action", "lightning", "torch"}
 
