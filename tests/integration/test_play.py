@@ -17,6 +17,7 @@ from websockets.sync.client import connect
 
 from lightning_action.cli import main
 from lightning_action.play.session_recording import read_session
+from tests.support.forked_processes import start_command
 from tests.support.live_server import next_block, next_notice, say, wait_until
 from tests.support.playable_run import write_playable_run
 
@@ -84,10 +85,11 @@ def test_a_session_is_played_recorded_and_reproduced(run: list[str], tmp_path: P
 
 def test_what_fails_while_loading_ends_it(run: list[str], tmp_path: Path) -> None:
     (tmp_path / "map.yaml").write_text("controls: []")
-    command = [sys.executable, "main.py", "play", "--port=0", *run, f"--action_map={tmp_path / 'map.yaml'}"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert ended.returncode == 2
-    assert f"error: {tmp_path / 'map.yaml'} is no action map: controls: expected a list" in ended.stderr
+    ended = start_command(["play", "--port=0", *run, f"--action_map={tmp_path / 'map.yaml'}"], tmp_path / "told")
+    ended.join(timeout=100)
+    assert ended.exitcode == 2
+    told = (tmp_path / "told").read_text()
+    assert f"error: {tmp_path / 'map.yaml'} is no action map: controls: expected a list" in told
 
 
 def fetch(address: str) -> bytes:
@@ -96,9 +98,16 @@ def fetch(address: str) -> bytes:
     return content
 
 
-def test_the_page_is_there_before_the_model(run: list[str]) -> None:
-    with started(*run, "--host=0.0.0.0") as (_, address, _):
+def test_the_page_is_there_before_the_model(run: list[str], tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    process = start_command(["play", "--port=0", *run, "--host=0.0.0.0"], told)
+    try:
+        wait_until(lambda: told.exists() and "\n" in told.read_text().partition("play at ")[2])
+        address = told.read_text().partition("play at ")[2].split()[0]
         assert address.startswith("http://127.0.0.1:") and "/?token=" in address
         begun = time.monotonic()
         assert b"<canvas" in fetch(address)
         assert time.monotonic() - begun < 5
+    finally:
+        process.kill()
+        process.join()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from lightning_action.cli.check import run_check
 from lightning_action.cli.trainer_verbs import run
+from tests.support.forked_processes import start
 from tests.support.shipped import shipped
-from tests.support.two_processes import ROOT
 from tests.support.wan_release import VERSIONS, small_arguments, write_release
 
 
@@ -26,14 +25,15 @@ def test_without_weights_a_fit_stops_at_once(config: str, tmp_path: Path, monkey
     assert not (tmp_path / "runs" / "checkpoints").exists()
 
 
-def test_a_check_of_the_14b_model_takes_little_memory() -> None:
+def test_a_check_of_the_14b_model_takes_little_memory(tmp_path: Path) -> None:
     """The whole process, data included; VmHWM is the most that it ever had."""
-    code = (
-        "from lightning_action.cli.check import run_check; "
-        f"run_check({shipped('wan2.1_14b')}); "
-        "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "14,288,491,584" in done.stdout
-    assert int(done.stdout.split()[-2]) < 2 * 2**20
+    checked = start(write_the_most_memory_of_a_check, tmp_path / "told")
+    checked.join(timeout=120)
+    told = (tmp_path / "told").read_text()
+    assert checked.exitcode == 0 and "14,288,491,584" in told, told
+    assert int(told.split()[-2]) < 2 * 2**20
+
+
+def write_the_most_memory_of_a_check() -> None:
+    run_check(shipped("wan2.1_14b"))
+    print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -32,15 +33,26 @@ for name in sorted(name for name in names if not name.endswith("__main__")):
         print(name, error, sep=": ")
 print(lightning_action.__file__, lightning_action.callbacks.__file__, sep="\\n")
 """
+REFUSED = """
+import json, sys
+from lightning_action.cli import main
+for command in json.loads(sys.argv[1]):
+    try:
+        main(command)
+    except SystemExit as stopped:
+        assert stopped.code == 2
+    else:
+        raise AssertionError(command)
+"""
 # Subclasses of another package's classes cannot be defined without it.
 WITH_EXTRAS = [f"lightning_action.{name}" for name in ("WorldModelEnv", "WorldModelVectorEnv", "play.world_model_env")]
 
 
-def run(*words: str | Path, folder: Path, code: int = 0) -> str:
+def run(*words: str | Path, folder: Path) -> str:
     """What a command prints, in a folder and without the checkout's path."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     ended = subprocess.run(list(map(str, words)), cwd=folder, env=environment, capture_output=True, text=True)
-    assert ended.returncode == code, ended.stdout + ended.stderr
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout + ended.stderr
 
 
@@ -101,26 +113,34 @@ def test_every_module_imports_without_extras(environment: Path, tmp_path: Path) 
     assert package.is_relative_to(environment) and Path(places[1]) == package / "callbacks" / "__init__.py"
 
 
-def test_a_configuration_that_needs_an_extra_names_it(environment: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def refused(environment: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What commands from an empty folder end with, in one process, which imports everything once."""
+    folder = tmp_path_factory.mktemp("empty")
     (configs,) = environment.glob("lib/python*/site-packages/lightning_action/configs")
     stacked = [f"--config={configs / name}" for name in ("demo.yaml", "demo_backbone.yaml", "lora.yaml")]
-    told = run(
-        environment / "bin" / "lightning-action", "fit", *stacked, *SMALL_MODEL, *SMALL_DATA, folder=tmp_path, code=2
-    )
-    assert "error: LoRA needs peft: pip install 'lightning_action[lora]'" in told
+    commands = {"lora": ["fit", *stacked, *SMALL_MODEL, *SMALL_DATA], "play": ["play"]}
+    commands["another place"] = ["fit", "--config=configs/demo.yaml"]
+    said = run(environment / "bin" / "python", "-c", REFUSED, json.dumps(list(commands.values())), folder=folder)
+    assert not list(folder.iterdir())
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    return dict(zip(commands, lines, strict=True))
 
 
-def test_a_fit_from_an_empty_folder(environment: Path, tmp_path: Path) -> None:
+def test_what_needs_an_extra_names_it(refused: dict[str, str]) -> None:
+    assert refused["lora"].startswith("error: LoRA needs peft: pip install 'lightning_action[lora]'")
+    assert refused["play"].startswith("error: play needs starlette: pip install 'lightning_action[play]'")
+
+
+def test_a_fit_from_an_empty_folder(environment: Path, refused: dict[str, str], tmp_path: Path) -> None:
     """With a configuration that the wheel brings, which the command line tells the place of."""
-    command = environment / "bin" / "lightning-action"
-    told = run(command, "fit", "--config=configs/demo.yaml", folder=tmp_path, code=2)
-    assert not list(tmp_path.iterdir())
-    config = Path(told.split("the shipped one is '")[1].split("'")[0])
+    config = Path(refused["another place"].split("the shipped one is '")[1].split("'")[0])
     assert config.is_relative_to(environment)
     names = {path.relative_to(config.parent) for path in config.parent.rglob("*.yaml")}
     assert names == {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
-    stacked = [f"--config={config}", f"--config={config.parent / 'demo_backbone.yaml'}"]
-    run(command, "fit", *stacked, "--trainer.max_steps=2", *SMALL_MODEL, *SMALL_DATA, folder=tmp_path)
+    stacked = [f"--config={config}", f"--config={config.parent / 'demo_backbone.yaml'}", "--trainer.max_steps=2"]
+    command = environment / "bin" / "lightning-action"
+    run(command, "fit", *stacked, *SMALL_MODEL, *SMALL_DATA, folder=tmp_path)
     assert list(tmp_path.rglob("generator.safetensors"))
 
 
@@ -129,8 +149,6 @@ def test_the_page_of_play_is_there(environment: Path, tmp_path: Path) -> None:
     code = f"from importlib.resources import files; print(*sorted(file.name for file in {folder}.iterdir()))"
     pages = run(environment / "bin" / "python", "-c", code, folder=tmp_path).split()
     assert pages == sorted(path.name for path in (ROOT / "lightning_action" / "play" / "page").iterdir())
-    told = run(environment / "bin" / "lightning-action", "play", folder=tmp_path, code=2)
-    assert "play needs starlette: pip install 'lightning_action[play]'" in told
 
 
 def test_selfcheck_passes_and_says_what_is_missing(environment: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lightning_action.cli.trainer_verbs import run
-from tests.support.two_processes import FORKS, PLACE, ROOT, random_port, start_rank, write_to
+from tests.support.forked_processes import FORKS, PLACE, ROOT, random_port, start_rank, write_to
 
 NUM_RANKS = 2
 _TIMEOUT_SECONDS = 300

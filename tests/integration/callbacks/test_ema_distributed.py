@@ -10,9 +10,9 @@ from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from lightning_action.callbacks import EMA
 from tests.integration.callbacks import ema_script
 from tests.integration.callbacks.ema_script import STRATEGIES, Model, Watcher, equal, weights
+from tests.support.forked_processes import facts_of
 from tests.support.short_fits import quiet_trainer
 from tests.support.someones_dit import moving_spots
-from tests.support.two_processes import facts_of
 
 pytestmark = pytest.mark.distributed
 
@@ -54,7 +54,7 @@ def test_prediction_uses_the_average_on_any_number_of_ranks(seen: Seen, strategy
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_average_as_one_does(seen: Seen, strategy: str) -> None:
+def test_forked_processes_average_as_one_does(seen: Seen, strategy: str) -> None:
     (facts,) = seen.by_one[strategy]
     assert facts["differs_from_one_process"] < 1e-6
 

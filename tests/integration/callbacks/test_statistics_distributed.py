@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.integration.callbacks import statistics_script
-from tests.support.two_processes import facts_of
+from tests.support.forked_processes import facts_of
 
 pytestmark = pytest.mark.distributed
 

@@ -1,11 +1,11 @@
-"""Scripts that run as two processes, with gloo on the CPU."""
+"""Processes that are copies of one which has imported everything: ranks with gloo on the CPU, and commands."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_action.cli import main
+
 ROOT = Path(__file__).resolve().parents[2]
 _TIMEOUT_SECONDS = 300
 # What says which rank a process is, and where the others are.
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
-# Ranks are copies of one process that has imported what takes seconds, which no rank then does again. It has no
-# threads, without which a copy could hang, as one of the process of the tests would.
+# What takes seconds to import is imported once. A copy of this process could hang for its threads; that one has none.
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(["lightning_action.cli.trainer_verbs", "lightning_action.callbacks"])
 
@@ -30,11 +31,11 @@ def random_port() -> int:
     return random.SystemRandom().randrange(20000, 30000)
 
 
-def facts_of(main: Callable[[Path, int], None], folder: Path, processes: int = 2) -> dict[str, Any]:
-    """What the `main` of a script, called with the folder and the rank, writes to `facts.json` in the folder."""
+def facts_of(script: Callable[[Path, int], None], folder: Path, processes: int = 2) -> dict[str, Any]:
+    """What a script, called with the folder and the rank, writes to `facts.json` in the folder."""
     place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random_port())}
     outputs = [folder / f"rank_{rank}.txt" for rank in range(processes)]
-    ranks = [start_rank(rank, place, _run, main, folder, rank, outputs[rank]) for rank in range(processes)]
+    ranks = [start_rank(rank, place, _run, script, folder, rank, outputs[rank]) for rank in range(processes)]
     running = {rank.sentinel: rank for rank in ranks}
     # One that fails leaves the others waiting for it.
     while running and (ended := wait(list(running), _TIMEOUT_SECONDS)):
@@ -47,6 +48,24 @@ def facts_of(main: Callable[[Path, int], None], folder: Path, processes: int = 2
     assert codes == [0] * processes, "\n".join(output.read_text()[-5000:] for output in outputs)
     seen: dict[str, Any] = json.loads((folder / "facts.json").read_text())
     return seen
+
+
+def start(function: Callable[..., None], output: Path, *args: Any) -> BaseProcess:
+    """Start `function(*args)` in a process that prints to a file."""
+    process = FORKS.Process(target=_print_to, args=(output, function, *args))
+    process.start()
+    return process
+
+
+def start_command(words: Sequence[str], output: Path) -> BaseProcess:
+    """Start what `python main.py` does with these words in a process that prints to a file."""
+    return start(main, output, list(words))
+
+
+def _print_to(output: Path, function: Callable[..., None], *args: Any) -> None:
+    write_to(output)
+    os.chdir(ROOT)
+    function(*args)
 
 
 def start_rank(rank: int, place: Mapping[str, str], target: Callable[..., None], *args: Any) -> BaseProcess:
@@ -64,11 +83,11 @@ def _begin(rank: int, environment: Mapping[str, str], target: Callable[..., None
     target(*args)
 
 
-def _run(main: Callable[[Path, int], None], folder: Path, rank: int, output: Path) -> None:
+def _run(script: Callable[[Path, int], None], folder: Path, rank: int, output: Path) -> None:
     write_to(output)
     os.chdir(folder)
     torch.set_num_threads(1)
-    main(folder, rank)
+    script(folder, rank)
 
 
 def write_to(output: Path) -> None:
