@@ -22,6 +22,10 @@ FOLDERS = ("unit", "parity", "integration", "gpu", "browser")
 # and in those that it starts.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# What tests compile is so little that processes which compile, each of which imports torch, would cost more than they
+# share; and trying which vector instructions the compiler knows costs as much as a dozen kernels.
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
