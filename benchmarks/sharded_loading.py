@@ -8,17 +8,17 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from benchmarks.loading import TINY, WAN_1_3B, memory_bytes, write
 from lightning_action import ActionSchema, CausalWanModel
@@ -27,6 +27,7 @@ from lightning_action.atomic import write_json
 from lightning_action.distributed.sharding import Sharding
 
 STRATEGIES = ("whole", "fsdp2")
+FILE = "model.safetensors"
 
 
 def build_from(path: Path, generator: Callable[[], CausalWanModel], strategy: str) -> CausalWanModel:
@@ -39,16 +40,18 @@ def build_from(path: Path, generator: Callable[[], CausalWanModel], strategy: st
     return built
 
 
-def measure_rank(path: Path, sizes: dict[str, Any], strategy: str, output: Path) -> None:
-    """Build on this rank, and write the largest peak of all ranks; to be started by torchrun."""
+def measure_rank(rank: int, num_ranks: int, folder: Path, sizes: dict[str, Any], strategy: str) -> None:
+    """Build on this rank from the file in the folder, and write the largest peak of all ranks beside it."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    path, meeting = folder / FILE, f"file://{folder / strategy}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_ranks)
     before = memory_bytes("VmRSS")
     generator = build_from(path, partial(CausalWanModel, **sizes), strategy)
     added: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(added, memory_bytes("VmHWM") - before)
-    if dist.get_rank() == 0:
-        output.write_text(json.dumps({"added_to_file": max(added) / path.stat().st_size}))
+    if rank == 0:
+        peak = {"added_to_file": max(added) / path.stat().st_size}
+        (folder / f"{strategy}.json").write_text(json.dumps(peak))
     del generator
     gc.collect()
     dist.destroy_process_group()
@@ -57,17 +60,18 @@ def measure_rank(path: Path, sizes: dict[str, Any], strategy: str, output: Path)
 def measure(sizes: dict[str, Any], num_ranks: int, folder: Path | None) -> dict[str, Any]:
     """Write a file, build from it on all ranks with each strategy, and delete it."""
     results: dict[str, Any] = {"torch": torch.__version__, "sizes": sizes, "num_ranks": num_ranks}
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        path, output = Path(temporary) / "model.safetensors", Path(temporary) / "peak.json"
-        write(path, sizes, "safetensors")
+    # All ranks are forks of one process that has imported this module.
+    get_context("forkserver").set_forkserver_preload([f"benchmarks.{Path(__file__).stem}"])
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        temporary = Path(name)
+        write(temporary / FILE, sizes, "safetensors")
         for strategy in STRATEGIES:
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-            command += ["-m", "benchmarks.sharded_loading", "--measure", strategy, str(path), str(output)]
-            command += ["--sizes", json.dumps(sizes)]
-            done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"building with {strategy} failed:\n{done.stderr}")
-            results[strategy] = json.loads(output.read_text())
+            arguments = (num_ranks, temporary, sizes, strategy)
+            try:
+                start_processes(measure_rank, arguments, nprocs=num_ranks, start_method="forkserver")
+            except ProcessException as error:
+                raise RuntimeError(f"building with {strategy} failed:\n{error}") from error
+            results[strategy] = json.loads((temporary / f"{strategy}.json").read_text())
     return results
 
 
@@ -78,13 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ranks", type=int, default=2, help="Processes on this machine.")
     parser.add_argument("--folder", type=Path, help="Folder for the file of 5.7 GB meanwhile.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="File that takes the result as well.")
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--sizes", type=json.loads, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
-    if chosen.measure is not None:
-        strategy, path, output = chosen.measure
-        measure_rank(Path(path), chosen.sizes, strategy, Path(output))
-        return
     result = measure(TINY if chosen.tiny else WAN_1_3B, chosen.ranks, chosen.folder)
     print(json.dumps(result, indent=2))
     if chosen.json is not None:

@@ -21,6 +21,9 @@ def test_no_rank_ever_holds_the_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
-def test_what_fails_on_a_rank_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="building with whole failed:\n.*"):
-        sharded_loading.measure({**sharded_loading.TINY, "num_heads": 7, "dim": 42}, 0, tmp_path)
+@pytest.mark.distributed
+def test_what_fails_on_a_rank_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharded_loading, "write", lambda path, *_: path.write_bytes(b""))
+    sizes = {"dim": 24, "ffn_dim": 32, "num_heads": 2, "num_layers": 1}
+    with pytest.raises(RuntimeError, match=r"building with whole failed:\n[\s\S]*model.safetensors"):
+        sharded_loading.measure(sizes, 1, tmp_path)
