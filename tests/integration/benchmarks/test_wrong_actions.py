@@ -33,7 +33,7 @@ def test_each_gets_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     run(["fit", *shipped("demo_backbone"), "--trainer.max_steps=2", backbone, *SMALL_MODEL, *SMALL_DATA])
     run(small("fit", tmp_path, "--trainer.max_steps=2", "--trainer.limit_val_batches=0"))
     capsys.readouterr()
-    tried = ["--only", "y inverted", "blind", "--steps", "4", "--videos", "8"]
+    tried = ["--only", "y inverted", "blind", "--steps", "2", "--videos", "3"]
     wrong_actions.main(["--run", str(tmp_path), *tried, "--json", str(tmp_path / "wrong.json")])
     lines = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert lines == ["y inverted", "blind"]
@@ -41,4 +41,4 @@ def test_each_gets_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     # Two steps teach no picture in which the sprite would be found.
     assert reports["blind"]["verdict"]["label"] in ("ignores", "cannot tell")
     assert reports["blind"]["swapped_gap"] == 0 and reports["y inverted"]["swapped_gap"] != 0
-    assert reports["y inverted"]["episodes"] == 8
+    assert reports["y inverted"]["episodes"] == 3
