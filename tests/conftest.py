@@ -84,6 +84,15 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def scalar_code() -> Iterator[None]:
+    """Code that torch compiles has no vector instructions: the C++ compiler takes a third less time for it."""
+    import torch._inductor.config as settings  # slow, and only what compiles needs it
+
+    with settings.patch({"cpp.simdlen": 0}):
+        yield
+
+
+@pytest.fixture
 def mesh(no_ranks_left: None) -> DeviceMesh:
     """A mesh of this process alone."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -128,6 +128,7 @@ def test_several_processes_measure_once(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["training"]["step_s_min"] > 0
 
 
+@pytest.mark.usefixtures("scalar_code")
 def test_compiled_layers_are_measured_too() -> None:
     bench = gpu.Bench(gpu.TOY, gpu.Options(compile_mode="default"), torch.float32)
     plain = gpu.Bench(gpu.TOY, gpu.Options(), torch.float32)

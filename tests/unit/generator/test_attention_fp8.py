@@ -57,6 +57,7 @@ def test_each_head_has_its_scale() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.usefixtures("scalar_code")
 def test_a_video_in_8_bits_is_nearly_the_same_also_in_one_captured_pass() -> None:
     generator, causality, num_frames = small_generator(), BlockCausality(1, 3, 1), 6
     x = small_inputs(num_frames, batch_size=1)
