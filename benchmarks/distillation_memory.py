@@ -8,9 +8,8 @@ the graph; layers that are computed again keep what goes into them alone: python
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -93,24 +92,22 @@ def peak_bytes() -> int:
 
 
 def measured(way: str, size: str) -> int:
-    """The peak of a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.distillation_memory", "--way", way, "--size", size]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
+    """The peak of this process with a gradient; meant for one of its own, whose peak nothing else raised."""
+    gradient(way, *SIZES[size])
+    return peak_bytes()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print, and write, what each way takes over a clip without gradient, and the ratio of ours to the plain one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distillation_memory", description=__doc__)
-    parser.add_argument("--way", choices=WAYS, help="Measure one in this process, and print its bytes.")
     parser.add_argument("--size", choices=SIZES, default="normal", help="Size of the model and the clip.")
     parser.add_argument("--json", type=Path, help="File for the figures.")
     options = parser.parse_args(arguments)
-    if options.way:
-        gradient(options.way, *SIZES[options.size])
-        print(peak_bytes())
-        return
-    base, plain, beside, ours = (measured(way, options.size) for way in WAYS)
+    # A new process for each, all of them forks of one that has imported what takes long.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["lightning_action.distillation.self_rollout"])
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        base, plain, beside, ours = pool.starmap(measured, [(way, options.size) for way in WAYS], chunksize=1)
     peaks = {"plain_mb": plain, "beside_cache_mb": beside, "ours_mb": ours}
     figures = {name: (peak - base) / 1e6 for name, peak in peaks.items()}
     figures["ours_to_plain"] = figures["ours_mb"] / figures["plain_mb"]
