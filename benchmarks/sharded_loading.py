@@ -60,8 +60,8 @@ def measure_rank(rank: int, num_ranks: int, folder: Path, sizes: dict[str, Any],
 def measure(sizes: dict[str, Any], num_ranks: int, folder: Path | None) -> dict[str, Any]:
     """Write a file, build from it on all ranks with each strategy, and delete it."""
     results: dict[str, Any] = {"torch": torch.__version__, "sizes": sizes, "num_ranks": num_ranks}
-    # All ranks are forks of one process that has imported this module.
-    get_context("forkserver").set_forkserver_preload([f"benchmarks.{Path(__file__).stem}"])
+    # All ranks are forks of one process that has imported what takes long.
+    get_context("forkserver").set_forkserver_preload(["lightning_action.assembly"])
     with tempfile.TemporaryDirectory(dir=folder) as name:
         temporary = Path(name)
         write(temporary / FILE, sizes, "safetensors")
