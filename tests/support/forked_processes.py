@@ -52,7 +52,7 @@ def facts_of(script: Callable[[Path, int], None], folder: Path, processes: int =
 
 def start(function: Callable[..., None], output: Path, *args: Any) -> BaseProcess:
     """Start `function(*args)` in a process that prints to a file."""
-    process = FORKS.Process(target=_print_to, args=(output, function, *args))
+    process = FORKS.Process(target=print_to, args=(output, function, *args))
     process.start()
     return process
 
@@ -62,7 +62,8 @@ def start_command(words: Sequence[str], output: Path) -> BaseProcess:
     return start(main, output, list(words))
 
 
-def _print_to(output: Path, function: Callable[..., None], *args: Any) -> None:
+def print_to(output: Path, function: Callable[..., None], *args: Any) -> None:
+    """Call `function(*args)` in the folder of the checkout, and send what this process prints from now on to a file."""
     write_to(output)
     os.chdir(ROOT)
     function(*args)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +14,7 @@ from benchmarks import _gpu_bench, gpu
 from lightning_action.generator.causality import Visibility
 from lightning_action.generator.cost import video_flops
 from lightning_action.generator.model import CausalWanModel
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.support.forked_processes import print_to, random_port, start_rank
 
 
 @pytest.fixture(autouse=True)
@@ -118,17 +115,19 @@ def test_the_peer_is_the_same_network(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.distributed
 def test_several_processes_measure_once(tmp_path: Path) -> None:
-    path = tmp_path / "gpu.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "benchmarks.gpu", "--toy", "--fsdp", f"--json={path}", "--only", "generation", "training"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("| tiny, window 6, clean |") == 1
+    """Started as torchrun starts them."""
+    path, told = tmp_path / "gpu.json", [tmp_path / f"told_{rank}" for rank in range(2)]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random_port())}
+    place["TORCHELASTIC_RUN_ID"] = "this test"
+    arguments = ["--toy", "--fsdp", f"--json={path}", "--only", "generation", "training"]
+    ranks = [start_rank(rank, place, print_to, told[rank], gpu.main, arguments) for rank in range(2)]
+    for rank in ranks:
+        rank.join(300)
+    assert [rank.exitcode for rank in ranks] == [0, 0], told[0].read_text()[-4000:] + told[1].read_text()[-4000:]
+    assert sum(each.read_text().count("| tiny, window 6, clean |") for each in told) == 1
     assert json.loads(path.read_text())["training"]["step_s_min"] > 0
 
 
-@pytest.mark.usefixtures("scalar_code")
 def test_compiled_layers_are_measured_too() -> None:
     bench = gpu.Bench(gpu.TOY, gpu.Options(compile_mode="default"), torch.float32)
     plain = gpu.Bench(gpu.TOY, gpu.Options(), torch.float32)
