@@ -293,7 +293,7 @@ def main(args: Sequence[str] | None = None) -> None:
     add("--json", type=Path, help="File of the figures.")
     add("--tiny", action="store_true", help="Show in seconds that everything runs; the figures mean nothing.")
     options = parser.parse_args(args)
-    sessions, seconds = ([1, 2], 4.0) if options.tiny else (options.sessions, options.seconds)
+    sessions, seconds = ([1, 2], 2.0) if options.tiny else (options.sessions, options.seconds)
     run = [f"--config={each}" for each in options.config or ()] + [f"--device={options.device}"]
     run += [f"--ckpt_path={options.ckpt_path}"] if options.ckpt_path else []
     stage = stage_of_run(options.config, options.ckpt_path, options.device) if options.config else toy_stage()
@@ -302,7 +302,7 @@ def main(args: Sequence[str] | None = None) -> None:
     result: dict[str, Any] = {"live": [measure(stage, count, seconds) for count in sessions]}
     if sessions:
         print(table(result["live"]))
-    minutes = 0.1 if options.tiny else options.soak_minutes
+    minutes = 0.05 if options.tiny else options.soak_minutes
     if minutes:
         result["soak"] = soak(stage, 60 * minutes, 0.2 if options.tiny else 1.0, run)
         print("\n".join(f"{name}: {value:.3f}" for name, value in result["soak"].items()))

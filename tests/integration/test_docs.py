@@ -33,7 +33,10 @@ from tests.support.wan_release import VERSIONS, small_arguments, small_model, wr
 from tests.support.written_videos import LEROBOT, numbered_frames, write_video
 
 # Of a model that has trained for some steps.
-pytestmark = pytest.mark.filterwarnings("ignore:DriftMonitor. generated videos drift")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:DriftMonitor. generated videos drift"),
+    pytest.mark.usefixtures("few_draws"),
+]
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -66,6 +66,7 @@ ELSEWHERE |= {"consistency", "distillation", "longlive_train_action"}
 # Of a model that has trained for some steps.
 @pytest.mark.filterwarnings("ignore:ActionSensitivity. the model ignores its actions", "ignore:DriftMonitor. generated")
 @pytest.mark.usefixtures("scalar_code")
+@pytest.mark.usefixtures("few_draws")
 @pytest.mark.parametrize("life", LIVES, ids=str)
 def test_whole_life(life: Life, tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"
