@@ -22,17 +22,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers.optimization import Adafactor
 
 from lightning_action.callbacks import FreezeBackboneFirst
-from lightning_action.callbacks.support.optimizer_groups import materialize_state
-from tests.support.foreign_optimizers import WithoutHooks
+from tests.support.all_optimizers import OPTIMIZERS, named_groups
 
 STEPS_PER_EPOCH = 3
-
-
-def named_groups(module: "TwoParts") -> list[dict[str, Any]]:
-    return [
-        {"name": "head", "params": list(module.head.parameters())},
-        {"name": "backbone", "params": list(module.backbone.parameters()), "lr": 0.02},
-    ]
 
 
 def adamw(module: "TwoParts") -> Optimizer:
@@ -495,66 +487,6 @@ def test_plateau_ignores_the_sanity_check_and_validation_outside_of_the_fit() ->
 # --- The optimizer ------------------------------------------------------------------------------------------------
 
 
-class CountsInItsGroup(SGD):
-    """Takes smaller steps from step to step, and counts them beside its options."""
-
-    def step(self, closure: Any = None) -> Any:
-        for group in self.param_groups:
-            group["count"] = group.get("count", 0) + 1
-            group["lr"] = 0.1 / group["count"]
-        return super().step(closure)
-
-
-class NeedsTrainMode(SGD):
-    """As Schedule-Free optimizers do, it steps in train mode alone, which a hook of the module sets later."""
-
-    is_training = False
-
-    def step(self, closure: Any = None) -> Any:
-        if not self.is_training:
-            raise RuntimeError("call train() first")
-        return super().step(closure)
-
-
-class Draws(SGD):
-    """Adds noise to its steps."""
-
-    def step(self, closure: Any = None) -> Any:
-        loss = super().step(closure)
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.data.add_(torch.randn_like(parameter), alpha=0.01)
-        return loss
-
-
-OPTIMIZERS: dict[str, Callable[[TwoParts], Optimizer]] = {
-    "Adadelta": lambda m: torch.optim.Adadelta(named_groups(m)),
-    "Adafactor": lambda m: torch.optim.Adafactor(named_groups(m)),
-    "Adagrad": lambda m: Adagrad(named_groups(m), initial_accumulator_value=0.1),
-    "Adam": lambda m: torch.optim.Adam(named_groups(m), amsgrad=True, weight_decay=0.1),
-    "Adamax": lambda m: torch.optim.Adamax(named_groups(m)),
-    "AdamW": lambda m: AdamW(named_groups(m)),
-    "AdamW-fused": lambda m: AdamW(named_groups(m), fused=True),
-    "AdamW-tensor-lr": lambda m: AdamW(named_groups(m)[:1] + [{"params": m.backbone.parameters()}], torch.tensor(0.01)),
-    "ASGD": lambda m: torch.optim.ASGD(named_groups(m), t0=0),
-    "LBFGS": lambda m: torch.optim.LBFGS(m.parameters(), lr=0.1, max_iter=2),
-    "NAdam": lambda m: torch.optim.NAdam(named_groups(m)),
-    "RAdam": lambda m: torch.optim.RAdam(named_groups(m)),
-    "RMSprop": lambda m: torch.optim.RMSprop(named_groups(m), centered=True, momentum=0.9),
-    "Rprop": lambda m: torch.optim.Rprop(named_groups(m)),
-    "SGD": lambda m: SGD(named_groups(m), lr=0.01, momentum=0.9, weight_decay=0.1, nesterov=True),
-    "SGD-dampened": lambda m: SGD(named_groups(m), lr=0.01, momentum=0.9, dampening=0.5),
-    "transformers.Adafactor": lambda m: Adafactor([{"params": list(m.parameters())}]),
-    "counts": lambda m: CountsInItsGroup(named_groups(m), lr=0.01),
-    "train-mode": lambda m: NeedsTrainMode(named_groups(m), lr=0.01),
-    "draws": lambda m: Draws(named_groups(m), lr=0.01),
-    "without-hooks": lambda m: WithoutHooks(AdamW(named_groups(m))),
-}
-# Their steps show whether they were prepared.
-LEFT_ALONE = {"ASGD", "LBFGS", "Rprop", "SGD-dampened", "train-mode", "draws", "without-hooks"}
-
-
 class FrozenByHand(Callback):
     """What people write without the callback."""
 
@@ -578,18 +510,6 @@ def test_training_is_that_of_a_freeze_by_hand(name: str, tmp_path: Path) -> None
     assert_equal_states(dict(ours.model.state_dict()), dict(by_hand.model.state_dict()))
     unfrozen = fit(TwoParts(OPTIMIZERS[name]), SetsTrainMode()).model
     assert any(not torch.equal(p, q) for p, q in zip(unfrozen.parameters(), ours.model.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_state_that_sharded_parameters_need(name: str) -> None:
-    optimizer = OPTIMIZERS[name](TwoParts())
-    if name in LEFT_ALONE:
-        with pytest.raises(MisconfigurationException, match=f"cannot prepare the state of {type(optimizer).__name__}"):
-            materialize_state(optimizer, must_have_state=True)
-        return
-    materialize_state(optimizer, must_have_state=True)
-    assert name == "counts" or len(optimizer.state) == 6
-    assert all("count" not in group for group in optimizer.param_groups)
 
 
 def test_an_optimizer_without_hooks_cannot_be_warmed_up() -> None:

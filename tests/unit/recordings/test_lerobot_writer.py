@@ -17,7 +17,6 @@ import pytest
 
 from lightning_action.recordings.lerobot import read_lerobot
 from lightning_action.recordings.lerobot_files import LIMITS, NumericFeature
-from lightning_action.recordings.lerobot_statistics import PixelStatistics, column_statistics
 from lightning_action.recordings.lerobot_writer import LeRobotWriter, writing_lerobot
 from lightning_action.recordings.local_folder import LocalFolder
 
@@ -211,33 +210,6 @@ def test_statistics_are_those_of_all_frames(folder: Path) -> None:
     episode = episodes(folder)[1]
     np.testing.assert_allclose(episode["stats/action/max"], action[6:15].max(0), rtol=0)
     assert episode[f"stats/{CAMERA}/count"] == [9] and np.shape(episode[f"stats/{CAMERA}/mean"]) == (3, 1, 1)
-
-
-def test_pixel_statistics_are_those_of_numpy() -> None:
-    random = np.random.default_rng(0)
-    parts = [
-        random.integers(3, 200, (5, 7, 9, 3)).astype(np.uint8),
-        random.integers(0, 90, (2, 7, 9, 3)).astype(np.uint8),
-    ]
-    total = PixelStatistics()
-    for part in parts:
-        other = PixelStatistics()
-        for frame in part:
-            other.add(frame)
-        total.merge(other)
-    pixels = np.concatenate(parts).reshape(-1, 3) / 255
-    found = {name: np.ravel(value) for name, value in total.statistics().items()}
-    for name, expected in (("min", pixels.min(0)), ("max", pixels.max(0)), ("mean", pixels.mean(0))):
-        np.testing.assert_allclose(found[name], expected, rtol=1e-12)
-    for name, level in (("q01", 0.01), ("q50", 0.5), ("q99", 0.99)):
-        np.testing.assert_allclose(found[name], np.quantile(pixels, level, axis=0, method="inverted_cdf"), rtol=1e-12)
-    assert found["count"] == [7]
-
-
-def test_whole_numbers_and_switches_have_statistics() -> None:
-    whole = column_statistics(np.array([[1], [4], [4]]))
-    assert (whole["min"], whole["max"], whole["mean"], whole["count"]) == ([1], [4], [3.0], [3])
-    assert column_statistics(np.array([[True], [False]]))["mean"] == [0.5]
 
 
 def test_frames_of_an_episode_may_have_tasks_of_their_own(tmp_path: Path) -> None:
