@@ -48,11 +48,11 @@ def rows(*values: float, count: int = 4) -> dict[str, Tensor]:
 
 def test_files_are_episodes_one_by_one() -> None:
     videos = {"truth": plain(0, 255), "videos": plain(51, 102), "other": plain(153, 0), "other_truth": plain(0, 51)}
-    inputs = Inputs(videos, {"actions": rows(1.0, 2.0)}, {"e5": 8})
+    inputs = Inputs(videos, {"actions": rows(1.0, 2.0)}, {"e3": 8})
     source = FileSource(OPTIONS, inputs)
     assert (source.kind, source.ratio, len(source)) == ("files", 4, 2)
     first, second = source
-    assert (first.sample_id.tolist(), second.sample_id.tolist()) == ([0], [8]), "those that no table numbers count up"
+    assert (first.sample_id.tolist(), second.sample_id.tolist()) == ([8], [1]), "those that no table numbers count up"
     means = [each.mean().item() for each in (second.truth.video, second.own, first.other, second.truth_other.video)]
     assert means == pytest.approx([1, 0.4, 0.6, 0.2]) and first.own.shape == (1, 5, 3, 4, 6)
     assert first.null is None and second.action.tolist() == [[[2, 2]] * 4] and first.action_other is None

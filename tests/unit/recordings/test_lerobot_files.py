@@ -37,6 +37,7 @@ def test_rows_come_back_and_an_episode_is_a_row_group(tmp_path: Path) -> None:
     with parquet.ParquetFile(tmp_path / "data/chunk-000/file-000.parquet") as file:
         assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [3, 2]
         assert str(file.schema_arrow.field("action").type) == "fixed_size_list<element: float>[2]"
+        assert str(file.schema_arrow.field("key").type) == "int64", "a single number is stored as it is"
 
 
 def test_full_files_and_folders_are_followed_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

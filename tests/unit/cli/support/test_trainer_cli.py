@@ -64,13 +64,13 @@ def test_each_verb_has_a_configuration_of_its_own(stage: Any, name: str) -> None
     assert saver.config_filename == name
 
 
-def refused_run(root: Path, saved: bool, error: type[BaseException] = ValueError) -> None:
+def refused_run(root: Path, saved: bool, error: type[BaseException] = ValueError, version: int | None = None) -> None:
     """Leave what a run leaves that ends with an error: its log, and an empty folder."""
-    saver, logger = SaveConfigOfVerb(None, None), CSVLogger(root)  # type: ignore[arg-type]
+    saver, logger = SaveConfigOfVerb(None, None), CSVLogger(root, version=version)  # type: ignore[arg-type]
     trainer = SimpleNamespace(default_root_dir=str(root), callbacks=[saver], loggers=[logger])
     with pytest.raises(error), undoing_a_refusal(trainer):  # type: ignore[arg-type]
         saver.already_saved = saved
-        Path(logger.log_dir).mkdir(parents=True)
+        Path(logger.log_dir).mkdir(parents=True, exist_ok=True)
         (Path(logger.log_dir) / "metrics.csv").touch()
         (root / "checkpoints").mkdir()
         raise error
@@ -82,11 +82,12 @@ def test_a_refused_run_leaves_nothing(tmp_path: Path, error: type[BaseException]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_there_before_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [None, 0])
+def test_what_was_there_before_stays(tmp_path: Path, version: int | None) -> None:
     (tmp_path / "lightning_logs" / "version_0").mkdir(parents=True)
     (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").touch()
     (tmp_path / "empty").mkdir()
-    refused_run(tmp_path, saved=False)
+    refused_run(tmp_path, saved=False, version=version)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "lightning_logs"]
     assert [path.name for path in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
 

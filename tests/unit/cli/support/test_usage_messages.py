@@ -31,7 +31,6 @@ def test_words() -> None:
         ),
         ("unrecognized arguments: --modl.seed=3", "there is no option --modl.seed: did you mean '--model.seed'?"),
         ("Group 'model' does not accept option 'sede'", "there is no argument 'sede': did you mean 'seed'?"),
-        ("the following arguments are required: out", "missing: out"),
         ("the following arguments are required: model.vae", "missing: model.vae; name a configuration with --config"),
         ('expected "subcommand" to be one of {fit}', "name a verb: fit, validate, test, predict, selfcheck"),
         ("Unexpected config: 3", "expected a mapping of settings, as in `trainer: {max_steps: 10}`"),
@@ -40,11 +39,16 @@ def test_words() -> None:
             "expected one of 'mean', 'last', got 'lost': did",
         ),
         ("words that nobody knows", "words that nobody knows"),
+        ("Given value type: <class 'int'>", "Given value type"),
     ],
 )
 def test_one_sentence_about_one_option(message: str, told: str) -> None:
     found = explain(message, ["--model.seed", "--model.seed.help", "--out"])
     assert found.startswith(told) and "\n" not in found
+
+
+def test_only_a_model_that_is_missing_is_in_a_configuration() -> None:
+    assert explain("the following arguments are required: out") == "missing: out"
 
 
 def test_a_type_that_yaml_guessed_is_told_to_be_quoted() -> None:
