@@ -42,8 +42,10 @@ def test_a_shaded_disc_is_half_as_bright_at_its_rim() -> None:
 
 @pytest.mark.parametrize("kind", get_args(Background))
 def test_backgrounds_are_dark_and_follow_from_the_generator(kind: Background) -> None:
-    drawn, again, other = (draw_background(kind, 8, 12, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    assert drawn.shape == (3, 8, 12) and drawn.min() >= -1 and drawn.max() <= 0.2
+    drawn, again, other, *more = (
+        draw_background(kind, 8, 12, torch.Generator().manual_seed(seed)) for seed in (0, *range(40))
+    )
+    assert drawn.shape == (3, 8, 12) and all(-1 <= each.min() <= each.max() <= 0.2 for each in (drawn, other, *more))
     assert torch.equal(drawn, again) and torch.equal(drawn, other) == (kind == "plain")
 
 
@@ -51,6 +53,7 @@ def test_gradients_run_straight_from_corner_to_corner() -> None:
     drawn = draw_background("gradient", 3, 5, torch.Generator().manual_seed(2))
     assert drawn.min() > -1 and drawn.max() < 0.2, "no value was cut off"
     torch.testing.assert_close(drawn[:, 1, 2], drawn[:, ::2, ::4].mean(dim=(1, 2)))
+    torch.testing.assert_close(drawn[:, 0, 1], drawn[:, 0, 0].lerp(drawn[:, 0, 4], 0.25))
 
 
 def test_the_names_of_shapes_are_those_that_are_drawn() -> None:
