@@ -50,7 +50,9 @@ def test_worlds_begin_at_their_starts() -> None:
     other = worlds().begin([1, 2], [7, 8])
     assert np.array_equal(batch.frames, other.frames), "two starts: number i is row i modulo 2"
     assert not np.array_equal(batch.frames[0], batch.frames[1])
-    for each in (batch, other):
+    longer = WorldBatches(MODULE, (BATCH["video"][:, :5] + 1) / 2, Rules()).begin([0], [7])
+    assert longer.frames.shape == (1, 1, 16, 16, 3), "the last of the frames that it begins with"
+    for each in (batch, other, longer):
         each.session.close()
 
 
@@ -102,5 +104,6 @@ def test_a_step_is_judged_by_the_rules() -> None:
 
 def test_starts_are_drawn_or_chosen() -> None:
     start, sample = draw_start(np.random.default_rng(3), None)
+    assert 0 not in (start, sample)
     assert (start, sample) == draw_start(np.random.default_rng(3), {}) != draw_start(np.random.default_rng(4), None)
     assert draw_start(np.random.default_rng(3), {"start": 5}) == (5, sample)
