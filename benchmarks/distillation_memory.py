@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.loading import in_a_process_of_its_own
 from lightning_action import BlockCausality, CausalWanModel
 from lightning_action.atomic import write_json
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule, clean_from_velocity
@@ -92,7 +92,7 @@ def peak_bytes() -> int:
 
 
 def measured(way: str, size: str) -> int:
-    """The peak of this process with a gradient; meant for one of its own, whose peak nothing else raised."""
+    """The peak of this process after a way; meant for one of its own, whose peak nothing else raised."""
     gradient(way, *SIZES[size])
     return peak_bytes()
 
@@ -103,11 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=SIZES, default="normal", help="Size of the model and the clip.")
     parser.add_argument("--json", type=Path, help="File for the figures.")
     options = parser.parse_args(arguments)
-    # A new process for each, all of them forks of one that has imported what takes long.
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["lightning_action.distillation.self_rollout"])
-    with context.Pool(1, maxtasksperchild=1) as pool:
-        base, plain, beside, ours = pool.starmap(measured, [(way, options.size) for way in WAYS], chunksize=1)
+    base, plain, beside, ours = (in_a_process_of_its_own(measured, way, options.size) for way in WAYS)
     peaks = {"plain_mb": plain, "beside_cache_mb": beside, "ours_mb": ours}
     figures = {name: (peak - base) / 1e6 for name, peak in peaks.items()}
     figures["ours_to_plain"] = figures["ours_mb"] / figures["plain_mb"]

@@ -10,10 +10,11 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from lightning_action.weights.safetensors_files import write_safetensors
 
 WAN_1_3B = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}
 TINY = {"dim": 768, "ffn_dim": 3072, "num_heads": 6, "num_layers": 10}
+Result = TypeVar("Result")
 FORMATS = ("safetensors", "diffusers", "pt")
 TARGET = 1.3
 
@@ -84,12 +86,12 @@ def measure_load(path: Path, sizes: dict[str, Any], device: str) -> dict[str, An
     }
 
 
-def in_a_process_of_its_own(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+def in_a_process_of_its_own(function: Callable[..., Result], *args: Any) -> Result:
     """What a function returns in a new process, a fork of one that has imported what takes long."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["lightning_action.checkpoints.pretrained"])
-    with context.Pool(1) as pool:
-        return pool.apply(function, args)
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
 
 
 def measure(sizes: dict[str, Any], formats: Sequence[str], folder: Path | None) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def measure(sizes: dict[str, Any], num_ranks: int, folder: Path | None) -> dict[
     # All ranks are forks of one process that has imported what takes long.
     get_context("forkserver").set_forkserver_preload(["lightning_action.assembly"])
     with tempfile.TemporaryDirectory(dir=folder) as name:
-        temporary = Path(name)
+        temporary = Path(name).resolve()  # part of a URL
         write(temporary / FILE, sizes, "safetensors")
         for strategy in STRATEGIES:
             arguments = (num_ranks, temporary, sizes, strategy)

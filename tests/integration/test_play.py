@@ -17,7 +17,7 @@ from websockets.sync.client import connect
 
 from lightning_action.cli import main
 from lightning_action.play.session_recording import read_session
-from tests.support.forked_processes import start_command
+from tests.support.forked_processes import end_of, start_command
 from tests.support.live_server import next_block, next_notice, say, wait_until
 from tests.support.playable_run import write_playable_run
 
@@ -86,8 +86,7 @@ def test_a_session_is_played_recorded_and_reproduced(run: list[str], tmp_path: P
 def test_what_fails_while_loading_ends_it(run: list[str], tmp_path: Path) -> None:
     (tmp_path / "map.yaml").write_text("controls: []")
     ended = start_command(["play", "--port=0", *run, f"--action_map={tmp_path / 'map.yaml'}"], tmp_path / "told")
-    ended.join(timeout=100)
-    assert ended.exitcode == 2
+    assert end_of(ended) == 2
     told = (tmp_path / "told").read_text()
     assert f"error: {tmp_path / 'map.yaml'} is no action map: controls: expected a list" in told
 
@@ -102,12 +101,11 @@ def test_the_page_is_there_before_the_model(run: list[str], tmp_path: Path) -> N
     told = tmp_path / "told"
     process = start_command(["play", "--port=0", *run, "--host=0.0.0.0"], told)
     try:
-        wait_until(lambda: told.exists() and "\n" in told.read_text().partition("play at ")[2])
+        wait_until(lambda: "\n" in told.read_text().partition("play at ")[2])
         address = told.read_text().partition("play at ")[2].split()[0]
         assert address.startswith("http://127.0.0.1:") and "/?token=" in address
         begun = time.monotonic()
         assert b"<canvas" in fetch(address)
         assert time.monotonic() - begun < 5
     finally:
-        process.kill()
-        process.join()
+        end_of(process, seconds=0)

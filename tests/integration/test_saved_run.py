@@ -28,8 +28,8 @@ def test_it_predicts_what_it_predicted(tmp_path: Path) -> None:
     assert len(paths) == len(then) == 2
     for index, path in enumerate(paths):
         now = torch.load(path, weights_only=True)["latents"]
-        # Sums may be in another order; latents are about one.
-        torch.testing.assert_close(now, then[f"latents_{index}"], atol=1e-6, rtol=0)
+        # Other processors sum in another order; latents are up to 3.
+        torch.testing.assert_close(now, then[f"latents_{index}"], atol=1e-5, rtol=0)
     assert (then["latents_0"] - then["latents_1"]).abs().max() > 0.1, "the control"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from lightning_action.cli.check import run_check
 from lightning_action.cli.trainer_verbs import run
-from tests.support.forked_processes import start
+from tests.support.forked_processes import end_of, start
 from tests.support.shipped import shipped
 from tests.support.wan_release import VERSIONS, small_arguments, write_release
 
@@ -27,10 +27,9 @@ def test_without_weights_a_fit_stops_at_once(config: str, tmp_path: Path, monkey
 
 def test_a_check_of_the_14b_model_takes_little_memory(tmp_path: Path) -> None:
     """The whole process, data included; VmHWM is the most that it ever had."""
-    checked = start(write_the_most_memory_of_a_check, tmp_path / "told")
-    checked.join(timeout=120)
+    code = end_of(start(tmp_path / "told", write_the_most_memory_of_a_check))
     told = (tmp_path / "told").read_text()
-    assert checked.exitcode == 0 and "14,288,491,584" in told, told
+    assert code == 0 and "14,288,491,584" in told, told
     assert int(told.split()[-2]) < 2 * 2**20
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lightning_action.cli.trainer_verbs import run
-from tests.support.forked_processes import FORKS, PLACE, ROOT, random_port, start_rank, write_to
+from tests.support.forked_processes import FORKS, PLACE, TIMEOUT_SECONDS, random_port, start_rank, write_to
 
 NUM_RANKS = 2
-_TIMEOUT_SECONDS = 300
 
 
 class RankFailed(AssertionError):
@@ -40,7 +39,8 @@ class _Ranks:
         self._connections = [ours for ours, _ in pairs]
         self._outputs = [Path(self._folder.name) / f"rank_{rank}" for rank in range(NUM_RANKS)]
         self._processes = [
-            start_rank(rank, place, _serve, theirs, self._outputs[rank]) for rank, (_, theirs) in enumerate(pairs)
+            start_rank(rank, place, self._outputs[rank], _serve, theirs, self._outputs[rank])
+            for rank, (_, theirs) in enumerate(pairs)
         ]
         for _, theirs in pairs:
             theirs.close()  # so that a rank that dies is an end of file
@@ -51,7 +51,7 @@ class _Ranks:
             connection.send((commands, dict(os.environ)))
         waiting = list(self._connections)
         while waiting:
-            ready = wait(waiting, _TIMEOUT_SECONDS)
+            ready = wait(waiting, TIMEOUT_SECONDS)
             for connection in ready:
                 waiting.remove(connection)
             failures = [_failure(connection) for connection in ready] or ["no answer"]
@@ -87,7 +87,6 @@ def _failure(connection: Connection) -> str:
 
 
 def _serve(connection: Connection, output: Path) -> None:
-    os.chdir(ROOT)
     place = {name: os.environ[name] for name in PLACE}
     with suppress(EOFError):  # the tests are over
         while True:

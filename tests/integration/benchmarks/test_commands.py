@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.forked_processes import start
+from tests.support.forked_processes import end_of, start
 
 ROOT = Path(__file__).resolve().parents[3]
 GIVEN = (ROOT / "benchmarks" / "README.md").read_text()
@@ -29,10 +29,9 @@ def test_a_module_starts(module: str, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_starts_from_its_own_folder(script: str, tmp_path: Path) -> None:
-    started = start(run_script, tmp_path / "told", script)
-    started.join(120)
+    code = end_of(start(tmp_path / "told", run_script, script))
     told = (tmp_path / "told").read_text()
-    assert started.exitcode == 0 and "--json" in told, told
+    assert code == 0 and "--json" in told, told
 
 
 def run_script(script: str) -> None:

@@ -14,7 +14,7 @@ from benchmarks import _gpu_bench, gpu
 from lightning_action.generator.causality import Visibility
 from lightning_action.generator.cost import video_flops
 from lightning_action.generator.model import CausalWanModel
-from tests.support.forked_processes import print_to, random_port, start_rank
+from tests.support.forked_processes import end_of, random_port, start_rank
 
 
 @pytest.fixture(autouse=True)
@@ -120,10 +120,8 @@ def test_several_processes_measure_once(tmp_path: Path) -> None:
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random_port())}
     place["TORCHELASTIC_RUN_ID"] = "this test"
     arguments = ["--toy", "--fsdp", f"--json={path}", "--only", "generation", "training"]
-    ranks = [start_rank(rank, place, print_to, told[rank], gpu.main, arguments) for rank in range(2)]
-    for rank in ranks:
-        rank.join(300)
-    assert [rank.exitcode for rank in ranks] == [0, 0], told[0].read_text()[-4000:] + told[1].read_text()[-4000:]
+    ranks = [start_rank(rank, place, told[rank], gpu.main, arguments) for rank in range(2)]
+    assert [end_of(rank) for rank in ranks] == [0, 0], told[0].read_text()[-4000:] + told[1].read_text()[-4000:]
     assert sum(each.read_text().count("| tiny, window 6, clean |") for each in told) == 1
     assert json.loads(path.read_text())["training"]["step_s_min"] > 0
 

@@ -1,6 +1,6 @@
 """Fits and predictions with the callbacks that look at what a model does, on two processes; writes JSON.
 
-Run by test_behaviour_distributed.py on two processes, with a folder as argument.
+Called by test_behaviour_distributed.py on two processes, with a folder.
 """
 
 import gc

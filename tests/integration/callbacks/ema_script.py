@@ -1,6 +1,6 @@
 """Fits, resumes and predictions with EMA on the processes it is started on; writes what happened as JSON.
 
-Run by test_ema_distributed.py with a folder as argument: first on two processes, then on one, which reads the
+Called by test_ema_distributed.py with a folder: first on two processes, then on one, which reads the
 checkpoints of the two.
 """
 

@@ -1,6 +1,6 @@
 """Fits on two processes, stopped and resumed on either side of the switch; writes what happened as JSON.
 
-Run by test_freeze_backbone_first_distributed.py on two processes, with a folder as argument.
+Called by test_freeze_backbone_first_distributed.py on two processes, with a folder.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Fits with the callbacks that log statistics, on two processes; writes what was logged as JSON.
 
-Run by test_statistics_distributed.py on two processes, with a folder as argument.
+Called by test_statistics_distributed.py on two processes, with a folder.
 """
 
 import gc

@@ -54,7 +54,7 @@ def test_prediction_uses_the_average_on_any_number_of_ranks(seen: Seen, strategy
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_forked_processes_average_as_one_does(seen: Seen, strategy: str) -> None:
+def test_two_processes_average_as_one_does(seen: Seen, strategy: str) -> None:
     (facts,) = seen.by_one[strategy]
     assert facts["differs_from_one_process"] < 1e-6
 

@@ -127,7 +127,7 @@ def test_a_share_is_that_of_the_environment(
     assert index["encoding"]["dtype"] == "bfloat16"
 
 
-def test_forked_processes_of_one_rank_are_refused(tmp_path: Path) -> None:
+def test_two_processes_of_one_rank_are_refused(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path / "store" / "unmerged" / "0")
     lock.acquire()
     with pytest.raises(
