@@ -128,7 +128,7 @@ class FlowMatchingLosses:
             lost = draw_dropped(prompt_dropout_prob, randoms).to(no_prompt.device)
             own, empty = join([encoded.text, no_prompt.expand(len(lost), -1, -1)]).chunk(2)
             encoded = replace(encoded, text=torch.where(lost[:, None, None], empty, own))
-        return self._loss(encoded, draw, dropped)
+        return self._loss(encoded, draw, self._modulation(encoded, dropped))
 
     @torch.no_grad()
     def matched(
@@ -159,10 +159,12 @@ class FlowMatchingLosses:
             variants |= {name: others[name]() for name in others if name in names}
         randoms = (self._randoms(encoded, _VALIDATION_STREAM, number) for number in range(_NUM_DRAWS))
         draws = [self._draw(encoded.latents, each) for each in randoms]
-        return {
-            name: _mean([self._loss(replace(encoded, batch=variant), draw, moving=moving) for draw in draws])
-            for name, variant in variants.items()
-        }
+        losses = {}
+        for name, variant in variants.items():
+            seen = replace(encoded, batch=variant)
+            modulation = self._modulation(seen)
+            losses[name] = _mean([self._loss(seen, draw, modulation, moving) for draw in draws])
+        return losses
 
     @torch.no_grad()
     def velocities_at(self, encoded: Encoded, timestep: float, seed: int) -> Velocities:
@@ -171,10 +173,10 @@ class FlowMatchingLosses:
         timesteps = torch.full(latents.shape[:2], timestep, device=latents.device)
         randoms = self._randoms(encoded, _PROBE_STREAM, seed)
         noise = own_noise(latents.shape[1:], randoms, latents)
-        return self._velocities(encoded, noise, timesteps, None, self._past(latents, randoms))
+        return self._velocities(encoded, noise, timesteps, self._modulation(encoded), self._past(latents, randoms))
 
-    def _loss(self, encoded: Encoded, draw: _Draw, dropped: Tensor | None = None, moving: Tensor | None = None) -> Loss:
-        velocities = self._velocities(encoded, draw.noise, draw.timestep, dropped, draw.past)
+    def _loss(self, encoded: Encoded, draw: _Draw, modulation: Tensor | None, moving: Tensor | None = None) -> Loss:
+        velocities = self._velocities(encoded, draw.noise, draw.timestep, modulation, draw.past)
         error = per_frame_error(velocities)
         in_motion = None
         if moving is not None:
@@ -186,18 +188,21 @@ class FlowMatchingLosses:
         encoded: Encoded,
         noise: Tensor,
         timestep: Tensor,
-        dropped: Tensor | None,
+        modulation: Tensor | None,
         past: Tensor | None,
     ) -> Velocities:
-        batch, latents, text = encoded.batch, encoded.latents, encoded.text
+        latents, text = encoded.latents, encoded.text
+        seen: dict[str, Any] = {} if past is None else {"past": past, "past_timestep": self._past_timestep(latents)}
+        return self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation, **seen)
+
+    def _modulation(self, encoded: Encoded, dropped: Tensor | None = None) -> Tensor | None:
+        batch = encoded.batch
         absent = samples_without_action(batch)
         if absent is not None:
             dropped = absent if dropped is None else absent | dropped.to(absent.device)
-        modulation = self.conditioning.of_known_video(
-            batch.get("action"), infers_actions(batch), latents, text, self.causality, dropped
+        return self.conditioning.of_known_video(
+            batch.get("action"), infers_actions(batch), encoded.latents, encoded.text, self.causality, dropped
         )
-        seen: dict[str, Any] = {} if past is None else {"past": past, "past_timestep": self._past_timestep(latents)}
-        return self.objective(self.generator, latents, noise, timestep, text, self.causality, modulation, **seen)
 
     def _draw(self, latents: Tensor, randoms: Sequence[torch.Generator]) -> _Draw:
         timestep, weight = draw_block_levels(self.schedule, latents.shape[1], self.causality, randoms)

@@ -84,6 +84,14 @@ def test_losses_under_other_actions_are_matched_and_tell_what_moves() -> None:
     assert alone.per_frame_moving is None and training_loss(module, batch).per_frame_moving is None
 
 
+def test_the_modulation_of_all_draws_is_computed_once() -> None:
+    module, batch = ready()
+    calls = []
+    module.action_projection.register_forward_hook(lambda *_: calls.append(1))
+    module.losses.matched(encoded(module, batch), ("swapped", "null"))
+    assert len(calls) == 2, "under its own actions and under others; none need no projection"
+
+
 def test_noise_on_the_past_changes_what_later_blocks_see_and_nothing_else() -> None:
     (plain, both), (noisy, _) = ready(), ready(past_noise=0.5)
     before, after = training_loss(plain, both), training_loss(noisy, both)
