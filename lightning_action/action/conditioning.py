@@ -252,7 +252,7 @@ def draw_dropped(probability: float, randoms: Sequence[torch.Generator]) -> Tens
     """Draw which samples lose their actions, `[B]` bool.
 
     Guidance and the null action need a model that has seen videos without actions, as classifier-free guidance does
-    (Ho & Salimans, 2022).
+    (Ho and Salimans 2022, arXiv:2207.12598).
 
     Args:
         probability: Chance of each sample, in [0, 1].

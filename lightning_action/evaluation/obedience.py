@@ -40,7 +40,7 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class Truth:
-    """True videos of a batch, as its own should be.
+    """Truth about a batch, which its videos should show.
 
     Args:
         own: True videos under the samples' own actions.

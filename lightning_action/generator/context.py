@@ -130,7 +130,7 @@ class KeptContext:
 
 
 class OpaqueContext(CachedContext):
-    """The same for layers that are compiled one by one: not looking into it, one code serves all blocks and layers."""
+    """Context for layers that are compiled one by one: not looking into it, one code serves all blocks and layers."""
 
     # A class of its own, for a pass that is compiled whole (`CapturedPass`) would fail at what is not looked into.
     # `write` needs nothing: outside of `attend` it is called by `WanLayer.write` alone, which is never compiled.

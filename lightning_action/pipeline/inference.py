@@ -239,8 +239,8 @@ class ActionCausalInferencePipeline(nn.Module):
             ValueError: An argument is missing, does not fit the model, or holds NaN; found before anything is computed.
             RuntimeError: The model gave values that are not finite.
         """
-        samples = range(len(noise)) if sample_id is None else sample_id
         check_latents(noise, initial_latent, self.generator)
+        samples = range(len(noise)) if sample_id is None else sample_id
         check_prompts(text_prompts, prompt_embeds, samples, len(noise), self.generator, negative_prompt_embeds)
         switched = self._switched(prompt_switches, len(noise))
         prompts = Prompts(text_prompts, prompt_embeds, negative_prompt_embeds, switched)

@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "lightning_action"
 CALLBACKS = ROOT / "callbacks"
 
-# Rooms are the folders and files at the top of the package, and the folders in them. What stands to the right of a `<`
-# may import what stands to the left of it, and what that may import. Each room is in a rule, and each step of a rule is
-# taken by some import.
+# Rooms are the folders and files at the top of the package, at most 30, and the folders in them. What stands to the
+# right of a `<` may import what stands to the left of it, and what that may import. Each room is in a rule, and each
+# step of a rule is taken by some import.
 RULES = (
     "ranges < generator < action, diffusion, distributed",
     "ranges < frozen, optimization",
