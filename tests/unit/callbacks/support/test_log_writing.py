@@ -72,12 +72,16 @@ def test_without_a_logger_nothing_happens(tmp_path: Path) -> None:
     log_writing.histogram(trainer, "histogram", torch.ones(3), step=0)
 
 
-def test_a_fast_dev_run_shows_nothing_and_says_nothing(tmp_path: Path) -> None:
-    trainer = build_trainer(tmp_path, TensorBoardLogger(tmp_path), fast_dev_run=True)
+@pytest.mark.parametrize("fast_dev_run", [False, True])
+def test_a_fast_dev_run_shows_nothing_and_says_nothing(tmp_path: Path, fast_dev_run: bool) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    trainer = build_trainer(tmp_path, logger, fast_dev_run=fast_dev_run)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         log_writing.gif(trainer, "video", b"", 4, 6, step=0)
         log_writing.scalars(trainer, {"a": 1.0}, step=0)
+    shown = short_fits.events(logger).Tags()
+    assert (shown["images"], shown["scalars"]) == (([], []) if fast_dev_run else (["video"], ["a"]))
 
 
 class Asker(Callback):

@@ -17,6 +17,35 @@ from lightning_action.evaluation.report.report_page import report_page
 from tests.support import made_up_report
 
 VOID = {"meta", "img", "path", "circle", "br"}
+# What the page shows of each key of a report that is no figure, and of nothing else.
+SHOWN = {
+    "a_figure_of_its_own": "a_figure_of_its_own3.500",
+    "baselines": "24.000",
+    "curves": "How far into the video?",
+    "episodes": "episodes12",
+    "fit_seconds": "training took431 s",
+    "intervals": "0.942 to 1.042",
+    "loss_by_noise_level": "At which noise do actions act?",
+    "num_frames": "frames33, of which 1 are given",
+    "num_initial_frames": "of which 1 are given",
+    "predict_seconds": "rollouts took12 s",
+    "protocol": f"teacher-forced{FIGURES['swapped_win_rate'].says}",
+    "provenance": "checkpoint: fingerprint5f0c5f0c",
+    "rollout": "fully autoregressive",
+    "seed": "seed of the noise0",
+    "verdict": "right direction in 99 %",
+}
+# Keys of which the page shows nothing: only the paired tests are made of them.
+NOT_SHOWN = {"per_episode", "baselines_per_episode", "sample_ids"}
+_PAIR = "<h2>The same start, two actions</h2>"
+# What the page shows of each kind of picture.
+PICTURES = {
+    "truth": ('alt="truth, frames',),
+    "model": ('alt="model, true actions, frames', _PAIR),
+    "other": ('alt="model, another sample&#x27;s actions, frames', _PAIR),
+    "null": ('alt="model, no action, frames',),
+    "held +x": ('alt="+x, frames',),
+}
 
 
 class Reader(HTMLParser):
@@ -57,6 +86,14 @@ def made_up(**changes: Any) -> dict[str, Any]:
     report = made_up_report.report()
     told: dict[str, Any] = null_where_undefined({**report, "paired": paired_tests(report), **changes})
     return told
+
+
+def shown_of(key: str, report: dict[str, Any]) -> str:
+    """Text of the page that is there if, and only if, the report has the key."""
+    if key not in FIGURES:
+        return SHOWN[key]
+    protocol = "teacher-forced" if key in report["protocol"]["teacher_forced"] else ""
+    return f"{FIGURES[key].name}{protocol}{FIGURES[key].says}"
 
 
 def test_the_page_holds_what_the_report_has() -> None:
@@ -111,11 +148,20 @@ def test_large_videos_stay_small_on_the_page(size: tuple[int, int]) -> None:
     assert len(report_page(made_up(), dict.fromkeys(names, shown))) < 2e6
 
 
-@pytest.mark.parametrize("missing", sorted(made_up_report.report()))
+@pytest.mark.parametrize("missing", sorted(made_up_report.report().keys() - NOT_SHOWN))
 def test_what_a_report_lacks_is_left_out(missing: str) -> None:
     report = made_up()
+    shown = shown_of(missing, report)
+    assert shown in read(report_page(report)).text
     del report[missing]
-    read(report_page(report))
+    assert shown not in read(report_page(report)).text
+
+
+@pytest.mark.parametrize("missing", sorted(NOT_SHOWN))
+def test_values_of_episodes_are_not_shown_themselves(missing: str) -> None:
+    report = made_up()
+    del report[missing]
+    assert report_page(report) == report_page(made_up())
 
 
 def test_a_report_of_recorded_data_is_a_page_too() -> None:
@@ -123,11 +169,15 @@ def test_a_report_of_recorded_data_is_a_page_too() -> None:
     assert "no verdict" in page.text and "25.000" in page.text and "How far" not in page.text
 
 
-@pytest.mark.parametrize("missing", ["truth", "other", "null", "model"])
+@pytest.mark.parametrize("missing", PICTURES)
 def test_pictures_that_are_not_there_are_left_out(missing: str) -> None:
     pictures = made_up_report.pictures()
+    whole = report_page(made_up(), pictures)
     del pictures[missing]
-    read(report_page(made_up(), pictures))
+    page = report_page(made_up(), pictures)
+    read(page)
+    assert [shown in whole for shown in PICTURES[missing]] == [True] * len(PICTURES[missing])
+    assert [shown in page for shown in PICTURES[missing]] == [False] * len(PICTURES[missing])
 
 
 def test_texts_of_others_stay_texts() -> None:
