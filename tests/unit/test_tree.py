@@ -1,4 +1,4 @@
-"""The shape of the tree: a test file beside each module's path, and short functions."""
+"""The shape of the tree: a test file beside each module's path, none elsewhere, and short functions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ WITHOUT_TESTS = {
     "lightning_action/__main__.py": "calls `main`, which tests/integration starts as a program",
     "lightning_action/recordings/clips.py": "a protocol, of which nothing runs",
     "lightning_action/recordings/recording.py": "two tables without a method, which every reader's tests fill",
+}
+# Test files without a module of their path, each with the reason.
+WITHOUT_MODULE = {
+    "test_docstrings.py": "reads the docstrings of all modules",
+    "test_imports.py": "reads the imports of all modules",
+    "test_public_names.py": "reads README, docs and configurations",
+    "test_tree.py": "reads the tree",
+    "benchmarks/test_random_object.py": "its module lies beside the packages, in benchmarks/",
+    "cli/test_main.py": "tests what cli/__init__.py checks before anything is imported",
+    "data/test_environment_simulator.py": "plays environments again through evaluation/known_state.py",
+    "evaluation/test_unknown_state.py": "judges wrong models by obedience, reader of actions and verdict together",
+    "frozen/test_foreign_files.py": "one table of files for the VAE, the tiny VAE and the text encoder",
 }
 MAX_LINES, MAX_MEDIAN = 60, 6
 
@@ -43,6 +55,13 @@ def test_each_module_has_a_test_file_beside_its_path() -> None:
     found = dict(modules())
     assert len(found) > 200
     assert {name for name, test in found.items() if not test.is_file()} == WITHOUT_TESTS.keys()
+
+
+def test_each_test_file_has_a_module_beside_its_path() -> None:
+    beside = {test for _, test in modules()}
+    found = set(UNIT.rglob("test_*.py"))
+    assert len(found) > 200
+    assert {test.relative_to(UNIT).as_posix() for test in found - beside} == WITHOUT_MODULE.keys()
 
 
 def test_functions_fit_on_a_screen() -> None:

@@ -1,12 +1,12 @@
-"""Streams through a codec: what they remember, and how they part."""
+"""Streams through a codec: what they remember, and how they part; frozen networks in their own precision."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_action.frozen.interfaces import CodecStream, FittedCodec, Memory, VideoCodec
+from lightning_action.frozen.interfaces import CodecStream, FittedCodec, Memory, VideoCodec, frozen_pass
 
 
 def added_up(x: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
@@ -60,3 +60,13 @@ def test_a_fit_that_is_no_state_of_a_module_is_told_apart_too() -> None:
     assert one.identity() == other.identity()
     other.fit(torch.ones(1))
     assert one.identity() != other.identity() and one.checksum() != other.checksum()
+
+
+def test_neither_gradient_nor_autocast() -> None:
+    network, inputs = nn.Linear(3, 2), torch.randn(5, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outside = network(inputs)
+        with frozen_pass(torch.device("cpu")):
+            inside = network(inputs)
+    assert outside.dtype == torch.bfloat16 and outside.requires_grad
+    assert inside.dtype == torch.float32 and not inside.requires_grad
