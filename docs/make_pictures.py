@@ -80,7 +80,7 @@ def main(root: Path = ROOT) -> None:
     """Make the demo's pictures and its table, and the pictures of `make demo-pusht` where it has run.
 
     Args:
-        root: holds `runs/demo`, `README.md`, and `docs`, which the pictures are written to.
+        root: Folder with `runs/demo`, `README.md`, and `docs`, which the pictures are written to.
     """
     write_gif(root, "demo")
     write_table(root)

@@ -109,12 +109,12 @@ SHOTS = {
 
 
 def fit(name: str, folder: Path, settings: Sequence[str] = ()) -> list[str]:
-    """Makes a run in `folder`, and returns what the callbacks warn of.
+    """Make a run in `folder`, and return what the callbacks warn of.
 
     Args:
-        name: in `RUNS`.
-        folder: of all runs; this one gets a folder of its name.
-        settings: more arguments of the command line, which come last.
+        name: Name of the run in `RUNS`.
+        folder: Folder of all runs; this one gets a folder of its name in it.
+        settings: Further arguments of the command line, which come last.
     """
     run = RUNS[name]
     demo = yaml.safe_load(DEMO.read_text())
@@ -143,7 +143,7 @@ def _is_of_a_callback(category: type[Warning]) -> bool:
 
 @contextmanager
 def serve(command: Sequence[str], pattern: str) -> Iterator[str]:
-    """Runs a server, and gives what `pattern` finds in the first line of its output that has it."""
+    """Run a server, and give what `pattern` finds in the first line of its output that has it."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         assert server.stdout is not None
         try:
@@ -204,7 +204,7 @@ def photograph(address: str, page: str, width: int, height: int) -> bytes:
 
 
 def cut(page: bytes, box: tuple[int, int, int, int], path: Path) -> None:
-    """Writes a rectangle of a picture as PNG."""
+    """Write a rectangle of a picture as PNG."""
     with Image.open(BytesIO(page)) as picture:
         picture.convert("RGB").crop(box).save(path, optimize=True)
 

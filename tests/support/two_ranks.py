@@ -23,10 +23,10 @@ class RankFailed(AssertionError):
 
 
 def run_on_two(*commands: list[str]) -> str:
-    """What both ranks print while they run commands one after another.
+    """Run commands one after another on both ranks, and return what these print.
 
     Raises:
-        RankFailed: with what they said.
+        RankFailed: A command failed or a rank died; the message holds what both ranks printed.
     """
     return _ranks().run([[*command, f"--trainer.devices={NUM_RANKS}"] for command in commands])
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = [path for folder in ("lightning_action", "callbacks") for path in sorted((ROOT / folder).rglob("*.py"))]
+FOLDERS = ("lightning_action", "callbacks", "docs", "tests/support")
+FILES = [ROOT / "main.py", *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")))]
 _SECTIONS = ("Args:", "Raises:", "Returns:", "Yields:")
 
 
