@@ -9,19 +9,18 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_action import EnvironmentDataModule
 from lightning_action.batch import Batch, check_batch, check_pixels
 from lightning_action.configuration.class_paths import only_importing
-from lightning_action.data.split_data import Split
+from lightning_action.data.split_data import SPLITS, Split
 from lightning_action.evaluation.known_state import StateReader
 from lightning_action.frozen.interfaces import CodecVideos
 from tests.support.dot_world import DotWorld, locate
+from tests.support.split_batches import equal, ids, loaders
 
 ENV = "tests.support.dot_world:DotWorld"
 POSITION = "tests.support.dot_world:place_of"
-SPLITS: tuple[Split, ...] = ("train", "validation", "test", "predict")
 # Of 3 latent frames at ratio 3.
 NUM_FRAMES = 7
 
@@ -30,26 +29,6 @@ def data(**changes: Any) -> EnvironmentDataModule:
     sizes = {"train_size": 11, "validation_size": 5, "test_size": 6, "predict_size": 3}
     shape = {"num_latents": 3, "temporal_compression_ratio": 3, "batch_size": 4, "eval_batch_size": 5}
     return EnvironmentDataModule(**{"env": ENV, "prompt": "a dot", "locator": locate, **shape, **sizes, **changes})
-
-
-def equal(one: Batch, other: Batch) -> bool:
-    assert one.keys() == other.keys()
-    return all(
-        torch.equal(one[key], other[key]) if isinstance(one[key], Tensor) else one[key] == other[key] for key in one
-    )
-
-
-def ids(loader: DataLoader[Batch]) -> list[int]:
-    return [number for batch in loader for number in batch["sample_id"].tolist()]
-
-
-def loaders(module: EnvironmentDataModule) -> dict[Split, DataLoader[Batch]]:
-    return {
-        "train": module.train_dataloader(),
-        "validation": module.val_dataloader(),
-        "test": module.test_dataloader(),
-        "predict": module.predict_dataloader(),
-    }
 
 
 def test_batches_have_the_documented_keys_and_shapes() -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, default_collate
 from lightning_action.batch import Batch
 from lightning_action.data.resumable import ResumableDataLoader
 from lightning_action.data.split_data import SPLITS, SampleDataset, Split, SplitDataModule, SpreadSamples
+from tests.support.split_batches import ids
 
 
 class Numbers(SampleDataset):
@@ -39,10 +40,6 @@ class NumberData(SplitDataModule):
 
     def dataset(self, split: Split) -> Numbers:
         return Numbers(self.sizes[split])
-
-
-def ids(loader: Any) -> list[int]:
-    return [number for batch in loader for number in batch["sample_id"].tolist()]
 
 
 def train_loader(**changes: Any) -> DataLoader[Batch]:

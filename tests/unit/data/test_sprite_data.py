@@ -7,16 +7,15 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lightning_action.batch import Batch
-from lightning_action.data.split_data import Split
+from lightning_action.data.split_data import SPLITS, Split
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.evaluation.known_state import Simulator, StateReader
 from lightning_action.frozen.interfaces import CodecVideos
+from tests.support.split_batches import equal, ids, loaders
 
-SPLITS: tuple[Split, ...] = ("train", "validation", "test", "predict")
 # Of 3 latent frames at ratio 3.
 NUM_FRAMES = 7
 
@@ -35,26 +34,6 @@ def data(**changes: Any) -> SpriteDataModule:
             **changes,
         }
     )
-
-
-def equal(one: Batch, other: Batch) -> bool:
-    assert one.keys() == other.keys()
-    return all(
-        torch.equal(one[key], other[key]) if isinstance(one[key], Tensor) else one[key] == other[key] for key in one
-    )
-
-
-def ids(loader: DataLoader[Batch]) -> list[int]:
-    return [number for batch in loader for number in batch["sample_id"].tolist()]
-
-
-def loaders(module: SpriteDataModule) -> dict[Split, DataLoader[Batch]]:
-    return {
-        "train": module.train_dataloader(),
-        "validation": module.val_dataloader(),
-        "test": module.test_dataloader(),
-        "predict": module.predict_dataloader(),
-    }
 
 
 def test_batches_have_the_documented_keys_and_shapes() -> None:
