@@ -25,6 +25,7 @@ from benchmarks._random_object import RandomObject, determined_psnr, look_at, ob
 from lightning_action import ActionVideoModule, MovingSpriteWorld, SpriteDataModule, load_run
 from lightning_action.atomic import write_json
 from lightning_action.batch import Batch, from_unit_range
+from lightning_action.checkpoints.run_format import AVERAGES
 from lightning_action.checkpoints.run_weights import RunWeights
 from lightning_action.cli.trainer_verbs import run
 from lightning_action.data.sprite_world import SECOND_COLOR
@@ -103,7 +104,7 @@ def loaded(folder: Path) -> ActionVideoModule:
     """The model of a run, with its averages where it has them, as `RunWeights` takes them for a teacher."""
     run = RunWeights(str(folder))
     module = load_run(run.require_config(), run.path)
-    if "ema_state_dict" in torch.load(run.path, weights_only=True, mmap=True):
+    if AVERAGES in torch.load(run.path, weights_only=True, mmap=True):
         load_averages(module, run.path)
     return module
 

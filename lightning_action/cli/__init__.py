@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from lightning_action.cli.support.mistakes import INTERRUPTED, TRACEBACK_FLAG, report, wants_traceback
-from lightning_action.cli.support.verbs import WITHOUT_TRAINER
+from lightning_action.cli.support.usage_messages import WITHOUT_TRAINER
 
 
 def main(args: list[str] | None = None) -> None:

@@ -11,7 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning_action.cli.support.verbs import VERBS
+# Each is a function of a module of its own, `check.run_check`, which may answer whether all is well.
+WITHOUT_TRAINER = (
+    *("selfcheck", "record", "inspect", "check", "encode", "inverse-dynamics", "export", "evaluate", "compare"),
+    *("play", "replay"),
+)
+VERBS = ("fit", "validate", "test", "predict", *WITHOUT_TRAINER)
 
 # What jsonargparse tells of the types that a value might have had besides, and about itself.
 _NOISE = re.compile(

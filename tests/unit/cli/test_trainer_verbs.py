@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from lightning_action.cli.support.verbs import WITHOUT_TRAINER
+from lightning_action.cli.support.usage_messages import WITHOUT_TRAINER
 from lightning_action.cli.trainer_verbs import leave_process_group, run
 
 

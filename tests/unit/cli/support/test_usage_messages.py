@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from lightning_action.cli.support.trainer_cli import ActionVideoCLI
 from lightning_action.cli.support.usage_messages import (
+    VERBS,
+    WITHOUT_TRAINER,
     explain,
     nearest,
     shipped_configurations,
@@ -63,3 +67,14 @@ def test_configurations_that_are_near_are_named(tmp_path: Path) -> None:
     shipped = str(shipped_configurations() / "demo.yaml")
     assert without_configuration("a/demo.yaml") == f"no configuration at 'a/demo.yaml': the shipped one is {shipped!r}"
     assert without_configuration("a/unlike_all") == "no configuration at 'a/unlike_all'"
+
+
+def test_the_others_are_those_of_a_trainer() -> None:
+    assert set(VERBS) - set(WITHOUT_TRAINER) == ActionVideoCLI.subcommands().keys()
+    assert len(set(VERBS)) == len(VERBS)
+
+
+@pytest.mark.parametrize("verb", WITHOUT_TRAINER)
+def test_a_verb_is_a_function_of_its_module(verb: str) -> None:
+    name = verb.replace("-", "_")
+    assert callable(getattr(import_module(f"lightning_action.cli.{name}"), f"run_{name}"))
