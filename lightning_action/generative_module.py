@@ -419,9 +419,9 @@ class GenerativeModule(SavedModule):
         return self.frozen.encode_text(prompts, *to) if any(prompts) else self.frozen.empty_text_of(batch, *to)
 
     def _blocks_and_initial(self, batch: Batch, sampling: Sampling) -> tuple[list[range], int]:
-        """Cut the video that is generated from a batch into blocks, and count its initial frames."""
-        num_initial = sampling.num_initial_latents if has_video(batch) else 0
-        return self.causality.split(num_latents(batch, self.schema)), num_initial
+        """Cut the video that is generated from a batch into blocks, and count its initial latents."""
+        num_initial_latents = sampling.num_initial_latents if has_video(batch) else 0
+        return self.causality.split(num_latents(batch, self.schema)), num_initial_latents
 
     def _switched_prompts(self, batch: Batch, sampling: Sampling) -> dict[int, list[str]]:
         """Return the prompts of all samples by the latent frame from which on they hold."""

@@ -151,9 +151,9 @@ def measure(module: ActionVideoModule, batches: Sequence[Batch], reader: ReadPos
         videos.append(video[:, num_given:].cpu())
         return video
 
-    schema, num_initial = module.schema, module.sampling.num_initial_latents
-    num_given = num_pixel_frames(num_initial, schema.temporal_compression_ratio) if num_initial else 0
-    test = ObedienceTest(generate, module.true_video, schema, num_initial, reader, causality=module.causality)
+    schema, num_initial_latents = module.schema, module.sampling.num_initial_latents
+    num_given = num_pixel_frames(num_initial_latents, schema.temporal_compression_ratio) if num_initial_latents else 0
+    test = ObedienceTest(generate, module.true_video, schema, num_initial_latents, reader, causality=module.causality)
     for batch in tqdm(batches, desc=told, unit="batch"):
         velocities.append(velocities_behind_truth(module, batch).cpu())
         test.add_model(batch, module.matched_losses(batch))

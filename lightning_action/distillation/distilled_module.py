@@ -47,7 +47,7 @@ class RolloutStart(NamedTuple):
     shape: tuple[int, int, int, int]
 
     @property
-    def num_known(self) -> int:
+    def num_initial_latents(self) -> int:
         """Number of latents that are given."""
         return 0 if self.initial is None else self.initial.shape[1]
 
@@ -258,11 +258,11 @@ class DistilledModule(ActionVideoModule):
         initial = None if given is None else self.frozen.latents_of(given, *to)
         return RolloutStart(self.frozen.text_of(batch, *to), initial, shape)
 
-    def _clip(self, clean: Tensor, text: Tensor, batch: Batch, num_known: int = 0) -> LatentClip:
+    def _clip(self, clean: Tensor, text: Tensor, batch: Batch, num_initial_latents: int = 0) -> LatentClip:
         """A clip under the prompts and actions of a batch, and what guidance of the teacher needs."""
         guided = not all(branch.takes_prompt for branch in self.teacher_guidance.branches)
         negative = self._negative_text(batch, self.sampling) if guided else None
-        return LatentClip(clean, text, batch, self.causality, num_known, negative)
+        return LatentClip(clean, text, batch, self.causality, num_initial_latents, negative)
 
     def _modulation(self, clip: LatentClip) -> Tensor | None:
         """Modulation of a clip's actions by the student's projection."""

@@ -150,7 +150,9 @@ class ActionDistillation(DistilledModule):
         going = self._going_on(start, batch)
         if going is not None:
             start, batch = going.next(start, batch, self.schema)
-        clip = self._clip(torch.zeros(len(start.text), *start.shape).to(start.text), start.text, batch, start.num_known)
+        clip = self._clip(
+            torch.zeros(len(start.text), *start.shape).to(start.text), start.text, batch, start.num_initial_latents
+        )
         with torch.set_grad_enabled(trains_student):
             modulation = self._rollout_modulation(clip)
         made = self.make_clip(start, going, batch, batch_idx, modulation, trains_student)
@@ -246,9 +248,9 @@ class ActionDistillation(DistilledModule):
             with torch.no_grad():
                 # It passes the window anew, so that keys and values, but the sink's, are of the weights of now, too.
                 going.session.switch_prompt(start.text)
-        new = None if modulation is None else modulation[:, start.num_known :]
+        new = None if modulation is None else modulation[:, start.num_initial_latents :]
         made = self.rollouts.make(
-            going.session, start.shape[0] - start.num_known, exit_step, new, for_gradient=for_gradient
+            going.session, start.shape[0] - start.num_initial_latents, exit_step, new, for_gradient=for_gradient
         )
         clean, exited = (torch.cat([going.last, each], dim=1) for each in (made.clean, made.exited))
         return replace(made, clean=clean, exited=exited)

@@ -132,8 +132,8 @@ class LandingDistillation(DistilledModule):
     def _real_clip(self, batch: Batch, batch_idx: int) -> LatentClip:
         encoded = self._encoded(batch)
         length = encoded.latents.shape[1]
-        num_known = min(self.sampling.num_initial_latents, length - 1)
-        clip = self._clip(encoded.latents, encoded.text, batch, num_known)
+        num_initial_latents = min(self.sampling.num_initial_latents, length - 1)
+        clip = self._clip(encoded.latents, encoded.text, batch, num_initial_latents)
         if not self.past_noise:
             return clip
         randoms = self._randoms(batch, _PAST_STREAM, batch_idx)
@@ -142,7 +142,7 @@ class LandingDistillation(DistilledModule):
     def _level_at(self, places: Tensor, clip: LatentClip) -> Tensor:
         """Noise levels `[B, F]` at places among `levels`; 0 where latents are given."""
         levels = torch.tensor(self.levels)[places]
-        levels[:, : clip.num_known] = 0
+        levels[:, : clip.num_initial_latents] = 0
         return levels.to(clip.clean.device)
 
     def _draw_places(self, batch: Batch, batch_idx: int, num_frames: int) -> Tensor:

@@ -33,7 +33,7 @@ class LatentClip(NamedTuple):
         text: Encoded prompts, `[B, L, text_dim]`.
         batch: Batch of its actions.
         causality: Block size, window and sink.
-        num_known: Number of its first frames that were given: no noise is put on them.
+        num_initial_latents: Number of its first frames that were given: no noise is put on them.
         negative_text: Encoded negative prompts, for guidance by prompts.
         past: Latents that later blocks see in place of `clean`, with noise on them; None for `clean`.
     """
@@ -42,7 +42,7 @@ class LatentClip(NamedTuple):
     text: Tensor
     batch: Batch
     causality: BlockCausality
-    num_known: int = 0
+    num_initial_latents: int = 0
     negative_text: Tensor | None = None
     past: Tensor | None = None
 
@@ -98,7 +98,7 @@ def with_noise(clip: LatentClip, levels: Tensor, noise: Tensor) -> Noised:
         noise: Noise of the clip's shape.
     """
     timestep = levels.clone()
-    timestep[:, : clip.num_known] = 0
+    timestep[:, : clip.num_initial_latents] = 0
     return Noised(add_noise(clip.clean, noise, timestep / NUM_TRAIN_TIMESTEPS), timestep, noise)
 
 
@@ -182,4 +182,4 @@ def denoising_loss(velocity: Tensor, clip: LatentClip, noised: Noised) -> Tensor
 
 def frames_that_count(clip: LatentClip) -> Tensor:
     """Mark the frames of a clip that are not given, `[F]` bool."""
-    return torch.arange(clip.clean.shape[1], device=clip.clean.device) >= clip.num_known
+    return torch.arange(clip.clean.shape[1], device=clip.clean.device) >= clip.num_initial_latents

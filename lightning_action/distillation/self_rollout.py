@@ -151,15 +151,17 @@ class SelfRollouts:
         """
         if not 0 <= exit_step < len(self.timesteps):
             raise ValueError(f"the exit step is one of 0 to {len(self.timesteps) - 1}, got {exit_step}")
-        start, num_initial = session.block.start, 0 if initial is None else initial.shape[1]
-        if num_initial >= num_frames:
-            raise ValueError(f"of {num_frames} latent frames {num_initial} are given: there is nothing to generate")
+        start, num_initial_latents = session.block.start, 0 if initial is None else initial.shape[1]
+        if num_initial_latents >= num_frames:
+            raise ValueError(
+                f"of {num_frames} latent frames {num_initial_latents} are given: there is nothing to generate"
+            )
         modulation = None if action_modulation is None else action_modulation.detach()
         clean, exited, exits, kept = [], [], [], dict[int, KeysValues]()
         for block in self.videos.causality.split(num_frames, start):
             here = slice(block.start - start, block.stop - start)
             acts = None if modulation is None else modulation[:, here]
-            known = None if initial is None or here.start >= num_initial else initial[:, here]
+            known = None if initial is None or here.start >= num_initial_latents else initial[:, here]
             if known is not None and known.shape[1] == len(block):
                 session.append(known, acts)
                 clean.append(known)

@@ -70,25 +70,25 @@ def switched_prompts(batch: Batch, for_all: Sequence[PromptSwitch]) -> dict[int,
     return prompts_by_frame([[PromptSwitch(*pair) for pair in of_sample] for of_sample in given])
 
 
-def require_switchable(frames: Iterable[int], blocks: Sequence[range], num_initial: int) -> None:
+def require_switchable(frames: Iterable[int], blocks: Sequence[range], num_initial_latents: int) -> None:
     """Refuse latent frames at which a rollout cannot switch prompts.
 
     Args:
         frames: Latent frames at which another prompt should begin.
         blocks: Latent frames of each block of the video.
-        num_initial: Number of latent frames that are known.
+        num_initial_latents: Number of latent frames that are given.
 
     Raises:
         ValueError: A frame is none of those that begin a block behind the initial ones.
     """
-    possible = [block.start for block in blocks if block.start >= max(1, num_initial)]
+    possible = [block.start for block in blocks if block.start >= max(1, num_initial_latents)]
     for frame in frames:
         if frame not in possible:
             below, above = [s for s in possible if s < frame][-1:], [s for s in possible if s > frame][:1]
             nearest = " and ".join(map(str, below + above))
             raise ValueError(
                 f"prompt_switches cannot begin at latent frame {frame}: expected the first frame of a block behind the "
-                f"{num_initial} initial ones of {blocks[-1].stop} latent frames, "
+                f"{num_initial_latents} initial ones of {blocks[-1].stop} latent frames, "
                 + (f"the nearest: {nearest}" if nearest else "and there is none")
             )
 

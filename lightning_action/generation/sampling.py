@@ -108,14 +108,14 @@ class Sampling:
         """Number of passes that a block costs: those that denoise it, and the one that writes it where it is clean."""
         return self.num_steps + (self.context == "clean")
 
-    def count_passes(self, blocks: Sequence[range], num_initial: int) -> int:
+    def count_passes(self, blocks: Sequence[range], num_initial_latents: int) -> int:
         """Count the passes of a rollout: the steps, and one that writes each block that another follows.
 
         Args:
             blocks: Latent frames of each block.
-            num_initial: Number of latent frames that are known.
+            num_initial_latents: Number of latent frames that are given.
         """
-        known = [block.stop <= num_initial for block in blocks]
+        known = [block.stop <= num_initial_latents for block in blocks]
         num_written = sum(is_known or self.context == "clean" for is_known in known[:-1])
         if all(known):
             return num_written
@@ -136,7 +136,7 @@ class Sampling:
     def past_timesteps(self, schedule: FlowMatchSchedule, blocks: Sequence[range]) -> list[float]:
         """Compute the noise level in [0, 1000] at which a rollout leaves each latent frame in its cache.
 
-        Known frames are 0, generated ones those of the last pass that denoises them where there is no clean pass.
+        Initial latents are 0, generated ones those of the last pass that denoises them where there is no clean pass.
 
         Args:
             schedule: Noise levels.

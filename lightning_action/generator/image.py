@@ -62,12 +62,12 @@ class ImageCondition:
 NO_IMAGE = ImageCondition()
 
 
-def mask_and_latents(latents: Tensor, num_known_latents: int, num_mask_channels: int = 4) -> Tensor:
-    """The channels of Wan's image-to-video models: a mask that is 1 in known frames, then the latents.
+def mask_and_latents(latents: Tensor, num_initial_latents: int, num_mask_channels: int = 4) -> Tensor:
+    """The channels of Wan's image-to-video models: a mask that is 1 in initial latents, then the latents.
 
     Args:
         latents: Latents of a video whose unknown pixel frames are 0 (mid-grey), `[B, F, C, H, W]`.
-        num_known_latents: Number of latent frames at the start that are known.
+        num_initial_latents: Number of latent frames at the start that are given.
         num_mask_channels: Number of mask channels, one for each pixel frame of a latent frame.
 
     Returns:
@@ -76,7 +76,7 @@ def mask_and_latents(latents: Tensor, num_known_latents: int, num_mask_channels:
     batch_size, num_frames, _, height, width = latents.shape
     mask = latents.new_zeros(batch_size, num_frames, num_mask_channels, height, width)
     # Latent frame 0 stands for one pixel frame alone, and Wan repeats its mask over all mask channels.
-    mask[:, :num_known_latents] = 1
+    mask[:, :num_initial_latents] = 1
     return torch.cat([mask, latents], dim=2)
 
 

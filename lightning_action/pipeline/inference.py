@@ -267,14 +267,14 @@ class ActionCausalInferencePipeline(nn.Module):
         weight = self._weight
         initial = (noise[:, :0] if initial_latent is None else initial_latent).to(weight)
         start = torch.cat([initial, noise.to(weight)], dim=1)
-        num_frames, num_initial = start.shape[1], initial.shape[1]
-        videos = self._video_generator(num_initial, noise.shape[1])
-        require_switchable(prompts.switched, videos.causality.split(num_frames), num_initial)
-        given = self._given_modulation(action_inputs, start, num_initial, videos.causality)
+        num_frames, num_initial_latents = start.shape[1], initial.shape[1]
+        videos = self._video_generator(num_initial_latents, noise.shape[1])
+        require_switchable(prompts.switched, videos.causality.split(num_frames), num_initial_latents)
+        given = self._given_modulation(action_inputs, start, num_initial_latents, videos.causality)
         text, negative, switches = self._encode_prompts(prompts, len(noise), clock, low_memory)
         modulation = self._decided_modulation(action_inputs, text) if given is None else given
         shape = (num_frames, start.shape[2], start.shape[3], start.shape[4])
-        known = initial if num_initial else None
+        known = initial if num_initial_latents else None
         return videos.stream_latents(
             text, samples, shape, modulation, known, start, image.to(start), negative, switches
         )
@@ -300,9 +300,9 @@ class ActionCausalInferencePipeline(nn.Module):
             self.schema, self.action_projection, self.action_module, scale=self.action_modulation_scale
         )
 
-    def _video_generator(self, num_initial: int, num_generated: int) -> VideoGenerator:
+    def _video_generator(self, num_initial_latents: int, num_generated: int) -> VideoGenerator:
         """Make an image a block of its own before whole blocks of noise; else it shares the first with noise."""
-        alone = num_initial == 1 and num_generated % self.causality.num_frame_per_block == 0
+        alone = num_initial_latents == 1 and num_generated % self.causality.num_frame_per_block == 0
         causality = replace(self.causality, independent_first_frame=True) if alone else self.causality
         return VideoGenerator(self.generator, causality, self.sampling, self.schedule)
 
@@ -334,12 +334,14 @@ class ActionCausalInferencePipeline(nn.Module):
         return text
 
     def _given_modulation(
-        self, action_inputs: ActionInputs | None, start: Tensor, num_initial: int, causality: BlockCausality
+        self, action_inputs: ActionInputs | None, start: Tensor, num_initial_latents: int, causality: BlockCausality
     ) -> Tensor | None:
         """Modulation of all frames, known beforehand; None where it is decided block by block."""
         if not action_inputs or self._hook is not None:
             return None
-        return given_modulation(action_inputs, self._conditioning, self.generator, start, num_initial, causality)
+        return given_modulation(
+            action_inputs, self._conditioning, self.generator, start, num_initial_latents, causality
+        )
 
     def _decided_modulation(self, action_inputs: ActionInputs | None, text: Tensor) -> BlockModulation | None:
         """Modulation of a block, decided when its past is known."""

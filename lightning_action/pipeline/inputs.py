@@ -120,17 +120,17 @@ def given_modulation(
     conditioning: ActionConditioning,
     generator: CausalWanModel,
     start: Tensor,
-    num_initial: int,
+    num_initial_latents: int,
     causality: BlockCausality,
 ) -> Tensor:
     """Compute the modulation of a whole video from the `action_inputs` of a call.
 
     Args:
-        inputs: Action features or ready modulation, of all frames or of those behind the known ones.
+        inputs: Action features or ready modulation, of all frames or of those behind the initial ones.
         conditioning: Way from actions to modulation.
         generator: Network that takes it.
         start: Tensor `[B, F, C, H, W]` of the batch, length, device and dtype of the video's latents.
-        num_initial: Number of known frames at its beginning.
+        num_initial_latents: Number of latent frames at its beginning that are given.
         causality: Cut of the video into blocks.
 
     Raises:
@@ -141,10 +141,10 @@ def given_modulation(
     lengths = {action.shape[1]} if action.ndim > 2 else set()
     lengths |= set() if present is None else {present.shape[1]}
     length = max(lengths, default=num_frames)
-    if len(lengths) > 1 or length not in (num_frames, num_frames - num_initial):
+    if len(lengths) > 1 or length not in (num_frames, num_frames - num_initial_latents):
         raise ValueError(
             f"action_inputs are for {' and '.join(map(str, sorted(lengths)))} latent frames: expected "
-            f"{num_frames}, one for each of the video, or {num_frames - num_initial}, one for each generated"
+            f"{num_frames}, one for each of the video, or {num_frames - num_initial_latents}, one for each generated"
         )
     missing = num_frames - length
     blocks = [range(max(block.start - missing, 0), block.stop - missing) for block in causality.split(num_frames)]

@@ -50,8 +50,8 @@ def groups(module: ActionDistillation) -> dict[str, list[torch.nn.Parameter]]:
     return {"student": own, "critic": list(module.critic.parameters()), "teacher": list(module.teacher.parameters())}
 
 
-def clip_of(module: ActionDistillation, batch: dict[str, Any], clean: Tensor, num_known: int) -> LatentClip:
-    return module._clip(clean, module.frozen.text_of(batch, "cpu", clean.dtype), batch, num_known)
+def clip_of(module: ActionDistillation, batch: dict[str, Any], clean: Tensor, num_initial_latents: int) -> LatentClip:
+    return module._clip(clean, module.frozen.text_of(batch, "cpu", clean.dtype), batch, num_initial_latents)
 
 
 @pytest.mark.parametrize("sight", ["causal", "bidirectional"])
@@ -337,7 +337,7 @@ def made_in_chunks(
         if going is not None:
             start, batch = going.next(start, batch, module.schema)
         clean = torch.zeros(2, LATENTS, 7, 4, 4).double()
-        modulations.append(module._modulation(clip_of(module, batch, clean, start.num_known)))
+        modulations.append(module._modulation(clip_of(module, batch, clean, start.num_initial_latents)))
         made.append(module.make_clip(start, going, batch, batch_idx, modulations[-1], True))
     return made, modulations
 

@@ -98,7 +98,7 @@ def test_guidance_is_in_the_convention_of_sampling(sight: Sight) -> None:
 
 
 def test_given_frames_stay_clean_and_do_not_count() -> None:
-    clip, noised = clip_of(num_known=3)
+    clip, noised = clip_of(num_initial_latents=3)
     assert torch.equal(noised.latents[:, :3], clip.clean[:, :3]) and not noised.timestep[:, :3].any()
     assert (noised.latents[:, 3:] - clip.clean[:, 3:]).abs().amax((2, 3, 4)).min() > 1e-3
     counts = frames_that_count(clip)

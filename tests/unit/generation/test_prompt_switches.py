@@ -216,12 +216,12 @@ def test_image_conditions_and_initial_frames_are_passed_again() -> None:
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("num_known", [0, 2])
+@pytest.mark.parametrize("num_initial_latents", [0, 2])
 @pytest.mark.parametrize("causality", [BlockCausality(2, 4), BlockCausality(2, 7, 1), BlockCausality(2, sink_size=2)])
 @torch.no_grad()
-def test_blocks_of_the_last_step_are_passed_as_it_saw_them(causality: BlockCausality, num_known: int) -> None:
+def test_blocks_of_the_last_step_are_passed_as_it_saw_them(causality: BlockCausality, num_initial_latents: int) -> None:
     generator, (old, new), x, switch, last = small_generator(), prompts(), small_inputs(12), 6, 400.0
-    inputs, predicted = [x["clean"][:, :num_known]], [x["clean"][:, :num_known]]
+    inputs, predicted = [x["clean"][:, :num_initial_latents]], [x["clean"][:, :num_initial_latents]]
 
     def one_step(velocity: Any, noise: Any) -> Tensor:
         inputs.append(noise(0))
@@ -232,7 +232,7 @@ def test_blocks_of_the_last_step_are_passed_as_it_saw_them(causality: BlockCausa
     video(run, x["modulation"], inputs[0], {switch: new})
     latents, found = torch.cat(inputs, dim=1), torch.cat(predicted, dim=1)
     times = torch.full(latents.shape[:2], last)
-    times[:, :num_known] = 0
+    times[:, :num_initial_latents] = 0
     reference = Reference(generator, causality, switch, old, new)
     expected = reference.velocity(latents, times, x["modulation"])
     torch.testing.assert_close(found[:, switch:], expected[:, switch:], atol=2e-5, rtol=0)

@@ -131,7 +131,7 @@ def test_mask_and_latents() -> None:
     pixel_mask = torch.zeros(1, 1 + 4 * 3, 5, 6)
     pixel_mask[:, : 1 + 4] = 1
     folded = torch.cat([pixel_mask[:, :1].repeat_interleave(4, dim=1), pixel_mask[:, 1:]], dim=1).view(4, 4, 5, 6)
-    channels = mask_and_latents(latents, num_known_latents=2)
+    channels = mask_and_latents(latents, num_initial_latents=2)
     assert torch.equal(channels[:, :, :4], folded.expand(2, -1, -1, -1, -1))
     assert torch.equal(channels[:, :, 4:], latents)
 
