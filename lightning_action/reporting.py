@@ -64,7 +64,7 @@ def publish(trainer: L.Trainer, report: Mapping[str, Any], pictures: Mapping[str
     Args:
         trainer: Trainer of the test.
         report: The report.
-        pictures: Videos for the page, see `evaluation.report_page.report_page`.
+        pictures: Videos for the page, see `evaluation.report.report_page.report_page`.
 
     Returns:
         Description of the place, for people.
