@@ -11,8 +11,8 @@ from torch import nn
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.assembly import Factories
+from lightning_action.checkpoints.export import export_pretrained
 from lightning_action.checkpoints.lora import lora_alpha, merged_state_dict
-from lightning_action.checkpoints.pretrained import export
 from lightning_action.checkpoints.run_format import RunEntries
 from lightning_action.data.resuming import count_unstepped, settle_position
 from lightning_action.distributed.sharding import gathered_state_dict, is_sharded
@@ -60,7 +60,7 @@ class SavedModule(L.LightningModule):
         tensors = gathered_state_dict(self.generator) if sharded else merged_state_dict(self.generator)
         if self.trainer.is_global_zero:
             folder = self.trainer.default_root_dir
-            export(folder, tensors, self.generator.traits, self.frozen.vae, self.fit_seconds)
+            export_pretrained(folder, tensors, self.generator.traits, self.frozen.vae, self.fit_seconds)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what weights alone do not say: schema, traits, a fitted VAE, scale of LoRA, time spent, and the position.

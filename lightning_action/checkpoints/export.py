@@ -1,4 +1,4 @@
-"""Generators for use elsewhere, in the original Wan names or in those of diffusers."""
+"""Generators for use elsewhere, in the original Wan names or in those of diffusers, and for the next fit."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from lightning_action.atomic import creating_folder, require_new_folder
 from lightning_action.checkpoints.lora import base_state_dict, merged_state_dict
+from lightning_action.checkpoints.pretrained import GENERATOR_FILE, VAE_FILE
+from lightning_action.frozen.interfaces import FittedCodec, VideoCodec
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.fingerprint import identity
 from lightning_action.weights.names import few, to_diffusers_name
@@ -60,6 +64,25 @@ def export_generator(
     with creating_folder(Path(output), overwrite) as folder:
         write_shards(folder, tensors, stored, max_shard_bytes)
         (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def export_pretrained(
+    folder: str | Path, tensors: Mapping[str, Tensor], traits: Mapping[str, str], vae: VideoCodec, fit_seconds: float
+) -> None:
+    """Write the files that `load_generator` and `prepare_codec` read, each in one step.
+
+    Args:
+        folder: Folder that `pretrained` is to name.
+        tensors: Tensors of the generator, with LoRA merged.
+        traits: What the generator says of itself beside its weights, `CausalWanModel.traits`.
+        vae: Its codec, which is written if it was fitted to data.
+        fit_seconds: Wall-clock seconds of its training.
+    """
+    said = {"fit_seconds": str(fit_seconds), **traits}
+    write_safetensors(Path(folder) / GENERATOR_FILE, tensors, {**said, **identity(tensors)})
+    if isinstance(vae, FittedCodec):
+        fitted = vae.fitted_tensors()
+        write_safetensors(Path(folder) / VAE_FILE, fitted, identity(fitted))
 
 
 def write_shards(

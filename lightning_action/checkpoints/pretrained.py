@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.checkpoints.lora import base_state_dict, load_base
-from lightning_action.frozen.interfaces import CodecVideos, EncodedData, FittedCodec, VideoCodec
+from lightning_action.frozen.interfaces import CodecVideos, EncodedData, FittedCodec
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.weights.fingerprint import identity, require_fingerprint
+from lightning_action.weights.fingerprint import require_fingerprint
 from lightning_action.weights.fit import load_strictly, require_same
 from lightning_action.weights.generator_file import GeneratorCheckpoint, read_action_projection, read_generator
 from lightning_action.weights.low_rank import add_changes, read_low_rank, scales
 from lightning_action.weights.release import find_release_file
-from lightning_action.weights.safetensors_files import read_safetensors, write_safetensors
+from lightning_action.weights.safetensors_files import read_safetensors
 from lightning_action.weights.size import detect_size, require_traits
 from lightning_action.weights.tensor_files import LazyTensors, find_weights, read_header
 from lightning_action.weights.values import require_finite
@@ -123,17 +120,6 @@ def prepare_codec(codec: FittedCodec, folder: str | None, datamodule: object) ->
             f"{type(codec).__name__} is fitted to training videos: give a DataModule with codec_videos() -> [N, T, "
             "3, H, W] in [-1, 1], or `pretrained` weights that bring the fitted codec"
         )
-
-
-def export(
-    folder: str | Path, tensors: Mapping[str, Tensor], traits: Mapping[str, str], vae: VideoCodec, fit_seconds: float
-) -> None:
-    """Write the files that `load_generator` and `prepare_codec` read, each in one step, from a generator's tensors."""
-    said = {"fit_seconds": str(fit_seconds), **traits}
-    write_safetensors(Path(folder) / GENERATOR_FILE, tensors, {**said, **identity(tensors)})
-    if isinstance(vae, FittedCodec):
-        fitted = vae.fitted_tensors()
-        write_safetensors(Path(folder) / VAE_FILE, fitted, identity(fitted))
 
 
 def _check_size(generator: CausalWanModel, tensors: LazyTensors, source: str) -> None:

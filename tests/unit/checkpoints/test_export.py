@@ -9,9 +9,10 @@ from typing import Literal
 import pytest
 import torch
 
-from lightning_action.checkpoints.export import export_generator, write_shards
+from lightning_action.checkpoints.export import export_generator, export_pretrained, write_shards
 from lightning_action.checkpoints.lora import LoRASettings, inject_lora, merged_state_dict, split_parameters
-from lightning_action.checkpoints.pretrained import load_generator
+from lightning_action.checkpoints.pretrained import load_generator, prepare_codec
+from lightning_action.frozen.linear_codec import LinearVideoCodec
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.weights.fingerprint import fingerprint
 from lightning_action.weights.generator_file import read_generator
@@ -184,3 +185,17 @@ def test_shards_hold_every_tensor_once(tmp_path: Path, max_shard_bytes: int | No
     if index.is_file():
         assert json.loads(index.read_text())["metadata"] == {"total_size": 40 + 10 + 48 + 8}
         assert files[0].name == f"diffusion_pytorch_model-00001-of-0000{len(expected)}.safetensors"
+
+
+def test_a_fit_starts_from_what_one_exported(tmp_path: Path) -> None:
+    generator, codec = small_generator(1), LinearVideoCodec(latent_dim=7, patch_size=4)
+    codec.fit(torch.rand(6, 5, 3, 8, 12, generator=torch.Generator().manual_seed(0)))
+    export_pretrained(tmp_path, generator.state_dict(), generator.traits, codec, 12.5)
+    other, loaded = small_generator(2), LinearVideoCodec(latent_dim=7, patch_size=4)
+    assert not same_weights(generator, other)
+    report = load_generator(other, str(tmp_path))
+    assert (report.fit_seconds, len(report.tensors)) == (12.5, len(generator.state_dict()))
+    assert (report.part, report.dropped, report.ignored, report.num_merged) == ("", (), (), 0)
+    prepare_codec(loaded, str(tmp_path), None)
+    assert same_weights(generator, other)
+    assert same_weights(codec, loaded)

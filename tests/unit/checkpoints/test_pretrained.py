@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_action.action.projection import ActionModulationProjection
+from lightning_action.checkpoints.export import export_pretrained
 from lightning_action.checkpoints.lora import LoRASettings, inject_lora, merged_state_dict, split_parameters
 from lightning_action.checkpoints.pretrained import (
     GENERATOR_FILE,
-    export,
     load_action_projection,
     load_generator,
     prepare_codec,
@@ -41,19 +41,6 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
 
 
-def test_round_trip(tmp_path: Path) -> None:
-    generator, codec = small_generator(1), fitted()
-    export(tmp_path, generator.state_dict(), generator.traits, codec, 12.5)
-    other, loaded = small_generator(2), LinearVideoCodec(latent_dim=7, patch_size=4)
-    assert not same_weights(generator, other)
-    report = load_generator(other, str(tmp_path))
-    assert (report.fit_seconds, len(report.tensors)) == (12.5, len(generator.state_dict()))
-    assert (report.part, report.dropped, report.ignored, report.num_merged) == ("", (), (), 0)
-    prepare_codec(loaded, str(tmp_path), None)
-    assert same_weights(generator, other)
-    assert same_weights(codec, loaded)
-
-
 @pytest.mark.parametrize(
     ("changed", "told", "without_a_word"),
     [
@@ -66,7 +53,7 @@ def test_other_traits_are_refused_although_all_shapes_fit(
 ) -> None:
     """A file that does not say its heads may have any, but none that does not say so is of a preconditioned model."""
     generator, other = small_generator(1), small_generator(2, **changed)
-    export(tmp_path, generator.state_dict(), generator.traits, fitted(), 0.0)
+    export_pretrained(tmp_path, generator.state_dict(), generator.traits, fitted(), 0.0)
     with pytest.raises(ValueError, match=f"generator.safetensors was trained with {told}"):
         load_generator(other, tmp_path)
     assert same_weights(other, small_generator(2))
@@ -77,7 +64,7 @@ def test_other_traits_are_refused_although_all_shapes_fit(
     else:
         with pytest.raises(ValueError, match=told):
             load_generator(other, tmp_path)
-    export(tmp_path, generator.state_dict(), other.traits, fitted(), 0.0)
+    export_pretrained(tmp_path, generator.state_dict(), other.traits, fitted(), 0.0)
     load_generator(other, tmp_path)
 
 
@@ -98,7 +85,7 @@ def test_what_is_left_may_be_read_lazily_such_as_merged_lora(tmp_path: Path) -> 
     inject_lora(generator, LoRASettings(rank=3, alpha=1.5))
     for parameter in split_parameters(generator)[0].values():
         torch.nn.init.normal_(parameter)
-    export(tmp_path, merged_state_dict(generator), generator.traits, fitted(), 0.0)
+    export_pretrained(tmp_path, merged_state_dict(generator), generator.traits, fitted(), 0.0)
     load_generator(other, tmp_path)
     merged = merged_state_dict(generator)
     assert all(torch.equal(tensor, merged[name]) for name, tensor in other.state_dict().items())
@@ -111,7 +98,7 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
             load_generator(small_generator(), str(path))
     with pytest.raises(FileNotFoundError, match="no vae.safetensors in"):
         prepare_codec(LinearVideoCodec(7, 4), str(tmp_path), Videos())
-    export(tmp_path, small_generator().state_dict(), small_generator().traits, fitted(), 0.0)
+    export_pretrained(tmp_path, small_generator().state_dict(), small_generator().traits, fitted(), 0.0)
     with pytest.raises(ValueError, match="does not fit LinearVideoCodec"):
         prepare_codec(LinearVideoCodec(6, 4), str(tmp_path), None)
     with pytest.raises(ValueError, match="LinearVideoCodec is fitted to training videos"):
@@ -119,7 +106,7 @@ def test_what_is_missing_or_does_not_fit_is_named(tmp_path: Path) -> None:
 
 
 def test_another_size_is_told_in_the_words_of_the_configuration(tmp_path: Path) -> None:
-    export(tmp_path, small_generator().state_dict(), small_generator().traits, fitted(), 0.0)
+    export_pretrained(tmp_path, small_generator().state_dict(), small_generator().traits, fitted(), 0.0)
     other = small_generator(1, ffn_dim=50, num_layers=3)
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     message = (

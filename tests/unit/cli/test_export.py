@@ -12,8 +12,8 @@ import yaml
 
 from lightning_action import ActionModulationProjection, ActionVideoModule, CausalWanModel, LinearVideoCodec
 from lightning_action.checkpoints.adapter import load_adapter, read_adapter
-from lightning_action.checkpoints.export import export_generator
-from lightning_action.checkpoints.pretrained import export, load_generator
+from lightning_action.checkpoints.export import export_generator, export_pretrained
+from lightning_action.checkpoints.pretrained import load_generator
 from lightning_action.cli.export import export_adapter, run_export
 from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.evaluation.report.report import write_report
@@ -76,7 +76,7 @@ def arguments(folder: Path, kind: str, output: str, *more: str) -> list[str]:
 def run_folder(tmp_path: Path) -> tuple[Path, ActionVideoModule]:
     """Configuration and checkpoint of a run that started from `base`."""
     module = trained_module()
-    export(tmp_path / "base", module.generator.state_dict(), module.generator.traits, module.frozen.vae, 0.0)
+    export_pretrained(tmp_path / "base", module.generator.state_dict(), module.generator.traits, module.frozen.vae, 0.0)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config(tmp_path / "base")))
     save_run(tmp_path, module)
     return tmp_path, module
