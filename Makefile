@@ -36,10 +36,10 @@ demo: install  ## pretrain a toy generator, teach it actions, generate with it, 
 
 # The store of latents goes with the recording that it was made of.
 demo-pusht: $(VENV)/.installed-pusht  ## the same from a recording of Push-T, a real environment
-	$(MAIN) record --env lightning_action:make_pusht --policy lightning_action:PushTWanderer --episodes 200 --steps 101 --frame_size 128 128 --prompt "push the T" --out runs/pusht/recording --overwrite
+	$(MAIN) record --env lightning_action:make_pusht --policy lightning_action:PushTWanderer --episodes 200 --steps 101 --frame_size 128 128 --prompt "push the T" --output runs/pusht/recording --overwrite
 	$(MAIN) inspect $(PUSHT) --output runs/pusht/contact_sheet.png
 	rm -rf runs/pusht/latents
-	$(MAIN) encode $(PUSHT) --model.pretrained null --out runs/pusht/latents
+	$(MAIN) encode $(PUSHT) --model.pretrained null --output runs/pusht/latents
 	$(MAIN) fit $(PUSHT_LATENTS) --config configs/pusht_backbone.yaml --checkpoint.overwrite true
 	$(MAIN) fit $(PUSHT_LATENTS) --checkpoint.overwrite true
 	$(MAIN) predict $(PUSHT) $(PUSHT_CKPT)

@@ -40,7 +40,8 @@ class EncodeCLI(PartsCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         add = parser.add_argument
-        add("--out", type=str, required=True, help="Folder of the store; one that was begun is gone on with.")
+        told = "Folder of the store; one that was begun is gone on with."
+        add("--output", "--out", type=str, required=True, help=told)
         add("--dtype", type=DType, default="bfloat16", help="Dtype of the latents in the store.")
         add("--device", type=str, default="auto", help="Device of the frozen parts, such as cuda:1 or cpu.")
         add("--rank", type=int | None, default=None, help="Number of this process; default: RANK, or 0.")
@@ -84,13 +85,13 @@ def run_encode(args: Sequence[str]) -> None:
             for split, clips in splits.items()
         }
     cli.model.settle_schema(None, source)
-    folder = Path(config.out)
+    folder = Path(config.output)
     prepare_frozen(cli.model, source, folder)
     first = next(clip for clips in splits.values() for clip in clips)
     encoding = encoding_of(cli.model, schema, first, config.dtype, config.window_starts)
     writer = StoreWriter(folder, encoding, int(config.shard_mb * 1e6), rank, world_size)
     locator = source.locator if isinstance(source, SplitDataModule) else None
-    lock = FolderLock(writer.waiting_room, "give another folder with --out, or another --rank")
+    lock = FolderLock(writer.waiting_room, "give another folder with --output, or another --rank")
     lock.acquire()
     try:
         num_missing = encode(writer, cli.model.frozen, splits, device, locator)
@@ -233,5 +234,5 @@ def require_same_clip(entry: StoredClip, found: StoredClip | None, folder: Path)
     if differing:
         raise ValueError(
             f"{folder} holds another clip {entry.name!r} ({'; '.join(differing)}): the data has changed, give a new "
-            "folder as --out"
+            "folder as --output"
         )

@@ -82,7 +82,7 @@ def run_inverse_dynamics(args: Sequence[str]) -> None:
     """
     parsed, build = parse_data("inverse-dynamics", run_inverse_dynamics.__doc__, _add_options, args)
     require_numbers({"max_steps": parsed.max_steps}, 1, whole=True)
-    folder = Path(parsed.out)
+    folder = Path(parsed.output)
     if not parsed.overwrite:
         require_new_folder(folder)
     device, datamodule = choose_device(parsed.device, 0), build()
@@ -211,7 +211,7 @@ def format_quality(quality: ReadingQuality, split: str) -> str:
 
 def _add_options(parser: RunParser) -> None:
     add = parser.add_argument
-    add("--out", type=str, required=True, help="Folder that the model is written to.")
+    add("--output", "--out", type=str, required=True, help="Folder that the model is written to.")
     add("--overwrite", action="store_true", help="Replace what is in that folder.")
     add("--max_steps", type=int, default=600, help="Number of training steps.")
     add("--device", type=str, default="auto", help="Device that trains, such as cuda:1 or cpu.")

@@ -51,7 +51,7 @@ def run_record(args: Sequence[str]) -> None:
     """Run the command `record`; `args` follow the verb."""
     rest, env_kwargs = split_env_kwargs(args)
     parsed = _parser().parse_args(rest)
-    output = Path(parsed.out)
+    output = Path(parsed.output)
     require_free(output, parsed.overwrite)
     env = make_environment(parsed.env, env_kwargs)
     new_policy = make_policy(parsed.policy, env.action_space)
@@ -154,7 +154,8 @@ def _parser() -> VerbParser:
         "(gym_pusht:gym_pusht/PushT-v0), or module:function that returns an environment (my_robot:make).",
     )
     add("--env_kwargs.NAME", metavar="VALUE", help="Argument of the environment; again for more.")
-    add("--out", required=True, metavar="DIR", help="New folder of the recording, which appears when it is whole.")
+    told = "New folder of the recording, which appears when it is whole."
+    add("--output", "--out", required=True, metavar="DIR", help=told)
     add("--episodes", type=_from_one, default=10, help="Number of episodes; default: 10.")
     add("--steps", type=_from_one, default=100, help="Largest number of frames of an episode; default: 100.")
     add("--seed", type=int, default=0, help="Random seed: episode i follows from it and i alone; default: 0.")
@@ -181,7 +182,7 @@ def _parser() -> VerbParser:
         "vector, or the vectors in it.",
     )
     add("--prompt", default="", help="Description of what the videos show.")
-    add("--overwrite", action="store_true", help="Replace the LeRobot folder that is at --out.")
+    add("--overwrite", action="store_true", help="Replace the LeRobot folder that is at --output.")
     return parser
 
 

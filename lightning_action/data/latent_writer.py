@@ -176,7 +176,7 @@ class StoreWriter:
                 for name, its in vars(encoding).items()
                 if its != ours[name]
             ]
-            raise ValueError(f"{self.folder} was begun with {'; '.join(told)}: give a new folder as --out")
+            raise ValueError(f"{self.folder} was begun with {'; '.join(told)}: give a new folder as --output")
         return clips
 
 

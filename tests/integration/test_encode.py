@@ -40,7 +40,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoded")
-    main(small("encode", folder, "--model.pretrained=null", *CODEC, f"--out={folder / 'store'}", "--dtype=float32"))
+    main(small("encode", folder, "--model.pretrained=null", *CODEC, f"--output={folder / 'store'}", "--dtype=float32"))
     return folder / "store"
 
 
@@ -98,7 +98,8 @@ def test_a_fit_from_pixels_of_another_codec_does_not_take_the_store(
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     watch = tmp_path / "watch.txt"
-    arguments = small("encode", tmp_path, "--model.pretrained=null", f"--out={tmp_path / 'store'}", "--shard_mb=0.05")
+    store = f"--output={tmp_path / 'store'}"
+    arguments = small("encode", tmp_path, "--model.pretrained=null", store, "--shard_mb=0.05")
     data = ["--data=tests.support.killed_while_encoding.WatchedSprites", f"--data.watch={watch}"]
     world = "--data.world=lightning_action.MovingSpriteWorld"
     command = [*arguments, *data, "--data.init_args.dies_at=11", *SMALL_DATA, world]

@@ -34,7 +34,7 @@ def test_check_encode_fit_predict_test(
     assert "The data fits the model." in printed and "video [B, T, 3, H, W]" in printed
     assert "  1                     1 - 4         0 - 7" in printed
     store = tmp_path / "latents"
-    main(["encode", *arguments, *data, f"--out={store}", "--dtype=float32"])
+    main(["encode", *arguments, *data, f"--output={store}", "--dtype=float32"])
     # A step in pixel frames is not taken for one in latent frames.
     encoded = [*arguments, "--data.window_step=7", f"--config={CONFIGS / 'latents.yaml'}", f"--data.store={store}"]
     main(["fit", *encoded, "--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--trainer.val_check_interval=2"])

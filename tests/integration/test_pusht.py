@@ -29,7 +29,7 @@ def command(verb: str, folder: Path, *overlays: str) -> list[str]:
 def test_record_to_report(tmp_path: Path) -> None:
     root, backbone = f"--trainer.default_root_dir={tmp_path}", tmp_path / "backbone"
     begins, goes_on = ["--model.pretrained=null"], [f"--model.pretrained={backbone}", *ACTION, root]
-    main([*command("encode", tmp_path), *begins, *ACTION, f"--out={tmp_path / 'latents'}"])
+    main([*command("encode", tmp_path), *begins, *ACTION, f"--output={tmp_path / 'latents'}"])
     of_backbone = [f"--trainer.default_root_dir={backbone}", "--trainer.max_steps=2"]
     main([*command("fit", tmp_path, "pusht_latents", "pusht_backbone"), *of_backbone])
     main([*command("fit", tmp_path, "pusht_latents"), *goes_on, "--trainer.max_steps=3"])

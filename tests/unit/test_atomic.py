@@ -14,12 +14,12 @@ from lightning_action.weights.safetensors_files import write_safetensors
 
 
 def test_a_folder_that_cannot_be_made_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
-    require_writable(tmp_path / "new" / "one", "--out")
+    require_writable(tmp_path / "new" / "one", "--output")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(NotADirectoryError, match=f"cannot write to '{folder}' .Not a directory.: .* with --out"):
-            require_writable(folder, "--out")
+        with pytest.raises(NotADirectoryError, match=f"cannot write to '{folder}' .Not a directory.: .* with --output"):
+            require_writable(folder, "--output")
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

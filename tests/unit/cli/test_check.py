@@ -55,7 +55,7 @@ def arguments(config: Path) -> list[str]:
 def of_a_store() -> list[str]:
     """The demo's videos, encoded."""
     folder = Path(mkdtemp())
-    main(small("encode", folder, "--model.pretrained=null", f"--out={folder / 'store'}"))
+    main(small("encode", folder, "--model.pretrained=null", f"--output={folder / 'store'}"))
     return [f"--data.store={folder / 'store'}", "--data.num_latents=5"]
 
 

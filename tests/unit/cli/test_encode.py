@@ -12,7 +12,7 @@ import torch
 
 from lightning_action import LatentDataModule
 from lightning_action.cli import main
-from lightning_action.cli.encode import clips_of, encode, encoding_of, prepare_frozen, run_encode
+from lightning_action.cli.encode import EncodeCLI, clips_of, encode, encoding_of, prepare_frozen, run_encode
 from lightning_action.cli.support.folder_lock import FolderLock
 from lightning_action.data.action_file import ActionFileDataModule
 from lightning_action.data.latent_store import CODEC, INDEX, LatentStore
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def command(folder: Path, *more: str) -> list[str]:
-    return small("encode", folder, "--model.pretrained=null", f"--out={folder / 'store'}", *more)[1:]
+    return small("encode", folder, "--model.pretrained=null", f"--output={folder / 'store'}", *more)[1:]
 
 
 def test_ranks_share_the_clips_and_the_last_one_writes_the_index(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_two_processes_of_one_rank_are_refused(tmp_path: Path) -> None:
     lock = FolderLock(tmp_path / "store" / "unmerged" / "0")
     lock.acquire()
     with pytest.raises(
-        BlockingIOError, match="is being written to by process .* or give another folder with --out, or "
+        BlockingIOError, match="is being written to by process .* or give another folder with --output, or "
     ):
         run_encode(command(tmp_path))
     lock.release()
@@ -183,13 +183,19 @@ def test_mistakes_are_told_in_one_sentence(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.parametrize("option", ["--output", "--out"])
+def test_the_store_has_an_older_option_too(option: str, tmp_path: Path) -> None:
+    arguments = small("encode", tmp_path, f"{option}={tmp_path / 'store'}")[1:]
+    assert EncodeCLI("encode", None, arguments).config.output == str(tmp_path / "store")
+
+
 def test_help_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["encode", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0 and "Encode all clips of a configuration's data into a store" in shown
     for option in (
-        "--out",
+        "--output",
         "--dtype",
         "--device",
         "--rank",

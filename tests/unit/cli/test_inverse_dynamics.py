@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 
 
 def test_it_learns_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["inverse-dynamics", *SPRITES, *FEW, f"--out={tmp_path / 'idm'}"])
+    main(["inverse-dynamics", *SPRITES, *FEW, f"--output={tmp_path / 'idm'}"])
     shown = capsys.readouterr().out
     assert "READ OFF REAL FRAMES, 5 videos of validation" in shown and "without looking" in shown
     assert f"--model.inverse_dynamics={tmp_path / 'idm'}" in shown
@@ -38,7 +38,7 @@ def test_it_learns_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
 def test_recorded_columns_have_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ["--data=lightning_action.LeRobotDataModule", f"--data.root={LEROBOT / 'v3'}", "--data.num_latents=3"]
     held = ["--data.frame_size=[16, 16]", "--data.batch_size=4", "--data.validation_share=0"]
-    run_inverse_dynamics([*data, *held, *FEW, f"--out={tmp_path / 'idm'}"])
+    run_inverse_dynamics([*data, *held, *FEW, f"--output={tmp_path / 'idm'}"])
     assert "videos of test" in capsys.readouterr().out
     assert "action_0" not in [column.name for column in load_inverse_dynamics(tmp_path / "idm").columns]
 
@@ -47,10 +47,11 @@ def test_what_is_there_is_refused_before_anything_is_read(tmp_path: Path) -> Non
     (tmp_path / "idm").mkdir()
     (tmp_path / "idm" / "notes.txt").write_text("mine")
     nowhere = ["--data=lightning_action.EnvironmentDataModule", "--data.env=no_module:make", *FEW]
-    with pytest.raises(FileExistsError, match="is there already"):
-        run_inverse_dynamics([*nowhere, f"--out={tmp_path / 'idm'}"])
+    for option in ("--output", "--out"):
+        with pytest.raises(FileExistsError, match="is there already"):
+            run_inverse_dynamics([*nowhere, f"{option}={tmp_path / 'idm'}"])
     with pytest.raises(ValueError, match="max_steps"):
-        run_inverse_dynamics([*nowhere, "--max_steps=0", f"--out={tmp_path / 'other'}"])
+        run_inverse_dynamics([*nowhere, "--max_steps=0", f"--output={tmp_path / 'other'}"])
     assert not (tmp_path / "other").exists()
 
 
@@ -61,7 +62,7 @@ def test_data_without_actions_is_refused(tmp_path: Path) -> None:
         write_video(tmp_path / "videos" / f"{number}.mp4", numbered_frames(20))
     data = ["--data=lightning_action.VideoFolderDataModule", f"--data.root={tmp_path / 'videos'}"]
     with pytest.raises(ValueError, match="has no actions to learn from"):
-        run_inverse_dynamics([*data, "--data.num_latents=3", *FEW, f"--out={tmp_path / 'idm'}"])
+        run_inverse_dynamics([*data, "--data.num_latents=3", *FEW, f"--output={tmp_path / 'idm'}"])
 
 
 def test_samples_without_actions_are_left_out() -> None:

@@ -24,7 +24,7 @@ ENV = "tests.support.dot_world:DotWorld"
 
 def record(out: Path, *more: str, env: str = ENV, episodes: int = 2, steps: int = 5) -> list[dict[str, Any]]:
     """Record, and read the rows."""
-    run_record([f"--env={env}", f"--out={out}", f"--episodes={episodes}", f"--steps={steps}", *more])
+    run_record([f"--env={env}", f"--output={out}", f"--episodes={episodes}", f"--steps={steps}", *more])
     return rows(out)
 
 
@@ -215,9 +215,16 @@ def episode_of(row: dict[str, Any]) -> str:
     return f"episode {row['episode_index']}"
 
 
+@pytest.mark.parametrize("option", ["--output", "--out"])
+def test_the_recording_has_an_older_option_too(option: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match=str(tmp_path)):
+        run_record([f"--env={ENV}", f"{option}={tmp_path}"])
+
+
 def test_arguments_of_the_environment_are_read_as_yaml() -> None:
-    args = ["--seed=1", "--env_kwargs.size=[8, 9]", "--env_kwargs.mode", "state", "--env_kwargs.k=-2", "--out", "x"]
-    assert split_env_kwargs(args) == (["--seed=1", "--out", "x"], {"size": [8, 9], "mode": "state", "k": -2})
+    args = ["--seed=1", "--env_kwargs.size=[8, 9]", "--env_kwargs.mode", "state", "--env_kwargs.k=-2", "--output", "x"]
+    assert split_env_kwargs(args) == (["--seed=1", "--output", "x"], {"size": [8, 9], "mode": "state", "k": -2})
 
 
 def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

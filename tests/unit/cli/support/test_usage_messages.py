@@ -47,12 +47,12 @@ def test_words() -> None:
     ],
 )
 def test_one_sentence_about_one_option(message: str, told: str) -> None:
-    found = explain(message, ["--model.seed", "--model.seed.help", "--out"])
+    found = explain(message, ["--model.seed", "--model.seed.help", "--output"])
     assert found.startswith(told) and "\n" not in found
 
 
 def test_only_a_model_that_is_missing_is_in_a_configuration() -> None:
-    assert explain("the following arguments are required: out") == "missing: out"
+    assert explain("the following arguments are required: output") == "missing: output"
 
 
 def test_a_type_that_yaml_guessed_is_told_to_be_quoted() -> None:
