@@ -57,8 +57,8 @@ $(DEMO_CKPT):
 test: install-dev  ## run all tests; without a GPU or a chromium those that need one are left out
 	$(BIN)/python -m pytest $(SHARED) $(ARGS)
 
-test-fast: install-dev  ## run unit and parity tests but those marked distributed
-	$(BIN)/python -m pytest $(SHARED) -m '(unit or parity) and not distributed' $(ARGS)
+test-fast: install-dev  ## run unit and parity tests but those marked distributed or slow
+	$(BIN)/python -m pytest $(SHARED) -m '(unit or parity) and not distributed and not slow' $(ARGS)
 
 test-unit test-parity test-integration test-browser test-gpu: install-dev
 	$(BIN)/python -m pytest -m $(@:test-%=%) $(ARGS)

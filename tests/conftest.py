@@ -18,6 +18,15 @@ from tests.support.browser import MISSING
 TESTS = Path(__file__).resolve().parent
 FOLDERS = ("unit", "parity", "integration", "gpu", "browser")
 
+# Files of tests/unit that take more than about five seconds each, which `make test-fast` leaves out.
+SLOW = {
+    *("callbacks/test_prediction_writer.py", "callbacks/test_rollout_logger.py"),
+    *("cli/test_check.py", "cli/test_encode.py", "cli/test_evaluate_videos.py", "cli/test_misfits.py"),
+    *("configuration/test_class_paths.py", "distillation/test_dmd.py"),
+    *("evaluation/test_obedience.py", "evaluation/test_unknown_state.py", "frozen/test_conv_codec.py"),
+    *("generation/test_captured_pass.py", "generation/test_prompt_switches.py", "generation/test_world_session.py"),
+}
+
 # Tensors of tests are too small to share out, and threads of several processes would wait for each other: in this one
 # and in those that it starts.
 torch.set_num_threads(1)
@@ -34,11 +43,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if TESTS / "browser" in item.path.parents]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+    slow = {TESTS / "unit" / name for name in SLOW}
     without_cuda = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
         for folder in FOLDERS:
             if TESTS / folder in item.path.parents:
                 item.add_marker(folder)
+        if item.path in slow:
+            item.add_marker("slow")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(without_cuda)
 

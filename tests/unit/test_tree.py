@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
+from tests.conftest import SLOW
+
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "tests" / "unit"
 FOLDERS = {"lightning_action": UNIT, "callbacks": UNIT / "callbacks"}
@@ -62,6 +64,10 @@ def test_each_test_file_has_a_module_beside_its_path() -> None:
     found = set(UNIT.rglob("test_*.py"))
     assert len(found) > 200
     assert {test.relative_to(UNIT).as_posix() for test in found - beside} == WITHOUT_MODULE.keys()
+
+
+def test_files_that_are_slow_are_there() -> None:
+    assert SLOW and all((UNIT / name).is_file() for name in SLOW)
 
 
 def test_functions_fit_on_a_screen() -> None:
