@@ -18,12 +18,15 @@ from tests.support.browser import MISSING
 TESTS = Path(__file__).resolve().parent
 FOLDERS = ("unit", "parity", "integration", "gpu", "browser")
 
-# Files of tests/unit that take more than about five seconds each, which `make test-fast` leaves out.
+# Files of tests/unit that take more than about four seconds each, which `make test-fast` leaves out.
 SLOW = {
+    *("callbacks/test_action_sensitivity.py", "callbacks/test_freeze_backbone_first.py"),
     *("callbacks/test_prediction_writer.py", "callbacks/test_rollout_logger.py"),
-    *("cli/test_check.py", "cli/test_encode.py", "cli/test_evaluate_videos.py", "cli/test_misfits.py"),
-    *("configuration/test_class_paths.py", "distillation/test_dmd.py"),
-    *("evaluation/test_obedience.py", "evaluation/test_unknown_state.py", "frozen/test_conv_codec.py"),
+    *("cli/test_check.py", "cli/test_encode.py", "cli/test_evaluate_videos.py", "cli/test_export.py"),
+    *("cli/test_misfits.py", "configuration/test_class_paths.py", "data/test_environment_simulator.py"),
+    *("distillation/test_distilled_module.py", "distillation/test_dmd.py"),
+    *("evaluation/test_obedience.py", "evaluation/test_unknown_state.py"),
+    *("frozen/test_conv_codec.py", "frozen/test_wan_vae.py", "pipeline/test_parts.py", "test_module.py"),
     *("generation/test_captured_pass.py", "generation/test_prompt_switches.py", "generation/test_world_session.py"),
 }
 
