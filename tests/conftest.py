@@ -100,7 +100,7 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def scalar_code() -> Iterator[None]:
-    """Code that torch compiles has no vector instructions: the C++ compiler takes a third less time for it."""
+    """Code that torch compiles has no vector instructions: the C++ compiler takes a quarter less time for it."""
     import torch._inductor.config as settings  # slow, and only what compiles needs it
 
     with settings.patch({"cpp.simdlen": 0}):

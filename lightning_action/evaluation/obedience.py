@@ -137,10 +137,8 @@ class ObedienceTest:
 
     @torch.no_grad()
     def add_own(self, batch: Batch) -> None:
-        """Add a rollout of a batch under its own actions alone, which tells nothing of other ones; see `add_model`."""
+        """Add a rollout of a batch under its own actions alone, of which `compute` tells; see `add_model`."""
         own, video = self._true(batch), self._timed(batch)
-        self._num_frames = video.shape[1]
-        self._show(truth=own.video, model=video)
         evaluator = self._evaluators[MODEL].to(video.device)
         evaluator.update_videos(self._seen(video, batch), None, own, None, batch["sample_id"])
 

@@ -195,7 +195,7 @@ def parse_yaml(text: str, folder: Path) -> None:
     assert stopped.value.code == 0
 
 
-def small_demo() -> dict[str, Any]:
+def demo_with_a_small_generator() -> dict[str, Any]:
     """The demo's configuration with a generator of another size."""
     settings: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
     settings["model"]["generator"]["init_args"] |= {"dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 2}
@@ -209,7 +209,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "docs").symlink_to(ROOT / "docs")
     shutil.copytree(ROOT / "configs", folder / "configs")
-    (folder / "configs" / "demo.yaml").write_text(yaml.safe_dump(small_demo(), sort_keys=False))
+    (folder / "configs" / "demo.yaml").write_text(yaml.safe_dump(demo_with_a_small_generator(), sort_keys=False))
     weights = folder / "path_to"
     generator = write_release(weights / "Wan2.1-T2V-1.3B", "2.1")
     (weights / "lerobot").symlink_to(LEROBOT / "v3")
