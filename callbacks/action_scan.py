@@ -18,6 +18,7 @@ from .support.arguments import check_actions, check_at_least, check_scales
 from .support.files import make_folder
 from .support.pictures import enlarge, font, from_image, shrink, to_image, to_uint8, write_png
 
+_SCALES = (0.0, 0.5, 1.0, 2.0)
 # Frames are small enough that a picture of 20 side by side can be looked at as a whole.
 _FRAME_MIN_SIDE = 72
 _FRAME_MAX_SIDE = 192
@@ -38,22 +39,28 @@ class ActionScan(Callback):
     When a prediction ends, it takes the first sample of the first predict dataloader, has a video generated for every
     action at every scale, and writes one picture: a row for each action, a column for each scale, and in each cell some
     frames of the video from left to right. Start and `sample_id`, and so the noise, are the same everywhere: whatever
-    differs between two cells is the doing of the action. All videos are generated in one batch. A prediction of which a
-    PredictionWriter leaves samples out, because they are written already, has only the others to start from.
+    differs between two cells is the doing of the action. A prediction of which a PredictionWriter leaves samples out,
+    because they are written already, has only the others to start from.
 
     It works with any LightningModule that has a method `generate(batch)`, which returns videos `[B, T, 3, H, W]` in
     [0, 1], and whose predict batches are dicts with an `action` `[B, rows, columns]`. What else in the batch has B
-    entries has one for each sample; all the rest is handed on as it is.
+    entries has one for each sample; all the rest is handed on as it is. Without `actions`, the module also has a method
+    `probe_actions(strength)`, which returns the rows by name, and whether they can be scaled.
 
     Args:
         actions: Name of each action and its row, for example `{"right": [1.0, 0.0]}`. The row is held throughout.
-        scales: Numbers that every action is multiplied by. At 0, all actions should give the same video.
+            Default: what the module says, as ours does of its schema: each number up and down, each switch, and each
+            class, with all else at rest.
+        scales: Numbers that every action is multiplied by. At 0, all actions should give the same video. Default: 0,
+            0.5, 1 and 2; 1 alone where the module says that rows cannot be scaled.
         output: Path of the picture. Default: `action_scan.png` in the Trainer's `default_root_dir`.
         num_strip_frames: Number of frames in a cell after the start, evenly spaced up to the last.
         sample: Index of the sample of the first batch to start from; the last one is taken if the batch has fewer.
+        strength: Share of the way from rest to a bound that numbers go, without `actions`.
+        num_videos_at_once: Largest number of videos generated in one batch.
 
     Raises:
-        ValueError: The actions or scales are none, actions differ in width, or a number is too small.
+        ValueError: The actions or scales are none, actions differ in width, or a number is out of range.
         MisconfigurationException: The LightningModule or its batches do not fit, or the picture cannot be written.
 
     Example::
@@ -68,34 +75,53 @@ class ActionScan(Callback):
 
     def __init__(
         self,
-        actions: dict[str, list[float]],
-        scales: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
+        actions: dict[str, list[float]] | None = None,
+        scales: Sequence[float] | None = None,
         output: str | None = None,
         num_strip_frames: int = 4,
         sample: int = 0,
+        strength: float = 0.5,
+        num_videos_at_once: int = 16,
     ) -> None:
         super().__init__()
-        check_actions(actions)
-        check_scales(scales)
-        check_at_least(1, num_strip_frames=num_strip_frames)
+        if actions is not None:
+            check_actions(actions)
+        if scales is not None:
+            check_scales(scales)
+        check_at_least(1, num_strip_frames=num_strip_frames, num_videos_at_once=num_videos_at_once)
         check_at_least(0, sample=sample)
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
         self.actions = actions
-        self.scales = list(scales)
+        self.scales = scales
         self.output = output
         self.num_strip_frames = num_strip_frames
         self.sample = sample
+        self.strength = strength
+        self.num_videos_at_once = num_videos_at_once
 
         # These are known only during a prediction.
         self._path = Path()
+        self._actions: Mapping[str, Sequence[float]] = {}
+        self._scales: Sequence[float] = ()
         self._sample: probing.Batch | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "predict":
             return
         probing.require_method(pl_module, "ActionScan", probing.GENERATE)
+        if self.actions is None:
+            probing.require_method(pl_module, "ActionScan without actions", probing.PROBE_ACTIONS)
         self._path = Path(self.output or Path(trainer.default_root_dir) / "action_scan.png")
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             make_folder(self._path.parent, "The folder of ActionScan(output=...)")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not earlier: what actions are may follow from a checkpoint or the data.
+        self._actions, scalable = self.actions or {}, True
+        if self.actions is None:
+            self._actions, scalable = pl_module.probe_actions(self.strength)  # type: ignore[operator]
+        self._scales = self.scales or (_SCALES if scalable else (1.0,))
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *indices: int
@@ -112,15 +138,17 @@ class ActionScan(Callback):
         self._sample = None
         if sample is None:
             raise MisconfigurationException("ActionScan needs a sample, and the first predict dataloader gave no batch")
-        batch = held_throughout(sample, self._scaled_rows())
-        with trainer.precision_plugin.predict_step_context():
-            videos = probing.generate(pl_module, batch, len(batch["action"]), "ActionScan")
+        videos = []
+        for rows in self._scaled_rows().split(self.num_videos_at_once):
+            batch = held_throughout(sample, rows)
+            with trainer.precision_plugin.predict_step_context():
+                videos.append(to_uint8(probing.generate(pl_module, batch, len(rows), "ActionScan")))
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_png(self._path, scan_picture(videos, self.actions, self.scales, self.num_strip_frames))
+            write_png(self._path, scan_picture(torch.cat(videos), self._actions, self._scales, self.num_strip_frames))
             rank_zero_info(f"ActionScan: wrote {self._path}")
 
     def _scaled_rows(self) -> Tensor:
-        return scaled_rows(torch.tensor(list(self.actions.values()), dtype=torch.float64), self.scales)
+        return scaled_rows(torch.tensor(list(self._actions.values()), dtype=torch.float64), self._scales)
 
 
 def scaled_rows(rows: Tensor, scales: Sequence[float]) -> Tensor:

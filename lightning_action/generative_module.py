@@ -338,6 +338,14 @@ class GenerativeModule(SavedModule):
         """
         return whole_video(self.stream_latents(batch, sampling), self.frozen.decoder(self.device), self.device)[0]
 
+    def probe_actions(self, strength: float) -> tuple[dict[str, list[float]], bool]:
+        """Action rows that do one thing each, by label, and whether they can be scaled; see `ActionSchema`.
+
+        Args:
+            strength: Share of the way from rest to a bound that continuous columns go.
+        """
+        return self.schema.probe_rows(strength), self.schema.can_be_scaled
+
     @torch.no_grad()
     def stream_video(self, batch: Batch) -> Iterator[Tensor]:
         """Generate as `generate`, but yield the pixels of each block, `[B, t, 3, H, W]`, once they exist; keep none.

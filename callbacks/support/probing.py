@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from .part_names import is_named
 
 GENERATE = "generate(batch) -> video [B, T, 3, H, W] in [0, 1]"
+PROBE_ACTIONS = "probe_actions(strength) -> ({name: action row}, whether rows can be scaled)"
 
 Batch: TypeAlias = dict[str, Any]
 """A dict with `action` `[B, rows, columns]`. What else in it has B entries has one for each sample."""

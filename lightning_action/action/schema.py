@@ -16,7 +16,7 @@ Actions that come s times as often as pixel frames (`rows_per_frame`) are s rows
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -44,6 +44,8 @@ class ActionPart:
         size: Number of columns, or of classes.
         low: Value of each continuous column that maps to -1; one number serves all.
         high: Value of each continuous column that maps to 1. With mean and deviation, give mean - std and mean + std.
+        labels: Label of each column, or of each class, in pictures. Default: `name`, with a number. Labels are no part
+            of what an action means: schemas that differ in nothing else are equal.
     """
 
     name: str = "action"
@@ -51,6 +53,7 @@ class ActionPart:
     size: int = 2
     low: float | list[float] = -1.0
     high: float | list[float] = 1.0
+    labels: list[str] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _require_one_of(f"the kind of action part {self.name!r}", self.kind, get_args(Kind))
@@ -65,6 +68,8 @@ class ActionPart:
                 f"action part {self.name!r} needs low < high in every column, finite and apart in float32, got "
                 f"{self.low}, {self.high}"
             )
+        if self.labels is not None and not len(self.labels) == len(set(self.labels)) == self.size:
+            raise ValueError(f"action part {self.name!r} needs {self.size} different labels, got {self.labels}")
 
     @property
     def num_columns(self) -> int:
@@ -76,6 +81,40 @@ class ActionPart:
         """Name of each column: that of the part, with a number where it has several."""
         count = self.num_columns
         return [self.name] if count == 1 else [f"{self.name}_{column}" for column in range(count)]
+
+    @property
+    def bounds(self) -> list[tuple[float, float]]:
+        """Lowest and highest value of each column."""
+        if self.kind != "continuous":
+            return [(0.0, float(self.size - 1 if self.kind == "discrete" else 1))] * self.num_columns
+        low, high = ([each] * self.size if isinstance(each, float | int) else each for each in (self.low, self.high))
+        return list(zip(map(float, low), map(float, high), strict=True))
+
+    @property
+    def rest(self) -> list[float]:
+        """Value of each column where nothing is done: 0 if that is within its bounds, else the middle."""
+        if self.kind != "continuous":
+            return [0.0] * self.num_columns
+        return [0.0 if low <= 0 <= high else (low + high) / 2 for low, high in self.bounds]
+
+    def probes(self, strength: float) -> Iterator[tuple[str, int, float]]:
+        """Yield label, column and value of each class, each switch, and each number above and below rest.
+
+        Args:
+            strength: Share of the way from rest to a bound that a number goes.
+        """
+        if self.kind == "discrete":
+            names = self.labels or [f"{self.name} {value}" for value in range(self.size)]
+            yield from ((label, 0, float(value)) for value, label in enumerate(names))
+            return
+        names = self.labels or self.column_names
+        if self.kind == "multi_hot":
+            yield from ((label, column, 1.0) for column, label in enumerate(names))
+        else:
+            for column, (label, rest, (low, high)) in enumerate(zip(names, self.rest, self.bounds, strict=True)):
+                for sign, end in (("+", high), ("-", low)):
+                    if end != rest:
+                        yield sign + label, column, rest + strength * (end - rest)
 
     def encode(self, raw: Tensor) -> Tensor:
         """Encode raw columns `[..., num_columns]` as `[..., size]`, about [-1, 1] or one-hot.
@@ -157,6 +196,28 @@ class ActionSchema:
         """Width of a latent frame's action vector: what the action projection takes."""
         width = sum(part.size for part in self.parts)
         return width * self._rows_per_latent if self.combine == "concat" else width
+
+    @property
+    def can_be_scaled(self) -> bool:
+        """True if multiples of a row are weaker and stronger actions: all columns are numbers, and 0 is their rest."""
+        return all(part.kind == "continuous" and not any(part.rest) for part in self.parts)
+
+    def probe_rows(self, strength: float) -> dict[str, list[float]]:
+        """List rows that do one thing each, by label: those of `ActionPart.probes`, with all other columns at rest.
+
+        Raises:
+            ValueError: Two rows have one label.
+        """
+        rest = [value for part in self.parts for value in part.rest]
+        rows: dict[str, list[float]] = {}
+        first = 0
+        for part in self.parts:
+            for label, column, value in part.probes(strength):
+                if label in rows:
+                    raise ValueError(f"two parts of the action have something called {label!r}: give them other names")
+                rows[label] = [*rest[: first + column], value, *rest[first + column + 1 :]]
+            first += part.num_columns
+        return rows
 
     @property
     def _rows_per_latent(self) -> int:

@@ -128,16 +128,11 @@ class _Column:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        if self.part.kind != "continuous":
-            return 0.0, float(self.part.size - 1 if self.part.kind == "discrete" else 1)
-        low, high = (each[self.index] if isinstance(each, list) else each for each in (self.part.low, self.part.high))
-        return float(low), float(high)
+        return self.part.bounds[self.index]
 
     @property
     def rest(self) -> float:
-        """No motion, where 0 is that; else the middle."""
-        low, high = self.bounds
-        return 0.0 if low <= 0 <= high else (low + high) / 2
+        return self.part.rest[self.index]
 
     def within(self, value: float) -> float:
         low, high = self.bounds

@@ -346,3 +346,40 @@ def test_frames_are_encoded_part_by_part_with_the_same_bits(alignment: Alignment
         schema.encode_frames(rows[:, :1], range(3, 5))
     with pytest.raises(ValueError, match="columns of stick, key"):
         schema.encode_rows(rows[..., 1:])
+
+
+def test_probe_rows_do_one_thing_each() -> None:
+    move = ActionSchema([ActionPart("move", labels=["x", "y"])])
+    assert move.probe_rows(0.15) == {"+x": [0.15, 0], "-x": [-0.15, 0], "+y": [0, 0.15], "-y": [0, -0.15]}
+    joints = ActionPart("joint", size=3, low=[-2.0, 0.0, 100.0], high=[4.0, 1.0, 200.0])
+    schema = ActionSchema([ActionPart("tool", "discrete", 2), joints, ActionPart("key", "multi_hot", 2)])
+    assert schema.probe_rows(0.5) == {
+        "tool 0": [0, 0, 0, 150, 0, 0],
+        "tool 1": [1, 0, 0, 150, 0, 0],
+        "+joint_0": [0, 2, 0, 150, 0, 0],
+        "-joint_0": [0, -1, 0, 150, 0, 0],
+        "+joint_1": [0, 0, 0.5, 150, 0, 0],
+        "+joint_2": [0, 0, 0, 175, 0, 0],
+        "-joint_2": [0, 0, 0, 125, 0, 0],
+        "key_0": [0, 0, 0, 150, 1, 0],
+        "key_1": [0, 0, 0, 150, 0, 1],
+    }
+    for row in schema.probe_rows(1.0).values():
+        schema.encode_rows(torch.tensor([[row]]))
+    with pytest.raises(ValueError, match="something called 'action 0': give them other names"):
+        ActionSchema([ActionPart(kind="discrete"), ActionPart(kind="discrete")]).probe_rows(0.5)
+
+
+def test_only_numbers_that_rest_at_zero_can_be_scaled() -> None:
+    assert ActionSchema([ActionPart(low=[-1.0, 0.0])]).can_be_scaled
+    for other in (ActionPart(low=0.5), ActionPart(kind="discrete"), ActionPart(kind="multi_hot")):
+        assert not ActionSchema([ActionPart(), other]).can_be_scaled
+
+
+def test_labels_are_words_alone() -> None:
+    labelled = ActionSchema([ActionPart("turn", "discrete", 3, labels=["stay", "left", "right"])])
+    assert list(labelled.probe_rows(0.5)) == ["stay", "left", "right"]
+    assert labelled == ActionSchema([ActionPart("turn", "discrete", 3)]) == ActionSchema.from_dict(labelled.to_dict())
+    for wrong in (["left"], ["left", "left", "right"]):
+        with pytest.raises(ValueError, match="'turn' needs 3 different labels, got"):
+            ActionPart("turn", "discrete", 3, labels=wrong)

@@ -77,6 +77,7 @@ def predict(
 
 def layout_of(picture: Tensor, scan: ActionScan) -> ScanLayout:
     """Where the cells are; the place that the names of the rows take is the rest of the width."""
+    assert scan.actions and scan.scales
     layout = ScanLayout(len(scan.actions), len(scan.scales), STRIP, *FRAME_SIZE, left=0)
     return layout._replace(left=picture.shape[-1] - layout.size[0])
 
@@ -84,7 +85,7 @@ def layout_of(picture: Tensor, scan: ActionScan) -> ScanLayout:
 def cells_of(picture: Tensor, scan: ActionScan) -> list[list[Tensor]]:
     """The film strip in every cell, `[rows][columns]`."""
     layout = layout_of(picture, scan)
-    corners = [[layout.corner(row, column) for column in range(len(scan.scales))] for row in range(len(scan.actions))]
+    corners = [[layout.corner(row, column) for column in range(layout.num_columns)] for row in range(layout.num_rows)]
     height, width = layout.frame_height, layout.cell_width
     return [[picture[:, top : top + height, left : left + width] for left, top in row] for row in corners]
 
@@ -147,6 +148,44 @@ def test_one_batch_holds_the_first_sample_with_every_action_at_every_scale(tmp_p
     assert batch["action"].dtype == torch.float32
     expected = [[scale * value for value in row] for row in ACTIONS.values() for scale in SCALES]
     assert torch.equal(batch["action"], torch.tensor(expected)[:, None].expand(-1, ROWS, -1))
+
+
+class Says(Mover):
+    """Says what its actions are, once the prediction begins."""
+
+    def __init__(self, scalable: bool) -> None:
+        super().__init__()
+        self.scalable = scalable
+
+    def probe_actions(self, strength: float) -> tuple[dict[str, list[float]], bool]:
+        assert self.trainer.predicting
+        return {"right": [strength, 0.0], "down": [0.0, strength]}, self.scalable
+
+
+@pytest.mark.parametrize(("scalable", "scales"), [(True, [0.0, 0.5, 1.0, 2.0]), (False, [1.0])])
+def test_the_module_says_which_actions_there_are(tmp_path: Path, scalable: bool, scales: list[float]) -> None:
+    module = Says(scalable)
+    predict(tmp_path, ActionScan(strength=0.25), module)
+    (batch,) = module.batches
+    expected = [[scale * value for value in row] for row in ([0.25, 0], [0, 0.25]) for scale in scales]
+    assert batch["action"][:, 0].tolist() == expected
+    predict(tmp_path / "given", ActionScan({"right": [0.25, 0], "down": [0, 0.25]}, scales), Mover())
+    drawn = (folder / "action_scan.png" for folder in (tmp_path, tmp_path / "given"))
+    assert len({path.read_bytes() for path in drawn}) == 1
+
+
+def test_a_module_that_does_not_say_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match="ActionScan without actions needs a method probe_actions"):
+        predict(tmp_path, ActionScan(), Refused())
+
+
+def test_many_videos_are_generated_in_several_batches(tmp_path: Path) -> None:
+    module = Mover()
+    for folder, count in (("one", 16), ("several", 5)):
+        predict(tmp_path / folder, ActionScan(ACTIONS, SCALES, num_videos_at_once=count), module)
+    assert [len(batch["action"]) for batch in module.batches] == [12, 5, 5, 2]
+    pictures = [(tmp_path / folder / "action_scan.png").read_bytes() for folder in ("one", "several")]
+    assert pictures[0] == pictures[1]
 
 
 def test_generation_runs_in_the_precision_of_the_prediction(tmp_path: Path) -> None:
@@ -253,6 +292,8 @@ def test_generated_videos_that_do_not_fit_are_refused(tmp_path: Path, videos: An
         ({"actions": ACTIONS, "scales": []}, "scales must be finite numbers"),
         ({"actions": ACTIONS, "scales": [float("nan")]}, "scales must be finite numbers"),
         ({"actions": ACTIONS, "num_strip_frames": 0}, "num_strip_frames must be at least 1, got 0"),
+        ({"num_videos_at_once": 0}, "num_videos_at_once must be at least 1, got 0"),
+        ({"strength": 0.0}, "strength must be above 0 and at most 1, got 0.0"),
     ],
 )
 def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
