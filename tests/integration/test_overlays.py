@@ -41,15 +41,6 @@ def stacked(verb: str, folder: Path, overlays: list[Path], *more: str) -> list[s
     return [*arguments[:2], *(f"--config={path}" for path in overlays), *arguments[2:]]
 
 
-def test_discrete_actions_are_watched_as_those_of_the_demo() -> None:
-    """A list cannot be changed in part, so the callbacks of one file are copies of the other's."""
-    discrete, demo = (
-        yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["trainer"]["callbacks"] for name in ("discrete", "demo")
-    )
-    assert discrete[:-1] == demo[:-1]
-    assert discrete[-1]["class_path"] == demo[-1]["class_path"] == "lightning_action.callbacks.ActionScan"
-
-
 @pytest.mark.parametrize(
     "name", ["demo_backbone", "wan2.1_14b", "wan2.2_5b", "longlive_action", "discrete", "panning", "lora"]
 )
