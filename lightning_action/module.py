@@ -189,13 +189,19 @@ class ActionVideoModule(GenerativeModule):
 
     @property
     def flops_per_batch(self) -> float:
-        """Floating-point operations of the last training step on this device, if all weights train; 0 before it."""
+        """Floating-point operations of the last training step on this device, as parameters train now; 0 before it."""
         if self._trained_on is None:
             return 0.0
         batch_size, num_latents, _, height, width = self._trained_on
         tokens = self.generator.tokens_per_frame(height, width)
         visibility = training_visibility(self.objective, num_latents, self.causality)
-        return batch_size * training_flops(self.generator, visibility, tokens).total
+        return batch_size * training_flops(self.generator, visibility, tokens, self.modulation_learns).total
+
+    @property
+    def modulation_learns(self) -> bool:
+        """True if something trains that actions become modulation by."""
+        parts = [part for part in (self.action_projection, self.action_module) if part is not None]
+        return any(parameter.requires_grad for part in parts for parameter in part.parameters())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Log the loss at fixed noise, its gap to the loss under other actions, and on the first batch a rollout.

@@ -72,7 +72,7 @@ _TITLES = {
     "block": "a block generated ({num_steps} steps + {num_clean_passes} clean pass{branches})",
     "pixel_frame": "for each pixel frame of it",
     "prompt": "the prompt, once a video",
-    "training_step": "a training step (batch of {batch_size}, {num_training_passes} x forward)",
+    "training_step": "a training step (batch of {batch_size}, {checkpointed})",
 }
 _WEIGHT_DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 _COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

@@ -106,12 +106,10 @@ def video_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...], t
     Attention: 4 D for every pair of a query and a key (the score, and the weighted sum), in every layer; text and image
     tokens are keys too. The prompt is one of `text_len` tokens, here and below: padding costs less, see `prompt.pad`.
     """
-    frames = sum(len(item.query) for item in visibility)
-    tokens = frames * tokens_per_frame
+    num_inputs, weights = _num_inputs(generator, visibility, tokens_per_frame), _weights_by_input(generator)
     pairs = sum(len(item.query) * sum(map(len, item.keys)) for item in visibility) * tokens_per_frame**2
-    pairs += tokens * (generator.text_len + num_image_tokens(generator))
-    weights = _weights_by_input(generator)
-    linear = 2 * (tokens * weights["token"] + frames * weights["frame"])
+    pairs += num_inputs["token"] * (num_inputs["text"] + num_inputs["image"])
+    linear = 2 * sum(num_inputs[kind] * weights[kind] for kind in ("token", "frame"))
     return Flops(linear, 4 * generator.dim * pairs * generator.num_layers)
 
 
@@ -121,20 +119,51 @@ def context_flops(generator: CausalWanModel) -> Flops:
     return Flops(2 * (generator.text_len * weights["text"] + num_image_tokens(generator) * weights["image"]), 0)
 
 
-def num_passes_of_training(generator: CausalWanModel) -> int:
-    """Count forward passes that a training step costs: a backward pass is two, checkpointing repeats the first.
+def training_flops(
+    generator: CausalWanModel, visibility: tuple[Visibility, ...], tokens_per_frame: int, modulation_learns: bool = True
+) -> Flops:
+    """Operations of a training step of one video: the forward pass, and the gradients that are computed.
 
-    Activation checkpointing trades that pass for memory (Chen et al. 2016, arXiv:1604.06174).
+    A linear map costs as much as forward for the gradient of its weight, if that trains, and again for the gradient of
+    its input, if something before it trains. Attention costs twice as much backward, and to the prompt once, if nothing
+    trains that its keys and values are made by. Activation checkpointing computes each layer again that a gradient
+    passes through (Chen et al. 2016, arXiv:1604.06174), with `keep_attention` its linear maps alone.
+
+    Args:
+        generator: Generator, of which some parameters are frozen.
+        visibility: Frames that see each other.
+        tokens_per_frame: Tokens S of a latent frame.
+        modulation_learns: True if something trains that the layers' action modulation is made by. If not, the first
+            layer that trains may count a little more than is computed.
     """
-    return 4 if generator.activation_checkpointing else 3
-
-
-def training_flops(generator: CausalWanModel, visibility: tuple[Visibility, ...], tokens_per_frame: int) -> Flops:
-    """Operations of a training step of one video, if all weights train."""
     forward = video_flops(generator, visibility, tokens_per_frame) + context_flops(generator)
-    num_passes = num_passes_of_training(generator)
-    num_attentions = num_passes - (generator.activation_checkpointing == "keep_attention")
-    return Flops(forward.linear * num_passes, forward.attention * num_attentions)
+    num_inputs = _num_inputs(generator, visibility, tokens_per_frame)
+    attention = forward.attention / generator.num_layers
+    # Whether something trains that each kind of input is made by.
+    learns = dict.fromkeys(num_inputs, False)
+    backward = Flops(0, 0)
+    # An image is embedded before the layers, but stands after them.
+    for name, part in sorted(generator.parts(), key=lambda each: each[0] != "img_emb"):
+        is_layer = name.startswith("blocks.")
+        learns["token"] |= is_layer and (modulation_learns or any(learns.values()))
+        fixed_keys = {kind for kind in ("text", "image") if not learns[kind]}
+        maps = 0.0
+        for parameter_name, parameter in part.named_parameters(prefix=name):
+            kind = _input_of(parameter_name)
+            operations = 2 * num_inputs[kind] * parameter.numel() if _is_map(parameter_name, parameter) else 0
+            # The two maps of a LoRA layer train together.
+            input_learns = learns[kind] or (parameter.requires_grad and ".lora_B." in parameter_name)
+            backward += Flops(operations * (parameter.requires_grad + input_learns), 0)
+            maps += operations
+            if parameter.requires_grad:
+                fixed_keys.discard(kind)
+                learns["token" if is_layer else kind] = True
+        if is_layer and learns["token"]:
+            num_pairs = num_inputs["token"] * sum(num_inputs[kind] for kind in fixed_keys)
+            backward += Flops(0, 2 * attention - 4 * generator.dim * num_pairs)
+            if generator.activation_checkpointing:
+                backward += Flops(maps, 0 if generator.activation_checkpointing == "keep_attention" else attention)
+    return forward + backward
 
 
 def kv_cache_bytes(
@@ -168,12 +197,27 @@ def activation_bytes(generator: CausalWanModel, num_tokens: int, dtype: torch.dt
     return num_tokens * (layer + kept * generator.num_layers)
 
 
+def _num_inputs(generator: CausalWanModel, visibility: tuple[Visibility, ...], tokens_per_frame: int) -> dict[str, int]:
+    """Number of inputs of each kind that a linear map is applied to."""
+    frames = sum(len(item.query) for item in visibility)
+    of_context = {"text": generator.text_len, "image": num_image_tokens(generator)}
+    return {"token": frames * tokens_per_frame, "frame": frames, **of_context}
+
+
+def _input_of(name: str) -> str:
+    """Kind of input of a parameter: a video token, a latent frame, a text or image token."""
+    return next((kind for kind, pattern in _INPUTS.items() if pattern.match(name)), "token")
+
+
+def _is_map(name: str, parameter: nn.Parameter) -> bool:
+    """Tell whether it is the weight of a linear map."""
+    return name.endswith("weight") and parameter.ndim >= 2
+
+
 def _weights_by_input(generator: CausalWanModel) -> dict[str, int]:
-    """Weights of the linear maps, by what each is applied to: a video token, a latent frame, a text or image token."""
+    """Weights of the linear maps, by what each is applied to."""
     weights = {"token": 0, "frame": 0, "text": 0, "image": 0}
     for name, parameter in generator.named_parameters():
-        if not name.endswith("weight") or parameter.ndim < 2:
-            continue
-        kind = next((kind for kind, pattern in _INPUTS.items() if pattern.match(name)), "token")
-        weights[kind] += parameter.numel()
+        if _is_map(name, parameter):
+            weights[_input_of(name)] += parameter.numel()
     return weights

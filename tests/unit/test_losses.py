@@ -121,6 +121,13 @@ def test_operations_of_a_training_step(objective: str) -> None:
     assert module.flops_per_batch == 0, "before the first step"
     module.training_step(batch, 0)
     assert module.flops_per_batch == 2 * one.total
+    module.generator.requires_grad_(False)
+    frozen = training_flops(module.generator, sees(LATENTS, module.causality), 4)
+    assert module.flops_per_batch == 2 * frozen.total < 2 * one.total
+    assert module.action_projection is not None
+    module.action_projection.requires_grad_(False)
+    nothing = training_flops(module.generator, sees(LATENTS, module.causality), 4, modulation_learns=False)
+    assert module.flops_per_batch == 2 * nothing.total < 2 * frozen.total
 
 
 def test_a_rollout_without_clean_passes_is_trained_for() -> None:

@@ -24,7 +24,6 @@ from lightning_action.generator.cost import (
     context_flops,
     count,
     kv_cache_bytes,
-    num_passes_of_training,
     parameters_by_part,
     training_flops,
     video_flops,
@@ -149,7 +148,6 @@ def settings(module: ActionVideoModule, sizes: Geometry, precision: Precision) -
         "num_steps": module.sampling.num_steps,
         "num_clean_passes": module.sampling.num_passes - module.sampling.num_steps,
         "num_branches": _num_branches(module),
-        "num_training_passes": num_passes_of_training(module.generator),
         "activation_checkpointing": module.generator.activation_checkpointing,
         "cache_frames": _cache_frames(module, sizes),
         **{f"{name}_dtype": str(dtype).removeprefix("torch.") for name, dtype in vars(precision).items()},
@@ -195,7 +193,7 @@ def flops(module: ActionVideoModule, sizes: Geometry) -> dict[str, Flops]:
     last = module.causality.split(sizes.num_latents)[-1]
     one_pass = video_flops(generator, (Visibility(last, (*module.causality.past(last), last)),), tokens)
     block = one_pass * (module.sampling.num_passes * _num_branches(module))
-    training = training_flops(generator, _training_visibility(module, sizes), tokens)
+    training = training_flops(generator, _training_visibility(module, sizes), tokens, module.modulation_learns)
     return {
         "one_pass": one_pass,
         "block": block,

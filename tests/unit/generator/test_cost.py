@@ -23,6 +23,7 @@ from lightning_action.generator.cost import (
     count,
     kv_cache_bytes,
     parameters_by_part,
+    training_flops,
     video_flops,
 )
 from lightning_action.generator.image import ImageCondition
@@ -92,6 +93,57 @@ def test_flops_are_those_that_torch_counts(mode: str, sees_image: bool, monkeypa
     # The clean frames of teacher forcing go through the layers only.
     without_head = 6 * 6 if mode == "teacher_forcing" else 0
     assert counted(generator, mode) == expected - 2 * without_head * generator.head.head.weight.numel()
+
+
+def train(generator: CausalWanModel, parts: str) -> None:
+    """Freeze all but some parts, by their names; `lora` adds LoRA layers and trains them alone."""
+    for name, parameter in generator.named_parameters():
+        parameter.requires_grad = parts == "all" or name.startswith(parts)
+    if parts == "lora":
+        inject_lora(generator, LoRASettings(rank=3))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("sees_image", [False, True])
+@pytest.mark.parametrize("acts", [True, False])
+@pytest.mark.parametrize("parts", ["all", "none", "blocks", "blocks.1.ffn", "text_embedding", "head", "lora"])
+def test_flops_of_training_are_those_that_torch_counts(
+    parts: str, acts: bool, sees_image: bool, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_SMALL_BLOCK", 0)
+    changes: dict[str, object] = {"in_dim": 9, "image_dim": 10} if sees_image else {}
+    generator = small_generator(activation_checkpointing=checkpointing, **changes).to("meta")
+    train(generator, parts)
+    x = {name: tensor.to("meta") for name, tensor in small_inputs(6, batch_size=1).items()}
+    modulation = x["modulation"].requires_grad_() if acts else None
+    image = ImageCondition()
+    if sees_image:
+        image = ImageCondition(torch.empty(1, 6, 4, 4, 3, device="meta"), torch.empty(1, 257, 10, device="meta"))
+    with FlopCounterMode(display=False) as counter:
+        causality = BlockCausality(2, 5, 1)
+        loss = generator.block_causal(x["noisy"], x["timestep"], x["text"], causality, modulation, image).sum()
+        if loss.requires_grad:
+            loss.backward()
+    expected = training_flops(generator, block_causal(6, causality), 6, acts).total
+    if acts or parts in ("all", "none", "blocks", "head"):
+        assert counter.get_total_flops() == expected
+    else:  # in the first layer that trains
+        forward = video_flops(generator, block_causal(6, causality), 6).total
+        assert counter.get_total_flops() < expected < counter.get_total_flops() + forward
+
+
+def test_attention_that_is_kept_is_not_computed_again() -> None:
+    """By hand, since the counter does not see through a fused kernel, and no other attention can be kept."""
+    x = small_inputs(6, batch_size=1)
+    generators = [
+        small_generator(activation_checkpointing=way, flex_on_cuda=False) for way in (False, True, "keep_attention")
+    ]
+    plain, again, kept = (training_flops(generator, bidirectional(6), 6) for generator in generators)
+    assert again.linear == kept.linear and kept.attention == plain.attention
+    assert again.attention == plain.attention * 4 / 3
+    with FlopCounterMode(display=False) as counter:
+        generators[2](x["noisy"], x["timestep"], x["text"]).sum().backward()
+    assert counter.get_total_flops() == kept.linear
 
 
 def test_flops_of_a_block_under_the_cache_of_the_14b_model() -> None:
