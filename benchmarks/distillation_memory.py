@@ -25,7 +25,8 @@ from lightning_action.generation.video import VideoGenerator
 from lightning_action.generator.context import TextCache
 
 WAYS = ("nothing", "plain", "beside_cache", "checkpointed")
-SIZES = {"normal": (256, 6, 16, 21), "tiny": (96, 3, 16, 9)}
+# Width, layers, side of a latent frame, and latent frames.
+_NORMAL, _TINY = (256, 6, 16, 21), (96, 3, 16, 9)
 _SCHEDULE = FlowMatchSchedule(5.0)
 
 
@@ -91,19 +92,20 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def measured(way: str, size: str) -> int:
+def measured(way: str, sizes: tuple[int, int, int, int]) -> int:
     """The peak of this process after a way; meant for one of its own, whose peak nothing else raised."""
-    gradient(way, *SIZES[size])
+    gradient(way, *sizes)
     return peak_bytes()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print, and write, what each way takes over a clip without gradient, and the ratio of ours to the plain one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.distillation_memory", description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="normal", help="Size of the model and the clip.")
+    parser.add_argument("--tiny", action="store_true", help="Show in seconds that everything runs; measure nothing.")
     parser.add_argument("--json", type=Path, help="File for the figures.")
     options = parser.parse_args(arguments)
-    base, plain, beside, ours = (in_a_process_of_its_own(measured, way, options.size) for way in WAYS)
+    sizes = _TINY if options.tiny else _NORMAL
+    base, plain, beside, ours = (in_a_process_of_its_own(measured, way, sizes) for way in WAYS)
     peaks = {"plain_mb": plain, "beside_cache_mb": beside, "ours_mb": ours}
     figures = {name: (peak - base) / 1e6 for name, peak in peaks.items()}
     figures["ours_to_plain"] = figures["ours_mb"] / figures["plain_mb"]

@@ -33,7 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks._gpu_bench import (
     FRAMES_PER_LATENT,
     NUM_FRAME_PER_BLOCK,
-    TOY,
+    TINY,
     Bench,
     Options,
     Sizes,
@@ -321,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the tables, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="Device, such as cuda.")
-    parser.add_argument("--toy", action="store_true", help="Measure a model of seconds, to show that everything runs.")
+    parser.add_argument("--tiny", action="store_true", help="Measure a model of seconds, to show that everything runs.")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="Parts to measure.")
     parser.add_argument("--decoders", choices=DECODERS, nargs="+", default=DECODERS[:2], help="Decoders of generation.")
     parser.add_argument("--compile", metavar="MODE", help="Mode of torch.compile for the layers, or default.")
@@ -336,8 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fsdp", action="store_true", help="Shard the training step, also with one process.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="File that takes the result too, after each part.")
     chosen = parser.parse_args(arguments)
-    if chosen.device == "cpu" and not chosen.toy:
-        parser.exit(message="a model of this size takes hours on a CPU: give --device cuda, or --toy\n")
+    if chosen.device == "cpu" and not chosen.tiny:
+        parser.exit(message="a model of this size takes hours on a CPU: give --device cuda, or --tiny\n")
     if chosen.checkpointing == "keep_attention" and not chosen.no_flex:
         parser.error("--checkpointing keep_attention: what FlexAttention gives cannot be kept, give --no-flex too")
     if chosen.json is not None and not chosen.json.parent.is_dir():
@@ -359,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         start_processes(options)
     is_first = not options.fsdp or dist.get_rank() == 0
     result: Results = {}
-    for result in measure(TOY if chosen.toy else Sizes(), options, chosen.only, chosen.decoders):
+    for result in measure(TINY if chosen.tiny else Sizes(), options, chosen.only, chosen.decoders):
         if is_first and chosen.json is not None:
             write_json(chosen.json, result)
     if is_first:

@@ -134,7 +134,7 @@ def run_command(words: list[str], folder: Path, patched: pytest.MonkeyPatch) -> 
         for theirs, ours in ON_A_CPU.items():
             line = line.replace(theirs, ours)
         with torch.compiler.set_stance("force_eager"):
-            gpu.main(["--toy", *line.split()])
+            gpu.main(["--tiny", *line.split()])
     else:
         assert words[0] == "tensorboard" or (words[0] == "make" and words[1] in makefile_targets()), words
 

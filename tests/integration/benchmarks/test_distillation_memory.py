@@ -18,7 +18,7 @@ from tests.support.small_generator import small_generator, small_inputs
 
 
 def test_ours_takes_less_than_the_plain_way(tmp_path: Path) -> None:
-    distillation_memory.main(["--size", "tiny", "--json", str(tmp_path / "memory.json")])
+    distillation_memory.main(["--tiny", "--json", str(tmp_path / "memory.json")])
     figures = json.loads((tmp_path / "memory.json").read_text())
     assert figures.keys() == {"plain_mb", "beside_cache_mb", "ours_mb", "ours_to_plain"}
     assert 0 < figures["ours_mb"] < figures["beside_cache_mb"] < figures["plain_mb"]

@@ -1,4 +1,4 @@
-"""The benchmark for GPUs, at toy size on the CPU: that it runs with every flag, never how fast."""
+"""The benchmark for GPUs, at tiny size on the CPU: that it runs with every flag, never how fast."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_it_runs_with_every_flag(
     path = tmp_path / "gpu.json"
     parts = ["--only", "generation", "training", "--decoders", *decoders]
     with torch.compiler.set_stance("force_eager"):
-        gpu.main(["--toy", f"--json={path}", *parts, *flags])
+        gpu.main(["--tiny", f"--json={path}", *parts, *flags])
     result = json.loads(path.read_text())
     cases = [
         f"{name}, window {size}, {kept}" for name in decoders for size in (6, 9) for kept in ("clean", "last_step")
@@ -75,7 +75,7 @@ def test_what_cannot_be_measured_is_left_out_and_the_rest_is_written(
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.setattr(gpu, "training", full_memory)
     monkeypatch.setattr(_gpu_bench, "find_spec", lambda name: None)
-    gpu.main(["--toy", f"--json={path}", "--decoders", "full", "none"])
+    gpu.main(["--tiny", f"--json={path}", "--decoders", "full", "none"])
     result = json.loads(path.read_text())
     assert result["training"] == {"left out": "out of memory"}
     assert result["peer"] == {"left out": "diffusers is not installed"}
@@ -87,7 +87,7 @@ def test_a_missing_package_costs_its_part_alone(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "torchao", None)
     path = tmp_path / "gpu.json"
     only = ["--only", "generation", "training", "--decoders", "none"]
-    gpu.main(["--toy", f"--json={path}", *only, "--quantization=int8_weight_only"])
+    gpu.main(["--tiny", f"--json={path}", *only, "--quantization=int8_weight_only"])
     result = json.loads(path.read_text())
     assert all("needs torchao" in figures["left out"] for figures in result["generation"].values())
     assert result["training"]["step_s_min"] > 0
@@ -95,20 +95,20 @@ def test_a_missing_package_costs_its_part_alone(tmp_path: Path, monkeypatch: pyt
 
 def test_attention_that_cannot_be_kept_is_refused_first(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        gpu.main(["--toy", "--checkpointing=keep_attention"])
+        gpu.main(["--tiny", "--checkpointing=keep_attention"])
     assert "give --no-flex too" in capsys.readouterr().err
 
 
 def test_the_peer_is_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda model: model)
-    bench = gpu.Bench(gpu.TOY, gpu.Options(), torch.float32)
+    bench = gpu.Bench(gpu.TINY, gpu.Options(), torch.float32)
     passes = _gpu_bench.peers(bench)
     assert set(passes) == {"ours", "diffusers", "diffusers, compiled"}
     assert passes["ours"]().transpose(1, 2).shape == passes["diffusers"]().shape
-    theirs = _gpu_bench.diffusers_model(gpu.TOY)
+    theirs = _gpu_bench.diffusers_model(gpu.TINY)
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in bench.generator.parameters())
     path = tmp_path / "gpu.json"
-    gpu.main(["--toy", f"--json={path}", "--only", "peer", "--quantization=fp8_dynamic"])
+    gpu.main(["--tiny", f"--json={path}", "--only", "peer", "--quantization=fp8_dynamic"])
     measured = json.loads(path.read_text())["peer"]
     assert set(measured) == {f"{name} ms" for name in passes} and all(value > 0 for value in measured.values())
 
@@ -119,7 +119,7 @@ def test_several_processes_measure_once(tmp_path: Path) -> None:
     path, told = tmp_path / "gpu.json", [tmp_path / f"told_{rank}" for rank in range(2)]
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random_port())}
     place["TORCHELASTIC_RUN_ID"] = "this test"
-    arguments = ["--toy", "--fsdp", f"--json={path}", "--only", "generation", "training"]
+    arguments = ["--tiny", "--fsdp", f"--json={path}", "--only", "generation", "training"]
     ranks = [start_rank(rank, place, told[rank], gpu.main, arguments) for rank in range(2)]
     assert [end_of(rank) for rank in ranks] == [0, 0], told[0].read_text()[-4000:] + told[1].read_text()[-4000:]
     assert sum(each.read_text().count("| tiny, window 6, clean |") for each in told) == 1
@@ -127,8 +127,8 @@ def test_several_processes_measure_once(tmp_path: Path) -> None:
 
 
 def test_compiled_layers_are_measured_too() -> None:
-    bench = gpu.Bench(gpu.TOY, gpu.Options(compile_mode="default"), torch.float32)
-    plain = gpu.Bench(gpu.TOY, gpu.Options(), torch.float32)
+    bench = gpu.Bench(gpu.TINY, gpu.Options(compile_mode="default"), torch.float32)
+    plain = gpu.Bench(gpu.TINY, gpu.Options(), torch.float32)
     with torch.no_grad():
         for ours, theirs in zip(bench.blocks(3, 9, "clean"), plain.blocks(3, 9, "clean"), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
@@ -145,4 +145,4 @@ def test_the_default_size_is_that_of_wan_1_3b() -> None:
 
 def test_a_missing_folder_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        gpu.main(["--toy", "--json", str(tmp_path / "missing" / "gpu.json")])
+        gpu.main(["--tiny", "--json", str(tmp_path / "missing" / "gpu.json")])
