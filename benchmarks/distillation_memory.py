@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.loading import in_a_process_of_its_own
+from benchmarks.loading import in_a_process_of_its_own, memory_bytes
 from lightning_action import BlockCausality, CausalWanModel
 from lightning_action.atomic import write_json
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule, clean_from_velocity
@@ -86,16 +86,10 @@ def written(
     return list(zip(keys.chunk(len(frames), dim=2), values.chunk(len(frames), dim=2), strict=True))
 
 
-def peak_bytes() -> int:
-    """The most memory that this process ever held."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
-
-
 def measured(way: str, sizes: tuple[int, int, int, int]) -> int:
     """The peak of this process after a way; meant for one of its own, whose peak nothing else raised."""
     gradient(way, *sizes)
-    return peak_bytes()
+    return memory_bytes("VmHWM")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
