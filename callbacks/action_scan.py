@@ -130,7 +130,8 @@ class ActionScan(Callback):
         # module has accepted it, so that a batch with wrong actions is not blamed on this callback.
         if not any(indices):
             self._sample = probing.take_sample(batch, self.sample, "ActionScan")
-            probing.check_action_width("ActionScan", self._sample["action"], self._scaled_rows())
+            rows = scaled_rows(self._actions, self._scales)
+            probing.check_action_width("ActionScan", self._sample["action"], rows)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # All ranks generate, and all the same, because those of a sharded model wait for one another.
@@ -139,7 +140,7 @@ class ActionScan(Callback):
         if sample is None:
             raise MisconfigurationException("ActionScan needs a sample, and the first predict dataloader gave no batch")
         videos = []
-        for rows in self._scaled_rows().split(self.num_videos_at_once):
+        for rows in scaled_rows(self._actions, self._scales).split(self.num_videos_at_once):
             batch = held_throughout(sample, rows)
             with trainer.precision_plugin.predict_step_context():
                 videos.append(to_uint8(probing.generate(pl_module, batch, len(rows), "ActionScan")))
@@ -147,12 +148,10 @@ class ActionScan(Callback):
             write_png(self._path, scan_picture(torch.cat(videos), self._actions, self._scales, self.num_strip_frames))
             rank_zero_info(f"ActionScan: wrote {self._path}")
 
-    def _scaled_rows(self) -> Tensor:
-        return scaled_rows(torch.tensor(list(self._actions.values()), dtype=torch.float64), self._scales)
 
-
-def scaled_rows(rows: Tensor, scales: Sequence[float]) -> Tensor:
-    """Every action row `[actions, columns]` at every scale, `[actions * scales, columns]`, scales fastest."""
+def scaled_rows(actions: Mapping[str, Sequence[float]], scales: Sequence[float]) -> Tensor:
+    """Every action row at every scale, float64 `[actions * scales, columns]`, scales fastest."""
+    rows = torch.tensor(list(actions.values()), dtype=torch.float64)
     return (rows[:, None] * rows.new_tensor(scales)[:, None]).flatten(0, 1)
 
 

@@ -164,8 +164,7 @@ class RolloutLogger(EveryNValidations):
     def _take_samples(self, trainer: Trainer, batch: probing.Batch) -> None:
         samples = probing.take_samples(batch, slice(self.num_samples), "RolloutLogger")
         self._samples = trainer.strategy.broadcast(samples)
-        rows = torch.stack(list(self._actions().values()))
-        probing.check_action_width("RolloutLogger", self._samples["action"], rows)
+        probing.check_action_width("RolloutLogger", self._samples["action"], scaled_rows(self._actions(), [1.0]))
 
     def _log_panels(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._samples is not None
@@ -211,19 +210,16 @@ class RolloutLogger(EveryNValidations):
     def _log_scan(self, trainer: Trainer, pl_module: LightningModule, sample: probing.Batch) -> None:
         """Panel 4."""
         actions = self._actions()
-        batch = held_throughout(sample, scaled_rows(torch.stack(list(actions.values())), self.scales))
+        batch = held_throughout(sample, scaled_rows(actions, self.scales))
         videos = self._generate(trainer, pl_module, batch, batch["action"])
         if videos is not None and trainer.is_global_zero:
-            by_name = {name: row.tolist() for name, row in actions.items()}
-            picture = scan_picture(videos[:, : self.max_frames], by_name, self.scales, _SCAN_FRAMES)
+            picture = scan_picture(videos[:, : self.max_frames], actions, self.scales, _SCAN_FRAMES)
             self._show_picture(trainer, "4_action_scan", picture)
 
-    def _actions(self) -> dict[str, Tensor]:
-        """Rows of the actions to show, float64."""
-        if self.actions is not None:
-            return {name: torch.tensor(row, dtype=torch.float64) for name, row in self.actions.items()}
+    def _actions(self) -> dict[str, list[float]]:
+        """Rows of the actions to show."""
         assert self._samples is not None
-        return default_actions(self._samples["action"])
+        return self.actions or default_actions(self._samples["action"])
 
     def _generate(
         self, trainer: Trainer, pl_module: LightningModule, samples: probing.Batch, action: Tensor | None
@@ -291,28 +287,27 @@ def _file(folder: Path, step: int, name: str) -> Path:
     return path
 
 
-def default_actions(action: Tensor) -> dict[str, Tensor]:
-    """Actions to try with samples of actions `[B, rows, columns]`, by name, `[columns]` in float64.
+def default_actions(action: Tensor) -> dict[str, list[float]]:
+    """Rows of actions to try with samples of actions `[B, rows, columns]`, by name.
 
     Where these are whole numbers, thus classes, some of the rows are taken.
     """
     if not action.is_floating_point():
-        classes = action.flatten(0, 1).unique(dim=0)[:_MAX_CLASSES].double()
-        return {probing.format_row(row.tolist()): row for row in classes}
-    unit = torch.eye(action.shape[-1], dtype=torch.float64)
-    return {f"{sign}{axis}": float(f"{sign}1") * row for axis, row in zip("xy", unit, strict=False) for sign in "+-"}
+        return {probing.format_row(row): row for row in action.flatten(0, 1).unique(dim=0)[:_MAX_CLASSES].tolist()}
+    units = zip("xy", torch.eye(action.shape[-1]), strict=False)
+    return {f"{sign}{axis}": (one * unit).tolist() for axis, unit in units for sign, one in (("+", 1), ("-", -1))}
 
 
-def probe_script(action: Tensor, actions: Mapping[str, Tensor], alternate_every: int) -> dict[str, Tensor]:
+def probe_script(action: Tensor, actions: Mapping[str, Sequence[float]], alternate_every: int) -> dict[str, Tensor]:
     """Rows `[rows, columns]` of each part of the script, by name, in the type of the sample's own `[1, rows, columns]`.
 
     Each of `actions`, at least one, is held; the first two are also taken in turn, `alternate_every` rows each.
     """
     num_rows = action.shape[1]
-    script = {name: row.expand(num_rows, -1) for name, row in actions.items()}
+    held = scaled_rows(actions, [1.0])
+    script = {name: row.expand(num_rows, -1) for name, row in zip(actions, held, strict=True)}
     if action.is_floating_point():
         script = {"hold": torch.zeros(num_rows, action.shape[-1], dtype=torch.float64), **script}
     if len(actions) > 1:
-        first_two = torch.stack(list(actions.values())[:2])
-        script["alternate"] = first_two[torch.arange(num_rows) // alternate_every % 2]
+        script["alternate"] = held[torch.arange(num_rows) // alternate_every % 2]
     return {name: rows.to(action.dtype) for name, rows in script.items()}
