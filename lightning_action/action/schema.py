@@ -87,14 +87,12 @@ class ActionPart:
         """Lowest and highest value of each column."""
         if self.kind != "continuous":
             return [(0.0, float(self.size - 1 if self.kind == "discrete" else 1))] * self.num_columns
-        low, high = ([each] * self.size if isinstance(each, float | int) else each for each in (self.low, self.high))
-        return list(zip(map(float, low), map(float, high), strict=True))
+        low, high = self._bounds(torch.float64)
+        return list(zip(low.tolist(), high.tolist(), strict=True))
 
     @property
     def rest(self) -> list[float]:
         """Value of each column where nothing is done: 0 if that is within its bounds, else the middle."""
-        if self.kind != "continuous":
-            return [0.0] * self.num_columns
         return [0.0 if low <= 0 <= high else (low + high) / 2 for low, high in self.bounds]
 
     def probes(self, strength: float) -> Iterator[tuple[str, int, float]]:

@@ -185,7 +185,9 @@ def schema_from(
     else:
         bounds = [each.bounds() for each in statistics]
         low, high = ([_rounded(value) for value in side] for side in zip(*bounds, strict=True))
-        parts = [ActionPart("action", "continuous", len(bounds), low, high)]
+        names = [each.name for each in statistics]
+        labels = names if len(set(names)) == len(names) else None
+        parts = [ActionPart("action", "continuous", len(bounds), low, high, labels)]
     return ActionSchema(parts, alignment, combine, temporal_compression_ratio, rows_per_frame)
 
 

@@ -56,6 +56,9 @@ def test_the_schema_maps_the_percentiles_to_one() -> None:
     rows = np.stack([np.linspace(-3, 5, 101), np.full(101, 0.5)], axis=1)
     schema = schema_from(measure([rows], ["x", "y"], 101), None, "state", "mean", 4, 3)
     assert schema.parts == [ActionPart("action", "continuous", 2, [-2.92, -0.5], [4.92, 1.5])]
+    assert schema.parts[0].labels == ["x", "y"]
+    of_one_name = schema_from(measure([rows], ["x", "x"], 101), None, "state", "mean", 4, 3)
+    assert of_one_name.parts[0].labels is None
     assert (schema.alignment, schema.combine, schema.rows_per_frame) == ("state", "mean", 3)
     encoded = schema.parts[0].encode(torch.from_numpy(rows))
     assert encoded[:, 1].unique().tolist() == [0.0]
