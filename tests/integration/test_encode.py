@@ -63,7 +63,7 @@ def test_encode_fit_resume_predict_test(store: Path, tmp_path: Path) -> None:
     writer = "--trainer.callbacks=lightning_action.callbacks.PredictionWriter"
     main(from_store("predict", begun, store, checkpoint(begun), writer))
     predicted = torch.load(begun / "predictions" / "000000.pt", weights_only=True)
-    assert predicted["video"].shape == (9, 3, 32, 32)
+    assert predicted["video"].shape == (9, 3, 16, 16)
     assert len(list((begun / "predictions").glob("*.mp4"))) == 3
     main(from_store("test", begun, store, checkpoint(begun), "--trainer.logger=false"))
     report = json.loads((begun / "report.json").read_text())
@@ -99,7 +99,7 @@ def test_a_fit_from_pixels_of_another_codec_does_not_take_the_store(
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     watch = tmp_path / "watch.txt"
     store = f"--output={tmp_path / 'store'}"
-    arguments = small("encode", tmp_path, "--model.pretrained=null", store, "--shard_mb=0.05")
+    arguments = small("encode", tmp_path, "--model.pretrained=null", store, "--shard_mb=0.0125")
     data = ["--data=tests.support.killed_while_encoding.WatchedSprites", f"--data.watch={watch}"]
     world = "--data.world=lightning_action.MovingSpriteWorld"
     command = [*arguments, *data, "--data.init_args.dies_at=11", *SMALL_DATA, world]

@@ -15,7 +15,7 @@ from lightning_action import load_run
 from lightning_action.cli import main
 from lightning_action.cli.trainer_verbs import run
 from tests.support.shipped import CONFIGS, shorter
-from tests.support.small_commands import ACTION, SMALL_DATA, SMALL_MODEL
+from tests.support.small_commands import ACTION, FEW_VIDEOS, SMALL_DATA, SMALL_MODEL, SMALL_SPRITE
 from tests.support.two_ranks import run_on_two
 from tests.support.wan_release import VERSIONS, small_arguments, write_release
 
@@ -120,7 +120,8 @@ def _smaller(life: Life, backbone: Path) -> list[str]:
         return [*small_arguments(life.configs[0]), *devices]
     tested, predicted = _sizes(life)
     sizes = [f"--data.init_args.test_size={tested}", f"--data.init_args.predict_size={predicted}"]
-    return [f"--model.pretrained={backbone}", *SMALL_MODEL, *SMALL_DATA, *ACTION, *sizes, *devices]
+    world = ["--data.init_args.world.init_args.image_size=16"] if "panning" in life.configs else SMALL_SPRITE
+    return [f"--model.pretrained={backbone}", *SMALL_MODEL, *FEW_VIDEOS, *world, *ACTION, *sizes, *devices]
 
 
 def _sizes(life: Life) -> tuple[int, int]:

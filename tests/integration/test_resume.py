@@ -15,7 +15,6 @@ from datetime import timedelta
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import lightning as L
@@ -173,9 +172,15 @@ def fit(
     return leg
 
 
-@cache
-def uninterrupted(**options: Any) -> Leg:
-    return fit(Path(mkdtemp()), **options)
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Leg]:
+    """`fit` from beginning to end, once for the same options."""
+
+    @cache
+    def fitted(**options: Any) -> Leg:
+        return fit(tmp_path_factory.mktemp("uninterrupted"), **options)
+
+    return fitted
 
 
 def same(left: Any, right: Any) -> bool:
@@ -229,7 +234,7 @@ LIMITS: dict[str, Options] = {"steps": {"max_steps": END}, "epochs": {"max_epoch
 
 @pytest.mark.parametrize("by", LIMITS)
 @pytest.mark.parametrize("end", ENDS)
-def test_every_end(end: str, by: str, tmp_path: Path) -> None:
+def test_every_end(end: str, by: str, tmp_path: Path, uninterrupted: Callable[..., Leg]) -> None:
     first, changes_schedule = ENDS[end]
     limits = {**LIMITS[by], "decay": 0.0 if changes_schedule else 0.5}
     with suppress(SystemExit):
@@ -255,7 +260,7 @@ SETTINGS: dict[str, Options] = {
 
 @pytest.mark.parametrize("stops_at", [3, 6])
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_settings(settings: str, stops_at: int, tmp_path: Path) -> None:
+def test_settings(settings: str, stops_at: int, tmp_path: Path, uninterrupted: Callable[..., Leg]) -> None:
     """An epoch has 3 steps with accumulation and with a limit, so that these are ends of epochs, else middles."""
     options = {**SETTINGS[settings], "max_steps": 8, "decay": 0.5}
     whole = uninterrupted(**options)
@@ -266,7 +271,7 @@ def test_settings(settings: str, stops_at: int, tmp_path: Path) -> None:
     assert_as_if_uninterrupted(whole, first, rest)
 
 
-def test_gradients_that_were_not_stepped_with_are_made_again(tmp_path: Path) -> None:
+def test_gradients_that_were_not_stepped_with_are_made_again(tmp_path: Path, uninterrupted: Callable[..., Leg]) -> None:
     """After 4 of 5 batches, of which 3 make a step: the fourth is seen twice."""
     options = {"accumulate_grad_batches": 3, "max_steps": 5}
     first = fit(
@@ -279,7 +284,9 @@ def test_gradients_that_were_not_stepped_with_are_made_again(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("by", LIMITS)
-def test_a_fit_that_stopped_before_its_first_step_begins_anew(by: str, tmp_path: Path) -> None:
+def test_a_fit_that_stopped_before_its_first_step_begins_anew(
+    by: str, tmp_path: Path, uninterrupted: Callable[..., Leg]
+) -> None:
     options = {"accumulate_grad_batches": 3, **LIMITS[by]}
     first = fit(
         tmp_path, **options, callbacks=(At(0, lambda trainer: trainer.fit_loop.batch_idx == 1 and stop(trainer)),)
@@ -291,7 +298,9 @@ def test_a_fit_that_stopped_before_its_first_step_begins_anew(by: str, tmp_path:
 
 @pytest.mark.parametrize("by", LIMITS)
 @pytest.mark.parametrize("stops", [(5, 10), (3, 11)])
-def test_two_resumes_in_a_row(stops: tuple[int, int], by: str, tmp_path: Path) -> None:
+def test_two_resumes_in_a_row(
+    stops: tuple[int, int], by: str, tmp_path: Path, uninterrupted: Callable[..., Leg]
+) -> None:
     legs: list[Leg] = []
     for step in (*stops, 0):
         legs.append(fit(tmp_path, legs[-1].last if legs else None, **LIMITS[by], callbacks=(At(step, stop),)))
@@ -308,7 +317,9 @@ class AsksForSteps(ActionVideoModule):
 
 
 @pytest.mark.parametrize("step", [MID, AT_END])
-def test_optimizers_that_ask_for_the_number_of_steps(step: int, tmp_path: Path) -> None:
+def test_optimizers_that_ask_for_the_number_of_steps(
+    step: int, tmp_path: Path, uninterrupted: Callable[..., Leg]
+) -> None:
     options = {"max_epochs": 3, "module": AsksForSteps, "freeze": False}
     first = fit(tmp_path, **options, callbacks=(At(step, stop),))
     rest = fit(tmp_path, first.last, **options)
@@ -350,7 +361,9 @@ VALIDATED: Options = {"max_steps": 9, "limit_val_batches": 1, "val_check_interva
         ("on_validation_end", stop),
     ],
 )
-def test_every_validation_is_run_once(hook: str, act: Callable[[L.Trainer], Any], tmp_path: Path) -> None:
+def test_every_validation_is_run_once(
+    hook: str, act: Callable[[L.Trainer], Any], tmp_path: Path, uninterrupted: Callable[..., Leg]
+) -> None:
     """One that was due when a signal came is run when the fit goes on; a switch that waits for it comes as it would."""
     whole = uninterrupted(**VALIDATED)
     first = Leg(tmp_path)
@@ -378,7 +391,7 @@ def test_the_end_is_written_once(options: Options, steps: list[int], tmp_path: P
 
 
 @pytest.mark.parametrize("every", [3, 7])
-def test_killed(every: int, tmp_path: Path) -> None:
+def test_killed(every: int, tmp_path: Path, uninterrupted: Callable[..., Leg]) -> None:
     """At the seventh step; what was saved last is what there is, and nobody holds the folder."""
     options: Options = {"max_steps": 9, "every": every}
     killed = get_context("fork").Process(

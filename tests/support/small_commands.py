@@ -10,8 +10,9 @@ SMALL_MODEL = [
     "--model.generator.init_args.ffn_dim=32",
     "--model.generator.init_args.num_heads=2",
     "--model.generator.init_args.num_layers=2",
+    "--model.generator.init_args.patch_size=[1, 2, 2]",
 ]
-SMALL_DATA = [
+FEW_VIDEOS = [
     "--data.init_args.batch_size=4",
     "--data.init_args.train_size=16",
     "--data.init_args.validation_size=4",
@@ -19,6 +20,8 @@ SMALL_DATA = [
     "--data.init_args.predict_size=3",
     "--data.init_args.num_latents=5",
 ]
+SMALL_SPRITE = ["--data.init_args.world.init_args.image_size=16", "--data.init_args.world.init_args.sprite_radius=3"]
+SMALL_DATA = [*FEW_VIDEOS, *SMALL_SPRITE]
 ACTION = ["--model.action_projection.init_args.num_layers=2", "--model.sampling.num_inference_steps=2"]
 
 

@@ -12,7 +12,7 @@ from tests.support.small_generator import fill
 from tests.support.wan_parts import GEOMETRY, small_umt5, small_vae
 
 VERSIONS = {"wan2.1_1.3b": "2.1", "wan2.1_14b": "2.1", "wan2.2_5b": "2.2", "longlive_action": "2.1"}
-_IMAGE_SIZES = {"2.1": "[32, 48]", "2.2": "[64, 96]"}
+_IMAGE_SIZES = {"2.1": "[16, 32]", "2.2": "[32, 64]"}
 # Two blocks of each configuration.
 _NUM_LATENTS = {"wan2.1_1.3b": 4, "wan2.1_14b": 4, "wan2.2_5b": 9, "longlive_action": 6}
 _SMALL = [
@@ -26,7 +26,7 @@ _SMALL = [
     "--model.generator.init_args.text_dim=20",
 ]
 _SMALL_SPRITES = [
-    "--data.init_args.world.init_args.sprite_radius=5",
+    "--data.init_args.world.init_args.sprite_radius=3",
     "--data.init_args.validation_size=1",
     "--data.init_args.test_size=2",
     "--data.init_args.predict_size=1",

@@ -6,9 +6,9 @@ import contextlib
 import io
 import json
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -42,20 +42,19 @@ OF_ANOTHER_RUN = {"pusht_backbone", "pusht_latents"}
 CONFIGS = [path for path in ALL_CONFIGS if path.stem not in OF_ANOTHER_RUN]
 
 
-def arguments(config: Path) -> list[str]:
+def arguments(config: Path, folder: Path) -> list[str]:
     """A configuration alone, or on top of the one that it stacks on, the demo's where it stacks on any."""
     names = stack(config.stem)
     stands_alone = "class_path" in yaml.safe_load(config.read_text()).get("model", {}).get("generator", {})
     below = [] if stands_alone or len(names) > 1 else ["demo"]
-    given = of_a_store() if config.stem == "latents" else GIVEN.get(config.name, [])
+    given = of_a_store(folder) if config.stem == "latents" else GIVEN.get(config.name, [])
     return [*shipped(*below, config.stem), *given]
 
 
-@cache
-def of_a_store() -> list[str]:
+def of_a_store(folder: Path) -> list[str]:
     """The demo's videos, encoded."""
-    folder = Path(mkdtemp())
-    main(small("encode", folder, "--model.pretrained=null", f"--output={folder / 'store'}"))
+    size = "--data.init_args.world.init_args.image_size=32"
+    main(small("encode", folder, "--model.pretrained=null", size, f"--output={folder / 'store'}"))
     return [f"--data.store={folder / 'store'}", "--data.num_latents=5"]
 
 
@@ -66,13 +65,15 @@ def checked(*given: str) -> dict[str, Any]:
     return report
 
 
-@cache
-def checked_as_shipped(config: Path) -> dict[str, Any]:
-    return checked(*arguments(config))
+@pytest.fixture(scope="module")
+def checked_as_shipped(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[str, Any]]:
+    return cache(lambda config: checked(*arguments(config, tmp_path_factory.mktemp("store"))))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
-def test_every_shipped_configuration_fits_its_data(config: Path) -> None:
+def test_every_shipped_configuration_fits_its_data(
+    config: Path, checked_as_shipped: Callable[[Path], dict[str, Any]]
+) -> None:
     report = checked_as_shipped(config)
     assert report["problems"] == []
     keys = [key for section in report.values() if isinstance(section, dict) for key in section]
@@ -81,7 +82,9 @@ def test_every_shipped_configuration_fits_its_data(config: Path) -> None:
     assert max(trains) > 0 and len(report["shapes"]) > 5
 
 
-def test_a_backbone_that_never_trains_takes_no_memory_for_training() -> None:
+def test_a_backbone_that_never_trains_takes_no_memory_for_training(
+    checked_as_shipped: Callable[[Path], dict[str, Any]],
+) -> None:
     frozen, trained = (checked_as_shipped(DEMO.with_name(f"{name}.yaml")) for name in ("frozen_backbone", "demo"))
     of_projection = trained["parameters"]["action_projection"]["trainable"]
     assert frozen["parameters"]["generator"]["trainable"] == 0 < trained["parameters"]["generator"]["trainable"]
@@ -99,7 +102,9 @@ def test_a_backbone_that_never_trains_takes_no_memory_for_training() -> None:
         ("longlive_action", 1_418_996_800, 1560, [1, 21, 16, 60, 104]),
     ],
 )
-def test_released_models(config: str, numbers: int, tokens: int, latents: list[int]) -> None:
+def test_released_models(
+    config: str, numbers: int, tokens: int, latents: list[int], checked_as_shipped: Callable[[Path], dict[str, Any]]
+) -> None:
     report = checked_as_shipped(ROOT / "configs" / f"{config}.yaml")
     assert report["parameters"]["generator"] == {"trainable": numbers, "frozen": 0}
     assert report["blocks"]["tokens_per_frame"] == tokens
