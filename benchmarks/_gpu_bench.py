@@ -78,7 +78,7 @@ class Sizes:
     matrix_side: int = 8192
 
 
-TINY = Sizes(48, 64, 2, 2, 32, 80, 4, 6, 8, (8, 6, 5, 4), (6, 9), 2, 6, 1, 128)
+TINY = Sizes(48, 64, 2, 2, 32, 80, 2, 4, 8, (8, 6, 5, 4), (6, 9), 2, 6, 1, 128)
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def memory_mb() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
-def soak(stage: Stage, seconds: float, every: float, run: Sequence[str]) -> dict[str, Any]:
+def soak(stage: Stage, seconds: float, every: float, rounds: int, run: Sequence[str]) -> dict[str, Any]:
     """Play for a long time, and compare the last tenth with the first: memory, and what a player waits for.
 
     The machine may be busier at one end than at the other. So `aged_to_fresh` says whether a world grows slow, and
@@ -150,9 +150,10 @@ def soak(stage: Stage, seconds: float, every: float, run: Sequence[str]) -> dict
         stage: Stage that is played.
         seconds: Duration in seconds.
         every: Seconds between two looks at memory and latency.
+        rounds: Number of comparisons of an old world with a fresh one.
         run: Options of this command line that name the same stage.
     """
-    beside = max(4.0, 0.1 * seconds)
+    beside = max(20 * every, 0.1 * seconds)
     with serving(stage, 1) as (server, port), players(port, 1, seconds + beside):
         wait_for(server, 1)
         begun = time.monotonic()
@@ -163,7 +164,7 @@ def soak(stage: Stage, seconds: float, every: float, run: Sequence[str]) -> dict
     return {
         **soaked(times, seconds),
         "latency_aged_to_fresh": 1000 * aged.latency / latency,
-        "aged_to_fresh": aged_to_fresh(stage, round(seconds * BLOCKS_PER_SECOND)),
+        "aged_to_fresh": aged_to_fresh(stage, round(seconds * BLOCKS_PER_SECOND), rounds),
     }
 
 
@@ -211,7 +212,7 @@ def soaked(times: Sequence[Sample], seconds: float) -> dict[str, Any]:
     }
 
 
-def aged_to_fresh(stage: Stage, num_blocks: int, rounds: int = 30, blocks: int = 20) -> float:
+def aged_to_fresh(stage: Stage, num_blocks: int, rounds: int, blocks: int = 20) -> float:
     """Compute what a block of a world costs that is so many blocks old, over one of a fresh world, by turns."""
     row = torch.zeros(stage.schema.num_columns)
 
@@ -293,7 +294,7 @@ def main(args: Sequence[str] | None = None) -> None:
     add("--json", type=Path, help="File of the figures.")
     add("--tiny", action="store_true", help="Show in seconds that everything runs; the figures mean nothing.")
     options = parser.parse_args(args)
-    sessions, seconds = ([1, 2], 2.0) if options.tiny else (options.sessions, options.seconds)
+    sessions, seconds = ([1, 2], 1.0) if options.tiny else (options.sessions, options.seconds)
     run = [f"--config={each}" for each in options.config or ()] + [f"--device={options.device}"]
     run += [f"--ckpt_path={options.ckpt_path}"] if options.ckpt_path else []
     stage = stage_of_run(options.config, options.ckpt_path, options.device) if options.config else toy_stage()
@@ -302,9 +303,9 @@ def main(args: Sequence[str] | None = None) -> None:
     result: dict[str, Any] = {"live": [measure(stage, count, seconds) for count in sessions]}
     if sessions:
         print(table(result["live"]))
-    minutes = 0.05 if options.tiny else options.soak_minutes
-    if minutes:
-        result["soak"] = soak(stage, 60 * minutes, 0.2 if options.tiny else 1.0, run)
+    seconds, every, rounds = (3.0, 0.1, 3) if options.tiny else (60 * options.soak_minutes, 1.0, 30)
+    if seconds:
+        result["soak"] = soak(stage, seconds, every, rounds, run)
         print("\n".join(f"{name}: {value:.3f}" for name, value in result["soak"].items()))
     if options.worlds:
         result["right_held"] = right_held(stage, options.worlds)
