@@ -22,14 +22,14 @@ from tests.support.uneven_videos import NUM_LATENTS
 pytestmark = pytest.mark.distributed
 SHORT = """
 trainer:
-  max_steps: 20
+  max_steps: 12
   limit_val_batches: 0
   gradient_clip_val: 0.02
   callbacks:
     - class_path: lightning_action.callbacks.FreezeBackboneFirst
-      init_args: {backbone: [generator], unfreeze_at_step: 8, warmup_steps: 4}
+      init_args: {backbone: [generator], unfreeze_at_step: 5, warmup_steps: 2}
     - class_path: tests.support.recorded_losses.RecordedLosses
-checkpoint: {every_n_train_steps: 6, save_top_k: -1}
+checkpoint: {every_n_train_steps: 4, save_top_k: -1}
 """
 FSDP = (f"--config={ROOT / 'configs' / 'fsdp.yaml'}", "--model.sharding.param_dtype=float32")
 ONE_FILE = "--trainer.strategy.init_args.save_distributed_checkpoint=false"
@@ -68,13 +68,13 @@ def last(workshop: Path, name: str) -> dict[str, Any]:
 
 
 def assert_same_run(workshop: Path, name: str) -> None:
-    """Losses, and weights and optimizer states after 20 steps, to the rounding of sums in another order."""
+    """Losses, and weights and optimizer states after 12 steps, to the rounding of sums in another order."""
     one, other = last(workshop, "one"), last(workshop, name)
-    assert one["global_step"] == other["global_step"] == 20
+    assert one["global_step"] == other["global_step"] == 12
     torch.testing.assert_close(other["state_dict"], one["state_dict"], atol=1e-5, rtol=0)
     torch.testing.assert_close(other["optimizer_states"][0]["state"], one["optimizer_states"][0]["state"])
     losses = [json.loads((workshop / each / "losses.json").read_text()) for each in ("one", name)]
-    assert len(losses[0]) == 20
+    assert len(losses[0]) == 12
     torch.testing.assert_close(losses[1], losses[0][-len(losses[1]) :], atol=1e-5, rtol=0)
 
 
@@ -83,7 +83,7 @@ def test_the_fit_on_one_process_moves_both_parts_and_clips(workshop: Path) -> No
     run(fit(workshop, "free", "--trainer.gradient_clip_val=null"))
     with pytest.raises(AssertionError):
         assert_same_run(workshop, "free")
-    before, after = (torch.load(path_at_step(workshop, "one", step), weights_only=True) for step in (6, 18))
+    before, after = (torch.load(path_at_step(workshop, "one", step), weights_only=True) for step in (4, 12))
     for part in ("generator.blocks.0.ffn.0.weight", "action_projection.action_projection.weight"):
         assert (before["state_dict"][part] - after["state_dict"][part]).abs().max() > 1e-3
 
@@ -96,15 +96,15 @@ def test_replicated(workshop: Path) -> None:
 def test_sharded_with_one_file_goes_on_unsharded_and_back(workshop: Path) -> None:
     run_on_two(fit(workshop, "file", EACH_HALF, *FSDP, ONE_FILE))
     assert_same_run(workshop, "file")
-    run(fit(workshop, "file_to_one", at_step(workshop, "file", 12)))
+    run(fit(workshop, "file_to_one", at_step(workshop, "file", 8)))
     assert_same_run(workshop, "file_to_one")
-    run_on_two(fit(workshop, "one_to_file", at_step(workshop, "one", 6), EACH_HALF, *FSDP, ONE_FILE))
+    run_on_two(fit(workshop, "one_to_file", at_step(workshop, "one", 4), EACH_HALF, *FSDP, ONE_FILE))
     assert_same_run(workshop, "one_to_file")
 
 
 def test_a_folder_goes_on_with_another_number_of_ranks_and_is_exported(workshop: Path) -> None:
     run_on_two(fit(workshop, "fsdp_folder", EACH_HALF, *FSDP))
-    run(fit(workshop, "folder_to_one", at_step(workshop, "fsdp_folder", 6), *FSDP, ONE_FILE, "--trainer.devices=1"))
+    run(fit(workshop, "folder_to_one", at_step(workshop, "fsdp_folder", 4), *FSDP, ONE_FILE, "--trainer.devices=1"))
     assert_same_run(workshop, "folder_to_one")
     folder = workshop / "fsdp_folder" / "checkpoints" / "last.ckpt"
     (config,) = (workshop / "fsdp_folder" / "lightning_logs").glob("*/config_fit.yaml")
@@ -123,26 +123,26 @@ def test_a_rank_killed_while_it_writes_a_checkpoint_loses_nothing_older(workshop
 trainer:
   callbacks+:
     - class_path: tests.support.killed_while_writing.KilledWhileWriting
-      init_args: {{folder: {checkpoints}, step: 11}}
+      init_args: {{folder: {checkpoints}, step: 7}}
 """)
     command = fit(workshop, "killed", EACH_HALF, *FSDP, f"--config={workshop / 'killer.yaml'}")
     with pytest.raises(RankFailed, match="a rank died"):
         run_on_two(command)
-    assert {path.name.split("-")[-1] for path in checkpoints.glob("[!.]*.ckpt")} == {"step=6.ckpt", "last.ckpt"}
-    assert list(checkpoints.glob(".*step=12.ckpt-being-written")), "the control: it died while it wrote"
-    command = fit(workshop, "killed", at_step(workshop, "killed", 6), EACH_HALF, *FSDP, ONE_FILE)
+    assert {path.name.split("-")[-1] for path in checkpoints.glob("[!.]*.ckpt")} == {"step=4.ckpt", "last.ckpt"}
+    assert list(checkpoints.glob(".*step=8.ckpt-being-written")), "the control: it died while it wrote"
+    command = fit(workshop, "killed", at_step(workshop, "killed", 4), EACH_HALF, *FSDP, ONE_FILE)
     run_on_two(command)
     assert_same_run(workshop, "killed")
 
 
 LORA = """
 trainer:
-  log_every_n_steps: 5
+  log_every_n_steps: 3
   callbacks:
     - class_path: lightning_action.callbacks.FreezeBackboneFirst
-      init_args: {name: lora, backbone: ["generator.*.lora_*"], unfreeze_at_step: 4}
+      init_args: {name: lora, backbone: ["generator.*.lora_*"], unfreeze_at_step: 3}
     - class_path: lightning_action.callbacks.FreezeBackboneFirst
-      init_args: {backbone: [generator], exclude: ["generator.*.lora_*"], unfreeze_at_step: 10}
+      init_args: {backbone: [generator], exclude: ["generator.*.lora_*"], unfreeze_at_step: 6}
     - class_path: lightning_action.callbacks.EMA
     - class_path: lightning_action.callbacks.GradientStatistics
 model:
@@ -179,13 +179,13 @@ def test_three_states_with_lora_averages_statistics_and_checkpointing(workshop: 
         torch.testing.assert_close(two[part], one[part], atol=1e-5, rtol=0)
         torch.testing.assert_close(last(workshop, "ddp_lora")[part], one[part], atol=1e-5, rtol=0)
     assert [group["name"] for group in two["optimizer_states"][0]["param_groups"]] == ["action", "lora", "backbone"]
-    first = torch.load(path_at_step(workshop, "one_lora", 6), weights_only=True)["state_dict"]
+    first = torch.load(path_at_step(workshop, "one_lora", 4), weights_only=True)["state_dict"]
     moved = {name: bool((value != first[name]).any()) for name, value in one["state_dict"].items()}
     assert moved["generator.blocks.0.self_attn.q.lora_B.default.weight"]
     assert moved["generator.blocks.0.self_attn.q.base_layer.weight"]
     before = load_file(workshop / "backbone" / "generator.safetensors")["blocks.0.self_attn.q.weight"]
-    assert torch.equal(first["generator.blocks.0.self_attn.q.base_layer.weight"], before), "frozen until step 10"
-    run_on_two(fit(workshop, "lora_on", at_step(workshop, "one_lora", 6), lora, EACH_HALF, *FSDP, ONE_FILE))
+    assert torch.equal(first["generator.blocks.0.self_attn.q.base_layer.weight"], before), "frozen until step 6"
+    run_on_two(fit(workshop, "lora_on", at_step(workshop, "one_lora", 4), lora, EACH_HALF, *FSDP, ONE_FILE))
     for part in ("state_dict", "ema_state_dict"):
         torch.testing.assert_close(last(workshop, "lora_on")[part], one[part], atol=1e-5, rtol=0)
 
@@ -222,7 +222,7 @@ def test_a_frozen_backbone_has_no_state_in_folders_either(workshop: Path) -> Non
     run(fit(workshop, "one_frozen", frozen))
     run_on_two(fit(workshop, "frozen", frozen, EACH_HALF, *FSDP))
     assert_average_is_exported(workshop, "frozen", last(workshop, "one_frozen"))
-    start = at_step(workshop, "frozen", 12)
+    start = at_step(workshop, "frozen", 8)
     run_on_two(fit(workshop, "frozen_on", start, frozen, EACH_HALF, *FSDP, ONE_FILE))
     one, two = last(workshop, "one_frozen"), last(workshop, "frozen_on")
     for part in ("state_dict", "ema_state_dict"):
@@ -253,7 +253,7 @@ def predict(workshop: Path, name: str, *more: str) -> list[str]:
     videos = "data: {class_path: tests.support.uneven_videos.UnevenVideos}"
     (workshop / "uneven.yaml").write_text(videos)
     arguments = [argument for argument in small("predict", workshop / name) if "--data" not in argument]
-    return [*arguments, f"--config={workshop / 'uneven.yaml'}", at_step(workshop, "one", 18), *more, "--allow=tests"]
+    return [*arguments, f"--config={workshop / 'uneven.yaml'}", at_step(workshop, "one", 12), *more, "--allow=tests"]
 
 
 def videos(workshop: Path, name: str) -> dict[str, Tensor]:
