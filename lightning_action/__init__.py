@@ -68,12 +68,12 @@ if TYPE_CHECKING:
     from lightning_action.generation.rollout import CausalRollout as CausalRollout
     from lightning_action.generation.sampling import Sampling as Sampling
     from lightning_action.generation.world_session import WorldSession as WorldSession
-    from lightning_action.generative_module import GenerativeModule as GenerativeModule
     from lightning_action.generator.acceleration import Acceleration as Acceleration
     from lightning_action.generator.causality import BlockCausality as BlockCausality
     from lightning_action.generator.kv_cache import KVCache as KVCache
     from lightning_action.generator.model import CausalWanModel as CausalWanModel
-    from lightning_action.module import ActionVideoModule as ActionVideoModule
+    from lightning_action.module.action_video_module import ActionVideoModule as ActionVideoModule
+    from lightning_action.module.generative_module import GenerativeModule as GenerativeModule
     from lightning_action.optimization import Optimization as Optimization
     from lightning_action.pipeline.inference import ActionCausalInferencePipeline as ActionCausalInferencePipeline
     from lightning_action.play.planning import Planner as Planner
@@ -100,7 +100,7 @@ _EXPORTS = {
     "ActionPart": "lightning_action.action.schema",
     "ActionSchema": "lightning_action.action.schema",
     "ActionTrajectoryDistillation": "lightning_action.distillation.trajectory",
-    "ActionVideoModule": "lightning_action.module",
+    "ActionVideoModule": "lightning_action.module.action_video_module",
     "ActionsReadBack": "lightning_action.evaluation.metrics.read_actions",
     "BlockCausality": "lightning_action.generator.causality",
     "BlockSeams": "lightning_action.evaluation.metrics.smoothness",
@@ -118,7 +118,7 @@ _EXPORTS = {
     "EnvironmentDataModule": "lightning_action.data.environment",
     "FSDP2Strategy": "lightning_action.distributed.fsdp2",
     "FlowError": "lightning_action.evaluation.metrics.flow",
-    "GenerativeModule": "lightning_action.generative_module",
+    "GenerativeModule": "lightning_action.module.generative_module",
     "GuidanceResponse": "lightning_action.evaluation.metrics.guidance_response",
     "HashingTextEncoder": "lightning_action.frozen.hashing_text",
     "HeldActions": "lightning_action.evaluation.metrics.held_actions",

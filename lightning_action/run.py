@@ -21,7 +21,7 @@ from lightning_action.configuration.class_paths import only_importing, require_c
 from lightning_action.configuration.model_class import chooses_class
 from lightning_action.configuration.strict_yaml import MODE, read_yaml
 from lightning_action.distributed.sharded_checkpoints import read_entries
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 from lightning_action.weights.fit import require_same
 from lightning_action.weights.tensor_files import LazyTensors, read_tensors
 from lightning_action.weights.values import require_finite

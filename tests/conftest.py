@@ -27,8 +27,9 @@ SLOW = {
     *("cli/test_misfits.py", "configuration/test_class_paths.py", "data/test_environment_simulator.py"),
     *("distillation/test_distilled_module.py", "distillation/test_dmd.py"),
     *("evaluation/test_obedience.py", "evaluation/test_unknown_state.py"),
-    *("frozen/test_conv_codec.py", "frozen/test_wan_vae.py", "pipeline/test_parts.py", "test_module.py"),
+    *("frozen/test_conv_codec.py", "frozen/test_wan_vae.py", "module/test_action_video_module.py"),
     *("generation/test_captured_pass.py", "generation/test_prompt_switches.py", "generation/test_world_session.py"),
+    "pipeline/test_parts.py",
 }
 
 # Tensors of tests are too small to share out, and threads of several processes would wait for each other: in this one

@@ -28,7 +28,7 @@ from lightning_action.evaluation.report.report import Report, format_table, null
 from lightning_action.generation.rollout import rollout
 from lightning_action.generation.video import VideoGenerator
 from lightning_action.generator.attention_kernels import hold_attention_kernels
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 from lightning_action.ranges import require_numbers
 from lightning_action.run import load_weights
 

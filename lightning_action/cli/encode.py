@@ -26,7 +26,7 @@ from lightning_action.data.latents import LatentDataModule
 from lightning_action.data.split_data import SPLITS, Locator, SplitDataModule
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import FittedCodec
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 from lightning_action.ranges import require_numbers
 from lightning_action.recordings.clips import Clip
 from lightning_action.weights.safetensors_files import read_safetensors

@@ -23,7 +23,7 @@ from lightning_action.evaluation.report.model_card import model_card
 from lightning_action.evaluation.report.provenance import tested_weights
 from lightning_action.evaluation.report.report import Report, read_report, report_file
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 from lightning_action.ranges import require_numbers
 from lightning_action.run import load_averages, load_run
 from lightning_action.weights.fingerprint import fingerprint

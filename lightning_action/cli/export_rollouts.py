@@ -27,7 +27,7 @@ from lightning_action.cli.support.device import choose_device
 from lightning_action.evaluation.known_state import Simulate, simulator
 from lightning_action.evaluation.worldproof_folder import RolloutFacts, actions_by_frame, write_rollout
 from lightning_action.generation.clock import Clock
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 from lightning_action.ranges import require_numbers
 from lightning_action.run import load_run
 

@@ -9,7 +9,7 @@ import torch
 
 from lightning_action.batch import Batch, frame_size
 from lightning_action.cli.support.dry_run import empty_modulation, reads_files
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 
 
 def misfits(module: ActionVideoModule, batch: Batch, trains: bool) -> list[str]:

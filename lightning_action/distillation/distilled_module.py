@@ -21,7 +21,7 @@ from lightning_action.distillation.score import LatentClip, ScoreNetwork, Sight,
 from lightning_action.distributed.sharding import is_sharded
 from lightning_action.generation.video import whole_video
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 from lightning_action.ranges import require_numbers
 from lightning_action.seeding import generator_for, mix_seed
 

@@ -38,7 +38,7 @@ from lightning_action.distillation.score import (
 from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts, exit_probabilities
 from lightning_action.generation.rollout import CausalRollout
 from lightning_action.generation.video import VideoGenerator
-from lightning_action.module import trained_groups
+from lightning_action.module.action_video_module import trained_groups
 from lightning_action.optimization import JointOptimization, Optimization
 from lightning_action.ranges import require_numbers
 from lightning_action.seeding import generator_for, mix_seed

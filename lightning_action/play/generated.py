@@ -14,8 +14,8 @@ from lightning_action.batch import num_latent_frames
 from lightning_action.data.split_data import Split, SplitDataModule
 from lightning_action.evaluation.report.provenance import installed_version, versions
 from lightning_action.generation.sampling import Sampling
-from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.module.generative_module import GenerativeModule
 from lightning_action.play.action_map import default_map
 from lightning_action.play.live_world import LiveWorld, Stage
 from lightning_action.play.scenes import frames_per_second, scenes_of

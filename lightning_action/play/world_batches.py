@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import num_latent_frames
 from lightning_action.generation.world_session import WorldSession
-from lightning_action.generative_module import GenerativeModule
+from lightning_action.module.generative_module import GenerativeModule
 from lightning_action.play.image_encoding import bytes_of_frames
 from lightning_action.play.spaces import action_rows
 from lightning_action.play.starts import Starts, starts_of_frames

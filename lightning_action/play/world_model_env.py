@@ -21,8 +21,8 @@ from typing_extensions import Self
 from lightning_action.data.split_data import Split
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generation.world_session import WorldSession
-from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.module.generative_module import GenerativeModule
 from lightning_action.play.image_encoding import bytes_of_frames
 from lightning_action.play.spaces import action_space
 from lightning_action.play.starts import Starts, starts_of_data

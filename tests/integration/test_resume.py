@@ -32,7 +32,7 @@ from lightning_action.cli.support.run_checkpoint import AtomicCheckpointIO, RunC
 from lightning_action.cli.trainer_verbs import run
 from lightning_action.distributed.fsdp2 import FSDP2Strategy
 from lightning_action.generation.sampling import Sampling
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 from lightning_action.optimization import Optimization
 from tests.support.shipped import shipped
 from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL

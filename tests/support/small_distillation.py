@@ -17,7 +17,7 @@ from lightning_action.frozen.linear_codec import LinearVideoCodec
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 from lightning_action.optimization import Optimization
 from tests.support.small_generator import fill
 

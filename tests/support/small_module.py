@@ -12,7 +12,7 @@ from lightning_action.batch import Batch
 from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.linear_codec import LinearVideoCodec
 from lightning_action.generator.causality import BlockCausality
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 from tests.support.small_generator import small_generator
 
 

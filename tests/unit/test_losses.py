@@ -12,7 +12,7 @@ from lightning_action.generation.sampling import Sampling
 from lightning_action.generator import causality
 from lightning_action.generator.cost import training_flops
 from lightning_action.losses import Encoded, Loss
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 from tests.support.sprite_module import LATENTS, data, ready
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch, frame_size, num_pixel_frames, pixel_frames_of
-from lightning_action.batch_checks import latent_frames
 from lightning_action.diffusion import objectives
 from lightning_action.frozen.interfaces import FrozenPart
 from lightning_action.generator.causality import Visibility
@@ -28,7 +27,8 @@ from lightning_action.generator.cost import (
     training_flops,
     video_flops,
 )
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
+from lightning_action.module.batch_checks import latent_frames
 
 
 @dataclass(frozen=True)

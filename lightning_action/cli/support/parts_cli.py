@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_action.cli.support.trainer_cli import ActionVideoCLI
 from lightning_action.cli.support.usage import program_name
 from lightning_action.configuration.class_paths import ALLOW_HELP
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 
 # What a configuration that another verb saved holds besides; it says nothing about the model.
 _ARGUMENTS_OF_VERBS = {"ckpt_path": str, "verbose": bool, "return_predictions": bool}

@@ -14,7 +14,7 @@ from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.cli.support.parts_cli import PartsCLI
 from lightning_action.data.split_data import SplitDataModule
 from lightning_action.generator.attention_kernels import hold_attention_kernels
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 from lightning_action.play.generated import PlaySettings, stage_of, warm_up
 from lightning_action.play.live_world import Stage
 from lightning_action.run import load_weights

@@ -29,7 +29,7 @@ from lightning_action.configuration.class_paths import loaded, only_importing, r
 from lightning_action.configuration.model_class import choose_class
 from lightning_action.distributed.fsdp2 import require_supported
 from lightning_action.distributed.sharded_checkpoints import ShardedCheckpoints
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 
 
 class SaveConfigOfVerb(SaveConfigCallback):

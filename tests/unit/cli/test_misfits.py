@@ -14,7 +14,7 @@ from lightning_action.frozen.hashing_text import HashingTextEncoder
 from lightning_action.frozen.linear_codec import LinearVideoCodec
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.generation.sampling import Sampling
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 from tests.support.small_generator import small_generator
 from tests.support.small_module import batch_of, small_module
 

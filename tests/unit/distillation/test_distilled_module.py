@@ -17,7 +17,7 @@ from lightning_action.distillation.distilled_module import BESIDE, ActionCollaps
 from lightning_action.distillation.dmd import ActionDistillation
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generator.causality import BlockCausality
-from lightning_action.module import ActionVideoModule
+from lightning_action.module.action_video_module import ActionVideoModule
 from lightning_action.run import load_weights
 from tests.support.small_distillation import data, fitted, quiet_trainer, settings, student, write_teacher
 from tests.support.small_generator import fill

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_action.evaluation.report.provenance import data_fingerprint
 from lightning_action.evaluation.report.report import read_report
-from lightning_action.reporting import publish
+from lightning_action.module.reporting import publish
 from lightning_action.weights.fingerprint import fingerprint
 from tests.support import made_up_report, sprite_module
 

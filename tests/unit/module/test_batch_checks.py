@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_action.batch_checks import BatchChecks, latent_frames
+from lightning_action.module.batch_checks import BatchChecks, latent_frames
 from tests.support.small_generator import small_generator
 from tests.support.small_module import batch_of, small_module
 

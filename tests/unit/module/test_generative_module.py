@@ -11,9 +11,9 @@ import torch
 from lightning_action import ActionModulationProjection, HashingTextEncoder, LinearVideoCodec
 from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.generation.sampling import Sampling
-from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.acceleration import Acceleration
 from lightning_action.generator.causality import BlockCausality
+from lightning_action.module.generative_module import GenerativeModule
 from tests.support.small_generator import fill, small_generator
 
 SCHEMA = ActionSchema([ActionPart("stick", size=3)])

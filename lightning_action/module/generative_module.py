@@ -34,7 +34,6 @@ from lightning_action.batch import (
     samples_without_action,
     to_unit_range,
 )
-from lightning_action.batch_checks import BatchChecks
 from lightning_action.checkpoints.lora import LoRASettings, merge_lora
 from lightning_action.checkpoints.pretrained import prepare_codec
 from lightning_action.checkpoints.run_weights import RunWeights
@@ -54,8 +53,9 @@ from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.generator.quantization import quantize_layers
+from lightning_action.module.batch_checks import BatchChecks
+from lightning_action.module.saved_module import SavedModule
 from lightning_action.ranges import require_numbers
-from lightning_action.saved_module import SavedModule
 
 
 class GenerativeModule(SavedModule):

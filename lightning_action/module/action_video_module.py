@@ -26,13 +26,13 @@ from lightning_action.evaluation.obedience import ObedienceTest
 from lightning_action.evaluation.probes import Generate
 from lightning_action.evaluation.report.provenance import data_fingerprint
 from lightning_action.evaluation.report.report import format_table
-from lightning_action.generative_module import GenerativeModule
 from lightning_action.generator.cost import training_flops
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.losses import Encoded, FlowMatchingLosses, Loss
+from lightning_action.module.generative_module import GenerativeModule
+from lightning_action.module.reporting import provenance_of, publish
 from lightning_action.optimization import JointOptimization, Optimization
 from lightning_action.ranges import require_numbers
-from lightning_action.reporting import provenance_of, publish
 from lightning_action.seeding import mix_seed
 
 _DROPOUT_STREAM = 3

@@ -1,0 +1,1 @@
+"""LightningModules: what follows actions, how it is saved, and what trains it."""
