@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_action.action.projection import ActionModulationProjection
 from lightning_action.assembly import Factories
-from lightning_action.batch import Batch, first_frames, frame_size, num_latents
+from lightning_action.batch import Batch
 from lightning_action.checkpoints.run_weights import RunWeights
 from lightning_action.diffusion.guidance import Guidance
 from lightning_action.distillation.score import LatentClip, ScoreNetwork, Sight, modulation_of
@@ -31,25 +31,6 @@ BESIDE = ("critic", "target")
 
 class ActionCollapse(UserWarning):
     """A student has lost much of its teacher's control."""
-
-
-class RolloutStart(NamedTuple):
-    """Start of a rollout.
-
-    Args:
-        text: Encoded prompts, `[B, L, text_dim]`.
-        initial: Latents that are given, `[B, F0, C, h, w]`; None for none.
-        shape: Shape of the clip's latents, (F, C, h, w).
-    """
-
-    text: Tensor
-    initial: Tensor | None
-    shape: tuple[int, int, int, int]
-
-    @property
-    def num_initial_latents(self) -> int:
-        """Number of latents that are given."""
-        return 0 if self.initial is None else self.initial.shape[1]
 
 
 class DistilledModule(ActionVideoModule):
@@ -239,7 +220,7 @@ class DistilledModule(ActionVideoModule):
         )
         if draw:
             sampling = replace(sampling, seed=mix_seed(sampling.seed, draw))
-        blocks = self._generated_latents(batch, sampling, (self.teacher.generator, self.teacher.conditioning))
+        blocks = self.batch_generator.latents(batch, sampling, self.teacher.generator, self.teacher.conditioning)
         return whole_video(blocks, self.frozen.decoder(self.device), self.device)[0]
 
     def _build_score(self, factories: Factories, weights_follow: bool, sight: Sight, blind: bool) -> ScoreNetwork:
@@ -250,18 +231,10 @@ class DistilledModule(ActionVideoModule):
         sharded = is_sharded(generator)
         return ScoreNetwork(generator, projection, self.schema, sight, sharded, blind)
 
-    def _start_of(self, batch: Batch) -> RolloutStart:
-        """Take what a clip of a batch is made from: prompts, and the latents that are given."""
-        to, length = (self.device, self.compute_dtype), num_latents(batch, self.schema)
-        given = first_frames(batch, self.sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
-        shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
-        initial = None if given is None else self.frozen.latents_of(given, *to)
-        return RolloutStart(self.frozen.text_of(batch, *to), initial, shape)
-
     def _clip(self, clean: Tensor, text: Tensor, batch: Batch, num_initial_latents: int = 0) -> LatentClip:
         """A clip under the prompts and actions of a batch, and what guidance of the teacher needs."""
         guided = not all(branch.takes_prompt for branch in self.teacher_guidance.branches)
-        negative = self._negative_text(batch, self.sampling) if guided else None
+        negative = self.batch_generator.negative_text(batch, self.sampling) if guided else None
         return LatentClip(clean, text, batch, self.causality, num_initial_latents, negative)
 
     def _modulation(self, clip: LatentClip) -> Tensor | None:

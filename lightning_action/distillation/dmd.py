@@ -18,7 +18,7 @@ from lightning_action.batch import Batch, samples_without_action
 from lightning_action.checkpoints.lora import LoRASettings
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
 from lightning_action.diffusion.noise import frame_noise, own_noise
-from lightning_action.distillation.distilled_module import DistilledModule, RolloutStart
+from lightning_action.distillation.distilled_module import DistilledModule
 from lightning_action.distillation.distribution_matching import (
     draw_score_levels,
     matching_gradient,
@@ -36,6 +36,7 @@ from lightning_action.distillation.score import (
     with_noise,
 )
 from lightning_action.distillation.self_rollout import SelfRollout, SelfRollouts, exit_probabilities
+from lightning_action.generation.batch_generator import RolloutStart
 from lightning_action.generation.rollout import CausalRollout
 from lightning_action.generation.video import VideoGenerator
 from lightning_action.module.action_video_module import trained_groups
@@ -146,7 +147,7 @@ class ActionDistillation(DistilledModule):
         """
         self._require_trainable(batch, "train")
         trains_student = self.trains_student
-        start = self._start_of(batch)
+        start = self.batch_generator.start_of(batch, self.sampling)
         going = self._going_on(start, batch)
         if going is not None:
             start, batch = going.next(start, batch, self.schema)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import Batch, after_start
-from lightning_action.distillation.distilled_module import RolloutStart
+from lightning_action.generation.batch_generator import RolloutStart
 from lightning_action.generation.rollout import CausalRollout
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +25,7 @@ from lightning_action.assembly import (
 )
 from lightning_action.batch import (
     Batch,
-    first_frames,
-    frame_size,
     has_actions,
-    has_video,
-    infers_actions,
-    num_latents,
-    samples_without_action,
     to_unit_range,
 )
 from lightning_action.checkpoints.lora import LoRASettings, merge_lora
@@ -43,10 +37,11 @@ from lightning_action.distributed.lockstep import Lockstep
 from lightning_action.distributed.sharding import Sharding, is_sharded, keep_gathered
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.frozen.interfaces import EncodedData, FittedCodec, TextEncoder, VideoCodec
+from lightning_action.generation.batch_generator import BatchGenerator
 from lightning_action.generation.clock import Clock
-from lightning_action.generation.prompt_switches import count_switch_passes, require_switchable, switched_prompts
+from lightning_action.generation.prompt_switches import count_switch_passes
 from lightning_action.generation.sampling import Sampling
-from lightning_action.generation.video import VideoGenerator, stream_pixels, video_on_host, whole_video
+from lightning_action.generation.video import stream_pixels, video_on_host, whole_video
 from lightning_action.generation.world_session import WorldSession
 from lightning_action.generator.acceleration import Acceleration
 from lightning_action.generator.attention_kernels import hold_attention_kernels
@@ -257,13 +252,15 @@ class GenerativeModule(SavedModule):
         multiples of 1/255.
         """
         self._require_fits(batch, trains=False)
-        num_passes = self.sampling.count_passes(*self._blocks_and_initial(batch, self.sampling))
-        switched = self._switched_prompts(batch, self.sampling)
+        batches = self.batch_generator
+        num_passes = self.sampling.count_passes(*batches.blocks_and_initial(batch, self.sampling))
+        switched = batches.switched_prompts(batch, self.sampling)
         self._in_lockstep.begin(num_passes + count_switch_passes(switched, self.causality))
         clock, overlaps = Clock(self.device), self.acceleration.overlap_decoding
         decoder = self.frozen.decoder(self.device)
         decode = decoder if overlaps else clock.timed("vae", decoder)
-        video, latents = video_on_host(clock.blocks(self._generated_latents(batch)), decode, overlaps)
+        blocks = batches.latents(batch, self.sampling, self.generator, self.conditioning)
+        video, latents = video_on_host(clock.blocks(blocks), decode, overlaps)
         self._in_lockstep.end()
         seconds = clock.seconds()
         prediction = {
@@ -358,33 +355,7 @@ class GenerativeModule(SavedModule):
     def stream_latents(self, batch: Batch, sampling: Sampling | None = None) -> Iterator[Tensor]:
         """Generate as `generate`, but yield the clean latents of each block, `[B, block, C, h, w]`, once they exist."""
         self._require_fits(batch, trains=False)
-        yield from self._generated_latents(batch, sampling)
-
-    def _generated_latents(
-        self,
-        batch: Batch,
-        sampling: Sampling | None = None,
-        network: tuple[CausalWanModel, ActionConditioning] | None = None,
-    ) -> Iterator[Tensor]:
-        """Generate with the module's own generator and actions, or with others of its size of latents."""
-        sampling = sampling or self.sampling
-        generator, conditioning = network or (self.generator, self.conditioning)
-        length, to = num_latents(batch, self.schema), (self.device, self.compute_dtype)
-        switched = self._switched_prompts(batch, sampling)
-        start = first_frames(batch, sampling.num_initial_latents, length, self.schema.temporal_compression_ratio)
-        initial = None if start is None else self.frozen.latents_of(start, *to)
-        text = self.frozen.text_of(batch, *to)
-        switches = {frame: self.frozen.encode_text(prompts, *to) for frame, prompts in switched.items()}
-        modulation = conditioning.of_rollout(
-            batch.get("action"), infers_actions(batch), length, text, self.causality, samples_without_action(batch)
-        )
-        shape = (length, *self.frozen.vae.latent_shape(*frame_size(batch)))
-        videos = self._videos(generator, self.causality, sampling)
-        samples = batch["sample_id"].tolist()
-        negative = self._negative_text(batch, sampling) if sampling.takes_negative_prompt else None
-        yield from videos.stream_latents(
-            text, samples, shape, modulation, initial, negative_text=negative, switches=switches
-        )
+        yield from self.batch_generator.latents(batch, sampling or self.sampling, self.generator, self.conditioning)
 
     def open_session(
         self,
@@ -407,35 +378,16 @@ class GenerativeModule(SavedModule):
         Raises:
             ValueError: The memory is not bounded, or a number is out of range.
         """
-        videos = self._videos(self.generator, causality or self.causality, sampling or self.sampling)
+        batches = replace(self.batch_generator, causality=causality or self.causality)
+        videos = batches.videos(self.generator, sampling or self.sampling)
         parts = (videos, self.conditioning, self.frozen, self.schema, self.compute_dtype, self.device)
         return WorldSession(*parts, num_worlds=num_worlds, max_latents=max_latents)
 
-    def _videos(self, generator: CausalWanModel, causality: BlockCausality, sampling: Sampling) -> VideoGenerator:
-        return VideoGenerator(
-            generator,
-            causality,
-            sampling,
-            self.schedule,
-            captures=self.acceleration.capture_pass,
-            kernel=self.acceleration.kernel(self.device, generator.head_dim),
-        )
-
-    def _negative_text(self, batch: Batch, sampling: Sampling) -> Tensor:
-        """Encode the negative prompt for each sample of a batch."""
-        prompts, to = [sampling.negative_prompt] * len(batch["sample_id"]), (self.device, self.compute_dtype)
-        return self.frozen.encode_text(prompts, *to) if any(prompts) else self.frozen.empty_text_of(batch, *to)
-
-    def _blocks_and_initial(self, batch: Batch, sampling: Sampling) -> tuple[list[range], int]:
-        """Cut the video that is generated from a batch into blocks, and count its initial latents."""
-        num_initial_latents = sampling.num_initial_latents if has_video(batch) else 0
-        return self.causality.split(num_latents(batch, self.schema)), num_initial_latents
-
-    def _switched_prompts(self, batch: Batch, sampling: Sampling) -> dict[int, list[str]]:
-        """Return the prompts of all samples by the latent frame from which on they hold."""
-        prompts = switched_prompts(batch, sampling.prompt_switches)
-        require_switchable(prompts, *self._blocks_and_initial(batch, sampling))
-        return prompts
+    @property
+    def batch_generator(self) -> BatchGenerator:
+        """What generates the videos of batches, with networks of the size of this module's."""
+        settings = (self.frozen, self.schema, self.causality, self.schedule, self.acceleration)
+        return BatchGenerator(*settings, self.device, self.compute_dtype)
 
     @property
     def compute_dtype(self) -> torch.dtype:

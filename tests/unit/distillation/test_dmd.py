@@ -63,7 +63,7 @@ def test_the_step_is_that_of_a_straightforward_reference(teacher: Path, sight: A
     module, batch = ready(teacher, **settings)
     found = module.training_step(batch, 3)["loss"]
     made = module.make_clip(
-        module._start_of(batch),
+        module.batch_generator.start_of(batch, module.sampling),
         None,
         batch,
         3,
@@ -139,7 +139,9 @@ def test_each_loss_moves_its_own_network(teacher: Path) -> None:
     has = {name: any(p.grad is not None for p in its) for name, its in groups(module).items()}
     assert has == {"student": False, "critic": True, "teacher": False}
     module.zero_grad()
-    video = module.make_clip(module._start_of(batch), None, batch, 0, module._modulation(clip), True)
+    video = module.make_clip(
+        module.batch_generator.start_of(batch, module.sampling), None, batch, 0, module._modulation(clip), True
+    )
     module.student_loss(
         clip, video.with_gradient(module.generator, clip.text, module.schedule, module._modulation(clip)), 0
     ).backward()
@@ -210,7 +212,9 @@ def test_a_clip_in_training_is_what_the_student_generates(teacher: Path) -> None
     exits = set()
     for batch_idx in range(6):
         modulation = module._rollout_modulation(clip_of(module, batch, torch.zeros(2, LATENTS, 7, 4, 4).double(), 0))
-        made = module.make_clip(module._start_of(batch), None, batch, batch_idx, modulation, True)
+        made = module.make_clip(
+            module.batch_generator.start_of(batch, module.sampling), None, batch, batch_idx, modulation, True
+        )
         num_steps = int(made.exits[0].timestep[0, 0] != 1000) + 1
         exits.add(num_steps)
         sampling = Sampling(
@@ -265,7 +269,12 @@ def test_blind_scores_do_not_know_the_actions(teacher: Path) -> None:
         assert torch.equal(own, its) != sees
         clips = [
             module.make_clip(
-                module._start_of(each), None, each, 0, module._modulation(clip_of(module, each, clean, 1)), False
+                module.batch_generator.start_of(each, module.sampling),
+                None,
+                each,
+                0,
+                module._modulation(clip_of(module, each, clean, 1)),
+                False,
             )
             for each in (batch, other)
         ]
@@ -332,7 +341,7 @@ def made_in_chunks(
     for batch_idx, batch in enumerate(batches):
         if student_changes and module._going is not None:
             module._going = replace(module._going, num_updates=-1)
-        start = module._start_of(batch)
+        start = module.batch_generator.start_of(batch, module.sampling)
         going = module._going_on(start, batch)
         if going is not None:
             start, batch = going.next(start, batch, module.schema)
@@ -429,7 +438,9 @@ def test_a_rollout_begins_anew_where_any_rank_has_a_batch_of_another_kind(
 ) -> None:
     module, batch = ready(teacher, chunks_per_rollout=3)
     batch["has_action"] = torch.tensor([True, False])
-    start, smaller = (module._start_of(each) for each in (batch, data().dataset("train").batch([3])))
+    start, smaller = (
+        module.batch_generator.start_of(each, module.sampling) for each in (batch, data().dataset("train").batch([3]))
+    )
     module._going = None
     module.make_clip(start, None, batch, 0, None, False)
     assert module._going_on(start, batch) is module._going

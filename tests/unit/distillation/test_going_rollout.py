@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lightning_action.action.schema import ActionPart, ActionSchema
-from lightning_action.distillation.distilled_module import RolloutStart
 from lightning_action.distillation.going_rollout import GoingRollout
+from lightning_action.generation.batch_generator import RolloutStart
 
 SCHEMA = ActionSchema([ActionPart("stick", size=3)], "transition", temporal_compression_ratio=4)
 START = RolloutStart(torch.zeros(2, 4, 9), torch.zeros(2, 2, 5, 3, 6), (7, 5, 3, 6))
