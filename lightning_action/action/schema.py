@@ -71,6 +71,10 @@ class ActionPart:
         if self.labels is not None and not len(self.labels) == len(set(self.labels)) == self.size:
             raise ValueError(f"action part {self.name!r} needs {self.size} different labels, got {self.labels}")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain lists, numbers and strings; labels only where there are some."""
+        return {name: value for name, value in asdict(self).items() if name != "labels" or value is not None}
+
     @property
     def num_columns(self) -> int:
         """Columns of the raw row."""
@@ -306,7 +310,7 @@ class ActionSchema:
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain lists, numbers and strings, for a checkpoint."""
-        return asdict(self)
+        return {**asdict(self), "parts": [part.to_dict() for part in self.parts]}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> ActionSchema:

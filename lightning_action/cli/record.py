@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +112,7 @@ def features_of(space: Space[Any], state: Mapping[str, float]) -> dict[str, Nume
 def provenance(parsed: Namespace, env_kwargs: Mapping[str, Any], space: Space[Any]) -> dict[str, Any]:
     """Say where the recording comes from, and what its actions are, where they have bounds."""
     try:
-        parts = [asdict(part) for part in action_parts(space)]
+        parts = [part.to_dict() for part in action_parts(space)]
     except ValueError:
         parts = None
     names = ("env", "policy", "seed", "episodes", "steps", "prompt")

@@ -379,7 +379,10 @@ def test_only_numbers_that_rest_at_zero_can_be_scaled() -> None:
 def test_labels_are_words_alone() -> None:
     labelled = ActionSchema([ActionPart("turn", "discrete", 3, labels=["stay", "left", "right"])])
     assert list(labelled.probe_rows(0.5)) == ["stay", "left", "right"]
-    assert labelled == ActionSchema([ActionPart("turn", "discrete", 3)]) == ActionSchema.from_dict(labelled.to_dict())
+    plain = ActionSchema([ActionPart("turn", "discrete", 3)])
+    read = ActionSchema.from_dict(labelled.to_dict())
+    assert labelled == plain == read and read.parts[0].labels == ["stay", "left", "right"]
+    assert "labels" not in plain.to_dict()["parts"][0], "files are as they were before there were labels"
     for wrong in (["left"], ["left", "left", "right"]):
         with pytest.raises(ValueError, match="'turn' needs 3 different labels, got"):
             ActionPart("turn", "discrete", 3, labels=wrong)
