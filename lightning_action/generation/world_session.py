@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from operator import index
 from types import TracebackType
 from typing import Any
 
@@ -14,18 +13,23 @@ from typing_extensions import Self
 
 from lightning_action.action.conditioning import ActionConditioning
 from lightning_action.action.schema import ActionSchema
-from lightning_action.batch import from_unit_range, num_pixel_frames
+from lightning_action.batch import num_pixel_frames
 from lightning_action.diffusion.noise import NoiseSource, frame_noise
 from lightning_action.frozen.holder import FrozenParts
 from lightning_action.generation.pixel_rollout import PixelRollout
+from lightning_action.generation.session_inputs import (
+    Prompt,
+    given_frames,
+    given_numbers,
+    given_prompts,
+    given_rows,
+    given_size,
+    given_worlds,
+    on_host,
+)
 from lightning_action.generation.video import VideoGenerator
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.ranges import require_numbers
-from lightning_action.seeding import require_seeds
-
-Prompt = str | Sequence[str] | None
-# How far pixels may lie outside [0, 1]: resizing overshoots a little.
-_PIXEL_TOLERANCE = 0.05
 
 
 class WorldSession:
@@ -123,20 +127,20 @@ class WorldSession:
             RuntimeError: The session is closed, or the first block is not finite.
         """
         self._require_not_closed()
-        video = None if first_frames is None else self._checked_frames(first_frames)
+        video = None if first_frames is None else given_frames(first_frames, self.num_worlds)
         if video is None and (frame_size is None or actions is not None):
             raise ValueError("without first_frames, give frame_size (height, width) and no actions of first frames")
-        height, width = _size_of(video, frame_size)
+        height, width = given_size(video, frame_size)
         shape = self._frozen.vae.latent_shape(height, width)
         self._videos.generator.tokens_per_frame(*shape[1:])
-        numbers = self._checked_numbers(range(self.num_worlds) if sample_id is None else sample_id)
+        numbers = given_numbers(range(self.num_worlds) if sample_id is None else sample_id, self.num_worlds)
         chosen_seed = self._videos.sampling.seed if seed is None else seed
         require_numbers({"seed": chosen_seed}, 0, 2**63 - 1, whole=True)
         encoder, latents = self._frozen.encoder(self._device), None
         if video is not None:
             latents = self._frozen.encode_next(encoder, video, self._device, self._dtype)
             self._require_room(latents.shape[1])
-        rows = self._checked_rows(actions, range(0 if latents is None else latents.shape[1]))
+        rows = given_rows(actions, range(0 if latents is None else latents.shape[1]), self.schema, self.num_worlds)
         text, negative = self._encoded(prompt), self._negative_text()
         noise = self._noise(chosen_seed, numbers, shape)
         # Two caches at once may be more than there is memory for.
@@ -172,7 +176,7 @@ class WorldSession:
                 the values are in the cache already, and the worlds need a `reset`.
         """
         self._require_room(self._require_worlds().block.stop)
-        row = _on_host(action)
+        row = on_host(action)
         if row.ndim not in (1, 2) or (row.ndim == 2 and len(row) != self.num_worlds):
             raise ValueError(
                 f"an action is [columns] or [{self.num_worlds}, columns], with {self.schema.num_columns} columns, got "
@@ -186,7 +190,7 @@ class WorldSession:
     def step_block(self, actions: Any) -> Tensor:
         """Take all rows that are wanted, `[B, rows_wanted, columns]`, at once; otherwise as `step`."""
         self._require_room(self._require_worlds().block.stop)
-        rows = _on_host(actions)
+        rows = on_host(actions)
         if rows.ndim != 3 or tuple(rows.shape[:2]) != (self.num_worlds, self.rows_wanted):
             raise ValueError(
                 f"expected actions [{self.num_worlds}, {self.rows_wanted}, {self.schema.num_columns}], the rows that "
@@ -244,7 +248,7 @@ class WorldSession:
             RuntimeError: The session has no world, as before `reset` and after `close`.
         """
         rollout = self._require_worlds()
-        places = self._checked_worlds(worlds)
+        places = given_worlds(worlds, self.num_worlds)
         chosen = copy(self)
         chosen.num_worlds = len(places)
         chosen._sample_id = [self._sample_id[place] for place in places]
@@ -284,7 +288,7 @@ class WorldSession:
             raise ValueError(f"{len(self._rows)} action rows wait for their block: commit before them, or complete it")
         first = rollout.uncertain.start
         rollout.require_encodable()
-        pixels = self._checked_frames(frames)
+        pixels = given_frames(frames, self.num_worlds)
         if tuple(pixels.shape[-2:]) != self._frame_size:
             raise ValueError(f"expected frames of {self._frame_size} (H, W), got {list(frames.shape)}")
         encoder = rollout.encoder.copy()
@@ -292,7 +296,7 @@ class WorldSession:
         known = range(first, first + latents.shape[1])
         self.causality.split(len(known), first)
         self._require_room(known.stop)
-        rows = self._checked_rows(actions, known)
+        rows = given_rows(actions, known, self.schema, self.num_worlds)
         if rows is None:
             raise ValueError("expected the action rows that led to the frames, [B, rows, columns], got None")
         return rollout.replace(latents, rows, encoder)
@@ -352,10 +356,7 @@ class WorldSession:
         return frames
 
     def _encoded(self, prompt: Prompt) -> Tensor:
-        prompts = [prompt or ""] * self.num_worlds if prompt is None or isinstance(prompt, str) else list(prompt)
-        if len(prompts) != self.num_worlds or not all(isinstance(each, str) for each in prompts):
-            raise ValueError(f"expected a prompt, or {self.num_worlds} of them, got {prompt!r}")
-        return self._frozen.encode_text(prompts, self._device, self._dtype)
+        return self._frozen.encode_text(given_prompts(prompt, self.num_worlds), self._device, self._dtype)
 
     def _negative_text(self) -> Tensor | None:
         sampling = self._videos.sampling
@@ -363,53 +364,6 @@ class WorldSession:
 
     def _noise(self, seed: int, sample_id: Sequence[int], shape: Sequence[int]) -> NoiseSource:
         return frame_noise(seed, sample_id, shape, self._device, self._dtype)
-
-    def _checked_numbers(self, sample_id: Iterable[Any]) -> list[int]:
-        try:
-            numbers = [index(number) for number in sample_id]
-        except TypeError as error:
-            raise ValueError(f"sample_id is a whole number for each world, got {sample_id!r}") from error
-        if len(numbers) != self.num_worlds:
-            raise ValueError(f"expected sample_id of {self.num_worlds} worlds, got {numbers}")
-        require_seeds(*numbers)
-        return numbers
-
-    def _checked_worlds(self, worlds: Sequence[int] | Tensor) -> list[int]:
-        refusal = f"expected one or more worlds by their numbers from 0 to {self.num_worlds - 1}, got {worlds!r}"
-        try:
-            places = [index(world) for world in worlds]
-        except TypeError as error:
-            raise ValueError(refusal) from error
-        # A mask would pass as the numbers 0 and 1.
-        is_mask = any(torch.as_tensor(world).dtype == torch.bool for world in worlds)
-        if is_mask or not places or not all(0 <= place < self.num_worlds for place in places):
-            raise ValueError(refusal)
-        return places
-
-    def _checked_frames(self, frames: Tensor) -> Tensor:
-        """Turn frames in [0, 1] to [-1, 1], as they are inside."""
-        if frames.ndim != 5 or len(frames) != self.num_worlds or frames.shape[2] != 3 or not frames.is_floating_point():
-            raise ValueError(
-                f"expected frames of floats [{self.num_worlds}, T, 3, H, W] in [0, 1], got {frames.dtype} "
-                f"{list(frames.shape)}"
-            )
-        if frames.numel() and not bool(((frames >= -_PIXEL_TOLERANCE) & (frames <= 1 + _PIXEL_TOLERANCE)).all()):
-            raise ValueError(
-                f"expected frames in [0, 1], got values from {frames.min().item():g} to {frames.max().item():g}"
-            )
-        return from_unit_range(frames)
-
-    def _checked_rows(self, actions: Any, frames: range) -> Tensor | None:
-        """Refuse action rows that are not those of some latent frames; None stays None where there would be some."""
-        if actions is None and len(self.schema.rows_of_frames(frames)):
-            return None
-        if actions is None:
-            return torch.zeros(self.num_worlds, 0, self.schema.num_columns)
-        rows = _on_host(actions)
-        if rows.ndim != 3 or len(rows) != self.num_worlds:
-            raise ValueError(f"expected actions [{self.num_worlds}, rows, columns], got {list(rows.shape)}")
-        self.schema.encode_frames(rows, frames)
-        return rows
 
     def _require_room(self, num_latents: int) -> None:
         if self.causality.local_attn_size is None and num_latents > self._max_latents:
@@ -429,17 +383,3 @@ class WorldSession:
         if self._rollout.is_lost:
             raise RuntimeError("the worlds cannot go on after what failed before: reset them")
         return self._rollout
-
-
-def _on_host(actions: Any) -> Tensor:
-    """Action rows are few, and looked at before they are taken."""
-    return torch.as_tensor(actions).cpu()
-
-
-def _size_of(video: Tensor | None, frame_size: tuple[int, int] | None) -> tuple[int, int]:
-    """Find the height and width of the worlds, which only one of the two gives."""
-    if video is not None and frame_size is not None:
-        raise ValueError(f"first_frames have a size, {list(video.shape[-2:])} (H, W): leave frame_size out")
-    height, width = video.shape[-2:] if video is not None else frame_size or (0, 0)
-    require_numbers({"height": height, "width": width}, 1, whole=True)
-    return height, width
