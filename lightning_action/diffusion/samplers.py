@@ -1,7 +1,7 @@
 """Samplers as functions: from noise to a clean block, given the velocity of a noisy block.
 
 Each takes `velocity(noisy, timestep)`, with timestep a number in [0, 1000], and `noise(step)`, fresh noise of the
-block's shape.
+block's shape. Frames of the block that are known are held: `denoised_input` is what a network is given then.
 """
 
 from __future__ import annotations
@@ -48,6 +48,19 @@ def euler(velocity: Velocity, noise: Noise, sigmas: Sequence[float]) -> Tensor:
     for sigma, next_sigma in zip(sigmas, sigmas[1:], strict=False):
         sample = sample + (next_sigma - sigma) * velocity(sample, sigma * NUM_TRAIN_TIMESTEPS)
     return sample
+
+
+def denoised_input(noisy: Tensor, timestep: float, known: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the block that a pass of denoising is given, with known frames held, and the level of each frame."""
+    timesteps = torch.full(noisy.shape[:2], timestep, device=noisy.device)
+    if known is not None:
+        timesteps[:, : known.shape[1]] = 0
+    return hold(noisy, known), timesteps
+
+
+def hold(latents: Tensor, known: Tensor | None) -> Tensor:
+    """The latents with their first frames replaced by the known ones."""
+    return latents if known is None else torch.cat([known, latents[:, known.shape[1] :]], dim=1)
 
 
 def _level(like: Tensor, sigma: float) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule, clean_from_velocity
 from lightning_action.diffusion.noise import NoiseSource
-from lightning_action.diffusion.samplers import Noise, Sampler, Velocity, few_step
-from lightning_action.generation.rollout import CausalRollout, denoised_input, hold
+from lightning_action.diffusion.samplers import Noise, Sampler, Velocity, denoised_input, few_step, hold
+from lightning_action.generation.rollout import CausalRollout
 from lightning_action.generation.video import VideoGenerator
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.ranges import require_numbers

@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_action.action.conditioning import BlockModulation
 from lightning_action.diffusion.guidance import NO_GUIDANCE, Guidance
 from lightning_action.diffusion.noise import NoiseSource
-from lightning_action.diffusion.samplers import Sampler
+from lightning_action.diffusion.samplers import Sampler, denoised_input, hold
 from lightning_action.generation.captured_pass import CapturedPass
 from lightning_action.generation.prompt_switches import require_switchable
 from lightning_action.generation.sampling import BlockContext
@@ -321,19 +321,6 @@ class CausalRollout:
 
 def _copy(action_modulation: Tensor | None) -> Tensor | None:
     return None if action_modulation is None else action_modulation.clone()
-
-
-def denoised_input(noisy: Tensor, timestep: float, known: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the block that a pass of denoising is given, with known frames held, and the level of each frame."""
-    timesteps = torch.full(noisy.shape[:2], timestep, device=noisy.device)
-    if known is not None:
-        timesteps[:, : known.shape[1]] = 0
-    return hold(noisy, known), timesteps
-
-
-def hold(latents: Tensor, known: Tensor | None) -> Tensor:
-    """The latents with their first frames replaced by the known ones."""
-    return latents if known is None else torch.cat([known, latents[:, known.shape[1] :]], dim=1)
 
 
 def rollout(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.diffusion.flow_matching import FlowMatchSchedule
-from lightning_action.diffusion.samplers import euler, few_step
+from lightning_action.diffusion.samplers import denoised_input, euler, few_step
 
 SHAPE = (2, 3, 4, 1, 5)
 SCHEDULE = FlowMatchSchedule(5.0)
@@ -58,3 +58,12 @@ def test_few_step_noises_again_with_fresh_noise_of_each_step() -> None:
     assert asked == [0, 1, 2]
     sigma = SCHEDULE.sigma_at(torch.tensor(750.0)).double()
     torch.testing.assert_close(inputs[1], (1 - sigma) * inputs[0] + sigma * noise(1), atol=1e-7, rtol=0)
+
+
+def test_known_frames_are_given_clean_at_timestep_zero() -> None:
+    noisy, known = noise(0), noise(1)[:, :1]
+    latents, timesteps = denoised_input(noisy, 750.0, known)
+    assert torch.equal(latents[:, :1], known) and torch.equal(latents[:, 1:], noisy[:, 1:])
+    assert timesteps.tolist() == [[0.0, 750.0, 750.0]] * 2
+    latents, timesteps = denoised_input(noisy, 750.0, None)
+    assert latents is noisy and timesteps.tolist() == [[750.0] * 3] * 2
