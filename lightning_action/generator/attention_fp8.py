@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lightning_action.generator.float8 import FLOAT8, to_float8
+from lightning_action.generator.quantization import FLOAT8, to_float8
 
 # FlashAttention 3 stores exp(score - largest score), at most 1, times this in float8.
 _WEIGHT_SCALE = 256.0

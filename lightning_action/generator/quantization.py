@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from lightning_action.generator.attention import computed_dtype
-from lightning_action.generator.float8 import to_float8
 from lightning_action.generator.layers import SelfAttention
 
 Quantization = Literal["fp8_dynamic", "fp8_weight_only", "int8_weight_only"]
 
+FLOAT8 = torch.float8_e4m3fn
 _MULTIPLE = 16
 
 
@@ -40,6 +40,18 @@ def quantize_layers(layers: nn.ModuleList, quantization: Quantization) -> None:
         _multiply_in_float8(layers)
     else:
         _store_in_8_bits(layers, quantization)
+
+
+def to_float8(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Round to float8 (Micikevicius et al. 2022, arXiv:2209.05433); all that `dims` spans has a scale in common.
+
+    The largest number becomes float8's largest, 448; zeros stay zeros.
+
+    Returns:
+        The numbers, contiguous, and what brings them back as a factor: float32, of the shape of `x` with `dims` of 1.
+    """
+    scale = x.abs().amax(dims, keepdim=True).float().clamp(min=1e-12) / torch.finfo(FLOAT8).max
+    return (x / scale).to(FLOAT8, memory_format=torch.contiguous_format), scale
 
 
 class Fp8Linear(nn.Module):

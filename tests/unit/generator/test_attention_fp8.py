@@ -12,7 +12,7 @@ from lightning_action.generation.rollout import rollout
 from lightning_action.generator.attention import attend_dense
 from lightning_action.generator.attention_fp8 import attend_fp8, enable_fp8_attention
 from lightning_action.generator.causality import BlockCausality
-from lightning_action.generator.float8 import to_float8
+from lightning_action.generator.quantization import to_float8
 from tests.support.small_generator import small_generator, small_inputs
 from tests.support.small_rollout import session
 

@@ -15,15 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_action.checkpoints.lora import LoRASettings, inject_lora
 from lightning_action.generator.causality import BlockCausality, bidirectional
 from lightning_action.generator.cost import context_flops, video_flops
-from lightning_action.generator.float8 import to_float8
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.layers import CrossAttention, SelfAttention
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.generator.quantization import (
+    FLOAT8,
     Fp8Linear,
     Fp8SelfAttention,
     Quantization,
     quantize_layers,
+    to_float8,
 )
 from lightning_action.generator.rope import rotation
 from tests.support.small_generator import fill, small_generator, small_inputs
@@ -68,6 +69,27 @@ class Operations(TorchDispatchMode):
             self.seen[func.overloadpacket.__name__] += 1
             self.widths.append(args[-1].shape[1] if func is aten.addmm.default else args[1].shape[1])
         return func(*args, **kwargs)
+
+
+def test_the_largest_of_each_row_becomes_448() -> None:
+    x = torch.tensor([[448.0, -224.0, 0.0], [0.5, -1.75, 0.25]])
+    numbers, scale = to_float8(x, (-1,))
+    assert numbers.dtype == FLOAT8 and scale.dtype == torch.float32
+    assert numbers.tolist() == [[448, -224, 0], [128, -448, 64]] and scale.tolist() == [[1.0], [2**-8]]
+
+
+def test_dims_that_are_spanned_have_one_scale() -> None:
+    x = torch.arange(2 * 3 * 5.0).view(2, 3, 5)
+    numbers, scale = to_float8(x, (0, 2))
+    assert scale.shape == (1, 3, 1)
+    torch.testing.assert_close(scale.flatten(), torch.tensor([19.0, 24.0, 29.0]) / 448)
+    # Three bits behind the first: half a step of the last one is a sixteenth.
+    assert ((numbers.float() * scale - x).abs() <= x / 16).all()
+
+
+def test_zeros_stay_zeros_and_another_layout_becomes_contiguous() -> None:
+    numbers, scale = to_float8(torch.zeros(3, 2, dtype=torch.bfloat16).t(), (-1,))
+    assert not numbers.float().any() and scale.isfinite().all() and numbers.is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
