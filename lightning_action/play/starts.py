@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
 from lightning_action.batch import num_pixel_frames, to_unit_range
 from lightning_action.data.clip_encoding import ClipData
 from lightning_action.data.split_data import Split
+from lightning_action.generation.sampling import Sampling
+from lightning_action.module.generative_module import GenerativeModule
+from lightning_action.run import build_datamodule, load_run
 
 Starts = Callable[[int], tuple[Tensor, str]]
 """First frames `[T, 3, H, W]` in [0, 1] and prompt of the world of any number, 0 or more.
@@ -53,3 +57,20 @@ def starts_of_data(data: object, split: Split, num_latents: int, temporal_compre
         return to_unit_range(clip.video(0, num_frames)).float(), clip.prompt
 
     return start
+
+
+def model_and_starts(
+    config: str | Path | Sequence[str | Path],
+    ckpt_path: str | Path,
+    split: Split,
+    allow: Sequence[str],
+    sampling: Sampling | None,
+) -> tuple[GenerativeModule, Starts]:
+    """Load a run, and find where worlds of its data begin. Arguments and errors as in `WorldModelEnv.from_run`."""
+    module = load_run(config, ckpt_path, allow)
+    module.frozen.load()
+    data = build_datamodule(config, allow)
+    data.prepare_data()
+    data.setup("test")
+    num_latents = max(1, (sampling or module.sampling).num_initial_latents)
+    return module, starts_of_data(data, split, num_latents, module.schema.temporal_compression_ratio)

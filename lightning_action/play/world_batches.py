@@ -137,6 +137,14 @@ class WorldBatch:
     frames: np.ndarray
     worlds: list[int] = field(default_factory=lambda: [0])
 
+    def keep(self, places: list[int]) -> WorldBatch:
+        """Return the worlds at some places, in order; if these are not all, this batch is closed."""
+        if len(places) == len(self.worlds):
+            return self
+        rest = WorldBatch(self.session.select(places), self.frames[places], [self.worlds[place] for place in places])
+        self.session.close()
+        return rest
+
 
 def draw_start(random: np.random.Generator, options: dict[str, Any] | None) -> tuple[int, int]:
     """Draw the number of a start, unless `options` say it, and the number that the noise belongs to."""

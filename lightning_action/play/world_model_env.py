@@ -25,7 +25,7 @@ from lightning_action.generator.causality import BlockCausality
 from lightning_action.module.generative_module import GenerativeModule
 from lightning_action.play.image_encoding import bytes_of_frames
 from lightning_action.play.spaces import action_space
-from lightning_action.play.starts import Starts, starts_of_data
+from lightning_action.play.starts import Starts, model_and_starts
 from lightning_action.play.world_batches import (
     OpenSession,
     Reward,
@@ -36,7 +36,6 @@ from lightning_action.play.world_batches import (
     draw_start,
 )
 from lightning_action.ranges import require_numbers
-from lightning_action.run import build_datamodule, load_run
 
 try:
     from gymnasium import Env, spaces
@@ -341,7 +340,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         for group, places in going:
             if not places:
                 group.session.close()
-        self._groups = [_chosen(group, places) for group, places in going if places]
+        self._groups = [group.keep(places) for group, places in going if places]
 
     def _judged(
         self, stepped: list[tuple[WorldBatch, np.ndarray]], infos: dict[str, Any]
@@ -367,32 +366,6 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         for group in self._groups:
             seen[group.worlds] = group.frames[:, -1]
         return seen
-
-
-def model_and_starts(
-    config: str | Path | Sequence[str | Path],
-    ckpt_path: str | Path,
-    split: Split,
-    allow: Sequence[str],
-    sampling: Sampling | None,
-) -> tuple[GenerativeModule, Starts]:
-    """Load a run, and find where worlds of its data begin. Arguments and errors are those of `from_run`."""
-    module = load_run(config, ckpt_path, allow)
-    module.frozen.load()
-    data = build_datamodule(config, allow)
-    data.prepare_data()
-    data.setup("test")
-    num_latents = max(1, (sampling or module.sampling).num_initial_latents)
-    return module, starts_of_data(data, split, num_latents, module.schema.temporal_compression_ratio)
-
-
-def _chosen(group: WorldBatch, places: list[int]) -> WorldBatch:
-    """Keep some worlds of a batch, which itself is closed."""
-    if len(places) == len(group.worlds):
-        return group
-    rest = WorldBatch(group.session.select(places), group.frames[places], [group.worlds[place] for place in places])
-    group.session.close()
-    return rest
 
 
 def _each_action(actions: Any, count: int) -> Sequence[Any]:
