@@ -28,7 +28,7 @@ from lightning_action.generation.video import on_own_stream, one_block_late, to_
 from lightning_action.generator.acceleration import Acceleration
 from lightning_action.generator.causality import Visibility
 from lightning_action.generator.checkpointing import Checkpointing
-from lightning_action.generator.cost import video_flops
+from lightning_action.generator.estimates import video_flops
 from lightning_action.generator.quantization import Quantization
 from lightning_action.weights.safetensors_files import write_safetensors
 

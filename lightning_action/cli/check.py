@@ -32,7 +32,7 @@ from lightning_action.cli.support.dry_run import (
 from lightning_action.cli.support.parts_cli import PartsCLI
 from lightning_action.cli.support.text_table import Row, span, text_table
 from lightning_action.distributed.sharding import Sharding
-from lightning_action.generator.cost import Flops, Parameters
+from lightning_action.generator.estimates import Flops, Parameters
 from lightning_action.module.action_video_module import ActionVideoModule
 
 T = TypeVar("T")

@@ -26,7 +26,7 @@ from lightning_action.evaluation.obedience import ObedienceTest
 from lightning_action.evaluation.probes import Generate
 from lightning_action.evaluation.report.provenance import data_fingerprint
 from lightning_action.evaluation.report.report import format_table
-from lightning_action.generator.cost import training_flops
+from lightning_action.generator.estimates import training_flops
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.losses import Encoded, FlowMatchingLosses, Loss
 from lightning_action.module.generative_module import GenerativeModule

@@ -10,7 +10,7 @@ import torch
 
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generator import causality
-from lightning_action.generator.cost import training_flops
+from lightning_action.generator.estimates import training_flops
 from lightning_action.losses import Encoded, Loss
 from lightning_action.module.action_video_module import ActionVideoModule
 from tests.support.sprite_module import LATENTS, data, ready
@@ -114,7 +114,7 @@ def test_noise_on_the_past_is_for_teacher_forcing() -> None:
 
 @pytest.mark.parametrize("objective", ["teacher_forcing", "diffusion_forcing"])
 def test_operations_of_a_training_step(objective: str) -> None:
-    """Of two videos of five latent frames of four tokens; what one of them costs is shown in test_cost.py."""
+    """Of two videos of five latent frames of four tokens; what one of them costs is shown in test_estimates.py."""
     module, batch = ready(objective=objective)
     sees = causality.teacher_forcing if objective == "teacher_forcing" else causality.block_causal
     one = training_flops(module.generator, sees(LATENTS, module.causality), 4)

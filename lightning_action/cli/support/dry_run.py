@@ -15,7 +15,7 @@ from lightning_action.batch import Batch, frame_size, num_pixel_frames, pixel_fr
 from lightning_action.diffusion import objectives
 from lightning_action.frozen.interfaces import FrozenPart
 from lightning_action.generator.causality import Visibility
-from lightning_action.generator.cost import (
+from lightning_action.generator.estimates import (
     Flops,
     Parameters,
     activation_bytes,

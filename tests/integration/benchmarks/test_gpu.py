@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from benchmarks import _gpu_bench, gpu
 from lightning_action.generator.causality import Visibility
-from lightning_action.generator.cost import video_flops
+from lightning_action.generator.estimates import video_flops
 from lightning_action.generator.model import CausalWanModel
 from tests.support.forked_processes import end_of, random_port, start_rank
 

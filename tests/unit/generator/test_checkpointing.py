@@ -7,7 +7,7 @@ from torch import Tensor
 from lightning_action.checkpoints.lora import LoRASettings, inject_lora
 from lightning_action.generator.causality import BlockCausality
 from lightning_action.generator.checkpointing import Checkpointing
-from lightning_action.generator.cost import activation_bytes
+from lightning_action.generator.estimates import activation_bytes
 from tests.support.attentions import Attentions
 from tests.support.small_generator import fill, small_generator, small_inputs
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_action.checkpoints.lora import LoRASettings, inject_lora
 from lightning_action.generator.causality import BlockCausality, bidirectional
-from lightning_action.generator.cost import context_flops, video_flops
+from lightning_action.generator.estimates import context_flops, video_flops
 from lightning_action.generator.kv_cache import KVCache
 from lightning_action.generator.layers import CrossAttention, SelfAttention
 from lightning_action.generator.model import CausalWanModel

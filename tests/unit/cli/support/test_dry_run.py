@@ -22,7 +22,7 @@ from lightning_action.cli.support.dry_run import (
 from lightning_action.frozen.umt5 import UMT5TextEncoder
 from lightning_action.generation.sampling import Sampling
 from lightning_action.generator.causality import BlockCausality
-from lightning_action.generator.cost import Parameters, count
+from lightning_action.generator.estimates import Parameters, count
 from lightning_action.generator.kv_cache import KVCache
 from tests.support.small_generator import small_generator
 from tests.support.small_module import batch_of, small_module

@@ -1,4 +1,4 @@
-"""Costs of a generator, from its shapes alone: parameters, floating-point operations, memory.
+"""Estimates of what a generator costs, from its shapes alone: parameters, floating-point operations, memory.
 
 Everything works for a network on the meta device. N tokens, D the width, S tokens of a latent frame.
 

@@ -16,7 +16,7 @@ from lightning_action.generator.causality import (
     block_causal,
     teacher_forcing,
 )
-from lightning_action.generator.cost import (
+from lightning_action.generator.estimates import (
     activation_bytes,
     context_cache_bytes,
     context_flops,
