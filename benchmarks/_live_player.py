@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 import sys
 import time
+from typing import Any
 
 from websockets.sync.client import connect
 
-from lightning_action.play.messages import unpack_block
-
 # Seconds between two changes of what is held.
 HELD_SECONDS = (0.3, 1.5)
+
+
+def unpack_block(message: bytes) -> tuple[dict[str, Any], bytes]:
+    """Take apart what `lightning_action.play.messages.pack_block` puts together."""
+    (length,) = struct.unpack(">I", message[:4])
+    header: dict[str, Any] = json.loads(message[4 : 4 + length])
+    return header, message[4 + length :]
 
 
 def play(port: int, seed: int, seconds: float) -> None:

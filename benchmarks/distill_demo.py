@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._random_object import RandomObject, determined_psnr, look_at, object_share, realism
+from benchmarks.wrong_actions import config_of
 from lightning_action import ActionVideoModule, MovingSpriteWorld, SpriteDataModule, load_run
 from lightning_action.atomic import write_json
 from lightning_action.batch import Batch, from_unit_range
@@ -103,7 +104,7 @@ def students(settings: Settings) -> dict[str, Path]:
 def loaded(folder: Path) -> ActionVideoModule:
     """The model of a run, with its averages where it has them, as `RunWeights` takes them for a teacher."""
     run = RunWeights(str(folder))
-    module = load_run(run.require_config(), run.path)
+    module = load_run(config_of(run), run.path)
     if AVERAGES in torch.load(run.path, weights_only=True, mmap=True):
         load_averages(module, run.path)
     return module

@@ -67,9 +67,16 @@ class MistakenWorld(MovingSpriteWorld):
         return super().simulate(start, self.mistake(actions))
 
 
+def config_of(run: RunWeights) -> Path:
+    """Return the configuration of a run, which must have one."""
+    if run.config is None:
+        raise FileNotFoundError(f"no config_fit.yaml in {run.generator} or below it: name the folder of a run")
+    return run.config
+
+
 def go_on(run: RunWeights, mistake: Mistake, world: dict[str, Any], num_steps: int) -> ActionVideoModule:
     """Load the run, and train it further on mistaken videos."""
-    module = load_run(run.require_config(), run.path).train()
+    module = load_run(config_of(run), run.path).train()
     trainer = L.Trainer(
         accelerator="cpu",
         devices=1,
@@ -100,7 +107,7 @@ def measure(module: ActionVideoModule, world: dict[str, Any], num_videos: int) -
 @torch.no_grad()
 def blind(run: RunWeights) -> ActionVideoModule:
     """Load the run without its actions: what is left is what the backbone knows."""
-    module = load_run(run.require_config(), run.path)
+    module = load_run(config_of(run), run.path)
     assert module.action_projection is not None
     for parameter in module.action_projection.parameters():
         parameter.zero_()
@@ -119,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.simplefilter("ignore")
     trained = RunWeights(options.run)
-    world = yaml.safe_load(trained.require_config().read_text())["data"]["init_args"]["world"]["init_args"]
+    world = yaml.safe_load(config_of(trained).read_text())["data"]["init_args"]["world"]["init_args"]
     reports: dict[str, Report] = {}
     for name in options.only or [*MISTAKES, "blind"]:
         module = blind(trained) if name == "blind" else go_on(trained, MISTAKES[name], world, options.steps)

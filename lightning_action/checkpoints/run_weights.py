@@ -64,16 +64,6 @@ class RunWeights:
         saved = [*folder.glob("config_fit.yaml"), *folder.glob("*/version_*/config_fit.yaml")]
         return max(saved, key=lambda path: path.stat().st_mtime, default=None)
 
-    def require_config(self) -> Path:
-        """Return `config`.
-
-        Raises:
-            FileNotFoundError: The run has no configuration.
-        """
-        if self.config is None:
-            raise FileNotFoundError(f"no config_fit.yaml in {self.generator} or below it: name the folder of a run")
-        return self.config
-
     def saved_settings(self) -> dict[str, Any] | None:
         """Return the settings of the model in the run's configuration; None where the run has none."""
         if self.config is None:

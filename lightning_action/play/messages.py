@@ -159,10 +159,3 @@ def pack_block(header: Mapping[str, Any], picture: bytes) -> bytes:
     """Put a block into one binary message: the length of the header (4 bytes, big endian), the header, the picture."""
     head = json.dumps(header).encode()
     return struct.pack(">I", len(head)) + head + picture
-
-
-def unpack_block(message: bytes) -> tuple[dict[str, Any], bytes]:
-    """Take apart what `pack_block` has put together."""
-    (length,) = struct.unpack(">I", message[:4])
-    header: dict[str, Any] = json.loads(message[4 : 4 + length])
-    return header, message[4 + length :]

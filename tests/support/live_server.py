@@ -13,10 +13,10 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
+from benchmarks._live_player import unpack_block
 from lightning_action.play.access import Access
 from lightning_action.play.action_map import default_map
 from lightning_action.play.live_world import Stage
-from lightning_action.play.messages import unpack_block
 from lightning_action.play.server import Playground, PlayServer, new_server
 
 

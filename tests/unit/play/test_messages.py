@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks._live_player import unpack_block
 from lightning_action.play.messages import (
     Hold,
     Message,
@@ -19,7 +20,6 @@ from lightning_action.play.messages import (
     Step,
     pack_block,
     read_message,
-    unpack_block,
 )
 
 # A space that does not break, and a letter of three code points.
