@@ -92,10 +92,43 @@ def given_rows(actions: Any, frames: range, schema: ActionSchema, num_worlds: in
         return None
     if actions is None:
         return torch.zeros(num_worlds, 0, schema.num_columns)
-    rows = on_host(actions)
+    rows = _on_host(actions)
     if rows.ndim != 3 or len(rows) != num_worlds:
         raise ValueError(f"expected actions [{num_worlds}, rows, columns], got {list(rows.shape)}")
     schema.encode_frames(rows, frames)
+    return rows
+
+
+def given_row(action: Any, schema: ActionSchema, num_worlds: int) -> Tensor:
+    """Take one action of each world, `[B, columns]`, or of all alike, `[columns]`, as rows `[B, 1, columns]`.
+
+    Raises:
+        ValueError: The action has another shape, or does not fit the schema.
+    """
+    row = _on_host(action)
+    if row.ndim not in (1, 2) or (row.ndim == 2 and len(row) != num_worlds):
+        raise ValueError(
+            f"an action is [columns] or [{num_worlds}, columns], with {schema.num_columns} columns, got "
+            f"{list(row.shape)}"
+        )
+    rows = row.expand(num_worlds, -1)[:, None]
+    schema.encode_rows(rows)
+    return rows
+
+
+def given_rows_wanted(actions: Any, num_rows: int, schema: ActionSchema, num_worlds: int) -> Tensor:
+    """Take all action rows that a block wants, `[B, num_rows, columns]`.
+
+    Raises:
+        ValueError: The rows have another shape, or do not fit the schema.
+    """
+    rows = _on_host(actions)
+    if rows.ndim != 3 or tuple(rows.shape[:2]) != (num_worlds, num_rows):
+        raise ValueError(
+            f"expected actions [{num_worlds}, {num_rows}, {schema.num_columns}], the rows that are missing until the "
+            f"next block, got {list(rows.shape)}"
+        )
+    schema.encode_rows(rows)
     return rows
 
 
@@ -112,6 +145,6 @@ def given_size(video: Tensor | None, frame_size: tuple[int, int] | None) -> tupl
     return height, width
 
 
-def on_host(actions: Any) -> Tensor:
+def _on_host(actions: Any) -> Tensor:
     """Bring action rows to the CPU: they are few, and looked at before they are taken."""
     return torch.as_tensor(actions).cpu()

@@ -22,10 +22,11 @@ from lightning_action.generation.session_inputs import (
     given_frames,
     given_numbers,
     given_prompts,
+    given_row,
     given_rows,
+    given_rows_wanted,
     given_size,
     given_worlds,
-    on_host,
 )
 from lightning_action.generation.video import VideoGenerator
 from lightning_action.generator.causality import BlockCausality
@@ -176,28 +177,13 @@ class WorldSession:
                 the values are in the cache already, and the worlds need a `reset`.
         """
         self._require_room(self._require_worlds().block.stop)
-        row = on_host(action)
-        if row.ndim not in (1, 2) or (row.ndim == 2 and len(row) != self.num_worlds):
-            raise ValueError(
-                f"an action is [columns] or [{self.num_worlds}, columns], with {self.schema.num_columns} columns, got "
-                f"{list(row.shape)}"
-            )
-        row = row.expand(self.num_worlds, -1)
-        self.schema.encode_rows(row[:, None])
-        return self._take(row[:, None])
+        return self._take(given_row(action, self.schema, self.num_worlds))
 
     @torch.no_grad()
     def step_block(self, actions: Any) -> Tensor:
         """Take all rows that are wanted, `[B, rows_wanted, columns]`, at once; otherwise as `step`."""
         self._require_room(self._require_worlds().block.stop)
-        rows = on_host(actions)
-        if rows.ndim != 3 or tuple(rows.shape[:2]) != (self.num_worlds, self.rows_wanted):
-            raise ValueError(
-                f"expected actions [{self.num_worlds}, {self.rows_wanted}, {self.schema.num_columns}], the rows that "
-                f"are missing until the next block, got {list(rows.shape)}"
-            )
-        self.schema.encode_rows(rows)
-        return self._take(rows)
+        return self._take(given_rows_wanted(actions, self.rows_wanted, self.schema, self.num_worlds))
 
     def stream(self, actions: Iterable[Any]) -> Iterator[Tensor]:
         """Take rows as `step` does, and yield the frames of each block."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,9 @@ from lightning_action.generation.session_inputs import (
     given_frames,
     given_numbers,
     given_prompts,
+    given_row,
     given_rows,
+    given_rows_wanted,
     given_size,
     given_worlds,
 )
@@ -35,6 +38,9 @@ def test_rows_are_those_of_their_frames() -> None:
     assert given_rows(None, range(2), SCHEMA, 2) is None
     given = torch.rand(2, 4, 3)
     assert given_rows(given.tolist(), range(2), SCHEMA, 2).equal(given)  # type: ignore[union-attr]
+    assert given_rows_wanted(given.tolist(), 4, SCHEMA, 2).equal(given)
+    assert given_row(given[:, 3], SCHEMA, 2).equal(given[:, 3:])
+    assert given_row([0.5, -0.5, 1], SCHEMA, 2).equal(torch.tensor([[[0.5, -0.5, 1]]] * 2))
 
 
 @pytest.mark.parametrize(
@@ -44,14 +50,14 @@ def test_rows_are_those_of_their_frames() -> None:
         (lambda: given_prompts([1, 2], 2), "a prompt, or 2 of them"),  # type: ignore[list-item]
         (lambda: given_numbers([0.5, 1], 2), "a whole number for each world"),
         (lambda: given_numbers([0], 2), r"sample_id of 2 worlds, got \[0\]"),
-        (lambda: given_worlds([], 2), "numbers from 0 to 1"),
-        (lambda: given_worlds([2], 2), "numbers from 0 to 1"),
-        (lambda: given_worlds(torch.tensor([True, False]), 2), "numbers from 0 to 1"),
         (lambda: given_frames(torch.zeros(1, 1, 3, 2, 2), 2), r"\[2, T, 3, H, W\] in \[0, 1\], got torch.float32"),
         (lambda: given_frames(torch.full((2, 1, 3, 2, 2), 1.2), 2), "got values from 1.2 to 1.2"),
         (lambda: given_frames(torch.full((2, 1, 3, 2, 2), torch.nan), 2), "got values from nan"),
         (lambda: given_rows(torch.zeros(4, 3), range(2), SCHEMA, 2), r"\[2, rows, columns\], got \[4, 3\]"),
         (lambda: given_rows(torch.zeros(2, 5, 3), range(2), SCHEMA, 2), r"must be \[B, 4, 3\]"),
+        (lambda: given_row(torch.zeros(1, 3), SCHEMA, 2), r"\[2, columns\], with 3 columns, got \[1, 3\]"),
+        (lambda: given_row([0.5, torch.nan, 0], SCHEMA, 2), "not finite"),
+        (lambda: given_rows_wanted(torch.zeros(2, 3, 3), 4, SCHEMA, 2), r"actions \[2, 4, 3\].*got \[2, 3, 3\]"),
         (lambda: given_size(torch.zeros(2, 1, 3, 4, 6), (4, 6)), "leave frame_size out"),
         (lambda: given_size(None, (4, 0)), "width must be a whole number of at least 1, got 0"),
     ],
@@ -59,3 +65,11 @@ def test_rows_are_those_of_their_frames() -> None:
 def test_what_does_not_fit_is_refused(refused: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         refused()
+
+
+@pytest.mark.parametrize(
+    "chosen", [[2], [-1], [], [True, False], torch.tensor([True, False]), np.array([True]), [0.0], [1, True], 1, "0"]
+)
+def test_what_names_no_worlds_is_refused(chosen: Any) -> None:
+    with pytest.raises(ValueError, match="expected one or more worlds by their numbers from 0 to 1, got "):
+        given_worlds(chosen, 2)

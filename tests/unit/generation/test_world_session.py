@@ -253,17 +253,6 @@ def test_worlds_are_selected_by_whole_numbers_of_any_kind(chosen: Any) -> None:
     torch.testing.assert_close(some.step_block(rows[[1, 0, 1], 1:4]), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "chosen", [[2], [-1], [], [True, False], torch.tensor([True, False]), np.array([True]), [0.0], [1, True], 1, "0"]
-)
-def test_what_names_no_worlds_is_refused(chosen: Any) -> None:
-    module, frames, _ = worlds(5)
-    session = module.open_session(2)
-    session.reset(frames[:, :1], PROMPTS)
-    with pytest.raises(ValueError, match="expected one or more worlds by their numbers from 0 to 1, got "):
-        session.select(chosen)
-
-
 def test_sessions_of_one_model_do_not_disturb_each_other() -> None:
     module, frames, rows = worlds(9)
     alone = [session_frames(module, frames, rows, 28, seed=1), session_frames(module, 1 - frames, -rows, 28, seed=2)]
