@@ -250,7 +250,7 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
         """
         self._randoms = self._seeded(seed)
         self.close_extras()
-        infos = self._begin(list(range(self.num_envs)), options)
+        infos = self._begin(list(range(self.num_envs)), options, {})
         return self._observations(), infos
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -319,14 +319,12 @@ class WorldModelVectorEnv(VectorEnv[np.ndarray, Any, np.ndarray]):
             for own, random in zip(seeds, self._randoms, strict=True)
         ]
 
-    def _begin(
-        self, worlds: list[int], options: dict[str, Any] | None, infos: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def _begin(self, worlds: list[int], options: dict[str, Any] | None, infos: dict[str, Any]) -> dict[str, Any]:
+        """Begin some worlds anew, as a batch of their own; return `infos` with what is known of them."""
         drawn = [draw_start(self._randoms[world], options) for world in worlds]
         group = self._worlds.begin([start for start, _ in drawn], [sample for _, sample in drawn])
         group.worlds = worlds
         self._groups.append(group)
-        infos = {} if infos is None else infos
         for world, (start, _) in zip(worlds, drawn, strict=True):
             self._num_steps[world], self._start_of[world], self._has_ended[world] = 0, start, False
             infos = self._add_info(infos, {"start": start, "step": 0}, world)
