@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from lightning_action.batch import Batch, infers_actions, num_pixel_frames, samples_without_action
 from lightning_action.cli.check import precision_of
-from lightning_action.cli.support.device import choose_device
-from lightning_action.cli.support.parts_cli import PartsCLI
+from lightning_action.cli.support.parts_cli import PartsCLI, choose_device
 from lightning_action.cli.support.text_table import text_table
 from lightning_action.diffusion.flow_matching import NUM_TRAIN_TIMESTEPS, add_noise
 from lightning_action.diffusion.noise import frame_noise

@@ -16,9 +16,8 @@ from tqdm import tqdm
 from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import num_latent_frames
 from lightning_action.checkpoints.pretrained import prepare_codec
-from lightning_action.cli.support.device import choose_device
 from lightning_action.cli.support.folder_lock import FolderLock
-from lightning_action.cli.support.parts_cli import PartsCLI
+from lightning_action.cli.support.parts_cli import PartsCLI, choose_device
 from lightning_action.data.clip_encoding import ClipData, cut_clip, encode_clip, encode_prompt
 from lightning_action.data.latent_store import CODEC, Encoding, StoredClip, WindowStarts
 from lightning_action.data.latent_writer import StoreWriter, write_once

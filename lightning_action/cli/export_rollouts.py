@@ -23,7 +23,7 @@ from lightning_action.batch import (
     to_unit_range,
 )
 from lightning_action.cli.support.data_section import build_data, load_samples
-from lightning_action.cli.support.device import choose_device
+from lightning_action.cli.support.parts_cli import choose_device
 from lightning_action.evaluation.known_state import Simulate, simulator
 from lightning_action.evaluation.worldproof_folder import RolloutFacts, actions_by_frame, write_rollout
 from lightning_action.generation.clock import Clock

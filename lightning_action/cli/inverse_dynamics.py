@@ -16,7 +16,7 @@ from lightning_action.assembly import HasActionSchema
 from lightning_action.atomic import require_new_folder
 from lightning_action.batch import Batch, acting, has_actions, num_latent_frames, to_unit_range
 from lightning_action.cli.support.data_section import parse_data
-from lightning_action.cli.support.device import choose_device
+from lightning_action.cli.support.parts_cli import choose_device
 from lightning_action.cli.support.text_table import Row, text_table
 from lightning_action.cli.support.usage import RunParser
 from lightning_action.data.recorded import RecordedDataModule

@@ -1,10 +1,12 @@
-"""A configuration parsed as a Trainer's verbs parse it, of which only the model and the data are built."""
+"""What verbs without a Trainer share: model and data of a configuration that is parsed as for one, and their device."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import lightning as L
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -46,3 +48,19 @@ class PartsCLI(ActionVideoCLI):
         """Leave the Trainer out: it would ask for the devices of the configuration."""
         parts = self.parser.instantiate(Namespace(model=self.config.model, data=self.config.data))
         self.model, self.datamodule = parts.model, parts.data
+
+
+def choose_device(name: str, rank: int) -> torch.device:
+    """Find a device by its name; `auto` shares out the GPUs, and is the CPU where there are none.
+
+    Raises:
+        ValueError: The name is that of no kind of device.
+    """
+    if name != "auto":
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"expected a device such as cuda:0 or cpu, or auto, got {name!r}") from error
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())

@@ -9,9 +9,8 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_action.cli.support.device import choose_device
 from lightning_action.cli.support.mistakes import UsageError
-from lightning_action.cli.support.parts_cli import PartsCLI
+from lightning_action.cli.support.parts_cli import PartsCLI, choose_device
 from lightning_action.data.split_data import SplitDataModule
 from lightning_action.generator.attention_kernels import hold_attention_kernels
 from lightning_action.module.action_video_module import ActionVideoModule

@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lightning_action import ActionVideoModule, SpriteDataModule
 from lightning_action.cli.support.mistakes import UsageError
-from lightning_action.cli.support.parts_cli import PartsCLI
+from lightning_action.cli.support.parts_cli import PartsCLI, choose_device
 from tests.support.written_run import CONFIG
 
 
@@ -28,3 +29,12 @@ def test_model_and_data_are_built_and_no_trainer(tmp_path: Path) -> None:
 def test_a_mistake_names_the_verb(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"there is no option --modl.seed: did you mean .* check --help lists what"):
         parse(tmp_path, "--modl.seed=7")
+
+
+def test_devices() -> None:
+    assert choose_device("cpu", 3) == torch.device("cpu")
+    assert choose_device("cuda:1", 0) == torch.device("cuda", 1)
+    if not torch.cuda.is_available():
+        assert choose_device("auto", 3) == torch.device("cpu")
+    with pytest.raises(ValueError, match="expected a device such as cuda:0 or cpu, or auto, got 'gpu'"):
+        choose_device("gpu", 0)
