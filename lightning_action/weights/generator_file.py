@@ -21,7 +21,7 @@ from lightning_action.weights.low_rank import (
     scales,
     take_told,
 )
-from lightning_action.weights.names import few, from_diffusers_name, parts_with, unwrapped
+from lightning_action.weights.names import below, few, from_diffusers_name, parts_with, unwrapped
 from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, find_weights, read_tensors, read_values
 from lightning_action.weights.values import PLAIN_REMEDY
 
@@ -108,21 +108,21 @@ def read_generator(path: str | Path, lora_alpha: float | None = None) -> Generat
         raise ValueError(f"{path} is quantised (it holds {quantised[0]}): {PLAIN_REMEDY}")
     told = take_told(file, entries) if low_rank_layers(entries) else ()
     part = _choose_part(entries, str(path))
-    inside = {name.removeprefix(part): entry for name, entry in entries.items() if name.startswith(part)}
+    inside = below(entries, part)
     dropped = tuple(name for name in inside if _EXTRA_HEADS.match(name))
     kept = {name: entry for name, entry in inside.items() if name not in dropped}
     if any(name.startswith("condition_embedder.") for name in kept):
         kept = {from_diffusers_name(name): entry for name, entry in kept.items()}
     layers = low_rank_layers(kept)
     low_rank = {n: e for n, e in kept.items() if is_low_rank(n) or n.removesuffix(".alpha") in layers}
-    require_weights({n: e for n, e in kept.items() if n not in low_rank}, f"{path} holds no plain generator")
-    base = LazyTensors(_split_fused({name: entry for name, entry in kept.items() if name not in low_rank}))
+    plain = {name: entry for name, entry in kept.items() if name not in low_rank}
+    require_weights(plain, f"{path} holds no plain generator")
     changes = low_rank_changes(low_rank, lora_alpha, str(path), told)
     ignored = {_outermost(name, part) for name in entries if not name.startswith(part)}
     return GeneratorCheckpoint(
         source=str(file),
         said=read_values(file),
-        tensors=add_changes(base, changes, str(path)),
+        tensors=add_changes(LazyTensors(_split_fused(plain)), changes, str(path)),
         part=part,
         dropped=dropped,
         ignored=tuple(sorted(ignored)),
@@ -150,9 +150,7 @@ def read_action_projection(path: str | Path) -> LazyTensors:
             f"{path} holds {len(parts)} action projections{': ' if parts else ''}{', '.join(parts)}: expected one "
             f"part with {' and '.join(_PROJECTION_HAS)}"
         )
-    return LazyTensors(
-        {name.removeprefix(parts[0]): entry for name, entry in entries.items() if name.startswith(parts[0])}
-    )
+    return LazyTensors(below(entries, parts[0]))
 
 
 def _outermost(name: str, part: str) -> str:

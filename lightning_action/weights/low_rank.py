@@ -14,7 +14,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from lightning_action.weights.names import few, to_diffusers_name, unwrapped
+from lightning_action.weights.names import below, few, to_diffusers_name, unwrapped
 from lightning_action.weights.scale import Alpha, Told, as_alpha, find_alpha, read_told, require_plain
 from lightning_action.weights.tensor_files import LazyTensor, LazyTensors, as_lazy, find_weights, read_tensors
 from lightning_action.weights.values import DTYPES, is_finite
@@ -82,7 +82,7 @@ def read_low_rank(path: str | Path, alpha: float | None = None) -> dict[str, Wei
     entries = unwrapped(read_tensors(file).entries, str(file))
     told = () if alpha is not None else take_told(file, entries)
     for outer in _OUTER:
-        inside = {name.removeprefix(outer): entry for name, entry in entries.items() if name.startswith(outer)}
+        inside = below(entries, outer)
         if any((match := _PART.fullmatch(name)) and match[4] != "alpha" for name in inside):
             return low_rank_changes(inside, alpha, str(file), told)
     for name in entries:

@@ -84,8 +84,13 @@ def inside(entries: Mapping[str, T], tensors: Sequence[str], source: str) -> dic
         if len(parts) > 1 and "" not in parts:
             raise ValueError(f"{source} holds several networks ({', '.join(parts)}): save the one you mean alone")
         if parts and "" not in parts:
-            return {name.removeprefix(parts[0]): entry for name, entry in entries.items() if name.startswith(parts[0])}
+            return below(entries, parts[0])
     return dict(entries)
+
+
+def below(entries: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """Take the entries whose names begin with a prefix, and leave that out of their names."""
+    return {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
 
 
 def parts_with(names: Iterable[str], tensor: str) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_action.weights.file_kinds import FileKind, kind_of
-from lightning_action.weights.names import few
+from lightning_action.weights.names import below, few
 from lightning_action.weights.safetensors_files import read_metadata, read_safetensors
 from lightning_action.weights.values import PLAIN_REMEDY
 
@@ -67,8 +67,7 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def below(self, name: str) -> LazyTensors:
         """Return the tensors of a part: `below("head")` has as `modulation` what is `head.modulation` here."""
-        entries = self.entries.items()
-        return LazyTensors({n.removeprefix(f"{name}."): entry for n, entry in entries if n.startswith(f"{name}.")})
+        return LazyTensors(below(self.entries, f"{name}."))
 
     def __contains__(self, name: object) -> bool:
         return name in self.entries
