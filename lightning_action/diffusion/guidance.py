@@ -49,6 +49,11 @@ class Guidance:
         """Conditions that velocities are needed under, the first of which is the one that is pushed."""
         return (self._own, *(branch for branch, _ in self._others))
 
+    @property
+    def takes_negative_prompt(self) -> bool:
+        """True if a velocity is needed under the negative prompt."""
+        return not all(branch.takes_prompt for branch in self.branches)
+
     def combine(self, velocities: Sequence[Tensor], timestep: float) -> Tensor:
         """Compute the guided velocity from that of each branch.
 

@@ -17,7 +17,7 @@ from lightning_action.assembly import Factories
 from lightning_action.batch import Batch
 from lightning_action.checkpoints.run_weights import RunWeights
 from lightning_action.diffusion.guidance import Guidance
-from lightning_action.distillation.score import LatentClip, ScoreNetwork, Sight, modulation_of
+from lightning_action.distillation.score import LatentClip, ScoreNetwork, Sight
 from lightning_action.distributed.sharding import is_sharded
 from lightning_action.generation.video import whole_video
 from lightning_action.generator.model import CausalWanModel
@@ -233,13 +233,9 @@ class DistilledModule(ActionVideoModule):
 
     def _clip(self, clean: Tensor, text: Tensor, batch: Batch, num_initial_latents: int = 0) -> LatentClip:
         """A clip under the prompts and actions of a batch, and what guidance of the teacher needs."""
-        guided = not all(branch.takes_prompt for branch in self.teacher_guidance.branches)
+        guided = self.teacher_guidance.takes_negative_prompt
         negative = self.batch_generator.negative_text(batch, self.sampling) if guided else None
         return LatentClip(clean, text, batch, self.causality, num_initial_latents, negative)
-
-    def _modulation(self, clip: LatentClip) -> Tensor | None:
-        """Modulation of a clip's actions by the student's projection."""
-        return modulation_of(self.conditioning, clip)
 
     def _randoms(self, batch: Batch, stream: int, batch_idx: int) -> list[torch.Generator]:
         """A random generator for each sample, from (seed, epoch, batch, sample) alone."""

@@ -19,7 +19,7 @@ from lightning_action.diffusion.flow_matching import per_frame as over_latents
 from lightning_action.diffusion.noise import own_noise
 from lightning_action.diffusion.objectives import draw_for_blocks, teacher_forcing
 from lightning_action.distillation.distilled_module import DistilledModule
-from lightning_action.distillation.score import LatentClip, Noised, causal, frames_that_count, with_noise
+from lightning_action.distillation.score import LatentClip, Noised, causal, frames_that_count, modulation_of, with_noise
 from lightning_action.losses import with_past_noise
 from lightning_action.ranges import require_numbers
 
@@ -112,7 +112,8 @@ class LandingDistillation(DistilledModule):
         noised = with_noise(clip, self._level_at(places, clip), noise)
         with torch.no_grad():
             aim = self._aim(clip, noised, places)
-        landed = landing(noised, causal(self.generator, clip, noised, clip.text, self._modulation(clip)))
+        modulation = modulation_of(self.conditioning, clip)
+        landed = landing(noised, causal(self.generator, clip, noised, clip.text, modulation))
         counts = frames_that_count(clip)
         per_frame = (landed.float() - aim.float()).square().mean(dim=(2, 3, 4))[:, counts]
         loss = per_frame.mean()

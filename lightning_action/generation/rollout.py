@@ -304,7 +304,7 @@ class CausalRollout:
 
     def _text_cache(self, text: Tensor, negative_text: Tensor | None) -> TextCache:
         if negative_text is None:
-            if not all(branch.takes_prompt for branch in self._branches):
+            if self.guidance.takes_negative_prompt:
                 raise ValueError(
                     "guidance by prompts needs negative_text, the encoded negative prompts [B, L, text_dim]"
                 )

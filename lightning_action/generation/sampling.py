@@ -96,7 +96,7 @@ class Sampling:
     @property
     def takes_negative_prompt(self) -> bool:
         """True if the negative prompt is asked for."""
-        return not all(branch.takes_prompt for branch in self.guidance.branches)
+        return self.guidance.takes_negative_prompt
 
     @property
     def num_steps(self) -> int:

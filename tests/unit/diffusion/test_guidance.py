@@ -22,7 +22,9 @@ OWN, NO_PROMPT, NO_ACTION = Branch(), Branch(takes_prompt=False), Branch(takes_a
     ],
 )
 def test_only_what_is_needed_is_computed(prompt_scale: float, action_scale: float, branches: list[Branch]) -> None:
-    assert list(Guidance(prompt_scale, action_scale).branches) == branches
+    guidance = Guidance(prompt_scale, action_scale)
+    assert list(guidance.branches) == branches
+    assert guidance.takes_negative_prompt == any(not branch.takes_prompt for branch in branches)
 
 
 def test_one_alone_is_the_usual_classifier_free_guidance() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_action.checkpoints.lora import LoRASettings
 from lightning_action.diffusion.noise import own_noise
 from lightning_action.distillation.dmd import ActionDistillation
-from lightning_action.distillation.score import LatentClip
+from lightning_action.distillation.score import LatentClip, modulation_of
 from lightning_action.distillation.self_rollout import SelfRollout
 from lightning_action.generation.rollout import CausalRollout
 from lightning_action.generation.sampling import Sampling
@@ -67,11 +67,11 @@ def test_the_step_is_that_of_a_straightforward_reference(teacher: Path, sight: A
         None,
         batch,
         3,
-        module._modulation(clip_of(module, batch, torch.zeros(2, 4, 7, 4, 4).double(), 0)),
+        modulation_of(module.conditioning, clip_of(module, batch, torch.zeros(2, 4, 7, 4, 4).double(), 0)),
         True,
     )
     critic_loss, student_loss = reference(module, batch, made.clean, num_initial)
-    modulation = module._modulation(clip_of(module, batch, made.clean, 0))
+    modulation = modulation_of(module.conditioning, clip_of(module, batch, made.clean, 0))
     text = module.frozen.text_of(batch, "cpu", torch.float64)
     video = made.with_gradient(module.generator, text, module.schedule, modulation)
     expected = critic_loss + student_loss(video)
@@ -140,10 +140,17 @@ def test_each_loss_moves_its_own_network(teacher: Path) -> None:
     assert has == {"student": False, "critic": True, "teacher": False}
     module.zero_grad()
     video = module.make_clip(
-        module.batch_generator.start_of(batch, module.sampling), None, batch, 0, module._modulation(clip), True
+        module.batch_generator.start_of(batch, module.sampling),
+        None,
+        batch,
+        0,
+        modulation_of(module.conditioning, clip),
+        True,
     )
     module.student_loss(
-        clip, video.with_gradient(module.generator, clip.text, module.schedule, module._modulation(clip)), 0
+        clip,
+        video.with_gradient(module.generator, clip.text, module.schedule, modulation_of(module.conditioning, clip)),
+        0,
     ).backward()
     has = {name: any(p.grad is not None for p in its) for name, its in groups(module).items()}
     assert has == {"student": True, "critic": False, "teacher": False}
@@ -273,7 +280,7 @@ def test_blind_scores_do_not_know_the_actions(teacher: Path) -> None:
                 None,
                 each,
                 0,
-                module._modulation(clip_of(module, each, clean, 1)),
+                modulation_of(module.conditioning, clip_of(module, each, clean, 1)),
                 False,
             )
             for each in (batch, other)
@@ -346,7 +353,7 @@ def made_in_chunks(
         if going is not None:
             start, batch = going.next(start, batch, module.schema)
         clean = torch.zeros(2, LATENTS, 7, 4, 4).double()
-        modulations.append(module._modulation(clip_of(module, batch, clean, start.num_initial_latents)))
+        modulations.append(modulation_of(module.conditioning, clip_of(module, batch, clean, start.num_initial_latents)))
         made.append(module.make_clip(start, going, batch, batch_idx, modulations[-1], True))
     return made, modulations
 
