@@ -189,6 +189,11 @@ class ActionSchema:
         return sum(part.num_columns for part in self.parts)
 
     @property
+    def column_names(self) -> list[str]:
+        """Name of each column of a raw action row."""
+        return [name for part in self.parts for name in part.column_names]
+
+    @property
     def part_widths(self) -> list[int]:
         """Width of each part in a raw action row."""
         return [part.num_columns for part in self.parts]

@@ -207,7 +207,7 @@ def held_actions(schema: ActionSchema, fractions: Sequence[float]) -> list[HeldA
         fractions: Sizes, as fractions of the way from zero to the largest value; the last one is shown.
     """
     zero, reach = zero_and_reach(schema)
-    columns = [name for part in schema.parts for name in part.column_names]
+    columns = schema.column_names
     found = [HeldAction("zero", zero, True)]
     for fraction in fractions:
         for column in reach.nonzero().flatten().tolist():

@@ -199,8 +199,7 @@ class SessionRecording:
             self._folder = self._new_folder()
             self._open.callback(_remove_if_empty, self._folder)
             size = int(frames.shape[-2]), int(frames.shape[-1])
-            columns = [name for part in self._stage.schema.parts for name in part.column_names]
-            features = {"action": NumericFeature(columns)}
+            features = {"action": NumericFeature(self._stage.schema.column_names)}
             self._writer = self._open.enter_context(
                 writing_lerobot(self._folder, int(self._stage.fps), {CAMERA: size}, features, "lightning_action play")
             )

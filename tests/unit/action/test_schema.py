@@ -386,3 +386,8 @@ def test_labels_are_words_alone() -> None:
     for wrong in (["left"], ["left", "left", "right"]):
         with pytest.raises(ValueError, match="'turn' needs 3 different labels, got"):
             ActionPart("turn", "discrete", 3, labels=wrong)
+
+
+def test_columns_have_names() -> None:
+    parts = [ActionPart("move", size=2), ActionPart("turn", "discrete", 3), ActionPart("key", "multi_hot", 2)]
+    assert ActionSchema(parts).column_names == ["move_0", "move_1", "turn", "key_0", "key_1"]
