@@ -20,7 +20,6 @@ from lightning_action.batch import (
     has_actions,
     num_pixel_frames,
     other_actions,
-    to_unit_range,
 )
 from lightning_action.cli.support.data_section import build_data, load_samples
 from lightning_action.cli.support.parts_cli import choose_device
@@ -122,7 +121,7 @@ def rollouts_of(
     differing = (other["action"] != batch["action"]).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if differing:
         other = choose_samples(other, differing)
-        yield "other", other, to_unit_range(simulate(other)[0])
+        yield "other", other, simulate(other)[0]
 
 
 def write_batch(

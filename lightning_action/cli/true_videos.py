@@ -53,7 +53,8 @@ class FileSource:
         require_long_enough(first.num_frames, options.num_initial_frames, self.ratio)
         require_rows(inputs)
         require_rows_of_frames(inputs, first.num_frames, self.ratio)
-        self._locator = None if options.object_color is None else ColorLocator(options.object_color)
+        locator = None if options.object_color is None else ColorLocator(options.object_color)
+        self._find = None if locator is None else lambda video: locator(from_unit_range(video))
         self.fingerprint = data_fingerprint(
             {"video": from_unit_range(self._truth([inputs.names[0]]).video), "sample_id": [0]}
         )
@@ -73,7 +74,7 @@ class FileSource:
                 read("other"),
                 read("null"),
                 None if true_other is None else self._see(true_other, self.inputs.videos["other_truth"][name].path),
-                self._locator,
+                self._find,
                 self._rows("actions", name),
                 self._rows("other_actions", name),
             )
@@ -88,9 +89,9 @@ class FileSource:
         return self._see(video, self.inputs.videos["truth"][names[0]].path)
 
     def _see(self, video: Tensor, path: Path) -> Seen:
-        if self._locator is None:
+        if self._find is None:
             return Seen(video)
-        positions, found = self._locator(from_unit_range(video))
+        positions, found = self._find(video)
         if not bool(found.any()):
             raise ValueError(
                 f"{path} is a true video, and nothing in it has the --object_color: give the colour of the object, as "
@@ -159,11 +160,10 @@ class DataSource:
         """Find what other actions show: from files, else as the simulator plays it."""
         if given is not None:
             reader = self._reader_of(batch)
-            return Seen(given) if reader is None else Seen(given, hold_last_found(*reader(from_unit_range(given))))
+            return Seen(given) if reader is None else Seen(given, hold_last_found(*reader(given)))
         if self._simulate is None:
             return None
-        video, positions = self._simulate({**batch, "action": self._other_rows(batch, names)})
-        return Seen(to_unit_range(video), positions)
+        return Seen(*self._simulate({**batch, "action": self._other_rows(batch, names)}))
 
     def _other_rows(self, batch: Batch, names: list[str]) -> Tensor:
         """Rows of the other actions, `[B, rows, columns]`: as files have them, else of the sample before."""

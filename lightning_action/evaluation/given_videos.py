@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_action.batch import from_unit_range
 from lightning_action.evaluation.evaluator import Evaluator, Seen
 from lightning_action.evaluation.metrics.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
 from lightning_action.evaluation.metrics.video_quality import psnr
@@ -29,8 +28,8 @@ class GivenEpisodes:
         other: Videos of the model from the same starts under other actions; None where there are none.
         null: Videos of the model from the same starts without actions; None where there are none.
         truth_other: True videos under the other actions; None where nobody knows them.
-        read_positions: Function from videos in [-1, 1] to positions `[B, T, 2]` and whether they were found `[B, T]`;
-            None where nobody can tell.
+        read_positions: Function from videos to positions `[B, T, 2]` and whether they were found `[B, T]`; None where
+            nobody can tell.
         action: True action rows `[B, rows, columns]`, NaN where an episode has none; None where nobody knows them.
         action_other: The other action rows, of the same shape.
     """
@@ -49,7 +48,7 @@ class GivenEpisodes:
         """Look for the object in videos of these episodes."""
         if self.read_positions is None or self.truth.positions is None:
             return Seen(video)
-        positions, found = self.read_positions(from_unit_range(video))
+        positions, found = self.read_positions(video)
         return Seen(video, positions.to(self.truth.positions), found)
 
 

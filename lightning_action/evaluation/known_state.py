@@ -1,17 +1,21 @@
-"""Knowledge of a DataModule about its own videos: where the object is, and what other actions would have shown."""
+"""Knowledge of a DataModule about its own videos: where the object is, and what other actions would have shown.
+
+DataModules have pixels in [-1, 1], and the evaluation in [0, 1]: `position_reader` and `simulator` stand between.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lightning_action.batch import Batch
+from lightning_action.batch import Batch, from_unit_range, to_unit_range
 
 ReadPositions = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
+"""Function from (video in [0, 1], batch) to positions in pixels `[B, T, 2]`, and whether they were found `[B, T]`."""
 Simulate = Callable[[Batch], tuple[Tensor, Tensor]]
+"""Function from a batch to the true video in [0, 1] and positions under its actions, whatever they are."""
 
 
 @runtime_checkable
@@ -52,7 +56,9 @@ class CheckedSimulator(Simulator, Protocol):
 
 def position_reader(datamodule: object, split: str) -> ReadPositions | None:
     """Return what reads positions off the videos of a split; None for data whose state nobody knows."""
-    return partial(datamodule.read_positions, split=split) if isinstance(datamodule, StateReader) else None
+    if not isinstance(datamodule, StateReader):
+        return None
+    return lambda video, batch: datamodule.read_positions(from_unit_range(video), batch, split)
 
 
 def simulator(datamodule: object, split: str) -> Simulate | None:
@@ -61,4 +67,9 @@ def simulator(datamodule: object, split: str) -> Simulate | None:
         return None
     if isinstance(datamodule, CheckedSimulator) and not datamodule.can_simulate(split):
         return None
-    return partial(datamodule.simulate, split=split)
+
+    def simulate(batch: Batch) -> tuple[Tensor, Tensor]:
+        video, positions = datamodule.simulate(batch, split)
+        return to_unit_range(video), positions
+
+    return simulate

@@ -17,11 +17,9 @@ from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import (
     Batch,
     acting,
-    from_unit_range,
     num_pixel_frames,
     other_actions,
     samples_without_action,
-    to_unit_range,
     without_actions,
 )
 from lightning_action.evaluation.evaluator import Evaluator, Seen
@@ -62,10 +60,8 @@ class ObedienceTest:
         schema: Meaning of the actions.
         num_initial_latents: Number of latent frames that were given; with none, motion is measured from the generated
             frame 0.
-        read_positions: Function from (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found
-            `[B, T]`; None where the state is unknown.
-        simulate: Function from a batch to the true video in [-1, 1] and positions under its actions, whatever they are;
-            None where nobody can play it again.
+        read_positions: Reader of positions; None where the state is unknown.
+        simulate: Player of a batch's actions, whatever they are; None where nobody can play it again.
         causality: Blocks in which the videos are generated.
         inverse_dynamics: Model that reads actions off videos; None reads none.
 
@@ -212,7 +208,7 @@ class ObedienceTest:
     def _seen(self, video: Tensor, batch: Batch) -> Seen:
         if self._read_positions is None or "position" not in batch:
             return Seen(video)
-        positions, found = self._read_positions(from_unit_range(video), batch)
+        positions, found = self._read_positions(video, batch)
         return Seen(video, positions.to(batch["position"]), found.to(batch["position"].device))
 
     def _update_read_actions(
@@ -236,7 +232,7 @@ class ObedienceTest:
             return None
         video, positions = self._simulate(batch)
         device = batch["action"].device
-        return Seen(to_unit_range(video).to(device), positions.to(device))
+        return Seen(video.to(device), positions.to(device))
 
     def _show(self, **videos: Tensor) -> None:
         for name, video in videos.items():

@@ -19,7 +19,6 @@ from lightning_action.batch import (
     after_start,
     bytes_of_unit_range,
     choose_samples,
-    from_unit_range,
     samples_without_action,
 )
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
@@ -73,10 +72,9 @@ class Probes(nn.Module):
         generate: Model, see `Generate`.
         true_video: Function from a batch to its own video, `[B, T, 3, H, W]` in [0, 1]; asked where positions are not
             known.
-        read_positions: Function from (video in [-1, 1], batch) to positions `[B, T, 2]` and whether they were found
-            `[B, T]`; None where nobody knows them.
-        simulate: Function from a batch to the true video and positions under its actions; without it there are no
-            round trips and no held actions, for nothing says what these should show.
+        read_positions: Reader of positions; None where nobody knows them.
+        simulate: Player of a batch's actions; without it there are no round trips and no held actions, for nothing says
+            what these should show.
         schema: Meaning of the actions.
         num_initial_frames: Number of pixel frames that are given, not generated.
         num_initial_rows: Number of action rows that belong to them.
@@ -194,7 +192,7 @@ class Probes(nn.Module):
 
     def _path(self, video: Tensor, batch: Batch) -> Tensor:
         assert self._read_positions is not None
-        return hold_last_found(*self._read_positions(from_unit_range(video), batch))
+        return hold_last_found(*self._read_positions(video, batch))
 
 
 def held_actions(schema: ActionSchema, fractions: Sequence[float]) -> list[HeldAction]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from lightning_action import EnvironmentDataModule
 from lightning_action.batch import Batch, other_actions, to_unit_range
-from lightning_action.evaluation.known_state import CheckedSimulator, Simulate, simulator
+from lightning_action.evaluation.known_state import CheckedSimulator, Simulate, position_reader, simulator
 from lightning_action.evaluation.metrics.loss_gap import OTHER_ACTIONS
 from lightning_action.evaluation.obedience import ObedienceTest
 from lightning_action.losses import Loss
@@ -49,7 +48,7 @@ def frames(places: Tensor) -> Tensor:
     env, shown = DotWorld(), []
     for place in places:
         env.place = place.double().numpy()
-        shown.append(torch.from_numpy(env.render()).permute(2, 0, 1) / 127.5 - 1)
+        shown.append(torch.from_numpy(env.render()).permute(2, 0, 1) / 255)
     return torch.stack(shown)
 
 
@@ -58,14 +57,14 @@ def measured(module: EnvironmentDataModule, generate: Callable[[Batch], Tensor])
 
     def video(batch: Batch, scale: float | None, draw: int) -> Tensor:
         zeros = torch.zeros(len(batch["sample_id"]), 12, 2)
-        return to_unit_range(generate(batch if batch["action"] is not None else {**batch, "action": zeros}))
+        return generate(batch if batch["action"] is not None else {**batch, "action": zeros})
 
     test = ObedienceTest(
         video,
         lambda batch: to_unit_range(batch["video"]),
         module.action_schema,
         num_initial_latents=1,
-        read_positions=partial(module.read_positions, split="test"),
+        read_positions=position_reader(module, "test"),
         simulate=simulator(module, "test"),
     )
     for batch in module.test_dataloader():
@@ -93,10 +92,10 @@ def test_own_actions_give_the_own_video(changes: dict[str, Any]) -> None:
     batch = batch_of(module)
     assert batch["action"].unique().numel() > 1
     video, positions = simulate_of(module)(batch)
-    assert torch.equal(video, batch["video"]) and torch.equal(positions, batch["position"])
+    assert torch.equal(video, to_unit_range(batch["video"])) and torch.equal(positions, batch["position"])
     # In any order, and after others.
     few: Batch = {"sample_id": torch.tensor([4, 0, 4]), "action": batch["action"][[4, 0, 4]]}
-    assert torch.equal(simulate_of(module)(few)[0], batch["video"][[4, 0, 4]])
+    assert torch.equal(simulate_of(module)(few)[0], to_unit_range(batch["video"][[4, 0, 4]]))
 
 
 def test_other_actions_give_what_the_environment_shows() -> None:
@@ -104,12 +103,13 @@ def test_other_actions_give_what_the_environment_shows() -> None:
     batch = batch_of(module)
     other = other_actions(batch)
     video, positions = simulate_of(module)(other)
-    assert torch.equal(video[:, 0], batch["video"][:, 0]) and not torch.equal(video, batch["video"])
+    own = to_unit_range(batch["video"])
+    assert torch.equal(video[:, 0], own[:, 0]) and not torch.equal(video, own)
     moved = positions[:, :-1] + other["action"]
     torch.testing.assert_close(positions[:, 1:], moved.clamp(min=torch.tensor(float(RADIUS)), max=ROOM))
     for each, places in zip(video, positions, strict=True):
         # The place is known in float32 alone, so a value that lies between two may be rounded to either.
-        torch.testing.assert_close(each, frames(places), atol=1.01 / 127.5, rtol=0)
+        torch.testing.assert_close(each, frames(places), atol=1.01 / 255, rtol=0)
 
 
 def test_an_end_is_held() -> None:
@@ -124,7 +124,7 @@ def test_an_end_is_held() -> None:
         assert bool((each[end:] == each[end]).all()) and bool((places[end:] == places[end]).all())
         steps = torch.arange(end + 1)[:, None] * torch.tensor([2.0, 0.25])
         torch.testing.assert_close(places[: end + 1], (places[0] + steps).clamp(max=ROOM))
-        torch.testing.assert_close(each, frames(places), atol=1.01 / 127.5, rtol=0)
+        torch.testing.assert_close(each, frames(places), atol=1.01 / 255, rtol=0)
 
 
 @pytest.mark.parametrize("world", ["RestlessDotWorld", "RememberingDotWorld"])
@@ -154,7 +154,8 @@ def test_pixels_are_exact_where_nobody_knows_positions() -> None:
     module = data(locator=None)
     batch = batch_of(module)
     video, positions = simulate_of(module)(batch)
-    assert torch.equal(video, batch["video"]) and positions.shape == (6, 13, 2) and bool(positions.isnan().all())
+    assert torch.equal(video, to_unit_range(batch["video"]))
+    assert positions.shape == (6, 13, 2) and bool(positions.isnan().all())
     figures = measured(module, lambda batch: simulate_of(module)(batch)[0]).compute("model")
     assert figures["counterfactual_ratio"] == pytest.approx(0, abs=1e-4) and "gain_x" not in figures
 
@@ -171,5 +172,5 @@ def test_the_environment_itself_obeys() -> None:
 @pytest.mark.usefixtures("few_draws")
 def test_a_model_that_stands_still_does_not() -> None:
     module = data(position=POSITION, test_size=12, eval_batch_size=8)
-    report = measured(module, lambda batch: batch["video"][:, :1].expand_as(batch["video"])).report()
+    report = measured(module, lambda batch: to_unit_range(batch["video"][:, :1].expand_as(batch["video"]))).report()
     assert report["counterfactual_ratio"] == pytest.approx(1) and report["verdict"]["label"] != "obeys"

@@ -11,6 +11,7 @@ from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.evaluation.evaluator import Seen
 from lightning_action.evaluation.given_videos import GivenEpisodes, GivenVideosTest
+from lightning_action.evaluation.known_state import position_reader, simulator
 from lightning_action.evaluation.report.report import Report, format_table
 from lightning_action.evaluation.report.report_page import report_page
 
@@ -24,19 +25,18 @@ DATA = SpriteDataModule(
     eval_batch_size=5,
 )
 BATCHES = list(DATA.test_dataloader())
+read, simulate = position_reader(DATA, "test"), simulator(DATA, "test")
+assert read is not None and simulate is not None
 
 
 def shown(batch: Batch, action: Tensor) -> Tensor:
-    return to_unit_range(DATA.simulate({**batch, "action": action}, "test")[0])
+    return simulate({**batch, "action": action})[0]
 
 
 def episodes(batch: Batch, own: Tensor, other: Tensor | None = None, null: Tensor | None = None) -> GivenEpisodes:
     truth = Seen(to_unit_range(batch["video"]), batch["position"])
-    video, positions = DATA.simulate({**batch, "action": -batch["action"]}, "test")
-    true_other = None if other is None else Seen(to_unit_range(video), positions)
-    return GivenEpisodes(
-        batch["sample_id"], truth, own, other, null, true_other, lambda seen: DATA.read_positions(seen, batch, "test")
-    )
+    true_other = None if other is None else Seen(*simulate({**batch, "action": -batch["action"]}))
+    return GivenEpisodes(batch["sample_id"], truth, own, other, null, true_other, lambda seen: read(seen, batch))
 
 
 def measured(*given: GivenEpisodes) -> GivenVideosTest:

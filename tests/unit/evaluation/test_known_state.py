@@ -25,7 +25,7 @@ class Reads:
 
 class Plays:
     def simulate(self, batch: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
-        return torch.tensor(batch["number"]), torch.tensor(len(split))
+        return torch.tensor([-1.0, 0.0, batch["number"]]), torch.tensor(len(split))
 
 
 class PlaysSometimes(Plays):
@@ -36,14 +36,16 @@ class PlaysSometimes(Plays):
 def test_positions_are_read_off_a_split_where_somebody_can() -> None:
     reader = position_reader(Reads(), "validation")
     assert reader is not None
-    video, told = reader(torch.ones(2, 3), {"number": 7})
-    assert torch.equal(video, torch.ones(2, 3)) and told.tolist() == [7, 10]
+    video, told = reader(torch.tensor([0.0, 0.5, 1.0]), {"number": 7})
+    assert video.tolist() == [-1, 0, 1] and told.tolist() == [7, 10]
     assert position_reader(Plays(), "test") is None and position_reader(None, "test") is None
 
 
 def test_actions_are_played_where_somebody_can() -> None:
     play = simulator(Plays(), "validation")
-    assert play is not None and [each.item() for each in play({"number": 7})] == [7, 10]
+    assert play is not None
+    video, told = play({"number": 0.5})
+    assert video.tolist() == [0, 0.5, 0.75] and told.item() == 10
     assert simulator(Reads(), "test") is None
     assert simulator(PlaysSometimes(), "test") is not None and simulator(PlaysSometimes(), "train") is None
 

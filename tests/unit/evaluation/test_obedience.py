@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +20,7 @@ from lightning_action.batch import Batch, other_actions, to_unit_range, without_
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.evaluation.evaluator import Evaluator, Seen
+from lightning_action.evaluation.known_state import position_reader, simulator
 from lightning_action.evaluation.obedience import BASELINES, ObedienceTest, copy_of_first_frames
 from lightning_action.evaluation.report.comparison import compare
 from lightning_action.evaluation.report.figures import figures_of
@@ -88,8 +89,8 @@ def measured(
     num_initial_latents: int = 1,
     with_simulator: bool = True,
 ) -> ObedienceTest:
-    reader = partial(DATA.read_positions, split="test") if with_positions else None
-    simulate = partial(DATA.simulate, split="test") if with_positions and with_simulator else None
+    reader = position_reader(DATA, "test") if with_positions else None
+    simulate = simulator(DATA, "test") if with_positions and with_simulator else None
     test = ObedienceTest(
         lambda batch, scale, draw: generate(batch),
         lambda batch: to_unit_range(batch["video"]),

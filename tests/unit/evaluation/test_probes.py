@@ -15,6 +15,7 @@ from lightning_action.batch import Batch, to_unit_range
 from lightning_action.data.sprite_data import SpriteDataModule
 from lightning_action.data.sprite_world import MovingSpriteWorld
 from lightning_action.evaluation.evaluator import Evaluator
+from lightning_action.evaluation.known_state import position_reader, simulator
 from lightning_action.evaluation.probes import (
     NUM_NOISES,
     NUM_SAMPLES,
@@ -35,18 +36,19 @@ DATA = SpriteDataModule(
     eval_batch_size=19,
 )
 (BATCH,) = DATA.test_dataloader()
-SIMULATE = partial(DATA.simulate, split="test")
+SIMULATE = simulator(DATA, "test")
+assert SIMULATE is not None
 
 
 def with_gain(batch: Batch, scale: float | None, draw: int, gain: float = 1.0, drift: float = 0.0) -> Tensor:
     """The simulator, in which actions act so many times as much; guidance does the same."""
     gain *= 1.0 if scale is None else scale
-    return to_unit_range(SIMULATE({**batch, "action": gain * batch["action"] + drift})[0])
+    return SIMULATE({**batch, "action": gain * batch["action"] + drift})[0]
 
 
 def probed(generate: Generate, schema: ActionSchema = DATA.action_schema, with_simulator: bool = True) -> Probes:
     simulate = SIMULATE if with_simulator else None
-    probes = Probes(generate, true_video, partial(DATA.read_positions, split="test"), simulate, schema, 1, 0)
+    probes = Probes(generate, true_video, position_reader(DATA, "test"), simulate, schema, 1, 0)
     probes.add(BATCH)
     return probes
 
@@ -210,12 +212,13 @@ def test_trips_that_walls_cut_short_do_not_count() -> None:
     walls = MovingSpriteWorld(image_size=24, sprite_radius=3.5, max_speed=40.0, hold_probability=0.0)
     data = SpriteDataModule(walls, num_latents=5, temporal_compression_ratio=3, test_size=4, eval_batch_size=4)
     (batch,) = data.test_dataloader()
-    simulate = partial(data.simulate, split="test")
+    simulate = simulator(data, "test")
+    assert simulate is not None
 
     def generate(batch: Batch, scale: float | None, draw: int) -> Tensor:
-        return to_unit_range(simulate(batch)[0])
+        return simulate(batch)[0]
 
-    read_positions = partial(data.read_positions, split="test")
+    read_positions = position_reader(data, "test")
     probes = Probes(generate, true_video, read_positions, simulate, data.action_schema, 1, 0)
     probes.add(batch)
     assert len(probes.round_trip.episodes()["mirror"]) < 4
