@@ -88,7 +88,7 @@ class Options:
     Args:
         device: Device that everything runs on.
         compile_mode: Mode of `torch.compile` for the layers; None leaves them as they are.
-        quantization: Quantisation of the layers' weights in generation; None for none.
+        quantization: Quantization of the layers' weights in generation; None for none.
         attention: `fp8` for attention in 8 bits in generation; None for none.
         capture: Compile the whole pass behind a full window; on CUDA as a CUDA graph.
         overlap: Decode a block while the next one is denoised.

@@ -135,7 +135,7 @@ def free_running(bench: Bench, results: Iterator[Any], skipped: int, count: int)
 
 
 def quantized(sizes: Sizes, options: Options) -> Bench:
-    """A bench in bfloat16 whose generator is quantised, if it is to be."""
+    """A bench in bfloat16 whose generator is quantized, if it is to be."""
     bench = Bench(sizes, options, torch.bfloat16)
     if options.quantization is not None:
         quantize_layers(bench.generator.blocks, options.quantization)
@@ -144,7 +144,7 @@ def quantized(sizes: Sizes, options: Options) -> Bench:
 
 @torch.no_grad()
 def peer(sizes: Sizes, options: Options) -> Results:
-    """Milliseconds of a bidirectional pass in bfloat16, ours and diffusers', by turns; nothing is quantised."""
+    """Milliseconds of a bidirectional pass in bfloat16, ours and diffusers', by turns; nothing is quantized."""
     bench = Bench(sizes, options, torch.bfloat16)
     passes = peers(bench)
     if len(passes) == 1:
@@ -325,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="Parts to measure.")
     parser.add_argument("--decoders", choices=DECODERS, nargs="+", default=DECODERS[:2], help="Decoders of generation.")
     parser.add_argument("--compile", metavar="MODE", help="Mode of torch.compile for the layers, or default.")
-    parser.add_argument("--quantization", choices=get_args(Quantization), help="Quantisation of layers that generate.")
+    parser.add_argument("--quantization", choices=get_args(Quantization), help="Quantization of layers that generate.")
     parser.add_argument("--capture", action="store_true", help="Compile the whole pass; on CUDA as a CUDA graph.")
     parser.add_argument("--overlap", action="store_true", help="Decode a block while the next one is denoised.")
     parser.add_argument("--prompt-tokens", type=int, default=32, help="Tokens of the prompt, of 512; default: 32.")

@@ -50,7 +50,7 @@ class ConvActionModule(nn.Module):
 class DiscreteActionModule(nn.Module):
     """Reads the history as a sentence of learned discrete actions and says which action vector comes next.
 
-    What changed from each latent frame to the next is quantised to one of `num_codes` actions, and a GRU reads their
+    What changed from each latent frame to the next is quantized to one of `num_codes` actions, and a GRU reads their
     sequence (Cho et al. 2014, arXiv:1406.1078). The codes are chosen hard; gradient passes straight through to the
     softmax behind the choice (Bengio et al. 2013, arXiv:1308.3432). Where past actions are known as ids (keys,
     buttons), `encode_codes` takes them directly.

@@ -69,7 +69,7 @@ def require_shardable(stage: str, merges_lora: bool, quantizes: bool, captures: 
     Args:
         stage: Stage of the Trainer: `fit`, `validate`, `test` or `predict`.
         merges_lora: True if a fit merges LoRA at its end.
-        quantizes: True if a prediction quantises.
+        quantizes: True if a prediction quantizes.
         captures: True if whole passes are captured.
 
     Raises:

@@ -4,7 +4,7 @@ Everything works for a network on the meta device. N tokens, D the width, S toke
 
 Operations come from formulas, which tests hold against torch's `FlopCounterMode`. The counter itself needs a forward
 pass of a copy on the meta device: one to two seconds for a released model at 33,000 tokens, where the formulas take
-six milliseconds, and a sharded, compiled or quantised generator has no such copy. Nor does it see through a mask.
+six milliseconds, and a sharded, compiled or quantized generator has no such copy. Nor does it see through a mask.
 """
 
 from __future__ import annotations

@@ -22,11 +22,11 @@ _MULTIPLE = 16
 @torch.inference_mode(False)
 @torch.no_grad()
 def quantize_layers(layers: nn.ModuleList, quantization: Quantization) -> None:
-    """Quantise the linear maps of transformer layers in place; embeddings, norms and head stay as they are.
+    """Quantize the linear maps of transformer layers in place; embeddings, norms and head stay as they are.
 
     Args:
         layers: Layers of the generator, with their final weights.
-        quantization: Kind of weights: `fp8_dynamic` also quantises what goes into each linear map, token by token, and
+        quantization: Kind of weights: `fp8_dynamic` also quantizes what goes into each linear map, token by token, and
             multiplies in float8 (`Fp8Linear`). On CUDA that takes compute capability 8.9 or newer. The others only
             store weights in 8 bits, which saves memory rather than time.
 
@@ -34,7 +34,7 @@ def quantize_layers(layers: nn.ModuleList, quantization: Quantization) -> None:
         ImportError: The package torchao is not installed, which the others need.
         RuntimeError: This device does not multiply in float8.
         ValueError: `fp8_dynamic`, and a linear map has a width that is no multiple of 16, or LoRA that is not merged.
-            Nothing was quantised then.
+            Nothing was quantized then.
     """
     if quantization == "fp8_dynamic":
         _multiply_in_float8(layers)
@@ -61,7 +61,7 @@ class Fp8Linear(nn.Module):
     whatever goes in, which is all that CUDA makes of scales for each row. They come back in the type of what goes in,
     and in that of autocast where that is on.
 
-    Scales for each output channel and each token are the vector-wise quantisation of Dettmers et al. (2022,
+    Scales for each output channel and each token are the vector-wise quantization of Dettmers et al. (2022,
     arXiv:2208.07339).
 
     Args:
@@ -103,7 +103,7 @@ class Fp8Linear(nn.Module):
 
 
 class Fp8SelfAttention(SelfAttention):
-    """Self-attention whose queries, keys and values are one product in float8 of tokens that are quantised once.
+    """Self-attention whose queries, keys and values are one product in float8 of tokens that are quantized once.
 
     Args:
         attention: Layer whose place it takes; norms and the map of the output are shared with it.

@@ -81,7 +81,7 @@ class GenerativeModule(SavedModule):
         any_base: Take the adapter even if it was trained on another generator.
         lora: LoRA layers on the generator, which train as a parameter group of their own.
         export_weights: Write the generator, and a fitted VAE, to the trainer's `default_root_dir` when fit ends.
-        acceleration: Compilation, quantisation and overlapped decoding.
+        acceleration: Compilation, quantization and overlapped decoding.
         sharding: Way in which parameters are spread over devices, under `FSDP2Strategy`.
         seed: Random seed of initial weights, training noise and validation noise.
         train_backbone: True trains the generator's own weights, False never does.
@@ -149,7 +149,7 @@ class GenerativeModule(SavedModule):
         Where the data is encoded already, the text encoder is read when a prompt comes without `text`.
 
         Raises:
-            ValueError: Sharded weights should be quantised, or exported with LoRA; or weights that are quantised should
+            ValueError: Sharded weights should be quantized, or exported with LoRA; or weights that are quantized should
                 train, or take others; or other frozen parts than these have encoded the data.
         """
         require_supported(self.trainer.strategy)
@@ -237,7 +237,7 @@ class GenerativeModule(SavedModule):
             self._quantized = True
 
     def on_predict_start(self) -> None:
-        """Quantise, and let ranks make other numbers of passes: see `Lockstep`."""
+        """Quantize, and let ranks make other numbers of passes: see `Lockstep`."""
         self.quantize()
         self._lockstep = None
         for part in (self.action_projection, self.action_module):

@@ -44,7 +44,7 @@ def _whole(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         tensor = tensors[name].detach()
         if isinstance(tensor, DTensor):
             yield name, tensor.full_tensor().cpu()
-        elif hasattr(tensor, "__tensor_flatten__"):  # several tensors in one, as torchao quantises
+        elif hasattr(tensor, "__tensor_flatten__"):  # several tensors in one, as torchao quantizes
             parts, _ = tensor.__tensor_flatten__()
             yield from _whole({f"{name}.{part}": getattr(tensor, part) for part in parts})
         else:

@@ -87,7 +87,7 @@ def require_same(own: Mapping[str, Shaped], tensors: Mapping[str, Shaped], compl
 
 
 def require_weights(tensors: Mapping[str, Shaped], complaint: str) -> None:
-    """Refuse what only looks like weights: casts to float8, integers, packed and quantised values.
+    """Refuse what only looks like weights: casts to float8, integers, packed and quantized values.
 
     Raises:
         ValueError: A tensor has a dtype that is no weight's, or a class of its own.
@@ -96,7 +96,7 @@ def require_weights(tensors: Mapping[str, Shaped], complaint: str) -> None:
     if odd:
         found = few(sorted(set(odd.values())))
         raise ValueError(
-            f"{complaint}: {few(list(odd))} ({len(odd)} of {len(tensors)} tensors) hold {found}, which is quantised or "
+            f"{complaint}: {few(list(odd))} ({len(odd)} of {len(tensors)} tensors) hold {found}, which is quantized or "
             f"no weights at all; expected {', '.join(map(_dtype_name, DTYPES))}: {PLAIN_REMEDY}"
         )
 

@@ -43,7 +43,7 @@ _EXTRA_HEADS = re.compile(
     r"_?(cls_pred_branch|conv3d_cls_branch|register_tokens|gan_ca_blocks|rgs_|state_(probe|token|readout)"
     r"|action_(token_)?projection)|.*\.norm_added_q\."
 )
-_QUANTISED = ("quantized_weight_values", "weight_scale", "scale_weight", "scaled_fp8")
+_QUANTIZED = ("quantized_weight_values", "weight_scale", "scale_weight", "scaled_fp8")
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,13 @@ def read_generator(path: str | Path, lora_alpha: float | None = None) -> Generat
 
     Raises:
         FileNotFoundError: The path names no file or folder.
-        ValueError: The file is not whole, holds no generator or several, or a quantised one.
+        ValueError: The file is not whole, holds no generator or several, or a quantized one.
     """
     file = find_weights(Path(path))
     entries = unwrapped(read_tensors(file).entries, str(path))
-    quantised = [name for name in entries if name.endswith(_QUANTISED)]
-    if quantised:
-        raise ValueError(f"{path} is quantised (it holds {quantised[0]}): {PLAIN_REMEDY}")
+    quantized = [name for name in entries if name.endswith(_QUANTIZED)]
+    if quantized:
+        raise ValueError(f"{path} is quantized (it holds {quantized[0]}): {PLAIN_REMEDY}")
     told = take_told(file, entries) if low_rank_layers(entries) else ()
     part = _choose_part(entries, str(path))
     inside = below(entries, part)

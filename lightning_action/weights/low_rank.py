@@ -201,7 +201,7 @@ def _layers(entries: Mapping[str, LazyTensor], source: str) -> dict[str, dict[st
         if part != "alpha" and entry.dtype not in DTYPES:
             raise ValueError(
                 f"{name} in {source} is of {entry.dtype}: expected float16, bfloat16, float32 or float64; take the "
-                "file that was not cast or quantised"
+                "file that was not cast or quantized"
             )
         if part != "alpha" and not is_finite(entry.read()):
             raise ValueError(f"{name} in {source} holds values that are not finite: the file is damaged, take another")

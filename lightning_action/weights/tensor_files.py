@@ -29,8 +29,8 @@ _SUFFIXES = ((".safetensors", ".sft"), (".pt", ".pth", ".ckpt", ".bin"), (".gguf
 _INDEX = re.compile(r"(?P<stem>.+)(?P<suffix>\.[^.]+)\.index(\.(?P<variant>[^.]+))?\.json", re.IGNORECASE)
 # Folders of a generator in a release; some releases have two, for high and for low noise.
 _GENERATOR_FOLDERS = ("transformer", "transformer_*", "*high_noise*", "*low_noise*")
-# Packages whose classes stand in files of quantised weights.
-_QUANTISERS = ("torchao.", "bitsandbytes.", "optimum.", "quanto.")
+# Packages whose classes stand in files of quantized weights.
+_QUANTIZERS = ("torchao.", "bitsandbytes.", "optimum.", "quanto.")
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,8 @@ def load_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         # torch's own message advises to turn its protection off.
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused and refused[1].startswith(_QUANTISERS):
-            raise ValueError(f"{path} is quantised (it holds {refused[1]}): {PLAIN_REMEDY}") from error
+        if refused and refused[1].startswith(_QUANTIZERS):
+            raise ValueError(f"{path} is quantized (it holds {refused[1]}): {PLAIN_REMEDY}") from error
         asks = f", it asks for {refused[1]}" if refused else ""
         raise ValueError(
             f"{path} cannot be read as tensors and plain values alone{asks}: it is cut off, or holds objects that run "

@@ -144,15 +144,15 @@ def test_a_session_is_bounded(module: GenerativeModule, batch: dict[str, Any]) -
         assert session.causality == BlockCausality(1, 4)
 
 
-def test_weights_are_quantised_where_it_was_asked_for(module: GenerativeModule) -> None:
+def test_weights_are_quantized_where_it_was_asked_for(module: GenerativeModule) -> None:
     module.quantize()
     module.on_load_checkpoint(saved(module))
-    quantised = build(acceleration=Acceleration(quantization="int8_weight_only"))
-    quantised.configure_model()
-    checkpoint = saved(quantised)
-    quantised.quantize()
+    quantized = build(acceleration=Acceleration(quantization="int8_weight_only"))
+    quantized.configure_model()
+    checkpoint = saved(quantized)
+    quantized.quantize()
     with pytest.raises(ValueError, match="the weights of this module are in 8 bits since its last prediction"):
-        quantised.on_load_checkpoint(checkpoint)
+        quantized.on_load_checkpoint(checkpoint)
 
 
 def saved(module: GenerativeModule) -> dict[str, Any]:

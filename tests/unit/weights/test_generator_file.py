@@ -258,8 +258,8 @@ def test_lora_layers_of_a_module_that_peft_wrapped_are_merged(tmp_path: Path, ne
 @pytest.mark.parametrize(
     "name", ["blocks.0.ffn.0.quantized_weight_values", "blocks.0.ffn.0.weight_scale", "model.scaled_fp8"]
 )
-def test_quantised_files_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"model.safetensors is quantised \(it holds {name}\): only plain floating"):
+def test_quantized_files_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"model.safetensors is quantized \(it holds {name}\): only plain floating"):
         read_generator(save_safetensors(OURS | {name: torch.zeros(2)})(tmp_path))
 
 

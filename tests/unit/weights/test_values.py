@@ -68,19 +68,19 @@ def _written(path: Path, tensors: dict[str, Tensor]) -> Path:
 
 
 @pytest.mark.parametrize("written", ["torch", "safetensors"])
-def test_what_torchao_quantised_is_refused_in_words(tmp_path: Path, written: str) -> None:
+def test_what_torchao_quantized_is_refused_in_words(tmp_path: Path, written: str) -> None:
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    quantised = small_generator(1).bfloat16()
-    quantize_(quantised, Int8WeightOnlyConfig())
+    quantized = small_generator(1).bfloat16()
+    quantize_(quantized, Int8WeightOnlyConfig())
     path = tmp_path / "x"
     if written == "torch":
-        torch.save(quantised.state_dict(), path)
+        torch.save(quantized.state_dict(), path)
     else:
-        flat: tuple[Any, Any] = flatten_tensor_state_dict(quantised.state_dict())
+        flat: tuple[Any, Any] = flatten_tensor_state_dict(quantized.state_dict())
         save_file(flat[0], path, flat[1])
-    refused(small_generator(2), path, "is quantised|Int8Tensor, which is quantised")
+    refused(small_generator(2), path, "is quantized|Int8Tensor, which is quantized")
 
 
 @pytest.mark.parametrize("change", CHANGES)
