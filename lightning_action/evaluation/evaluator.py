@@ -156,14 +156,16 @@ class Evaluator(nn.Module):
                 gap.update(true.per_frame, under_other, true.timestep, true.per_frame_moving, moving)
 
     def update_read_actions(self, sample_id: Tensor, rows: Mapping[str, Tensor]) -> None:
-        """Compare actions that were read off videos with those that were given.
+        """Compare actions that were read off videos with those that were given, behind the frames that were given.
 
         Args:
             sample_id: Names of the samples that have actions, `[B]`.
-            rows: Rows of their actions, named as `ActionsReadBack` does.
+            rows: Rows between all frames, named as `ActionsReadBack` does.
         """
         if self.read_back is None or self.read_accuracy is None:
             return
+        start = (self.num_initial_frames - 1) * self.read_back.rows_per_frame
+        rows = {name: each[:, start:] for name, each in rows.items()}
         self.read_back.update_named(sample_id, **rows)
         named = (rows[name] for name in ("read", "read_real", "action"))
         self.read_accuracy.update_named(sample_id, *(classes_of(self.read_back.columns, each) for each in named))

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_action.batch import bytes_of_unit_range
 from lightning_action.evaluation.evaluator import Evaluator, Seen
 from lightning_action.evaluation.metrics.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
 from lightning_action.evaluation.metrics.video_quality import psnr
 from lightning_action.evaluation.obedience import BASELINES, MODEL, compose, copy_of_first_frames
-from lightning_action.evaluation.probes import NUM_PICTURES, as_bytes
+from lightning_action.evaluation.probes import NUM_PICTURES
 from lightning_action.evaluation.report.report import Report
 
 
@@ -103,7 +104,7 @@ class GivenVideosTest:
         for name, seen in shown.items():
             if seen is not None:
                 kept = self._pictures.setdefault(name, [])
-                kept += as_bytes(seen.video)[: NUM_PICTURES - len(kept)]
+                kept += bytes_of_unit_range(seen.video).cpu()[: NUM_PICTURES - len(kept)]
 
     def _update_read_actions(
         self, evaluator: Evaluator, model: InverseDynamicsModel, episodes: GivenEpisodes, own: Seen, other: Seen | None
@@ -122,12 +123,9 @@ class GivenVideosTest:
         if other is not None and episodes.action_other is not None:
             read_other = model.read(other.video[acting])
             action_other = rows_between_frames(episodes.action_other[acting].float(), model.schema)
-        start = (self._sizes[1] - 1) * model.rows_per_step
         rows = {"read": read, "read_real": real, "action": given}
         rows |= {"read_other": read_other, "action_other": action_other}
-        evaluator.update_read_actions(
-            episodes.sample_id[acting], {name: each[:, start:] for name, each in rows.items()}
-        )
+        evaluator.update_read_actions(episodes.sample_id[acting], rows)
 
     def report(self) -> Report:
         """Compute the figures and a verdict."""

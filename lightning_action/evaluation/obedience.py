@@ -17,6 +17,7 @@ from lightning_action.action.schema import ActionSchema
 from lightning_action.batch import (
     Batch,
     acting,
+    bytes_of_unit_range,
     num_pixel_frames,
     other_actions,
     samples_without_action,
@@ -26,7 +27,7 @@ from lightning_action.evaluation.evaluator import Evaluator, Seen
 from lightning_action.evaluation.known_state import ReadPositions, Simulate
 from lightning_action.evaluation.metrics.inverse_dynamics_model import InverseDynamicsModel, rows_between_frames
 from lightning_action.evaluation.metrics.loss_gap import OTHER_ACTIONS, FrameLosses
-from lightning_action.evaluation.probes import NUM_PICTURES, Generate, Probes, as_bytes
+from lightning_action.evaluation.probes import NUM_PICTURES, Generate, Probes
 from lightning_action.evaluation.report.figures import is_number
 from lightning_action.evaluation.report.report import Report
 from lightning_action.evaluation.report.verdict import Thresholds, judge
@@ -221,11 +222,10 @@ class ObedienceTest:
         read_other = read if video_other is video else _read(self._inverse_dynamics, batch, video_other)
         other = other_actions(batch, self._num_initial_rows)
         given = {"action": batch["action"], "action_other": other["action"]}
-        acts, start = acting(batch), (self._num_initial_frames - 1) * self._schema.rows_per_frame
+        acts = acting(batch)
         rows = {"read": read, "read_real": truth.read, "read_other": read_other}
         rows |= {name: rows_between_frames(each[acts].float(), self._schema) for name, each in given.items()}
-        names = batch["sample_id"][acts]
-        evaluator.update_read_actions(names, {name: each[:, start:] for name, each in rows.items()})
+        evaluator.update_read_actions(batch["sample_id"][acts], rows)
 
     def _simulated(self, batch: Batch) -> Seen | None:
         if self._simulate is None:
@@ -237,7 +237,7 @@ class ObedienceTest:
     def _show(self, **videos: Tensor) -> None:
         for name, video in videos.items():
             if name not in self._pictures:
-                self._pictures[name] = as_bytes(video[:NUM_PICTURES])
+                self._pictures[name] = bytes_of_unit_range(video[:NUM_PICTURES]).cpu()
 
 
 def compose(evaluators: Mapping[str, Evaluator]) -> Report:

@@ -177,7 +177,7 @@ class Probes(nn.Module):
             should_move.append(self._displacement(simulate(batch)[1], few))
             for (action, sample), each in zip(part, video, strict=True):
                 if action.is_shown and sample < NUM_PICTURES:
-                    shown[f"held {action.name}"].append(as_bytes(each))
+                    shown[f"held {action.name}"].append(bytes_of_unit_range(each).cpu())
         self.pictures |= {name: torch.stack(videos) for name, videos in shown.items()}
         by_action = [torch.cat(each).unflatten(0, (len(actions), count)) for each in (moved, should_move)]
         (still, *_), (should_be, *_) = by_action
@@ -258,8 +258,3 @@ def zero_and_reach(schema: ActionSchema) -> tuple[Tensor, Tensor]:
 def last_frame(video: Tensor, batch: Batch) -> Tensor:
     """Give the pixels of the last frames of videos, made small, `[B, D]`."""
     return shrunk(video[:, -1:].float(), _SMALL_SIDE).flatten(1)
-
-
-def as_bytes(video: Tensor) -> Tensor:
-    """Turn pixels in [0, 1] into bytes on the CPU."""
-    return bytes_of_unit_range(video).cpu()
