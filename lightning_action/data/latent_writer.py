@@ -44,7 +44,7 @@ class StoreWriter:
         Raises:
             ValueError: The store that is there was encoded by other parts, or is damaged.
         """
-        placed = {clip.name: clip for path in self._shards() for clip in self._read(path)}
+        placed = self._placed()
         for path in self._unmerged(self.rank):
             if all(clip.name in placed for clip in self._read(path)):
                 remove(path)
@@ -86,7 +86,7 @@ class StoreWriter:
 
     def write_index(self, splits: Mapping[str, Sequence[Clip]]) -> int:
         """Write the index, if all clips are in shards; return how many are not."""
-        placed = {clip.name: clip for path in self._shards() for clip in self._read(path)}
+        placed = self._placed()
         names = list(dict.fromkeys(clip.name for clips in splits.values() for clip in clips))
         missing = [name for name in names if name not in placed]
         if missing or not (self.folder / PROMPTS).exists():
@@ -140,8 +140,10 @@ class StoreWriter:
         for path in paths:
             remove(path)
 
-    def _shards(self) -> list[Path]:
-        return sorted(self.folder.glob("latents-*.safetensors"))
+    def _placed(self) -> dict[str, StoredClip]:
+        """Find the clips that are in shards, by their names."""
+        shards = sorted(self.folder.glob("latents-*.safetensors"))
+        return {clip.name: clip for path in shards for clip in self._read(path)}
 
     def _unmerged(self, rank: int | None = None) -> list[Path]:
         """List files that wait to be joined: all, or those of a rank and of what ranks there were before."""
