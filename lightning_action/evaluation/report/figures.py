@@ -15,6 +15,7 @@ FOLLOWING = "Does it go where the actions say?"
 DIFFERENCE = "Do the actions make a difference?"
 QUALITY = "Is the video good?"
 GROUPS = (FOLLOWING, DIFFERENCE, QUALITY)
+OTHER_ACTIONS_TOLD = {"swapped": "another sample's actions", "shuffled": "shuffled actions", "null": "no action"}
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,8 @@ def _difference() -> Iterator[Figure]:
 def _difference_in_detail() -> Iterator[Figure]:
     title = "PSNR true - other, all frames"
     yield Figure("delta_psnr_all_frames_db", title, DIFFERENCE, "higher", unit="dB", detail=True)
-    names = {"swapped": "another sample's actions", "shuffled": "shuffled actions", "null": "no action"}
     ranges = [f"_{low}_{high}" for low, high in zip(LEVELS, LEVELS[1:], strict=False)]
-    for kind, told in names.items():
+    for kind, told in OTHER_ACTIONS_TOLD.items():
         for suffix in ("", *ranges, "_moving"):
             low, _, high = suffix[1:].partition("_")
             where = {"": "", "_moving": ", moving region"}.get(suffix, f", noise {low} to {high}")

@@ -15,6 +15,7 @@ from lightning_action.evaluation.report.figures import (
     FIGURES,
     FOLLOWING,
     GROUPS,
+    OTHER_ACTIONS_TOLD,
     QUALITY,
     Figure,
     figures_of,
@@ -63,7 +64,6 @@ _CURVES = {
 }
 # Numbers of a report that are no figures, and told of how it was measured.
 _TOLD = {"episodes", "seed", "num_frames", "num_initial_frames", "fit_seconds", "predict_seconds"}
-_KINDS = {"swapped": "another sample's actions", "shuffled": "shuffled actions", "null": "no action"}
 
 
 def report_page(report: Report, pictures: Mapping[str, Tensor] | None = None) -> str:
@@ -204,7 +204,7 @@ def _by_noise(report: Report) -> str:
     gaps: dict[str, Any] = {}
     rates: dict[str, Any] = {}
     for kind, rows in (report.get("loss_by_noise_level") or {}).items():
-        name = _KINDS.get(kind, kind)
+        name = OTHER_ACTIONS_TOLD.get(kind, kind)
         gaps[name] = [((low + high) / 2, gap) for low, high, gap, _ in rows]
         rates[name] = [((low + high) / 2, rate) for low, high, _, rate in rows]
     charts = [

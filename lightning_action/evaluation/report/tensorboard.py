@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-def write_to_tensorboard(
-    writer: SummaryWriter, report: Mapping[str, Any], pictures: Mapping[str, Tensor], step: int = 0
-) -> None:
+def write_to_tensorboard(writer: SummaryWriter, report: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> None:
     """Write film strips and curves over the horizon.
 
     - `test_rollouts/sample_<i>`: the truth, and what is generated under the sample's own, another's and no actions;
@@ -28,13 +26,12 @@ def write_to_tensorboard(
         writer: The `experiment` of a TensorBoardLogger.
         report: The report.
         pictures: Videos, see `report_page.report_page`.
-        step: Step of the pictures.
     """
     held = {name: video for name, video in pictures.items() if name.startswith(HELD)}
     rollouts = {name: video for name, video in pictures.items() if name not in held}
     for tag, videos in (("test_rollouts/sample", rollouts), ("test_action_scan/start", held)):
         for index, sample in enumerate(by_sample(videos)):
-            writer.add_image(f"{tag}_{index}", captioned(sample), step)
+            writer.add_image(f"{tag}_{index}", captioned(sample), 0)
     first = int(report.get("num_initial_frames") or 1)
     for quantity, curves in (report.get("curves") or {}).items():
         for name, values in curves.items():
