@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_action.atomic import replacing
+from lightning_action.atomic import write_text
 from lightning_action.cli.support.data_section import split_settings
 from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.cli.support.text_table import text_table
@@ -95,8 +95,7 @@ def compare_reports(first: Path, second: Path, output: Path | None = None) -> No
     print(format_comparison(comparison, reports, (str(first), str(second))))
     if output is not None:
         page = comparison_page(comparison, *reports, (str(first), str(second)))
-        with replacing(output) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        write_text(output, page)
         print(f"written to {output}")
 
 

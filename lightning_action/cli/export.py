@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from lightning_action.atomic import creating_folder, replacing
+from lightning_action.atomic import creating_folder, write_text
 from lightning_action.checkpoints.adapter import write_adapter
 from lightning_action.checkpoints.export import (
     ADAPTER_FILE,
@@ -20,7 +20,7 @@ from lightning_action.checkpoints.pretrained import generator_file
 from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.cli.support.usage import VerbParser
 from lightning_action.evaluation.report.model_card import model_card
-from lightning_action.evaluation.report.provenance import tested_weights
+from lightning_action.evaluation.report.provenance import told_fingerprint
 from lightning_action.evaluation.report.report import Report, read_report, report_file
 from lightning_action.generator.model import CausalWanModel
 from lightning_action.module.action_video_module import ActionVideoModule
@@ -79,7 +79,7 @@ def require_own(module: ActionVideoModule, report: Report, source: str) -> Repor
     Raises:
         ValueError: The report was measured on other weights.
     """
-    if tested_weights(report) is not None and not is_of(module, report):
+    if told_fingerprint(report, "checkpoint") is not None and not is_of(module, report):
         raise ValueError(
             f"{source} was measured on other weights than those of the checkpoint (the averages of --ema are others "
             "too): give the report of these, or run `test` again"
@@ -89,8 +89,7 @@ def require_own(module: ActionVideoModule, report: Report, source: str) -> Repor
 
 def is_of(module: ActionVideoModule, report: Report) -> bool:
     """Tell whether a report says that it was measured on the weights of a module."""
-    tested = tested_weights(report)
-    return tested is not None and tested == fingerprint(module.state_dict())
+    return told_fingerprint(report, "checkpoint") == fingerprint(module.state_dict())
 
 
 def export_with_card(
@@ -113,20 +112,19 @@ def export_with_card(
     if is_file(output):
         export_adapter(module, output, base)
         card = output.with_suffix(".md")
-        with replacing(card) as temporary:
-            temporary.write_text(card_of(module, output, report), encoding="utf-8")
+        write_text(card, card_of(module, output, report))
         return card
     with creating_folder(output, overwrite) as folder:
         file = folder / ADAPTER_FILE
         export_adapter(module, file, base)
-        (folder / CARD_FILE).write_text(card_of(module, file, report), encoding="utf-8")
+        write_text(folder / CARD_FILE, card_of(module, file, report))
     return output / CARD_FILE
 
 
 def card_of(module: ActionVideoModule, file: Path, report: Report | None) -> str:
     """Write the model card of an adapter's file."""
     base = read_metadata(file)["base"]
-    says_so = report is not None and tested_weights(report) is not None
+    says_so = report is not None and told_fingerprint(report, "checkpoint") is not None
     return model_card(file.name, base, module.schema, module.action_statistics, report, says_so)
 
 

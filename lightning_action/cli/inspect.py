@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from lightning_action.action.schema import ActionSchema
-from lightning_action.atomic import replacing
+from lightning_action.atomic import write_text
 from lightning_action.batch import num_latent_frames, num_pixel_frames, to_unit_range
 from lightning_action.callbacks.support.pictures import draw_actions, enlarge, in_grid, write_png
 from lightning_action.cli.support.data_section import parse_data
@@ -152,8 +152,7 @@ def _lag(acting: Sequence[Clip], schema: ActionSchema) -> str:
 
 def _write_schema(path: Path, schema: ActionSchema) -> None:
     text = yaml.safe_dump({"model": {"schema": schema.to_dict()}}, sort_keys=False)
-    with replacing(path) as temporary:
-        temporary.write_text(f"# What an action is, measured on the training clips.\n{text}")
+    write_text(path, f"# What an action is, measured on the training clips.\n{text}")
 
 
 def _add_options(parser: RunParser) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lightning_action.evaluation.metrics.paired import MeanDifference, holm, paired_test, unpaired_test
 from lightning_action.evaluation.report.figures import Figure, figures_of, is_number
+from lightning_action.evaluation.report.provenance import told_fingerprint
 
 Report = Mapping[str, Any]
 Outcome = Literal["better", "worse", "no more than noise", "not tested"]
@@ -163,7 +164,7 @@ def _same_episodes(first: Report, second: Report) -> bool:
 
 def _same_origin(part: str, first: Report, second: Report) -> bool:
     """Tell whether a part of both provenances has one fingerprint, as far as they say."""
-    prints = [((report.get("provenance") or {}).get(part) or {}).get("fingerprint") for report in (first, second)]
+    prints = [told_fingerprint(report, part) for report in (first, second)]
     return None in prints or prints[0] == prints[1]
 
 

@@ -59,7 +59,7 @@ def reader_provenance(folder: str | Path, model: InverseDynamicsModel) -> dict[s
     return {"path": str(folder), "fingerprint": fingerprint(model.state_dict())}
 
 
-def tested_weights(report: Mapping[str, Any]) -> str | None:
-    """Return the fingerprint of the weights that a report was measured on; None where it does not say."""
-    found = ((report.get("provenance") or {}).get("checkpoint") or {}).get("fingerprint")
+def told_fingerprint(report: Mapping[str, Any], part: str) -> str | None:
+    """Return the fingerprint of a part of a report's provenance, such as `checkpoint`; None where it does not say."""
+    found = ((report.get("provenance") or {}).get(part) or {}).get("fingerprint")
     return None if found is None else str(found)

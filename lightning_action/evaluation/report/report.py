@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_action.atomic import replacing
+from lightning_action.atomic import write_text
 from lightning_action.evaluation.report.comparison import paired_tests
 from lightning_action.evaluation.report.figures import FIGURES, figures_of, format_value
 from lightning_action.evaluation.report.report_page import report_page
@@ -33,8 +33,7 @@ def write_reports(folder: Path, report: Mapping[str, Any], pictures: Mapping[str
     paths = [folder / "report.json", folder / "report.html"]
     page = report_page(told, pictures)
     write_report(paths[0], told)
-    with replacing(paths[1]) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(paths[1], page)
     return paths
 
 
@@ -75,8 +74,7 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
     text = json.dumps(null_where_undefined(report), indent=2, allow_nan=False)
     # The values of all episodes of a figure in one line; no text has line breaks in JSON.
     text = _LIST_OF_NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n")
+    write_text(path, text + "\n")
 
 
 def format_table(report: Report) -> str:
