@@ -324,8 +324,9 @@ class ActionVideoModule(GenerativeModule):
         """Begin a test of how this model follows actions, see `ObedienceTest`.
 
         Args:
-            read_positions: Function that finds the object in videos; None where nobody can.
-            simulate: Function that plays other actions; None where nobody can.
+            read_positions: Function that finds the object in videos in [0, 1], such as `position_reader` gives; None
+                where nobody can.
+            simulate: Function that plays other actions, such as `simulator` gives; None where nobody can.
             inverse_dynamics: Model that reads actions off videos; None reads none.
             generate: Function that generates in place of this model, see `ObedienceTest`.
         """
