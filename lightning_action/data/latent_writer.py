@@ -126,7 +126,7 @@ class StoreWriter:
                 with safe_open(self.folder / clip.shard, framework="pt") as file:
                     yield file.get_tensor(f"{clip.key}.action").numpy()
 
-        return [column.to_dict() for column in measure(rows(), names, num_rows)]
+        return [asdict(column) for column in measure(rows(), names, num_rows)]
 
     def _join(self, paths: Sequence[Path]) -> None:
         clips: list[StoredClip] = []

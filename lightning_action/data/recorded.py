@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
@@ -140,7 +141,7 @@ class RecordedDataModule(SplitDataModule):
     @property
     def action_statistics(self) -> list[dict[str, Any]]:
         """Figures of each column of the training episodes' actions."""
-        return [column.to_dict() for column in self.statistics]
+        return [asdict(column) for column in self.statistics]
 
     def clips(self, split: str) -> Sequence[Clip]:
         """Return the whole episodes of a split, at the model's frame rate; `predict` has those of `test`."""

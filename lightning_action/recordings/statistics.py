@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -79,10 +78,6 @@ class ColumnStatistics:
         elif _ANGLE.search(self.name):
             found.append(f"{self.name} seems to be an angle, by its name: see that it does not wrap around")
         return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give plain values, for a file."""
-        return asdict(self)
 
 
 def measure(episodes: Iterable[np.ndarray], names: Sequence[str], num_rows: int) -> list[ColumnStatistics]:
