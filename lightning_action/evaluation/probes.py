@@ -109,7 +109,7 @@ class Probes(nn.Module):
             return
         few, batch_size = choose_samples(batch, self._nearest_to_middle(batch["position"])), len(batch["sample_id"])
         self._add_guidance(few, partial(self._path, batch=few), few["position"])
-        self._add_controllability(few, self._last_place, batch_size)
+        self._add_controllability(few, lambda video, batch: self._path(video, batch)[:, -1], batch_size)
         if self._simulate is not None:
             self._add_round_trip(few, self._simulate)
             if bool(zero_and_reach(self.schema)[1].any()):
@@ -186,9 +186,6 @@ class Probes(nn.Module):
 
     def _displacement(self, path: Tensor, few: Batch) -> Tensor:
         return (path[:, -1] - path[:, self.start]).to(few["position"])
-
-    def _last_place(self, video: Tensor, batch: Batch) -> Tensor:
-        return self._path(video, batch)[:, -1]
 
     def _path(self, video: Tensor, batch: Batch) -> Tensor:
         assert self._read_positions is not None

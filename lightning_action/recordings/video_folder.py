@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from lightning_action.batch import to_bytes
@@ -54,11 +53,7 @@ def file_frames(path: Path, indices: list[int]) -> np.ndarray:
 def picture_frames(paths: Sequence[Path], indices: list[int]) -> np.ndarray:
     """Decode frames that are picture files, all of one size, `[len(indices), H, W, 3]`, uint8 RGB."""
     _, height, width = read_image(paths[0], None).shape
-    return np.stack([_bytes_of(read_image(paths[index], (height, width))) for index in indices])
-
-
-def _bytes_of(pixels: Tensor) -> np.ndarray:
-    return to_bytes(pixels.permute(1, 2, 0)).numpy()
+    return np.stack([to_bytes(read_image(paths[i], (height, width)).permute(1, 2, 0)).numpy() for i in indices])
 
 
 def read_video_folder(

@@ -72,7 +72,11 @@ class Comparison:
             else "Unpaired, for the episodes are not the same: permutation of who belongs to whom"
         )
         tests = sum(change.tested is not None and _differs(change.tested) for change in self.changes)
-        alone = [change.figure.title for change in (*self.changes, *self.details) if self.is_paired and _apart(change)]
+        alone = [
+            change.figure.title
+            for change in (*self.changes, *self.details)
+            if self.is_paired and change.tested and not change.tested.is_paired
+        ]
         remarks = [
             *([f"unpaired: {', '.join(alone)}, measured of other episodes"] if alone else []),
             *([] if self.reads_alike else ["what different inverse-dynamics models read off is not compared"]),
@@ -166,10 +170,6 @@ def _same_origin(part: str, first: Report, second: Report) -> bool:
     """Tell whether a part of both provenances has one fingerprint, as far as they say."""
     prints = [told_fingerprint(report, part) for report in (first, second)]
     return None in prints or prints[0] == prints[1]
-
-
-def _apart(change: Change) -> bool:
-    return change.tested is not None and not change.tested.is_paired
 
 
 def _order(first: Sequence[Any], second: Sequence[Any]) -> list[int]:

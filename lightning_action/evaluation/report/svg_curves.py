@@ -46,9 +46,10 @@ def line_chart(
     xs = _axis_of_data([x for x, _ in defined])
     ys = _axis_around([y for _, y in defined] + ([] if reference is None else [reference[1]]))
     lines = [_curve(index, points, xs, ys) for index, points in enumerate(curves.values())]
-    dashed = "" if reference is None else _reference_line(_vertical(reference[1], ys))
     names = "".join(f"<li>{_key(f'curve-{index}')}{escape(name)}</li>" for index, name in enumerate(curves))
+    dashed = ""
     if reference is not None:
+        dashed = f'<path class="reference" d="M{_LEFT} {_vertical(reference[1], ys):.1f}H{_WIDTH - _RIGHT}"/>'
         names += f"<li>{_key('reference')}{escape(reference[0])}</li>"
     return (
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(y_label)} by '
@@ -123,10 +124,6 @@ def _curve(index: int, points: Points, xs: _Axis, ys: _Axis) -> str:
 
 def _key(kind: str) -> str:
     return f'<svg class="key {kind}" viewBox="0 0 28 8" aria-hidden="true"><path d="M0 4H28"/></svg>'
-
-
-def _reference_line(y: float) -> str:
-    return f'<path class="reference" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
 
 
 def _number(value: float) -> str:
