@@ -19,6 +19,7 @@ from lightning_action.data.latent_store import LatentStore, WindowStarts
 from lightning_action.data.split_data import Locator, SampleDataset, Split, SplitDataModule, SpreadSamples
 from lightning_action.data.windows import WindowPlaces
 from lightning_action.frozen.interfaces import TextEncoder, VideoCodec
+from lightning_action.ranges import require_numbers
 
 
 class LatentDataset(SampleDataset):
@@ -122,11 +123,8 @@ class LatentDataModule(SplitDataModule):
     ) -> None:
         sizes: dict[Split, int] = {"validation": validation_size, "test": test_size, "predict": predict_size}
         super().__init__(sizes, batch_size, eval_batch_size, seed, num_workers, locator)
-        if min(num_latents, latent_step, batch_size, eval_batch_size) < 1:
-            raise ValueError(
-                "expected num_latents, latent_step, batch_size and eval_batch_size of at least 1, got "
-                f"{num_latents}, {latent_step}, {batch_size}, {eval_batch_size}"
-            )
+        lengths = {"num_latents": num_latents, "latent_step": latent_step}
+        require_numbers({**lengths, "batch_size": batch_size, "eval_batch_size": eval_batch_size}, 1, whole=True)
         if window_starts not in ("anywhere", "clip_start"):
             raise ValueError(f"expected window_starts anywhere or clip_start, got {window_starts!r}")
         self.address, self.cache_dir = store, cache_dir

@@ -18,6 +18,7 @@ from lightning_action.action.schema import ActionSchema, Combine
 from lightning_action.batch import Batch, num_pixel_frames
 from lightning_action.data.split_data import Locator, SampleDataset, Split, SplitDataModule, SpreadSamples
 from lightning_action.data.windows import WindowDataset, collate_windows
+from lightning_action.ranges import require_numbers
 from lightning_action.recordings.clips import Clip
 from lightning_action.recordings.faults import Faults, OnFault
 from lightning_action.recordings.frame_fit import FrameFit
@@ -87,8 +88,7 @@ class RecordedDataModule(SplitDataModule):
     ) -> None:
         sizes: dict[Split, int] = {"validation": validation_size, "test": test_size, "predict": predict_size}
         super().__init__(sizes, batch_size, eval_batch_size, seed, num_workers, locator)
-        if window_step < 1:
-            raise ValueError(f"expected window_step >= 1, got {window_step}")
+        require_numbers({"window_step": window_step}, 1, whole=True)
         self.root, self.cache_dir = root, cache_dir
         self.num_frames = num_pixel_frames(num_latents, temporal_compression_ratio)
         self.temporal_compression_ratio = temporal_compression_ratio

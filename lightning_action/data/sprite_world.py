@@ -108,11 +108,9 @@ class MovingSpriteWorld(World):
         wordings: Sequence[str] = ("a {color} {shape}",),
     ) -> None:
         self.height, self.width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if not 0 < sprite_radius < min(self.height, self.width) / 4 or max_speed <= 0 or not 0 <= hold_probability < 1:
-            raise ValueError(
-                "expected 0 < sprite_radius < shorter side / 4, max_speed > 0 and 0 <= hold_probability < 1, got "
-                f"{sprite_radius}, {max_speed}, {hold_probability} at image_size {image_size}"
-            )
+        told, quarter = f"sprite_radius at image_size {image_size}", min(self.height, self.width) / 4
+        require_numbers({told: sprite_radius}, 0, quarter, without_low=True, without_high=True)
+        require_numbers({"max_speed": max_speed}, 0, without_low=True)
         if action_kind not in ("continuous", "discrete") or background not in get_args(Background):
             raise ValueError(
                 f"expected action_kind continuous or discrete and background {', '.join(get_args(Background))}, got "
@@ -124,7 +122,7 @@ class MovingSpriteWorld(World):
         require_numbers(
             {"still_probability": still_probability, "second_turn_probability": second_turn_probability}, 0, 1
         )
-        require_numbers({"inertia": inertia}, 0, 1, without_high=True)
+        require_numbers({"hold_probability": hold_probability, "inertia": inertia}, 0, 1, without_high=True)
         require_numbers({"slowness": slowness}, 1)
         self.sprite_radius = sprite_radius
         self.max_speed = max_speed

@@ -160,7 +160,7 @@ def test_settings_that_give_nothing_are_refused(written: tuple[str, FrozenParts]
         data(written[0], num_latents=7).train_dataloader()
     with pytest.raises(ValueError, match="do not fill one batch of batch_size 6 on each device"):
         data(written[0], batch_size=6).train_dataloader()
-    with pytest.raises(ValueError, match="of at least 1, got 3, 0, 2, 2"):
+    with pytest.raises(ValueError, match="latent_step must be a whole number of at least 1, got 0"):
         data(written[0], latent_step=0)
     with pytest.raises(ValueError, match="anywhere or clip_start, got 'everywhere'"):
         data(written[0], window_starts="everywhere")
