@@ -18,6 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain, count
 from typing import Any, Literal, get_args
 
 import torch
@@ -212,17 +213,16 @@ class ActionSchema:
     def probe_rows(self, strength: float) -> dict[str, list[float]]:
         """List rows that do one thing each, by label: those of `ActionPart.probes`, with all other columns at rest.
 
-        Raises:
-            ValueError: Two rows have one label.
+        A label that stands there already, as that of two columns of one name, is followed by a number.
         """
         rest = [value for part in self.parts for value in part.rest]
         rows: dict[str, list[float]] = {}
         first = 0
         for part in self.parts:
             for label, column, value in part.probes(strength):
-                if label in rows:
-                    raise ValueError(f"two parts of the action have something called {label!r}: give them other names")
-                rows[label] = [*rest[: first + column], value, *rest[first + column + 1 :]]
+                numbered = (f"{label} ({number})" for number in count(2))
+                name = next(each for each in chain([label], numbered) if each not in rows)
+                rows[name] = [*rest[: first + column], value, *rest[first + column + 1 :]]
             first += part.num_columns
         return rows
 

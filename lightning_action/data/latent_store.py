@@ -64,9 +64,13 @@ class Encoding:
     dtype: str
     window_starts: WindowStarts = "anywhere"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values, for a file."""
+        return {**asdict(self), "schema": self.schema.to_dict()}
+
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Encoding:
-        """The encoding that was written to a file by `asdict`."""
+        """The encoding that `to_dict` wrote."""
         height, width = values["frame_size"]
         return Encoding(
             **{**values, "schema": ActionSchema.from_dict(values["schema"]), "frame_size": (int(height), int(width))}
@@ -133,7 +137,7 @@ class StoreIndex:
         numbers = {prompt: number for number, prompt in enumerate(self.prompts)}
         return {
             "format": FORMAT,
-            "encoding": asdict(self.encoding),
+            "encoding": self.encoding.to_dict(),
             "statistics": self.statistics,
             "prompts": self.prompts,
             "splits": self.splits,

@@ -115,7 +115,6 @@ class StoreWriter:
     def _statistics(self, clips: Sequence[StoredClip]) -> list[dict[str, Any]]:
         """Measure the columns of the actions, one clip in memory at a time."""
         schema = self.encoding.schema
-        names = [name for part in schema.parts for name in part.column_names]
         acting = [clip for clip in clips if clip.has_actions]
         num_rows = sum(schema.num_rows(clip.num_latents) for clip in acting)
         if not num_rows:
@@ -126,7 +125,7 @@ class StoreWriter:
                 with safe_open(self.folder / clip.shard, framework="pt") as file:
                     yield file.get_tensor(f"{clip.key}.action").numpy()
 
-        return [asdict(column) for column in measure(rows(), names, num_rows)]
+        return [asdict(column) for column in measure(rows(), schema.column_names, num_rows)]
 
     def _join(self, paths: Sequence[Path]) -> None:
         clips: list[StoredClip] = []
@@ -156,7 +155,7 @@ class StoreWriter:
         ]
 
     def _write(self, path: Path, clips: Sequence[StoredClip], tensors: Mapping[str, Tensor]) -> None:
-        said = {"format": FORMAT, "encoding": asdict(self.encoding), "clips": [asdict(clip) for clip in clips]}
+        said = {"format": FORMAT, "encoding": self.encoding.to_dict(), "clips": [asdict(clip) for clip in clips]}
         write_safetensors(path, tensors, {"store": json.dumps(said)})
 
     def _read(self, path: Path) -> list[StoredClip]:

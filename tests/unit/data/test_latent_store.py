@@ -78,6 +78,7 @@ def test_an_index_is_read_as_it_was_written(written: tuple[Path, FrozenParts]) -
     values = json.loads((written[0] / INDEX).read_text())
     index = StoreIndex.from_dict(values)
     assert json.loads(json.dumps(index.to_dict())) == values
+    assert "labels" not in values["encoding"]["schema"]["parts"][0]
     assert [clip.num_latents for clip in index.clips] == [6, 3, 1, 6, 4, 6]
     assert index.splits == {"train": [0, 1, 2], "validation": [3, 4], "test": [5], "predict": [5]}
     assert [column["name"] for column in index.statistics] == ["move_0", "move_1"]
