@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from .support.files import make_folder
 from .support.pictures import enlarge, font, from_image, shrink, to_image, to_uint8, write_png
 
 _SCALES = (0.0, 0.5, 1.0, 2.0)
+_MAX_ACTIONS = 32
 # Frames are small enough that a picture of 20 side by side can be looked at as a whole.
 _FRAME_MIN_SIDE = 72
 _FRAME_MAX_SIDE = 192
@@ -50,13 +52,14 @@ class ActionScan(Callback):
     Args:
         actions: Name of each action and its row, for example `{"right": [1.0, 0.0]}`. The row is held throughout.
             Default: what the module says, as ours does of its schema: each number up and down, each switch, and each
-            class, with all else at rest.
+            class, with all else at rest; the first 32 of them.
         scales: Numbers that every action is multiplied by. At 0, all actions should give the same video. Default: 0,
             0.5, 1 and 2; 1 alone where the module says that rows cannot be scaled.
         output: Path of the picture. Default: `action_scan.png` in the Trainer's `default_root_dir`.
         num_strip_frames: Number of frames in a cell after the start, evenly spaced up to the last.
         sample: Index of the sample of the first batch to start from; the last one is taken if the batch has fewer.
-        strength: Share of the way from rest to a bound that numbers go, without `actions`.
+        strength: Share of the way from rest to a bound that numbers go at scale 1, without `actions`; with the default
+            scales at most 0.5 stays within bounds.
         num_videos_at_once: Largest number of videos generated in one batch.
 
     Raises:
@@ -120,7 +123,10 @@ class ActionScan(Callback):
         # Not earlier: what actions are may follow from a checkpoint or the data.
         self._actions, scalable = self.actions or {}, True
         if self.actions is None:
-            self._actions, scalable = pl_module.probe_actions(self.strength)  # type: ignore[operator]
+            offered, scalable = pl_module.probe_actions(self.strength)  # type: ignore[operator]
+            self._actions = dict(islice(offered.items(), _MAX_ACTIONS))
+            if len(offered) > _MAX_ACTIONS:
+                rank_zero_info(f"ActionScan shows {_MAX_ACTIONS} of {len(offered)} actions: give `actions` for others")
         self._scales = self.scales or (_SCALES if scalable else (1.0,))
 
     def on_predict_batch_end(

@@ -174,6 +174,18 @@ def test_the_module_says_which_actions_there_are(tmp_path: Path, scalable: bool,
     assert len({path.read_bytes() for path in drawn}) == 1
 
 
+class SaysMuch(Mover):
+    def probe_actions(self, strength: float) -> tuple[dict[str, list[float]], bool]:
+        return {f"{number}": [number / 40, 0.0] for number in range(40)}, False
+
+
+def test_of_many_actions_the_first_are_shown(tmp_path: Path) -> None:
+    module = SaysMuch()
+    predict(tmp_path, ActionScan(), module)
+    shown = torch.cat([batch["action"][:, 0, 0] for batch in module.batches])
+    torch.testing.assert_close(shown, torch.arange(32) / 40)
+
+
 def test_a_module_that_does_not_say_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match="ActionScan without actions needs a method probe_actions"):
         predict(tmp_path, ActionScan(), Refused())
