@@ -89,7 +89,8 @@ def require_own(module: ActionVideoModule, report: Report, source: str) -> Repor
 
 def is_of(module: ActionVideoModule, report: Report) -> bool:
     """Tell whether a report says that it was measured on the weights of a module."""
-    return told_fingerprint(report, "checkpoint") == fingerprint(module.state_dict())
+    told = told_fingerprint(report, "checkpoint")
+    return told is not None and told == fingerprint(module.state_dict())
 
 
 def export_with_card(
