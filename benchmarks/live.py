@@ -140,7 +140,7 @@ def memory_mb() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
-def soak(stage: Stage, seconds: float, every: float, rounds: int, run: Sequence[str]) -> dict[str, Any]:
+def soak(stage: Stage, seconds: float, every: float, beside: float, rounds: int, run: Sequence[str]) -> dict[str, Any]:
     """Play for a long time, and compare the last tenth with the first: memory, and what a player waits for.
 
     The machine may be busier at one end than at the other. So `aged_to_fresh` says whether a world grows slow, and
@@ -150,10 +150,10 @@ def soak(stage: Stage, seconds: float, every: float, rounds: int, run: Sequence[
         stage: Stage that is played.
         seconds: Duration in seconds.
         every: Seconds between two looks at memory and latency.
+        beside: Seconds for which another server is played beside it.
         rounds: Number of comparisons of an old world with a fresh one.
         run: Options of this command line that name the same stage.
     """
-    beside = max(20 * every, 0.1 * seconds)
     with serving(stage, 1) as (server, port), players(port, 1, seconds + beside):
         wait_for(server, 1)
         begun = time.monotonic()
@@ -303,9 +303,12 @@ def main(args: Sequence[str] | None = None) -> None:
     result: dict[str, Any] = {"live": [measure(stage, count, seconds) for count in sessions]}
     if sessions:
         print(table(result["live"]))
-    seconds, every, rounds = (3.0, 0.1, 3) if options.tiny else (60 * options.soak_minutes, 1.0, 30)
-    if seconds:
-        result["soak"] = soak(stage, seconds, every, rounds, run)
+    if options.tiny:
+        result["soak"] = soak(stage, seconds=3.0, every=0.1, beside=2.0, rounds=3, run=run)
+    elif options.soak_minutes:
+        seconds = 60 * options.soak_minutes
+        result["soak"] = soak(stage, seconds, every=1.0, beside=max(4.0, 0.1 * seconds), rounds=30, run=run)
+    if "soak" in result:
         print("\n".join(f"{name}: {value:.3f}" for name, value in result["soak"].items()))
     if options.worlds:
         result["right_held"] = right_held(stage, options.worlds)

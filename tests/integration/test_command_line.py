@@ -25,7 +25,6 @@ from lightning_action import (
     ActionFileDataModule,
     ActionVideoModule,
     BlockCausality,
-    CausalWanModel,
     SpriteDataModule,
 )
 from lightning_action.callbacks import ActionScan
@@ -34,6 +33,7 @@ from lightning_action.cli.check import run_check
 from lightning_action.cli.support.mistakes import UsageError
 from lightning_action.cli.support.trainer_cli import warn_of_another_place
 from lightning_action.cli.trainer_verbs import run
+from lightning_action.generator.network import WanNetwork
 from tests.support.shipped import shipped
 from tests.support.small_commands import ACTION, ROOT, SMALL_DATA, SMALL_MODEL, checkpoint, last_checkpoint, small
 from tests.support.two_ranks import run_on_two
@@ -447,7 +447,7 @@ def test_the_command_line_wins_over_the_checkpoint(trained: Path, tmp_path: Path
     [
         (["fit", "--help"], ActionVideoModule),
         (["fit", "--help"], BlockCausality),
-        (["fit", "--model.generator.help=lightning_action.CausalWanModel"], CausalWanModel),
+        (["fit", "--model.generator.help=lightning_action.CausalWanModel"], WanNetwork),
         (["predict", "--data.help=lightning_action.data.ActionFileDataModule"], ActionFileDataModule),
         (["fit", "--data.help=lightning_action.data.SpriteDataModule"], SpriteDataModule),
         (["fit", "--trainer.callbacks.help=lightning_action.callbacks.ActionScan"], ActionScan),

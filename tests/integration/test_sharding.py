@@ -29,7 +29,7 @@ trainer:
     - class_path: lightning_action.callbacks.FreezeBackboneFirst
       init_args: {backbone: [generator], unfreeze_at_step: 5, warmup_steps: 2}
     - class_path: tests.support.recorded_losses.RecordedLosses
-checkpoint: {every_n_train_steps: 4, save_top_k: -1}
+checkpoint: {every_n_train_steps: 3, save_top_k: -1}
 """
 FSDP = (f"--config={ROOT / 'configs' / 'fsdp.yaml'}", "--model.sharding.param_dtype=float32")
 ONE_FILE = "--trainer.strategy.init_args.save_distributed_checkpoint=false"
@@ -83,7 +83,7 @@ def test_the_fit_on_one_process_moves_both_parts_and_clips(workshop: Path) -> No
     run(fit(workshop, "free", "--trainer.gradient_clip_val=null"))
     with pytest.raises(AssertionError):
         assert_same_run(workshop, "free")
-    before, after = (torch.load(path_at_step(workshop, "one", step), weights_only=True) for step in (4, 12))
+    before, after = (torch.load(path_at_step(workshop, "one", step), weights_only=True) for step in (3, 12))
     for part in ("generator.blocks.0.ffn.0.weight", "action_projection.action_projection.weight"):
         assert (before["state_dict"][part] - after["state_dict"][part]).abs().max() > 1e-3
 
@@ -96,15 +96,15 @@ def test_replicated(workshop: Path) -> None:
 def test_sharded_with_one_file_goes_on_unsharded_and_back(workshop: Path) -> None:
     run_on_two(fit(workshop, "file", EACH_HALF, *FSDP, ONE_FILE))
     assert_same_run(workshop, "file")
-    run(fit(workshop, "file_to_one", at_step(workshop, "file", 8)))
+    run(fit(workshop, "file_to_one", at_step(workshop, "file", 9)))
     assert_same_run(workshop, "file_to_one")
-    run_on_two(fit(workshop, "one_to_file", at_step(workshop, "one", 4), EACH_HALF, *FSDP, ONE_FILE))
+    run_on_two(fit(workshop, "one_to_file", at_step(workshop, "one", 3), EACH_HALF, *FSDP, ONE_FILE))
     assert_same_run(workshop, "one_to_file")
 
 
 def test_a_folder_goes_on_with_another_number_of_ranks_and_is_exported(workshop: Path) -> None:
     run_on_two(fit(workshop, "fsdp_folder", EACH_HALF, *FSDP))
-    run(fit(workshop, "folder_to_one", at_step(workshop, "fsdp_folder", 4), *FSDP, ONE_FILE, "--trainer.devices=1"))
+    run(fit(workshop, "folder_to_one", at_step(workshop, "fsdp_folder", 3), *FSDP, ONE_FILE, "--trainer.devices=1"))
     assert_same_run(workshop, "folder_to_one")
     folder = workshop / "fsdp_folder" / "checkpoints" / "last.ckpt"
     (config,) = (workshop / "fsdp_folder" / "lightning_logs").glob("*/config_fit.yaml")
@@ -123,14 +123,14 @@ def test_a_rank_killed_while_it_writes_a_checkpoint_loses_nothing_older(workshop
 trainer:
   callbacks+:
     - class_path: tests.support.killed_while_writing.KilledWhileWriting
-      init_args: {{folder: {checkpoints}, step: 7}}
+      init_args: {{folder: {checkpoints}, step: 5}}
 """)
     command = fit(workshop, "killed", EACH_HALF, *FSDP, f"--config={workshop / 'killer.yaml'}")
     with pytest.raises(RankFailed, match="a rank died"):
         run_on_two(command)
-    assert {path.name.split("-")[-1] for path in checkpoints.glob("[!.]*.ckpt")} == {"step=4.ckpt", "last.ckpt"}
-    assert list(checkpoints.glob(".*step=8.ckpt-being-written")), "the control: it died while it wrote"
-    command = fit(workshop, "killed", at_step(workshop, "killed", 4), EACH_HALF, *FSDP, ONE_FILE)
+    assert {path.name.split("-")[-1] for path in checkpoints.glob("[!.]*.ckpt")} == {"step=3.ckpt", "last.ckpt"}
+    assert list(checkpoints.glob(".*step=6.ckpt-being-written")), "the control: it died while it wrote"
+    command = fit(workshop, "killed", at_step(workshop, "killed", 3), EACH_HALF, *FSDP, ONE_FILE)
     run_on_two(command)
     assert_same_run(workshop, "killed")
 
@@ -140,7 +140,7 @@ trainer:
   log_every_n_steps: 3
   callbacks:
     - class_path: lightning_action.callbacks.FreezeBackboneFirst
-      init_args: {name: lora, backbone: ["generator.*.lora_*"], unfreeze_at_step: 3}
+      init_args: {name: lora, backbone: ["generator.*.lora_*"], unfreeze_at_step: 2}
     - class_path: lightning_action.callbacks.FreezeBackboneFirst
       init_args: {backbone: [generator], exclude: ["generator.*.lora_*"], unfreeze_at_step: 6}
     - class_path: lightning_action.callbacks.EMA
@@ -179,13 +179,13 @@ def test_three_states_with_lora_averages_statistics_and_checkpointing(workshop: 
         torch.testing.assert_close(two[part], one[part], atol=1e-5, rtol=0)
         torch.testing.assert_close(last(workshop, "ddp_lora")[part], one[part], atol=1e-5, rtol=0)
     assert [group["name"] for group in two["optimizer_states"][0]["param_groups"]] == ["action", "lora", "backbone"]
-    first = torch.load(path_at_step(workshop, "one_lora", 4), weights_only=True)["state_dict"]
+    first = torch.load(path_at_step(workshop, "one_lora", 3), weights_only=True)["state_dict"]
     moved = {name: bool((value != first[name]).any()) for name, value in one["state_dict"].items()}
     assert moved["generator.blocks.0.self_attn.q.lora_B.default.weight"]
     assert moved["generator.blocks.0.self_attn.q.base_layer.weight"]
     before = load_file(workshop / "backbone" / "generator.safetensors")["blocks.0.self_attn.q.weight"]
     assert torch.equal(first["generator.blocks.0.self_attn.q.base_layer.weight"], before), "frozen until step 6"
-    run_on_two(fit(workshop, "lora_on", at_step(workshop, "one_lora", 4), lora, EACH_HALF, *FSDP, ONE_FILE))
+    run_on_two(fit(workshop, "lora_on", at_step(workshop, "one_lora", 3), lora, EACH_HALF, *FSDP, ONE_FILE))
     for part in ("state_dict", "ema_state_dict"):
         torch.testing.assert_close(last(workshop, "lora_on")[part], one[part], atol=1e-5, rtol=0)
 
@@ -222,7 +222,7 @@ def test_a_frozen_backbone_has_no_state_in_folders_either(workshop: Path) -> Non
     run(fit(workshop, "one_frozen", frozen))
     run_on_two(fit(workshop, "frozen", frozen, EACH_HALF, *FSDP))
     assert_average_is_exported(workshop, "frozen", last(workshop, "one_frozen"))
-    start = at_step(workshop, "frozen", 8)
+    start = at_step(workshop, "frozen", 9)
     run_on_two(fit(workshop, "frozen_on", start, frozen, EACH_HALF, *FSDP, ONE_FILE))
     one, two = last(workshop, "one_frozen"), last(workshop, "frozen_on")
     for part in ("state_dict", "ema_state_dict"):

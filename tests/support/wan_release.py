@@ -12,7 +12,7 @@ from tests.support.small_generator import fill
 from tests.support.wan_parts import GEOMETRY, small_umt5, small_vae
 
 VERSIONS = {"wan2.1_1.3b": "2.1", "wan2.1_14b": "2.1", "wan2.2_5b": "2.2", "longlive_action": "2.1"}
-_IMAGE_SIZES = {"2.1": "[16, 32]", "2.2": "[32, 64]"}
+_IMAGE_SIZES = {"2.1": "[32, 16]", "2.2": "[32, 64]"}
 # Two blocks of each configuration.
 _NUM_LATENTS = {"wan2.1_1.3b": 4, "wan2.1_14b": 4, "wan2.2_5b": 3, "longlive_action": 6}
 _SMALL = [
@@ -59,5 +59,6 @@ def small_arguments(config: str) -> list[str]:
     per_layer = ["--model.action_projection.init_args.num_layers=2", "--model.sampling.num_inference_steps=2"]
     image_size = f"--data.init_args.world.init_args.image_size={_IMAGE_SIZES[VERSIONS[config]]}"
     num_latents = f"--data.init_args.num_latents={_NUM_LATENTS[config]}"
+    # Of 8 latent frames as shipped.
     short_blocks = ["--model.causality.num_frame_per_block=2"] if config == "wan2.2_5b" else []
     return [*_SMALL, *_SMALL_SPRITES, image_size, num_latents, *short_blocks, *([] if is_few_step else per_layer)]

@@ -37,11 +37,16 @@ def test_latents_are_those_of_the_encoded_batch(module: ActionVideoModule) -> No
     batches = module.batch_generator
     start = batches.start_of(batch, SAMPLING)
     assert start.shape == (4, 5, 2, 3) and start.num_initial_latents == 1
-    videos = batches.videos(module.generator, SAMPLING)
     rows = module.conditioning.of_rollout(batch["action"], False, 4, start.text, module.causality, None)
-    expected = videos.stream_latents(start.text, [0, 1, 2], start.shape, rows, start.initial)
-    found = batches.latents(batch, SAMPLING, module.generator, module.conditioning)
-    torch.testing.assert_close(torch.cat(list(found), dim=1), torch.cat(list(expected), dim=1), rtol=0, atol=0)
+    guided = replace(SAMPLING, prompt_guidance_scale=2.0, negative_prompt="c")
+    told = {"negative_text": batches.negative_text(batch, guided)}
+    told["switches"] = {2: module.frozen.encode_text(["b"] * 3, "cpu", torch.float32)}  # type: ignore[assignment]
+    switched = {**batch, "prompt_switches": [[(2, "b")]] * 3}
+    for sampling, asked, more in ((SAMPLING, batch, {}), (guided, switched, told)):
+        videos = batches.videos(module.generator, sampling)
+        expected = videos.stream_latents(start.text, [0, 1, 2], start.shape, rows, start.initial, **more)  # type: ignore[arg-type]
+        found = batches.latents(asked, sampling, module.generator, module.conditioning)
+        torch.testing.assert_close(torch.cat(list(found), dim=1), torch.cat(list(expected), dim=1), rtol=0, atol=0)
 
 
 @torch.no_grad()

@@ -233,6 +233,8 @@ def test_some_worlds_go_on_without_the_others_under_guidance_and_another_prompt(
     both = module.open_session(2)
     both.reset(frames[:, :1], PROMPTS)
     by_rows(both, rows[:, :12])
+    with pytest.raises(ValueError, match="numbers from 0 to 1, got"):
+        both.select([True, False])
     second = both.select([1])
     for session in (both, second):
         session.prompt("a blue square")

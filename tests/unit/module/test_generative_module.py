@@ -1,4 +1,4 @@
-"""What the base of the modules builds and gives; tests/unit/test_module.py trains, generates and predicts with it."""
+"""What the base of the modules builds and gives; test_action_video_module.py trains, generates and predicts with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a module adds to checkpoints, and what it takes; tests/unit/test_module.py has it from fits."""
+"""What a module adds to checkpoints, and what it takes; test_action_video_module.py has it from fits."""
 
 from __future__ import annotations
 
