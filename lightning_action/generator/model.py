@@ -33,7 +33,7 @@ class CausalWanModel(WanNetwork):
     The modes are `bidirectional` (teacher and critic of distribution matching distillation, Yin et al. 2023,
     arXiv:2311.18828), `block_causal` (diffusion forcing), `teacher_forcing` (clean and noisy frames in one pass), and
     `denoise` / `write` under a `KVCache`. `forward` is `bidirectional`. The defaults are those shared by all released
-    models; width and depth differ from model to model and have none.
+    models; width and depth differ from model to model and have none. Arguments are those of `WanNetwork`.
     """
 
     def forward(
