@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -58,12 +57,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("slow")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(without_cuda)
-
-
-def pytest_collection_finish() -> None:
-    """What is imported stays: the collector of garbage need not look at half a million objects again and again."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

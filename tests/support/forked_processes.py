@@ -23,9 +23,7 @@ TIMEOUT_SECONDS = 300
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 # What takes seconds to import is imported once. A copy of this process could hang for its threads; that one has none.
 FORKS = get_context("forkserver")
-# The last one is found only where the tests are, and may be missed without harm.
-PRELOADED = ("lightning_action.cli.trainer_verbs", "lightning_action.callbacks", "tests.support.imported")
-FORKS.set_forkserver_preload(list(PRELOADED))
+FORKS.set_forkserver_preload(["lightning_action.cli.trainer_verbs", "lightning_action.callbacks"])
 
 
 def random_port() -> int:
