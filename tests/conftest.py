@@ -23,12 +23,13 @@ SLOW = {
     *("callbacks/test_action_sensitivity.py", "callbacks/test_freeze_backbone_first.py"),
     *("callbacks/test_prediction_writer.py", "callbacks/test_rollout_logger.py"),
     *("cli/test_check.py", "cli/test_encode.py", "cli/test_evaluate_videos.py", "cli/test_export.py"),
-    *("cli/test_misfits.py", "configuration/test_class_paths.py", "data/test_environment_simulator.py"),
+    *("cli/test_misfits.py", "cli/test_play.py", "cli/support/test_mistakes.py", "configuration/test_class_paths.py"),
+    *("data/test_environment_simulator.py", "generator/test_estimates.py", "play/test_server.py"),
     *("distillation/test_distilled_module.py", "distillation/test_dmd.py"),
     *("evaluation/test_obedience.py", "evaluation/test_unknown_state.py"),
     *("frozen/test_conv_codec.py", "frozen/test_wan_vae.py", "module/test_action_video_module.py"),
-    *("generation/test_captured_pass.py", "generation/test_prompt_switches.py", "generation/test_world_session.py"),
-    "pipeline/test_parts.py",
+    *("generation/test_captured_pass.py", "generation/test_prompt_switches.py", "generation/test_rollout.py"),
+    *("generation/test_world_session.py", "pipeline/test_parts.py"),
 }
 
 # Tensors of tests are too small to share out, and threads of several processes would wait for each other: in this one
