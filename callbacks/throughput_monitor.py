@@ -62,9 +62,9 @@ class ThroughputMonitor(Callback):
     `[B, F, ...]`, of which latents count where there are both; otherwise only steps are counted. `predict_step` returns
     a dict with `video` `[B, T, ...]` and, if they are measured, `block_seconds` (a list with the seconds of each block
     of latents) and `decode_seconds`; if not, the whole step counts as with VAE. For the utilisation, `flops_per_batch`
-    is an attribute or property of the module (None where it is not known), read at each batch, as what trains may
-    change: operations of forward and backward pass on one rank. The device is waited for at logged steps, at both ends
-    of validation, and after each step of a prediction that measures no blocks.
+    is an attribute or property of the module (None where it is not known), read at each batch if the peak is known, as
+    what trains may change: operations of forward and backward pass on one rank. The device is waited for at logged
+    steps, at both ends of validation, and after each step of a prediction that measures no blocks.
 
     The utilisation is the model FLOPs utilisation of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, appendix B), or its
     hardware FLOPs utilisation where `flops_per_batch` counts what activation checkpointing computes twice.
@@ -161,9 +161,8 @@ class ThroughputMonitor(Callback):
         log_writing.scalars(trainer, figures, log_writing.current_step(trainer))
 
     def _count(self, interval: _Interval, pl_module: LightningModule, batch: Any) -> None:
-        flops = getattr(pl_module, "flops_per_batch", None)
-        if self._peak is not None and flops is not None:
-            interval.flops += float(flops)
+        if self._peak is not None:
+            interval.flops += float(getattr(pl_module, "flops_per_batch", None) or 0.0)
         tensors = batch if isinstance(batch, dict) else {}
         latents, video = tensors.get(self.latents), tensors.get(self.video)
         interval.with_vae = not _has_frames(latents)

@@ -92,6 +92,25 @@ def test_utilization_where_the_peak_is_known(tmp_path: Path, clock: Clock) -> No
     assert shown["throughput/train/flop_utilization"] == {1: 0.25, 3: 0.25}
 
 
+class CountsReads(Timed):
+    reads = 0
+
+    @property
+    def flops_per_batch(self) -> float:
+        self.reads += 1
+        return 30.0
+
+
+@pytest.mark.parametrize(("peak", "reads"), [(240.0, 3), (None, 1)])
+def test_operations_are_read_only_where_they_are_of_use(
+    tmp_path: Path, clock: Clock, peak: float | None, reads: int
+) -> None:
+    """A module may count them by formulas. Whether it knows them at all is asked once, where no peak is given."""
+    module = CountsReads(clock)
+    short_fits.fit(tmp_path, module, ThroughputMonitor(peak_flops=peak, every_n_steps=2), max_steps=4)
+    assert module.reads == reads
+
+
 def test_the_peak_comes_from_lightning(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
