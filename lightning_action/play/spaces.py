@@ -67,6 +67,5 @@ def _space_of(parts: list[ActionPart], num_rows: int | None) -> Space[Any]:
         if len(parts) == 1:
             return spaces.MultiDiscrete(np.full(lead, size)) if lead else spaces.Discrete(size)
         return spaces.MultiDiscrete(np.tile([part.size for part in parts], (*lead, 1)))
-    low = np.concatenate([np.broadcast_to(np.asarray(part.low, np.float32), part.size) for part in parts])
-    high = np.concatenate([np.broadcast_to(np.asarray(part.high, np.float32), part.size) for part in parts])
+    low, high = np.array([bounds for part in parts for bounds in part.bounds], dtype=np.float32).T
     return spaces.Box(np.tile(low, (*lead, 1)), np.tile(high, (*lead, 1)), dtype=np.float32)
