@@ -121,8 +121,10 @@ class ActionScan(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not earlier: what actions are may follow from a checkpoint or the data.
-        self._actions, scalable = self.actions or {}, True
-        if self.actions is None:
+        scalable = True
+        if self.actions is not None:
+            self._actions = self.actions
+        else:
             offered, scalable = pl_module.probe_actions(self.strength)  # type: ignore[operator]
             self._actions = dict(islice(offered.items(), _MAX_ACTIONS))
             if len(offered) > _MAX_ACTIONS:
