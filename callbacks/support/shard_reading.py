@@ -21,6 +21,19 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_distribu
 
 _METADATA_FILE = ".metadata"
 _PATHS = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
+
+
+class _Refused(pickle.UnpicklingError):
+    pass
+
+
+def _memory_format(kind: object, name: str) -> Any:
+    """Look up what Python 3.11.0 to 3.11.3 pickle as `getattr` of an enumeration and a name, and nothing else."""
+    if kind is not format_of_metadata._MEM_FORMAT_ENCODING:
+        raise _Refused("builtins.getattr")
+    return format_of_metadata._MEM_FORMAT_ENCODING[name]
+
+
 # Classes that torch writes into `.metadata`, by the names under which pickle asks for it.
 _KNOWN: dict[tuple[str, str], Any] = {
     **{
@@ -31,6 +44,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
         )
     },
     (_StorageInfo.__module__, "_StorageInfo"): _StorageInfo,
+    ("builtins", "getattr"): _memory_format,
     ("collections", "OrderedDict"): OrderedDict,
     # The module is another one since Python 3.13.
     **{(module, name): path for module in ("pathlib", "pathlib._local") for name, path in _PATHS.items()},
@@ -94,10 +108,6 @@ def read_shard_metadata(folder: str | Path) -> Metadata:
         if not isinstance(info, _StorageInfo) or not _is_file_name(info.relative_path):
             raise ValueError(f"{path} points outside its folder, or at nothing: {info}")
     return metadata
-
-
-class _Refused(pickle.UnpicklingError):
-    pass
 
 
 class _Unpickler(pickle.Unpickler):

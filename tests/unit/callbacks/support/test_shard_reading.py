@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, load, save
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
 
 from lightning_action.callbacks.support.shard_reading import load_shards, read_shard_metadata
 from tests.support.malice import POISONS, Touches
@@ -113,6 +115,34 @@ def test_what_is_no_whole_folder_is_told(folder: Path) -> None:
     (folder / "__0_0.distcp").unlink()
     with pytest.raises(ValueError, match="cannot be read .FileNotFoundError"):
         load_shards(state(2), folder, no_dist=True)
+
+
+class _ByName(pickle.Pickler):
+    """Writes an enumeration as Python 3.11.0 to 3.11.3 do."""
+
+    def __init__(self, file: io.BytesIO, kind: object) -> None:
+        super().__init__(file)
+        self.kind = kind
+
+    def reducer_override(self, value: object) -> Any:
+        return (getattr, (self.kind, value.name)) if isinstance(value, _MEM_FORMAT_ENCODING) else NotImplemented
+
+
+def pickled_by_name(metadata: object, kind: object) -> bytes:
+    _ByName(file := io.BytesIO(), kind).dump(metadata)
+    return file.getvalue()
+
+
+def test_what_the_first_pythons_of_3_11_wrote_is_read(folder: Path) -> None:
+    """Theirs alone: `getattr` gives no more than it must."""
+    expected = FileSystemReader(folder).read_metadata()
+    (folder / ".metadata").write_bytes(pickled_by_name(expected, _MEM_FORMAT_ENCODING))
+    assert b"getattr" in (folder / ".metadata").read_bytes()
+    found = read_shard_metadata(folder)
+    assert found.state_dict_metadata == expected.state_dict_metadata
+    (folder / ".metadata").write_bytes(pickled_by_name(expected, torch.Size))
+    with pytest.raises(ValueError, match=r"asks for builtins\.getattr"):
+        read_shard_metadata(folder)
 
 
 def test_names_that_only_look_known_are_refused(folder: Path) -> None:
