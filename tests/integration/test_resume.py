@@ -12,8 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cache
-from multiprocessing import get_context
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch.multiprocessing.spawn import ProcessExitedException
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_action.callbacks import FreezeBackboneFirst
@@ -34,6 +32,7 @@ from lightning_action.distributed.fsdp2 import FSDP2Strategy
 from lightning_action.generation.sampling import Sampling
 from lightning_action.module.action_video_module import ActionVideoModule
 from lightning_action.optimization import Optimization
+from tests.support.forked_processes import end_of, start
 from tests.support.shipped import shipped
 from tests.support.small_commands import ROOT, SMALL_DATA, SMALL_MODEL
 from tests.support.small_demo import small_data, small_demo
@@ -123,8 +122,16 @@ def stop(trainer: L.Trainer) -> None:
     trainer.should_stop = True
 
 
-def send(number: signal.Signals) -> Callable[[L.Trainer], None]:
-    return lambda trainer: os.kill(os.getpid(), number)
+@dataclass(frozen=True)
+class Send:
+    """Sends a signal to this process, on all ranks or on one."""
+
+    number: signal.Signals
+    only_rank: int | None = None
+
+    def __call__(self, trainer: L.Trainer) -> None:
+        if self.only_rank in (None, trainer.global_rank):
+            os.kill(os.getpid(), self.number)
 
 
 def fit(
@@ -226,8 +233,8 @@ ENDS: dict[str, tuple[Callable[[], Options], bool]] = {
     "told at the end of an epoch": (told(AT_END, stop, "on_train_epoch_end"), False),
     "early stop in mid-epoch": (lambda: {**early_stop(), "val_check_interval": 3}, False),
     "early stop at the end of an epoch": (early_stop, False),
-    "SIGTERM in mid-epoch": (told(MID, send(signal.SIGTERM)), False),
-    "SIGINT at the last batch": (told(AT_END, send(signal.SIGINT)), False),
+    "SIGTERM in mid-epoch": (told(MID, Send(signal.SIGTERM)), False),
+    "SIGINT at the last batch": (told(AT_END, Send(signal.SIGINT)), False),
 }
 LIMITS: dict[str, Options] = {"steps": {"max_steps": END}, "epochs": {"max_epochs": 3}}
 
@@ -355,9 +362,9 @@ VALIDATED: Options = {"max_steps": 9, "limit_val_batches": 1, "val_check_interva
 @pytest.mark.parametrize(
     ("hook", "act"),
     [
-        ("on_train_batch_end", send(signal.SIGTERM)),
-        ("on_validation_batch_start", send(signal.SIGTERM)),
-        ("on_validation_end", send(signal.SIGINT)),
+        ("on_train_batch_end", Send(signal.SIGTERM)),
+        ("on_validation_batch_start", Send(signal.SIGTERM)),
+        ("on_validation_end", Send(signal.SIGINT)),
         ("on_validation_end", stop),
     ],
 )
@@ -394,12 +401,9 @@ def test_the_end_is_written_once(options: Options, steps: list[int], tmp_path: P
 def test_killed(every: int, tmp_path: Path, uninterrupted: Callable[..., Leg]) -> None:
     """At the seventh step; what was saved last is what there is, and nobody holds the folder."""
     options: Options = {"max_steps": 9, "every": every}
-    killed = get_context("fork").Process(
-        target=fit, args=(tmp_path,), kwargs={**options, "callbacks": (At(8, send(signal.SIGKILL)),)}
-    )
-    killed.start()
-    killed.join()
-    assert killed.exitcode == -signal.SIGKILL and (tmp_path / ".lock").exists()
+    killing = partial(fit, tmp_path, **options, callbacks=(At(8, Send(signal.SIGKILL)),))
+    assert exit_code_of(killing, tmp_path.with_suffix(".txt")) == -signal.SIGKILL
+    assert (tmp_path / ".lock").exists()
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
     assert saved == {3: 6, 7: 7}[every]
     before, rest = Leg(tmp_path), fit(tmp_path, tmp_path / "last.ckpt", **options)
@@ -469,56 +473,63 @@ def test_one_fit_at_a_time_and_none_replaces_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ["max_steps", "a signal to one rank"])
 def test_two_ranks(end: str, tmp_path: Path) -> None:
     """An epoch has two batches on each: a stop in mid-epoch, and one at an epoch's end."""
-
-    def signal_one(trainer: L.Trainer) -> None:
-        if trainer.global_rank == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     limit = {"max_steps": 5, "every": 5}
-    fit_on_two(whole, **limit)
+    fit_apart(on_two, whole, **limit)
     if end == "max_steps":
-        fit_on_two(parts, max_steps=2)
-        fit_on_two(parts, parts / "last.ckpt", max_steps=3)
+        fit_apart(on_two, parts, max_steps=2)
+        fit_apart(on_two, parts, parts / "last.ckpt", max_steps=3)
     else:
-        with pytest.raises(ProcessExitedException, match="terminated with exit code 143"):
-            fit_on_two(parts, **limit, callbacks=(At(3, signal_one),))
+        fit_apart(on_two, parts, **limit, callbacks=(At(3, Send(signal.SIGTERM, only_rank=1)),), exit_code=1)
+        assert "terminated with exit code 143" in parts.with_suffix(".txt").read_text()
         assert torch.load(parts / "last.ckpt", weights_only=True)["global_step"] == 3
-    fit_on_two(parts, parts / "last.ckpt", **limit)
+    fit_apart(on_two, parts, parts / "last.ckpt", **limit)
     for rank in (0, 1):
         seen = [(folder / f"seen_by_{rank}").read_text() for folder in (whole, parts)]
         assert seen[0] == seen[1] and len(seen[0].splitlines()) == 5
     assert same(Leg(parts).left()["state_dict"], Leg(whole).left()["state_dict"])
 
 
-def fit_on_two(folder: Path, ckpt_path: Path | None = None, **options: Any) -> None:
-    folder.mkdir(exist_ok=True)
-    strategy = DDPStrategy(start_method="fork", process_group_backend="gloo", find_unused_parameters=True)
-    fit(folder, ckpt_path, devices=2, strategy=strategy, **options)
+def on_two() -> Options:
+    return {
+        "devices": 2,
+        "strategy": DDPStrategy(start_method="fork", process_group_backend="gloo", find_unused_parameters=True),
+    }
 
 
 @pytest.mark.distributed
 def test_sharded(tmp_path: Path) -> None:
     """At a signal in mid-epoch, and at an epoch's end."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    fit_sharded(whole, max_steps=6)
-    fit_sharded(parts, max_steps=6, callbacks=(At(3, send(signal.SIGTERM)),))
-    fit_sharded(parts, parts / "last.ckpt", max_steps=5)
-    fit_sharded(parts, parts / "last.ckpt", max_steps=6)
+    fit_apart(sharded, whole, max_steps=6)
+    fit_apart(sharded, parts, max_steps=6, callbacks=(At(3, Send(signal.SIGTERM)),), exit_code=128 + signal.SIGTERM)
+    fit_apart(sharded, parts, parts / "last.ckpt", max_steps=5)
+    fit_apart(sharded, parts, parts / "last.ckpt", max_steps=6)
     seen = [(folder / "seen_by_0").read_text() for folder in (whole, parts)]
     assert seen[0] == seen[1] and len(seen[0].splitlines()) == 6
     left = [read_shards(folder / "last.ckpt") for folder in (whole, parts)]
     assert left[0] and same(left[0], left[1])
 
 
-def fit_sharded(folder: Path, ckpt_path: Path | None = None, **options: Any) -> None:
+def sharded() -> Options:
+    return {"devices": 1, "strategy": FSDP2Strategy(), "inference_mode": False, "freeze": False}
+
+
+def fit_apart(
+    kind: Callable[[], Options], folder: Path, ckpt_path: Path | None = None, *, exit_code: int = 0, **options: Any
+) -> None:
     """In a process of its own, which has the process group."""
     folder.mkdir(exist_ok=True)
-    options = {"strategy": FSDP2Strategy(), "devices": 1, "inference_mode": False, "freeze": False, **options}
-    process = get_context("fork").Process(target=fit, args=(folder, ckpt_path), kwargs=options)
-    process.start()
-    process.join(60)
-    assert process.exitcode == (128 + signal.SIGTERM if "callbacks" in options else 0)
+    fitting = partial(_fit_of_kind, kind, folder, ckpt_path, **options)
+    assert exit_code_of(fitting, folder.with_suffix(".txt")) == exit_code
+
+
+def _fit_of_kind(kind: Callable[[], Options], folder: Path, ckpt_path: Path | None, **options: Any) -> None:
+    fit(folder, ckpt_path, **kind(), **options)
+
+
+def exit_code_of(function: Callable[[], Any], output: Path) -> int | None:
+    return end_of(start(output, function))
 
 
 def read_shards(path: Path) -> dict[str, Any]:
