@@ -237,7 +237,8 @@ def machine(device: torch.device, rate: float) -> Results:
         "attention": attention_operations(device),
         "threads": torch.get_num_threads(),
         "cudnn": torch.backends.cudnn.version(),
-        **{package: installed_version(package) for package in ("torch", "triton", "diffusers", "torchao")},
+        "torch": str(torch.__version__),
+        **{package: installed_version(package) for package in ("triton", "diffusers", "torchao")},
     }
 
 

@@ -50,8 +50,14 @@ def installed_version(package: str) -> str | None:
 def versions() -> dict[str, str]:
     """Name the versions of what computes a report, and the kind of device."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    packages = {name: version(name) for name in ("torch", "lightning")}
-    return {"lightning_action": __version__, **packages, "python": platform.python_version(), "device": device}
+    return {
+        "lightning_action": __version__,
+        # The number that pip knows does not tell CUDA's builds from those for CPUs.
+        "torch": str(torch.__version__),
+        "lightning": version("lightning"),
+        "python": platform.python_version(),
+        "device": device,
+    }
 
 
 def reader_provenance(folder: str | Path, model: InverseDynamicsModel) -> dict[str, str]:
