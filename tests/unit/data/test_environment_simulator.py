@@ -134,7 +134,8 @@ def test_an_environment_that_does_not_play_the_same_again_is_no_simulator(world:
     with pytest.warns(UserWarning, match=f"{WORLDS}:{world} {NO_REPLAY}.* let reset"):
         assert simulator(module, "validation") is None
     # Once is enough.
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert simulator(module, "test") is None
 
 
