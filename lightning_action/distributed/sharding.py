@@ -78,6 +78,9 @@ def shard(module: nn.Module, layers: Iterable[nn.Module], mesh: DeviceMesh, shar
     """Shard each of `layers` on its own, then what is left of `module`."""
     for part in (*layers, module):
         fully_shard(part, mesh=mesh, mp_policy=sharding.policy, reshard_after_forward=sharding.reshard_after_forward)
+        if isinstance(part, FSDPModule) and (mesh.device_type == "cpu" or mesh.size() == 1):
+            # With torch 2.8 gloo sums gradients where FSDP asks for their mean, and NCCL alone may err: FSDP divides.
+            part.set_force_sum_reduction_for_comms(True)
 
 
 def keep_gathered(module: nn.Module) -> None:
