@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,9 +50,10 @@ class MaskedContext:
         return cross_attention.keys_values(self._prompt)
 
 
-@dataclass(frozen=True)
-class TextCache:
+class TextCache(NamedTuple):
     """Keys and values of prompts (and images) in every layer: the same for all blocks and timesteps of a video.
+
+    A tuple, since FSDP2 of torch up to 2.11 looks into nothing else for tensors whose gradients it must wait for.
 
     Args:
         layers: Keys and values that the cross-attention of each layer sees.
