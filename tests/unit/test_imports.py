@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
@@ -91,6 +92,7 @@ def imports_of(node: ast.AST, deferred: bool = False) -> Iterator[Import]:
             yield from imports_of(child, inside)
 
 
+@cache
 def imports_in(path: Path) -> list[Import]:
     return list(imports_of(ast.parse(path.read_text())))
 
