@@ -105,7 +105,9 @@ def _in_plain_words(text: str, given: str | None) -> str:
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text).replace("Expected a ", "expected ")
     text = re.sub(r"[.:]?;? ?Got value: (.*)", lambda match: f", got {_quoted(match[1])}", text)
-    text = re.sub(r"unrecognized arguments: ([^\s=]+).*", r"there is no option \1", text)
+    text = re.sub(r"unrecognized arguments: (-[^\s=]+).*", r"there is no option \1", text)
+    text = re.sub(r"unrecognized arguments: (.*\.ya?ml)$", r"expected --config before \1", text)
+    text = re.sub(r"unrecognized arguments: (.*)", r"expected an option, got \1", text)
     text = re.sub(r".*does not accept option '([^']+)'|Option '([^']+)' is not accepted", _no_argument, text)
     text = re.sub(r"^the following arguments are required: (.*)", r"missing: \1", text)
     if text.startswith("missing: ") and "model." in text:

@@ -56,7 +56,7 @@ def test_without_output_nothing_is_written(folder: Path, capsys: pytest.CaptureF
         ([], UsageError, "nothing to evaluate: give --compare A B"),
         (["--output", "x.html"], UsageError, "nothing to evaluate: give --compare A B"),
         (["--compare", "good"], UsageError, "--compare: expected 2 arguments"),
-        (["--compare", "good", "bad", "ugly"], UsageError, "there is no option ugly"),
+        (["--compare", "good", "bad", "ugly"], UsageError, "expected an option, got ugly"),
         (["--compare", "good", "good"], ValueError, "good is compared with itself: give two reports"),
         (["--compare", "good", "good/report.json"], ValueError, "is compared with itself"),
         (["--compare", "good", "nowhere"], FileNotFoundError, "no report at nowhere"),

@@ -147,7 +147,8 @@ def test_arguments_of_a_class_in_a_list() -> None:
         (["--config=configs/demo.yml"], "no configuration at .*: did you mean '.*demo.yaml'"),
         (["--linked=x"], "linked follows from root and cannot be set itself: set --root"),
         (["--root"], "argument --root: expected one argument"),
-        (["stray"], "there is no option stray"),
+        (["stray by"], "expected an option, got stray by "),
+        (["its/a.yaml"], "expected --config before its/a.yaml"),
     ],
 )
 def test_messages(args: list[str], message: str) -> None:
