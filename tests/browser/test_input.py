@@ -121,6 +121,17 @@ def test_the_pad_the_mouse_and_a_finger(browser: Browser) -> None:
         assert overflow <= 0 and live.page.evaluate("document.documentElement.scrollHeight") <= 844
 
 
+@pytest.mark.parametrize("width", [360, 641, 1240])
+def test_buttons_stay_where_they_are_when_figures_come(width: int, browser: Browser) -> None:
+    with played(browser, viewport={"width": width, "height": 844}) as (live, _):
+        button = live.page.locator("#pad button").first
+        assert live.page.locator("#fps").is_hidden()
+        before = button.bounding_box()
+        for figure in ("fps", "latency", "distance"):
+            live.page.locator(f"#{figure}").wait_for()
+        assert button.bounding_box() == before
+
+
 def test_the_first_finger_and_the_main_button_pull(browser: Browser) -> None:
     with played(browser) as (live, running):
         canvas = live.page.locator("#world").bounding_box()
