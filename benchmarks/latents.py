@@ -33,7 +33,7 @@ from lightning_action import (
     WanVideoVAE,
 )
 from lightning_action.atomic import write_json
-from lightning_action.cli.encode import DType, clips_of, encode, encoding_of
+from lightning_action.cli.encode import DType, clips_of, encode, encoding_of, frame_size_of
 from lightning_action.data.latent_writer import StoreWriter
 from lightning_action.frozen.interfaces import VideoCodec
 
@@ -117,7 +117,7 @@ def write_store(folder: Path, module: ActionVideoModule, videos: SpriteDataModul
     """Encode the videos, and return how many seconds that took."""
     splits, schema = clips_of(videos)
     started = perf_counter()
-    encoding = encoding_of(module, schema, splits["train"][0], DTYPE)
+    encoding = encoding_of(module, schema, frame_size_of(splits["train"][0], module, schema), DTYPE)
     encode(StoreWriter(folder, encoding, 10**8), module.frozen, {"train": splits["train"]}, device)
     return perf_counter() - started
 

@@ -84,10 +84,10 @@ def run_encode(args: Sequence[str]) -> None:
             for split, clips in splits.items()
         }
     cli.model.settle_schema(None, source)
+    frame_size = frame_size_of(next(clip for clips in splits.values() for clip in clips), cli.model, schema)
     folder = Path(config.output)
     prepare_frozen(cli.model, source, folder)
-    first = next(clip for clips in splits.values() for clip in clips)
-    encoding = encoding_of(cli.model, schema, first, config.dtype, config.window_starts)
+    encoding = encoding_of(cli.model, schema, frame_size, config.dtype, config.window_starts)
     writer = StoreWriter(folder, encoding, int(config.shard_mb * 1e6), rank, world_size)
     locator = source.locator if isinstance(source, SplitDataModule) else None
     lock = FolderLock(writer.waiting_room, "give another folder with --output, or another --rank")
@@ -144,25 +144,30 @@ def prepare_frozen(model: ActionVideoModule, source: L.LightningDataModule, fold
     vae.load_fitted_tensors(read_safetensors(path), str(path))
 
 
-def encoding_of(
-    model: ActionVideoModule,
-    schema: ActionSchema | None,
-    clip: Clip,
-    dtype: DType,
-    window_starts: WindowStarts = "anywhere",
-) -> Encoding:
-    """Say what all latents will have in common; the size of the frames is that of a first clip.
+def frame_size_of(clip: Clip, model: ActionVideoModule, schema: ActionSchema | None) -> tuple[int, int]:
+    """Measure the frames of a clip, in pixels, that has the actions of `schema`; None for those of the model.
 
     Raises:
         ValueError: Model and data mean different actions, or the VAE takes no frames of this size.
     """
-    schema = model.schema if schema is None else schema
-    if model.takes_actions and schema != model.schema:
+    if schema is not None and model.takes_actions and schema != model.schema:
         raise ValueError(f"the data has the actions {schema}, the model {model.schema}: correct model.schema")
     height, width = clip.video(0, 1).shape[-2:]
     model.frozen.vae.latent_shape(height, width)
+    return height, width
+
+
+def encoding_of(
+    model: ActionVideoModule,
+    schema: ActionSchema | None,
+    frame_size: tuple[int, int],
+    dtype: DType,
+    window_starts: WindowStarts = "anywhere",
+) -> Encoding:
+    """Say what all latents will have in common. Actions of the data are those of the model where `schema` is None."""
+    schema = model.schema if schema is None else schema
     text_encoder = type(model.frozen.text_encoder).__name__
-    return Encoding(model.frozen.vae.identity(), text_encoder, schema, (height, width), dtype, window_starts)
+    return Encoding(model.frozen.vae.identity(), text_encoder, schema, frame_size, dtype, window_starts)
 
 
 def encode(

@@ -12,7 +12,15 @@ import torch
 
 from lightning_action import LatentDataModule
 from lightning_action.cli import main
-from lightning_action.cli.encode import EncodeCLI, clips_of, encode, encoding_of, prepare_frozen, run_encode
+from lightning_action.cli.encode import (
+    EncodeCLI,
+    clips_of,
+    encode,
+    encoding_of,
+    frame_size_of,
+    prepare_frozen,
+    run_encode,
+)
 from lightning_action.cli.support.folder_lock import FolderLock
 from lightning_action.data.action_file import ActionFileDataModule
 from lightning_action.data.latent_store import CODEC, INDEX, LatentStore
@@ -89,13 +97,20 @@ def test_actions_of_the_data_are_those_of_the_model() -> None:
     module = build()
     module.frozen.vae.fit(data().codec_videos())  # type: ignore[attr-defined]
     clip = data().clips("train")[0]
-    assert encoding_of(module, data().action_schema, clip, "float32").frame_size == (16, 16)
-    assert encoding_of(module, None, clip, "float32").schema == module.schema
+    assert frame_size_of(clip, module, data().action_schema) == frame_size_of(clip, module, None) == (16, 16)
+    assert encoding_of(module, None, (16, 16), "float32").schema == module.schema
     with pytest.raises(ValueError, match="the data has the actions .*, the model .*: correct model.schema"):
-        encoding_of(module, schema(), clip, "float32")
+        frame_size_of(clip, module, schema())
     without = build(action_projection=None)
-    without.frozen.vae.fit(data().codec_videos())  # type: ignore[attr-defined]
-    assert encoding_of(without, schema(), clip, "float32").schema == schema()
+    assert frame_size_of(clip, without, schema()) == (16, 16)
+    assert encoding_of(module, schema(), (16, 16), "float32").schema == schema()
+
+
+def test_what_does_not_fit_is_refused_before_a_codec_is_written(tmp_path: Path) -> None:
+    odd = ["--data.init_args.world.init_args.image_size=18", "--data.init_args.world.init_args.sprite_radius=3.0"]
+    with pytest.raises(ValueError, match="expected frames with sides of multiples of 8, got 18 x 18"):
+        run_encode([*command(tmp_path), *odd])
+    assert not (tmp_path / "store").exists()
 
 
 def test_data_without_clips_is_refused(tmp_path: Path) -> None:

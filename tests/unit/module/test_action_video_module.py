@@ -28,7 +28,7 @@ from lightning_action.action.schema import ActionPart, ActionSchema
 from lightning_action.batch import to_unit_range
 from lightning_action.callbacks import FreezeBackboneFirst
 from lightning_action.checkpoints.lora import LoRASettings, has_lora
-from lightning_action.cli.encode import clips_of, encode, encoding_of, prepare_frozen
+from lightning_action.cli.encode import clips_of, encode, encoding_of, frame_size_of, prepare_frozen
 from lightning_action.data.latent_writer import StoreWriter
 from lightning_action.diffusion.noise import frame_noise
 from lightning_action.distributed.fsdp2 import FSDP2Strategy, require_supported
@@ -710,7 +710,7 @@ def test_a_fit_from_latents_reads_no_text_encoder(tmp_path: Path) -> None:
     encoder, videos = module(), data()
     prepare_frozen(encoder, videos, tmp_path / "store")
     splits, schema = clips_of(videos)
-    encoding = encoding_of(encoder, schema, splits["train"][0], "float32")
+    encoding = encoding_of(encoder, schema, frame_size_of(splits["train"][0], encoder, schema), "float32")
     encode(StoreWriter(tmp_path / "store", encoding, 10**6), encoder.frozen, splits, torch.device("cpu"))
     source = LatentDataModule(str(tmp_path / "store"), LATENTS, "clip_start", batch_size=3, eval_batch_size=2)
     trained = module()
