@@ -42,6 +42,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:nothing is saved before this fit
 # Five batches an epoch; 13 steps end in the middle of the third.
 END = 13
 Options = dict[str, Any]
+ON_TWO: Options = {
+    "devices": 2,
+    "strategy": DDPStrategy(start_method="fork", process_group_backend="gloo", find_unused_parameters=True),
+}
+SHARDED: Options = {"devices": 1, "strategy": FSDP2Strategy(), "inference_mode": False, "freeze": False}
 
 
 class Seen(L.Callback):
@@ -402,7 +407,7 @@ def test_killed(every: int, tmp_path: Path, uninterrupted: Callable[..., Leg]) -
     """At the seventh step; what was saved last is what there is, and nobody holds the folder."""
     options: Options = {"max_steps": 9, "every": every}
     killing = partial(fit, tmp_path, **options, callbacks=(At(8, Send(signal.SIGKILL)),))
-    assert exit_code_of(killing, tmp_path.with_suffix(".txt")) == -signal.SIGKILL
+    assert end_of(start(tmp_path.with_suffix(".txt"), killing)) == -signal.SIGKILL
     assert (tmp_path / ".lock").exists()
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
     assert saved == {3: 6, 7: 7}[every]
@@ -475,61 +480,39 @@ def test_two_ranks(end: str, tmp_path: Path) -> None:
     """An epoch has two batches on each: a stop in mid-epoch, and one at an epoch's end."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     limit = {"max_steps": 5, "every": 5}
-    fit_apart(on_two, whole, **limit)
+    fit_apart(whole, **ON_TWO, **limit)
     if end == "max_steps":
-        fit_apart(on_two, parts, max_steps=2)
-        fit_apart(on_two, parts, parts / "last.ckpt", max_steps=3)
+        fit_apart(parts, **ON_TWO, max_steps=2)
+        fit_apart(parts, parts / "last.ckpt", **ON_TWO, max_steps=3)
     else:
-        fit_apart(on_two, parts, **limit, callbacks=(At(3, Send(signal.SIGTERM, only_rank=1)),), exit_code=1)
+        fit_apart(parts, **ON_TWO, **limit, callbacks=(At(3, Send(signal.SIGTERM, only_rank=1)),), exit_code=1)
         assert "terminated with exit code 143" in parts.with_suffix(".txt").read_text()
         assert torch.load(parts / "last.ckpt", weights_only=True)["global_step"] == 3
-    fit_apart(on_two, parts, parts / "last.ckpt", **limit)
+    fit_apart(parts, parts / "last.ckpt", **ON_TWO, **limit)
     for rank in (0, 1):
         seen = [(folder / f"seen_by_{rank}").read_text() for folder in (whole, parts)]
         assert seen[0] == seen[1] and len(seen[0].splitlines()) == 5
     assert same(Leg(parts).left()["state_dict"], Leg(whole).left()["state_dict"])
 
 
-def on_two() -> Options:
-    return {
-        "devices": 2,
-        "strategy": DDPStrategy(start_method="fork", process_group_backend="gloo", find_unused_parameters=True),
-    }
-
-
 @pytest.mark.distributed
 def test_sharded(tmp_path: Path) -> None:
     """At a signal in mid-epoch, and at an epoch's end."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    fit_apart(sharded, whole, max_steps=6)
-    fit_apart(sharded, parts, max_steps=6, callbacks=(At(3, Send(signal.SIGTERM)),), exit_code=128 + signal.SIGTERM)
-    fit_apart(sharded, parts, parts / "last.ckpt", max_steps=5)
-    fit_apart(sharded, parts, parts / "last.ckpt", max_steps=6)
+    fit_apart(whole, **SHARDED, max_steps=6)
+    fit_apart(parts, **SHARDED, max_steps=6, callbacks=(At(3, Send(signal.SIGTERM)),), exit_code=128 + signal.SIGTERM)
+    fit_apart(parts, parts / "last.ckpt", **SHARDED, max_steps=5)
+    fit_apart(parts, parts / "last.ckpt", **SHARDED, max_steps=6)
     seen = [(folder / "seen_by_0").read_text() for folder in (whole, parts)]
     assert seen[0] == seen[1] and len(seen[0].splitlines()) == 6
     left = [read_shards(folder / "last.ckpt") for folder in (whole, parts)]
     assert left[0] and same(left[0], left[1])
 
 
-def sharded() -> Options:
-    return {"devices": 1, "strategy": FSDP2Strategy(), "inference_mode": False, "freeze": False}
-
-
-def fit_apart(
-    kind: Callable[[], Options], folder: Path, ckpt_path: Path | None = None, *, exit_code: int = 0, **options: Any
-) -> None:
+def fit_apart(folder: Path, ckpt_path: Path | None = None, *, exit_code: int = 0, **options: Any) -> None:
     """In a process of its own, which has the process group."""
     folder.mkdir(exist_ok=True)
-    fitting = partial(_fit_of_kind, kind, folder, ckpt_path, **options)
-    assert exit_code_of(fitting, folder.with_suffix(".txt")) == exit_code
-
-
-def _fit_of_kind(kind: Callable[[], Options], folder: Path, ckpt_path: Path | None, **options: Any) -> None:
-    fit(folder, ckpt_path, **kind(), **options)
-
-
-def exit_code_of(function: Callable[[], Any], output: Path) -> int | None:
-    return end_of(start(output, function))
+    assert end_of(start(folder.with_suffix(".txt"), partial(fit, folder, ckpt_path, **options))) == exit_code
 
 
 def read_shards(path: Path) -> dict[str, Any]:
